@@ -1,0 +1,1 @@
+"""The embedded world: captioned, boxed, hierarchical scenes and a small grounder trained on them."""

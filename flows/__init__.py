@@ -1,0 +1,1 @@
+"""When and where the work runs: Prefect lives here and nowhere else."""

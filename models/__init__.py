@@ -1,0 +1,1 @@
+"""What is learned: torch modules and grounding backends, without files, flags or schedulers."""

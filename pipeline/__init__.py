@@ -1,0 +1,1 @@
+"""What happens: mining, packing, training and assessment as plain functions."""
