@@ -1,0 +1,286 @@
+"""A folder of bytes at any fsspec URL, with commits that are atomic and names that are contents.
+
+The commit protocol (docs/shards.md): write to a unique temporary name on the same filesystem, fsync,
+sha256, rename to a content-addressed name, fsync the directory. A reader never sees half an object, and two
+writers of equal bytes agree on one name.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import fsspec.utils
+from fsspec.implementations.local import LocalFileSystem
+
+Paths = list[str]  # named here because Store.list hides the builtin inside the class
+
+_TEMPORARY = ".tmp-"
+_BLOCK = 1 << 20
+# Filesystems whose single put is atomic: an object is there whole or not at all.
+_ATOMIC_PUT = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "az"}
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A committed file: its path inside the store, the sha256 of its bytes, its size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class Store:
+    """Files under one root: a local path or an fsspec URL (memory://, s3://bucket/prefix, ...).
+
+    Paths given to its methods are relative, with forward slashes. Nothing is created before the first write.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], **options: Any) -> None:
+        self.url = os.fspath(url)
+        if "::" in self.url:
+            raise ValueError(f"store {self.url!r} chains filesystems with '::': give the plain URL")
+        protocol = fsspec.utils.get_protocol(self.url)
+        try:
+            known = fsspec.get_filesystem_class(protocol)
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"store {self.url!r}: {error}; use a local path, s3://, gs:// or memory://"
+            ) from None
+        self.local = issubclass(known, LocalFileSystem)
+        if self.local:
+            self.url = str(
+                Path(self.url.removeprefix("file://").removeprefix("local://")).expanduser().absolute()
+            )
+            self.root = self.url
+        else:
+            # A cached listing would hide what another process has just committed.
+            self.fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
+            self.root = root.rstrip("/")
+            if protocol not in _ATOMIC_PUT:
+                raise ValueError(
+                    f"store {self.url!r}: {protocol} commits not atomically; use a local path, s3://, gs://"
+                )
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def path(self, path: str) -> str:
+        """Return the absolute path (local, or the filesystem's own); ValueError if it leaves the root."""
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"path {path!r} leaves the store {self.url}: give a relative path")
+        return f"{self.root}/{path}" if path else self.root
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading; FileNotFoundError if absent."""
+        if self.local:
+            return Path(self.path(path)).open("rb")
+        return cast(BinaryIO, self.fs.open(self.path(path), "rb"))
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return all bytes of a file; FileNotFoundError if absent."""
+        if self.local:
+            return Path(self.path(path)).read_bytes()
+        return cast(bytes, self.fs.cat_file(self.path(path)))
+
+    def exists(self, path: str) -> bool:
+        """Say whether a file (or folder with files) is there."""
+        return Path(self.path(path)).exists() if self.local else bool(self.fs.exists(self.path(path)))
+
+    def size(self, path: str) -> int:
+        """Return a file's size in bytes; FileNotFoundError if absent."""
+        return Path(self.path(path)).stat().st_size if self.local else int(self.fs.size(self.path(path)))
+
+    def list(self, prefix: str = "") -> Paths:
+        """Return the relative paths of all files below a folder, sorted, no temporaries; [] if absent."""
+        return sorted(path for path, _ in self._walk(prefix) if not _is_temporary(path))
+
+    def sha256(self, path: str) -> str:
+        """Return the sha256 of a file's bytes, in hex."""
+        with self.open(path) as file:
+            return _sha256(file)
+
+    def commit(self, prefix: str, suffix: str, write: Callable[[BinaryIO], object]) -> Object:
+        """Write a new object and return it under the name `prefix/<sha256><suffix>`.
+
+        Args:
+            prefix: folder of the object.
+            suffix: extension with its dot, such as ".tar".
+            write: receives a writable, seekable binary file. If it raises, nothing is left behind.
+        """
+        if not self.local:
+            with tempfile.TemporaryFile() as spool:
+                write(cast(BinaryIO, spool))
+                size = spool.seek(0, io.SEEK_END)
+                spool.seek(0)
+                sha256 = _sha256(spool)
+                path = f"{prefix}/{sha256}{suffix}"
+                spool.seek(0)
+                self._upload(path, spool)
+            return Object(path, sha256, size)
+        with self._temporary(self.path(prefix)) as (temporary, file):
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            sha256 = _sha256(file)
+            size = file.seek(0, io.SEEK_END)
+            path = f"{prefix}/{sha256}{suffix}"
+            # Replacing an equal object also renews its time, so that garbage collection spares it.
+            temporary.replace(self.path(path))
+            _fsync_directory(temporary.parent)
+        return Object(path, sha256, size)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Create a file with its whole content if absent; return False, changing nothing, when it exists."""
+        target = self.path(path)
+        if not self.local:
+            try:
+                self.fs.pipe_file(target, data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if "PreconditionFailed" in str(error) or "precondition" in str(error).lower():
+                    return False
+                raise
+            return True
+        with self._temporary(os.path.dirname(target)) as (temporary, file):  # noqa: PTH120
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                os.link(temporary, target)  # fails if the name exists: the filesystem decides who was first
+            except FileExistsError:
+                return False
+            _fsync_directory(temporary.parent)
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a file over what was there: a reader sees the old bytes or the new ones, never a mixture."""
+        target = self.path(path)
+        if not self.local:
+            self.fs.pipe_file(target, data)
+            return
+        with self._temporary(os.path.dirname(target)) as (temporary, file):  # noqa: PTH120
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(target)
+            _fsync_directory(temporary.parent)
+
+    def delete(self, path: str) -> bool:
+        """Remove a file; return False when it was absent already."""
+        try:
+            if self.local:
+                Path(self.path(path)).unlink()
+            else:
+                self.fs.rm_file(self.path(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def collect(self, prefix: str, referenced: set[str], older_than_s: float) -> Paths:
+        """Delete files below `prefix` that nothing refers to, temporaries of dead writers included.
+
+        Args:
+            prefix: folder to clean.
+            referenced: relative paths to keep.
+            older_than_s: spare files younger than this, in seconds: the longest from commit to record.
+
+        Returns:
+            The relative paths that were deleted, sorted.
+        """
+        deleted = []
+        for path, modified in sorted(self._walk(prefix)):
+            if path in referenced or time.time() - modified < older_than_s:
+                continue
+            # Look again: an equal object may have been committed anew since the listing.
+            if time.time() - (self._modified(path) or time.time()) >= older_than_s and self.delete(path):
+                deleted.append(path)
+        return deleted
+
+    @contextlib.contextmanager
+    def _temporary(self, folder: str) -> Iterator[tuple[Path, BinaryIO]]:
+        """Yield a new file in `folder`, removed on the way out unless it has been renamed."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        path = Path(folder) / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
+        try:
+            with path.open("x+b") as file:
+                yield path, cast(BinaryIO, file)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _upload(self, path: str, spool: Any) -> None:
+        target = self.path(path)
+        if self.fs.protocol == "memory":
+            self.fs.pipe_file(target, spool.read())
+            return
+        with self.fs.open(target, "wb") as remote:
+            shutil.copyfileobj(spool, remote, 8 * _BLOCK)
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """Yield (relative path, time of last change) of every file below a folder."""
+        if self.local:
+            for folder, _, names in os.walk(self.path(prefix)):
+                for name in names:
+                    full = Path(folder) / name
+                    with contextlib.suppress(FileNotFoundError):
+                        yield full.relative_to(self.root).as_posix(), full.stat().st_mtime
+            return
+        with contextlib.suppress(FileNotFoundError):
+            for full, info in self.fs.find(self.path(prefix), detail=True).items():
+                relative = full[len(self.root) :].lstrip("/") if full.startswith(self.root) else full
+                yield relative, _timestamp(info)
+
+    def _modified(self, path: str) -> float | None:
+        try:
+            if self.local:
+                return Path(self.path(path)).stat().st_mtime
+            return _timestamp(self.fs.info(self.path(path)))
+        except FileNotFoundError:
+            return None
+
+
+def _timestamp(info: dict[str, Any]) -> float:
+    when = (
+        info.get("mtime")
+        or info.get("LastModified")
+        or info.get("updated")
+        or info.get("last_modified")
+        or info.get("created")
+    )
+    return (
+        float(when)
+        if isinstance(when, (int, float))
+        else when.timestamp()
+        if when is not None
+        else time.time()
+    )
+
+
+def _is_temporary(path: str) -> bool:
+    return path.rsplit("/", 1)[-1].startswith(_TEMPORARY)
+
+
+def _sha256(file: Any) -> str:
+    hasher = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _fsync_directory(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

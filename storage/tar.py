@@ -1,0 +1,153 @@
+"""Read tar archives as a stream, strictly: a cut archive is an error wherever the cut lies.
+
+Python's tarfile ends quietly when an archive is cut between two members or when a header is garbage, and the
+webdataset library inherits that: a shard would lose its tail without a word. Nothing is ever extracted;
+members come as bytes.
+"""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_LONGEST_HEADER = 1 << 20
+_LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_REMEDY = "fetch it or make it again"
+
+
+class TornTarError(ValueError):
+    """The bytes are not a whole tar archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One regular file of an archive. `read` gives its bytes, once, before the next member is asked for."""
+
+    name: str
+    size: int
+    read: Callable[[], bytes]
+
+
+def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
+    """Yield the regular files of an uncompressed tar in order, reading forward only.
+
+    Args:
+        file: binary stream; need not be seekable.
+        name: what to call the archive in errors.
+
+    Raises:
+        TornTarError: not a tar, cut short anywhere, or without end-of-archive mark.
+    """
+    stream = _Stream(file, name)
+    long_name: str | None = None
+    long_size: int | None = None
+    while True:
+        start = stream.offset
+        header = stream.header()
+        if header == _ZEROS:
+            stream.drain_zeros(start)
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            what = "is not a tar archive" if start == 0 else f"has a broken header at byte {start}"
+            raise TornTarError(f"{name} {what} ({error}): {_REMEDY}") from None
+        if info.type in _LONG_HEADERS:
+            if info.size > _LONGEST_HEADER:
+                raise TornTarError(f"{name} has a header of {info.size} bytes at byte {start}: not sane")
+            body = stream.exactly(info.size + -info.size % _BLOCK, "a long header")[: info.size]
+            if info.type == tarfile.GNUTYPE_LONGNAME:
+                long_name = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            else:
+                fields = _pax_fields(body)
+                long_name = fields.get("path", long_name)
+                long_size = int(fields["size"]) if fields.get("size", "").isdigit() else long_size
+            continue
+        member = long_name or info.name
+        size = info.size if long_size is None else long_size
+        long_name = long_size = None
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            raise TornTarError(f"{name} holds the sparse file {member!r}: write the archive without --sparse")
+        body_reader = _Body(stream, size, member)
+        if info.isreg():
+            yield Member(member, size, body_reader.read)
+        body_reader.skip()
+
+
+class _Stream:
+    """Counts bytes, and refuses to give fewer than it was asked for."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.file, self.name, self.offset = file, name, 0
+
+    def _take(self, count: int) -> bytes:
+        data = self.file.read(count)
+        while 0 < len(data) < count and (more := self.file.read(count - len(data))):
+            data += more
+        self.offset += len(data)
+        return data
+
+    def exactly(self, count: int, what: str) -> bytes:
+        data = self._take(count)
+        if len(data) < count:
+            raise TornTarError(f"{self.name} is cut short at byte {self.offset}, inside {what}: {_REMEDY}")
+        return data
+
+    def header(self) -> bytes:
+        start = self.offset
+        data = self._take(_BLOCK)
+        if not data and start == 0:
+            raise TornTarError(f"{self.name} is empty: not a tar archive")
+        if not data:
+            raise TornTarError(
+                f"{self.name} ends at byte {start} without end-of-archive mark (members lost): {_REMEDY}"
+            )
+        if len(data) < _BLOCK:
+            what = (
+                "is not a tar archive"
+                if start == 0
+                else f"is cut short at byte {self.offset}, inside a header"
+            )
+            raise TornTarError(f"{self.name} {what}: {_REMEDY}")
+        return data
+
+    def drain_zeros(self, start: int) -> None:
+        """After the first zero block: zeros alone are an empty archive, zeros and then data are no tar."""
+        while block := self._take(_LONGEST_HEADER):
+            if start == 0 and block.strip(b"\0"):
+                raise TornTarError(f"{self.name} is not a tar archive (it begins with zeros)")
+
+
+class _Body:
+    """The bytes of one member: read once, or dropped (the stream may not seek, and a cut must show)."""
+
+    def __init__(self, stream: _Stream, size: int, member: str) -> None:
+        self.stream, self.member, self.left, self.size = stream, member, size, size
+
+    def read(self) -> bytes:
+        assert self.left == self.size, "a member is read once, before the next one is asked for"
+        self.left = 0
+        return self.stream.exactly(self.size, repr(self.member))
+
+    def skip(self) -> None:
+        while self.left:
+            step = min(self.left, _LONGEST_HEADER)
+            self.stream.exactly(step, repr(self.member))
+            self.left -= step
+        self.stream.exactly(-self.size % _BLOCK, f"the padding of {self.member!r}")
+
+
+def _pax_fields(body: bytes) -> dict[str, str]:
+    """Parse "length key=value\\n" records; the length counts the whole record."""
+    fields = {}
+    while match := re.match(rb"(\d+) ([^=]+)=", body):
+        length = int(match[1])
+        if not match.end() < length <= len(body):
+            break
+        value = body[match.end() : length - 1]
+        fields[match[2].decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        body = body[length:]
+    return fields
