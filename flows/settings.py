@@ -1,0 +1,28 @@
+"""Prefect's environment for a run that finds no server: a database under the home directory, no telemetry, JSON results.
+
+Imports no Prefect, because Prefect reads these variables once, when it is imported.
+"""
+
+import os
+from pathlib import Path
+
+
+def use_home(home: str) -> Path:
+    """Point Prefect at `home`/prefect unless the environment already names a server or a Prefect home.
+
+    Returns the directory that holds the Prefect database. Call before the first `import prefect`.
+    """
+    directory = Path(home).absolute() / "prefect" if "://" not in home else Path.home() / ".hyco" / "prefect"
+    defaults = {
+        "PREFECT_HOME": str(directory),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_CLI_COLORS": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    chosen = Path(os.environ["PREFECT_HOME"])
+    chosen.mkdir(parents=True, exist_ok=True)
+    return chosen
