@@ -1,0 +1,217 @@
+"""Dual encoder: an image tower and a text tower whose features are lifted into one space.
+
+In Lorentz geometry an embedding is exp_0(exp(a) W f), a point of the hyperboloid given by its space part (MERU,
+Desai et al. 2023); in Euclidean geometry it is W f / |W f| (CLIP, Radford et al. 2021).
+Legend: B batch, C channels, H W space, N tokens, D embedding dim, F tower width.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.encoders.text import TextConfig, TextTransformer
+from models.encoders.vit import VisionConfig, VisionTransformer
+from models.hyperbolic import lorentz
+from models.objectives import Geometry, scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Towers, space and learned scalars of a dual encoder."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    dim: int = 512
+    geometry: Geometry = "lorentz"
+    curvature: float = 1.0
+    curvature_min: float = 0.1
+    curvature_max: float = 10.0
+    temperature: float = 0.07
+    max_scale: float = 100.0
+    # ImageNet's statistics, for pixels in [0, 1].
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.curvature_min <= self.curvature <= self.curvature_max:
+            raise ValueError(
+                f"curvature {self.curvature} must lie in [{self.curvature_min}, {self.curvature_max}] > 0"
+            )
+        if not 0 < 1 / self.max_scale <= self.temperature:
+            raise ValueError(
+                f"temperature {self.temperature} must be at least 1/max_scale = {1 / self.max_scale}"
+            )
+        if min(self.pixel_std) <= 0:
+            raise ValueError(f"pixel_std {self.pixel_std} must be positive")
+
+
+class DualEncoder(nn.Module):
+    """Images and texts -> embeddings [B, dim]; float32 whatever the towers compute in."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisionTransformer(config.vision)
+        self.textual = TextTransformer(config.text)
+        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=False)
+        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=False)
+        for projection in (self.visual_projection, self.textual_projection):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        if config.geometry == "lorentz":
+            self.visual_alpha = nn.Parameter(torch.tensor(-0.5 * math.log(config.dim)))
+            self.textual_alpha = nn.Parameter(torch.tensor(-0.5 * math.log(config.dim)))
+            self.log_curvature = nn.Parameter(torch.tensor(math.log(config.curvature)))
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
+
+    @property
+    def curvature(self) -> Tensor:
+        """c > 0 of the space, 0-dim; a constant 0 in Euclidean geometry."""
+        if self.config.geometry == "euclid":
+            return self.log_scale.new_zeros(())
+        return self.log_curvature.float().exp()
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature, 0-dim."""
+        return self.log_scale.float().exp()
+
+    def normalise(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+        """RGB bytes -> pixels with this model's mean and standard deviation taken out."""
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+        return (pixels - self.pixel_mean) / self.pixel_std
+
+    def lift(self, projected: Float[Tensor, "*B D"], log_alpha: Tensor | None) -> Float[Tensor, "*B D"]:
+        """Projected features -> points of the space, always in float32."""
+        with torch.autocast(projected.device.type, enabled=False):
+            projected = projected.float()
+            if log_alpha is None:
+                return F.normalize(projected, dim=-1)
+            return lorentz.exp0(log_alpha.float().exp() * projected, self.curvature)
+
+    def project_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """W f of normalised pixels, before the lift."""
+        return _project(self.visual_projection, self.visual(pixels))
+
+    def project_text(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+        """W f of token ids, before the lift. Prompts are averaged here (zero-shot class vectors)."""
+        return _project(self.textual_projection, self.textual(tokens))
+
+    def encode_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Normalised pixels -> space components of Lorentz points, or unit vectors."""
+        return self.lift_image(self.project_image(pixels))
+
+    def encode_text(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+        """Token ids -> space components of Lorentz points, or unit vectors."""
+        return self.lift_text(self.project_text(tokens))
+
+    def lift_image(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """`lift` with the images' alpha."""
+        return self.lift(projected, self.visual_alpha if self.config.geometry == "lorentz" else None)
+
+    def lift_text(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """`lift` with the texts' alpha."""
+        return self.lift(projected, self.textual_alpha if self.config.geometry == "lorentz" else None)
+
+    def score(self, a: Float[Tensor, "Q D"], b: Float[Tensor, "K D"]) -> Float[Tensor, "Q K"]:
+        """Similarity of all pairs: minus distance (never a cosine of Lorentz points), or Euclidean cosine."""
+        return scores(self.config.geometry, a, b, self.curvature)
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "B H W 3"],
+        tokens: Int[Tensor, "B N"],
+        image_boxes: UInt8[Tensor, "P H W 3"] | None = None,
+        token_boxes: Int[Tensor, "P M"] | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Embeddings by node name, with the scale and the curvature that the loss needs.
+
+        Images and boxes share one pass of the tower; captions and phrases, which differ in length, do not.
+        """
+        nodes = {"text": self.encode_text(tokens)}
+        if image_boxes is None or token_boxes is None or not len(image_boxes):
+            nodes["image"] = self.encode_image(self.normalise(images))
+            empty = nodes["image"].new_zeros(0, self.config.dim)
+            return nodes | {"image_box": empty, "text_box": empty}, self.scale, self.curvature
+        both = self.encode_image(self.normalise(torch.cat([images, image_boxes])))
+        nodes["image"], nodes["image_box"] = both[: len(images)], both[len(images) :]
+        nodes["text_box"] = self.encode_text(token_boxes)
+        return nodes, self.scale, self.curvature
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """Bring the learned scalars back into their ranges; called after each optimiser step."""
+        self.log_scale.clamp_(max=math.log(self.config.max_scale))
+        if self.config.geometry == "lorentz":
+            self.visual_alpha.clamp_(max=0)
+            self.textual_alpha.clamp_(max=0)
+            self.log_curvature.clamp_(
+                math.log(self.config.curvature_min), math.log(self.config.curvature_max)
+            )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors and config.json into a directory (made if absent)."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "DualEncoder":
+        """Read what `save_pretrained` wrote; FileNotFoundError or ValueError naming what is wrong."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}; give the model directory of a finished run")
+        model = cls(config_from_dict(json.loads((folder / "config.json").read_text())))
+        load_weights(model, load_file(folder / "model.safetensors"), str(folder))
+        return model.to(device)
+
+
+def config_from_dict(values: dict[str, Any]) -> ClipConfig:
+    """ClipConfig from its `asdict` form as read from JSON."""
+    values = dict(values)
+    for name in ("pixel_mean", "pixel_std"):
+        if name in values:
+            values[name] = tuple(values[name])
+    try:
+        vision, text = VisionConfig(**values.pop("vision")), TextConfig(**values.pop("text"))
+        return ClipConfig(vision=vision, text=text, **values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not a dual encoder's config.json: {error}") from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load a state dict; ValueError naming the first tensor missing, left over or of another shape."""
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        have = tuple(weights[name].shape) if name in weights else "nothing"
+        want = tuple(own[name].shape) if name in own else "nothing"
+        if have != want:
+            raise ValueError(
+                f"{source} holds another architecture: {name} is {have} there and {want} here; "
+                "use the configuration it was trained with, or another run directory"
+            )
+    model.load_state_dict(weights)
+
+
+def _project(projection: nn.Linear, features: Tensor) -> Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        return projection(features.float())

@@ -1,0 +1,1 @@
+"""Encoders: a vision transformer, a causal text transformer and its tokenizer."""

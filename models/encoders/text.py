@@ -1,0 +1,61 @@
+"""Causal text transformer whose feature is read at the end-of-text token (Radford et al. 2021, CLIP).
+
+Legend: B batch, N tokens, D width.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.encoders.block import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Shape of the text tower; the defaults are CLIP's vocabulary and the tower of MERU and HyCoCLIP."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    end_token: int = 49407
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.end_token < self.vocab_size:
+            raise ValueError(f"end_token {self.end_token} is outside the vocabulary of {self.vocab_size}")
+
+
+class TextTransformer(nn.Module):
+    """Token ids [B, N], N up to context_length -> feature at the first end-of-text token [B, width].
+
+    Attention looks back only, so what follows the end token (padding) changes nothing and a batch may be
+    padded to its own longest text.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.depth, config.mlp_ratio, causal=True)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+
+    def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+        """Feature at the first end token of each row: [B, N] -> [B, width]."""
+        x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        end = (tokens == self.config.end_token).int().argmax(-1)
+        return self.norm(x[torch.arange(len(x), device=x.device), end])

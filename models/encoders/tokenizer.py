@@ -1,0 +1,153 @@
+"""CLIP-style byte-pair tokenizer: lower case, byte level, words closed by </w> (Radford et al. 2021).
+
+Loaded from a CLIP tokenizer (a local directory, or a hub name in the hub's cache) or trained on captions.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from tokenizers import Regex
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.normalizers import NFC, Lowercase, Replace
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# No token can be cut from beyond this many characters a token of context; saves tokenizing a 10 MB caption.
+CHARACTERS_PER_TOKEN = 64
+
+
+def _empty(model: BPE) -> FastTokenizer:
+    """A tokenizer with CLIP's text rules around `model`."""
+    fast = FastTokenizer(model)
+    fast.normalizer = Normalizers([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
+    fast.pre_tokenizer = PreTokenizers(
+        [
+            Split(Regex(WORDS), behavior="removed", invert=True),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    fast.decoder = ByteLevelDecoder()
+    return fast
+
+
+def _with_specials(model: BPE) -> FastTokenizer:
+    fast = _empty(model)
+    fast.add_special_tokens([START, END])
+    return fast
+
+
+def _from_hub(name: str) -> str:
+    """Path of tokenizer.json in the hub's local cache, or downloaded where the network is allowed."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(name, "tokenizer.json")
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"tokenizer {name!r} is neither a directory nor in the hub's cache; "
+            "give a directory with tokenizer.json, or train one on the captions"
+        ) from error
+
+
+class Tokenizer:
+    """Texts -> ids between a start and an end token, padded with end tokens to the longest of the call."""
+
+    def __init__(self, fast: FastTokenizer, context_length: int = 77) -> None:
+        start, end = fast.token_to_id(START), fast.token_to_id(END)
+        if start is None or end is None:
+            raise ValueError(f"the tokenizer lacks {START} or {END}; use a CLIP tokenizer or train one")
+        if context_length < 3:
+            raise ValueError(f"context_length {context_length} leaves no room for text; use at least 3")
+        # The words <|endoftext|> inside a caption are text, not the end of it.
+        fast.encode_special_tokens = True
+        fast.no_padding()
+        fast.no_truncation()
+        self.fast, self.context_length = fast, context_length
+        self.start, self.end = start, end
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int, context_length: int = 77) -> "Tokenizer":
+        """Learn at most `vocab_size` tokens; the same captions in any order give the same tokens.
+
+        ValueError if vocab_size has no room for the 256 bytes (with and without word end) and two specials.
+        """
+        room = vocab_size - 2 * 256 - 2
+        if room < 0:
+            raise ValueError(
+                f"vocab_size {vocab_size} has no room for the bytes and two specials; use at least 514"
+            )
+        learned = _empty(BPE(end_of_word_suffix=WORD_END))
+        alphabet = sorted(ByteLevel.alphabet())
+        trainer = BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            initial_alphabet=alphabet,
+            end_of_word_suffix=WORD_END,
+            show_progress=False,
+        )
+        learned.train_from_iterator(sorted(captions), trainer)
+        merges = [(left, right) for left, right in json.loads(learned.to_str())["model"]["merges"]][:room]
+        # Rebuilt in the order of CLIP's vocabulary: bytes that closed no word in training get a token too.
+        tokens = [
+            *alphabet,
+            *(c + WORD_END for c in alphabet),
+            *("".join(pair) for pair in merges),
+            START,
+            END,
+        ]
+        ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+        return cls(_with_specials(BPE(ids, merges, end_of_word_suffix=WORD_END)), context_length)
+
+    @classmethod
+    def load(cls, where: str | Path, context_length: int = 77) -> "Tokenizer":
+        """Read tokenizer.json, or vocab.json + merges.txt, from a directory or from the hub's local cache.
+
+        FileNotFoundError naming what was looked for when neither has it.
+        """
+        folder = Path(where)
+        if folder.is_dir():
+            if (folder / "tokenizer.json").is_file():
+                return cls(FastTokenizer.from_file(str(folder / "tokenizer.json")), context_length)
+            if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+                model = BPE.from_file(
+                    str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix=WORD_END
+                )
+                return cls(_with_specials(model), context_length)
+            raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json + merges.txt")
+        return cls(FastTokenizer.from_file(_from_hub(str(where))), context_length)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json into an existing directory."""
+        self.fast.save(str(Path(folder) / "tokenizer.json"))
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return self.fast.to_str()
+
+    def __len__(self) -> int:
+        return self.fast.get_vocab_size()
+
+    def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B N"]:
+        """Texts -> ids [B, longest + 2]; what exceeds context_length is cut, the end token kept."""
+        room = self.context_length - 2
+        cut = [text[: room * CHARACTERS_PER_TOKEN] for text in texts]
+        rows = [
+            encoding.ids[:room] for encoding in self.fast.encode_batch_fast(cut, add_special_tokens=False)
+        ]
+        tokens = torch.full((len(rows), 2 + max(map(len, rows), default=0)), self.end, dtype=torch.long)
+        tokens[:, 0] = self.start
+        for row, ids in zip(tokens, rows, strict=True):
+            row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return tokens
