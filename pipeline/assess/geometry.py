@@ -1,0 +1,137 @@
+"""The geometry report: how far out the nodes lie and whether the cones hold what they should.
+
+r = sqrt(c)|x| is the radius in units of the curvature; a cone is saturated (it holds the half-space, hence
+says little) where r <= 2K. A pair is satisfied when the exterior angle f(general, specific) is at most
+eta * w(general), the condition that training pushes for (mathematics.md, section 1, geometry report).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.hyperbolic import lorentz
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NODES = ("text_box", "image_box", "text", "image")
+ORDERS = (("text_box", "text"), ("image_box", "image"), ("text", "image"), ("text_box", "image_box"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cone:
+    """One entailment condition: exterior angle at `general` of `specific` at most eta times the aperture."""
+
+    general: str
+    specific: str
+    eta: float
+
+
+HYCOCLIP_CONES = (
+    Cone("text", "image", 0.7),
+    Cone("text_box", "image_box", 0.7),
+    Cone("image_box", "image", 1.2),
+    Cone("text_box", "text", 1.2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Distinct points of one node type and how often each occurs: index holds one entry per occurrence."""
+
+    points: Float[Tensor, "N D"]
+    occurrences: Int[np.ndarray, " M"]
+
+
+def radii(points: Float[Tensor, "N D"], c: float) -> Float[np.ndarray, " N"]:
+    """sqrt(c)|x| of each point."""
+    return (points.double().norm(dim=-1) * c**0.5).cpu().numpy()
+
+
+def shuffle(pairs: Int[np.ndarray, "N 2"], seed: int) -> Int[np.ndarray, "M 2"]:
+    """The same generals with specifics of other pairs, none of them a true pair; M <= N."""
+    random = np.random.default_rng(seed)
+    width = int(pairs[:, 1].max()) + 1
+    true = np.unique(pairs[:, 0] * width + pairs[:, 1])
+    specific = random.permutation(pairs[:, 1])
+    for _ in range(10):
+        wrong = np.isin(pairs[:, 0] * width + specific, true)
+        if not wrong.any():
+            break
+        specific[wrong] = random.choice(pairs[:, 1], int(wrong.sum()))
+    keep = ~np.isin(pairs[:, 0] * width + specific, true)
+    return np.stack([pairs[keep, 0], specific[keep]], axis=1)
+
+
+def cone_report(
+    cone: Cone, general: Float[Tensor, "N D"], specific: Float[Tensor, "N D"], c: float, k: float
+) -> dict[str, float]:
+    """Share satisfied and the mean exterior angle and half-aperture (degrees) of N aligned pairs."""
+    general, specific = general.double(), specific.double()
+    angle = lorentz.exterior_angle(general, specific, c)
+    aperture = lorentz.half_aperture(general, c, k)
+    return {
+        "satisfied": float((angle <= cone.eta * aperture).double().mean()),
+        "angle": float(torch.rad2deg(angle).mean()),
+        "aperture": float(torch.rad2deg(aperture).mean()),
+    }
+
+
+def radius_summary(values: Float[np.ndarray, " M"]) -> dict[str, float]:
+    """Mean, quantiles and extremes under the keys q05 ... q95, mean, min, max."""
+    summary = {f"q{round(100 * q):02d}": float(np.quantile(values, q)) for q in QUANTILES}
+    return summary | {
+        "mean": float(values.mean()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "count": len(values),
+    }
+
+
+def geometry(
+    nodes: Mapping[str, Points],
+    pairs: Mapping[tuple[str, str], Int[np.ndarray, "N 2"]],
+    c: float,
+    k: float = 0.1,
+    cones: Sequence[Cone] = HYCOCLIP_CONES,
+    seed: int = 0,
+) -> dict:
+    """curvature, radius, saturated, satisfied, order: see the module. Node types without points are left out.
+
+    `pairs` maps (general, specific) to indices of true pairs. "order" says for each ordered couple of node
+    types whether the mean radius of the first is smaller, and in which share of true pairs it is.
+    """
+    radius = {name: radii(points.points, c) for name, points in nodes.items() if len(points.occurrences)}
+    spread = {name: values[nodes[name].occurrences] for name, values in radius.items()}
+    satisfied = {}
+    for cone in cones:
+        true = pairs.get((cone.general, cone.specific))
+        if true is None or not len(true):
+            continue
+        entry: dict = {"eta": cone.eta, "pairs": len(true)}
+        for kind, index in (("true", true), ("shuffled", shuffle(true, seed))):
+            if len(index):
+                general = nodes[cone.general].points[torch.from_numpy(index[:, 0])]
+                specific = nodes[cone.specific].points[torch.from_numpy(index[:, 1])]
+                report = cone_report(cone, general, specific, c, k)
+                entry |= {kind: report["satisfied"], f"{kind}_angle": report["angle"]}
+                entry.setdefault("aperture", report["aperture"])
+        satisfied[f"{cone.general}>{cone.specific}"] = entry
+    order = {}
+    for first, second in ORDERS:
+        if first in spread and second in spread:
+            entry = {"holds": bool(spread[first].mean() < spread[second].mean())}
+            true = pairs.get((first, second))
+            if true is not None and len(true):
+                entry["pairs"] = float((radius[first][true[:, 0]] < radius[second][true[:, 1]]).mean())
+            order[f"{first}<{second}"] = entry
+    return {
+        "curvature": c,
+        "k": k,
+        "radius": {name: radius_summary(spread[name]) for name in NODES if name in spread},
+        "saturated": {name: float((spread[name] <= 2 * k).mean()) for name in NODES if name in spread},
+        "satisfied": satisfied,
+        "order": order,
+    }

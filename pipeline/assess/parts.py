@@ -1,0 +1,35 @@
+"""Part-phrase retrieval: does a crop find the words that name it, and do the words find their crops?
+
+Queries and galleries are distinct: each crop once (with every phrase written for its box), each phrase once.
+A crop that fits a phrase nobody wrote for it counts as wrong, so the ceiling lies below 1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.assess.retrieval import Pairing, Score, retrieval
+
+
+def part_retrieval(
+    score: Score,
+    crops: Float[Tensor, "P D"],
+    phrases: Float[Tensor, "K D"],
+    pairing: Pairing,
+    scenes: Int[np.ndarray, " P"],
+    bootstrap: Bootstrap,
+    ks: Sequence[int] = (1, 5, 10),
+) -> Outcome:
+    """R@k of crop_to_phrase and phrase_to_crop, each with its chance level.
+
+    `pairing` pairs crops (as its images) with phrases (as its texts); crops of one scene are drawn together.
+    """
+    names = ("crop_to_phrase", "phrase_to_crop")
+    outcome = retrieval(
+        score, crops, phrases, pairing, bootstrap, names=names, copies=False, clusters=scenes, ks=ks
+    )
+    outcome.numbers.update(crops=pairing.images, phrases=len(pairing.texts))
+    return outcome

@@ -1,0 +1,170 @@
+"""Recall at k between images and their captions, both ways (also used for parts and their phrases).
+
+Several captions may belong to an image; a query is hit at k when any paired item is among its first k.
+Captions that read the same, up to case and spaces, are one text with a multiplicity: an image is paired with
+every copy of its captions, whichever image the copy was written for. Copies stay in the gallery and in the
+averages, so the numbers are those of the full list of captions at the cost of the distinct ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipeline.assess.outcome import Bootstrap, Outcome
+
+KS = (1, 5, 10)
+CHUNK = 4_000_000  # scores held at once: 16 MB
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def same_text(text: str) -> str:
+    """What two captions share when they count as the same text: words and their order, not case or spaces."""
+    return " ".join(text.split()).casefold()
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Which text belongs to which image: occurrence n says text[n] is a caption of image[n]."""
+
+    texts: tuple[str, ...]  # distinct, as first written
+    image: Int[np.ndarray, " N"]
+    text: Int[np.ndarray, " N"]
+    images: int  # how many there are, captioned or not
+
+    @classmethod
+    def of(cls, captions: Sequence[Sequence[str]]) -> "Pairing":
+        """From the captions of each image; blank ones are left out."""
+        known: dict[str, int] = {}
+        texts: list[str] = []
+        image, text = [], []
+        for index, own in enumerate(captions):
+            for caption in own:
+                name = same_text(caption)
+                if not name:
+                    continue
+                if name not in known:
+                    known[name] = len(texts)
+                    texts.append(caption)
+                image.append(index)
+                text.append(known[name])
+        return cls(tuple(texts), np.array(image, np.int64), np.array(text, np.int64), len(captions))
+
+    def distinct(self) -> "Pairing":
+        """The same pairs with each (image, text) once."""
+        pairs = np.unique(np.stack([self.image, self.text], 1), axis=0).reshape(-1, 2)
+        return Pairing(self.texts, pairs[:, 0], pairs[:, 1], self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """For each query: how many wrong items come before the first right one, and how many right ones exist."""
+
+    rank: Int[np.ndarray, " Q"]
+    right: Int[np.ndarray, " Q"]
+    size: int  # items in the gallery, copies counted
+
+
+def first_hit(
+    score: Score,
+    queries: Float[Tensor, "Q D"],
+    gallery: Float[Tensor, "G D"],
+    pairs: Int[np.ndarray, "P 2"],
+    multiplicity: Int[np.ndarray, " G"] | None = None,
+) -> Ranks:
+    """Rank of the best paired item of each query, by `score` (larger is nearer).
+
+    `pairs` holds distinct (query, gallery) indices and every query occurs in it. A wrong item that ties with
+    the best right one counts as before it, so a collapsed model scores 0 and not 1.
+    """
+    count = np.ones(len(gallery), np.int64) if multiplicity is None else multiplicity
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    right = np.bincount(pairs[:, 0], weights=count[pairs[:, 1]], minlength=len(queries)).astype(np.int64)
+    assert (right > 0).all(), "every query needs a paired item"
+    copies = torch.from_numpy(count).to(queries.device, torch.float64)
+    step = max(1, CHUNK // max(len(gallery), 1))
+    ranks = []
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step]
+        low, high = np.searchsorted(pairs[:, 0], [start, start + len(block)])
+        own = torch.from_numpy(pairs[low:high] - [start, 0]).to(queries.device)
+        paired = torch.zeros(len(block), len(gallery), dtype=torch.bool, device=queries.device)
+        paired[own[:, 0], own[:, 1]] = True
+        scores = score(block, gallery)
+        best = scores.masked_fill(~paired, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append((((scores >= best) & ~paired).double() @ copies).round().long().cpu().numpy())
+    rank = np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
+    return Ranks(rank, right, int(count.sum()))
+
+
+def chance_recall(right: Int[np.ndarray, " Q"], size: int, k: int) -> Float[np.ndarray, " Q"]:
+    """P(one of `right` items is in the first k of `size` in random order) = 1 - C(n-m, k)/C(n, k)."""
+    step = np.arange(min(k, size))[:, None]
+    return 1.0 - np.prod(np.clip((size - right - step) / (size - step), 0.0, 1.0), axis=0)
+
+
+def recall(
+    ranks: Ranks,
+    bootstrap: Bootstrap,
+    *,
+    asked: Int[np.ndarray, " N"] | None = None,
+    clusters: Int[np.ndarray, " N"] | None = None,
+    ks: Sequence[int] = KS,
+) -> Outcome:
+    """R@k, its exact chance level under "chance" and an interval each, keys "r1", "r5" ...
+
+    `asked` lists the query behind each occurrence (default: each once), `clusters` what is drawn together.
+    """
+    asked = np.arange(len(ranks.rank)) if asked is None else asked
+    hits = np.stack([ranks.rank[asked] < k for k in ks], axis=1).astype(np.float64)
+    numbers: dict = {f"r{k}": float(share) for k, share in zip(ks, hits.mean(axis=0), strict=True)}
+    numbers["chance"] = {f"r{k}": float(chance_recall(ranks.right, ranks.size, k)[asked].mean()) for k in ks}
+    spans = bootstrap.means(hits, clusters)
+    return Outcome(numbers, {f"r{k}": span for k, span in zip(ks, spans, strict=True)})
+
+
+def retrieval(
+    score: Score,
+    images: Float[Tensor, "B D"],
+    texts: Float[Tensor, "K D"],
+    pairing: Pairing,
+    bootstrap: Bootstrap,
+    *,
+    names: tuple[str, str] = ("image_to_text", "text_to_image"),
+    copies: bool = True,
+    clusters: Int[np.ndarray, " B"] | None = None,
+    ks: Sequence[int] = KS,
+) -> Outcome:
+    """Both ways over a pairing: images are [pairing.images, D], texts the embeddings of pairing.texts.
+
+    copies=True keeps copies of a text in the gallery and asks about each (captions); copies=False takes every
+    distinct text once (phrases). `clusters` says which images are drawn together (crops of one scene).
+    ValueError for fewer than two images or two texts.
+    """
+    if pairing.images < 2 or len(pairing.texts) < 2:
+        raise ValueError(
+            f"retrieval needs two images and two texts; here are {pairing.images} and {len(pairing.texts)}"
+        )
+    once = pairing.distinct()
+    captioned, query = np.unique(once.image, return_inverse=True)
+    count = np.bincount(pairing.text, minlength=len(pairing.texts)) if copies else None
+    to_text = first_hit(
+        score, images[torch.from_numpy(captioned)], texts, np.stack([query, once.text], 1), multiplicity=count
+    )
+    to_image = first_hit(score, texts, images, np.stack([once.text, once.image], 1))
+    there = recall(to_text, bootstrap, clusters=None if clusters is None else clusters[captioned], ks=ks)
+    if copies:
+        back = recall(to_image, bootstrap, asked=pairing.text, clusters=pairing.image, ks=ks)
+    else:
+        back = recall(to_image, bootstrap, ks=ks)
+    numbers: dict = {"chance": {}}
+    intervals = {}
+    for name, outcome in zip(names, (there, back), strict=True):
+        numbers["chance"][name] = outcome.numbers["chance"]
+        numbers[name] = {key: value for key, value in outcome.numbers.items() if key != "chance"}
+        intervals |= {f"{name}.{key}": span for key, span in outcome.intervals.items()}
+    return Outcome(numbers, intervals)

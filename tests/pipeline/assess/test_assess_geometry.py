@@ -1,0 +1,83 @@
+"""The geometry report against the law of cosines, and on spaces built to give a known answer."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.assess.geometry import Cone, Points, cone_report, geometry, radii, shuffle
+from tests.oracle import assess_metrics as plain
+
+
+def points(tensor):
+    return Points(tensor, np.arange(len(tensor)))
+
+
+def ray(radius, angle):
+    return [radius * math.cos(angle), radius * math.sin(angle)]
+
+
+@pytest.mark.parametrize("c", [0.1, 1.0, 4.0])
+def test_satisfied_share_equals_the_law_of_cosines(c):
+    generator = torch.Generator().manual_seed(0)
+    general = torch.randn(300, 3, generator=generator) * 0.4 / c**0.5
+    specific = general * 2 + torch.randn(300, 3, generator=generator) * 0.1 / c**0.5
+    report = cone_report(Cone("text", "image", 0.7), general, specific, c, 0.1)
+    rows = list(zip(general.double().numpy(), specific.double().numpy(), strict=True))
+    angles = [plain.exterior_angle(x, y, c) for x, y in rows]
+    apertures = [plain.half_aperture(x, c, 0.1) for x, _ in rows]
+    satisfied = np.mean([a <= 0.7 * w for a, w in zip(angles, apertures, strict=True)])
+    assert 0.1 < satisfied < 0.95
+    assert report["satisfied"] == pytest.approx(satisfied)
+    assert report["angle"] == pytest.approx(math.degrees(np.mean(angles)), rel=1e-4)
+    assert report["aperture"] == pytest.approx(math.degrees(np.mean(apertures)), rel=1e-6)
+
+
+def test_a_space_built_in_order_reports_that_order():
+    angles = [0.0, 1.5, 3.0, 4.5]
+    nodes = {
+        name: points(torch.tensor([ray(radius, angle) for angle in angles]))
+        for name, radius in (("text_box", 0.3), ("image_box", 0.5), ("text", 0.6), ("image", 0.9))
+    }
+    same = np.stack([np.arange(4)] * 2, 1)
+    pairs = {pair: same for pair in (("text", "image"), ("text_box", "image_box"), ("image_box", "image"))}
+    report = geometry(nodes, pairs, c=4.0)
+    assert report["radius"]["image"]["q50"] == pytest.approx(1.8)
+    assert all(entry["holds"] for entry in report["order"].values())
+    assert report["order"]["text<image"] == {"holds": True, "pairs": 1.0}
+    assert "pairs" not in report["order"]["text_box<text"]
+    assert set(report["satisfied"]) == {"text>image", "text_box>image_box", "image_box>image"}
+    for entry in report["satisfied"].values():
+        assert entry["true"] == 1.0
+        assert entry["shuffled"] == 0.0
+        assert entry["true_angle"] < 1e-3 < entry["shuffled_angle"]
+    assert set(report["saturated"].values()) == {0.0}
+    near = {name: points(p.points * 0.19) for name, p in nodes.items()}
+    assert geometry(near, pairs, c=4.0)["saturated"] == {
+        "text_box": 1.0, "image_box": 1.0, "text": 0.0, "image": 0.0
+    }  # fmt: skip
+
+
+def test_occurrences_weigh_the_radii():
+    nodes = {"text": Points(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), np.array([0, 0, 0, 1]))}
+    assert geometry(nodes, {}, c=1.0)["radius"]["text"]["mean"] == pytest.approx(1.5)
+    assert radii(torch.tensor([[3.0, 4.0]]), 4.0)[0] == pytest.approx(10.0)
+
+
+def test_shuffled_pairs_are_never_true_pairs():
+    random = np.random.default_rng(0)
+    pairs = np.unique(random.integers(12, size=(60, 2)), axis=0)
+    shuffled = shuffle(pairs, 0)
+    true = set(map(tuple, pairs.tolist()))
+    assert len(shuffled) > len(pairs) / 2
+    assert not true & set(map(tuple, shuffled.tolist()))
+    assert len(shuffle(np.array([[0, 0], [1, 0]]), 0)) == 0
+
+
+def test_without_parts_only_the_wholes_are_reported():
+    wholes = {"text": points(torch.eye(3)), "image": points(torch.eye(3) * 2)}
+    empty = {"text_box": Points(torch.zeros(0, 3), np.zeros(0, np.int64))}
+    report = geometry(wholes | empty, {("text", "image"): np.stack([np.arange(3)] * 2, 1)}, c=1.0)
+    assert set(report["radius"]) == {"text", "image"}
+    assert set(report["satisfied"]) == {"text>image"}
