@@ -1,0 +1,79 @@
+"""Boxes to crops, and whole images to the size they are trained at."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+WHITE = 255
+
+
+def letterbox(array: np.ndarray, size: int, fill: int = WHITE) -> np.ndarray:
+    """Fit an image into a square, keeping its shape, centred on a plain ground.
+
+    Args:
+        array: uint8 [H, W, 3].
+        size: side of the square in pixels; smaller images are enlarged.
+        fill: value of the ground; white as in the published HyCoCLIP data.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    height, width = array.shape[:2]
+    scale = size / max(height, width)
+    new_h, new_w = max(1, round(height * scale)), max(1, round(width * scale))
+    square = np.full((size, size, 3), fill, np.uint8)
+    top, left = (size - new_h) // 2, (size - new_w) // 2
+    square[top : top + new_h, left : left + new_w] = _resize(array, new_w, new_h)
+    return square
+
+
+def crop_box(
+    array: np.ndarray, box: tuple[float, float, float, float], size: int, fill: int = WHITE
+) -> np.ndarray:
+    """Cut a box out of an image and letterbox it.
+
+    Args:
+        array: uint8 [H, W, 3].
+        box: x0, y0, x1, y1 as shares of width and height; what lies outside the image is cut off, and at
+            least one pixel is kept.
+        size: side of the result in pixels.
+        fill: value of the ground.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    left, top, right, bottom = pixel_box(box, array.shape[1], array.shape[0])
+    return letterbox(array[top:bottom, left:right], size, fill)
+
+
+def pixel_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom in pixels: the smallest whole-pixel box around a normalised one.
+
+    Always inside the image and never empty. ValueError for a box that is not finite or is upside down.
+    """
+    x0, y0, x1, y1 = box
+    if not all(map(math.isfinite, box)) or x1 < x0 or y1 < y0:
+        raise ValueError(f"box {box} is not x0 <= x1, y0 <= y1 in finite numbers")
+    left = min(max(math.floor(x0 * width), 0), width - 1)
+    top = min(max(math.floor(y0 * height), 0), height - 1)
+    right = min(max(math.ceil(x1 * width), left + 1), width)
+    bottom = min(max(math.ceil(y1 * height), top + 1), height)
+    return left, top, right, bottom
+
+
+def shrink_to_short_side(array: np.ndarray, size: int) -> np.ndarray:
+    """Return uint8 [H, W, 3] with its shorter side `size` pixels, shape kept; unchanged when not larger."""
+    height, width = array.shape[:2]
+    if min(height, width) <= size:
+        return array
+    scale = size / min(height, width)
+    return _resize(array, max(1, round(width * scale)), max(1, round(height * scale)))
+
+
+def _resize(array: np.ndarray, width: int, height: int) -> np.ndarray:
+    if array.shape[:2] == (height, width):
+        return array
+    image = Image.fromarray(np.ascontiguousarray(array))
+    # PIL's filters widen with the reduction, so shrinking does not alias.
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))

@@ -1,0 +1,158 @@
+"""Encoded images to pixels and back, for input nobody has checked.
+
+The size is read from the header before anything is decoded, only a short list of formats is ever opened, and
+every way an image can be bad has a stable code. Pixels are always uint8 [H, W, 3] RGB, turned as EXIF says; the
+first frame of an animation; transparency over white; CMYK, palette, grey and 16-bit grey converted. Colour
+profiles are ignored.
+"""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+"""Default limit on width * height: 64 million pixels decode to 192 MB."""
+
+MAX_BYTES = 64 << 20
+"""Default limit on the encoded size of one image."""
+
+# Opened with these plugins only: others run programs (EPS) or are rarely exercised parsers.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPED = (5, 6, 7, 8)
+
+
+class ImageError(ValueError):
+    """An image that cannot be used.
+
+    Attributes:
+        code: "zero_byte", "too_many_bytes", "unknown_format", "too_many_pixels" or "undecodable".
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> tuple[int, int, str]:
+    """Return (width, height, format) as `decode` will give them, reading only the header.
+
+    Raises ImageError for empty, oversized or unknown data. A header may be sound and the rest not: only `decode`
+    tells.
+    """
+    if fast := _plain_jpeg(data, max_bytes):
+        _check_pixels(*fast, max_pixels)
+        return *fast, "JPEG"
+    with _open(data, max_pixels, max_bytes) as image:
+        width, height = image.size
+        if _orientation(image) in _SWAPPED:
+            width, height = height, width
+        return width, height, image.format or ""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """Return the pixels, uint8 [H, W, 3] RGB. Raises ImageError for anything that is not a whole image."""
+    if fast := _plain_jpeg(data, max_bytes):
+        _check_pixels(*fast, max_pixels)
+        try:
+            return simplejpeg.decode_jpeg(data, "RGB")
+        except ValueError:
+            pass  # simplejpeg refuses warnings too; PIL passes harmless ones and refuses truncated data
+    with _open(data, max_pixels, max_bytes) as image:
+        orientation = _orientation(
+            image
+        )  # before loading: some plugins learn more, later, than `inspect` saw
+        try:
+            pixels = _to_rgb(image)
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
+            raise ImageError("undecodable", f"{image.format} image cannot be decoded: {error}") from None
+        if orientation in _TURNS:
+            pixels = pixels.transpose(_TURNS[orientation])
+        return np.asarray(pixels)
+
+
+def encode_jpeg(array: np.ndarray, quality: int = 90) -> bytes:
+    """Return uint8 [H, W, 3] RGB as a baseline JPEG with 4:2:0 colour. Equal pixels give equal bytes."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(array), quality, "RGB", "420")
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Say whether these bytes are a grey or colour JPEG that needs no turning, alike in every reader."""
+    return _plain_jpeg(data, len(data)) is not None
+
+
+def _plain_jpeg(data: bytes, max_bytes: int) -> tuple[int, int] | None:
+    """(width, height) of a colour or grey JPEG without EXIF; None sends the data the careful way."""
+    if not data.startswith(b"\xff\xd8") or len(data) > max_bytes or b"Exif\0" in data[: 1 << 16]:
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return None
+    return (int(width), int(height)) if space.upper() in ("RGB", "YCBCR", "GRAY") else None
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            "too_many_pixels", f"image is {width} x {height}: more than {max_pixels} pixels are refused"
+        )
+
+
+def _open(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
+    if not data:
+        raise ImageError("zero_byte", "image has no bytes")
+    if len(data) > max_bytes:
+        raise ImageError("too_many_bytes", f"image has {len(data)} bytes: more than {max_bytes} are refused")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        start = data[:8]
+        raise ImageError(
+            "unknown_format", f"not an image of a known format: it begins with {start!r}"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", f"image is refused by its header: {error}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        raise ImageError("undecodable", f"image header cannot be read: {error}") from None
+    _check_pixels(*image.size, max_pixels)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1-8 from what the header held (TIFF is turned by PIL itself)."""
+    raw = image.info.get("exif")
+    if not raw or image.format == "TIFF":
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(raw)
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # EXIF is free-form bytes from a camera; a broken block must not cost the image
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip at 255
+        values = np.asarray(image).astype(np.int64)
+        shifted = values >> 8 if values.max(initial=0) > 255 else values
+        return Image.fromarray(shifted.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
