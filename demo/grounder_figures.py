@@ -1,0 +1,173 @@
+"""Measure the embedded grounder on held-out scenes: python -m demo.grounder_figures --weights demo/weights/grounder.
+
+A scene of the held-out split shows object x colour pairs that training never drew. It is asked about every noun
+phrase of all its captions and about some things it does not show. A detection is right when it lies on a box of
+its own phrase (IoU >= 0.5), each true box counting once; recall is over (phrase, box) pairs, precision over all
+detections that pass the threshold and the pack stage's suppression, those of absent phrases included.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from demo.grounder import IMAGE_SIZE, SCORE_THRESHOLD
+from demo.scenes import Scene, World
+
+THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
+FIRST_SCENE = 5_000_000  # measuring draws from here on
+
+
+class Found(Protocol):
+    """What a detector returns for one image: boxes [N, 4] corners, scores [N], phrase indices [N]."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    phrases: np.ndarray
+
+
+class Detector(Protocol):
+    """Images and their phrases in, one `Found` for each image out (models/grounding/detector.py)."""
+
+    def __call__(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]], /) -> Sequence[Found]: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """A scene, the phrases it is asked about, and for each the boxes [n, 4] it names (none: it is absent)."""
+
+    image: np.ndarray
+    phrases: list[str]
+    boxes: list[np.ndarray]
+
+
+def question(scene: Scene, world: World, absent: int, seed: int, plain=lambda text: text) -> Question:
+    """Every phrase of the scene's captions, each text once, then `absent` phrases for what it does not show."""
+    named: dict[str, list] = {}
+    for mention in scene.phrases:
+        boxes = named.setdefault(plain(mention.text.lower()), [])
+        boxes.extend(box for box in mention.boxes if box not in boxes)
+    for text in world.absent_phrases(scene, np.random.default_rng(seed), absent):
+        named.setdefault(plain(text.lower()), [])
+    return Question(scene.image, list(named), [np.array(b, np.float64).reshape(-1, 4) for b in named.values()])
+
+
+def questions(count: int, absent: int, split: str = "heldout", first: int = FIRST_SCENE, **plain) -> list[Question]:
+    """`count` questions from scene seeds first, first + 1, ..."""
+    world = World(size=IMAGE_SIZE)
+    return [question(world.scene(s, split), world, absent, s, **plain) for s in range(first, first + count)]
+
+
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of corner boxes [N, 4] and [M, 4] -> [N, M]."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    area = [(x[:, 2:] - x[:, :2]).clip(min=0).prod(-1) for x in (a, b)]
+    return shared / np.maximum(area[0][:, None] + area[1][None] - shared, 1e-12)
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
+    """Greedy non-maximum suppression: indices kept, best first."""
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable"):
+        if not kept or overlaps(boxes[[index]], boxes[kept]).max() <= iou:
+            kept.append(int(index))
+    return np.array(kept, dtype=np.int64)
+
+
+def judge(asked: Question, found: Found, nms_iou: float = 0.6) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scores of one image's detections after suppression, whether each is right, and how many boxes were true.
+
+    Detections are taken best first; each claims the free true box of its phrase that it covers best.
+    """
+    scores, right = [], []
+    for phrase, true in enumerate(asked.boxes):
+        mine = np.flatnonzero(np.asarray(found.phrases) == phrase)
+        boxes, values = np.asarray(found.boxes, np.float64)[mine], np.asarray(found.scores, np.float64)[mine]
+        free = np.ones(len(true), bool)
+        for index in suppress(boxes, values, nms_iou):
+            iou = np.where(free, overlaps(boxes[[index]], true)[0], 0.0) if len(true) else np.zeros(1)
+            best = int(iou.argmax())
+            scores.append(values[index])
+            right.append(bool(iou[best] >= 0.5))
+            if right[-1]:
+                free[best] = False
+    return np.array(scores), np.array(right, bool), sum(map(len, asked.boxes))
+
+
+def curve(judged: Iterable[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, dict[str, float]]:
+    """Recall and precision over all images at each of `THRESHOLDS`."""
+    rows = list(judged)
+    scores, right = np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
+    true = sum(r[2] for r in rows)
+    points = {}
+    for threshold in THRESHOLDS:
+        passed = scores >= threshold
+        hits = int((right & passed).sum())
+        points[f"{threshold:g}"] = {
+            "recall": round(hits / max(1, true), 4),
+            "precision": round(hits / max(1, int(passed.sum())), 4),
+        }
+    return points
+
+
+def measure(detector: Detector, asked: Sequence[Question], batch: int = 16) -> tuple[dict, float]:
+    """The curve over `asked` and the milliseconds an image took, detector calls only."""
+    judged, seconds = [], 0.0
+    for start in range(0, len(asked), batch):
+        part = asked[start : start + batch]
+        begun = time.perf_counter()
+        found = detector([q.image for q in part], [q.phrases for q in part])
+        seconds += time.perf_counter() - begun
+        judged += [judge(q, f) for q, f in zip(part, found, strict=True)]
+    return curve(judged), 1000 * seconds / max(1, len(asked))
+
+
+def main() -> None:
+    """Measure and write figures.json beside the weights."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=Path("demo/weights/grounder"))
+    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    from demo.grounder_prompts import without_article
+    from pipeline.ground import open_detector
+
+    detector = open_detector(f"transformers:{options.weights}")
+    cases = {
+        "heldout, 2 absent phrases": {"absent": 2},
+        "heldout, no absent phrase": {"absent": 0},
+        "heldout, 6 absent phrases": {"absent": 6},
+        "heldout, 2 absent phrases, without articles": {"absent": 2, "plain": without_article},
+        "train split, 2 absent phrases": {"absent": 2, "split": "train"},
+    }
+    figures, took = {}, []
+    for name, case in cases.items():
+        figures[name], each = measure(detector, questions(options.scenes, **case))
+        took.append(each)
+        print(name, figures[name][f"{SCORE_THRESHOLD:g}"], f"{each:.1f} ms an image", flush=True)
+    path = options.weights / "figures.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known["measured"] = {
+        "scenes": options.scenes,
+        "iou": 0.5,
+        "nms_iou": 0.6,
+        "threshold": SCORE_THRESHOLD,
+        "threads": options.threads,
+        "ms_per_image": round(float(np.median(took)), 1),
+        "at_threshold": {name: points[f"{SCORE_THRESHOLD:g}"] for name, points in figures.items()},
+        "curve": figures,
+    }
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

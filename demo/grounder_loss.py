@@ -1,0 +1,199 @@
+"""The set loss that trains the embedded grounder.
+
+The library's own loss does not train this model (it offsets the class targets wrongly and leaves the first-stage
+heads without gradient), so the model is called without labels and the loss of DETR (Carion et al. 2020, section
+3.1), DINO (Zhang et al. 2022, section 3) and Grounding DINO (Liu et al. 2023, section 3.3) is built here from its
+outputs: every decoder layer and the encoder's proposals are matched to the true boxes, each on its own.
+
+B batch, Q queries (or proposals), T tokens, M true boxes of one image, P phrases of one image.
+Boxes are (centre x, centre y, width, height) in [0, 1] unless a name says corners.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+SEPARATOR = 1012  # id of "."; every phrase of a prompt ends with one
+SPECIAL = (0, 101, 102, SEPARATOR)  # [PAD], [CLS], [SEP], "."
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is true of one image: boxes [M, 4] and which phrase names which box, positive [M, P]."""
+
+    boxes: Tensor
+    positive: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of matching and loss, named as in DETR and Grounding DINO."""
+
+    class_cost: float = 2.0
+    box_cost: float = 5.0
+    giou_cost: float = 2.0
+    class_weight: float = 2.0
+    box_weight: float = 5.0
+    giou_weight: float = 2.0
+    alpha: float = 0.25  # focal loss, Lin et al. 2017, equation 5
+    gamma: float = 2.0
+    proposals_per_box: int = 1  # how many encoder proposals each true box teaches
+
+
+def corners(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """(cx, cy, w, h) -> (x0, y0, x1, y1)."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+
+def pairwise_giou(a: Float[Tensor, "*n 4"], b: Float[Tensor, "*m 4"]) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU of corner boxes that broadcast against each other.
+
+    Rezatofighi et al. 2019, algorithm 1: IoU minus the share of the smallest enclosing box that neither covers.
+    Finite for boxes of no area.
+    """
+    area = lambda box: (box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1)  # noqa: E731
+    shared = torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], -1)
+    around = torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1)
+    overlap = area(shared)
+    union = area(a) + area(b) - overlap
+    enclosing = area(around)
+    iou = overlap / union.clamp(min=1e-9)
+    return iou, iou - (enclosing - union) / enclosing.clamp(min=1e-9)
+
+
+def phrase_of_token(input_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Index of the phrase each token belongs to, -1 for [CLS], [SEP], "." and padding."""
+    ended = (input_ids == SEPARATOR).cumsum(1)
+    special = torch.isin(input_ids, torch.tensor(SPECIAL, device=input_ids.device))
+    return ended.masked_fill(special, -1)
+
+
+def phrase_scores(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " T"], count: int) -> Float[Tensor, "Q P"]:
+    """Score of each query for each of `count` phrases: the largest token probability over the phrase's tokens."""
+    probabilities = logits[:, : owner.shape[0]].float().sigmoid()
+    scores = probabilities.new_zeros(logits.shape[0], count)
+    index = owner.clamp(min=0).expand_as(probabilities)
+    return scores.scatter_reduce(1, index, probabilities.masked_fill(owner < 0, 0.0), "amax")
+
+
+def focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Elementwise focal loss of Lin et al. 2017, equation 5; `target` in {0, 1}."""
+    plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    missed = torch.where(target > 0.5, 1 - logits.sigmoid(), logits.sigmoid())
+    return torch.where(target > 0.5, alpha, 1 - alpha) * missed**gamma * plain
+
+
+def token_weights(owner: Int[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """Weight of each token in the class loss: a phrase counts once however long it is, a special token a little.
+
+    Special tokens are never named by a box, but the model picks its proposals by the largest logit over all
+    tokens, theirs included, so they must learn to stay quiet.
+    """
+    length = (owner[:, None] == owner[None, :]).sum(1)
+    return torch.where(owner >= 0, 1.0 / length, 0.1)
+
+
+@torch.no_grad()
+def matching_cost(
+    logits: Float[Tensor, "Q T"],
+    boxes: Float[Tensor, "Q 4"],
+    truth: Float[Tensor, "M T"],
+    target: Target,
+    config: LossConfig,
+) -> Float[Tensor, "Q M"]:
+    """Cost of giving true box m to query q: how much cheaper the class would be, L1 and -GIoU."""
+    ones, zeros = torch.ones_like(logits), torch.zeros_like(logits)
+    gain = focal(logits, ones, config.alpha, config.gamma) - focal(logits, zeros, config.alpha, config.gamma)
+    classes = gain @ (truth / truth.sum(1, keepdim=True).clamp(min=1)).T
+    distance = torch.cdist(boxes, target.boxes, p=1)
+    giou = pairwise_giou(corners(boxes)[:, None], corners(target.boxes)[None])[1]
+    return config.class_cost * classes + config.box_cost * distance - config.giou_cost * giou
+
+
+def match(cost: Float[Tensor, "Q M"], copies: int = 1) -> tuple[Tensor, Tensor]:
+    """The cheapest one-to-one assignment: query indices and the true box each of them teaches.
+
+    copies: how many queries each true box may claim (never more than there are queries for).
+    """
+    queries, truths = cost.shape
+    copies = max(1, min(copies, queries // max(truths, 1)))
+    row, column = linear_sum_assignment(np.tile(cost.cpu().numpy(), (1, copies)))
+    return torch.from_numpy(row), torch.from_numpy(column % max(truths, 1))
+
+
+def stage_loss(
+    logits: Float[Tensor, "B Q T"],
+    boxes: Float[Tensor, "B Q 4"],
+    owners: Int[Tensor, "B T"],
+    targets: Sequence[Target],
+    config: LossConfig,
+    copies: int = 1,
+) -> dict[str, Tensor]:
+    """Class, L1 and GIoU loss of one stage (a decoder layer, or the encoder), per matched box of the batch."""
+    total = {name: logits.new_zeros((), dtype=torch.float32) for name in ("class", "box", "giou")}
+    matched = 0
+    for scores, predicted, owner, target in zip(logits, boxes, owners, targets, strict=True):
+        scores = scores[:, : owner.shape[0]].float().clamp(-30, 30)  # padding carries -inf; its weight is zero
+        weights = token_weights(owner)
+        named = torch.zeros_like(scores)
+        if len(target.boxes):
+            truth = target.positive[:, owner.clamp(min=0)].float() * (owner >= 0)
+            cost = matching_cost(scores.detach(), predicted.detach().float(), truth, target, config)
+            query, true = match(cost, copies)
+            named[query] = truth[true]
+            found, wanted = predicted[query].float(), target.boxes[true]
+            total["box"] = total["box"] + (found - wanted).abs().sum()
+            total["giou"] = total["giou"] + (1 - pairwise_giou(corners(found), corners(wanted))[1]).sum()
+            matched += len(query)
+        total["class"] = total["class"] + (focal(scores, named, config.alpha, config.gamma) * weights).sum()
+    return {name: value / max(matched, 1) for name, value in total.items()}
+
+
+def grounding_loss(
+    model, outputs, input_ids: Int[Tensor, "B T"], targets: Sequence[Target], config: LossConfig | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """The whole loss of one forward pass made without labels, and its terms by stage and name.
+
+    model: the GroundingDinoForObjectDetection that gave `outputs`; its box and class heads are read again for
+    the decoder layers before the last one, which the outputs do not hold.
+    """
+    config = config or LossConfig()
+    owners = phrase_of_token(input_ids)
+    stages = [
+        ("encoder", outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.float().sigmoid()),
+        *earlier_layers(model, outputs, input_ids),
+        ("decoder", outputs.logits, outputs.pred_boxes),
+    ]
+    loss = outputs.logits.new_zeros((), dtype=torch.float32)
+    terms: dict[str, float] = {}
+    for name, logits, boxes in stages:
+        parts = stage_loss(
+            logits, boxes, owners, targets, config, config.proposals_per_box if name == "encoder" else 1
+        )
+        loss = loss + config.class_weight * parts["class"]
+        loss = loss + config.box_weight * parts["box"] + config.giou_weight * parts["giou"]
+        terms |= {f"{name}/{key}": float(value.detach()) for key, value in parts.items()}
+    return loss, terms
+
+
+def earlier_layers(model, outputs, input_ids: Int[Tensor, "B T"]) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, logits and boxes of every decoder layer before the last, as the model's own forward builds them."""
+    hidden, text = outputs.intermediate_hidden_states, outputs.encoder_last_hidden_state_text
+    mask: Bool[Tensor, "B T"] = input_ids != 0
+    stages = []
+    for layer in range(hidden.shape[1] - 1):
+        start = (
+            outputs.init_reference_points
+            if layer == 0
+            else outputs.intermediate_reference_points[:, layer - 1]
+        )
+        boxes = (model.bbox_embed[layer](hidden[:, layer]) + torch.special.logit(start, eps=1e-5)).sigmoid()
+        stages.append((f"layer{layer}", model.class_embed[layer](hidden[:, layer], text, mask), boxes))
+    return stages
