@@ -1,7 +1,7 @@
 """Dual encoder: an image tower and a text tower whose features are lifted into one space.
 
-In Lorentz geometry an embedding is exp_0(exp(a) W f), a point of the hyperboloid given by its space part (MERU,
-Desai et al. 2023); in Euclidean geometry it is W f / |W f| (CLIP, Radford et al. 2021).
+In Lorentz geometry an embedding is exp_0(exp(a) W f), a point of the hyperboloid given by its space part
+(MERU, Desai et al. 2023); in Euclidean geometry it is W f / |W f| (CLIP, Radford et al. 2021).
 Legend: B batch, C channels, H W space, N tokens, D embedding dim, F tower width.
 """
 

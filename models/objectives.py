@@ -2,8 +2,8 @@
 
 HyCoCLIP (Pal et al., ICLR 2025, arXiv 2410.06912), MERU (Desai et al., ICML 2023) and CLIP (Radford et al.
 2021) are different rows of the same tables. Legend: B samples and P boxes of this process, K keys of all
-processes, D dim. A node is a set of embeddings of one type: "image" and "text" have a row a sample; "image_box"
-and "text_box" have a row a box, and `owner` [P] tells to which sample of the batch each box belongs.
+processes, D dim. A node is a set of embeddings of one type: "image" and "text" have a row a sample,
+"image_box" and "text_box" a row a box, and `owner` [P] tells to which sample of the batch each box belongs.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ Node = Literal["image", "text", "image_box", "text_box"]
 Whole = Literal["image", "text"]
 Geometry = Literal["lorentz", "euclid"]
 NODES: tuple[Node, ...] = get_args(Node)
+WHOLE_PAIRS: tuple[tuple[Node, Whole], ...] = (("image", "text"), ("text", "image"))
+BOX_PAIRS: tuple[tuple[Node, Whole], ...] = (*WHOLE_PAIRS, ("image_box", "text"), ("text_box", "image"))
 BOXES: tuple[Node, ...] = ("image_box", "text_box")
 
 
@@ -69,6 +71,35 @@ class ObjectiveConfig:
         rows = [(row.query, row.key) for row in self.contrast]
         rows += [(row.general, row.specific) for row in self.entailment]
         return any(node in BOXES for pair in rows for node in pair)
+
+
+def _contrast(pairs: tuple[tuple[Node, Whole], ...]) -> tuple[ContrastRow, ...]:
+    return tuple(ContrastRow(query=query, key=key, weight=1 / len(pairs)) for query, key in pairs)
+
+
+def clip_objective(boxes: bool = False) -> ObjectiveConfig:
+    """CLIP's two cross-entropies; with boxes HyCoCLIP's four (the baseline of arXiv 2607.05268)."""
+    return ObjectiveConfig(contrast=_contrast(BOX_PAIRS if boxes else WHOLE_PAIRS))
+
+
+def meru_objective(weight: float = 0.2) -> ObjectiveConfig:
+    """MERU: two cross-entropies, and the text contains its image."""
+    row = EntailmentRow(general="text", specific="image", eta=1.0, weight=weight)
+    return ObjectiveConfig(contrast=_contrast(WHOLE_PAIRS), entailment=(row,))
+
+
+def hycoclip_objective(
+    weight: float = 0.1, eta_inter: float = 0.7, eta_intra: float = 1.2
+) -> ObjectiveConfig:
+    """HyCoCLIP's hCC + weight * hCE: texts contain images (eta_inter), boxes contain wholes (eta_intra)."""
+    contained: tuple[tuple[Node, Node, float], ...] = (
+        ("text", "image", eta_inter),
+        ("text_box", "image_box", eta_inter),
+        ("image_box", "image", eta_intra),
+        ("text_box", "text", eta_intra),
+    )
+    rows = tuple(EntailmentRow(general=g, specific=s, eta=eta, weight=weight) for g, s, eta in contained)
+    return ObjectiveConfig(contrast=_contrast(BOX_PAIRS), entailment=rows)
 
 
 def scores(

@@ -1,0 +1,151 @@
+"""The dual encoder: the lift, its constraints, precision, forward for the loss, and round trips to disk."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from models.clip import ClipConfig, DualEncoder, load_weights
+from models.encoders.text import TextConfig
+from models.encoders.vit import VisionConfig
+from models.objectives import hycoclip_objective, loss
+
+TINY = ClipConfig(
+    vision=VisionConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2),
+    text=TextConfig(vocab_size=50, context_length=8, width=32, depth=1, heads=2, end_token=49),
+    dim=16,
+)
+TOKENS = torch.tensor([[48, 3, 4, 49], [48, 7, 49, 49], [48, 9, 8, 49]])
+BOX_TOKENS = torch.tensor([[48, 4, 49], [48, 8, 49]])
+
+
+@pytest.fixture
+def model() -> DualEncoder:
+    torch.manual_seed(0)
+    return DualEncoder(TINY)
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 16, 16, 3), generator=g, dtype=torch.uint8)
+
+
+def test_lift_is_the_exponential_map_of_the_scaled_projection(model):
+    pixels = model.normalise(images(3))
+    v = model.project_image(pixels) * model.visual_alpha.exp()
+    u = v.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(model.encode_image(pixels), u.sinh() * v / u, rtol=1e-5, atol=1e-6)
+
+
+def test_projections_have_no_bias_and_embeddings_start_near_radius_one():
+    """exp(a) = D^-1/2 undoes the width of the projection: sqrt(c)|v| starts near 1 for any size of model."""
+    for width, dim in ((32, 16), (96, 64)):
+        torch.manual_seed(0)
+        vision, text = replace(TINY.vision, width=width), replace(TINY.text, width=width)
+        model = DualEncoder(replace(TINY, vision=vision, text=text, dim=dim))
+        assert model.visual_projection.bias is None and model.textual_projection.bias is None
+        lifted = model.encode_text(TOKENS).norm(dim=-1).asinh()
+        assert 0.7 < lifted.mean() < 1.4
+
+
+def test_scalars_are_constrained_outside_forward(model):
+    with torch.no_grad():
+        model.log_scale.fill_(10)
+        model.visual_alpha.fill_(1)
+        model.log_curvature.fill_(-9)
+    model.encode_text(TOKENS)
+    assert model.scale > 1000  # forward changes nothing
+    model.constrain_()
+    assert model.scale.item() == pytest.approx(100) and model.visual_alpha == 0
+    assert model.curvature.item() == pytest.approx(0.1)
+    with torch.no_grad():
+        model.log_curvature.fill_(9)
+    model.constrain_()
+    assert model.curvature.item() == pytest.approx(10)
+
+
+def test_initial_scalars_are_the_stated_values():
+    model = DualEncoder(replace(TINY, curvature=0.25, temperature=0.1))
+    assert model.curvature.item() == pytest.approx(0.25) and model.scale.item() == pytest.approx(10)
+    assert model.textual_alpha.item() == pytest.approx(math.log(16**-0.5))
+
+
+def test_geometry_stays_float32_under_autocast(model):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        nodes, scale, curvature = model(images(3), TOKENS, images(2, 1), BOX_TOKENS)
+    assert all(points.dtype == torch.float32 for points in nodes.values())
+    assert scale.dtype == curvature.dtype == torch.float32
+    exact = model(images(3), TOKENS, images(2, 1), BOX_TOKENS)[0]
+    for name in nodes:
+        assert (nodes[name] - exact[name]).norm() < 0.05 * exact[name].norm()
+
+
+def test_forward_gives_every_node_as_the_encoders_do_and_reaches_every_parameter(model):
+    nodes, scale, curvature = model(images(3), TOKENS, images(2, 1), BOX_TOKENS)
+    torch.testing.assert_close(nodes["image_box"], model.encode_image(model.normalise(images(2, 1))))
+    torch.testing.assert_close(nodes["image"], model.encode_image(model.normalise(images(3))))
+    torch.testing.assert_close(nodes["text_box"], model.encode_text(BOX_TOKENS))
+    total, _ = loss(nodes, torch.tensor([0, 2]), scale, curvature, hycoclip_objective())
+    total.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_batch_without_boxes_has_empty_box_nodes(model):
+    nodes, _, _ = model(images(3), TOKENS)
+    assert nodes["image_box"].shape == nodes["text_box"].shape == (0, 16)
+    assert nodes["image"].shape == (3, 16)
+
+
+def test_pixels_are_normalised_with_the_mean_and_the_standard_deviation(model):
+    """The published code divides by what it should subtract; a constant image shows the difference."""
+    grey = torch.full((1, 16, 16, 3), 255, dtype=torch.uint8)
+    expected = [(1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
+    assert model.normalise(grey)[0, :, 3, 5].tolist() == pytest.approx(expected)
+
+
+def test_euclidean_embeddings_are_unit_vectors_without_curvature():
+    model = DualEncoder(replace(TINY, geometry="euclid"))
+    names = [name for name, _ in model.named_parameters()]
+    assert not any("alpha" in name or "curvature" in name for name in names)
+    points = model.encode_text(TOKENS)
+    torch.testing.assert_close(points.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(model.score(points, points).diagonal(), torch.ones(3))
+    model.constrain_()
+
+
+def test_save_and_load_give_the_same_embeddings(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = DualEncoder.from_pretrained(tmp_path)
+    assert again.config == TINY
+    assert torch.equal(again.encode_text(TOKENS), model.encode_text(TOKENS))
+    pixels = model.normalise(images(2))
+    assert torch.equal(again.encode_image(again.normalise(images(2))), model.encode_image(pixels))
+
+
+def test_loading_says_what_differs(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        DualEncoder.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dim"] = 24
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"textual_projection\.weight is \(16, 32\) there and \(24, 32\) here"
+    ):
+        DualEncoder.from_pretrained(tmp_path)
+    config["colour"] = "red"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="colour"):
+        DualEncoder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="weight is nothing there"):
+        load_weights(nn.Linear(2, 2), {"bias": torch.zeros(2)}, "here")
+
+
+def test_impossible_configs_are_refused():
+    with pytest.raises(ValueError, match="curvature 20"):
+        ClipConfig(curvature=20.0)
+    with pytest.raises(ValueError, match=r"temperature 0\.001"):
+        ClipConfig(temperature=0.001)

@@ -1,0 +1,106 @@
+"""The towers: shapes, attention masks, patches, positions and the published parameter counts."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.clip import ClipConfig, DualEncoder
+from models.encoders.text import TextConfig, TextTransformer
+from models.encoders.vit import VisionConfig, VisionTransformer, sincos_positions
+
+SMALL = VisionConfig(image_size=16, patch_size=4, width=32, depth=2, heads=4)
+TEXT = TextConfig(vocab_size=600, context_length=12, width=32, depth=2, heads=4, end_token=599)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("width, published", [(384, 85.3e6), (768, 149.6e6)])
+def test_published_parameter_counts(width, published):
+    """85.3 M (S) and 149.6 M (B) count towers, projections, the four scalars and the fixed positions.
+
+    The fixed positions are not learned, but the published count holds them: without them it would be 85.2 and
+    149.5 million.
+    """
+    with torch.device("meta"):
+        model = DualEncoder(ClipConfig(vision=VisionConfig(width=width)))
+    counted = parameters(model) + model.visual.positions.numel()
+    assert round(counted / 1e6, 1) == published / 1e6
+    assert round(parameters(model) / 1e6, 1) != published / 1e6
+
+
+def test_patches_equal_a_strided_convolution():
+    tower = VisionTransformer(SMALL)
+    conv = nn.Conv2d(3, 32, 4, 4)
+    conv.load_state_dict({"weight": tower.patch.weight.view(32, 3, 4, 4), "bias": tower.patch.bias})
+    pixels = torch.randn(2, 3, 16, 16)
+    expected = conv(pixels).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tower.patch(tower.patches(pixels)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_tell_rows_from_columns_and_leave_the_class_token_alone():
+    grid = sincos_positions(4, 32)
+    assert grid.shape == (17, 32) and not grid[0].any()
+    assert len({tuple(row.tolist()) for row in grid}) == 17
+    # The first quarter is the sine of the column at frequency one and below; rows sit in the second half.
+    assert grid[1 + 4 * 2 + 3, 0].item() == pytest.approx(math.sin(3))
+    assert grid[1 + 4 * 2 + 3, 16].item() == pytest.approx(math.sin(2))
+
+
+def test_image_feature_sees_every_patch_and_no_other_image():
+    torch.manual_seed(0)
+    tower = VisionTransformer(SMALL)
+    pixels = torch.randn(2, 3, 16, 16, requires_grad=True)
+    (grad,) = torch.autograd.grad(tower(pixels)[0].square().sum(), pixels)
+    assert (F.max_pool2d(grad[0].abs().sum(0, keepdim=True)[None], 4) > 0).all()
+    assert not grad[1].any()
+
+
+def test_image_of_another_size_is_refused_with_both_sizes():
+    with pytest.raises(ValueError, match=r"20 x 16 pixels for a model of 16 x 16"):
+        VisionTransformer(SMALL)(torch.zeros(1, 3, 16, 20))
+
+
+def test_text_feature_is_at_the_first_end_token_and_ignores_what_follows():
+    torch.manual_seed(0)
+    tower = TextTransformer(TEXT)
+    short = torch.tensor([[598, 4, 5, 599]])
+    padded = torch.tensor([[598, 4, 5, 599, 599, 599], [598, 4, 5, 599, 7, 8]])
+    features = tower(padded)
+    torch.testing.assert_close(features, tower(short).expand(2, -1), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(tower(torch.tensor([[598, 5, 4, 599]])), tower(short), atol=1e-3)
+
+
+def test_towers_match_a_plain_pre_norm_block():
+    """The fused attention against softmax(q k / sqrt d) v spelled out, with and without the causal mask."""
+    torch.manual_seed(0)
+    for causal in (False, True):
+        block = TextTransformer(TEXT).blocks[0] if causal else VisionTransformer(SMALL).blocks[0]
+        x = torch.randn(2, 5, 32)
+        q, k, v = (
+            part.view(2, 5, 4, 8).transpose(1, 2) for part in block.qkv(block.attention_norm(x)).chunk(3, -1)
+        )
+        weight = q @ k.transpose(-1, -2) / math.sqrt(8)
+        if causal:
+            weight = weight.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+        y = x + block.attention_out((weight.softmax(-1) @ v).transpose(1, 2).reshape(2, 5, 32))
+        y = y + block.mlp_out(F.gelu(block.mlp_in(block.mlp_norm(y))))
+        torch.testing.assert_close(block(x), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: VisionConfig(image_size=50, patch_size=16), "not a multiple of patch_size 16; 48 is"),
+        (lambda: VisionConfig(width=30), "multiple of 4"),
+        (lambda: VisionTransformer(VisionConfig(width=32, heads=5, depth=1)), "not a multiple of 5 heads"),
+        (lambda: TextConfig(vocab_size=10, end_token=10), "outside the vocabulary of 10"),
+    ],
+)
+def test_impossible_shapes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
