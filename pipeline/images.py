@@ -1,9 +1,9 @@
 """Encoded images to pixels and back, for input nobody has checked.
 
 The size is read from the header before anything is decoded, only a short list of formats is ever opened, and
-every way an image can be bad has a stable code. Pixels are always uint8 [H, W, 3] RGB, turned as EXIF says; the
-first frame of an animation; transparency over white; CMYK, palette, grey and 16-bit grey converted. Colour
-profiles are ignored.
+every way an image can be bad has a stable code. Pixels are always uint8 [H, W, 3] RGB, turned as EXIF says;
+the first frame of an animation; transparency over white; CMYK, palette, grey and 16-bit grey converted.
+Colour profiles are ignored.
 """
 
 import io
@@ -48,8 +48,8 @@ class ImageError(ValueError):
 def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> tuple[int, int, str]:
     """Return (width, height, format) as `decode` will give them, reading only the header.
 
-    Raises ImageError for empty, oversized or unknown data. A header may be sound and the rest not: only `decode`
-    tells.
+    Raises ImageError for empty, oversized or unknown data. A header may be sound and the rest not: only
+    `decode` tells.
     """
     if fast := _plain_jpeg(data, max_bytes):
         _check_pixels(*fast, max_pixels)

@@ -14,8 +14,8 @@ _REMOTE_READS = 16
 class Manifest:
     """The records below one folder of a store.
 
-    A unit is done when its record exists, and only then: objects without a record are garbage. Records are created
-    if absent, so of two workers that finish the same unit one wins and both see the same result.
+    A unit is done when its record exists, and only then: objects without a record are garbage. Records are
+    created if absent, so of two workers that finish the same unit one wins and both see the same result.
     """
 
     def __init__(self, store: Store, prefix: str) -> None:

@@ -66,10 +66,7 @@ class Store:
             # A cached listing would hide what another process has just committed.
             self.fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
             self.root = root.rstrip("/")
-            if protocol not in _ATOMIC_PUT:
-                raise ValueError(
-                    f"store {self.url!r}: {protocol} commits not atomically; use a local path, s3://, gs://"
-                )
+            self._atomic = protocol in _ATOMIC_PUT
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -104,6 +101,14 @@ class Store:
         """Return the relative paths of all files below a folder, sorted, no temporaries; [] if absent."""
         return sorted(path for path, _ in self._walk(prefix) if not _is_temporary(path))
 
+    def names(self, prefix: str = "") -> Paths:
+        """Return the names of the files directly in a folder, sorted; FileNotFoundError if it is absent."""
+        if self.local:
+            with os.scandir(self.path(prefix)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        entries = self.fs.ls(self.path(prefix), detail=True)
+        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
     def sha256(self, path: str) -> str:
         """Return the sha256 of a file's bytes, in hex."""
         with self.open(path) as file:
@@ -118,6 +123,7 @@ class Store:
             write: receives a writable, seekable binary file. If it raises, nothing is left behind.
         """
         if not self.local:
+            self._refuse_torn_writes()
             with tempfile.TemporaryFile() as spool:
                 write(cast(BinaryIO, spool))
                 size = spool.seek(0, io.SEEK_END)
@@ -144,6 +150,7 @@ class Store:
         """Create a file with its whole content if absent; return False, changing nothing, when it exists."""
         target = self.path(path)
         if not self.local:
+            self._refuse_torn_writes()
             try:
                 self.fs.pipe_file(target, data, mode="create")
             except FileExistsError:
@@ -168,6 +175,7 @@ class Store:
         """Write a file over what was there: a reader sees the old bytes or the new ones, never a mixture."""
         target = self.path(path)
         if not self.local:
+            self._refuse_torn_writes()
             self.fs.pipe_file(target, data)
             return
         with self._temporary(os.path.dirname(target)) as (temporary, file):  # noqa: PTH120
@@ -207,6 +215,12 @@ class Store:
             if time.time() - (self._modified(path) or time.time()) >= older_than_s and self.delete(path):
                 deleted.append(path)
         return deleted
+
+    def _refuse_torn_writes(self) -> None:
+        if not self._atomic:
+            raise ValueError(
+                f"store {self.url!r} cannot commit atomically: write to a local path, s3:// or gs://"
+            )
 
     @contextlib.contextmanager
     def _temporary(self, folder: str) -> Iterator[tuple[Path, BinaryIO]]:

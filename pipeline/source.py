@@ -1,0 +1,203 @@
+"""Where captioned images come from: webdataset or img2dataset tars, parquet files, or a folder with jsonl.
+
+A source is a list of units (one file each, the unit of work and of resume) and a unit is a stream of
+samples. Bad samples become failures with a stable code; a file that is not what it claims to be is an error
+of its unit. A unit is read once, start to end, so that one image met twice in it becomes one sample with
+the captions of both; its images wait meanwhile in a spool, in memory up to 64 MiB and on disk beyond.
+Nothing is extracted and no path in the data is followed out of its folder.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import rows
+from pipeline.images import ImageError, inspect
+from pipeline.rows import Limits, RowError
+from storage.sample import Failure, Sample, content_key
+from storage.store import Store
+
+_READERS = {".tar": rows.tar_rows, ".parquet": rows.parquet_rows, ".jsonl": rows.jsonl_rows}
+_MEMORY = 64 << 20
+_HASHERS = 4
+
+OnFailure = Callable[[Failure], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One file of a source.
+
+    Attributes:
+        name: made from the content alone, so a file that was moved or renamed is still the same unit.
+        path: the file's name in the source's folder, for people.
+        sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them.
+    """
+
+    name: str
+    path: str
+    sha256: str
+
+
+def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "Source":
+    """Open a folder of .tar, .parquet or .jsonl files, or a single one of them.
+
+    Args:
+        url: local path or fsspec URL. Beside tars, parquet files of the same names are img2dataset's
+            tables and are left alone.
+        limits: what a sample may weigh.
+
+    Raises:
+        FileNotFoundError: the path is absent.
+        ValueError: an empty folder, an unknown extension, or a folder of mixed kinds.
+    """
+    text = os.fspath(url).rstrip("/") or "/"
+    suffix = os.path.splitext(text)[1].lower()  # noqa: PTH122  (may be a URL)
+    whole = Store(text)
+    if whole.local and not Path(whole.root).exists():
+        raise FileNotFoundError(f"source {text} does not exist")
+    if (whole.local and Path(whole.root).is_file()) or (not whole.local and suffix in _READERS):
+        if suffix not in _READERS:
+            raise ValueError(
+                f"source {text} has the unknown extension {suffix!r}: give {_kinds()} or a folder of them"
+            )
+        folder, _, name = whole.url.rpartition("/")
+        store = Store(folder or "/")
+        if not store.exists(name):
+            raise FileNotFoundError(f"source {text} does not exist")
+        return Source(store, [name], limits or Limits())
+    try:
+        names = whole.names()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"source {text} does not exist") from None
+    by_kind = {kind: [name for name in names if name.lower().endswith(kind)] for kind in _READERS}
+    stems = {name[:-4] for name in by_kind[".tar"]}
+    by_kind[".parquet"] = [name for name in by_kind[".parquet"] if name.rsplit(".", 1)[0] not in stems]
+    found = [kind for kind, files in by_kind.items() if files]
+    if not found:
+        seen = sorted({os.path.splitext(name)[1] or name for name in names})[:5]  # noqa: PTH122
+        holds = f"it holds {', '.join(seen)}" if seen else "it holds no files"
+        raise ValueError(
+            f"source {text} has no {_kinds()} file ({holds}): name the folder that holds the shards"
+        )
+    if len(found) > 1:
+        raise ValueError(f"source {text} mixes {' and '.join(found)} files: keep one kind in a folder")
+    return Source(whole, by_kind[found[0]], limits or Limits())
+
+
+class Source:
+    """The units of one folder, all of one kind."""
+
+    def __init__(self, store: Store, files: list[str], limits: Limits) -> None:
+        self.store, self.files, self.limits = store, files, limits
+        self.kind = os.path.splitext(files[0])[1].lower()  # noqa: PTH122
+
+    def units(self) -> list[Unit]:
+        """Return the units in the order of their file names; files of equal content are one unit."""
+        with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
+            hashes = list(pool.map(self._identity, self.files))
+        units: dict[str, Unit] = {}
+        for path, sha256 in zip(self.files, hashes, strict=True):
+            units.setdefault(sha256, Unit(sha256[:20], path, sha256))
+        return list(units.values())
+
+    def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
+        """Yield the good samples of a unit, each image once, and report the others.
+
+        Args:
+            unit: one of `units()`.
+            on_failure: called with every sample that is not yielded; stage "source", its key the name in
+                the file.
+
+        Raises:
+            ValueError: the file is torn or not of its kind. Nothing has been yielded then.
+            FileNotFoundError: the file has gone.
+        """
+        merged: dict[str, _Draft] = {}
+        with _Spool(self.limits) as spool, self.store.open(unit.path) as file:
+            read = _READERS[self.kind]
+            for row in read(file, unit.path, self.store, self.limits, spool.admit):
+                try:
+                    captions, meta = rows.clean(row, self.limits)
+                except RowError as error:
+                    on_failure(Failure(row.name, "source", error.code, str(error)))
+                    continue
+                draft = merged.setdefault(row.key, _Draft([], {**meta, "source_key": row.name}))
+                draft.captions += (
+                    captions if not draft.captions else [c for c in captions if c not in draft.captions]
+                )
+            for key, draft in merged.items():
+                yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
+
+    def _identity(self, path: str) -> str:
+        if self.store.local:
+            full = Path(self.store.path(path))
+            stat = full.stat()
+            content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
+        else:
+            info = self.store.fs.info(self.store.path(path))
+            mark = next(
+                (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(name)), ""
+            )
+            content = hashlib.sha256(f"{mark} {info.get('size')}".encode()).hexdigest()
+        if self.kind != ".jsonl" or not self.store.local:
+            return content
+        # A jsonl only names its images; reading them all would be dear, so their sizes stand for them.
+        sizes = rows.jsonl_sizes(self.store, path)
+        return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Draft:
+    captions: list[str]
+    meta: dict[str, Any]
+
+
+class _Spool:
+    """Images of one unit by content key: checked on the way in, kept in a file, read back one at a time."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.places: dict[str, tuple[int, int]] = {}
+        self.file = tempfile.SpooledTemporaryFile(_MEMORY)  # noqa: SIM115  (closed by __exit__)
+
+    def __enter__(self) -> "_Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def admit(self, data: bytes) -> str:
+        """Keep an image and return its key; RowError for one that cannot be used."""
+        try:
+            inspect(data, self.limits.max_pixels, self.limits.max_bytes)
+        except ImageError as error:
+            raise RowError(error.code, str(error)) from None
+        key = content_key(data)
+        if key not in self.places:
+            self.places[key] = (self.file.seek(0, os.SEEK_END), len(data))
+            self.file.write(data)
+        return key
+
+    def read(self, key: str) -> bytes:
+        offset, size = self.places[key]
+        self.file.seek(offset)
+        return self.file.read(size)
+
+
+@functools.lru_cache(1 << 16)
+def _file_sha256(path: str, size: int, modified_ns: int) -> str:
+    """Hash a local file once a process, as long as its size and time stay the same."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _kinds() -> str:
+    return ", ".join(_READERS)
