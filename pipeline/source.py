@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ class Unit:
     """One file of a source.
 
     Attributes:
-        name: made from the content alone, so a file that was moved or renamed is still the same unit.
+        name: the file's stem and the start of its hash, so a moved folder still holds the same units.
         path: the file's name in the source's folder, for people.
         sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them.
     """
@@ -105,7 +106,7 @@ class Source:
             hashes = list(pool.map(self._identity, self.files))
         units: dict[str, Unit] = {}
         for path, sha256 in zip(self.files, hashes, strict=True):
-            units.setdefault(sha256, Unit(sha256[:20], path, sha256))
+            units.setdefault(sha256, Unit(_unit_name(path, sha256), path, sha256))
         return list(units.values())
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
@@ -197,6 +198,11 @@ def _file_sha256(path: str, size: int, modified_ns: int) -> str:
     """Hash a local file once a process, as long as its size and time stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unit_name(path: str, sha256: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0])[:60]
+    return f"{stem or 'unit'}-{sha256[:12]}"
 
 
 def _kinds() -> str:
