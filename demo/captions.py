@@ -15,18 +15,19 @@ from demo import backdrops
 from demo.layout import Group
 from demo.taxonomy import Leaf, Taxonomy, category_plural
 
+Facts = Sequence[tuple[str, int, int]]
 SMALL_WORDS, LARGE_WORDS = ("small", "little", "tiny"), ("large", "big", "huge")
 NUMBERS = ("", "one", "two", "three")
 # How a true fact (a, b) is said from a's side, and from b's side.
 FORWARD = {
-    "left": ("to the left of", "left of", "on the left of"),
-    "above": ("above", "over"),
+    "left": ("to the left of", "on the left of"),
+    "above": ("above",),
     "on": ("on top of", "on"),
     "front": ("in front of",),
     "near": ("next to", "beside", "near"),
 }
 BACKWARD = {
-    "left": ("to the right of", "right of", "on the right of"),
+    "left": ("to the right of", "on the right of"),
     "above": ("below", "under", "beneath"),
     "on": ("under", "below"),
     "front": ("behind",),
@@ -112,7 +113,7 @@ def _fill(template: str, parts: dict[str, tuple[str, int | None]], rng: np.rando
             text += phrase
         else:
             text += piece
-    if rng.random() < 0.3:
+    if rng.random() < 0.35:
         text = text[0].upper() + text[1:] + "."
     return Sentence(text, tuple(spans))
 
@@ -126,64 +127,112 @@ def _place(backdrop: tuple[str, str], rng: np.random.Generator) -> tuple[str, st
     return words, phrase
 
 
-ONE = ("{A}", "{A}", "{A}", "there {is} {A}", "a picture of {A}", "a drawing of {A}", "{A} alone")
-PAIR = ("{A} {rel} {B}", "{A} {rel} {B}", "{A} {rel} {B}", "{A} {is} {rel} {B}", "there {is} {A} {rel} {B}")
+ONE = ("{A}", "{A}", "{A}", "there {is} {A}", "there {is} {A}", "{A} can be seen", "a picture of {A}", "a drawing of {A}")
+ONE_PLACED = ("{A} {at}", "{A} {at}", "there {is} {A} {at}", "{A} {is} {at}", "{A} {pose} {at}", "{A} {pose} {at}")
+PAIR = (
+    "{A} {rel} {B}",
+    "{A} {rel} {B}",
+    "{A} {rel} {B}",
+    "{A} {is} {rel} {B}",
+    "there {is} {A} {rel} {B}",
+    "{A} can be seen {rel} {B}",
+)
 LISTS = {
-    2: ("{A} and {B}", "{A} and {B}", "there {is} {A} and {B}", "a picture of {A} and {B}"),
-    3: ("{A}, {B} and {C}", "{A}, {B} and {C}", "{A} with {B} and {C}"),
-    4: ("{A}, {B}, {C} and {D}", "{A}, {B}, {C}, and {D}"),
+    2: ("{A} and {B}", "{A} and {B}", "{A} and {B}", "{A} with {B}", "there {is} {A} and {B}", "a picture of {A} and {B}"),
+    3: ("{A}, {B} and {C}", "{A}, {B} and {C}", "{A} with {B} and {C}", "{A} and {B} with {C}"),
+    4: ("{A}, {B}, {C} and {D}", "{A}, {B}, {C}, and {D}", "{A} and {B} with {C} and {D}"),
 }
+BARE = {2: "{A} and {B}", 3: "{A}, {B} and {C}", 4: "{A}, {B}, {C} and {D}"}
+GROUND = frozenset({"grass", "sand", "snow"})
+
+
+def _pose(leaf: Leaf, kind: str, taxonomy: Taxonomy, rng: np.random.Generator) -> str:
+    """What a thing does on the background: a duck stands in the grass, a car is parked there."""
+    above = taxonomy.ancestors(leaf.id)
+    if kind == "sea":
+        return "floating"
+    if kind in GROUND and "animal" in above and leaf.parent not in ("sea_animal", "insect"):
+        return _pick(("standing", "resting"), rng)
+    if kind in GROUND and leaf.parent == "road_vehicle":
+        return "parked"
+    return "shown" if kind not in GROUND else "placed"
+
+
+def _said(facts: Facts, a: int, b: int, rng: np.random.Generator) -> str | None:
+    """Words for a true relation of a to b, None when there is none."""
+    words = [FORWARD[n] for n, x, y in facts if (x, y) == (a, b)]
+    words += [BACKWARD[n] for n, x, y in facts if (y, x) == (a, b)]
+    return _pick(words[int(rng.integers(len(words)))], rng) if words else None
+
+
+def _between(facts: Facts, order: Sequence[int]) -> bool:
+    """Whether the first of three stands between the two others, in a row or a column."""
+    a, b, c = order
+    known = set(facts)
+    return any({(n, b, a), (n, a, c)} <= known or {(n, c, a), (n, a, b)} <= known for n in ("left", "above"))
+
+
+def _template(speaker: _Speaker, order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator) -> str:
+    """A template over the groups of `order`; "pair" says a relation where one is true."""
+    if kind == "bare":
+        return BARE[len(order)]
+    if kind == "placed" and len(order) == 1:
+        return _pick(ONE_PLACED, rng)
+    if kind == "pair" and len(order) == 3 and _between(facts, order) and rng.random() < 0.6:
+        return _pick(("{A} between {B} and {C}", "{A} {is} between {B} and {C}", "there {is} {A} between {B} and {C}"), rng)
+    rel = _said(facts, order[0], order[1], rng) if kind == "pair" and len(order) > 1 else None
+    if rel is None:
+        template = _pick(ONE if len(order) == 1 else LISTS[len(order)], rng)
+        return template + " {at}" if kind == "placed" else template
+    template = _pick(PAIR, rng).replace("{rel}", rel)
+    if len(order) == 3:
+        return template + _pick((", and {C}", " and {C}"), rng)
+    if len(order) == 4:
+        more = _said(facts, order[2], order[3], rng)
+        return template + (f", and {{C}} {more} {{D}}" if more and rng.random() < 0.6 else ", {C} and {D}")
+    return template
 
 
 def _sentence(
-    speaker: _Speaker, order: Sequence[int], facts, backdrop, kind: str, rng: np.random.Generator
+    speaker: _Speaker, order: Sequence[int], facts: Facts, backdrop: tuple[str, str], rng: np.random.Generator
 ) -> Sentence:
-    """One caption over the groups of `order`: "pair" says a relation, "list" only names them."""
-    bare = kind == "list" and rng.random() < 0.12
+    """One caption over the groups of `order`."""
+    share = (0.5, 0.5, 0) if len(order) == 1 else (0.5, 0.4, 0.1)
+    kind = str(rng.choice(("list", "placed", "bare"), p=share))
+    if len(order) > 1 and rng.random() < 0.72:
+        kind = "pair"
+    template = _template(speaker, order, facts, kind, rng)
     parts: dict[str, tuple[str, int | None]] = {}
     for letter, number in zip("ABCD", order, strict=False):
-        parts[letter] = (speaker.say(number, bare), number)
+        parts[letter] = (speaker.say(number, bare=kind == "bare"), number)
     first = speaker.groups[order[0]]
-    is_word = "are" if first.count > 1 else "is"
-    template = _pick(ONE if len(order) == 1 else LISTS[len(order)], rng)
-    if kind == "pair" and len(order) >= 2:
-        a, b = order[0], order[1]
-        said = [FORWARD[n] for n, x, y in facts if (x, y) == (a, b)] + [BACKWARD[n] for n, x, y in facts if (y, x) == (a, b)]
-        if said:
-            rel = _pick(said[int(rng.integers(len(said)))], rng)
-            template = _pick(PAIR, rng).replace("{rel}", rel)
-            if len(order) == 3:
-                template += " and {C}" if template.startswith("there") else ", and {C}"
-            elif len(order) == 4:
-                template += ", {C} and {D}"
-    template = template.replace("{is}", is_word)
-    if rng.random() < (0.35 if len(order) == 1 else 0.15) and "alone" not in template:
+    if "{at}" in template:
         word, phrase = _place(backdrop, rng)
-        # "on the left of X on the grass" reads badly; only plain lists and single things take a place.
-        if kind != "pair":
-            template += f" {word} {{P}}"
-            parts["P"] = (phrase, None)
-    return _fill(template, parts, rng)
+        template = template.replace("{at}", f"{word} {{P}}")
+        template = template.replace("{pose}", _pose(first.leaf, backdrop[0], speaker.taxonomy, rng))
+        parts["P"] = (phrase, None)
+    return _fill(template.replace("{is}", "are" if first.count > 1 else "is"), parts, rng)
 
 
 def compose(
-    groups: Sequence[Group], facts, backdrop: tuple[str, str], taxonomy: Taxonomy, rng: np.random.Generator
+    groups: Sequence[Group], facts: Facts, backdrop: tuple[str, str], taxonomy: Taxonomy, rng: np.random.Generator
 ) -> list[Sentence]:
     """Two or three captions of a scene; the first names everything."""
     speaker = _Speaker(groups, taxonomy, rng)
     n = len(groups)
     out: list[Sentence] = []
     wanted = 2 + int(rng.random() < 0.5)
-    for attempt in range(12):
+    for attempt in range(40):
         order = [int(i) for i in rng.permutation(n)]
-        kind = "pair" if n > 1 and rng.random() < 0.7 else "list"
-        if attempt > 0 and n > 2:
-            order = order[: int(rng.integers(2, n + 1))]
-        elif attempt > 1 and n == 2 and rng.random() < 0.4:
-            order = order[:1]
-        sentence = _sentence(speaker, order, facts, backdrop, kind, rng)
-        if all(sentence.text.lower().rstrip(".") != s.text.lower().rstrip(".") for s in out):
+        if out and n > 1 and rng.random() < 0.45:
+            order = order[: int(rng.integers(1, n))]
+        sentence = _sentence(speaker, order, facts, backdrop, rng)
+        if all(_plain(sentence) != _plain(other) for other in out):
             out.append(sentence)
-        if len(out) == wanted:
+        if len(out) == wanted or (len(out) == 2 and attempt > 12):
             break
     return out
+
+
+def _plain(sentence: Sentence) -> str:
+    return sentence.text.lower().rstrip(".")

@@ -94,16 +94,8 @@ def _cells(region: Rect, n: int, rng: np.random.Generator) -> list[Rect]:
 
 def _angle(leaf: Leaf, rng: np.random.Generator) -> float:
     if "upright" in leaf.options:
-        return float(rng.uniform(-5, 5))
+        return 0.0 if rng.random() < 0.6 else float(rng.uniform(-6, 6))
     return float(rng.uniform(-60, 60) if "turn" in leaf.options else rng.uniform(-15, 15))
-
-
-def _stamp(art: Art, leaf: Leaf, color: str | None, room: tuple[float, float], length: float, angle: float, flip: bool):
-    """The drawing at `length` pixels, or smaller where the room (w, h in pixels) demands it."""
-    stamp = art.stamp(leaf, color, length, angle, flip)
-    h, w = stamp.shape[:2]
-    over = max(w / room[0], h / room[1])
-    return art.stamp(leaf, color, length / over, angle, flip) if over > 1 else stamp
 
 
 def size_word(length: float) -> str | None:
@@ -131,7 +123,7 @@ def arrange(
             room = (max(w * side - 2, SHORTEST * side), max(h * side - 2, SHORTEST * side))
             length = max(want * rng.uniform(0.93, 1.07), SHORTEST * 1.03) * side
             turned = flip != (rng.random() < 0.15)
-            stamp = _stamp(art, leaf, color, room, length, _angle(leaf, rng), turned)
+            stamp = art.stamp(leaf, color, length, _angle(leaf, rng), turned, room)
             sh, sw = stamp.shape[:2]
             lengths.append(max(sh, sw) / side)
             x = cell[0] * side + rng.uniform(0, 1) * (w * side - sw)
@@ -154,8 +146,8 @@ def _stacked(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list
     """The first thing stands on the second."""
     (top, top_color), (base, base_color) = looks
     flip_a, flip_b = rng.random(2) < 0.5
-    low = _stamp(art, base, base_color, (0.7 * side, 0.5 * side), rng.uniform(0.42, 0.64) * side, 0, bool(flip_b))
-    high = _stamp(art, top, top_color, (0.5 * side, 0.44 * side), rng.uniform(0.24, 0.42) * side, 0, bool(flip_a))
+    low = art.stamp(base, base_color, rng.uniform(0.42, 0.64) * side, 0, bool(flip_b), (0.7 * side, 0.5 * side))
+    high = art.stamp(top, top_color, rng.uniform(0.24, 0.42) * side, 0, bool(flip_a), (0.5 * side, 0.44 * side))
     bh, bw = low.shape[:2]
     ah, aw = high.shape[:2]
     bx = round(rng.uniform(0.02, 0.98 - bw / side) * side)
@@ -172,7 +164,7 @@ def _stacked(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list
 def _overlapping(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list[Group], list[Placed]]:
     """The first thing stands in front of the second and hides a part of it."""
     stamps = [
-        _stamp(art, leaf, color, (0.6 * side, 0.6 * side), rng.uniform(lo, hi) * side, _angle(leaf, rng), rng.random() < 0.5)
+        art.stamp(leaf, color, rng.uniform(lo, hi) * side, _angle(leaf, rng), rng.random() < 0.5, (side, side))
         for (leaf, color), lo, hi in zip(looks, (0.3, 0.42), (0.46, 0.6), strict=True)
     ]
     (ah, aw), (bh, bw) = stamps[0].shape[:2], stamps[1].shape[:2]

@@ -104,7 +104,7 @@ class World:
         kind = str(rng.choice(backdrops.KINDS, p=_KIND_SHARE))
         tint = str(rng.choice(tuple(backdrops.TINTS)))
         focus = self.leaves[int(rng.integers(len(self.leaves)))]
-        color = _color(focus, rng)
+        color = _color(focus, split, rng)
         if split == "heldout" and (count == 1 or rng.random() < 0.6):
             out = holdout.colors(focus)
             if out:
@@ -116,9 +116,11 @@ class World:
             leaf = self.leaves[int(rng.integers(len(self.leaves)))]
             if len(looks) == 1 and rng.random() < 0.12 and len(focus.colors) > 1:
                 leaf = focus  # the same thing in two colours: only the colour tells them apart
-            look = (leaf, _color(leaf, rng))
+            look = (leaf, _color(leaf, split, rng))
             if look not in looks and (leaf is looks[0][0] or all(leaf is not known for known, _ in looks)):
                 looks.append(look)
+        if split == "train" and any(holdout.backdrop(leaf) == kind for leaf, _ in looks):
+            return None
         groups, placed = arrange(looks, self.art, self.size, rng)
         boxes = visible_boxes(placed, self.size)
         if boxes is None:
@@ -201,10 +203,11 @@ _KIND_SHARE = np.array([_SHARE.get(k, 0.8) for k in backdrops.KINDS])
 _KIND_SHARE = _KIND_SHARE / _KIND_SHARE.sum()
 
 
-def _color(leaf: Leaf, rng: np.random.Generator) -> str | None:
-    return str(rng.choice(leaf.colors)) if leaf.colors else None
+def _color(leaf: Leaf, split: str, rng: np.random.Generator) -> str | None:
+    allowed = _allowed(leaf, split)
+    return allowed[int(rng.integers(len(allowed)))] if allowed else None
 
 
 def _allowed(leaf: Leaf, split: str) -> tuple[str, ...]:
-    """Colours a text of the split may give to a leaf."""
+    """Colours that pictures and texts of the split may give to a leaf."""
     return leaf.colors if split == "heldout" else tuple(c for c in leaf.colors if c not in holdout.colors(leaf))

@@ -9,8 +9,8 @@ from typing import Any
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
 ROOT = "thing"
-# Prompts for naming a leaf in zero-shot tests; {} takes the article-free name.
-PROMPTS = ("a {}", "a small {}", "a large {}", "a picture of a {}", "one {}", "the {}")
+# Prompts for naming a leaf in zero-shot tests, none of which needs to choose between "a" and "an".
+PROMPTS = ("the {}", "one {}", "a large {}", "a big {}", "a small {}", "there is one {}")
 
 
 @dataclass(frozen=True, slots=True)
