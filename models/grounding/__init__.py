@@ -1,0 +1,5 @@
+"""Grounding: images and phrases in, boxes with a score and the phrase they answer to out."""
+
+from models.grounding.detector import Detection, Detector
+
+__all__ = ["Detection", "Detector"]

@@ -1,0 +1,58 @@
+"""Engines: the same work in this process, in processes of this machine, or (later) on a cluster.
+
+An engine runs importable functions with picklable arguments, one shard a call:
+
+    with open_engine(workers=2) as engine:
+        future = engine.submit(mine_shard, config, home, unit, report=bar.advance)
+        record = future.result()
+
+With `report`, the function is called with a keyword `report` of its own; what it passes there reaches the
+caller's callback, on a thread of the engine. tests/pipeline/test_engine.py holds what every engine must do.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol, Self
+
+from pipeline.engine.local import InProcess, LocalEngine, WorkerDiedError
+
+__all__ = ["Engine", "InProcess", "LocalEngine", "WorkerDiedError", "open_engine"]
+
+
+class Engine(Protocol):
+    """What a stage needs of an engine. `workers` is how many calls run at once."""
+
+    workers: int
+
+    def submit(
+        self, function: Callable[..., Any], *args: Any, report: Callable[[Any], None] | None = None
+    ) -> Future[Any]:
+        """Call function(*args) on a worker, from any thread; exceptions come out of the future.
+
+        Raises WorkerDiedError from the future when the worker was killed while it worked.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop: calls that have not begun are cancelled, workers end, running calls with them."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def open_engine(workers: int, threads: int | None = None) -> Engine:
+    """Return an engine of `workers` processes; 0 works in this process.
+
+    Args:
+        workers: processes; each loads its own models.
+        threads: CPU threads of each; by default the machine's cores shared out.
+    """
+    if workers < 0:
+        raise ValueError(f"workers is {workers}: give 0 (this process) or more")
+    if workers == 0:
+        return InProcess()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return LocalEngine(workers, threads or max(1, cores // workers))

@@ -1,0 +1,245 @@
+"""Work in processes of this machine: started clean, kept warm, replaced when they die, gone when their
+parent goes.
+
+Each worker has a pipe of its own. A queue shared by all would be simpler, but a worker killed while it holds
+the queue's lock would hang every other one. One thread of the parent starts the workers and talks to them:
+on Linux a process dies with the *thread* that started it (PR_SET_PDEATHSIG), so that thread must live as
+long as the engine.
+"""
+
+import contextlib
+import itertools
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Self
+
+Report = Callable[[Any], None]
+
+
+class WorkerDiedError(ChildProcessError):
+    """A worker process ended in the middle of a call: killed, out of memory, or crashed in native code."""
+
+
+class InProcess:
+    """The engine without processes: a call is over when `submit` returns."""
+
+    workers = 0
+
+    def submit(self, function: Callable[..., Any], *args: Any, report: Report | None = None) -> Future[Any]:
+        """See Engine.submit."""
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(function(*args, **({"report": report} if report else {})))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class _Call:
+    payload: bytes
+    name: str
+    future: Future[Any]
+    report: Report | None
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    call: _Call | None = None
+
+
+class LocalEngine:
+    """`workers` processes with `threads` CPU threads each.
+
+    Args:
+        workers: at least 1.
+        threads: for torch, BLAS and OpenMP in each worker.
+        restarts: how many dead workers are replaced before the engine gives up.
+    """
+
+    def __init__(self, workers: int, threads: int = 1, restarts: int = 8) -> None:
+        if workers < 1 or threads < 1:
+            raise ValueError(f"workers is {workers} and threads {threads}: give at least 1 of each")
+        self.workers, self.threads, self.restarts = workers, threads, restarts
+        self._waiting: deque[_Call] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._numbers = itertools.count()
+        self._ears, self._bell = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="hyco-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[..., Any], *args: Any, report: Report | None = None) -> Future[Any]:
+        """See Engine.submit. The function must be importable by name and the arguments picklable
+        (ValueError)."""
+        name = f"{function.__module__}.{function.__qualname__}"
+        if function.__module__ == "__main__" or "<" in function.__qualname__:
+            raise ValueError(
+                f"{name} cannot be found by a worker: define it at the top of an importable module"
+            )
+        payload = pickle.dumps((function, args, report is not None))
+        call = _Call(payload, f"{name}({_brief(args)})", Future(), report)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._waiting.append(call)
+        self._bell.send(b"!")
+        return call.future
+
+    def close(self) -> None:
+        """See Engine.close."""
+        with self._lock:
+            already, self._closed = self._closed, True
+        if not already:
+            self._bell.send(b"!")
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        workers: list[_Worker] = []
+        failure: Exception | None = None
+        try:
+            while not self._closed:
+                self._give_work(workers)
+                for ready in wait([self._ears, *(worker.pipe for worker in workers)]):
+                    if ready is self._ears:
+                        self._ears.recv(4096)
+                    else:
+                        self._listen(workers, next(worker for worker in workers if worker.pipe is ready))
+        except Exception as problem:  # the thread's own failure must not leave callers waiting for ever
+            failure = problem
+        with self._lock:
+            self._closed = True
+            waiting, self._waiting = self._waiting, deque()
+        for worker in workers:
+            _stop(worker)
+            if worker.call:
+                closed = RuntimeError("the engine was closed before the call was over")
+                worker.call.future.set_exception(failure or closed)
+        for call in waiting:
+            if failure is None:
+                call.future.cancel()
+            elif call.future.set_running_or_notify_cancel():
+                call.future.set_exception(failure)
+
+    def _give_work(self, workers: list[_Worker]) -> None:
+        """Hand waiting calls to idle workers, starting workers up to the limit."""
+        while True:
+            idle = next((worker for worker in workers if worker.call is None), None)
+            with self._lock:
+                if not self._waiting or (idle is None and len(workers) >= self.workers):
+                    return
+                call = self._waiting.popleft()
+            if not call.future.set_running_or_notify_cancel():
+                continue
+            if idle is None:
+                idle = self._start()
+                workers.append(idle)
+            idle.call = call
+            with contextlib.suppress(OSError):  # dead already: its pipe will say so
+                idle.pipe.send_bytes(call.payload)
+
+    def _listen(self, workers: list[_Worker], worker: _Worker) -> None:
+        """Take one message from a worker, or the news of its death."""
+        try:
+            kind, value = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._bury(workers, worker)
+            return
+        call = worker.call
+        assert call is not None, f"worker {worker.process.pid} sent {kind} without a call"
+        if kind == "report":
+            if call.report:
+                with contextlib.suppress(Exception):  # a faulty progress bar must not stop the work
+                    call.report(value)
+            return
+        worker.call = None
+        if kind == "result":
+            call.future.set_result(value)
+        else:
+            call.future.set_exception(value)
+
+    def _bury(self, workers: list[_Worker], worker: _Worker) -> None:
+        workers.remove(worker)
+        worker.pipe.close()
+        code = worker.process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        if worker.call:
+            worker.call.future.set_exception(
+                WorkerDiedError(f"worker {worker.process.pid} {how}{hint} in {worker.call.name}")
+            )
+        if self.restarts == 0:
+            raise WorkerDiedError(
+                f"worker {worker.process.pid} {how}{hint} and no restart is left: use fewer workers"
+            )
+        self.restarts -= 1
+
+    def _start(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        threads = str(self.threads)
+        settings = {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "HYCO_WORKER_NUMBER": str(next(self._numbers) % self.workers),
+        }
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.engine.worker", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={
+                    **os.environ,
+                    **settings,
+                    "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+                },
+            )
+        return _Worker(process, Connection(ours.detach()))
+
+
+def _stop(worker: _Worker) -> None:
+    """End a worker: an idle one leaves when its pipe closes, a busy one is killed (its commit is atomic)."""
+    worker.pipe.close()
+    if worker.call is None:
+        deadline = time.monotonic() + 5.0
+        while worker.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    if worker.process.poll() is None:
+        worker.process.kill()
+    worker.process.wait()
+
+
+def _brief(args: tuple[Any, ...]) -> str:
+    text = ", ".join(str(getattr(arg, "name", arg)) for arg in args[-1:])
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,71 @@
+"""A worker process of the local engine: `python -m pipeline.engine.worker FD PARENT`, started by LocalEngine
+only.
+
+Started as a program of its own, not forked and not through multiprocessing's spawn: threads and locks of the
+parent are not copied, and the parent's main module (pytest, Prefect, a notebook) is not imported again.
+"""
+
+import contextlib
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Take calls from the pipe until it closes."""
+    pipe, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe: that is how it says stop
+        while True:
+            pipe.send(_answer(pipe, pipe.recv_bytes()))
+
+
+def _answer(pipe: Connection, payload: bytes) -> tuple[str, object]:
+    try:
+        function, args, reports = pickle.loads(
+            payload
+        )  # from our own parent, through a pipe nobody else holds
+        more = {"report": lambda value: pipe.send(("report", value))} if reports else {}
+        answer = ("result", function(*args, **more))
+        pickle.dumps(answer)
+        return answer
+    except Exception as error:
+        error.add_note("in the worker:\n" + traceback.format_exc())
+        return ("error", _carried(error))
+
+
+def _carried(error: Exception) -> Exception:
+    """The error itself where it survives the journey, else a plain one with its text."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        copy = None
+    return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _die_with(parent: int) -> None:
+    """Make sure that this process ends when its parent does, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
