@@ -20,8 +20,9 @@ Content = bytes | Callable[[BinaryIO], object]
 class Checkpoints:
     """The checkpoints of one run, in a local folder; step-000001000/ holds the files given to `save`.
 
-    A checkpoint is written under a temporary name, every file fsynced, a record of sizes and hashes added, and
-    the folder renamed: a crash at any instruction leaves the older checkpoints and rubbish that `prune` removes.
+    A checkpoint is written under a temporary name, every file fsynced, a record of sizes and hashes added,
+    and the folder renamed: a crash at any instruction leaves the older checkpoints and rubbish that `prune`
+    removes.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
