@@ -42,26 +42,47 @@ def inner(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     return (x * y).sum(-1) - (time(x, c) * time(y, c)).squeeze(-1)
 
 
-def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
-    """Geodesic distance of paired points: [..., D] x [..., D] -> [...].
+def chord(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Squared chord q = c(|x-y|^2 - (x_t-y_t)^2) = 4 sinh^2(sqrt(c) d / 2): [..., D] x [..., D] -> [..., 1].
 
-    d = (2/sqrt c) asinh(sqrt(q)/2) with q = |x-y|^2 - (x_t-y_t)^2 (unit hyperboloid). Written without
-    cancellation: for x.y > 0, q = 2 (|x-y|^2 + |x ^ y|^2) / (1 + x_t y_t + x.y), which follows from
-    Lagrange's identity; otherwise q = 2 ((|x|^2 + |y|^2 + |x|^2 |y|^2) / (1 + x_t y_t) - x.y). Both are sums
-    of terms of one sign.
+    Written without cancellation, on the unit hyperboloid: for x.y > 0, q = 2 (|x-y|^2 + |x ^ y|^2) /
+    (1 + x_t y_t + x.y), which follows from Lagrange's identity; otherwise q = 2 ((|x|^2 + |y|^2 + |x|^2
+    |y|^2) / (1 + x_t y_t) - x.y). Both are sums of terms of one sign.
     """
-    x, y, root_c = promote(x), promote(y), root(c)
-    x, y = x * keep(root_c), y * keep(root_c)
+    x, y = promote(x) * keep(root(c)), promote(y) * keep(root(c))
     xx, yy, xy = square_norm(x), square_norm(y), (x * y).sum(-1, keepdim=True)
     times = ((1 + xx) * (1 + yy)).sqrt()
-    gap = x - y
-    radial = unit(x)
-    across = gap - (gap * radial).sum(-1, keepdim=True) * radial
     same_side = xy > 0
-    together = (square_norm(gap) + xx * square_norm(across)) / (1 + times + torch.where(same_side, xy, 0.0))
+    wedge = xx * square_norm(_across(x, y))
+    together = (square_norm(x - y) + wedge) / (1 + times + torch.where(same_side, xy, 0.0))
     opposite = (xx + yy + xx * yy) / (1 + times) - xy
-    q = 2 * torch.where(same_side, together, opposite)
-    return 2 * torch.asinh(safe_sqrt(q) / 2).squeeze(-1) / root_c
+    return 2 * torch.where(same_side, together, opposite)
+
+
+def _across(x: Tensor, y: Tensor) -> Tensor:
+    """The part of y orthogonal to x, taken from y - x where that is the shorter vector: [..., D] x 2 ->
+    [..., D]."""
+    gap, radial = y - x, unit(x)
+    shorter = torch.where(square_norm(gap) < square_norm(y), gap, y)
+    return shorter - (shorter * radial).sum(-1, keepdim=True) * radial
+
+
+def _ahead(x: Tensor, y: Tensor, across: Tensor) -> Tensor:
+    """y_r x_t - y_t |x| on the unit hyperboloid, how far y lies beyond x along x, without cancellation:
+    [..., 1]."""
+    radial, n = unit(x), safe_norm(x)
+    step, y_r = ((y - x) * radial).sum(-1, keepdim=True), (y * radial).sum(-1, keepdim=True)
+    x_t, y_t = time(x, 1.0), time(y, 1.0)
+    # For y_r > 0 through the conjugate: the difference of two large numbers is taken before they are squared.
+    forward = y_r > 0
+    bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
+    return torch.where(forward, (step * (y_r + n) - square_norm(n * across)) / bottom, y_r * x_t - y_t * n)
+
+
+def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Geodesic distance (2/sqrt c) asinh(sqrt(q)/2) of paired points, q from `chord`: [..., D] x 2 ->
+    [...]."""
+    return 2 * torch.asinh(safe_sqrt(chord(x, y, c)) / 2).squeeze(-1) / root(c)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -74,29 +95,27 @@ def pairwise_inner(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Lorentz inner products of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K];
     c: [...]."""
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
-    return _gram(_wide(promote(x)), _wide(promote(y)), _wide(c) if isinstance(c, Tensor) else c).to(dtype)
-
-
-def _gram(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
-    x_t, y_t = time(x, keep(c)), time(y, keep(c))
-    return torch.cat([x, x_t], -1) @ torch.cat([y, -y_t], -1).transpose(-1, -2)
+    x, y, c = _wide(promote(x)), _wide(promote(y)), keep(_wide(c) if isinstance(c, Tensor) else c)
+    product = torch.cat([x, time(x, c)], -1) @ torch.cat([y, -time(y, c)], -1).transpose(-1, -2)
+    return product.to(dtype)
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c:
     [...].
 
-    The product runs in float64 (negligible beside an encoder), so float32 points give distances right to
-    about 1e-7 near the origin, where a float32 product is 15-230 % wrong at a distance of 1e-3. The error of
-    cosh(d) is at most a few times 2.2e-16 x_t y_t c; use `distance` on pairs that are close together and far
-    out (sqrt(c) d < 1e-4, r > 8).
+    The product runs in float64 (negligible beside an encoder): a float32 product is 15-230 % wrong at a
+    distance of 1e-3. The squared chord 4 sinh^2(sqrt(c) d / 2) is off by at most a few times 2.2e-16 c |x|
+    |y|; use `distance` for pairs that are close together and far out.
     """
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     wide_c = _wide(c) if isinstance(c, Tensor) else c
     root_c = root(wide_c)
-    scale = keep(keep(root_c))
-    q = -2 * (_gram(_wide(promote(x)) * scale, _wide(promote(y)) * scale, 1.0) + 1)
-    return (2 * torch.asinh(safe_sqrt(q) / 2) / scale).to(dtype)
+    spread = keep(keep(root_c))
+    x, y = _wide(promote(x)) * spread, _wide(promote(y)) * spread
+    xx, yy = square_norm(x), square_norm(y).transpose(-1, -2)
+    q = 2 * ((xx + yy + xx * yy) / (1 + ((1 + xx) * (1 + yy)).sqrt()) - x @ y.transpose(-1, -2))
+    return (2 * torch.asinh(safe_sqrt(q) / 2) / spread).to(dtype)
 
 
 def exp0(v: Tensor, c: Curvature, max_radius: float = MAX_RADIUS) -> Tensor:
@@ -133,14 +152,114 @@ def exterior_angle(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """
     x, y = promote(x), promote(y)
     x, y = x * keep(root(c)), y * keep(root(c))
-    radial, n = unit(x), safe_norm(x)
-    gap = y - x
-    step = (gap * radial).sum(-1, keepdim=True)
-    across = safe_norm(gap - step * radial)
-    x_t, y_t, y_r = time(x, 1.0), time(y, 1.0), n + step
-    # y_r x_t - y_t |x| for y_r > 0, times its conjugate: the difference of two large numbers is taken before
-    # squaring.
-    ahead = y_r > 0
-    bottom = torch.where(ahead, y_r * x_t + y_t * n, 1.0)
-    forward = torch.where(ahead, (step * (y_r + n) - (across * n) ** 2) / bottom, y_r * x_t - y_t * n)
-    return safe_atan2(across, forward).squeeze(-1)
+    across = _across(x, y)
+    return safe_atan2(safe_norm(across), _ahead(x, y, across)).squeeze(-1)
+
+
+def tangent_norm(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    """Length of a tangent vector v at x, both by their space parts: [..., D] x [..., D] -> [..., 1].
+
+    A tangent vector is orthogonal to its point, so its time part is x.v / x_t and need not be stored.
+    """
+    return safe_sqrt(_tangent_square(promote(x), promote(v), c))
+
+
+def _tangent_square(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    radial = unit(x)
+    outward = (v * radial).sum(-1, keepdim=True)
+    return square_norm(v - outward * radial) + outward**2 / (1 + keep(c) * square_norm(x))
+
+
+def exp(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    """Endpoint of the geodesic from x with velocity v (space part), cosh(u) x + sinh(u) v / u: [..., D] x 2
+    -> [..., D]."""
+    x, v = promote(x), promote(v)
+    s = keep(c) * _tangent_square(x, v, c)
+    half = sinhc(s / 4)
+    return x * (1 + s * half * half / 2) + v * sinhc(s)
+
+
+def log(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Velocity (space part) at x of the geodesic that reaches y at time 1, the inverse of `exp`: [..., D] x
+    2 -> [..., D]."""
+    x, y = promote(x), promote(y)
+    q = chord(x, y, c)
+    return (y - x - (q / 2) * x) * asinhc(q / 4) / (1 + q / 4).sqrt()
+
+
+def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    """Parallel transport of v from x to y along their geodesic, all by space parts: [..., D] x 3 -> [...,
+    D]."""
+    x, y, v, root_c = promote(x), promote(y), promote(v), keep(root(c))
+    x, y = x * root_c, y * root_c
+    # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish by themselves as y comes to x.
+    across, outward = _across(x, y), (v * unit(x)).sum(-1, keepdim=True)
+    x_t, xx = time(x, 1.0), square_norm(x)
+    along = (across * v).sum(-1, keepdim=True) + outward * _ahead(x, y, across) / x_t
+    plain = (y * v).sum(-1, keepdim=True) - time(y, 1.0) * (x * v).sum(-1, keepdim=True) / x_t
+    along = torch.where(xx > torch.finfo(xx.dtype).tiny, along, plain)
+    return v + (x + y) * along / (2 + chord(x, y, 1.0) / 2)
+
+
+def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Gyrovector sum, y boosted by x: y + x (y_t' + c x.y / (1 + x_t')), with t' = sqrt(c) t: [..., D] x 2
+    -> [..., D].
+
+    The isometry that takes the origin to x; the Mobius sum of the same points on the ball (Ungar 2008).
+    """
+    root_c = keep(root(c))
+    x, y = promote(x) * root_c, promote(y) * root_c
+    xy = (x * y).sum(-1, keepdim=True)
+    together = y + x * (time(y, 1.0) + xy / (1 + time(x, 1.0)))
+    # Where y points back towards x the sum above cancels; its parts along and across x do not.
+    across = _across(x, -y)
+    apart = -across - _ahead(x, -y, across) * unit(x)
+    return torch.where(xy < 0, apart, together) / root_c
+
+
+def gyration(x: Tensor, y: Tensor, z: Tensor, c: Curvature) -> Tensor:
+    """The rotation gyr[x, y] z = -(x + y) + (x + (y + z)) by which gyrovector addition fails to associate:
+    [..., D] x 3."""
+    return add(-add(x, y, c), add(x, add(y, z, c), c), c)
+
+
+def scale(t: float | Tensor, x: Tensor, c: Curvature) -> Tensor:
+    """Gyrovector product: the point t times as far from the origin; a tensor t broadcasts against x: [...,
+    D] -> [..., D]."""
+    return exp0(t * log0(x, c), c, max_radius=math.inf)
+
+
+def matvec(m: Tensor, x: Tensor, c: Curvature) -> Tensor:
+    """Mobius matrix product exp_0(M log_0 x): [E, D] x [..., D] -> [..., E] (Ganea et al. 2018, lemma 4)."""
+    return exp0(log0(x, c) @ m.transpose(-1, -2), c, max_radius=math.inf)
+
+
+def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
+    """Point at share t of the way from x to y (t = 0 is x, 1 is y); a tensor t broadcasts: [..., D] x 2 ->
+    [..., D]."""
+    return exp(x, t * log(x, y, c), c)
+
+
+def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvature) -> Tensor:
+    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or
+    0-dim.
+
+    The plane has the direction z_k and passes at the distance offset_k from the origin (Shimizu et al. 2021,
+    eq. 6, whose r is half of it). The length of z_k plays no part.
+    """
+    x, root_c = promote(x), root(c)
+    a = root_c * (x @ unit(promote(z)).transpose(-1, -2))
+    if offset is not None:
+        u = root_c * promote(offset)
+        a = a * torch.cosh(u) - root_c * time(x, c) * torch.sinh(u)
+    return torch.asinh(a) / root_c
+
+
+def project_tangent(x: Tensor, g: Tensor, c: Curvature) -> Tensor:
+    """Riemannian gradient, a tangent vector at x, from the derivative g in the space chart: [..., D] x 2 ->
+    [..., D].
+
+    The inverse metric in this chart is I + c x x^T.
+    """
+    x, g = promote(x), promote(g)
+    return g + keep(c) * x * (x * g).sum(-1, keepdim=True)

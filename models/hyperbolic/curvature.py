@@ -1,0 +1,52 @@
+"""Curvature as a module: the value one states is the value it has, and learning keeps it positive."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Curvature(nn.Module):
+    """c > 0 (curvature -c), stored as log c and kept between `low` and `high`.
+
+    `Curvature(0.1)()` is 0.1. With learnable=False, log c is a buffer: it is saved with the model and no
+    optimiser sees it. A learnable c should carry no weight decay. Pass one module to several layers to share
+    a curvature. Calling it gives a 0-dim tensor, or a [k] tensor when `size` = k (the factors of a product).
+
+    Raises:
+        ValueError: value, low or high not positive, or value not between low and high.
+    """
+
+    log_c: Tensor
+
+    def __init__(
+        self,
+        value: float = 1.0,
+        learnable: bool = False,
+        low: float = 1e-3,
+        high: float = 1e2,
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < low <= value <= high < math.inf:
+            raise ValueError(f"a curvature needs 0 < low <= value <= high; got {value} in {low} to {high}")
+        self.low, self.high = low, high
+        log_c = torch.full(() if size is None else (size,), math.log(value))
+        if learnable:
+            self.log_c = nn.Parameter(log_c)
+        else:
+            self.register_buffer("log_c", log_c)
+
+    def forward(self) -> Tensor:
+        """The value of c: 0-dim, or [size]."""
+        return self.log_c.exp()
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """Bring log c back into its bounds; call it after the optimiser's step, never in forward."""
+        self.log_c.clamp_(math.log(self.low), math.log(self.high))
+
+    def extra_repr(self) -> str:
+        """Value, kind and bounds."""
+        kind = "learnable" if isinstance(self.log_c, nn.Parameter) else "fixed"
+        return f"c={self.forward().detach().cpu().tolist()}, {kind}, {self.low} to {self.high}"

@@ -1,0 +1,49 @@
+"""One space, three charts: maps between the hyperboloid (space part), the Poincare ball and the Klein ball.
+
+Each takes points [..., D] and returns points [..., D] of the same curvature -c; distances do not change.
+"""
+
+from torch import Tensor
+
+from models.hyperbolic.ops import Curvature, keep, promote, root, square_norm
+
+
+def lorentz_to_poincare(x: Tensor, c: Curvature) -> Tensor:
+    """Stereographic projection x / (1 + sqrt(c) x_t)."""
+    x = promote(x)
+    return x / (1 + (1 + keep(c) * square_norm(x)).sqrt())
+
+
+def poincare_to_lorentz(x: Tensor, c: Curvature) -> Tensor:
+    """lambda_x x = 2 x / (1 - c|x|^2)."""
+    x = promote(x)
+    return 2 * x / (1 - keep(c) * square_norm(x))
+
+
+def lorentz_to_klein(x: Tensor, c: Curvature) -> Tensor:
+    """Central projection x / (sqrt(c) x_t): geodesics become straight lines."""
+    x = promote(x)
+    return x * (1 + keep(c) * square_norm(x)).rsqrt()
+
+
+def klein_to_lorentz(x: Tensor, c: Curvature) -> Tensor:
+    """Lorentz factor times the point, x / sqrt(1 - c|x|^2)."""
+    x = promote(x)
+    return x * (1 - keep(c) * square_norm(x)).rsqrt()
+
+
+def poincare_to_klein(x: Tensor, c: Curvature) -> Tensor:
+    """2 x / (1 + c|x|^2)."""
+    x = promote(x)
+    return 2 * x / (1 + keep(c) * square_norm(x))
+
+
+def klein_to_poincare(x: Tensor, c: Curvature) -> Tensor:
+    """x / (1 + sqrt(1 - c|x|^2))."""
+    x = promote(x)
+    return x / (1 + (1 - keep(c) * square_norm(x)).sqrt())
+
+
+def rescale(x: Tensor, source: Curvature, target: Curvature) -> Tensor:
+    """The similar point of another curvature, sqrt(c_source / c_target) x; holds in all three charts."""
+    return promote(x) * (keep(root(source)) / keep(root(target)))

@@ -1,0 +1,107 @@
+"""Averages: the weighted midpoint (a closed form), the Frechet mean (Newton's method) and the variance about
+it.
+
+Points are space parts of hyperboloid points; `midpoint` also exists for the two balls, where it is the same
+point.
+"""
+
+import torch
+from torch import Tensor
+
+from models.hyperbolic import lorentz
+from models.hyperbolic.ops import Curvature, asinhc, keep, promote, root, safe_norm, square_norm
+
+
+def midpoint(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
+    """Lorentz centroid over `dim` (negative, not -1): [..., N, D] -> [..., D]; weights [..., N] at least 0,
+    not all 0.
+
+    (sum w x_t, sum w x) brought back to the hyperboloid by dividing by sqrt((T - |S|)(T + |S|)) (Law et al.
+    2019). The same point as the gyromidpoint of the ball and the Einstein midpoint of the Klein ball. c:
+    float or 0-dim.
+    """
+    _check_dim(dim)
+    x = promote(x)
+    x_t = lorentz.time(x, c)
+    if weights is not None:
+        x, x_t = x * weights.unsqueeze(-1), x_t * weights.unsqueeze(-1)
+    return _normalise(x.sum(dim), x_t.sum(dim), c)
+
+
+def _check_dim(dim: int) -> None:
+    if dim >= -1:
+        raise ValueError(f"dim must be negative and not -1, which holds the coordinates; got {dim}")
+
+
+def _normalise(space: Tensor, total: Tensor, c: Curvature) -> Tensor:
+    n = safe_norm(space)
+    return space * ((total - n) * (total + n)).rsqrt() / keep(root(c))
+
+
+def midpoint_poincare(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
+    """Weighted gyromidpoint on the ball: [..., N, D] -> [..., D] (Ungar 2008, definition 3.53; c: float or
+    0-dim)."""
+    _check_dim(dim)
+    x = promote(x)
+    gamma = 2 / (1 - keep(c) * square_norm(x))
+    w = 1.0 if weights is None else weights.unsqueeze(-1)
+    frac = (w * gamma * x).sum(dim) / (w * (gamma - 1)).sum(dim)
+    return frac / (1 + (1 - keep(c) * square_norm(frac)).clamp(min=0).sqrt())
+
+
+def midpoint_klein(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
+    """Einstein midpoint on the Klein ball, an average with Lorentz factors: [..., N, D] -> [..., D]."""
+    _check_dim(dim)
+    x = promote(x)
+    gamma = (1 - keep(c) * square_norm(x)).rsqrt()
+    w = gamma if weights is None else gamma * weights.unsqueeze(-1)
+    return (w * x).sum(dim) / w.sum(dim)
+
+
+def frechet_mean(x: Tensor, c: Curvature, weights: Tensor | None = None, iterations: int = 12) -> Tensor:
+    """The point with least weighted mean squared distance: [..., N, D] -> [..., D]; weights [..., N]; c:
+    float or 0-dim.
+
+    Newton's method from the midpoint, a fixed number of steps (quadratic: 12 are ample for points within 15
+    of the origin); the last step carries the gradient in x, weights and c, which makes it the implicit-
+    function gradient.
+    """
+    x = promote(x)
+    w = torch.ones_like(x[..., 0]) if weights is None else weights
+    w = w / w.sum(-1, keepdim=True)
+    with torch.no_grad():
+        mean = midpoint(x, c, w)
+        for _ in range(iterations):
+            mean = _newton(mean, x, c, w)
+    return _newton(mean, x, c, w)
+
+
+def _newton(mean: Tensor, x: Tensor, c: Curvature, w: Tensor) -> Tensor:
+    """One Newton step: move `mean` to the origin, solve with the Hessian of the mean squared distance, move
+    back."""
+    mean = mean.detach()
+    v = lorentz.log0(lorentz.add(-mean.unsqueeze(-2), x, c), c)
+    pull = (w.unsqueeze(-1) * v).sum(-2)
+    with torch.no_grad():
+        s = keep(c) * square_norm(v)
+        theta = s.sqrt()
+        # Hessian of d^2/2 at the mean: 1 along the direction n of the point, theta coth(theta) across it.
+        across = torch.where(s < 1e-8, 1 + s / 3, theta / torch.tanh(torch.where(s < 1e-8, 1.0, theta)))
+        n = v / torch.where(s == 0, 1.0, square_norm(v).sqrt())
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        outer = ((w.unsqueeze(-1) * (1 - across)) * n).transpose(-1, -2) @ n
+        hessian = (w.unsqueeze(-1) * across).sum(-2).unsqueeze(-1) * eye + outer
+    step = torch.linalg.solve(hessian, pull.unsqueeze(-1)).squeeze(-1)
+    return lorentz.add(mean, lorentz.exp0(step, c), c)
+
+
+def frechet_variance(
+    x: Tensor, c: Curvature, mean: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Weighted mean squared distance to `mean` (default: the Frechet mean): [..., N, D] -> [...]."""
+    x = promote(x)
+    mean = frechet_mean(x, c, weights) if mean is None else promote(mean)
+    q = lorentz.chord(x, mean.unsqueeze(-2), c).squeeze(-1)
+    # d^2 = (4/c) asinh(sqrt(q)/2)^2 = (q/c) asinhc(q/4)^2: no root, so points at the mean are no exception.
+    d2 = q * asinhc(q / 4) ** 2 / c
+    return d2.mean(-1) if weights is None else (d2 * weights).sum(-1) / weights.sum(-1)

@@ -1,0 +1,160 @@
+"""The Poincare ball: points x in R^D with c|x|^2 < 1, curvature -c, conformal factor lambda_x = 2 / (1 -
+c|x|^2).
+
+c as in `lorentz`. Gradients are finite at the origin and at coincident points. Near the boundary the
+coordinates themselves run out of digits (a float32 point at distance 15 from the origin is 1 - |x| = 6e-7
+from the sphere): work on the hyperboloid and come here to look. Formulas: Ungar 2008, Ganea et al. 2018.
+"""
+
+import torch
+from torch import Tensor
+
+from models.hyperbolic.ops import (
+    Curvature,
+    asinhc,
+    atanhc,
+    keep,
+    promote,
+    root,
+    safe_sqrt,
+    square_norm,
+    tanhc,
+    unit,
+)
+
+
+def _inside(x: Tensor, c: Curvature) -> Tensor:
+    return 1 - keep(c) * square_norm(x)
+
+
+def conformal(x: Tensor, c: Curvature) -> Tensor:
+    """Conformal factor 2 / (1 - c|x|^2): [..., D] -> [..., 1]."""
+    return 2 / _inside(promote(x), c)
+
+
+def project(x: Tensor, c: Curvature, margin: float | None = None) -> Tensor:
+    """Pull points outside the ball back to sqrt(c)|x| = 1 - margin (float32 1e-6, float64 1e-14): [..., D]
+    -> [..., D]."""
+    x = promote(x)
+    margin = margin if margin is not None else 1e-14 if x.dtype == torch.float64 else 1e-6
+    s = keep(c) * square_norm(x)
+    return x * (s / (1 - margin) ** 2).clamp(min=1).rsqrt()
+
+
+def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    """Riemannian inner product lambda_x^2 u.v of tangent vectors at x: [..., D] x 3 -> [...]."""
+    return (conformal(x, c) ** 2).squeeze(-1) * (promote(u) * promote(v)).sum(-1)
+
+
+def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Geodesic distance (2/sqrt c) asinh(sqrt(c)|x-y| / sqrt((1-c|x|^2)(1-c|y|^2))) of pairs: [..., D] x 2
+    -> [...]."""
+    return 2 * torch.asinh(safe_sqrt(_half_sinh(x, y, c))).squeeze(-1) / root(c)
+
+
+def _half_sinh(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """sinh^2 of half the distance on the unit ball, c|x-y|^2 / ((1-c|x|^2)(1-c|y|^2)): [..., D] x 2 -> [...,
+    1]."""
+    x, y = promote(x), promote(y)
+    return keep(c) * square_norm(x - y) / (_inside(x, c) * _inside(y, c))
+
+
+def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Geodesic distances of all pairs: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...]."""
+    wide = keep(c)
+    return distance(x.unsqueeze(-2), y.unsqueeze(-3), keep(wide) if isinstance(wide, Tensor) else wide)
+
+
+def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Mobius sum of x and y, the image of y under the translation that takes 0 to x: [..., D] x 2 -> [...,
+    D]."""
+    x, y, k = promote(x), promote(y), keep(c)
+    xx, yy, xy = square_norm(x), square_norm(y), (x * y).sum(-1, keepdim=True)
+    return ((1 + 2 * k * xy + k * yy) * x + (1 - k * xx) * y) / (1 + 2 * k * xy + k * k * xx * yy)
+
+
+def difference(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """(-x) + y without the cancellation of `add` for close points: [..., D] x 2 -> [..., D]."""
+    x, y, k = promote(x), promote(y), keep(c)
+    gap = y - x
+    xx, gg = square_norm(x), square_norm(gap)
+    # (1 - 2c x.y + c|y|^2)(-x) + (1 - c|x|^2) y, regrouped by y = x + gap: every term carries a gap.
+    top = (1 - k * xx) * gap - k * gg * x
+    return top / ((1 - k * xx) * (1 - k * square_norm(y)) + k * gg)
+
+
+def exp0(v: Tensor, c: Curvature) -> Tensor:
+    """Exponential map at the origin, tanh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D]. d(0, exp0(v))
+    = 2|v|."""
+    v = promote(v)
+    return v * tanhc(keep(c) * square_norm(v))
+
+
+def log0(x: Tensor, c: Curvature) -> Tensor:
+    """Inverse of `exp0`, atanh(u) x / u with u = sqrt(c)|x|: [..., D] -> [..., D]."""
+    x = promote(x)
+    return x * atanhc(keep(c) * square_norm(x))
+
+
+def exp(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    """Endpoint of the geodesic from x with velocity v: [..., D] x 2 -> [..., D]."""
+    return add(x, exp0(v / _inside(promote(x), c), c), c)
+
+
+def log(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    """Velocity at x of the geodesic that reaches y at time 1: [..., D] x 2 -> [..., D]."""
+    s = _half_sinh(x, y, c)
+    return difference(x, y, c) * asinhc(s) * (1 + s).sqrt() * _inside(promote(x), c)
+
+
+def gyration(x: Tensor, y: Tensor, z: Tensor, c: Curvature) -> Tensor:
+    """The rotation gyr[x, y] z in closed form; z may be a point or a tangent vector: [..., D] x 3 -> [...,
+    D]."""
+    x, y, z, k = promote(x), promote(y), promote(z), keep(c)
+    xx, yy = square_norm(x), square_norm(y)
+    xy, xz, yz = ((p * q).sum(-1, keepdim=True) for p, q in ((x, y), (x, z), (y, z)))
+    a = k * yz - k * k * (xz * yy - 2 * xy * yz)
+    b = -k * xz - k * k * yz * xx
+    return z + 2 * (a * x + b * y) / (1 + 2 * k * xy + k * k * xx * yy)
+
+
+def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    """Parallel transport of v from x to y, gyr[y, -x] v lambda_x / lambda_y: [..., D] x 3 -> [..., D]."""
+    return gyration(y, -promote(x), v, c) * _inside(promote(y), c) / _inside(promote(x), c)
+
+
+def scale(t: float | Tensor, x: Tensor, c: Curvature) -> Tensor:
+    """Mobius scalar product: the point t times as far from the origin; a tensor t broadcasts: [..., D] ->
+    [..., D]."""
+    return exp0(t * log0(x, c), c)
+
+
+def matvec(m: Tensor, x: Tensor, c: Curvature) -> Tensor:
+    """Mobius matrix product exp_0(M log_0 x): [E, D] x [..., D] -> [..., E] (Ganea et al. 2018, lemma 4)."""
+    return exp0(log0(x, c) @ m.transpose(-1, -2), c)
+
+
+def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
+    """Point at share t of the way from x to y; a tensor t broadcasts: [..., D] x 2 -> [..., D]."""
+    return exp(x, t * log(x, y, c), c)
+
+
+def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvature) -> Tensor:
+    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or
+    0-dim.
+
+    asinh(sqrt(c) lambda_x x.z^ cosh(u) - (lambda_x - 1) sinh(u)) / sqrt(c) with u = sqrt(c) offset; the
+    offset is the distance of the plane from the origin (Shimizu et al. 2021, eq. 6, whose r is half of it).
+    """
+    x, root_c = promote(x), root(c)
+    factor = conformal(x, c)
+    a = root_c * factor * (x @ unit(promote(z)).transpose(-1, -2))
+    if offset is not None:
+        u = root_c * promote(offset)
+        a = a * torch.cosh(u) - (factor - 1) * torch.sinh(u)
+    return torch.asinh(a) / root_c
+
+
+def project_tangent(x: Tensor, g: Tensor, c: Curvature) -> Tensor:
+    """Riemannian gradient g / lambda_x^2 from the Euclidean derivative g: [..., D] x 2 -> [..., D]."""
+    return promote(g) * (_inside(promote(x), c) / 2) ** 2
