@@ -31,9 +31,10 @@ class Version:
     """One immutable dataset.
 
     Attributes:
-        name: "v-" and 12 hex digits made from shards, config, counts and detectors, so it proves them.
+        name: "v-" and 12 hex digits made from digests, shards, counts and detectors, so it proves them.
         parent: the version that was `latest` when this one was published, or None.
-        config: resolved configurations by stage ("mine", "pack").
+        config: resolved configurations by stage ("mine", "pack"), enough to make the version again.
+        digests: of those configurations, by stage; incidental options (batch size, device) are not in them.
         shards: "train" and "val", each in a fixed order.
         counts: images, captions, parts, failures ...
         detectors: digests of the models that found the boxes.
@@ -43,6 +44,7 @@ class Version:
     name: str
     parent: str | None
     config: dict[str, Any]
+    digests: dict[str, str]
     shards: dict[str, list[ShardRef]]
     counts: dict[str, int]
     detectors: list[str] = field(default_factory=list)
@@ -58,6 +60,7 @@ class Versions:
     def publish(
         self,
         config: dict[str, Any],
+        digests: dict[str, str],
         shards: dict[str, list[ShardRef]],
         counts: dict[str, int],
         detectors: Sequence[str] = (),
@@ -70,54 +73,46 @@ class Versions:
             ValueError: no training shards, or a shard that is not in the store.
         """
         if not shards.get("train"):
-            raise ValueError(
-                "a version without training samples cannot be published: lower the threshold or holdout"
-            )
+            raise ValueError("no training sample is left to publish: lower threshold, min_area_px or holdout")
         for split in shards.values():
             for shard in split:
                 if not self.store.exists(shard.path):
                     raise ValueError(f"shard {shard.path} is not in {self.store.url}: pack again")
-        body = {"config": config, "shards": shards, "counts": counts, "detectors": sorted(detectors)}
+        body = {"digests": digests, "shards": shards, "counts": counts, "detectors": sorted(detectors)}
         name = _name(body)
         try:
             parent = self.store.read_bytes(LATEST).decode().strip()
         except FileNotFoundError:
             parent = None
-        record = {
-            **body,
-            "name": name,
-            "parent": parent,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        self.store.create(
-            f"{FOLDER}/{name}.json", json.dumps(_plain(record), indent=1, sort_keys=True).encode()
-        )
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = {**body, "config": config, "name": name, "parent": parent, "created": created}
+        text = json.dumps(_plain(record), indent=1, sort_keys=True)
+        self.store.create(f"{FOLDER}/{name}.json", text.encode())
         self.store.replace(LATEST, f"{name}\n".encode())
         return self.load(name)
 
     def load(self, name: str = "latest") -> Version:
-        """Return a version by name, by the beginning of its name, or "latest"; ValueError naming what there is."""
+        """Return a version by name, by the beginning of its name, or "latest".
+
+        Raises ValueError, naming the versions there are, when it is absent, ambiguous or unreadable.
+        """
         if name == "latest":
             try:
                 name = self.store.read_bytes(LATEST).decode().strip()
             except FileNotFoundError:
                 raise ValueError(f"no dataset version in {self.store.url}: run mine and pack first") from None
         names = self.names()
-        found = [known for known in names if known == name] or [
-            known for known in names if known.startswith(name)
-        ]
+        found = [name] if name in names else [known for known in names if known.startswith(name)]
         if len(found) != 1:
             what = "is ambiguous" if found else "does not exist"
-            raise ValueError(
-                f"dataset version '{name}' {what} in {self.store.url}; there are: {', '.join(names) or 'none'}"
-            )
+            there = f"in {self.store.url}; there are: {', '.join(names) or 'none'}"
+            raise ValueError(f"dataset version '{name}' {what} {there}")
         path = f"{FOLDER}/{found[0]}.json"
         try:
             return _version(json.loads(self.store.read_bytes(path)))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.store.url}/{path} is not a dataset version ({error}): pack again"
-            ) from None
+            where = f"{self.store.url}/{path}"
+            raise ValueError(f"{where} is not a dataset version ({error}): pack again") from None
 
     def names(self) -> list[str]:
         """Return the names of all versions, sorted."""
@@ -184,7 +179,7 @@ def _name(body: dict[str, Any]) -> str:
 
 
 def _body(version: Version) -> dict[str, Any]:
-    return {name: getattr(version, name) for name in ("config", "shards", "counts", "detectors")}
+    return {name: getattr(version, name) for name in ("digests", "shards", "counts", "detectors")}
 
 
 def _version(record: dict[str, Any]) -> Version:
