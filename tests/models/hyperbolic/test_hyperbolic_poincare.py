@@ -51,24 +51,29 @@ def test_hypll_and_geoopt_agree_on_the_ball():
     for c in (0.1, 1.0, 3.0):
         x, y, w = (P.exp0(0.2 * torch.randn(3, 50, 6, dtype=torch.double), c)).unbind()
         v, C = 0.3 * torch.randn(50, 6, dtype=torch.double), torch.tensor(c, dtype=torch.double)
-        ball = geoopt.PoincareBall(c=C)
-        for got, *peers in (
-            (P.add(x, y, c), hypll.mobius_add(x, y, C), ball.mobius_add(x, y)),
-            (P.distance(x, y, c), hypll.dist(x, y, C), ball.dist(x, y)),
-            (P.pairwise_distance(x, y, c), hypll.cdist(x[None], y[None], C)[0]),
-            (P.exp(x, 0.3 * v, c), hypll.expmap(x, 0.3 * v, C), ball.expmap(x, 0.3 * v)),
-            (P.log(x, y, c), hypll.logmap(x, y, C), ball.logmap(x, y)),
-            (P.exp0(0.3 * v, c), hypll.expmap0(0.3 * v, C), ball.expmap0(0.3 * v)),
-            (P.log0(x, c), hypll.logmap0(x, C), ball.logmap0(x)),
-            (P.transport(x, y, v, c), hypll.transp(x, y, v, C), ball.transp(x, y, v)),
-            (P.gyration(x, y, w, c), hypll.gyration(x, y, w, C), ball.gyration(x, y, w)),
-            (P.scale(0.4, x, c), ball.mobius_scalar_mul(torch.tensor(0.4).double(), x)),
-            (P.inner(x, v, w, c), hypll.inner(x, v, w, C)),
-            (P.project_tangent(x, v, c), hypll.euc_to_tangent(x, v, C), ball.egrad2rgrad(x, v)),
-            (P.geodesic(x, y, 0.3, c), ball.geodesic(torch.tensor(0.3).double(), x, y)),
+        ball = geoopt.PoincareBall(c=C.clone())  # it overwrites the tensor it is given
+        for name, got, *peers in (
+            ("add", P.add(x, y, c), hypll.mobius_add(x, y, C), ball.mobius_add(x, y)),
+            ("distance", P.distance(x, y, c), hypll.dist(x, y, C), ball.dist(x, y)),
+            ("pairwise_distance", P.pairwise_distance(x, y, c), hypll.cdist(x[None], y[None], C)[0]),
+            ("exp", P.exp(x, 0.3 * v, c), hypll.expmap(x, 0.3 * v, C), ball.expmap(x, 0.3 * v)),
+            ("log", P.log(x, y, c), hypll.logmap(x, y, C), ball.logmap(x, y)),
+            ("exp0", P.exp0(0.3 * v, c), hypll.expmap0(0.3 * v, C), ball.expmap0(0.3 * v)),
+            ("log0", P.log0(x, c), hypll.logmap0(x, C), ball.logmap0(x)),
+            ("transport", P.transport(x, y, v, c), hypll.transp(x, y, v, C), ball.transp(x, y, v)),
+            ("gyration", P.gyration(x, y, w, c), hypll.gyration(x, y, w, C), ball.gyration(x, y, w)),
+            ("scale", P.scale(0.4, x, c), ball.mobius_scalar_mul(torch.tensor(0.4).double(), x)),
+            ("inner", P.inner(x, v, w, c), hypll.inner(x, v, w, C)),
+            (
+                "project_tangent",
+                P.project_tangent(x, v, c),
+                hypll.euc_to_tangent(x, v, C),
+                ball.egrad2rgrad(x, v),
+            ),
+            ("geodesic", P.geodesic(x, y, 0.3, c), ball.geodesic(torch.tensor(0.3).double(), x, y)),
         ):
             for peer in peers:
-                assert torch.allclose(got, peer, rtol=1e-9, atol=1e-10)
+                assert torch.allclose(got, peer, rtol=1e-9, atol=1e-10), (c, name)
         z, r = torch.randn(6, 5, dtype=torch.double), torch.randn(5, dtype=torch.double)
         theirs = hypll_linalg.poincare_hyperplane_dists(x, z, r, C) / (2 * z.norm(dim=0))
         assert torch.allclose(P.hyperplane_distance(x, z.T, 2 * r, c), theirs, rtol=1e-10)
