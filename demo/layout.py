@@ -12,7 +12,8 @@ from demo.taxonomy import Leaf
 
 Rect = tuple[float, float, float, float]
 SMALL, LARGE = 0.27, 0.45  # longest side as a share of the page: below is "small", above is "large"
-SHORTEST = 0.2  # nothing is drawn smaller than this (26 px of 128)
+SHORTEST = 0.2  # no longest side is shorter than this (26 px of 128),
+FULL, THIN = 0.16, 0.08  # no geometric mean of the sides than FULL (20 px of 128), no side than THIN (10 px)
 VISIBLE = 0.6  # least share of a drawing that must not be covered
 
 
@@ -117,11 +118,12 @@ def arrange(
         count = min(int(rng.choice((1, 2, 3), p=(0.6, 0.24, 0.16))), most)
         budget -= count
         want = rng.uniform(0.21, 0.64) if len(looks) == 1 else rng.uniform(0.21, 0.6)
+        least = max(SHORTEST * 1.03, 1.1 * FULL * art.slimness(leaf, color) ** 0.5)
         flip, lengths = bool(rng.random() < 0.5), []
         for cell in _cells(region, count, rng):
             w, h = _span(cell)
             room = (max(w * side - 2, SHORTEST * side), max(h * side - 2, SHORTEST * side))
-            length = max(want * rng.uniform(0.93, 1.07), SHORTEST * 1.03) * side
+            length = max(want * rng.uniform(0.93, 1.07), least) * side
             turned = flip != (rng.random() < 0.15)
             stamp = art.stamp(leaf, color, length, _angle(leaf, rng), turned, room)
             sh, sw = stamp.shape[:2]
@@ -193,7 +195,8 @@ def visible_boxes(placed: Sequence[Placed], side: int) -> tuple[tuple[int, int, 
         if mine.sum() < VISIBLE * ink[number]:
             return None
         box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
-        if max(box[2] - box[0], box[3] - box[1]) < (SHORTEST - 0.02) * side:
+        wide, high = (box[2] - box[0]) / side, (box[3] - box[1]) / side
+        if max(wide, high) < SHORTEST - 0.02 or wide * high < FULL**2 or min(wide, high) < THIN:
             return None
         boxes.append(box)
     return tuple(boxes)
