@@ -1,0 +1,175 @@
+"""Which detections become parts: threshold, size, non-maximum suppression, a cap; whole tables at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class ChoiceConfig(Config):
+    """The rules that turn detections into parts; changing one never runs the detector again.
+
+    Attributes:
+        threshold: least score. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO.
+        nms_iou: of two boxes of the same phrase that overlap more than this, the better stays; None keeps
+            both. A phrase is its text, so "a dog" in two captions of an image is one phrase.
+        nms_all_iou: the same over all boxes of a caption, whatever their phrase, as GRIT does; None keeps
+            both. Other captions are left alone: one object described twice is the point of having several.
+        min_area_px: least area of the box in the original image, in pixels; HyCoCLIP keeps above 32 x 32.
+            None keeps all.
+        max_parts: most parts of an image: the best box of each phrase first, then the next ones, by score.
+        phrases: "chunk" names a part by its noun chunk, "expression" by the referring expression grown from
+            it, and then leaves out expressions that lie within another one, as GRIT does.
+    """
+
+    threshold: float = Field(0.35, ge=0, le=1)
+    nms_iou: float | None = Field(0.6, gt=0, le=1)
+    nms_all_iou: float | None = Field(0.8, gt=0, le=1)
+    min_area_px: int | None = Field(32**2, ge=0)
+    max_parts: int = Field(12, ge=1, le=999)
+    phrases: Literal["chunk", "expression"] = "chunk"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One accepted detection: the fields of storage.sample.Part without the crop."""
+
+    phrase: str
+    box: tuple[float, float, float, float]
+    score: float
+    span: tuple[int, int]
+    caption: int
+    rule: str
+
+
+def choose(table: pa.Table, config: ChoiceConfig) -> dict[str, list[Choice]]:
+    """Return the accepted parts of every image in a detections table.
+
+    Args:
+        table: columns as in storage.detections.SCHEMA.
+        config: the rules.
+
+    Returns:
+        Image key to its parts in the order of caption, position and falling score; [] for an image without
+        any.
+    """
+    chosen: dict[str, list[Choice]] = {key: [] for key in table["key"].unique().to_pylist()}
+    boxes = np.stack([_floats(table, name) for name in ("x0", "y0", "x1", "y1")], axis=1).clip(0, 1)
+    scores = _floats(table, "score")
+    sides = boxes[:, 2:] - boxes[:, :2]
+    with np.errstate(
+        invalid="ignore"
+    ):  # NaN stands for "no box" and fails every comparison; scores are float32
+        keep = (scores >= np.float32(config.threshold)) & (sides > 0).all(axis=1)
+        if config.min_area_px is not None:
+            pixels = sides.prod(axis=1) * _floats(table, "width") * _floats(table, "height")
+            keep &= pixels >= config.min_area_px
+    text = "phrase"
+    if config.phrases == "expression":
+        text = "expression"
+        keep &= np.array([rule == "expression" for rule in table["rule"].to_pylist()], bool)
+    rows = np.flatnonzero(keep)
+    images, captions = _codes(table["key"])[rows], table["caption"].to_numpy()[rows]
+    phrases = _codes(pa.array([(t or "").lower() for t in table[text].take(rows).to_pylist()], pa.string()))
+    same_phrase, same_caption = _groups(images, phrases), _groups(images, captions)
+    alive = np.ones(len(rows), bool)
+    if config.nms_iou is not None:
+        alive &= suppress(boxes[rows], scores[rows], same_phrase, config.nms_iou)
+    if config.nms_all_iou is not None:
+        left = np.flatnonzero(alive)
+        kept = suppress(boxes[rows[left]], scores[rows[left]], same_caption[left], config.nms_all_iou)
+        alive[left[~kept]] = False
+    left = np.flatnonzero(alive)
+    place = _ranks(same_phrase[left], -scores[rows[left]])  # 0 for the best box of a phrase
+    order = np.lexsort((-scores[rows[left]], place, images[left]))
+    left = left[order][_ranks(images[left][order], np.arange(len(order))) < config.max_parts]
+    starts = table["span_start"].to_numpy()[rows[left]]
+    left = left[np.lexsort((-scores[rows[left]], starts, captions[left], images[left]))]
+    for row in table.take(rows[left]).to_pylist():
+        chosen[row["key"]].append(_choice(row, text))
+    return chosen
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou: float) -> np.ndarray:
+    """Greedy non-maximum suppression in many groups at once.
+
+    Works rank by rank: the best box of every group strikes out its overlapping inferiors, then the second
+    best that is still there, and so on; each step is one vector operation over all groups.
+
+    Args:
+        boxes: float [N, 4], xyxy.
+        scores: float [N].
+        groups: int [N]; boxes compete only within their group.
+        iou: a box goes when it overlaps a better one by more than this.
+
+    Returns:
+        bool [N], true for the boxes that stay. Equal scores: the earlier box wins.
+    """
+    total = len(boxes)
+    order = np.lexsort((np.arange(total), -scores, groups))
+    boxes, groups = boxes[order].astype(np.float64), groups[order]
+    first = np.searchsorted(groups, groups)  # where each box's group begins
+    rank = np.arange(total) - first
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    alive = np.ones(total, bool)
+    for leading in range(int(rank.max(initial=0))):
+        rivals = np.flatnonzero((rank > leading) & alive)
+        leaders = first[rivals] + leading
+        rivals, leaders = rivals[alive[leaders]], leaders[alive[leaders]]
+        low = np.maximum(boxes[rivals, :2], boxes[leaders, :2])
+        high = np.minimum(boxes[rivals, 2:], boxes[leaders, 2:])
+        shared = (high - low).clip(0).prod(axis=1)
+        union = areas[rivals] + areas[leaders] - shared
+        alive[rivals[shared > iou * union]] = False
+    stays = np.empty(total, bool)
+    stays[order] = alive
+    return stays
+
+
+def _floats(table: pa.Table, name: str) -> np.ndarray:
+    """A column as float64 [N], NaN for null."""
+    return table[name].to_numpy().astype(np.float64)
+
+
+def _codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Small integers that are equal where the strings are, int64 [N], in order of first appearance."""
+    encoded = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return encoded.dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
+def _groups(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """One integer for each pair (a, b)."""
+    return a * (int(b.max(initial=0)) + 1) + b
+
+
+def _ranks(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Position of each entry among its group's values in rising order, int [N]."""
+    order = np.lexsort((values, groups))
+    ordered = groups[order]
+    ranks = np.empty(len(groups), np.int64)
+    ranks[order] = np.arange(len(groups)) - np.searchsorted(ordered, ordered)
+    return ranks
+
+
+def _choice(row: dict, text: str) -> Choice:
+    phrase = row[text] or row["phrase"]
+    start, end = row["span_start"], row["span_end"]
+    if phrase != row["phrase"]:
+        start, end = _expression_span(row["text"], phrase, start, end)
+    x0, y0, x1, y1 = (min(max(row[name], 0.0), 1.0) for name in ("x0", "y0", "x1", "y1"))
+    rule = "chunk" if text == "phrase" else "expression"
+    return Choice(phrase, (x0, y0, x1, y1), row["score"], (start, end), row["caption"], rule)
+
+
+def _expression_span(text: str, expression: str, start: int, end: int) -> tuple[int, int]:
+    """Span of the expression around the chunk at (start, end) in its caption; else the chunk's own."""
+    at = text.find(expression)
+    while at >= 0:
+        if at <= start and end <= at + len(expression):
+            return at, at + len(expression)
+        at = text.find(expression, at + 1)
+    return start, end

@@ -1,0 +1,232 @@
+"""Detections to training shards: choose boxes, cut crops, write shards, publish a version. No detector runs.
+
+Each source unit is packed on its own into whole shards and one record, so units can run anywhere in any
+order, a killed one is simply done again, and a finished one is never touched. Re-packing with other
+thresholds reads the detections that mining left and makes a new version beside the old.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.choose import Choice, ChoiceConfig, choose
+from pipeline.config import Config, digest
+from pipeline.crop import crop_box, shrink_to_short_side
+from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
+from pipeline.source import Unit, open_source
+from storage.detections import read_detections, write_failures
+from storage.manifest import Manifest
+from storage.sample import Failure, Part, Sample, TrainingSample
+from storage.shard import write_shard
+from storage.store import Store
+from storage.versions import ShardRef, Version, Versions, shard_ref
+
+SHARDS = "shards/objects"
+SPLITS = ("train", "val")
+
+Report = Callable[[int], None]
+
+
+class PackConfig(ChoiceConfig):
+    """How detections become training shards.
+
+    Attributes:
+        image_size: side of the square crops; whole images keep their shape and are shrunk until their short
+            side is this. A plain JPEG that is not larger goes in byte for byte.
+        holdout: share of the images that goes to the "val" split, chosen by a hash of the key: an image is on
+            the same side in every version.
+        shard_size: most samples in a shard. A shard never holds samples of two source units.
+        quality: of the JPEGs written, 1-100.
+        keep_partless: keep images without an accepted part. The published HyCoCLIP data has none, and
+            training draws a part for every image.
+    """
+
+    image_size: int = Field(224, ge=16, le=4096)
+    holdout: float = Field(0.0, ge=0, lt=1)
+    shard_size: int = Field(1000, ge=1, le=100_000)
+    quality: int = Field(90, ge=1, le=100)
+    keep_partless: bool = False
+
+
+def pack(mine: Config, config: PackConfig, home: str, report: Report = lambda done: None) -> Version:
+    """Pack every mined unit, one after the other, and publish the version; done work is not repeated.
+
+    Args:
+        mine: the MineConfig the source was mined with.
+        config: how to pack.
+        home: the home directory, a local path or fsspec URL.
+        report: called with the number of images just packed.
+    """
+    for unit in plan(mine, config, home):
+        pack_shard(mine, config, home, unit, report)
+    return publish(mine, config, home)
+
+
+def plan(mine: Config, config: PackConfig, home: str) -> list[Unit]:
+    """Return the units that are not packed yet, in order; ValueError when some are not even mined."""
+    store = Store(home)
+    units, mined = _units(mine), set(_mined(store, mine).units())
+    if missing := [unit.path for unit in units if unit.name not in mined]:
+        names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        raise ValueError(
+            f"{len(missing)} of {len(units)} units are not mined ({names}): run mine with this config first"
+        )
+    packed = set(_packed(store, mine, config).units())
+    return [unit for unit in units if unit.name not in packed]
+
+
+def pack_shard(
+    mine: Config, config: PackConfig, home: str, unit: Unit, report: Report = lambda done: None
+) -> dict[str, Any]:
+    """Pack one mined unit into training shards and return its record; the record there is, when it is done.
+
+    The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts",
+    "detectors" and "seconds".
+    """
+    store = Store(home)
+    records = _packed(store, mine, config)
+    if (done := records.record(unit.name)) is not None:
+        return done
+    began = time.monotonic()
+    mined = _mined(store, mine).record(unit.name)
+    if mined is None:
+        raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
+    with store.open(mined["detections"]["path"]) as file:
+        table = read_detections(file)
+    failures: list[Failure] = []
+    counts: Counter[str] = Counter(mined_images=len(table["key"].unique()))
+    shards: dict[str, list[ShardRef]] = {split: [] for split in SPLITS}
+    waiting: dict[str, list[TrainingSample]] = {split: [] for split in SPLITS}
+
+    def write(split: str) -> None:
+        samples, waiting[split] = waiting[split], []
+        made = store.commit(SHARDS, ".tar", lambda file: write_shard(file, samples))
+        shards[split].append(shard_ref(made, len(samples), sum(len(sample.parts) for sample in samples)))
+
+    for sample in _training_samples(mine, config, unit, choose(table, config), failures, counts, report):
+        split = split_of(sample.key, config.holdout)
+        counts.update(
+            {"images": 1, f"{split}_images": 1, "captions": len(sample.captions), "parts": len(sample.parts)}
+        )
+        waiting[split].append(sample)
+        if len(waiting[split]) == config.shard_size:
+            write(split)
+    for split in SPLITS:
+        if waiting[split]:
+            write(split)
+    counts["pack_failures"] = len(failures)
+    table_of_failures = None
+    if failures:
+        folder = f"packs/{pack_digest(mine, config)}/objects"
+        table_of_failures = store.commit(folder, ".parquet", lambda file: write_failures(file, failures)).path
+    records.commit(
+        unit.name,
+        {
+            "unit": unit.name,
+            "path": unit.path,
+            "sha256": unit.sha256,
+            "detections": mined["detections"]["path"],
+            "shards": {split: [dataclasses.asdict(shard) for shard in shards[split]] for split in SPLITS},
+            "failures": table_of_failures,
+            "counts": dict(counts),
+            "detectors": sorted(table["detector"].unique().to_pylist()),
+            "seconds": round(time.monotonic() - began, 3),
+        },
+    )
+    record = records.record(unit.name)  # another worker's, when it was faster
+    assert record is not None
+    return record
+
+
+def publish(mine: Config, config: PackConfig, home: str) -> Version:
+    """Publish the version made of all packed units; ValueError while some are not packed."""
+    store = Store(home)
+    units = _units(mine)
+    packed, mined = _packed(store, mine, config).records(), _mined(store, mine).records()
+    if missing := [unit.path for unit in units if unit.name not in packed]:
+        raise ValueError(
+            f"{len(missing)} of {len(units)} units are not packed ({missing[0]} ...): run pack first"
+        )
+    shards: dict[str, list[ShardRef]] = {split: [] for split in SPLITS}
+    counts: Counter[str] = Counter(
+        dict.fromkeys(("images", "captions", "parts", "train_images", "val_images"), 0)
+    )
+    detectors: set[str] = set()
+    for unit in units:
+        record = packed[unit.name]
+        for split in SPLITS:
+            shards[split] += [ShardRef(**shard) for shard in record["shards"][split]]
+        counts.update(record["counts"])
+        counts["mine_failures"] += mined.get(unit.name, {}).get("failed", 0)
+        detectors.update(record["detectors"])
+    counts["failures"] = counts["mine_failures"] + counts["pack_failures"]
+    config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
+    digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
+    return Versions(store).publish(config_of, digests, shards, dict(counts), sorted(detectors))
+
+
+def pack_digest(mine: Config, config: PackConfig) -> str:
+    """Name the result of packing: what was mined and how it is packed."""
+    return digest({"mine": digest(mine), "pack": digest(config)})
+
+
+def split_of(key: str, holdout: float) -> str:
+    """Return "val" for a share `holdout` of all keys and "train" for the rest, by hash."""
+    place = int.from_bytes(hashlib.sha256(f"holdout {key}".encode()).digest()[:8], "big") / 2**64
+    return "val" if place < holdout else "train"
+
+
+def _units(mine: Any) -> list[Unit]:
+    return open_source(mine.source).units()
+
+
+def _mined(store: Store, mine: Config) -> Manifest:
+    return Manifest(store, f"detections/{digest(mine)}/records")
+
+
+def _packed(store: Store, mine: Config, config: PackConfig) -> Manifest:
+    return Manifest(store, f"packs/{pack_digest(mine, config)}/records")
+
+
+def _training_samples(
+    mine: Any,
+    config: PackConfig,
+    unit: Unit,
+    chosen: dict[str, list[Choice]],
+    failures: list[Failure],
+    counts: Counter[str],
+    report: Report,
+) -> Iterator[TrainingSample]:
+    """Read the unit's images again and cut their parts; what mining has already failed is passed over."""
+    for sample in open_source(mine.source).samples(unit, lambda failure: None):
+        if sample.key not in chosen:
+            continue
+        report(1)
+        if not chosen[sample.key]:
+            counts["partless"] += 1
+            if not config.keep_partless:
+                continue
+        try:
+            yield _training_sample(sample, chosen[sample.key], config)
+        except ImageError as error:
+            failures.append(Failure(sample.key, "pack", error.code, str(error)))
+
+
+def _training_sample(sample: Sample, choices: list[Choice], config: PackConfig) -> TrainingSample:
+    pixels = decode(sample.image)
+    parts = tuple(_part(pixels, choice, config) for choice in choices)
+    whole = sample.image
+    if min(pixels.shape[:2]) > config.image_size or not is_plain_jpeg(whole):
+        whole = encode_jpeg(shrink_to_short_side(pixels, config.image_size), config.quality)
+    return TrainingSample(sample.key, whole, sample.captions, parts, sample.meta)
+
+
+def _part(pixels: np.ndarray, choice: Choice, config: PackConfig) -> Part:
+    crop = encode_jpeg(crop_box(pixels, choice.box, config.image_size), config.quality)
+    return Part(crop, choice.phrase, choice.box, choice.score, choice.span, choice.caption, choice.rule)
