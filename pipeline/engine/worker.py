@@ -6,23 +6,19 @@ parent are not copied, and the parent's main module (pytest, Prefect, a notebook
 """
 
 import contextlib
-import ctypes
-import os
 import pickle
 import signal
 import sys
-import threading
-import time
 import traceback
 from multiprocessing.connection import Connection
 
-_PR_SET_PDEATHSIG = 1
+from pipeline.engine.lifetime import die_with
 
 
 def main() -> None:
     """Take calls from the pipe until it closes."""
     pipe, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
-    _die_with(parent)
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe: that is how it says stop
         while True:
@@ -50,21 +46,6 @@ def _carried(error: Exception) -> Exception:
     except Exception:
         copy = None
     return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _die_with(parent: int) -> None:
-    """Make sure that this process ends when its parent does, however that happens."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    if os.getppid() != parent:  # it died before the call above
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
