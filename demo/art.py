@@ -131,11 +131,17 @@ class Art:
         return max(size) / min(size)
 
     def stamp(
-        self, leaf: Leaf, color: str | None, length: float, angle: float, flip: bool, room: tuple[float, float]
+        self,
+        leaf: Leaf,
+        color: str | None,
+        length: float,
+        angle: float,
+        flip: bool,
+        room: tuple[float, float],
     ) -> np.ndarray:
-        """A drawing turned by `angle` degrees, its longest side about `length` px, less where `room` (w, h) is less.
+        """A drawing turned by `angle` degrees, cut to its ink: uint8 [h, w, 4] RGBA.
 
-        uint8 [h, w, 4], cut to its ink.
+        Its longest side is about `length` pixels, less where it would not fit into `room` (w, h).
         """
         image = self.master(leaf, color)
         if flip:

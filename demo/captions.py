@@ -1,6 +1,6 @@
 """Captions of a scene, with the character span of every noun phrase.
 
-Phrases are built so that spaCy's noun chunks equal them: determiner or number, adjectives, noun, and nothing else.
+Phrases are built so that spaCy's noun chunks equal them: determiner or number, adjectives, noun, nothing else.
 """
 
 from __future__ import annotations
@@ -54,7 +54,12 @@ def _article(rest: str) -> str:
 
 
 def noun_phrase(
-    names: tuple[str, str], count: int, color: str | None, size: str | None, rng: np.random.Generator, bare: bool = False
+    names: tuple[str, str],
+    count: int,
+    color: str | None,
+    size: str | None,
+    rng: np.random.Generator,
+    bare: bool = False,
 ) -> str:
     """ "two small red cars": a determiner or number (none when `bare`), size, colour, name."""
     adjectives = []
@@ -104,7 +109,7 @@ class _Speaker:
 
 
 def _fill(template: str, parts: dict[str, tuple[str, int | None]], rng: np.random.Generator) -> Sentence:
-    """Put phrases into a template and keep their spans; some captions start with a capital and end with a stop."""
+    """Put phrases into a template and keep their spans; some captions get a capital and a full stop."""
     text, spans = "", []
     for piece in re.split(r"(\{\w+\})", template):
         if piece.startswith("{"):
@@ -127,8 +132,24 @@ def _place(backdrop: tuple[str, str], rng: np.random.Generator) -> tuple[str, st
     return words, phrase
 
 
-ONE = ("{A}", "{A}", "{A}", "there {is} {A}", "there {is} {A}", "{A} can be seen", "a picture of {A}", "a drawing of {A}")
-ONE_PLACED = ("{A} {at}", "{A} {at}", "there {is} {A} {at}", "{A} {is} {at}", "{A} {pose} {at}", "{A} {pose} {at}")
+ONE = (
+    "{A}",
+    "{A}",
+    "{A}",
+    "there {is} {A}",
+    "there {is} {A}",
+    "{A} can be seen",
+    "a picture of {A}",
+    "a drawing of {A}",
+)
+ONE_PLACED = (
+    "{A} {at}",
+    "{A} {at}",
+    "there {is} {A} {at}",
+    "{A} {is} {at}",
+    "{A} {pose} {at}",
+    "{A} {pose} {at}",
+)
 PAIR = (
     "{A} {rel} {B}",
     "{A} {rel} {B}",
@@ -138,7 +159,14 @@ PAIR = (
     "{A} can be seen {rel} {B}",
 )
 LISTS = {
-    2: ("{A} and {B}", "{A} and {B}", "{A} and {B}", "{A} with {B}", "there {is} {A} and {B}", "a picture of {A} and {B}"),
+    2: (
+        "{A} and {B}",
+        "{A} and {B}",
+        "{A} and {B}",
+        "{A} with {B}",
+        "there {is} {A} and {B}",
+        "a picture of {A} and {B}",
+    ),
     3: ("{A}, {B} and {C}", "{A}, {B} and {C}", "{A} with {B} and {C}", "{A} and {B} with {C}"),
     4: ("{A}, {B}, {C} and {D}", "{A}, {B}, {C}, and {D}", "{A} and {B} with {C} and {D}"),
 }
@@ -172,14 +200,19 @@ def _between(facts: Facts, order: Sequence[int]) -> bool:
     return any({(n, b, a), (n, a, c)} <= known or {(n, c, a), (n, a, b)} <= known for n in ("left", "above"))
 
 
-def _template(speaker: _Speaker, order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator) -> str:
+def _template(
+    speaker: _Speaker, order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator
+) -> str:
     """A template over the groups of `order`; "pair" says a relation where one is true."""
     if kind == "bare":
         return BARE[len(order)]
     if kind == "placed" and len(order) == 1:
         return _pick(ONE_PLACED, rng)
     if kind == "pair" and len(order) == 3 and _between(facts, order) and rng.random() < 0.6:
-        return _pick(("{A} between {B} and {C}", "{A} {is} between {B} and {C}", "there {is} {A} between {B} and {C}"), rng)
+        return _pick(
+            ("{A} between {B} and {C}", "{A} {is} between {B} and {C}", "there {is} {A} between {B} and {C}"),
+            rng,
+        )
     rel = _said(facts, order[0], order[1], rng) if kind == "pair" and len(order) > 1 else None
     if rel is None:
         template = _pick(ONE if len(order) == 1 else LISTS[len(order)], rng)
@@ -215,7 +248,11 @@ def _sentence(
 
 
 def compose(
-    groups: Sequence[Group], facts: Facts, backdrop: tuple[str, str], taxonomy: Taxonomy, rng: np.random.Generator
+    groups: Sequence[Group],
+    facts: Facts,
+    backdrop: tuple[str, str],
+    taxonomy: Taxonomy,
+    rng: np.random.Generator,
 ) -> list[Sentence]:
     """Two or three captions of a scene; the first names everything."""
     speaker = _Speaker(groups, taxonomy, rng)

@@ -114,7 +114,9 @@ def arrange(
     budget = 3 if len(looks) == 1 else 6
     groups, placed = [], []
     for number, ((leaf, color), region) in enumerate(zip(looks, _regions(len(looks), rng), strict=True)):
-        most = min(3, budget - (len(looks) - number - 1), 1 if min(_span(region)) < 0.3 and len(looks) > 3 else 3)
+        most = min(
+            3, budget - (len(looks) - number - 1), 1 if min(_span(region)) < 0.3 and len(looks) > 3 else 3
+        )
         count = min(int(rng.choice((1, 2, 3), p=(0.6, 0.24, 0.16))), most)
         budget -= count
         want = rng.uniform(0.21, 0.64) if len(looks) == 1 else rng.uniform(0.21, 0.6)
@@ -148,8 +150,12 @@ def _stacked(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list
     """The first thing stands on the second."""
     (top, top_color), (base, base_color) = looks
     flip_a, flip_b = rng.random(2) < 0.5
-    low = art.stamp(base, base_color, rng.uniform(0.42, 0.64) * side, 0, bool(flip_b), (0.7 * side, 0.5 * side))
-    high = art.stamp(top, top_color, rng.uniform(0.24, 0.42) * side, 0, bool(flip_a), (0.5 * side, 0.44 * side))
+    low = art.stamp(
+        base, base_color, rng.uniform(0.42, 0.64) * side, 0, bool(flip_b), (0.7 * side, 0.5 * side)
+    )
+    high = art.stamp(
+        top, top_color, rng.uniform(0.24, 0.42) * side, 0, bool(flip_a), (0.5 * side, 0.44 * side)
+    )
     bh, bw = low.shape[:2]
     ah, aw = high.shape[:2]
     bx = round(rng.uniform(0.02, 0.98 - bw / side) * side)
@@ -166,7 +172,9 @@ def _stacked(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list
 def _overlapping(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list[Group], list[Placed]]:
     """The first thing stands in front of the second and hides a part of it."""
     stamps = [
-        art.stamp(leaf, color, rng.uniform(lo, hi) * side, _angle(leaf, rng), rng.random() < 0.5, (side, side))
+        art.stamp(
+            leaf, color, rng.uniform(lo, hi) * side, _angle(leaf, rng), rng.random() < 0.5, (side, side)
+        )
         for (leaf, color), lo, hi in zip(looks, (0.3, 0.42), (0.46, 0.6), strict=True)
     ]
     (ah, aw), (bh, bw) = stamps[0].shape[:2], stamps[1].shape[:2]
@@ -180,7 +188,7 @@ def _overlapping(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[
 
 
 def visible_boxes(placed: Sequence[Placed], side: int) -> tuple[tuple[int, int, int, int], ...] | None:
-    """Visible extent (x0, y0, x1, y1) in pixels of each drawing; None when one is hidden, cut or too small."""
+    """Visible extent (x0, y0, x1, y1) in pixels of each drawing; None if one is hidden, cut or too small."""
     owner = np.full((side, side), -1, np.int16)
     ink = []
     for number, item in enumerate(placed):
@@ -222,8 +230,14 @@ def facts_between(
             down = min(ay1, by1) - max(ay0, by0)
             if ax1 <= bx0 + slack:
                 facts.append(("left", a, b))
-            stands = len(groups) == 2 and across > 0.5 * min(ax1 - ax0, bx1 - bx0) and -3 <= down <= 0.45 * (by1 - by0)
-            touching = stands and ay0 < by0 and ay1 < by1 - 0.3 * (by1 - by0) and "base" in groups[b].leaf.options
+            stands = (
+                len(groups) == 2
+                and across > 0.5 * min(ax1 - ax0, bx1 - bx0)
+                and -3 <= down <= 0.45 * (by1 - by0)
+            )
+            touching = (
+                stands and ay0 < by0 and ay1 < by1 - 0.3 * (by1 - by0) and "base" in groups[b].leaf.options
+            )
             if touching and down >= 1:
                 facts.append(("on", a, b))
             elif ay1 <= by0 + slack:

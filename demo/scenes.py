@@ -1,7 +1,7 @@
 """Scenes of the embedded world: one to four groups of drawings on a background, captioned, with exact boxes.
 
-A scene is a pure function of (size, split, seed). What the held-out split shows and the training split never does is
-decided by hashes in `holdout.py`.
+A scene is a pure function of (size, split, seed). What the held-out split shows and the training split
+never does is decided by hashes in `holdout.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPLITS = ("train", "heldout")
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn thing: `box` is the visible extent (x0, y0, x1, y1), normalised; `group` numbers its kind in the scene."""
+    """One drawn thing: `box` is its visible extent (x0, y0, x1, y1), normalised; `group` numbers its look."""
 
     leaf: str
     color: str | None
@@ -44,7 +44,10 @@ class Mention:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (uint8 [S, S, 3]) with captions, the mentions of its objects, and noun phrases of the background."""
+    """An image (uint8 [S, S, 3]) with captions, mentions of its objects, and mentions of the background.
+
+    `surroundings` are noun phrases without a box ("the grass"); `heldout` names what training never shows.
+    """
 
     image: np.ndarray
     captions: tuple[str, ...]
@@ -63,7 +66,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Draft:
-    """A scene before painting: its groups, placed drawings (in painting order), backdrop and true relations."""
+    """A scene before painting: groups, placed drawings (in painting order), backdrop, true relations."""
 
     groups: tuple[Group, ...]
     placed: tuple[Placed, ...]
@@ -96,8 +99,8 @@ class World:
     def draft(self, seed: int, split: str, rng: np.random.Generator) -> Draft:
         """Draw plans until one fits on the page and respects the split.
 
-        Seeds take the leaves in turn, so that any run of seeds shows all of them equally often, and three times in
-        eight turns alone.
+        Seeds take the leaves in turn, so that any run of seeds shows all of them equally often, and three
+        times in eight turns alone.
         """
         turn, rank = divmod(seed, len(self.leaves))
         focus = self.leaves[self._order[rank]]
@@ -139,7 +142,7 @@ class World:
         return Draft(tuple(groups), tuple(placed), (kind, tint), tuple(facts), boxes)
 
     def paint(self, draft: Draft, rng: np.random.Generator, skip: int | None = None) -> np.ndarray:
-        """Pixels of a draft, uint8 [size, size, 3]; `skip` leaves one drawing out (tests compare extents with it)."""
+        """Pixels of a draft, uint8 [size, size, 3]; `skip` leaves one drawing out (for comparing extents)."""
         image = backdrops.paint(*draft.backdrop, self.size, rng).astype(np.float32)
         for index, item in enumerate(draft.placed):
             if index == skip:
@@ -159,7 +162,9 @@ class World:
             group = draft.groups[item.group]
             objects.append(SceneObject(group.leaf.id, group.color, box, group.size, item.group))  # type: ignore[arg-type]
         texts, phrases, around = [], [], []
-        for number, sentence in enumerate(captions.compose(draft.groups, draft.facts, draft.backdrop, self.taxonomy, rng)):
+        for number, sentence in enumerate(
+            captions.compose(draft.groups, draft.facts, draft.backdrop, self.taxonomy, rng)
+        ):
             texts.append(sentence.text)
             for start, end, which in sentence.spans:
                 cut = sentence.text[start:end]
@@ -172,11 +177,18 @@ class World:
                     )
         broken = holdout.broken(draft.groups, draft.backdrop[0], draft.facts)
         return Scene(
-            image, tuple(texts), tuple(phrases), tuple(objects), tuple(around), split, draft.backdrop, tuple(broken)
+            image,
+            tuple(texts),
+            tuple(phrases),
+            tuple(objects),
+            tuple(around),
+            split,
+            draft.backdrop,
+            tuple(broken),
         )
 
     def absent_phrases(self, scene: Scene, rng: np.random.Generator, n: int) -> list[str]:
-        """Noun phrases for things the scene does not show: another thing, a sibling, or a present thing in another colour."""
+        """n noun phrases for what the scene does not show: another thing, a sibling, or another colour."""
         present = {(o.leaf, o.color) for o in scene.objects}
         kinds = {leaf for leaf, _ in present}
         out: list[str] = []
@@ -217,4 +229,6 @@ def _color(leaf: Leaf, split: str, rng: np.random.Generator) -> str | None:
 
 def _allowed(leaf: Leaf, split: str) -> tuple[str, ...]:
     """Colours that pictures and texts of the split may give to a leaf."""
-    return leaf.colors if split == "heldout" else tuple(c for c in leaf.colors if c not in holdout.colors(leaf))
+    return (
+        leaf.colors if split == "heldout" else tuple(c for c in leaf.colors if c not in holdout.colors(leaf))
+    )

@@ -33,7 +33,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """A tree below `thing`: `parents` maps every id but the root to its parent; `leaves` are the drawables."""
+    """A tree below `thing`: `parents` maps every id but the root's to its parent; `leaves` can be drawn."""
 
     parents: dict[str, str]
     leaves: dict[str, Leaf]
@@ -87,7 +87,9 @@ def _leaf(line: str, parent: str) -> Leaf:
             flags.append(option)
     chosen = COLORS if colors == "all" else () if colors == "-" else tuple(colors.split())
     if unknown := set(chosen) - set(COLORS):
-        raise ValueError(f"taxonomy.txt: unknown colour {sorted(unknown)} for {name!r}; use {', '.join(COLORS)}")
+        raise ValueError(
+            f"taxonomy.txt: unknown colour {sorted(unknown)} for {name!r}; use {', '.join(COLORS)}"
+        )
     return Leaf(name.replace(" ", "_"), parent, tuple(names), code, chosen, body, frozenset(flags))
 
 
