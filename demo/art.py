@@ -26,7 +26,7 @@ RAMPS = {
     "blue": ("#92d3f5", "#61b2e4", "#1e50a0"),
     "purple": ("#b399c8", "#8967aa", "#8967aa"),
     "pink": ("#ffa7c0", "#ffa7c0", "#e67a94"),
-    "brown": ("#debb90", "#a57939", "#6a462f"),
+    "brown": ("#a57939", "#6a462f", "#352318"),
     "white": ("#ffffff", "#ffffff", "#d0cfce"),
     "black": ("#9b9b9a", "#3f3f3f", "#000000"),
 }
