@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from pydantic import Field
 from pipeline.choose import Choice, ChoiceConfig, choose
 from pipeline.config import Config, digest
 from pipeline.crop import crop_box, shrink_to_short_side
+from pipeline.engine import Engine, InProcess
+from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
+from pipeline.progress import Listener, Progress
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
@@ -54,17 +58,28 @@ class PackConfig(ChoiceConfig):
     keep_partless: bool = False
 
 
-def pack(mine: Config, config: PackConfig, home: str, report: Report = lambda done: None) -> Version:
-    """Pack every mined unit, one after the other, and publish the version; done work is not repeated.
+def pack(
+    mine: Config, config: PackConfig, home: str, engine: Engine | None = None, listener: Listener | None = None
+) -> Version:
+    """Pack every mined unit that is not packed, and publish the version.
 
     Args:
         mine: the MineConfig the source was mined with.
         config: how to pack.
         home: the home directory, a local path or fsspec URL.
-        report: called with the number of images just packed.
+        engine: where the units are packed, see pipeline.engine; in this process when None.
+        listener: gets the progress, see pipeline.progress.
     """
-    for unit in plan(mine, config, home):
-        pack_shard(mine, config, home, unit, report)
+    engine = engine or InProcess()
+    pending = plan(mine, config, home)
+    mined = _mined(Store(home), mine).records()
+    total = sum(mined[unit.name]["images"] for unit in pending)
+    with Progress(total, "pack", "images", listener) as progress:
+
+        def submit(unit: Unit) -> Future[Any]:
+            return engine.submit(pack_shard, mine, config, home, unit, report=progress.advance)
+
+        run_units(submit, pending, lambda record: None)
     return publish(mine, config, home)
 
 

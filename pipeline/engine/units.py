@@ -1,0 +1,33 @@
+"""Work through units on an engine: what every sharded stage does, whatever it does with a unit."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from pipeline.engine.local import WorkerDiedError
+
+
+def run_units(
+    submit: Callable[[Any], Future[Any]], units: Sequence[Any], on_record: Callable[[Any], None]
+) -> None:
+    """Submit every unit, hand each record to `on_record`, and raise the first error when all have ended.
+
+    A unit whose worker was killed is tried once more; a unit that fails otherwise does not stop the others.
+    """
+    errors: list[Exception] = []
+    pending = list(units)
+    for last_try in (False, True):
+        futures = [(unit, submit(unit)) for unit in pending]
+        pending = []
+        for unit, future in futures:
+            try:
+                on_record(future.result())
+            except WorkerDiedError as error:
+                if last_try:
+                    errors.append(error)
+                else:
+                    pending.append(unit)
+            except Exception as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
