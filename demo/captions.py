@@ -1,7 +1,4 @@
-"""Captions of a scene, with the character span of every noun phrase.
-
-Phrases are built so that spaCy's noun chunks equal them: determiner or number, adjectives, noun, nothing else.
-"""
+"""Captions of a scene, with the character span of every noun phrase."""
 
 from __future__ import annotations
 
@@ -13,11 +10,10 @@ import numpy as np
 
 from demo import backdrops
 from demo.layout import Group
-from demo.taxonomy import Leaf, Taxonomy, category_plural
+from demo.phrases import Speaker, article, pick
+from demo.taxonomy import Leaf, Taxonomy
 
 Facts = Sequence[tuple[str, int, int]]
-SMALL_WORDS, LARGE_WORDS = ("small", "little", "tiny"), ("large", "big", "huge")
-NUMBERS = ("", "one", "two", "three")
 # How a true fact (a, b) is said from a's side, and from b's side.
 FORWARD = {
     "left": ("to the left of", "on the left of"),
@@ -33,8 +29,6 @@ BACKWARD = {
     "front": ("behind",),
     "near": ("next to", "beside", "near"),
 }
-# Categories whose name a person would use for one of its members, at times.
-SAYABLE = frozenset({"bird", "insect", "flower", "tree", "ball", "bag", "musical_instrument"})
 
 
 @dataclass(frozen=True)
@@ -43,69 +37,6 @@ class Sentence:
 
     text: str
     spans: tuple[tuple[int, int, int | None], ...]
-
-
-def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[int(rng.integers(len(options)))]
-
-
-def _article(rest: str) -> str:
-    return "an" if rest[0] in "aeio" or re.match(r"u(?!n[ia])", rest) else "a"
-
-
-def noun_phrase(
-    names: tuple[str, str],
-    count: int,
-    color: str | None,
-    size: str | None,
-    rng: np.random.Generator,
-    bare: bool = False,
-) -> str:
-    """ "two small red cars": a determiner or number (none when `bare`), size, colour, name."""
-    adjectives = []
-    if size:
-        adjectives.append(_pick(SMALL_WORDS if size == "small" else LARGE_WORDS, rng))
-    if color:
-        adjectives.append(color)
-    rest = " ".join([*adjectives, names[count > 1]])
-    if count > 1:
-        return rest if bare and rng.random() < 0.5 else f"{NUMBERS[count]} {rest}"
-    roll = rng.random()
-    if bare:
-        return rest
-    return f"the {rest}" if roll < 0.06 else f"one {rest}" if roll < 0.1 else f"{_article(rest)} {rest}"
-
-
-def loose_phrase(leaf: Leaf, color: str | None, rng: np.random.Generator) -> str:
-    """A phrase for a thing with random number, size word and article, as captions would have it."""
-    names = leaf.names[0] if rng.random() < 0.8 else leaf.names[int(rng.integers(len(leaf.names)))]
-    count = int(rng.choice((1, 2, 3), p=(0.65, 0.2, 0.15)))
-    size = None if rng.random() < 0.7 else str(rng.choice(("small", "large")))
-    return noun_phrase(names, count, color, size, rng, bare=rng.random() < 0.1)
-
-
-class _Speaker:
-    """Says the groups of one scene, keeping what is needed to tell them apart."""
-
-    def __init__(self, groups: Sequence[Group], taxonomy: Taxonomy, rng: np.random.Generator):
-        self.groups, self.taxonomy, self.rng = groups, taxonomy, rng
-        self.leaves = [g.leaf.id for g in groups]
-
-    def say(self, number: int, bare: bool = False) -> str:
-        """A noun phrase for a group."""
-        group, rng = self.groups[number], self.rng
-        twin = self.leaves.count(group.leaf.id) > 1
-        color = group.color if twin or rng.random() < 0.8 else None
-        size = group.size if rng.random() < 0.55 else None
-        names = group.leaf.names[0]
-        if len(group.leaf.names) > 1 and rng.random() < 0.25:
-            names = group.leaf.names[1 + int(rng.integers(len(group.leaf.names) - 1))]
-        parent = group.leaf.parent
-        alone = sum(g.leaf.parent == parent for g in self.groups) == 1
-        if parent in SAYABLE and alone and rng.random() < 0.1:
-            word = parent.replace("_", " ")
-            names = (word, category_plural(word))
-        return noun_phrase(names, group.count, color, size, rng, bare)
 
 
 def _fill(template: str, parts: dict[str, tuple[str, int | None]], rng: np.random.Generator) -> Sentence:
@@ -126,9 +57,9 @@ def _fill(template: str, parts: dict[str, tuple[str, int | None]], rng: np.rando
 def _place(backdrop: tuple[str, str], rng: np.random.Generator) -> tuple[str, str]:
     """A mention of the background, split into its preposition and its noun phrase."""
     kind, tint = backdrop
-    words, _, phrase = _pick(backdrops.WORDS[kind], rng).format(tint).partition(" ")
+    words, _, phrase = pick(backdrops.WORDS[kind], rng).format(tint).partition(" ")
     if phrase.startswith("a "):
-        phrase = f"{_article(phrase[2:])} {phrase[2:]}"
+        phrase = f"{article(phrase[2:])} {phrase[2:]}"
     return words, phrase
 
 
@@ -180,7 +111,7 @@ def _pose(leaf: Leaf, kind: str, taxonomy: Taxonomy, rng: np.random.Generator) -
     if kind == "sea":
         return "floating"
     if kind in GROUND and "animal" in above and leaf.parent not in ("sea_animal", "insect"):
-        return _pick(("standing", "resting"), rng)
+        return pick(("standing", "resting"), rng)
     if kind in GROUND and leaf.parent == "road_vehicle":
         return "parked"
     return "shown" if kind not in GROUND else "placed"
@@ -190,7 +121,7 @@ def _said(facts: Facts, a: int, b: int, rng: np.random.Generator) -> str | None:
     """Words for a true relation of a to b, None when there is none."""
     words = [FORWARD[n] for n, x, y in facts if (x, y) == (a, b)]
     words += [BACKWARD[n] for n, x, y in facts if (y, x) == (a, b)]
-    return _pick(words[int(rng.integers(len(words)))], rng) if words else None
+    return pick(words[int(rng.integers(len(words)))], rng) if words else None
 
 
 def _between(facts: Facts, order: Sequence[int]) -> bool:
@@ -201,25 +132,25 @@ def _between(facts: Facts, order: Sequence[int]) -> bool:
 
 
 def _template(
-    speaker: _Speaker, order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator
+    speaker: Speaker, order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator
 ) -> str:
     """A template over the groups of `order`; "pair" says a relation where one is true."""
     if kind == "bare":
         return BARE[len(order)]
     if kind == "placed" and len(order) == 1:
-        return _pick(ONE_PLACED, rng)
+        return pick(ONE_PLACED, rng)
     if kind == "pair" and len(order) == 3 and _between(facts, order) and rng.random() < 0.6:
-        return _pick(
+        return pick(
             ("{A} between {B} and {C}", "{A} {is} between {B} and {C}", "there {is} {A} between {B} and {C}"),
             rng,
         )
     rel = _said(facts, order[0], order[1], rng) if kind == "pair" and len(order) > 1 else None
     if rel is None:
-        template = _pick(ONE if len(order) == 1 else LISTS[len(order)], rng)
+        template = pick(ONE if len(order) == 1 else LISTS[len(order)], rng)
         return template + " {at}" if kind == "placed" else template
-    template = _pick(PAIR, rng).replace("{rel}", rel)
+    template = pick(PAIR, rng).replace("{rel}", rel)
     if len(order) == 3:
-        return template + _pick((", and {C}", " and {C}"), rng)
+        return template + pick((", and {C}", " and {C}"), rng)
     if len(order) == 4:
         more = _said(facts, order[2], order[3], rng)
         return template + (f", and {{C}} {more} {{D}}" if more and rng.random() < 0.6 else ", {C} and {D}")
@@ -227,7 +158,7 @@ def _template(
 
 
 def _sentence(
-    speaker: _Speaker, order: Sequence[int], facts: Facts, backdrop: tuple[str, str], rng: np.random.Generator
+    speaker: Speaker, order: Sequence[int], facts: Facts, backdrop: tuple[str, str], rng: np.random.Generator
 ) -> Sentence:
     """One caption over the groups of `order`."""
     share = (0.5, 0.5, 0) if len(order) == 1 else (0.5, 0.4, 0.1)
@@ -255,7 +186,7 @@ def compose(
     rng: np.random.Generator,
 ) -> list[Sentence]:
     """Two or three captions of a scene; the first names everything."""
-    speaker = _Speaker(groups, taxonomy, rng)
+    speaker = Speaker(groups, taxonomy, rng)
     n = len(groups)
     out: list[Sentence] = []
     wanted = 2 + int(rng.random() < 0.5)

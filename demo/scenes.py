@@ -13,6 +13,7 @@ import numpy as np
 from demo import backdrops, captions, holdout
 from demo.art import Art
 from demo.layout import Group, Placed, arrange, facts_between, visible_boxes
+from demo.phrases import loose_phrase
 from demo.taxonomy import Leaf, Taxonomy, load
 
 Box = tuple[float, float, float, float]
@@ -211,7 +212,7 @@ class World:
                     continue
                 allowed = _allowed(leaf, scene.split)
                 color = str(rng.choice(allowed)) if allowed and rng.random() < 0.75 else None
-            phrase = captions.loose_phrase(leaf, color, rng)
+            phrase = loose_phrase(leaf, color, rng)
             if phrase not in out:
                 out.append(phrase)
         return out

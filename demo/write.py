@@ -30,13 +30,8 @@ QUALITY = 92
 _SEEDS = 10_000_000  # seeds set aside for each world seed; more scenes than anyone writes
 _SOURCES = (
     "taxonomy.txt",
-    "taxonomy.py",
-    "art.py",
-    "backdrops.py",
-    "layout.py",
-    "holdout.py",
-    "captions.py",
-    "scenes.py",
+    *(f"{name}.py" for name in ("taxonomy", "art", "backdrops", "layout", "holdout", "phrases", "captions")),
+    *(f"{name}.py" for name in ("scenes", "write")),
 )
 _world = cache(World)
 
@@ -45,7 +40,7 @@ def generator_digest() -> str:
     """16 hex digits that change whenever the code or the taxonomy that draws scenes does."""
     folder = files("demo")
     together = hashlib.sha256()
-    for name in (*_SOURCES, "write.py"):
+    for name in _SOURCES:
         together.update((folder / name).read_bytes())
     return together.hexdigest()[:16]
 

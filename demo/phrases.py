@@ -1,0 +1,84 @@
+"""Noun phrases for the things of a scene.
+
+They are built so that spaCy's noun chunks equal them: determiner or number, adjectives, noun, nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from demo.layout import Group
+from demo.taxonomy import Leaf, Taxonomy, category_plural
+
+SMALL_WORDS, LARGE_WORDS = ("small", "little", "tiny"), ("large", "big", "huge")
+NUMBERS = ("", "one", "two", "three")
+# Categories whose name a person would use for one of its members, at times.
+SAYABLE = frozenset({"bird", "insect", "flower", "tree", "ball", "bag", "musical_instrument"})
+
+
+def pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the options."""
+    return options[int(rng.integers(len(options)))]
+
+
+def article(rest: str) -> str:
+    """The indefinite article before `rest`."""
+    return "an" if rest[0] in "aeio" or re.match(r"u(?!n[ia])", rest) else "a"
+
+
+def noun_phrase(
+    names: tuple[str, str],
+    count: int,
+    color: str | None,
+    size: str | None,
+    rng: np.random.Generator,
+    bare: bool = False,
+) -> str:
+    """ "two small red cars": a determiner or number (none when `bare`), size, colour, name."""
+    adjectives = []
+    if size:
+        adjectives.append(pick(SMALL_WORDS if size == "small" else LARGE_WORDS, rng))
+    if color:
+        adjectives.append(color)
+    rest = " ".join([*adjectives, names[count > 1]])
+    if count > 1:
+        return rest if bare and rng.random() < 0.5 else f"{NUMBERS[count]} {rest}"
+    roll = rng.random()
+    if bare:
+        return rest
+    return f"the {rest}" if roll < 0.06 else f"one {rest}" if roll < 0.1 else f"{article(rest)} {rest}"
+
+
+def loose_phrase(leaf: Leaf, color: str | None, rng: np.random.Generator) -> str:
+    """A phrase for a thing with random number, size word and article, as captions would have it."""
+    names = leaf.names[0] if rng.random() < 0.8 else leaf.names[int(rng.integers(len(leaf.names)))]
+    count = int(rng.choice((1, 2, 3), p=(0.65, 0.2, 0.15)))
+    size = None if rng.random() < 0.7 else str(rng.choice(("small", "large")))
+    return noun_phrase(names, count, color, size, rng, bare=rng.random() < 0.1)
+
+
+class Speaker:
+    """Says the groups of one scene, keeping what is needed to tell them apart."""
+
+    def __init__(self, groups: Sequence[Group], taxonomy: Taxonomy, rng: np.random.Generator):
+        self.groups, self.taxonomy, self.rng = groups, taxonomy, rng
+        self.leaves = [g.leaf.id for g in groups]
+
+    def say(self, number: int, bare: bool = False) -> str:
+        """A noun phrase for a group."""
+        group, rng = self.groups[number], self.rng
+        twin = self.leaves.count(group.leaf.id) > 1
+        color = group.color if twin or rng.random() < 0.8 else None
+        size = group.size if rng.random() < 0.55 else None
+        names = group.leaf.names[0]
+        if len(group.leaf.names) > 1 and rng.random() < 0.25:
+            names = group.leaf.names[1 + int(rng.integers(len(group.leaf.names) - 1))]
+        parent = group.leaf.parent
+        alone = sum(g.leaf.parent == parent for g in self.groups) == 1
+        if parent in SAYABLE and alone and rng.random() < 0.1:
+            word = parent.replace("_", " ")
+            names = (word, category_plural(word))
+        return noun_phrase(names, group.count, color, size, rng, bare)
