@@ -3,15 +3,13 @@
 Equal samples give equal bytes: times, owners and order are fixed, so a shard's hash names its content.
 """
 
-import io
 import json
 import math
-import tarfile
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from storage.sample import Part, TrainingSample, check_key
-from storage.tar import TornTarError, read_members
+from storage.tar import TornTarError, read_members, write_end, write_member
 
 _MOST_PARTS = 1000  # parent000 ... parent999
 
@@ -24,17 +22,15 @@ def write_shard(file: BinaryIO, samples: Iterable[TrainingSample]) -> int:
         samples: with distinct keys, at least one caption and at most 1,000 parts each; ValueError otherwise.
     """
     seen: set[str] = set()
-    with tarfile.open(fileobj=file, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            if check_key(sample.key) in seen:
-                raise ValueError(
-                    f"sample {sample.key} appears twice in one shard: webdataset would merge the two"
-                )
-            seen.add(sample.key)
-            for suffix, data in _members(sample):
-                info = tarfile.TarInfo(f"{sample.key}.{suffix}")  # mtime 0, uid 0, mode 0644
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    for sample in samples:
+        if check_key(sample.key) in seen:
+            raise ValueError(
+                f"sample {sample.key} appears twice in one shard: webdataset would merge the two"
+            )
+        seen.add(sample.key)
+        for suffix, data in _members(sample):
+            write_member(file, f"{sample.key}.{suffix}", data)
+    write_end(file)
     return len(seen)
 
 
@@ -97,7 +93,7 @@ def _members(sample: TrainingSample) -> Iterator[tuple[str, bytes]]:
         ],
         "source": sample.meta,
     }
-    yield "meta.json", json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    yield "meta.json", json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _sample(key: str, members: dict[str, bytes], shard: str) -> TrainingSample:

@@ -1,0 +1,48 @@
+"""What nothing refers to any more: objects of killed workers and of deleted versions."""
+
+import json
+import re
+from typing import Any
+
+from storage.store import Store
+
+LEASE_S = 24 * 3600.0
+"""Default age, in seconds, before an unreferenced file is taken: far longer than any unit of work."""
+
+_OBJECT = re.compile(r"(.+/)?objects/[0-9a-f]{64}\.\w+")
+_FOLDERS = ("shards", "detections", "packs", "versions")
+
+
+def referenced(store: Store) -> set[str]:
+    """Return the paths of all objects that a record or a version names, anywhere in its JSON."""
+    found: set[str] = set()
+    for folder in _FOLDERS:
+        for path in store.list(folder):
+            if path.endswith(".json"):
+                found.add(path)
+                _strings(json.loads(store.read_bytes(path)), found)
+            elif not _OBJECT.fullmatch(path):
+                found.add(path)  # the pointer `latest`
+    return found
+
+
+def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
+    """Delete unreferenced objects and temporaries older than the lease; return their paths.
+
+    Safe beside running workers as long as none takes longer than the lease from committing an object to
+    creating the record that names it.
+    """
+    keep = referenced(store)
+    return [path for folder in _FOLDERS for path in store.collect(folder, keep, older_than_s)]
+
+
+def _strings(value: Any, found: set[str]) -> None:
+    if isinstance(value, str):
+        if _OBJECT.fullmatch(value):
+            found.add(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _strings(item, found)
+    elif isinstance(value, list):
+        for item in value:
+            _strings(item, found)
