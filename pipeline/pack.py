@@ -10,8 +10,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +19,6 @@ from pipeline.choose import Choice, ChoiceConfig, choose
 from pipeline.config import Config, digest
 from pipeline.crop import crop_box, shrink_to_short_side
 from pipeline.engine import Engine, InProcess
-from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.progress import Listener, Progress
 from pipeline.source import Unit, open_source
@@ -30,6 +28,9 @@ from storage.sample import Failure, Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import ShardRef, Version, Versions, shard_ref
+
+if TYPE_CHECKING:
+    from pipeline.engine import Engine
 
 SHARDS = "shards/objects"
 SPLITS = ("train", "val")
@@ -51,35 +52,56 @@ class PackConfig(ChoiceConfig):
             training draws a part for every image.
     """
 
-    image_size: int = Field(224, ge=16, le=4096)
-    holdout: float = Field(0.0, ge=0, lt=1)
-    shard_size: int = Field(1000, ge=1, le=100_000)
-    quality: int = Field(90, ge=1, le=100)
+    image_size: int = Field(default=224, ge=16, le=4096)
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    shard_size: int = Field(default=1000, ge=1, le=100_000)
+    quality: int = Field(default=90, ge=1, le=100)
     keep_partless: bool = False
 
 
 def pack(
-    mine: Config, config: PackConfig, home: str, engine: Engine | None = None, listener: Listener | None = None
+    mine: Config,
+    config: PackConfig,
+    home: str,
+    engine: "Engine | None" = None,
+    listener: Listener | None = None,
 ) -> Version:
-    """Pack every mined unit that is not packed, and publish the version.
+    """Pack every mined unit that is not packed, then publish the version.
+
+    A unit whose worker was killed is tried once more; the others go on, and the first error is raised when
+    all have ended.
 
     Args:
         mine: the MineConfig the source was mined with.
         config: how to pack.
         home: the home directory, a local path or fsspec URL.
-        engine: where the units are packed, see pipeline.engine; in this process when None.
-        listener: gets the progress, see pipeline.progress.
+        engine: where units are packed; by default one after the other in this process.
+        listener: see pipeline.progress.Progress.
     """
+    from pipeline.engine import WorkerDiedError
+
     engine = engine or InProcess()
     pending = plan(mine, config, home)
     mined = _mined(Store(home), mine).records()
-    total = sum(mined[unit.name]["images"] for unit in pending)
+    total = sum(mined[unit.name].get("images", 0) for unit in pending)
+    errors: list[Exception] = []
     with Progress(total, "pack", "images", listener) as progress:
-
-        def submit(unit: Unit) -> Future[Any]:
-            return engine.submit(pack_shard, mine, config, home, unit, report=progress.advance)
-
-        run_units(submit, pending, lambda record: None)
+        for last_try in (False, True):
+            futures = [
+                (unit, engine.submit(pack_shard, mine, config, home, unit, report=progress.advance))
+                for unit in pending
+            ]
+            pending = []
+            for unit, future in futures:
+                try:
+                    future.result()
+                except Exception as error:
+                    if isinstance(error, WorkerDiedError) and not last_try:
+                        pending.append(unit)
+                    else:
+                        errors.append(error)
+    if errors:
+        raise errors[0]
     return publish(mine, config, home)
 
 
