@@ -10,7 +10,8 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +20,7 @@ from pipeline.choose import Choice, ChoiceConfig, choose
 from pipeline.config import Config, digest
 from pipeline.crop import crop_box, shrink_to_short_side
 from pipeline.engine import Engine, InProcess
+from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.progress import Listener, Progress
 from pipeline.source import Unit, open_source
@@ -28,9 +30,6 @@ from storage.sample import Failure, Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import ShardRef, Version, Versions, shard_ref
-
-if TYPE_CHECKING:
-    from pipeline.engine import Engine
 
 SHARDS = "shards/objects"
 SPLITS = ("train", "val")
@@ -52,10 +51,10 @@ class PackConfig(ChoiceConfig):
             training draws a part for every image.
     """
 
-    image_size: int = Field(default=224, ge=16, le=4096)
-    holdout: float = Field(default=0.0, ge=0, lt=1)
-    shard_size: int = Field(default=1000, ge=1, le=100_000)
-    quality: int = Field(default=90, ge=1, le=100)
+    image_size: int = Field(224, ge=16, le=4096)
+    holdout: float = Field(0.0, ge=0, lt=1)
+    shard_size: int = Field(1000, ge=1, le=100_000)
+    quality: int = Field(90, ge=1, le=100)
     keep_partless: bool = False
 
 
@@ -63,45 +62,28 @@ def pack(
     mine: Config,
     config: PackConfig,
     home: str,
-    engine: "Engine | None" = None,
+    engine: Engine | None = None,
     listener: Listener | None = None,
 ) -> Version:
-    """Pack every mined unit that is not packed, then publish the version.
-
-    A unit whose worker was killed is tried once more; the others go on, and the first error is raised when
-    all have ended.
+    """Pack every mined unit that is not packed, and publish the version.
 
     Args:
         mine: the MineConfig the source was mined with.
         config: how to pack.
         home: the home directory, a local path or fsspec URL.
-        engine: where units are packed; by default one after the other in this process.
-        listener: see pipeline.progress.Progress.
+        engine: where the units are packed, see pipeline.engine; in this process when None.
+        listener: gets the progress, see pipeline.progress.
     """
-    from pipeline.engine import WorkerDiedError
-
     engine = engine or InProcess()
     pending = plan(mine, config, home)
     mined = _mined(Store(home), mine).records()
     total = sum(mined[unit.name].get("images", 0) for unit in pending)
-    errors: list[Exception] = []
     with Progress(total, "pack", "images", listener) as progress:
-        for last_try in (False, True):
-            futures = [
-                (unit, engine.submit(pack_shard, mine, config, home, unit, report=progress.advance))
-                for unit in pending
-            ]
-            pending = []
-            for unit, future in futures:
-                try:
-                    future.result()
-                except Exception as error:
-                    if isinstance(error, WorkerDiedError) and not last_try:
-                        pending.append(unit)
-                    else:
-                        errors.append(error)
-    if errors:
-        raise errors[0]
+
+        def submit(unit: Unit) -> Future[Any]:
+            return engine.submit(pack_shard, mine, config, home, unit, report=progress.advance)
+
+        run_units(submit, pending, lambda record: None)
     return publish(mine, config, home)
 
 
