@@ -1,1 +1,83 @@
-"""The `hyco` command: the verbs of `pipeline` and those that need Prefect, which is imported only when one of them runs."""
+"""The `hyco` command: the verbs of `pipeline`, and those that need Prefect, imported only when one of them runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.settings import use_home
+from pipeline.__main__ import (
+    CORES,
+    AssessSource,
+    Assignments,
+    Grounder,
+    Home,
+    RecipeName,
+    Source,
+    TaxonomyFile,
+    Workers,
+    app,
+    run_app,
+    show_metrics,
+)
+
+
+@app.command()
+def journey(
+    source: Source,
+    grounder: Grounder,
+    recipe: RecipeName,
+    home: Home = "var",
+    assess_source: AssessSource = None,
+    taxonomy: TaxonomyFile = None,
+    workers: Workers = CORES,
+    assignments: Assignments = None,
+) -> None:
+    """Mine, pack, train and assess in a row, as Prefect flows. Needs no server set up beforehand.
+
+    --set takes fields of JourneyConfig: recipe.steps=2000, pack.threshold=0.4, mine.per_phrase=32 ...
+    """
+    from pipeline.config import override
+    from pipeline.journey import compose
+
+    config = compose(source, grounder, recipe, assess_source=assess_source, taxonomy=taxonomy)
+    config = override(config, assignments or [])
+    use_home(home)
+    os.environ["HYCO_WORKERS"] = str(workers)
+    from flows.journey import journey as flow
+
+    result = flow(config, home)
+    show_metrics(result["metrics"], Path(result["run_dir"]))
+    typer.echo(f"Prefect UI with these runs: hyco ui --home {home}")
+
+
+@app.command()
+def ui(
+    home: Home = "var",
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 4200,
+) -> None:
+    """Serve the Prefect UI with the runs made under a home, on this machine only; Ctrl-C ends it."""
+    use_home(home)
+    typer.echo(f"Prefect UI: http://127.0.0.1:{port}/runs (Ctrl-C ends it)")
+    command = [
+        str(Path(sys.executable).parent / "prefect"),
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    raise typer.Exit(subprocess.call(command))
+
+
+def main() -> None:
+    """Entry point of the installed `hyco`."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Prefect's environment for a run that finds no server: a database under the home directory, no telemetry, JSON results.
+"""Prefect's environment for a run that finds no server: a database under the home, no telemetry, JSON results.
 
 Imports no Prefect, because Prefect reads these variables once, when it is imported.
 """

@@ -26,11 +26,11 @@ class ChoiceConfig(Config):
             it, and then leaves out expressions that lie within another one, as GRIT does.
     """
 
-    threshold: float = Field(0.35, ge=0, le=1)
-    nms_iou: float | None = Field(0.6, gt=0, le=1)
-    nms_all_iou: float | None = Field(0.8, gt=0, le=1)
-    min_area_px: int | None = Field(32**2, ge=0)
-    max_parts: int = Field(12, ge=1, le=999)
+    threshold: float = Field(default=0.35, ge=0, le=1)
+    nms_iou: float | None = Field(default=0.6, gt=0, le=1)
+    nms_all_iou: float | None = Field(default=0.8, gt=0, le=1)
+    min_area_px: int | None = Field(default=32**2, ge=0)
+    max_parts: int = Field(default=12, ge=1, le=999)
     phrases: Literal["chunk", "expression"] = "chunk"
 
 

@@ -51,10 +51,10 @@ class PackConfig(ChoiceConfig):
             training draws a part for every image.
     """
 
-    image_size: int = Field(224, ge=16, le=4096)
-    holdout: float = Field(0.0, ge=0, lt=1)
-    shard_size: int = Field(1000, ge=1, le=100_000)
-    quality: int = Field(90, ge=1, le=100)
+    image_size: int = Field(default=224, ge=16, le=4096)
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    shard_size: int = Field(default=1000, ge=1, le=100_000)
+    quality: int = Field(default=90, ge=1, le=100)
     keep_partless: bool = False
 
 

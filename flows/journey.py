@@ -1,0 +1,42 @@
+"""The journey: mine, pack, train and assess in a row. The demo runs it, and so does retraining."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.assess import assess
+from flows.mine import mine
+from flows.pack import pack
+from flows.train import train
+from pipeline import journey as journeys
+from pipeline.journey import JourneyConfig
+from storage.store import Store
+from storage.versions import Versions
+
+
+@flow(name="journey", persist_result=True, result_serializer="json")
+def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
+    """From captioned images to an assessed model; what is done already is not done again.
+
+    Args:
+        config: what is mined, packed, trained and assessed.
+        home: where everything Hyco makes is kept; a directory of this machine.
+    """
+    mine(config.mine, home)
+    held = journeys.held_out(config)
+    if held is not None:
+        mine(held, home)
+    packed = pack(config.mine, config.pack, home)
+    version = Versions(Store(home)).load(packed["version"])
+    trained = train(config.recipe, home, version.name, config.run, config.processes)
+    found = journeys.mining_report(config.mine, config.pack, home, version, held)
+    metrics = assess(
+        trained["run_dir"],
+        home,
+        version.name,
+        assess_source=config.assess_source,
+        taxonomy=config.taxonomy,
+        mining=found,
+        config=config.assess,
+    )
+    return {"run_dir": trained["run_dir"], "version": version.name, "metrics": metrics}

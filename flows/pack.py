@@ -1,0 +1,32 @@
+"""Pack: detections to a dataset version, one task a shard, without any detector."""
+
+import dataclasses
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows.common import ProgressArtifact, task_engine, task_runner
+from pipeline import pack as packing
+from pipeline.mine import MineConfig
+from pipeline.pack import PackConfig
+
+
+@flow(name="pack", task_runner=task_runner(), persist_result=True, result_serializer="json")
+def pack(mine: MineConfig, config: PackConfig, home: str = "var") -> dict[str, Any]:
+    """Apply thresholds, cut crops, write training shards and publish a version.
+
+    Args:
+        mine: the configuration the source was mined with.
+        config: thresholds, sizes and the held-out share.
+        home: where everything Hyco makes is kept.
+    """
+    with task_engine("pack") as engine:
+        version = packing.pack(mine, config, home, engine, ProgressArtifact("pack-progress", "pack"))
+    rows = [{"what": name, "count": str(count)} for name, count in version.counts.items()]
+    create_table_artifact(table=rows, key="version", description=f"dataset version {version.name}")
+    return {
+        "version": version.name,
+        "counts": version.counts,
+        "shards": dataclasses.asdict(version)["shards"],
+    }

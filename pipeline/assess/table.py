@@ -1,0 +1,30 @@
+"""The numbers of metrics.json as rows of words, for the terminal and for Prefect's artifact."""
+
+from typing import Any
+
+from pipeline.assess.page import page
+from pipeline.assess.panels import Exhibits
+
+COLUMNS = ("measure", "value", "95 % interval", "chance")
+
+
+def rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """One row of COLUMNS for each number that has a chance level."""
+    return [
+        (
+            f"{table['name']}: {row['name']}" + (f" ({row['note']})" if row["note"] else ""),
+            row["value"],
+            row["interval"],
+            row["chance"],
+        )
+        for table in page(metrics, Exhibits())["tables"]
+        for row in table["rows"]
+    ]
+
+
+def markdown_table(metrics: dict[str, Any]) -> str:
+    """The rows as a markdown table, and below it what could not be measured and why."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(metrics)]
+    lines += ["", *(f"- {section}: not measured, {why}" for section, why in metrics["skipped"].items())]
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""The whole journey as one configuration: what is mined, packed, trained and assessed, and where the run lies."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from pipeline import mine as mining
+from pipeline.assess import AssessConfig
+from pipeline.config import Config, digest
+from pipeline.mine import MineConfig
+from pipeline.pack import PackConfig
+from pipeline.recipes import Recipe, by_name
+from pipeline.source import open_source
+from storage.store import Store
+from storage.versions import Version, Versions
+
+
+class JourneyConfig(Config):
+    """From captioned images to a report.
+
+    Attributes:
+        mine: the source, the grounder and how they are mined.
+        pack: how detections become training shards.
+        recipe: what is trained.
+        assess: how it is assessed.
+        assess_source: held-out captioned images, mined and labelled like the source; None assesses on the val split
+            (then pack.holdout must be above 0).
+        taxonomy: taxonomy.json with the classes of zero-shot and hierarchy; None leaves both out.
+        run: name of the run; by default made of recipe, version and configuration, so that the same journey goes on
+            in the same run.
+        processes: of training; one for each GPU.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"run", "processes"})
+
+    mine: MineConfig
+    pack: PackConfig = PackConfig()
+    recipe: Recipe
+    assess: AssessConfig = AssessConfig()
+    assess_source: str | None = None
+    taxonomy: str | None = None
+    run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    processes: int = Field(default=1, ge=1)
+
+
+# Packing that suits a recipe: crops of the size it trains on, thresholds of the detector it is meant for.
+PACKING: dict[str, PackConfig] = {
+    "demo": PackConfig(image_size=96, threshold=0.3, min_area_px=None, quality=92),
+    "photos": PackConfig(image_size=128, threshold=0.35, holdout=0.1),
+}
+
+
+def compose(source: str, grounder: str, recipe: str, **rest: Any) -> JourneyConfig:
+    """A journey with the packing that suits the recipe of that name; `rest` are further fields of JourneyConfig.
+
+    Raises ConfigError for an unknown recipe, ValueError or FileNotFoundError for an absent source or grounder.
+    """
+    found = by_name(recipe)
+    open_source(source)
+    family = next((name for name in PACKING if recipe.startswith(name)), None)
+    packing = PACKING[family] if family else PackConfig()
+    return JourneyConfig(
+        mine=MineConfig(source=source, grounder=grounder), pack=packing, recipe=found, **rest
+    )
+
+
+def held_out(config: JourneyConfig) -> MineConfig | None:
+    """How the held-out source is mined: like the source itself. None when there is none."""
+    if config.assess_source is None:
+        return None
+    return config.mine.replace(source=config.assess_source)
+
+
+def run_dir(home: str, recipe: Recipe, version: str, name: str | None = None) -> Path:
+    """Directory of a run. Training writes checkpoints in place, so it must be on this machine.
+
+    Raises ValueError when `home` is a remote URL.
+    """
+    if "://" in home and not home.startswith("file://"):
+        raise ValueError(
+            f"home {home} is remote: training needs a local home (pack there, then copy versions and shards)"
+        )
+    chosen = name or f"{recipe.name}-{version.removeprefix('v-')[:8]}-{digest(recipe)[:8]}"
+    return Path(home.removeprefix("file://")).absolute() / "runs" / chosen
+
+
+def mining_report(
+    config: MineConfig, pack: PackConfig, home: str, version: Version, held: MineConfig | None
+) -> dict[str, Any]:
+    """The "mining" section of metrics.json: what was found, and how right it is where the source says so.
+
+    `boxes` counts what packing accepted, `candidates` what mining kept. Recall and precision are those of the
+    held-out source when it is given and labelled, else of the source; null without labels.
+    """
+    found = mining.summary(config, home)
+    quality = mining.phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)
+    return {
+        **{name: found[name] for name in ("images", "captions", "phrases", "phrases_with_boxes", "failures")},
+        "candidates": found["boxes"],
+        "boxes": version.counts["parts"],
+        "recall": quality["recall"],
+        "precision": quality["precision"],
+        "quality": {**quality, "source": (held or config).source, "threshold": pack.threshold, "iou": 0.5},
+        "images_per_second": found["images_per_second"],
+        "failures_by_code": found["failures_by_code"],
+    }
+
+
+def mined_of(version: str, home: str) -> tuple[MineConfig, PackConfig, Version]:
+    """The configurations that a dataset version was made with."""
+    found = Versions(Store(home)).load(version)
+    return (
+        MineConfig.model_validate(found.config["mine"]),
+        PackConfig.model_validate(found.config["pack"]),
+        found,
+    )

@@ -1,0 +1,49 @@
+"""What a home directory holds, in lines for a person."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.manifest import Manifest
+from storage.store import Store
+from storage.versions import Versions
+
+
+def report(home: str) -> Iterator[str]:
+    """Yield one line for each mining, dataset version and run; FileNotFoundError when there is no such home."""
+    store = Store(home)
+    if store.local and not Path(home.removeprefix("file://")).is_dir():
+        raise FileNotFoundError(f"{home} does not exist: name the home of an earlier command with --home")
+    empty = True
+    for folder in sorted({path.split("/")[1] for path in store.list("detections") if path.count("/") > 1}):
+        records = Manifest(store, f"detections/{folder}/records").records().values()
+        images, failed = (sum(record[name] for record in records) for name in ("images", "failed"))
+        yield f"mined    {folder}  {len(records)} units, {images:,} images, {failed:,} failed"
+        empty = False
+    try:
+        latest = Versions(store).load("latest").name
+    except ValueError:
+        latest = None
+    for version in Versions(store).list():
+        counts = version.counts
+        size = f"{counts['images']:,} images, {counts['parts']:,} parts"
+        mark = " (latest)" if version.name == latest else ""
+        yield f"version  {version.name}  {size}, {version.created}{mark}"
+        empty = False
+    runs = Path(home.removeprefix("file://")) / "runs" if store.local else None
+    for folder in sorted(runs.iterdir()) if runs and runs.is_dir() else []:
+        if not (folder / "config.json").is_file():
+            continue
+        yield f"run      {folder.name}  {_run_state(folder)}"
+        empty = False
+    if empty:
+        yield f"{home} holds nothing yet: start with `hyco mine` or `hyco journey`"
+
+
+def _run_state(folder: Path) -> str:
+    if (folder / "metrics.json").is_file():
+        return f"assessed, report in {folder / 'report.html'}"
+    if (folder / "train.json").is_file():
+        found = json.loads((folder / "train.json").read_text())
+        return f"trained, loss {found['loss_first']:.3f} to {found['loss_last']:.3f}, not assessed"
+    return "training not finished"
