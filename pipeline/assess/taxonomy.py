@@ -116,6 +116,10 @@ class Taxonomy:
                 depth[member] = base + 1 + step
         return depth
 
+    def root(self) -> int:
+        """Index of the node without a parent."""
+        return self.parents.index(-1)
+
     def leaves(self) -> Int[np.ndarray, " L"]:
         """Indices of the nodes without children, in file order: the classes."""
         inner = set(self.parents)

@@ -1,0 +1,120 @@
+"""Training curves from the step log (log.jsonl): which keys share a chart, in which colour."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.assess.charts import Line, line_chart, number
+
+MINUS = "\N{MINUS SIGN}"
+NODE_NAMES = {"image": "image", "text": "caption", "image_box": "part", "text_box": "phrase"}
+TONES = {"image": "image", "text": "text", "image_box": "image-box", "text_box": "text-box"}
+Log = Sequence[dict[str, Any]]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines log in order of their step, nested keys joined by "/"; torn lines left out.
+
+    A run that was cut off and resumed may have logged a step twice: the later row counts.
+    """
+    if not path.is_file():
+        return []
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = flat(json.loads(line))
+            rows[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return [rows[step] for step in sorted(rows)]
+
+
+def flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"a": {"b": 1}} -> {"a/b": 1}."""
+    out = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}/")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def line(log: Log, key: str, name: str, tone: str, dashed: bool = False) -> Line:
+    """The values of one key over the steps that have it."""
+    held = [(row["step"], row[key]) for row in log if _is_number(row.get(key))]
+    return Line(name, tone, [step for step, _ in held], [float(value) for _, value in held], dashed)
+
+
+def curves(log: Log) -> list[dict[str, Any]]:
+    """The charts the log has data for: {name, chart, legend, note}."""
+    keys = sorted({key for row in log for key in row})
+    contrast = [key for key in keys if key.startswith("terms/contrast/")]
+    entail = [key for key in keys if key.startswith("terms/entail/")]
+    radius = [f"radius/{node}/mean" for node in NODE_NAMES]
+    charts = [
+        ("Loss", [line(log, "loss", "total", "accent")], "", "", True),
+        (
+            "Contrast, each side finding the other",
+            [_pair_line(log, key, " to ") for key in contrast],
+            "",
+            "Cross-entropy of the pick within a batch.",
+            False,
+        ),
+        (
+            "Entailment, cones not yet holding",
+            [_pair_line(log, key, " holds ") for key in entail],
+            "rad",
+            "Mean angle by which a thing lies outside its cone.",
+            True,
+        ),
+        (
+            "Mean radius",
+            [_node_line(log, key) for key in radius],
+            "",
+            "√c |x| of each type of node.",
+            True,
+        ),
+        (
+            "Curvature",
+            [line(log, "curvature", "c", "scalar")],
+            "",
+            f"The space has curvature {MINUS}c.",
+            False,
+        ),
+        ("Temperature", [line(log, "temperature", "temperature", "scalar")], "", "", True),
+        ("Learning rate", [line(log, "lr", "rate", "scalar")], "", "", True),
+        ("Speed", [line(log, "samples_per_second", "samples a second", "accent")], "", "", True),
+        ("Waiting for data", [line(log, "data_wait", "share of time", "accent")], "", "", True),
+    ]
+    made = []
+    for name, lines, unit, note, zero in charts:
+        lines = [one for one in lines if len(one.x) > 1]
+        label = f"{name} over training steps: " + ", ".join(
+            f"{one.name} from {number(one.y[0])} to {number(one.y[-1])}" for one in lines
+        )
+        if chart := line_chart(lines, label, unit, zero):
+            legend = [
+                {"name": one.name, "tone": one.tone, "dashed": one.dashed, "value": number(one.y[-1])}
+                for one in lines
+            ]
+            made.append({"name": name, "chart": chart, "legend": legend, "note": note})
+    return made
+
+
+def _pair_line(log: Log, key: str, verb: str) -> Line:
+    ends = key.rpartition("/")[2].split(">")
+    tone = TONES.get(ends[0], "scalar")
+    dashed = ends in (["text_box", "text"], ["image_box", "image"])
+    return line(log, key, verb.join(NODE_NAMES.get(end, end) for end in ends), tone, dashed)
+
+
+def _node_line(log: Log, key: str) -> Line:
+    node = key.split("/")[1]
+    return line(log, key, NODE_NAMES.get(node, node), TONES.get(node, "scalar"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

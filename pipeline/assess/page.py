@@ -1,0 +1,284 @@
+"""From numbers to the words and rows of the report: what the template shows, with nothing left to compute."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.assess.charts import interval_bar, number, share
+from pipeline.assess.curves import curves
+from pipeline.assess.panels import Exhibits, space_panel, tree_panel
+
+WAYS = {
+    "image_to_text": "Image to caption",
+    "text_to_image": "Caption to image",
+    "crop_to_phrase": "Part to phrase",
+    "phrase_to_crop": "Phrase to part",
+}
+LOWER_IS_BETTER = ("tie", "lca")
+HIERARCHY = {
+    "tie": ("Tree distance (TIE)", "edges between answer and truth"),
+    "lca": ("Height of the common ancestor (LCA)", "1 is best"),
+    "jaccard": ("Shared ancestors (Jaccard)", ""),
+    "p_h": ("Hierarchical precision", ""),
+    "r_h": ("Hierarchical recall", ""),
+}
+SECTIONS = {
+    "zero_shot": "Zero-shot classification",
+    "retrieval": "Image and caption retrieval",
+    "hierarchy": "Hierarchy metrics",
+    "parts": "Part and phrase retrieval",
+    "geometry": "Geometry report",
+    "mining": "Mining summary",
+    "train": "Training summary",
+}
+
+
+def times(value: float, chance: float) -> str:
+    """How many times chance a share is, in words."""
+    if chance <= 0 or value <= 0:
+        return ""
+    ratio = value / chance
+    return f"{ratio:,.0f} times chance" if ratio >= 9.95 else f"{ratio:.1f} times chance"
+
+
+def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
+    """Everything the template names, as plain values and safe Markup."""
+    view = _View(metrics, exhibits)
+    shown = {
+        "run": metrics.get("run") or "run",
+        "title": view.title(),
+        "intro": view.intro(),
+        "cards": view.cards(),
+        "neighbours": exhibits.neighbours,
+        "neighbours_lead": view.neighbours_lead(),
+        "tables": view.tables(),
+        "skipped": [(SECTIONS.get(k, k), v) for k, v in (metrics.get("skipped") or {}).items()],
+        "tree": tree_panel(exhibits),
+        "space": space_panel(exhibits, metrics.get("geometry")),
+        "samples": exhibits.samples,
+        "mining": view.mining(),
+        "mining_lead": "Noun phrases of the captions and the boxes found for them, as they went into "
+        "training. Point at a phrase to see its box. Taken in order from the first training shard.",
+        "curves": curves(exhibits.log),
+        "training": view.training(),
+        "training_lead": "The step log of the run. Point at a curve to read it.",
+        "lineage": [{"name": name, "value": value} for name, value in exhibits.lineage if value],
+        "config": json.dumps(exhibits.config, indent=2, ensure_ascii=False) if exhibits.config else "",
+        "metrics": json.dumps(metrics, indent=2, ensure_ascii=False),
+        "draws": f"{exhibits.draws:,}",
+        "created": (metrics.get("created") or "")[:10],
+        "seconds": f"{metrics['seconds']:.0f} s" if metrics.get("seconds") else "",
+    }
+    names = [("answers", "Answers"), ("numbers", "Numbers")]
+    names += [("errors", "Errors")] if shown["tree"] else []
+    names += [("space", "Space")] if shown["space"] else []
+    names += [("data", "Data")] if shown["samples"] or shown["mining"] else []
+    names += [("training", "Training")] if shown["curves"] else []
+    return shown | {"sections": [{"id": i, "name": n} for i, n in [*names, ("origin", "Origin")]]}
+
+
+class _View:
+    """The pieces of a page from one metrics dict."""
+
+    def __init__(self, metrics: dict[str, Any], exhibits: Exhibits) -> None:
+        self.m, self.x = metrics, exhibits
+        self.spans = metrics.get("intervals") or {}
+
+    def title(self) -> str:
+        zero, found = self.m.get("zero_shot"), self.m.get("retrieval")
+        if zero:
+            return (
+                f"Shown a scene it has never seen, it names the thing {share(zero['top1'])} of the time. "
+                f"Guessing would manage {share(zero['chance'])}."
+            )
+        if found:
+            value, chance = found["text_to_image"]["r10"], found["chance"]["text_to_image"]["r10"]
+            return (
+                f"Given a caption, it has the picture among its first ten {share(value)} of the time. "
+                f"Chance would manage {share(chance)}."
+            )
+        return "Nothing could be measured."
+
+    def intro(self) -> str:
+        m, parts = self.m, []
+        train, found, zero = m.get("train") or {}, m.get("retrieval") or {}, m.get("zero_shot") or {}
+        steps, seen = train.get("steps"), train.get("samples_seen")
+        version = (m.get("versions") or {}).get("dataset")
+        text = f"Run {m.get('run')}"
+        text += f" learnt from {seen:,} samples" if isinstance(seen, int) else ""
+        text += f" in {steps:,} steps" if isinstance(steps, int) else ""
+        parts.append(text + (f" of dataset version {version}." if version else "."))
+        if found:
+            parts.append(
+                f"It was asked about {found['images']:,} images and {found['captions']:,} captions "
+                "held out of it"
+                + (
+                    f", {zero['images']:,} of them for the names of {zero['classes']} kinds of thing."
+                    if zero
+                    else "."
+                )
+            )
+        return " ".join(parts)
+
+    def cards(self) -> list[dict[str, Any]]:
+        m, cards = self.m, []
+        if zero := m.get("zero_shot"):
+            cards.append(
+                self._card("Names the thing, zero-shot", "zero_shot.top1", zero["top1"], zero["chance"])
+            )
+        for section, way, k in (
+            ("retrieval", "image_to_text", "r5"),
+            ("retrieval", "text_to_image", "r5"),
+            ("parts", "crop_to_phrase", "r5"),
+        ):
+            if found := m.get(section):
+                name = {
+                    "image_to_text": "Finds a caption of a picture in five tries",
+                    "text_to_image": "Finds the picture of a caption in five tries",
+                    "crop_to_phrase": "Finds the phrase of a cut-out part in five tries",
+                }[way]
+                chance = found["chance"][way][k]
+                cards.append(self._card(name, f"{section}.{way}.{k}", found[way][k], chance))
+        if tree := m.get("hierarchy"):
+            value, chance = tree["tie"], tree["chance"]["tie"]
+            span = self.spans.get("hierarchy.tie")
+            cards.append(
+                {
+                    "name": "Steps on the tree from answer to truth",
+                    "value": number(value),
+                    "unit": "lower is better",
+                    "bar": interval_bar(value, chance, span, top=max(value, chance) * 1.15 or 1.0),
+                    "interval": f"{number(span[0])} to {number(span[1])}" if span else "",
+                    "chance": number(chance),
+                    "gain": "",
+                }
+            )
+        return cards
+
+    def _card(self, name: str, key: str, value: float, chance: float) -> dict[str, Any]:
+        span = self.spans.get(key)
+        return {
+            "name": name,
+            "value": share(value)[:-2],
+            "unit": "%",
+            "bar": interval_bar(value, chance, span),
+            "interval": _span(span),
+            "chance": share(chance),
+            "gain": times(value, chance),
+        }
+
+    def _row(self, name: str, key: str, value: float, chance: float | None, note: str = "") -> dict[str, Any]:
+        span = self.spans.get(key)
+        return {
+            "name": name,
+            "note": note,
+            "value": share(value),
+            "bar": interval_bar(value, chance, span),
+            "interval": _span(span),
+            "chance": "" if chance is None else share(chance),
+            "gain": "" if chance is None else times(value, chance).removesuffix(" chance"),
+        }
+
+    def tables(self) -> list[dict[str, Any]]:
+        m, tables = self.m, []
+        if zero := m.get("zero_shot"):
+            rows = [
+                self._row("Right at first", "zero_shot.top1", zero["top1"], zero["chance"], "top 1"),
+                self._row("Right among five", "zero_shot.top5", zero["top5"], zero["chance_top5"], "top 5"),
+                self._row(
+                    "Mean per class", "zero_shot.mean_per_class", zero["mean_per_class"], zero["chance"]
+                ),
+            ]
+            note = f"{zero['images']:,} scenes with one kind of thing, {zero['classes']} classes"
+            tables.append({"name": "Zero-shot", "note": note, "rows": rows})
+        for section, name in (("retrieval", "Retrieval"), ("parts", "Parts")):
+            if found := m.get(section):
+                rows = [
+                    self._row(
+                        WAYS[way],
+                        f"{section}.{way}.{k}",
+                        found[way][k],
+                        found["chance"][way][k],
+                        f"R@{k[1:]}",
+                    )
+                    for way in WAYS
+                    if way in found
+                    for k in found[way]
+                ]
+                if section == "retrieval":
+                    note = f"{found['images']:,} images, {found['captions']:,} captions"
+                    note += f", {found['distinct']:,} of them distinct"
+                else:
+                    note = f"{found['crops']:,} cut-out parts, {found['phrases']:,} distinct phrases"
+                tables.append({"name": name, "note": note, "rows": rows})
+        if tree := m.get("hierarchy"):
+            rows = []
+            for key, (name, note) in HIERARCHY.items():
+                value, chance, span = tree[key], tree["chance"][key], self.spans.get(f"hierarchy.{key}")
+                low = key in LOWER_IS_BETTER
+                rows.append(
+                    {
+                        "name": name,
+                        "note": f"{note}, lower is better".strip(", ") if low else note,
+                        "value": number(value),
+                        "bar": interval_bar(
+                            value, chance, span, top=max(value, chance) * 1.15 if low else 1.0
+                        ),
+                        "interval": f"{number(span[0])} to {number(span[1])}" if span else "",
+                        "chance": number(chance),
+                        "gain": f"{number(abs(value - chance), 2)} {'below' if value < chance else 'above'}",
+                    }
+                )
+            tables.append(
+                {"name": "Hierarchy", "note": f"{tree['images']:,} answers on the tree", "rows": rows}
+            )
+        return tables
+
+    def neighbours_lead(self) -> str:
+        if not self.x.neighbours:
+            return "There was nothing to ask."
+        return (
+            "Held-out images drawn at random, not picked, and the captions it finds nearest among all "
+            f"{self.m['retrieval']['distinct']:,}. A caption written for another image counts as wrong, even "
+            "where it fits."
+        )
+
+    def mining(self) -> list[dict[str, str]]:
+        return _facts(
+            self.m.get("mining"),
+            (
+                ("images", "images"),
+                ("phrases", "phrases"),
+                ("boxes", "boxes"),
+                ("recall", "recall of phrases"),
+                ("precision", "precision of boxes"),
+                ("failures", "failures"),
+                ("images_per_second", "images a second"),
+            ),
+        )
+
+    def training(self) -> list[dict[str, str]]:
+        return _facts(
+            self.m.get("train"),
+            (
+                ("steps", "steps"),
+                ("samples_seen", "samples seen"),
+                ("loss_first", "loss at first"),
+                ("loss_last", "loss at last"),
+                ("samples_per_second", "samples a second"),
+                ("seconds", "seconds"),
+            ),
+        )
+
+
+def _facts(values: dict[str, Any] | None, names: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    held = [(name, (values or {}).get(key)) for key, name in names]
+    return [
+        {"name": name, "value": number(value)}
+        for name, value in held
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+
+
+def _span(span: Sequence[float] | None) -> str:
+    return f"{share(span[0])[:-2]} to {share(span[1])}" if span else ""

@@ -1,0 +1,131 @@
+"""The panels of the report that draw: errors along the tree, the shape of the space."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from pipeline.assess.charts import number, ridges, share
+from pipeline.assess.curves import MINUS, NODE_NAMES, TONES
+
+
+@dataclass(frozen=True)
+class Exhibits:
+    """What the page shows beside metrics.json; every field may be empty."""
+
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    neighbours: list[dict[str, Any]] = field(default_factory=list)
+    radii: dict[str, Float[np.ndarray, " M"]] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    depths: dict[str, list[float]] | None = None
+    depth_examples: list[str] = field(default_factory=list)
+    families: tuple[tuple[str, ...], Int[np.ndarray, "F F"]] | None = None
+    confusions: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    lineage: list[tuple[str, str]] = field(default_factory=list)
+    draws: int = 1000
+
+
+def tree_panel(x: Exhibits) -> dict[str, Any] | None:
+    """Errors along the tree and the confusion of families; None without them."""
+    if not x.depths or not x.families:
+        return None
+    model, chance = x.depths["model"], x.depths["chance"]
+    names = ["Right"] + [f"Wrong, {depth} level{'s' * (depth != 1)} down" for depth in range(len(model) - 1)]
+    rows = []
+    # From the mildest to the worst: right, then the deepest common ancestor first.
+    for index in [0, *range(len(model) - 1, 0, -1)]:
+        example = "" if index == 0 else f"both {x.depth_examples[index - 1]}, say"
+        if index == 1:
+            names[1], example = "Wrong altogether", f"nothing shared but {x.depth_examples[0]}"
+        rows.append(
+            {
+                "name": names[index],
+                "example": example,
+                "model": share(model[index]),
+                "model_width": round(100 * model[index], 2),
+                "chance_width": round(100 * chance[index], 2),
+                "tip": f"{names[index]}: {share(model[index])}, by chance {share(chance[index])}",
+            }
+        )
+    families, counts = x.families
+    matrix = []
+    for name, row in zip(families, counts, strict=True):
+        total = int(row.sum())
+        if not total:
+            continue
+        cells = [
+            {
+                "share": round(float(count) / total, 3),
+                "text": f"{100 * count / total:.0f}" if count / total >= 0.01 else "",
+                "own": other == name,
+                "tip": f"{name} answered with {other}: {count:,} of {total:,}",
+            }
+            for other, count in zip(families, row, strict=True)
+        ]
+        matrix.append({"name": name, "count": f"{total:,}", "cells": cells})
+    wrong = 1.0 - model[0]
+    near = sum(model[2:]) / wrong if wrong > 0 else 0.0
+    expected = sum(chance[2:]) / max(1.0 - chance[0], 1e-9)
+    lead = f"Of its wrong answers, {share(near)} stay within the family ({share(expected)} by chance)."
+    return {
+        "lead": lead if wrong > 0 else "It made no errors.",
+        "depths": rows,
+        "families": families,
+        "matrix": matrix,
+        "confusions": x.confusions,
+    }
+
+
+def space_panel(x: Exhibits, shape: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Radii, their order and the cones; None without a geometry report."""
+    if not shape:
+        return None
+    rows = [(NODE_NAMES[n], TONES[n], x.radii[n]) for n in NODE_NAMES if n in x.radii]
+    rows.sort(key=lambda row: float(row[2].mean()))
+    means = {name: entry["mean"] for name, entry in shape["radius"].items()}
+    order = []
+    for pair, entry in shape["order"].items():
+        first, second = pair.split("<")
+        text = f"{NODE_NAMES[first].capitalize()} nearer the origin than {NODE_NAMES[second]}: "
+        text += f"{number(means[first])} against {number(means[second])} on average"
+        text += f", and in {share(entry['pairs'])} of the pairs." if "pairs" in entry else "."
+        order.append({"holds": entry["holds"], "text": text})
+    edge = 2 * shape["k"]
+    label = "Radius by node type: " + ", ".join(f"{n} mean {number(float(v.mean()))}" for n, _, v in rows)
+    return {
+        "lead": f"Curvature {MINUS}{number(shape['curvature'])}. The general should lie near the origin, the "
+        "particular further out, and every particular inside the cone of what describes it.",
+        "ridges": ridges(rows, label, edge, f"2K = {number(edge)}"),
+        "order": order,
+        "cones": [_cone(pair, entry) for pair, entry in shape["satisfied"].items()],
+        "nodes": [
+            {
+                "name": NODE_NAMES[name].capitalize(),
+                "tone": TONES[name],
+                "quantiles": [number(entry[q]) for q in ("q05", "q25", "q50", "q75", "q95")],
+                "saturated": share(shape["saturated"][name]),
+            }
+            for name, entry in shape["radius"].items()
+        ],
+    }
+
+
+def _cone(pair: str, entry: dict[str, Any]) -> dict[str, Any]:
+    general, specific = (NODE_NAMES[name] for name in pair.split(">"))
+    true, shuffled = entry["true"], entry.get("shuffled")
+    low, high = sorted((true, true if shuffled is None else shuffled))
+    angle = f"{entry['true_angle']:.0f}°"
+    angle += f" against {entry['shuffled_angle']:.0f}° shuffled" if shuffled is not None else ""
+    return {
+        "name": f"{general.capitalize()} holds {specific}",
+        "true": share(true),
+        "shuffled": "" if shuffled is None else share(shuffled),
+        "true_at": round(100 * true, 2),
+        "shuffled_at": 0 if shuffled is None else round(100 * shuffled, 2),
+        "low": round(100 * low, 2),
+        "width": round(100 * (high - low), 2),
+        "note": f"angle {angle}; limit {entry['eta']} of {entry['aperture']:.0f}°",
+        "tip": f"{entry['pairs']:,} true pairs",
+    }
