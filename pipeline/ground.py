@@ -38,13 +38,15 @@ def split_spec(spec: str) -> tuple[str, str]:
 def grounder_digest(spec: str) -> str:
     """Return the digest that open_detector(spec).digest will have, without loading the model.
 
+    A hub name that is no directory here stands for itself, as "hub:NAME": no network is asked.
+
     Raises FileNotFoundError or ValueError, in one line with the remedy, when there is no such model.
     """
     backend, place = split_spec(spec)
     if backend == "transformers":
         from models.grounding import transformers_dino
 
-        return transformers_dino.digest(_model_folder(place))
+        return f"hub:{place}" if _is_hub_name(place) else transformers_dino.digest(Path(place).expanduser())
     if backend == "groundingdino":
         from models.grounding import groundingdino_py
 
@@ -118,12 +120,16 @@ def _autocast(name: str, device: "torch.device") -> "torch.dtype | None":
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name)
 
 
+def _is_hub_name(place: str) -> bool:
+    owner, slash, name = place.partition("/")
+    plain = slash and owner and name and "/" not in name and not place.startswith((".", "~"))
+    return bool(plain) and not Path(place).exists()
+
+
 def _model_folder(place: str) -> Path:
     """A local directory as it is; a hub name as its downloaded snapshot."""
-    folder = Path(place).expanduser()
-    hub_name = place.count("/") == 1 and not place.startswith((".", "/", "~"))
-    if folder.is_dir() or not hub_name:
-        return folder
+    if not _is_hub_name(place):
+        return Path(place).expanduser()
     import huggingface_hub
 
     try:  # what was fetched once is used as it is: no silent change of weights, no need of a network

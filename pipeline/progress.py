@@ -60,6 +60,13 @@ class Progress:
             if self._clock() - self._told >= self.every:
                 self._tell()
 
+    def expect(self, total: int) -> None:
+        """Correct the total."""
+        with self._lock:
+            self.total = total
+            if self._bar:
+                self._bar.update(self._task, total=total)
+
     def state(self) -> dict[str, Any]:
         """Return the counts as the listener gets them."""
         seconds = self._clock() - self._start

@@ -3,6 +3,7 @@
 Images are uint8 RGB arrays [H, W, 3]; boxes are (x0, y0, x1, y1) as shares of the image's width and height.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,9 +89,16 @@ def digest_of(files: Iterable[Path]) -> str:
     """Return 16 hex digits of the sha256 over the names and bytes of files, in order of name."""
     total = hashlib.sha256()
     for path in sorted(files, key=lambda path: path.name):
-        with path.open("rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        stat = path.stat()
+        total.update(f"{path.name} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return total.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified_ns: int) -> str:
+    """Hash a file once a process, as long as its size and time stay the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_asked(images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> None:

@@ -1,0 +1,382 @@
+"""Mining: one source unit in, one detections file out, before any threshold. The only stage that needs a
+detector.
+
+A unit is done when its record exists in HOME/detections/<digest of the MineConfig>/records. Where the source
+and the weights lie, device and batch size stay out of that digest; the bytes of unit and weights are what
+counts, so the same data under another name mines nothing.
+"""
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field
+
+from pipeline import ground
+from pipeline.config import Config, digest
+from pipeline.images import ImageError, decode
+from pipeline.mine_rows import Clock, Rows
+from pipeline.nouns import NounConfig, NounExtractor
+from pipeline.progress import Listener, Progress
+from pipeline.source import Unit, open_source
+from storage.detections import read_detections, write_detections, write_failures
+from storage.manifest import Manifest
+from storage.sample import Failure, Sample
+from storage.store import Store
+
+if TYPE_CHECKING:
+    from models.grounding.detector import Detection, Detector
+    from pipeline.engine import Engine
+
+Report = Callable[[int], None]
+
+
+class MineConfig(Config):
+    """What is mined and how.
+
+    Attributes:
+        source: where the captioned images are, see pipeline.source.
+        grounder: which detector, see pipeline.ground.
+        weights: digest of the grounder's files. It sets itself, and stands in the configuration so that
+        other weights are another configuration. nouns: how phrases are found. per_phrase: boxes kept for
+        each phrase, the best by rank. max_captions: captions of an image that are used, the first ones.
+        dtype: of the detector's matrix products. batch_size: images in one forward pass. chunk: images
+        decoded at a time. device: where the detector runs. error_budget: share of a unit's samples that may
+        fail before the unit does.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {"source", "grounder", "batch_size", "chunk", "device", "error_budget"}
+    )
+
+    source: str
+    grounder: str
+    weights: str = Field(default_factory=lambda known: ground.grounder_digest(known["grounder"]))
+    nouns: NounConfig = Field(default_factory=NounConfig)
+    per_phrase: int = Field(default=16, ge=1)
+    max_captions: int = Field(default=8, ge=1)
+    dtype: str = "auto"
+    batch_size: int = Field(default=16, ge=1)
+    chunk: int = Field(default=128, ge=1)
+    device: str = "auto"
+    error_budget: float = Field(default=0.05, ge=0, le=1)
+
+    def replace(self, **changes: Any) -> Self:
+        """See Config.replace; another grounder brings its own weights."""
+        if "grounder" in changes and "weights" not in changes:
+            changes["weights"] = ground.grounder_digest(changes["grounder"])
+        return super().replace(**changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The units of a source, those that are mined already and those that are not."""
+
+    done: list[Unit]
+    pending: list[Unit]
+
+
+def prefix(config: MineConfig) -> str:
+    """Return the folder of a configuration's results inside a home directory."""
+    return f"detections/{digest(config)}"
+
+
+def plan(config: MineConfig, home: str) -> Plan:
+    """Say what is left to mine, and leave the resolved configuration beside the records."""
+    store = Store(home)
+    finished = set(_manifest(config, store).units())
+    units = open_source(config.source).units()
+    store.create(f"{prefix(config)}/config.json", config.model_dump_json(indent=1).encode())
+    return Plan(
+        [unit for unit in units if unit.name in finished],
+        [unit for unit in units if unit.name not in finished],
+    )
+
+
+def mine_shard(
+    config: MineConfig, home: str, unit: Unit, report: Report = lambda done: None
+) -> dict[str, Any]:
+    """Mine one unit and return its record; a unit that has a record is not mined again.
+
+    Args:
+        config: what and how.
+        home: local path or fsspec URL.
+        unit: from `plan`.
+        report: called with the number of samples just finished.
+
+    Raises:
+        ValueError: naming the unit: it is not what it claims to be, or more samples failed than the error
+        budget allows. Nothing becomes visible then.
+    """
+    store = Store(home)
+    manifest = _manifest(config, store)
+    if (record := manifest.record(unit.name)) is not None:
+        return record
+    started, clock = time.time(), Clock()
+    with clock("load"):
+        extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
+    rows, failures, counts = Rows(), [], Counter()
+    samples = clock.iterate("source", open_source(config.source).samples(unit, failures.append))
+    try:
+        while chunk := list(islice(samples, config.chunk)):
+            _mine_chunk(config, chunk, extractor, detector, rows, failures, counts, clock)
+            report(len(chunk))
+    except (ValueError, OSError) as error:
+        if unit.path in str(error):
+            raise
+        raise ValueError(f"{unit.path}: {error}") from error
+    _check_budget(unit, failures, counts["images"], config.error_budget)
+    with clock("write"):
+        table = rows.table(detector.digest, extractor.config.rules)
+        objects = f"{prefix(config)}/objects"
+        written = store.commit(objects, ".parquet", lambda file: write_detections(file, table))
+        failed = store.commit(objects, ".parquet", lambda file: write_failures(file, failures))
+    record = {
+        "unit": unit.name,
+        "path": unit.path,
+        "sha256": unit.sha256,
+        "detections": {"path": written.path, "sha256": written.sha256, "rows": table.num_rows},
+        "failures": {"path": failed.path, "sha256": failed.sha256, "rows": len(failures)},
+        "images": counts["images"],
+        "captions": counts["captions"],
+        "phrases": counts["phrases"],
+        "boxes": counts["boxes"],
+        "phrases_with_boxes": counts["phrases_with_boxes"],
+        "failed": len(failures),
+        "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
+        "detector": detector.digest,
+        "rules": extractor.config.rules,
+        "started": round(started, 3),
+        "finished": round(time.time(), 3),
+        "seconds": clock.seconds(),
+    }
+    if manifest.commit(unit.name, record):
+        return record
+    winner = manifest.record(unit.name)  # another worker was faster; its result stands
+    assert winner is not None
+    return winner
+
+
+def mine_all(
+    config: MineConfig, home: str, engine: "Engine", listener: Listener | None = None
+) -> dict[str, Any]:
+    """Mine every unit that is not mined, and return the summary of the source.
+
+    A unit that fails is tried once more when its worker was killed; the other units go on. The first error is
+    raised when all have ended.
+    """
+    from pipeline.engine import WorkerDiedError
+
+    work = plan(config, home)
+    records = _manifest(config, Store(home)).records()
+    done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
+    errors: list[Exception] = []
+    with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
+        expect = _Expectation(progress, len(work.done), len(work.pending), done)
+        pending = work.pending
+        for last_try in (False, True):
+            futures = [
+                (unit, engine.submit(mine_shard, config, home, unit, report=progress.advance))
+                for unit in pending
+            ]
+            pending = []
+            for unit, future in futures:
+                try:
+                    expect.unit_done(future.result())
+                except WorkerDiedError as error:
+                    if last_try:
+                        errors.append(error)
+                    else:
+                        pending.append(unit)
+                except Exception as error:
+                    errors.append(error)
+    if errors:
+        raise errors[0]
+    return summary(config, home)
+
+
+def summary(config: MineConfig, home: str) -> dict[str, Any]:
+    """Return the counts of a source's mined units.
+
+    Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, failures (number),
+    failures_by_code, seconds (of work, all workers together), images_per_second (while at least one worker
+    worked).
+    """
+    store = Store(home)
+    records = _manifest(config, store).records()
+    units = open_source(config.source).units()
+    mine = [records[unit.name] for unit in units if unit.name in records]
+    names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
+    total: Counter[str] = Counter(dict.fromkeys(names, 0))
+    codes: Counter[str] = Counter()
+    for record in mine:
+        total.update({name: record[name] for name in names})
+        codes.update(record["failed_by_code"])
+    busy = _covered([(record["started"], record["finished"]) for record in mine])
+    return {
+        "units": len(units),
+        "units_done": len(mine),
+        **total,
+        "failures": codes.total(),
+        "failures_by_code": dict(sorted(codes.items())),
+        "seconds": round(sum(record["seconds"]["total"] for record in mine), 3),
+        "images_per_second": round(total["images"] / busy, 2) if busy else None,
+    }
+
+
+def phrase_quality(
+    config: MineConfig, home: str, threshold: float = 0.35, nms_iou: float | None = 0.6, iou: float = 0.5
+) -> dict[str, Any]:
+    """Compare what was mined with what a labelled source says ("objects" in its json).
+
+    A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
+    labelled box can be found once. Boxes of phrases the source does not label count as wrong, labelled
+    phrases that were never found in the caption as missed.
+
+    Args:
+        threshold, nms_iou: as in pipeline.choose.
+
+    Returns:
+        recall, precision (None without labels or boxes), labelled, boxes, right, images.
+    """
+    from pipeline.quality import Tally
+
+    store = Store(home)
+    manifest, source = _manifest(config, store), open_source(config.source)
+    tally = Tally(threshold, nms_iou, iou)
+    for unit in source.units():
+        if (record := manifest.record(unit.name)) is None:
+            raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
+        with store.open(record["detections"]["path"]) as file:
+            table = read_detections(file)
+        labels = {
+            sample.key: sample.meta.get("objects") for sample in source.samples(unit, lambda failure: None)
+        }
+        tally.add(table, labels)
+    return tally.result()
+
+
+class _Expectation:
+    """Guesses the number of images of a source from the units that are done: nobody counts them
+    beforehand."""
+
+    def __init__(self, progress: Progress, done: int, pending: int, images: int) -> None:
+        self.progress, self.done, self.units, self.images = progress, done, done + pending, images
+
+    def unit_done(self, record: dict[str, Any]) -> None:
+        self.done += 1
+        self.images += record["images"] + record["failed"]
+        self.progress.expect(round(self.images / self.done * self.units))
+
+
+def _mine_chunk(
+    config: MineConfig,
+    chunk: list[Sample],
+    extractor: NounExtractor,
+    detector: "Detector",
+    rows: "Rows",
+    failures: list[Failure],
+    counts: Counter[str],
+    clock: "Clock",
+) -> None:
+    with clock("decode"):
+        images = [_pixels(sample, failures) for sample in chunk]
+    good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
+    with clock("nouns"):
+        captions = [sample.captions[: config.max_captions] for sample, _ in good]
+        found = iter(extractor([caption for texts in captions for caption in texts]))
+        phrases = [list(islice(found, len(texts))) for texts in captions]
+    # A text that several captions share is looked for once; case does not matter to any backend.
+    texts = [[phrase.text.lower() for listed in each for phrase in listed] for each in phrases]
+    asked = [list(dict.fromkeys(each)) for each in texts]
+    with clock("ground"):
+        detections = _detect(detector, [image for _, image in good], asked)
+    for (sample, image), each, texts, detection in zip(good, phrases, asked, detections, strict=True):
+        if isinstance(detection, Exception):
+            code = "out_of_memory" if isinstance(detection, MemoryError) else "detector"
+            message = f"{type(detection).__name__}: {detection}".splitlines()[0]
+            failures.append(Failure(sample.key, "ground", code, message, retryable=True))
+            continue
+        counts["images"] += 1
+        counts["captions"] += len(each)
+        rows.add(sample, image.shape[:2], each, texts, detection, counts)
+
+
+def _pixels(sample: Sample, failures: list[Failure]) -> np.ndarray | None:
+    try:
+        return decode(sample.image)
+    except ImageError as error:
+        failures.append(Failure(sample.key, "decode", error.code, str(error)))
+        return None
+
+
+def _detect(
+    detector: "Detector", images: list[np.ndarray], phrases: list[list[str]]
+) -> "list[Detection | Exception]":
+    """Ask for all images at once; when that fails, one by one, so that only the guilty ones are lost."""
+    try:
+        return [*detector(images, phrases)]
+    except (RuntimeError, MemoryError, ValueError):
+        pass
+    answers: list[Detection | Exception] = []
+    for image, texts in zip(images, phrases, strict=True):
+        try:
+            answers += detector([image], [texts])
+        except (RuntimeError, MemoryError, ValueError) as error:
+            answers.append(error)
+    return answers
+
+
+def _check_budget(unit: Unit, failures: list[Failure], good: int, budget: float) -> None:
+    total = good + len(failures)
+    if len(failures) <= budget * total:
+        return
+    codes = ", ".join(f"{code} {number}" for code, number in Counter(f.code for f in failures).most_common(4))
+    raise ValueError(
+        f"{unit.path}: {len(failures)} of {total} samples failed ({codes}), more than the error budget of "
+        f"{budget:.0%}; the first is {failures[0].key}: {failures[0].message}. Mend the shard or raise error_budget"
+    )
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds covered by at least one of the spans."""
+    covered, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
+
+
+def _manifest(config: MineConfig, store: Store) -> Manifest:
+    return Manifest(store, f"{prefix(config)}/records")
+
+
+@functools.lru_cache(maxsize=2)
+def _extractor(config: str) -> NounExtractor:
+    """Kept for the life of a worker, by the configuration's JSON: loading takes seconds."""
+    return NounExtractor(NounConfig.model_validate_json(config))
+
+
+def _detector(config: MineConfig) -> "Detector":
+    detector = _open_detector(
+        config.grounder, config.device, config.dtype, config.per_phrase, config.batch_size, config.weights
+    )
+    if config.weights not in ("", detector.digest) and not config.weights.startswith("hub:"):
+        raise ValueError(
+            f"grounder {config.grounder} has digest {detector.digest}, the configuration was made for "
+            f"{config.weights}: leave out 'weights' to mine anew with these"
+        )
+    return detector
+
+
+@functools.lru_cache(maxsize=2)
+def _open_detector(
+    spec: str, device: str, dtype: str, per_phrase: int, batch_size: int, weights: str
+) -> "Detector":
+    """Kept likewise; `weights` is here so that other bytes in the same place are loaded anew."""
+    return ground.open_detector(spec, device, dtype, per_phrase, batch_size)

@@ -1,0 +1,116 @@
+"""What mining one unit gathers: the rows of its detections file and where the time went."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.nouns import Phrase
+from storage.sample import Sample
+
+if TYPE_CHECKING:
+    from models.grounding.detector import Detection
+
+
+@dataclass(slots=True)
+class Rows:
+    """Detections of one unit, column by column: a table of phrases, and boxes that point into it."""
+
+    phrases: list[tuple[Any, ...]] = field(default_factory=list)
+    owners: list[np.ndarray] = field(default_factory=list)
+    boxes: list[np.ndarray] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+
+    def add(
+        self,
+        sample: Sample,
+        size: tuple[int, ...],
+        found: list[list[Phrase]],
+        asked: list[str],
+        detection: "Detection",
+        counts: Counter[str],
+    ) -> None:
+        """Take in one image: its phrases by caption, the texts that were asked for and what the detector
+        said."""
+        height, width = size
+        place = {text: index for index, text in enumerate(asked)}
+        image = (sample.key, hashlib.sha256(sample.image).hexdigest(), width, height)
+        if not asked:
+            self._append((*image, 0, sample.captions[0], None, None, None, None, None), None)
+            return
+        for index, phrases in enumerate(found):
+            for phrase in phrases:
+                rule = "expression" if phrase.outermost else "chunk"
+                mine = np.flatnonzero(detection.phrases == place[phrase.text.lower()])
+                text = (phrase.text, phrase.start, phrase.end, rule, phrase.expression)
+                counts["phrases"] += 1
+                counts["phrases_with_boxes"] += bool(len(mine))
+                counts["boxes"] += len(mine)
+                chosen = (detection.boxes[mine], detection.scores[mine]) if len(mine) else None
+                self._append((*image, index, sample.captions[index], *text), chosen)
+
+    def _append(self, phrase: tuple[Any, ...], chosen: tuple[np.ndarray, np.ndarray] | None) -> None:
+        nothing = (np.full((1, 4), np.nan, np.float32), np.full(1, np.nan, np.float32))
+        boxes, scores = chosen or nothing
+        self.owners.append(np.full(len(boxes), len(self.phrases)))
+        self.phrases.append(phrase)
+        self.boxes.append(boxes)
+        self.scores.append(scores)
+
+    def table(self, detector: str, rules: str) -> pa.Table:
+        """Return the rows as storage.detections.SCHEMA has them; NaN stands for "no box" until here."""
+        names = ("key", "image_sha256", "width", "height", "caption", "text")
+        names += ("phrase", "span_start", "span_end", "rule", "expression")
+        columns = zip(*self.phrases, strict=True) if self.phrases else ((),) * len(names)
+        phrases = pa.table(
+            {name: pa.array(list(column)) for name, column in zip(names, columns, strict=True)}
+        )
+        empty = np.zeros(0, np.float32)
+        table = phrases.take(pa.array(np.concatenate([np.zeros(0, np.int64), *self.owners])))
+        boxes = np.concatenate([empty.reshape(0, 4), *self.boxes])
+        for column, name in enumerate(("x0", "y0", "x1", "y1")):
+            table = table.append_column(name, pa.array(boxes[:, column], from_pandas=True))
+        scores = np.concatenate([empty, *self.scores])
+        table = table.append_column("score", pa.array(scores, from_pandas=True))
+        for name, value in (("detector", detector), ("rules", rules)):
+            table = table.append_column(name, pa.repeat(value, table.num_rows))
+        return table
+
+
+class Clock:
+    """Seconds by what they went to."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._spent: Counter[str] = Counter()
+        self._name = ""
+
+    def __call__(self, name: str) -> Self:
+        """Say what the time of the following `with` goes to."""
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self._spent[self._name] += time.monotonic() - self._begun  # type: ignore[assignment]
+
+    def iterate(self, name: str, items: Iterator[Any]) -> Iterator[Any]:
+        """Pass items on, counting the time spent waiting for them."""
+        while True:
+            with self(name):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def seconds(self) -> dict[str, float]:
+        """Return seconds by name, and "total"."""
+        spent = {**self._spent, "total": time.monotonic() - self._start}
+        return {name: round(value, 3) for name, value in spent.items()}

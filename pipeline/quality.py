@@ -1,0 +1,72 @@
+"""Recall and precision of mined boxes against a source that labels its phrases."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.choose import Choice, ChoiceConfig, choose
+
+
+class Tally:
+    """Counts right, wrong and missed boxes over the units of a source; see pipeline.mine.phrase_quality."""
+
+    def __init__(self, threshold: float, nms_iou: float | None, iou: float) -> None:
+        self.iou = iou
+        self.rules = ChoiceConfig(
+            threshold=threshold, nms_iou=nms_iou, nms_all_iou=None, min_area_px=None, max_parts=999
+        )
+        self.images = self.labelled = self.boxes = self.right = 0
+
+    def add(self, table: pa.Table, labels: dict[str, Any]) -> None:
+        """Count one unit: its detections, and image key -> "objects" (images without are left out)."""
+        chosen = choose(table, self.rules)
+        for key, objects in labels.items():
+            if not isinstance(objects, list) or key not in chosen:
+                continue
+            truth: dict[str, set[tuple[float, ...]]] = defaultdict(set)
+            for item in objects:
+                truth[item["phrase"].lower()].add(tuple(item["box"]))
+            found: dict[str, list[Choice]] = defaultdict(list)
+            for choice in chosen[key]:
+                found[choice.phrase.lower()].append(choice)
+            self.images += 1
+            self.labelled += sum(map(len, truth.values()))
+            self.boxes += sum(map(len, found.values()))
+            self.right += sum(
+                self._matches(found[text], boxes) for text, boxes in truth.items() if text in found
+            )
+
+    def result(self) -> dict[str, Any]:
+        """Return the counts and their ratios."""
+        return {
+            "recall": self.right / self.labelled if self.labelled else None,
+            "precision": self.right / self.boxes if self.boxes else None,
+            "labelled": self.labelled,
+            "boxes": self.boxes,
+            "right": self.right,
+            "images": self.images,
+        }
+
+    def _matches(self, found: list[Choice], truth: set[tuple[float, ...]]) -> int:
+        """Number of boxes that can be paired with a label, the best score choosing first."""
+        left = np.array(sorted(truth))
+        matched = 0
+        for choice in sorted(found, key=lambda choice: -choice.score):
+            if len(left) == 0:
+                break
+            overlap = overlaps(np.array(choice.box), left)
+            best = int(overlap.argmax())
+            if overlap[best] >= self.iou:
+                matched += 1
+                left = np.delete(left, best, axis=0)
+        return matched
+
+
+def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box [4] with others [N, 4], corners; 0 for boxes without area."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = (high - low).clip(0).prod(1)
+    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
+    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)
