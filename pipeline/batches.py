@@ -1,0 +1,265 @@
+"""Training shards to batches. Where a reader stands is a value, {"epoch", "batch"}, that each batch carries.
+
+The order is a function of (seed, epoch, rank): shards are shuffled anew each epoch, cut between the ranks by
+sample count (so fewer shards than ranks is no special case), and samples are mixed within a window of shards.
+Nothing else is remembered: a reader started at a saved position gives exactly the batches still to come.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.encoders.tokenizer import Tokenizer
+from pipeline.views import DataConfig, View, draw
+from storage.sample import TrainingSample
+from storage.shard import read_shard
+
+Position = dict[str, int]
+Index = np.ndarray  # int64 [n, 2]: shard, sample within it
+START: Position = {"epoch": 0, "batch": 0}
+_STRETCH = 16  # samples a decoding task takes at once
+# What a random stream is for; first in its seed, so that no two streams are alike.
+_SHARDS, _WITHIN, _WINDOW, _VIEW = range(1, 5)
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A training shard as the reader needs it: its name, how many samples it holds, how to open it."""
+
+    name: str
+    samples: int
+    open: Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of this process with P parts in all; `owner` [P] tells whose part it is.
+
+    images uint8 [B, S, S, 3], image_boxes uint8 [P, S, S, 3], tokens int64 [B, N], token_boxes int64 [P, M].
+    position is that of the next batch; substituted counts samples that could not be decoded and whose place
+    another sample of the batch took.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    image_boxes: Tensor
+    token_boxes: Tensor
+    owner: Tensor
+    position: Position
+    substituted: int = 0
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        names = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; asynchronous from pinned memory."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+class Batches:
+    """Endless batches, made ahead in a background thread.
+
+    Args:
+        shards: the training shards of a dataset version, in its order.
+        tokenizer: turns captions and phrases into token ids.
+        config: see DataConfig.
+        batch_size: samples a batch of this process.
+        image_size: side of the square images, in pixels.
+        seed: with the epoch and the rank, everything the order and the crops depend on.
+        rank: which of the processes this is.
+        ranks: how many share the data.
+        with_parts: False leaves parts undecoded (objectives that use no boxes).
+        pin: page-locked memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[ShardFile],
+        tokenizer: Tokenizer,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        image_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        with_parts: bool = True,
+        pin: bool = False,
+    ) -> None:
+        self.shards, self.tokenizer, self.config = list(shards), tokenizer, config
+        self.batch_size, self.image_size = batch_size, image_size
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+        self.with_parts, self.pin = with_parts, pin
+        self.samples = sum(shard.samples for shard in shards)
+        self.per_epoch = self.samples // ranks // batch_size
+        if not self.per_epoch:
+            raise ValueError(
+                f"{self.samples} samples cannot fill a batch of {batch_size} on each of {ranks} ranks; "
+                "use a smaller batch_size or more data"
+            )
+        self._cache: dict[int, Future[list[TrainingSample]]] = {}
+
+    def start(self, position: Position = START) -> Generator[Batch]:
+        """Batches after `position`, START or the one a batch carried; closing the iterator stops the thread.
+
+        Errors of the reader (a torn shard, a missing file) are raised here. One iterator at a time.
+        """
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(self.config.prefetch)
+        stop = threading.Event()
+
+        def put(item: Batch | BaseException) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.2)
+                except queue.Full:
+                    continue
+
+        def produce() -> None:
+            try:
+                with ThreadPoolExecutor(self.config.threads) as decoders, ThreadPoolExecutor(1) as reader:
+                    for batch in self._make(position, decoders, reader):
+                        put(batch)
+                        if stop.is_set():
+                            reader.shutdown(cancel_futures=True)
+                            return
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=produce, name="batches", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+            self._cache = {shard: read for shard, read in self._cache.items() if not read.cancelled()}
+
+    def order(self, epoch: int, skip: int = 0) -> Iterator[tuple[set[int], Index]]:
+        """This rank's samples of an epoch, window by window, with the shards of this window and the next.
+
+        The first `skip` samples are left out, and their shards are not asked for.
+        """
+        share = self.samples // self.ranks
+        low, high = self.rank * share, (self.rank + 1) * share
+        pieces: list[tuple[int, int, int]] = []
+        at = 0
+        for shard in _rng(_SHARDS, self.seed, epoch).permutation(len(self.shards)).tolist():
+            count = self.shards[shard].samples
+            first, last = max(low - at, 0), min(high - at, count)
+            if first < last:
+                pieces.append((shard, first, last))
+            at += count
+        size = self.config.window
+        for begin in range(0, len(pieces), size):
+            window = pieces[begin : begin + size]
+            held = sum(last - first for _, first, last in window)
+            if skip >= held:
+                skip -= held
+                continue
+            rows = np.concatenate([self._rows(epoch, *piece) for piece in window])
+            _rng(_WINDOW, self.seed, epoch, self.rank, begin).shuffle(rows)
+            yield {shard for shard, _, _ in pieces[begin : begin + 2 * size]}, rows[skip:]
+            skip = 0
+
+    def _rows(self, epoch: int, shard: int, first: int, last: int) -> Index:
+        """Samples first..last of a shard's order in this epoch: ranks that share it take disjoint ones."""
+        own = _rng(_WITHIN, self.seed, epoch, shard).permutation(self.shards[shard].samples)
+        return np.stack([np.full(last - first, shard), own[first:last]], 1)
+
+    def _make(
+        self, position: Position, decoders: ThreadPoolExecutor, reader: ThreadPoolExecutor
+    ) -> Iterator[Batch]:
+        # With another number of ranks than the position was saved with, an epoch may be shorter.
+        epoch, number = (
+            position["epoch"] + position["batch"] // self.per_epoch,
+            position["batch"] % self.per_epoch,
+        )
+        while True:
+            left = np.zeros((0, 2), np.int64)
+            for near, rows in self.order(epoch, number * self.batch_size):
+                self._fetch(near | set(left[:, 0].tolist()), reader)
+                rows = np.concatenate([left, rows])
+                while len(rows) >= self.batch_size and number < self.per_epoch:
+                    number += 1
+                    after = {"epoch": epoch, "batch": number}
+                    if number == self.per_epoch:
+                        after = {"epoch": epoch + 1, "batch": 0}
+                    yield self._batch(rows[: self.batch_size], (epoch, self.rank, number), after, decoders)
+                    rows = rows[self.batch_size :]
+                left = rows
+            epoch, number = epoch + 1, 0
+
+    def _fetch(self, wanted: set[int], reader: ThreadPoolExecutor) -> None:
+        """Start reading the wanted shards; forget the oldest others while the cache is over its size."""
+        for shard in sorted(wanted - self._cache.keys()):
+            self._cache[shard] = reader.submit(self._read, shard)
+        sizes = {
+            shard: sum(len(s.image) + sum(len(part.image) for part in s.parts) for s in read.result())
+            for shard, read in self._cache.items()
+            if read.done()
+        }
+        for shard in [shard for shard in sizes if shard not in wanted]:
+            if sum(sizes.values()) <= self.config.cache_bytes:
+                break
+            del self._cache[shard], sizes[shard]
+
+    def _read(self, shard: int) -> list[TrainingSample]:
+        file = self.shards[shard]
+        with file.open() as stream:
+            return list(read_shard(stream, file.name, file.samples))
+
+    def _batch(
+        self, rows: Index, visit: tuple[int, ...], after: Position, decoders: ThreadPoolExecutor
+    ) -> Batch:
+        samples = [self._cache[shard].result()[index] for shard, index in rows.tolist()]
+
+        def stretch(first: int) -> list[View | None]:
+            numbered = list(enumerate(samples))[first : first + _STRETCH]
+            return [
+                draw(
+                    sample,
+                    self.config,
+                    self.image_size,
+                    _rng(_VIEW, self.seed, *visit, slot),
+                    self.with_parts,
+                )
+                for slot, sample in numbered
+            ]
+
+        drawn = [view for views in decoders.map(stretch, range(0, len(samples), _STRETCH)) for view in views]
+        good = [view for view in drawn if view is not None]
+        if not good:
+            raise ValueError(
+                f"no image of a whole batch can be decoded; its first sample is {samples[0].key} in "
+                f"{self.shards[int(rows[0, 0])].name}: run hyco verify, or pack again"
+            )
+        views = [view or good[slot % len(good)] for slot, view in enumerate(drawn)]
+        parts = [(slot, *part) for slot, view in enumerate(views) for part in view.parts]
+        empty = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        batch = Batch(
+            images=torch.from_numpy(np.stack([view.image for view in views])),
+            tokens=self.tokenizer([view.caption for view in views]),
+            image_boxes=torch.from_numpy(np.stack([image for _, image, _ in parts]) if parts else empty),
+            token_boxes=self.tokenizer([phrase for _, _, phrase in parts]),
+            owner=torch.tensor([slot for slot, _, _ in parts], dtype=torch.long),
+            position=after,
+            substituted=len(drawn) - len(good),
+        )
+        return batch.each(Tensor.pin_memory) if self.pin else batch
+
+
+def _rng(*entropy: int) -> np.random.Generator:
+    return np.random.default_rng(entropy)

@@ -1,0 +1,167 @@
+"""Recipes: functions that compose the configuration of a training run, by name.
+
+HyCoCLIP, MERU, CLIP and CLIP + boxes are one trainer with other rows of the objective and another geometry.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from models.clip import ClipConfig
+from models.encoders.text import TextConfig
+from models.encoders.vit import VisionConfig
+from models.objectives import ObjectiveConfig, clip_objective, hycoclip_objective, meru_objective
+from pipeline.config import Config, ConfigError, nearest
+from pipeline.views import DataConfig
+
+
+class OptimiserConfig(Config):
+    """AdamW with a linear warm-up and a half-cosine to zero; the defaults are the paper's.
+
+    Weight decay spares norms, biases and scalars (all tensors of fewer than two dimensions); the embeddings
+    of tokens, positions and the class token are decayed, as in MERU.
+    """
+
+    lr: float = Field(default=5e-4, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.98, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.2, ge=0)
+    warmup_steps: int = Field(default=4000, ge=0)
+
+
+class Recipe(Config):
+    """Everything a training run depends on, the data apart.
+
+    Attributes:
+        name: which function of this module made it.
+        model: towers and space. The vocabulary and the end token come from the tokenizer; the size given here
+            is the most tokens a trained one may have.
+        tokenizer: "train" (on the training captions), or a directory or hub name of a CLIP tokenizer.
+        batch_size: samples a step, all processes together.
+        precision: of the towers; the geometry and the loss are always float32.
+        log_every: steps between lines of log.jsonl.
+        checkpoint_minutes: between checkpoints; there is always one at the end.
+        checkpoint_steps: between checkpoints, whichever comes first.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset(
+        {"log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"}
+    )
+
+    name: str
+    model: ClipConfig
+    objective: ObjectiveConfig
+    data: DataConfig = DataConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    tokenizer: str = "train"
+    batch_size: int = Field(ge=2)
+    steps: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    log_every: int = Field(default=20, ge=1)
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    checkpoint_steps: int = Field(default=10_000, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.objective.entailment and self.model.geometry == "euclid":
+            raise ValueError("entailment rows need geometry 'lorentz': drop the rows or change the geometry")
+        if not self.objective.contrast:
+            raise ValueError(
+                "an objective without contrast rows learns nothing: add (image, text), (text, image)"
+            )
+        if self.optimiser.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.optimiser.warmup_steps} exceeds steps {self.steps}")
+        return self
+
+
+def hycoclip_vit_s() -> Recipe:
+    """The paper's ViT-S/16: 500k steps of 768 on GRIT (HyCoCLIP, section 4 and appendix)."""
+    return Recipe(
+        name="hycoclip_vit_s",
+        model=ClipConfig(),
+        objective=hycoclip_objective(),
+        tokenizer="openai/clip-vit-base-patch16",
+        batch_size=768,
+        steps=500_000,
+    )
+
+
+def hycoclip_vit_b() -> Recipe:
+    """The paper's ViT-B/16."""
+    small = hycoclip_vit_s()
+    return small.replace(
+        name="hycoclip_vit_b", model=replace(small.model, vision=replace(small.model.vision, width=768))
+    )
+
+
+def demo() -> Recipe:
+    """The embedded world in about four minutes on two cores: the same code, small."""
+    return Recipe(
+        name="demo",
+        model=ClipConfig(
+            vision=VisionConfig(image_size=64, patch_size=8, width=128, depth=4, heads=4),
+            text=TextConfig(vocab_size=2048, context_length=32, width=128, depth=3, heads=4, end_token=0),
+            dim=128,
+        ),
+        objective=hycoclip_objective(),
+        data=DataConfig(crop_scale=(0.7, 1.0), part_crop_scale=(0.7, 1.0)),
+        optimiser=OptimiserConfig(lr=2e-3, warmup_steps=40),
+        batch_size=256,
+        steps=400,
+        precision="bfloat16",
+        log_every=1,
+        checkpoint_minutes=0.5,
+    )
+
+
+def photos() -> Recipe:
+    """A few thousand photographs in about half an hour on two cores."""
+    base = demo()
+    return base.replace(name="photos")
+
+
+def _family(
+    base: Recipe, name: str, objective: ObjectiveConfig, geometry: Literal["lorentz", "euclid"]
+) -> Recipe:
+    """The same towers and schedule under another objective."""
+    return base.replace(name=name, objective=objective, model=replace(base.model, geometry=geometry))
+
+
+def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], Recipe]]:
+    """MERU, CLIP and CLIP + boxes of a size; `stem` has a place for the family's name."""
+
+    def named(family: str, objective: ObjectiveConfig, geometry: Literal["lorentz", "euclid"]):
+        name = stem.format(family)
+        return name, lambda: _family(base(), name, objective, geometry)
+
+    return dict(
+        [
+            named("meru", meru_objective(), "lorentz"),
+            named("clip", clip_objective(), "euclid"),
+            named("clip_boxes", clip_objective(boxes=True), "euclid"),
+        ]
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "photos": photos,
+    "hycoclip_vit_s": hycoclip_vit_s,
+    "hycoclip_vit_b": hycoclip_vit_b,
+    **_siblings(demo, "demo_{}"),
+    **_siblings(photos, "photos_{}"),
+    **_siblings(hycoclip_vit_s, "{}_vit_s"),
+    **_siblings(hycoclip_vit_b, "{}_vit_b"),
+}
+
+
+def by_name(name: str) -> Recipe:
+    """The recipe of that name; ConfigError naming the nearest when there is none."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe '{name}'{nearest(name, RECIPES)}")
+    return RECIPES[name]()

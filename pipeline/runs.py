@@ -1,0 +1,157 @@
+"""The directory of a training run: what it was started with, and what it leaves.
+
+config.json (which alone can start the run again), tokenizer.json, log.jsonl, tensorboard/, checkpoints/, and
+at the end model/ and train.json, whose presence says that the run is finished.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from models.clip import DualEncoder
+from models.encoders.tokenizer import Tokenizer
+from pipeline.config import Config, ConfigError, digest
+from pipeline.recipes import Recipe
+from pipeline.steplog import read_log
+from storage.store import Store
+from storage.versions import Versions
+
+ENDS = 20  # logged steps that the first and the last loss are averaged over
+
+
+class RunConfig(Config):
+    """config.json of a run: where the data lies, which version and recipe, and what software started it."""
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"home", "environment"})
+
+    home: str
+    version: str
+    recipe: Recipe
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+def prepare(run_dir: str | Path, home: str, version: str, recipe: Recipe) -> RunConfig:
+    """Write config.json of a new run, or check that an existing one asks for the same.
+
+    `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs.
+    """
+    run_dir, store = Path(run_dir), Store(home)
+    name = Versions(store).load(version).name
+    run = RunConfig(home=store.url, version=name, recipe=recipe, environment=_environment())
+    if (run_dir / "config.json").exists():
+        known = _read(run_dir)
+        if digest(known) != digest(run):
+            raise ConfigError(
+                f"{run_dir} was started with {_difference(known, run)}: ask for the same, or name another run"
+            )
+    else:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        Store(run_dir).replace("config.json", (run.model_dump_json(indent=1) + "\n").encode())
+    return run
+
+
+def open_run(run_dir: Path, home: str | None, version: str, recipe: Recipe | None) -> RunConfig:
+    """The configuration to train: prepared from a recipe and a home, or the one that is there.
+
+    FileNotFoundError when there is neither. `home` alone says where the data lies now.
+    """
+    if recipe is not None:
+        if home is None:
+            raise ValueError("a recipe needs a home: where the dataset version lies")
+        return prepare(run_dir, home, version, recipe)
+    if not (run_dir / "config.json").is_file():
+        raise FileNotFoundError(f"{run_dir} has no config.json: start the run with a recipe and a home")
+    run = _read(run_dir)
+    return run if home is None else run.replace(home=Store(home).url)
+
+
+def finished(run_dir: Path) -> dict[str, Any] | None:
+    """What train.json holds, or None while the run is not finished."""
+    path = run_dir / "train.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def finish(
+    run_dir: Path, run: RunConfig, model: DualEncoder, tokenizer: Tokenizer, ranks: int
+) -> dict[str, Any]:
+    """Write model/ whole or not at all, then train.json, and return what it holds."""
+    draft, final = run_dir / f".tmp-model-{os.getpid()}", run_dir / "model"
+    model.save_pretrained(draft)
+    tokenizer.save(draft)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+
+    lines = read_log(run_dir)
+    last = lines[-1]
+    losses = [line["loss"] for line in lines]
+    waits = [line["data_wait"] * line["seconds_here"] for line in lines]
+    result = {
+        "version": run.version,
+        "recipe": run.recipe.name,
+        "recipe_digest": digest(run.recipe),
+        "steps": last["step"],
+        "samples_seen": last["samples"],
+        "epochs": last["epoch"],
+        "seconds": last["seconds"],
+        "samples_per_second": last["samples"] / last["seconds"],
+        "data_wait": sum(waits) / last["seconds"],
+        "loss_first": sum(losses[:ENDS]) / len(losses[:ENDS]),
+        "loss_last": sum(losses[-ENDS:]) / len(losses[-ENDS:]),
+        "temperature": last["temperature"],
+        "curvature": last.get("curvature"),
+        "radius": last.get("radius"),
+        "substituted": last["substituted"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(next(model.parameters()).device),
+        "processes": ranks,
+        "precision": run.recipe.precision,
+    }
+    Store(run_dir).replace("train.json", (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def _read(run_dir: Path) -> RunConfig:
+    return RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
+
+
+def _difference(known: RunConfig, asked: RunConfig) -> str:
+    """The first field in which two runs differ: "recipe.optimiser.lr 0.001, not 0.002"."""
+    left, right = (dict(_leaves(json.loads(run.model_dump_json()), "")) for run in (known, asked))
+    ignored = {"home", *(f"recipe.{name}" for name in Recipe.incidental)}
+    for name in [*left, *right]:
+        if name in ignored or name.startswith("environment"):
+            continue
+        if left.get(name) != right.get(name):
+            return f"{name} {left.get(name)}, not {right.get(name)}"
+    return "another configuration"
+
+
+def _leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    found = []
+    for name, item in value.items():
+        found += _leaves(item, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def _environment() -> dict[str, str]:
+    """Versions of what a result depends on, and this repository's commit where there is one."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found["commit"] = subprocess.run(
+            git, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        found["commit"] = "unknown"
+    return found

@@ -1,0 +1,85 @@
+"""The step log of a run: log.jsonl and, where tensorboard is installed, the same values for TensorBoard."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+class StepLog:
+    """Writes one JSON line a logged step; lines after `step` are dropped when a run resumes from there."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        path = run_dir / "log.jsonl"
+        _keep_until(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = None
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            # purge_step hides what a killed process had written beyond the checkpoint.
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Add a line; nested dicts become slashed names in TensorBoard."""
+        line = {"step": step, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in _flat(values):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Make the lines durable."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl, a torn last line left out."""
+    lines = []
+    for text in (Path(run_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+@torch.no_grad()
+def radii(nodes: dict[str, Tensor], curvature: Tensor) -> dict[str, dict[str, float]]:
+    """sqrt(c)|x| by node type: mean and quantiles. Waits for the device; called at logged steps only."""
+    report = {}
+    for name, points in nodes.items():
+        if len(points):
+            radius = (curvature.sqrt() * points.float().norm(dim=-1)).cpu()
+            quantiles = torch.quantile(radius, torch.tensor(QUANTILES)).tolist()
+            named = {f"q{round(100 * q):02d}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
+            report[name] = {"mean": radius.mean().item(), **named}
+    return report
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop lines after `step`, and a torn last line, replacing the file in one go."""
+    if not path.exists():
+        return
+    kept = [line for line in read_log(path.parent) if line["step"] <= step]
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    draft.replace(path)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    flat = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            flat.append((prefix + name, float(value)))
+    return flat

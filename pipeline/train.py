@@ -1,0 +1,318 @@
+"""Training, top to bottom: one process, or several under torchrun; resumes by itself.
+
+    python -m torch.distributed.run --nproc-per-node 2 -m pipeline.train --run HOME/runs/NAME
+
+Every random choice is a function of the seed, the epoch and the rank (pipeline/batches.py) and a step itself
+draws none, so a checkpoint needs no generator state. Files of a run: pipeline/runs.py.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models import objectives
+from models.clip import DualEncoder, load_weights
+from models.encoders.tokenizer import Tokenizer
+from pipeline.batches import START, Batches, ShardFile
+from pipeline.progress import Listener, Progress
+from pipeline.recipes import OptimiserConfig, Recipe
+from pipeline.runs import RunConfig, finish, finished, open_run, prepare
+from pipeline.steplog import StepLog, radii
+from storage.checkpoint import Checkpoints
+from storage.shard import read_shard
+from storage.store import Store
+from storage.versions import Versions
+
+__all__ = ["main", "prepare", "train"]
+
+TOKENIZER_CAPTIONS = 200_000  # a trained tokenizer sees at most this many
+
+
+def train(
+    run_dir: str | Path,
+    home: str | None = None,
+    version: str = "latest",
+    recipe: Recipe | None = None,
+    *,
+    device: str = "auto",
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Train, or go on training, and return what train.json holds.
+
+    Args:
+        run_dir: directory of the run. With `home` and `recipe` absent its config.json says what to do.
+        home: where the dataset versions are.
+        version: dataset version to train on.
+        recipe: what to train.
+        device: "auto" (a GPU where there is one), "cpu", "cuda".
+        listener: gets the state of pipeline.progress.Progress every few seconds.
+
+    Raises:
+        FileNotFoundError: no config.json and no recipe.
+        ValueError: another recipe or architecture than the run was started with, data that does not fill a
+            batch, a loss that is not finite.
+    """
+    run_dir = Path(run_dir)
+    run = open_run(run_dir, home, version, recipe)
+    done = finished(run_dir)
+    if done is not None:
+        return done
+    with _processes(device) as (rank, ranks, where):
+        return _train(run_dir, run, rank, ranks, where, listener)
+
+
+def _train(
+    run_dir: Path, run: RunConfig, rank: int, ranks: int, device: torch.device, listener: Listener | None
+) -> dict[str, Any]:
+    recipe = run.recipe
+    if recipe.batch_size % ranks:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not a multiple of {ranks} processes; change either"
+        )
+    lead = rank == 0
+
+    # Data: the shards of the version, and the tokenizer, which the first process makes and the others read.
+    store = Store(run.home)
+    shards = [
+        ShardFile(ref.path, ref.samples, lambda path=ref.path: store.open(path))
+        for ref in Versions(store).load(run.version).shards["train"]
+    ]
+    if lead and not (run_dir / "tokenizer.json").is_file():
+        made = _make_tokenizer(recipe, shards)
+        Store(run_dir).replace("tokenizer.json", made.to_json().encode())
+    _barrier(ranks)
+    tokenizer = Tokenizer.load(run_dir, recipe.model.text.context_length)
+    batches = Batches(
+        shards,
+        tokenizer,
+        recipe.data,
+        batch_size=recipe.batch_size // ranks,
+        image_size=recipe.model.vision.image_size,
+        seed=recipe.seed,
+        rank=rank,
+        ranks=ranks,
+        with_parts=recipe.objective.uses_boxes,
+        pin=device.type == "cuda",
+    )
+
+    # Model: its vocabulary is the tokenizer's. Every process starts from the same seed.
+    torch.manual_seed(recipe.seed)
+    text = dataclasses.replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
+    model = DualEncoder(dataclasses.replace(recipe.model, text=text)).to(device)
+    optimiser = make_optimiser(model, recipe.optimiser)
+
+    # Resume: weights, optimiser and the reader's position; the log forgets what came after the checkpoint.
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    step, seconds, position = 0, 0.0, START
+    found = checkpoints.latest()
+    if found:
+        step, folder = found
+        load_weights(model, load_file(folder / "model.safetensors"), str(folder))
+        state = torch.load(folder / "optimiser.pt", map_location=device, weights_only=True)
+        optimiser.load_state_dict(state)
+        saved = json.loads((folder / "state.json").read_text())
+        seconds, position = saved["seconds"], saved["position"]
+    log = StepLog(run_dir, step) if lead else None
+
+    def save(step: int) -> None:
+        state = {"step": step, "seconds": seconds, "position": position}
+        checkpoints.save(
+            step,
+            {
+                "model.safetensors": to_safetensors({k: v.cpu() for k, v in model.state_dict().items()}),
+                "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
+                "state.json": json.dumps(state).encode(),
+            },
+        )
+        checkpoints.prune(recipe.keep_checkpoints)
+
+    net: nn.Module = model
+    if ranks > 1:
+        net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    half = recipe.precision == "bfloat16"
+    stream = batches.start(position)
+    progress = None
+    if lead:
+        total = recipe.steps * recipe.batch_size
+        progress = Progress(total, "train", "samples", listener, done=step * recipe.batch_size)
+    saved_at = window_start = time.perf_counter()
+    waited, window_steps, substituted = 0.0, 0, 0
+    model.train()
+    try:
+        while step < recipe.steps:
+            asked = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - asked
+            position, substituted = batch.position, substituted + batch.substituted
+            batch = batch.to(device)
+
+            rate = learning_rate(step, recipe.steps, recipe.optimiser)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                nodes, scale, curvature = net(
+                    batch.images, batch.tokens, batch.image_boxes, batch.token_boxes
+                )
+            loss, terms = objectives.loss(
+                nodes,
+                batch.owner,
+                scale,
+                curvature,
+                recipe.objective,
+                recipe.model.geometry,
+                distributed=ranks > 1,
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            model.constrain_()
+            step, window_steps = step + 1, window_steps + 1
+
+            if step % recipe.log_every == 0 or step in (1, recipe.steps):
+                names = ["loss", *terms]
+                values = torch.stack([loss.detach(), *terms.values()])
+                if ranks > 1:
+                    dist.all_reduce(values)
+                means = dict(zip(names, (values / ranks).tolist(), strict=True))
+                now = time.perf_counter()
+                spent, window_start = now - window_start, now
+                seconds += spent
+                if not math.isfinite(means["loss"]):
+                    raise ValueError(
+                        f"the loss is {means['loss']} at step {step}: lower optimiser.lr "
+                        f"(now {recipe.optimiser.lr}) or raise optimiser.warmup_steps, in another run"
+                    )
+                if log and progress:
+                    line = {
+                        "samples": step * recipe.batch_size,
+                        "epoch": position["epoch"] + position["batch"] / batches.per_epoch,
+                        "loss": means.pop("loss"),
+                        "terms": means,
+                        "lr": rate,
+                        "temperature": 1 / scale.item(),
+                        "samples_per_second": window_steps * recipe.batch_size / spent,
+                        "data_wait": waited / spent,
+                        "seconds": seconds,
+                        "seconds_here": spent,
+                        "substituted": substituted,
+                    }
+                    if recipe.model.geometry == "lorentz":
+                        line |= {"curvature": curvature.item(), "radius": radii(nodes, curvature.detach())}
+                    log.write(step, line)
+                    progress.label = f"train, loss {line['loss']:.3f}"
+                waited, window_steps = 0.0, 0
+            if progress:
+                progress.advance(recipe.batch_size)
+
+            due = step % recipe.checkpoint_steps == 0 or step == recipe.steps
+            due |= time.perf_counter() - saved_at > 60 * recipe.checkpoint_minutes
+            if lead and due:
+                save(step)
+                saved_at = time.perf_counter()
+    finally:
+        stream.close()
+        if log and progress:
+            log.close()
+            progress.close()
+
+    result = finish(run_dir, run, model, tokenizer, ranks) if lead else {}
+    _barrier(ranks)
+    return result
+
+
+def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
+    """Rate of the step after `step` done ones: linear up to config.lr, then half a cosine down to zero."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+    """AdamW whose decay spares norms, biases and scalars: every tensor of fewer than two dimensions."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    spared = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+
+
+def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
+    """The named CLIP tokenizer, or one trained on captions and phrases."""
+    text = recipe.model.text
+    if recipe.tokenizer != "train":
+        return Tokenizer.load(recipe.tokenizer, text.context_length)
+    captions: list[str] = []
+    for shard in shards:
+        with shard.open() as file:
+            for sample in read_shard(file, shard.name, shard.samples):
+                captions += [*sample.captions, *(part.phrase for part in sample.parts)]
+        if len(captions) >= TOKENIZER_CAPTIONS:
+            break
+    return Tokenizer.train(captions[:TOKENIZER_CAPTIONS], text.vocab_size, text.context_length)
+
+
+@contextlib.contextmanager
+def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
+    """(rank, ranks, device) of this process, joined with the others that torchrun started."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device '{device}' is unknown: use auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for and torch finds no GPU: use --device cpu")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    where = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(where)
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks == 1:
+        yield 0, 1, where
+        return
+    dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield dist.get_rank(), ranks, where
+    finally:
+        dist.destroy_process_group()
+
+
+def _barrier(ranks: int) -> None:
+    if ranks > 1:
+        dist.barrier()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the run that a directory's config.json describes."""
+    parser = argparse.ArgumentParser(prog="pipeline.train", description=main.__doc__)
+    parser.add_argument("--run", required=True, help="run directory with a config.json")
+    parser.add_argument("--home", help="where the data lies, if not where the run was prepared")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    options = parser.parse_args(arguments)
+    try:
+        train(options.run, options.home, device=options.device)
+    except (ValueError, OSError) as error:
+        print(f"hyco: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

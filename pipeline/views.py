@@ -1,0 +1,106 @@
+"""One visit of one sample: a random caption, random parts of it, random crops. Randomness is an argument."""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from pipeline.config import Config
+from storage.sample import TrainingSample
+
+Range = tuple[float, float]
+
+
+class DataConfig(Config):
+    """How samples are drawn, cropped and read.
+
+    Attributes:
+        crop_scale: share of a whole image's area that RandomResizedCrop keeps, from-to.
+        part_crop_scale: the same for a part.
+        crop_ratio: width to height of the piece, from-to.
+        flip: probability of mirroring; captions may speak of left and right, so none by default.
+        parts: most parts of an image in one visit.
+        window: shards whose samples are mixed; a set of fewer shards is shuffled as a whole.
+        cache_bytes: shards are kept in memory, as encoded bytes, up to this size.
+        threads: decoding threads.
+        prefetch: batches made ahead.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"cache_bytes", "threads", "prefetch"})
+
+    crop_scale: Range = (0.5, 1.0)
+    part_crop_scale: Range = (0.5, 1.0)
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    parts: int = Field(default=1, ge=1)
+    window: int = Field(default=16, ge=1)
+    cache_bytes: int = Field(default=2 << 30, ge=0)
+    threads: int = Field(default=2, ge=1)
+    prefetch: int = Field(default=4, ge=1)
+
+
+@dataclass(frozen=True)
+class View:
+    """A sample as drawn for one visit: uint8 [S, S, 3] pixels and texts, of the whole and of each part."""
+
+    image: np.ndarray
+    caption: str
+    parts: list[tuple[np.ndarray, str]]
+
+
+def draw(
+    sample: TrainingSample, config: DataConfig, size: int, rng: np.random.Generator, with_parts: bool = True
+) -> View | None:
+    """A visit, or None if an image cannot be decoded.
+
+    The parts come from the drawn caption where it has any, so that the phrase is said in the caption.
+    """
+    caption = int(rng.integers(len(sample.captions)))
+    own = [part for part in sample.parts if part.caption == caption] or list(sample.parts)
+    picked = [own[i] for i in rng.permutation(len(own))[: config.parts]] if with_parts else []
+
+    def crop(data: bytes, scale: Range) -> np.ndarray:
+        image = decode(data)
+        box = random_box(image.shape[1], image.shape[0], scale, config.crop_ratio, rng)
+        # PIL widens its filter with the reduction, so shrinking does not alias, and crops in the same pass.
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
+        pixels = np.asarray(resized)
+        return pixels[:, ::-1] if rng.random() < config.flip else pixels
+
+    try:
+        image = crop(sample.image, config.crop_scale)
+        parts = [(crop(part.image, config.part_crop_scale), part.phrase) for part in picked]
+    except (OSError, ValueError):
+        return None
+    return View(image, sample.captions[caption], parts)
+
+
+def random_box(
+    width: int, height: int, scale: Range, ratio: Range, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """The box of RandomResizedCrop (Szegedy et al. 2015): x0, y0, x1, y1 in pixels.
+
+    A uniform share of the area, sides in a log-uniform ratio; the whole image when ten draws do not fit.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = math.sqrt(area * shape), math.sqrt(area / shape)
+        if w <= width and h <= height:
+            x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return x, y, min(x + w, width), min(y + h, height)
+    return 0.0, 0.0, float(width), float(height)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of an image this project packed; simplejpeg, where installed, is 3 times faster."""
+    try:
+        from pipeline.images import decode as careful
+    except ImportError:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    return careful(data)

@@ -1,0 +1,198 @@
+"""Batches: the position is a value, epochs differ, ranks share, bad images are replaced, the thread ends."""
+
+import itertools
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.encoders.tokenizer import Tokenizer
+from pipeline.batches import START, Batch, Batches, ShardFile
+from pipeline.views import DataConfig, draw, random_box
+from storage.shard import write_shard
+from tests.pipeline.training_data import sample, shard_files
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([c for n in range(64) for c in sample(n).captions], 700, 16)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> list[ShardFile]:
+    return shard_files(tmp_path_factory.mktemp("shards"), [10, 7, 12, 9])
+
+
+def reader(shards, tokenizer, config=None, **options) -> Batches:
+    options = {"batch_size": 5, "image_size": 16, **options}
+    return Batches(shards, tokenizer, config or DataConfig(window=2), **options)
+
+
+def take(batches: Batches, count: int, position=START) -> list[Batch]:
+    stream = batches.start(position)
+    try:
+        return list(itertools.islice(stream, count))
+    finally:
+        stream.close()
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = ("images", "tokens", "image_boxes", "token_boxes", "owner")
+    return a.position == b.position and all(torch.equal(getattr(a, n), getattr(b, n)) for n in tensors)
+
+
+def seen(batches: Batches, epoch: int) -> list[tuple[int, int]]:
+    return [tuple(row) for _, rows in batches.order(epoch) for row in rows.tolist()]
+
+
+def test_a_batch_holds_pixels_tokens_and_whose_part_is_whose(shards, tokenizer):
+    (batch,) = take(reader(shards, tokenizer), 1)
+    assert batch.images.shape == batch.image_boxes.shape == (5, 16, 16, 3)
+    assert batch.images.dtype == torch.uint8 and batch.tokens.dtype == torch.int64
+    assert batch.owner.tolist() == [0, 1, 2, 3, 4]
+    # The phrase names the colour of the part: its pixels tell whether image and text belong together.
+    for pixels, tokens in zip(batch.image_boxes, batch.token_boxes, strict=True):
+        phrase = tokenizer.fast.decode(tokens.tolist()).replace("</w>", " ").split()
+        strongest = pixels.float().mean((0, 1)).argmax().item()
+        assert "white" in phrase or phrase[1] == ("red", "green", "blue")[strongest]
+
+
+def test_any_saved_position_gives_exactly_the_batches_that_were_to_come(shards, tokenizer):
+    straight = take(reader(shards, tokenizer), 18)  # 7 batches an epoch: two epochs and a half
+    assert straight[6].position == {"epoch": 1, "batch": 0}
+    for stop in (1, 6, 7, 9, 14):
+        resumed = take(reader(shards, tokenizer), 18 - stop, straight[stop - 1].position)
+        assert all(same(a, b) for a, b in zip(straight[stop:], resumed, strict=True)), stop
+
+
+def test_threads_and_prefetch_change_nothing(shards, tokenizer):
+    quick = DataConfig(window=2, threads=4, prefetch=8, cache_bytes=0)
+    ours = take(reader(shards, tokenizer), 10)
+    assert all(same(a, b) for a, b in zip(ours, take(reader(shards, tokenizer, quick), 10), strict=True))
+
+
+def test_each_epoch_has_every_sample_once_in_another_order_and_another_crop(shards, tokenizer):
+    batches = reader(shards, tokenizer)
+    epochs = [seen(batches, epoch) for epoch in range(3)]
+    everything = sorted((s, i) for s, n in enumerate([10, 7, 12, 9]) for i in range(n))
+    assert all(sorted(rows) == everything for rows in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert seen(reader(shards, tokenizer, seed=1), 0) != epochs[0]
+    one = reader(shards[:1], tokenizer, batch_size=10)
+    first, second = take(one, 2)
+    crops = {image.numpy().tobytes() for batch in (first, second) for image in batch.images}
+    assert len(crops) == 20
+
+
+def test_samples_are_mixed_across_the_shards_of_a_window(shards, tokenizer):
+    rows = seen(reader(shards, tokenizer, DataConfig(window=4)), 0)
+    assert len({shard for shard, _ in rows[:10]}) >= 3
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_ranks_take_disjoint_equal_shares_with_fewer_shards_than_ranks_too(shards, tokenizer, ranks):
+    readers = [reader(shards, tokenizer, batch_size=2, rank=r, ranks=ranks) for r in range(ranks)]
+    shares = [seen(batches, 3) for batches in readers]
+    assert {len(share) for share in shares} == {38 // ranks}
+    assert max(Counter(row for share in shares for row in share).values()) == 1
+    assert len({batches.per_epoch for batches in readers}) == 1
+    assert take(readers[-1], 1)[0].images.shape[0] == 2
+
+
+def test_skipping_does_not_open_the_shards_before(shards, tokenizer):
+    opened = []
+
+    def watched(shard: ShardFile) -> ShardFile:
+        return replace(shard, open=lambda: (opened.append(shard.name), shard.open())[1])
+
+    batches = reader([watched(s) for s in shards], tokenizer, DataConfig(window=1))
+    last = [rows[0][0] for _, rows in batches.order(0)][-1]
+    take(batches, 1, {"epoch": 0, "batch": batches.per_epoch - 1})
+    assert shards[last].name in opened and len(opened) < len(shards)
+
+
+def test_parts_up_to_n_of_the_drawn_caption(tokenizer):
+    three = sample(0, parts=3, captions=2)  # parts 0 and 2 are of caption 0, part 1 of caption 1
+    for seed in range(20):
+        view = draw(three, DataConfig(parts=5), 16, np.random.default_rng(seed))
+        assert view is not None
+        assert len(view.parts) == (2 if view.caption == three.captions[0] else 1)
+    one = draw(three, DataConfig(), 16, np.random.default_rng(0))
+    assert one is not None and len(one.parts) == 1
+    foreign = replace(three, captions=(*three.captions, "a third caption that names no part"))
+    drawn = [draw(foreign, DataConfig(parts=5), 16, np.random.default_rng(s)) for s in range(20)]
+    assert {len(v.parts) for v in drawn if v and v.caption == foreign.captions[2]} == {3}
+
+
+def test_samples_without_parts_share_a_batch_with_samples_that_have_them(tmp_path, tokenizer):
+    path = tmp_path / "mixed.tar"
+    with path.open("wb") as file:
+        write_shard(file, [sample(n, parts=n % 3) for n in range(6)])
+    (batch,) = take(
+        reader(
+            [ShardFile("mixed", 6, lambda: path.open("rb"))], tokenizer, DataConfig(parts=2), batch_size=6
+        ),
+        1,
+    )
+    assert len(batch.owner) == len(batch.image_boxes) == len(batch.token_boxes) < 12
+    assert set(batch.owner.tolist()) != set(range(6))
+    (bare,) = take(reader([ShardFile("m", 6, lambda: path.open("rb"))], tokenizer, with_parts=False), 1)
+    assert bare.image_boxes.shape == (0, 16, 16, 3) and len(bare.token_boxes) == 0
+
+
+def test_an_image_that_cannot_be_decoded_is_replaced_and_counted(tmp_path, tokenizer):
+    path = tmp_path / "bad.tar"
+    samples = [sample(n) for n in range(6)]
+    samples[2] = replace(samples[2], image=samples[2].image[:60])
+    with path.open("wb") as file:
+        write_shard(file, samples)
+    bad = [ShardFile("bad", 6, lambda: path.open("rb"))]
+    (batch,) = take(reader(bad, tokenizer, batch_size=6), 1)
+    assert batch.substituted == 1 and batch.images.shape[0] == 6
+    with path.open("wb") as file:
+        write_shard(file, [replace(s, image=b"nothing") for s in samples])
+    with pytest.raises(ValueError, match=r"no image of a whole batch can be decoded.* in bad"):
+        take(reader(bad, tokenizer), 1)
+
+
+def test_errors_of_the_reader_are_raised_where_batches_are_asked_for(shards, tmp_path, tokenizer):
+    path = tmp_path / "torn.tar"
+    with shards[0].open() as file:
+        path.write_bytes(file.read()[:-20000])
+    with pytest.raises(ValueError, match=r"torn.*(cut short|end-of-archive)"):
+        take(reader([ShardFile("torn", 10, lambda: path.open("rb"))], tokenizer), 1)
+    with pytest.raises(ValueError, match="38 samples cannot fill a batch of 20 on each of 2 ranks"):
+        reader(shards, tokenizer, batch_size=20, ranks=2)
+
+
+def test_closing_ends_the_thread(shards, tokenizer):
+    stream = reader(shards, tokenizer, DataConfig(prefetch=1)).start()
+    next(stream)
+    assert any(thread.name == "batches" for thread in threading.enumerate())
+    stream.close()
+    assert not any(thread.name == "batches" for thread in threading.enumerate())
+
+
+def test_random_boxes_keep_scale_and_ratio_and_stay_inside():
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(60, 40, (0.5, 1.0), (3 / 4, 4 / 3), rng) for _ in range(2000)])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 60).all() and (boxes[:, 3] <= 40).all()
+    fallback = (w == 60) & (h == 40)
+    share, ratio = (w * h / 2400)[~fallback], (w / h)[~fallback]
+    assert 0.5 <= share.min() < 0.52 and 0.75 <= ratio.min() < 0.78 and ratio.max() < 1.34
+    assert boxes[:, 0].max() > 15  # pieces lie everywhere, not only in the middle or a corner
+    assert random_box(100, 10, (1.0, 1.0), (1.0, 1.0), rng) == (0.0, 0.0, 100.0, 10.0)
+
+
+def test_no_flip_by_default_and_flips_when_asked(tokenizer):
+    left = sample(1)
+    config = DataConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    plain = draw(left, config, 24, np.random.default_rng(0))
+    flipped = draw(left, config.replace(flip=1.0), 24, np.random.default_rng(0))
+    assert plain is not None and flipped is not None
+    assert np.array_equal(plain.image, flipped.image[:, ::-1])
+    assert not np.array_equal(plain.image, flipped.image)
