@@ -98,7 +98,7 @@ def _plain_jpeg(data: bytes, max_bytes: int) -> tuple[int, int] | None:
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a header cut before its colour space
         return None
     return (int(width), int(height)) if space.upper() in ("RGB", "YCBCR", "GRAY") else None
 
