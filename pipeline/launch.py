@@ -1,4 +1,4 @@
-"""Training as processes of its own, under torchrun: `torchrun -m pipeline.train --run DIR`.
+"""Training as processes of its own, under torchrun: `torchrun -m pipeline.train DIR`.
 
 The parent only reads lines, so a flow that supervises a training holds no model and no GPU memory, and training ends
 when the flow does.
@@ -36,7 +36,7 @@ def launch(
         RuntimeError: training failed; the text is its last line. Started again, it goes on from its last checkpoint.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "pipeline.train", "--run", str(run_dir)]
+    command += ["-m", "pipeline.train", str(run_dir)]
     guard = [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid())]
     process = subprocess.Popen(
         [*guard, *command],

@@ -1,6 +1,6 @@
 """Training, top to bottom: one process, or several under torchrun; resumes by itself.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m pipeline.train --run HOME/runs/NAME
+    python -m torch.distributed.run --nproc-per-node 2 -m pipeline.train HOME/runs/NAME
 
 Every random choice is a function of the seed, the epoch and the rank (pipeline/batches.py) and a step itself
 draws none, so a checkpoint needs no generator state. Files of a run: pipeline/runs.py.
@@ -302,7 +302,7 @@ def _barrier(ranks: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Train the run that a directory's config.json describes."""
     parser = argparse.ArgumentParser(prog="pipeline.train", description=main.__doc__)
-    parser.add_argument("--run", required=True, help="run directory with a config.json")
+    parser.add_argument("run", help="run directory with a config.json")
     parser.add_argument("--home", help="where the data lies, if not where the run was prepared")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args(arguments)
