@@ -19,8 +19,7 @@ MAX_BYTES = 64 << 20
 """Default limit on the encoded size of one image."""
 
 # Opened with these plugins only: others run programs (EPS) or are rarely exercised parsers.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-Image.init()  # here and once: PIL's lazy set-up of its plugins is not safe in threads
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
