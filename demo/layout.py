@@ -10,6 +10,7 @@ import numpy as np
 from demo.art import Art
 from demo.taxonomy import Leaf
 
+Look = tuple[Leaf, str | None]
 Rect = tuple[float, float, float, float]
 SMALL, LARGE = 0.27, 0.45  # longest side as a share of the page: below is "small", above is "large"
 SHORTEST = 0.2  # no longest side is shorter than this (26 px of 128),
@@ -105,12 +106,16 @@ def size_word(length: float) -> str | None:
 
 
 def arrange(
-    looks: Sequence[tuple[Leaf, str | None]], art: Art, side: int, rng: np.random.Generator
+    looks: Sequence[Look], art: Art, side: int, rng: np.random.Generator, manner: str = "apart"
 ) -> tuple[list[Group], list[Placed]]:
-    """Place one group for each (leaf, colour) on a page of `side` pixels."""
-    if len(looks) == 2 and rng.random() < 0.3:
-        on_top = "base" in looks[1][0].options and rng.random() < 0.7
-        return _stacked(looks, art, side, rng) if on_top else _overlapping(looks, art, side, rng)
+    """Place one group for each (leaf, colour) on a page of `side` pixels.
+
+    `manner` is "apart", or for two looks "stacked" (the first stands on the second) or "overlapping".
+    """
+    if manner == "stacked":
+        return _stacked(looks, art, side, rng)
+    if manner == "overlapping":
+        return _overlapping(looks, art, side, rng)
     budget = 3 if len(looks) == 1 else 6
     groups, placed = [], []
     for number, ((leaf, color), region) in enumerate(zip(looks, _regions(len(looks), rng), strict=True)):
@@ -142,11 +147,13 @@ def _span(rect: Rect) -> tuple[float, float]:
     return rect[2] - rect[0], rect[3] - rect[1]
 
 
-def _single(look: tuple[Leaf, str | None], stamp: np.ndarray, side: int) -> Group:
+def _single(look: Look, stamp: np.ndarray, side: int) -> Group:
     return Group(*look, 1, size_word(max(stamp.shape[:2]) / side))
 
 
-def _stacked(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list[Group], list[Placed]]:
+def _stacked(
+    looks: Sequence[Look], art: Art, side: int, rng: np.random.Generator
+) -> tuple[list[Group], list[Placed]]:
     """The first thing stands on the second."""
     (top, top_color), (base, base_color) = looks
     flip_a, flip_b = rng.random(2) < 0.5
@@ -169,7 +176,9 @@ def _stacked(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list
     return groups, [Placed(1, low, bx, by), Placed(0, high, ax, ay)]
 
 
-def _overlapping(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[list[Group], list[Placed]]:
+def _overlapping(
+    looks: Sequence[Look], art: Art, side: int, rng: np.random.Generator
+) -> tuple[list[Group], list[Placed]]:
     """The first thing stands in front of the second and hides a part of it."""
     stamps = [
         art.stamp(
@@ -180,7 +189,7 @@ def _overlapping(looks, art: Art, side: int, rng: np.random.Generator) -> tuple[
     (ah, aw), (bh, bw) = stamps[0].shape[:2], stamps[1].shape[:2]
     bx, by = (rng.uniform(0.04, max(0.05, 0.92 - v / side)) * side for v in (bw, bh))
     away = 1 if bx + bw / 2 < side / 2 else -1
-    ax = bx + bw / 2 - aw / 2 + away * rng.uniform(0.5, 0.8) * (aw + bw) / 2
+    ax = bx + bw / 2 - aw / 2 + away * rng.uniform(0.4, 0.75) * (aw + bw) / 2
     ay = by + bh - ah + rng.uniform(-0.1, 0.15) * side
     ax, ay = np.clip(ax, 1, side - aw - 1), np.clip(ay, 1, side - ah - 1)
     groups = [_single(look, stamp, side) for look, stamp in zip(looks, stamps, strict=True)]

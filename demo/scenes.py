@@ -85,6 +85,7 @@ class World:
         self.size = size
         self.taxonomy = taxonomy or load()
         self.leaves = tuple(self.taxonomy.leaves.values())
+        self._bases = tuple(leaf for leaf in self.leaves if "base" in leaf.options)
         self._order = np.random.default_rng(0).permutation(len(self.leaves))
         self.art = Art(side=max(160, round(size * 1.25)))
 
@@ -107,12 +108,15 @@ class World:
         focus = self.leaves[self._order[rank]]
         alone = (3 * turn + rank) % 8 < 3
         count = 1 if alone else 2 + int(rng.choice(3, p=(0.53, 0.3, 0.17)))
+        manner = str(rng.choice(_MANNERS, p=_MANNER_SHARE)) if count == 2 else "apart"
         while True:
-            draft = self._draft(rng, split, count, focus)
+            draft = self._draft(rng, split, count, focus, manner)
             if draft is not None:
                 return draft
 
-    def _draft(self, rng: np.random.Generator, split: str, count: int, focus: Leaf) -> Draft | None:
+    def _draft(
+        self, rng: np.random.Generator, split: str, count: int, focus: Leaf, manner: str
+    ) -> Draft | None:
         kind = str(rng.choice(backdrops.KINDS, p=_KIND_SHARE))
         tint = str(rng.choice(tuple(backdrops.TINTS)))
         color = _color(focus, split, rng)
@@ -124,15 +128,16 @@ class World:
                 kind = holdout.backdrop(focus) or kind
         looks = [(focus, color)]
         while len(looks) < count:
-            leaf = self.leaves[int(rng.integers(len(self.leaves)))]
-            if len(looks) == 1 and rng.random() < 0.12 and len(focus.colors) > 1:
+            others = self._bases if manner == "stacked" else self.leaves
+            leaf = others[int(rng.integers(len(others)))]
+            if manner != "stacked" and len(looks) == 1 and rng.random() < 0.12 and len(focus.colors) > 1:
                 leaf = focus  # the same thing in two colours: only the colour tells them apart
             look = (leaf, _color(leaf, split, rng))
             if look not in looks and (leaf is looks[0][0] or all(leaf is not known for known, _ in looks)):
                 looks.append(look)
         if split == "train" and any(holdout.backdrop(leaf) == kind for leaf, _ in looks):
             return None
-        groups, placed = arrange(looks, self.art, self.size, rng)
+        groups, placed = arrange(looks, self.art, self.size, rng, manner)
         boxes = visible_boxes(placed, self.size)
         if boxes is None:
             return None
@@ -218,6 +223,7 @@ class World:
         return out
 
 
+_MANNERS, _MANNER_SHARE = ("apart", "stacked", "overlapping"), (0.6, 0.14, 0.26)
 _SHARE = {"plain": 3, "gradient": 2.5, "grass": 2, "sand": 1.2, "snow": 1, "sea": 1, "wood": 1.2}
 _KIND_SHARE = np.array([_SHARE.get(k, 0.8) for k in backdrops.KINDS])
 _KIND_SHARE = _KIND_SHARE / _KIND_SHARE.sum()
