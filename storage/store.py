@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import os
-import shutil
 import tempfile
 import time
 import uuid
@@ -124,14 +123,13 @@ class Store:
         """
         if not self.local:
             self._refuse_torn_writes()
-            with tempfile.TemporaryFile() as spool:
+            with tempfile.NamedTemporaryFile() as spool:
                 write(cast(BinaryIO, spool))
                 size = spool.seek(0, io.SEEK_END)
                 spool.seek(0)
                 sha256 = _sha256(spool)
                 path = f"{prefix}/{sha256}{suffix}"
-                spool.seek(0)
-                self._upload(path, spool)
+                self.fs.put_file(spool.name, self.path(path))  # atomic: a failed upload leaves no object
             return Object(path, sha256, size)
         with self._temporary(self.path(prefix)) as (temporary, file):
             write(file)
@@ -191,6 +189,8 @@ class Store:
             if self.local:
                 Path(self.path(path)).unlink()
             else:
+                if not self.fs.exists(self.path(path)):  # S3 deletes what is not there without complaint
+                    return False
                 self.fs.rm_file(self.path(path))
         except FileNotFoundError:
             return False
@@ -232,14 +232,6 @@ class Store:
                 yield path, cast(BinaryIO, file)
         finally:
             path.unlink(missing_ok=True)
-
-    def _upload(self, path: str, spool: Any) -> None:
-        target = self.path(path)
-        if self.fs.protocol == "memory":
-            self.fs.pipe_file(target, spool.read())
-            return
-        with self.fs.open(target, "wb") as remote:
-            shutil.copyfileobj(spool, remote, 8 * _BLOCK)
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, float]]:
         """Yield (relative path, time of last change) of every file below a folder."""

@@ -1,0 +1,107 @@
+"""Imports run one way: flows -> pipeline -> {models, storage}. Read from the source, so lazy imports count too."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"flows", "pipeline", "models", "storage", "demo"}
+# What transformers brings and its processors speak (hub files, PIL images) counts with it.
+TORCH = {
+    "torch",
+    "numpy",
+    "jaxtyping",
+    "beartype",
+    "safetensors",
+    "onnxruntime",
+    "tokenizers",
+    "transformers",
+}
+TORCH |= {"huggingface_hub", "PIL", "groundingdino"}
+# What a package may import of ours, and of other people's (None: anything but Prefect).
+RULES: dict[str, tuple[set[str], set[str] | None]] = {
+    "flows": ({"flows", "pipeline", "models", "storage"}, None),
+    "pipeline": ({"pipeline", "models", "storage"}, None),
+    "models": ({"models"}, TORCH),
+    "models/hyperbolic": ({"models"}, {"torch"}),
+    "storage": ({"storage"}, {"pyarrow", "fsspec", "s3fs"}),
+    "demo": ({"demo", "pipeline", "models", "storage"}, None),
+}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield node.module or ""
+
+
+def offences(package: str, code: str) -> list[str]:
+    """What a file of `package` with this code imports against the rules."""
+    ours, others = RULES[package]
+    found = []
+    for name in imports(ast.parse(code)):
+        top = name.partition(".")[0]
+        if top in OURS:
+            bad = top not in ours or (
+                package == "models/hyperbolic" and not name.startswith("models.hyperbolic")
+            )
+        elif top == "prefect":
+            bad = package != "flows"
+        else:
+            bad = others is not None and top not in others and top not in sys.stdlib_module_names
+        found += [name] if bad or top in ("pickle", "dill", "cloudpickle", "joblib") else []
+    return found
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return "models/hyperbolic" if parts[:2] == ("models", "hyperbolic") else parts[0]
+
+
+# The engine talks to workers it started itself through a pipe; nothing pickled ever rests or travels.
+PIPES = {"pipeline/engine/local.py", "pipeline/engine/worker.py"}
+FILES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_direction(path: Path) -> None:
+    found = offences(package_of(path), path.read_text())
+    allowed = {"pickle"} if path.relative_to(ROOT).as_posix() in PIPES else set()
+    assert not set(found) - allowed
+
+
+def test_weights_are_loaded_as_weights_only() -> None:
+    for path in FILES:
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "torch.load" in text else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                safe = any(
+                    word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords
+                )
+                assert safe, f"{path}:{node.lineno}: torch.load without weights_only=True"
+
+
+@pytest.mark.parametrize(
+    ("package", "code"),
+    [
+        ("pipeline", "import prefect"),
+        ("pipeline", "def f():\n    from flows import mine"),
+        ("pipeline", "import demo.scenes"),
+        ("models", "from storage.store import Store"),
+        ("models", "import spacy"),
+        ("models/hyperbolic", "import numpy"),
+        ("models/hyperbolic", "from models.clip import DualEncoder"),
+        ("storage", "import torch"),
+        ("storage", "import models"),
+        ("flows", "import demo"),
+        ("demo", "import pickle"),
+    ],
+)
+def test_the_rules_bite(package: str, code: str) -> None:
+    assert offences(package, code)
