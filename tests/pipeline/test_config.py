@@ -1,0 +1,97 @@
+import dataclasses
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from pipeline.config import Config, ConfigError, digest, override
+
+
+class Inner(Config):
+    incidental: ClassVar[frozenset[str]] = frozenset({"device"})
+    width: int = Field(default=1, ge=0)
+    device: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain:
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    depth: int = 2
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+    maybe: Plain | None = None
+    rate: float = 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"raet": 1}, "unknown option 'raet' of Outer; did you mean 'rate'?"),
+        ({"zzz": 1}, "unknown option 'zzz' of Outer; known: inner, many, maybe, rate"),
+        ({"inner": {"widht": 3}}, "unknown option 'widht' of Inner; did you mean 'width'?"),
+        ({"many": [{"widht": 3}]}, "unknown option 'widht' of Inner; did you mean 'width'?"),
+        ({"maybe": {"dept": 3}}, "unknown option 'maybe.dept' of Outer; did you mean 'depth'?"),
+        ({"rate": "fast"}, "option 'rate' of Outer is 'fast': Input should be a valid number"),
+        ({"rate": float("nan")}, "option 'rate' of Outer is nan"),
+        (
+            {"inner": {"width": -1}},
+            "option 'width' of Inner is -1: Input should be greater than or equal to 0",
+        ),
+    ],
+)
+def test_one_line_errors_by_every_door(values: dict, message: str) -> None:
+    for build in (
+        lambda: Outer(**values),
+        lambda: Outer.model_validate(values),
+        lambda: Outer().replace(**values),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            build()
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_required_and_several_errors() -> None:
+    class Needs(Config):
+        source: str
+
+    with pytest.raises(ConfigError, match="option 'source' of Needs is required; unknown option 'sourc'"):
+        Needs(sourc="x")
+    with pytest.raises(ConfigError, match="Needs"):
+        Needs.model_validate_json("{torn")
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Outer().rate = 3  # type: ignore[misc]
+
+
+def test_digest_names_what_matters() -> None:
+    assert (
+        digest(Outer())
+        == digest(Outer(rate=0.1))
+        == digest(Outer.model_validate_json(Outer().model_dump_json()))
+    )
+    assert len(digest(Outer())) == 16
+    assert digest(Outer(rate=0.2)) != digest(Outer())
+    assert digest(Outer(inner=Inner(width=2))) != digest(Outer())
+    assert digest(Outer(inner=Inner(device="cpu"), many=())) == digest(Outer())
+    assert digest(Outer(maybe=Plain(depth=3))) != digest(Outer(maybe=Plain()))
+    assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+
+
+def test_override() -> None:
+    changed = override(Outer(), ["rate=0.5", "inner.width=7", "inner.device=cpu"])
+    assert changed == Outer(rate=0.5, inner=Inner(width=7, device="cpu"))
+    for wrong, message in [
+        ("rate", "'rate' is not FIELD=VALUE"),
+        ("raet=1", "did you mean 'rate'"),
+        ("inner.widht=1", "did you mean 'width'"),
+        ("rate=fast", "is 'fast'"),
+        ("rate.x=1", "holds no fields"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            override(Outer(), [wrong])

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from pipeline.crop import crop_box, letterbox, pixel_box, shrink_to_short_side
+
+
+def image(height: int, width: int, value: int = 0) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"),
+    [
+        ((50, 100), (16, 48), (0, 64)),
+        ((100, 50), (0, 64), (16, 48)),
+        ((10, 10), (0, 64), (0, 64)),
+        ((1, 1000), (31, 32), (0, 64)),
+    ],
+)
+def test_letterbox_keeps_the_shape_on_white(
+    shape: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    square = letterbox(image(*shape), 64)
+    expected = np.full((64, 64, 3), 255, np.uint8)
+    expected[slice(*rows), slice(*columns)] = 0
+    assert (square == expected).all()
+
+
+def test_letterbox_of_its_own_size_is_the_image() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    assert (letterbox(pixels, 32) == pixels).all()
+
+
+def test_crop_box_takes_exactly_the_box() -> None:
+    pixels = image(100, 200, 9)
+    pixels[25:50, 50:75] = 200
+    assert (crop_box(pixels, (0.25, 0.25, 0.375, 0.5), 25) == 200).all()
+    assert (crop_box(pixels, (0.25, 0.25, 0.375, 0.5), 64) == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 0, 1, 1), (0, 0, 200, 100)),
+        ((-0.5, -1, 2, 3), (0, 0, 200, 100)),
+        ((0.101, 0.101, 0.101, 0.101), (20, 10, 21, 11)),
+        ((1, 1, 1, 1), (199, 99, 200, 100)),
+        ((0.001, 0.001, 0.499, 0.499), (0, 0, 100, 50)),
+        ((0.25, 0.25, 0.375, 0.5), (50, 25, 75, 50)),
+    ],
+)
+def test_pixel_box_is_inside_and_never_empty(
+    box: tuple[float, float, float, float], expected: tuple[int, int, int, int]
+) -> None:
+    assert pixel_box(box, 200, 100) == expected
+
+
+@pytest.mark.parametrize("box", [(0.5, 0, 0.4, 1), (0, 0.5, 1, 0.4), (0, 0, float("nan"), 1)])
+def test_impossible_boxes(box: tuple[float, float, float, float]) -> None:
+    with pytest.raises(ValueError, match="is not x0 <= x1"):
+        pixel_box(box, 10, 10)
+
+
+def test_shrink_to_short_side() -> None:
+    assert shrink_to_short_side(image(300, 600), 100).shape == (100, 200, 3)
+    assert shrink_to_short_side(image(601, 301), 100).shape == (200, 100, 3)
+    small = image(90, 600)
+    assert shrink_to_short_side(small, 100) is small
+    checks = np.indices((256, 256)).sum(0)[..., None].repeat(3, 2).astype(np.uint8) % 2 * 255
+    assert np.abs(shrink_to_short_side(checks, 64).astype(int) - 127).max() < 12, "shrinking must not alias"
