@@ -139,7 +139,12 @@ class NounExtractor:
     def _names_a_thing(self, root: Any) -> bool:
         if root.pos_ not in ("NOUN", "PROPN") or not any(letter.isalpha() for letter in root.lower_):
             return False
-        return not any(form in self.abstract for form in singulars(root.lower_))
+        # "light" and "piece" are no things, a traffic light and a puzzle piece are
+        made = any(child.dep_ == "compound" and not self._is_abstract(child) for child in root.children)
+        return made or not self._is_abstract(root)
+
+    def _is_abstract(self, noun: Any) -> bool:
+        return any(form in self.abstract for form in singulars(noun.lower_))
 
 
 def _is_margin(token: Any) -> bool:
