@@ -4,11 +4,14 @@ config.json (which alone can start the run again), tokenizer.json, log.jsonl, te
 at the end model/ and train.json, whose presence says that the run is finished.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,6 +73,19 @@ def open_run(run_dir: Path, home: str | None, version: str, recipe: Recipe | Non
         raise FileNotFoundError(f"{run_dir} has no config.json: start the run with a recipe and a home")
     run = _read(run_dir)
     return run if home is None else run.replace(home=Store(home).url)
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Hold the run: two trainers of one directory would mix their logs. Ends with the process, however it ends."""
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{run_dir} is being trained by another process: wait for it, or end it first"
+            ) from None
+        yield
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:

@@ -29,9 +29,10 @@ from models import objectives
 from models.clip import DualEncoder, load_weights
 from models.encoders.tokenizer import Tokenizer
 from pipeline.batches import START, Batches, ShardFile
+from pipeline.engine.lifetime import die_with
 from pipeline.progress import Listener, Progress
 from pipeline.recipes import OptimiserConfig, Recipe
-from pipeline.runs import RunConfig, finish, finished, open_run, prepare
+from pipeline.runs import RunConfig, alone, finish, finished, open_run, prepare
 from pipeline.steplog import StepLog, radii
 from storage.checkpoint import Checkpoints
 from storage.shard import read_shard
@@ -73,7 +74,8 @@ def train(
     if done is not None:
         return done
     with _processes(device) as (rank, ranks, where):
-        return _train(run_dir, run, rank, ranks, where, listener)
+        with alone(run_dir) if rank == 0 else contextlib.nullcontext():
+            return _train(run_dir, run, rank, ranks, where, listener)
 
 
 def _train(
@@ -204,7 +206,7 @@ def _train(
                         "loss": means.pop("loss"),
                         "terms": means,
                         "lr": rate,
-                        "temperature": 1 / scale.item(),
+                        "temperature": 1 / max(scale.item(), 1e-30),
                         "samples_per_second": window_steps * recipe.batch_size / spent,
                         "data_wait": waited / spent,
                         "seconds": seconds,
@@ -306,6 +308,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", help="where the data lies, if not where the run was prepared")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args(arguments)
+    if "LOCAL_RANK" in os.environ:
+        die_with(os.getppid())  # torchrun starts workers in sessions of their own: they would outlive it
     try:
         train(options.run, options.home, device=options.device)
     except (ValueError, OSError) as error:

@@ -1,0 +1,115 @@
+"""Recipes: the paper's numbers, one-line errors, and configurations that survive JSON."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from models.clip import DualEncoder
+from pipeline.config import ConfigError, digest, override
+from pipeline.recipes import RECIPES, OptimiserConfig, Recipe, by_name, demo, hycoclip_vit_b, hycoclip_vit_s
+from pipeline.train import learning_rate, make_optimiser
+
+
+def test_the_papers_recipe_has_the_papers_numbers():
+    recipe = hycoclip_vit_s()
+    assert (recipe.steps, recipe.batch_size, recipe.data.parts, recipe.data.flip) == (500_000, 768, 1, 0.0)
+    assert recipe.data.crop_scale == (0.5, 1.0)
+    optimiser = recipe.optimiser
+    assert (optimiser.lr, optimiser.beta1, optimiser.beta2) == (5e-4, 0.9, 0.98)
+    assert (optimiser.weight_decay, optimiser.warmup_steps) == (0.2, 4000)
+    vision, text = recipe.model.vision, recipe.model.text
+    assert (vision.width, vision.depth, vision.heads, vision.patch_size, vision.image_size) == (
+        384,
+        12,
+        12,
+        16,
+        224,
+    )
+    assert (text.width, text.depth, text.heads, text.vocab_size, text.context_length) == (
+        512,
+        12,
+        8,
+        49408,
+        77,
+    )
+    assert (recipe.model.dim, recipe.model.temperature, recipe.model.max_scale) == (512, 0.07, 100.0)
+    assert (recipe.model.curvature, recipe.model.curvature_min, recipe.model.curvature_max) == (
+        1.0,
+        0.1,
+        10.0,
+    )
+    assert [row.weight for row in recipe.objective.contrast] == [0.25] * 4
+    assert {row.weight for row in recipe.objective.entailment} == {0.1}
+    assert recipe.objective.aperture == 0.1
+    large = hycoclip_vit_b()
+    assert (
+        large.model.vision.width == 768 and large.replace(name="hycoclip_vit_s", model=recipe.model) == recipe
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_and_survives_json(name):
+    recipe = by_name(name)
+    assert recipe.name == name
+    again = Recipe.model_validate_json(recipe.model_dump_json())
+    assert again == recipe and digest(again) == digest(recipe)
+    with torch.device("meta"):
+        DualEncoder(recipe.model)
+
+
+def test_families_differ_from_hycoclip_in_rows_and_geometry_only():
+    base, clip, boxes = demo(), by_name("demo_clip"), by_name("demo_clip_boxes")
+    assert clip.model.geometry == boxes.model.geometry == "euclid" and not clip.objective.uses_boxes
+    assert boxes.objective.contrast == base.objective.contrast and not boxes.objective.entailment
+    meru = by_name("meru_vit_s")
+    assert meru.replace(name="hycoclip_vit_s", objective=hycoclip_vit_s().objective) == hycoclip_vit_s()
+    assert [(row.eta, row.weight) for row in meru.objective.entailment] == [(1.0, 0.2)]
+
+
+def test_what_cannot_work_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"unknown recipe 'dem'; did you mean 'demo'\?"):
+        by_name("dem")
+    with pytest.raises(ConfigError, match=r"unknown option 'lrr' of OptimiserConfig; did you mean 'lr'"):
+        override(demo(), ["optimiser.lrr=1"])
+    with pytest.raises(ConfigError, match=r"unknown option 'model\.vision\.widht'.*did you mean 'width'"):
+        override(demo(), ["model.vision.widht=64"])
+    with pytest.raises(ConfigError, match="not a multiple of patch_size"):
+        override(demo(), ["model.vision.image_size=50"])
+    with pytest.raises(ConfigError, match="entailment rows need geometry 'lorentz'"):
+        override(demo(), ["model.geometry=euclid"])
+    with pytest.raises(ConfigError, match="warmup_steps 40 exceeds steps 10"):
+        override(demo(), ["steps=10", "optimiser.warmup_steps=40"])
+
+
+def test_digest_ignores_how_often_things_are_written():
+    recipe = demo()
+    assert digest(recipe.replace(log_every=7, checkpoint_minutes=3.0)) == digest(recipe)
+    assert digest(recipe.replace(data=recipe.data.replace(threads=5))) == digest(recipe)
+    assert digest(recipe.replace(seed=1)) != digest(recipe)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = OptimiserConfig(lr=2.0, warmup_steps=4)
+    rates = [learning_rate(step, 20, config) for step in range(21)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[12] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi / 2))) and rates[20] == pytest.approx(
+        0
+    )
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+
+
+def test_weight_decay_spares_norms_biases_and_scalars():
+    """The published code decays them: `0.0 or wd` is wd."""
+    with torch.device("meta"):
+        model = DualEncoder(demo().model)
+    optimiser = make_optimiser(model, OptimiserConfig())
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    got = {name: decay[id(p)] for name, p in model.named_parameters()}
+    spared = {name for name, value in got.items() if value == 0.0}
+    assert spared == {
+        n for n in got if "norm" in n or n.endswith("bias") or "alpha" in n or n.startswith("log_")
+    }
+    assert {got[n] for n in got if n not in spared} == {0.2}
+    assert "textual.tokens.weight" not in spared and "visual.class_token" not in spared

@@ -1,0 +1,191 @@
+"""Training: the loss falls, a killed run continues as if nothing had happened, errors say what differs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import pipeline.train
+from models.clip import DualEncoder
+from models.encoders.tokenizer import Tokenizer
+from pipeline.recipes import Recipe
+from pipeline.runs import alone
+from pipeline.steplog import StepLog, read_log
+from pipeline.train import main, prepare, train
+from tests.pipeline.training_data import make_home, tiny_recipe
+
+CURVE = ("step", "loss", "terms", "lr", "curvature", "temperature", "radius", "epoch")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> str:
+    home = tmp_path_factory.mktemp("home")
+    make_home(home)
+    return str(home)
+
+
+@pytest.fixture(scope="module")
+def straight(home) -> Path:
+    """A run of twenty steps that nothing interrupted."""
+    run = Path(home) / "runs" / "straight"
+    train(run, home, "latest", tiny_recipe())
+    return run
+
+
+def curve(run: Path) -> list[dict]:
+    return [{name: line[name] for name in CURVE} for line in read_log(run)]
+
+
+def test_training_lowers_the_loss_and_leaves_a_model_that_loads(straight, home):
+    result = json.loads((straight / "train.json").read_text())
+    lines = read_log(straight)
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert result["samples_seen"] == 320 and result["steps"] == 20
+    assert result["loss_first"] == pytest.approx(sum(line["loss"] for line in lines) / 20)
+    assert sum(line["loss"] for line in lines[-3:]) < 0.9 * sum(line["loss"] for line in lines[:3])
+    assert result["samples_per_second"] == pytest.approx(320 / lines[-1]["seconds"])
+    assert 0 <= result["data_wait"] <= 1
+    model = DualEncoder.from_pretrained(straight / "model")
+    tokenizer = Tokenizer.load(straight / "model", 16)
+    assert model.config.text.vocab_size == len(tokenizer)
+    assert model.encode_text(tokenizer(["a red square"])).shape == (1, 16)
+    assert model.curvature.item() == pytest.approx(result["curvature"], abs=1e-3)
+    assert list((straight / "tensorboard").iterdir())
+
+
+def test_every_logged_line_has_terms_scalars_and_radii_by_node(straight):
+    line = read_log(straight)[-1]
+    assert set(line["radius"]) == {"image", "text", "image_box", "text_box"}
+    assert line["radius"]["text"]["q05"] <= line["radius"]["text"]["q50"] <= line["radius"]["text"]["q95"]
+    weights = {"contrast": 0.25, "entail": 0.1}
+    total = sum(weights[name.split("/")[0]] * value for name, value in line["terms"].items())
+    assert len(line["terms"]) == 8 and total == pytest.approx(line["loss"], rel=1e-5)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [13, 19])
+def test_an_interrupted_run_continues_exactly(straight, home, tmp_path, monkeypatch, stop):
+    """Stopped three or nine steps after its checkpoint: the steps beyond it are forgotten and made again."""
+    write = StepLog.write
+
+    def breaking(self, step, values):
+        write(self, step, values)
+        if step == stop:
+            raise StoppedError
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(StepLog, "write", breaking)
+        train(run, home, "latest", tiny_recipe())
+    assert read_log(run)[-1]["step"] == stop and not (run / "train.json").exists()
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 14, "lo')  # a line that the kill cut short
+    train(run)  # config.json alone says how to go on
+    assert curve(run) == curve(straight)
+    ours, theirs = (DualEncoder.from_pretrained(r / "model").state_dict().values() for r in (run, straight))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_finished_run_is_not_trained_again(straight, home, monkeypatch):
+    monkeypatch.setattr(pipeline.train, "_train", lambda *a: pytest.fail("trained again"))
+    assert train(straight, home, "latest", tiny_recipe()) == json.loads((straight / "train.json").read_text())
+
+
+def test_another_recipe_or_version_in_the_same_directory_is_named(straight, home, tmp_path):
+    other = tiny_recipe(optimiser=tiny_recipe().optimiser.replace(lr=0.5))
+    with pytest.raises(ValueError, match=r"started with recipe\.optimiser\.lr 0\.003, not 0\.5"):
+        train(straight, home, "latest", other)
+    prepare(straight, home, "latest", tiny_recipe(log_every=7))  # how often to log is not a difference
+    second = tmp_path / "second"
+    make_home(second, counts=(32,))
+    with pytest.raises(ValueError, match=r"started with version v-[0-9a-f]+, not v-"):
+        prepare(straight, str(second), "latest", tiny_recipe())
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(straight, home, tmp_path):
+    run = tmp_path / "run"
+    wide = tiny_recipe().model_dump()
+    wide["model"]["dim"] = 24
+    prepare(run, home, "latest", Recipe.model_validate(wide))
+    shutil.copytree(straight / "checkpoints", run / "checkpoints")
+    with pytest.raises(ValueError, match=r"another architecture: .* is \(16, 32\) there and \(24, 32\) here"):
+        train(run)
+
+
+def test_command_line_errors_are_one_line(home, tmp_path, capsys):
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "has no config.json" in capsys.readouterr().err
+    run = tmp_path / "run"
+    prepare(run, home, "latest", tiny_recipe(batch_size=100))
+    assert main([str(run)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(
+        "hyco: error: 64 samples cannot fill a batch of 100 on each of 1 ranks; use a smaller"
+    )
+    with pytest.raises(ValueError, match="device 'tpu'"):
+        train(tmp_path / "run", device="tpu")
+
+
+def test_a_diverging_run_stops_and_says_so(home, tmp_path):
+    wild = tiny_recipe(optimiser=tiny_recipe().optimiser.replace(lr=1e30, warmup_steps=0))
+    with pytest.raises(ValueError, match=r"loss is nan at step \d+: lower optimiser\.lr"):
+        train(tmp_path / "run", home, "latest", wild)
+
+
+def test_clip_rows_need_no_boxes_and_have_no_curvature(home, tmp_path):
+    from models.objectives import clip_objective
+
+    values = tiny_recipe(objective=clip_objective(), steps=3).model_dump()
+    values["model"]["geometry"] = "euclid"
+    run = tmp_path / "run"
+    result = train(run, home, "latest", Recipe.model_validate(values))
+    assert result["curvature"] is None and "radius" not in read_log(run)[-1]
+
+
+def launch(run: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen([*command, "-m", "pipeline.train", str(run)], env=environment)
+
+
+def test_two_processes_killed_with_sigkill_continue(tmp_path):
+    """torchrun with gloo and more ranks than shards; its workers die with it, and a second start finishes."""
+    make_home(tmp_path / "home", counts=(64,))
+    run = tmp_path / "run"
+    prepare(run, str(tmp_path / "home"), "latest", tiny_recipe(steps=60, checkpoint_steps=5, batch_size=8))
+    process = launch(run)
+    deadline = time.monotonic() + 140
+    while not list((run / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (run / "train.json").exists()
+    again = launch(run)  # at once: the run's lock is free, because no worker of the first start is left
+    assert again.wait(140) == 0
+    lines = read_log(run)
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert json.loads((run / "train.json").read_text())["processes"] == 2
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(home, tmp_path):
+    run = tmp_path / "run"
+    prepare(run, home, "latest", tiny_recipe())
+    with alone(run), pytest.raises(ValueError, match="is being trained by another process"):
+        train(run)
