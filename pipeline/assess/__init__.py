@@ -6,11 +6,8 @@ one can be drawn; what cannot be measured is null, with the reason under "skippe
 
 import json
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,15 +20,16 @@ from pipeline.assess import exhibits as show
 from pipeline.assess import report
 from pipeline.assess.curves import read_log
 from pipeline.assess.data import Embedder
-from pipeline.assess.geometry import HYCOCLIP_CONES, Cone, geometry, radii
-from pipeline.assess.hierarchy import family_confusion, hierarchy, where_errors_meet
+from pipeline.assess.geometry import HYCOCLIP_CONES, Cone, geometry_report, radii
+from pipeline.assess.hierarchy import family_confusion, tree_metrics, where_errors_meet
 from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.parts import part_retrieval
-from pipeline.assess.retrieval import retrieval
+from pipeline.assess.provenance import lineage, provenance
+from pipeline.assess.retrieval import both_ways
 from pipeline.assess.scenes import Embedded, Scene, embed, limit_regions, work
 from pipeline.assess.taxonomy import Taxonomy
-from pipeline.assess.zero_shot import class_vectors, zero_shot
+from pipeline.assess.zero_shot import accuracy, class_vectors
 from pipeline.config import Config
 from pipeline.progress import Listener, Progress
 from pipeline.source import open_source
@@ -55,6 +53,7 @@ class AssessConfig(Config):
         device: "auto" (a GPU where there is one), "cpu", "cuda".
         samples: mined training samples shown in the report.
         answers: held-out images shown with the captions found for them.
+        mistakes: wrongly named scenes shown in the report.
         picture_side: short side of the pictures in the report, in pixels.
     """
 
@@ -66,8 +65,9 @@ class AssessConfig(Config):
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=1)
     device: str = "auto"
-    samples: int = Field(default=9, ge=0, le=60)
+    samples: int = Field(default=8, ge=0, le=60)
     answers: int = Field(default=12, ge=0, le=60)
+    mistakes: int = Field(default=8, ge=0, le=60)
     picture_side: int = Field(default=224, ge=32, le=640)
 
 
@@ -137,7 +137,7 @@ def assess(
             "parts": len(embedded.crops),
             "undecodable": embedded.undecodable,
         }
-    metrics |= _provenance(run, dataset)
+    metrics |= provenance(run, dataset)
     metrics["seconds"] = round(time.monotonic() - began, 2)
     metrics = _finite(metrics)
     Store(run_dir).replace(
@@ -150,7 +150,7 @@ def assess(
         samples=samples,
         log=read_log(run_dir / "log.jsonl"),
         config={"run": run, "assess": config.model_dump(mode="json")},
-        lineage=_lineage(run, dataset, metrics),
+        lineage=lineage(run, dataset, metrics),
         draws=config.draws,
         **shown,
     )
@@ -166,11 +166,11 @@ def _measure(
     run: dict[str, Any],
     boot: Bootstrap,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Fill the measured sections; returns (predicted, true) classes where there are any."""
+) -> show.Answered | None:
+    """Fill the measured sections; returns the answers on the tree where there are any."""
     captions, phrases = embedded.captions, embedded.phrases
     if len(captions.texts) > 1:
-        found = retrieval(embedder.score, embedded.images, embedded.texts, captions, boot)
+        found = both_ways(embedder.score, embedded.images, embedded.texts, captions, boot)
         found.numbers.update(
             images=captions.images, captions=len(captions.text), distinct=len(captions.texts)
         )
@@ -187,7 +187,7 @@ def _measure(
     _keep(metrics, "geometry", _geometry(embedder, embedded, run, seed))
     answered = _classify(metrics, embedder, embedded, tree, boot)
     if answered and tree:
-        _keep(metrics, "hierarchy", hierarchy(*answered, tree, boot))
+        _keep(metrics, "hierarchy", tree_metrics(answered.predicted, answered.truth, tree, boot))
     return answered
 
 
@@ -198,12 +198,12 @@ def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed:
     rows = [Cone(row["general"], row["specific"], row["eta"]) for row in objective.get("entailment") or ()]
     k = objective.get("aperture", 0.1)
     cones = rows or HYCOCLIP_CONES  # an objective without cones is still asked where HyCoCLIP's would hold
-    return geometry(embedded.nodes(), embedded.pairs(), embedder.curvature, k, cones, seed)
+    return geometry_report(embedded.nodes(), embedded.pairs(), embedder.curvature, k, cones, seed)
 
 
 def _classify(
     metrics: dict[str, Any], embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, boot: Bootstrap
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> show.Answered | None:
     reason = None
     single = [(n, set(scene.labels)) for n, scene in enumerate(embedded.scenes) if scene.labels]
     if tree is None:
@@ -220,9 +220,9 @@ def _classify(
     index = torch.tensor([n for n, _ in single], device=embedded.images.device)
     truth = np.array([tree.class_index(label) for _, labels in single for label in labels])
     scores = embedder.score(embedded.images[index], class_vectors(embedder, tree)).cpu().numpy()
-    outcome, predicted = zero_shot(scores, truth, boot)
+    outcome, predicted = accuracy(scores, truth, boot)
     _keep(metrics, "zero_shot", outcome)
-    return predicted, truth
+    return show.Answered(np.array([n for n, _ in single]), predicted, truth)
 
 
 def _keep(metrics: dict[str, Any], section: str, found: Outcome | dict[str, Any] | str) -> None:
@@ -240,24 +240,23 @@ def _shown(
     embedder: Embedder,
     embedded: Embedded,
     tree: Taxonomy | None,
-    answered: tuple[np.ndarray, np.ndarray] | None,
+    answered: show.Answered | None,
     config: AssessConfig,
 ) -> dict[str, Any]:
     """What the report draws of the measured points."""
     shown: dict[str, Any] = {}
+    side = config.picture_side
     if len(embedded.captions.texts):
-        shown["neighbours"] = show.neighbours(
-            embedder, embedded, config.answers, 4, config.picture_side, config.seed
-        )
+        shown["neighbours"] = show.neighbours(embedder, embedded, config.answers, 4, side, config.seed)
     if embedder.curvature is not None:
         c = embedder.curvature
         nodes = embedded.nodes().items()
         shown["radii"] = {name: radii(n.points, c)[n.occurrences] for name, n in nodes if len(n.occurrences)}
     if answered and tree:
-        shown["depths"] = where_errors_meet(*answered, tree)
+        shown["depths"] = where_errors_meet(answered.predicted, answered.truth, tree)
         shown["depth_examples"] = show.depth_examples(tree)
-        shown["families"] = family_confusion(*answered, tree)
-        shown["confusions"] = show.confusions(*answered, tree, 10)
+        shown["families"] = family_confusion(answered.predicted, answered.truth, tree)
+        shown["mistakes"] = show.mistakes(embedded, answered, tree, config.mistakes, side, config.seed)
     return shown
 
 
@@ -280,55 +279,6 @@ def _training(store: Store, dataset: Version, split: str) -> Iterator[TrainingSa
     for shard in dataset.shards.get(split, []):
         with store.open(shard.path) as file:
             yield from read_shard(file, shard.path)
-
-
-def _provenance(run: dict[str, Any], dataset: Version) -> dict[str, Any]:
-    return {
-        "versions": {
-            "dataset": dataset.name,
-            "parent": dataset.parent,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "commit": run.get("environment", {}).get("commit") or _commit(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _lineage(run: dict[str, Any], dataset: Version, metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    counts = ", ".join(
-        f"{value:,} {name.replace('_', ' ')}" for name, value in dataset.counts.items() if value
-    )
-    mined = dataset.config.get("mine") or {}
-    facts = [
-        ("Source", str(mined.get("source") or "")),
-        ("Found by", str(mined.get("grounder") or "")),
-        ("Detector digest", ", ".join(dataset.detectors)),
-        *((f"{stage.capitalize()} digest", str(value)) for stage, value in dataset.digests.items()),
-        ("Dataset version", f"{dataset.name}, {counts}"),
-        ("Parent version", dataset.parent or ""),
-        ("Recipe", str(run.get("recipe", {}).get("name") or "")),
-        ("Run", metrics["run"]),
-        ("Commit", str(metrics["commit"] or "")),
-        ("Assessed on", str((metrics.get("assessed") or {}).get("source") or "")),
-        ("Software", f"Python {metrics['versions']['python']}, torch {metrics['versions']['torch']}"),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-def _commit() -> str | None:
-    """The commit of this code, None outside a repository."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 def _json(path: Path) -> dict[str, Any] | None:

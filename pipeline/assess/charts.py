@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 400, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 28
 MOST_POINTS = 240
+PER_CENT = "\N{NO-BREAK SPACE}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,9 @@ class Line:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: 3 significant digits, thousands grouped, no exponent where it can be helped."""
+    """A number for people: 3 significant digits, thousands grouped; a whole number in full."""
+    if isinstance(value, int):
+        return f"{value:,}"
     if not math.isfinite(value):
         return "not finite"
     if value == 0:
@@ -47,9 +50,19 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def share(value: float) -> str:
-    """A share as per cent: 63.2 %, 0.71 %."""
+    """A share as per cent, its sign kept on the line: 63.2 %, 0.71 %."""
     value *= 100
-    return f"{value:.0f} %" if value >= 99.95 or value == 0 else f"{value:.{1 if value >= 1 else 2}f} %"
+    return f"{value:.{0 if value >= 99.95 or value == 0 else 1 if value >= 1 else 2}f}{PER_CENT}"
+
+
+def plain_share(value: float) -> str:
+    """The same for a sentence: no decimals from 10 % on."""
+    return f"{100 * value:.0f}{PER_CENT}" if value >= 0.1 else share(value)
+
+
+def tick_text(value: float) -> str:
+    """A round number as short as it can be said: 0.5, 1, 2,000."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -95,12 +108,13 @@ def line_chart(lines: Sequence[Line], label: str, unit: str = "", zero: bool = F
     for mark in marks:
         y = at_y(mark)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{escape(number(mark))}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{tick_text(mark)}</text>')
     for mark in ticks(x_start, x_end):
-        if x_start <= mark <= x_end:
+        if x_start <= mark <= x_end and at_x(mark) > LEFT + 40:  # the name of the axis stands there
             parts.append(
-                f'<text x="{at_x(mark)}" y="{HEIGHT - 8}" text-anchor="middle">{escape(number(mark))}</text>'
+                f'<text x="{at_x(mark)}" y="{HEIGHT - 8}" text-anchor="middle">{tick_text(mark)}</text>'
             )
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}" text-anchor="start">step</text>')
     for line, x, y in drawn:
         path = "L".join(f"{at_x(a)} {at_y(b)}" for a, b in zip(x, y, strict=True))
         dash = ' stroke-dasharray="5 4"' if line.dashed else ""
@@ -148,7 +162,7 @@ def ridges(
     parts = []
     for mark in marks:
         parts.append(f'<path class="grid" d="M{at_x(mark)} 20V{base}"/>')
-        parts.append(f'<text x="{at_x(mark)}" y="{height - 9}" text-anchor="middle">{number(mark)}</text>')
+        parts.append(f'<text x="{at_x(mark)}" y="{height - 9}" text-anchor="middle">{tick_text(mark)}</text>')
     parts.append(f'<path class="edge" d="M{at_x(edge)} 14V{base}"/>')
     parts.append(f'<text class="edge-name" x="{at_x(edge) + 5}" y="12">{escape(edge_name)}</text>')
     for index, (name, tone, values) in enumerate(rows):

@@ -4,8 +4,8 @@ in order, none picked by hand."""
 import base64
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,15 @@ from storage.sample import Part, TrainingSample
 
 COLOURS = 6  # --p0 ... --p5 of the page
 LONGEST = 300  # characters of a caption or phrase that the page shows
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Scenes that were asked for their one kind of thing: index of the scene, answered and true class, each [N]."""
+
+    scene: Int[np.ndarray, " N"]
+    predicted: Int[np.ndarray, " N"]
+    truth: Int[np.ndarray, " N"]
 
 
 def picture(data: bytes, side: int) -> tuple[str, int, int]:
@@ -53,11 +62,11 @@ def pieces(caption: str, spans: Iterable[tuple[int, int, int]]) -> list[tuple[st
 
 
 def mined_samples(samples: Iterable[TrainingSample], most: int, side: int) -> list[dict[str, Any]]:
-    """The first `most` samples with at least two boxed phrases (with one, where none has two)."""
+    """The first `most` samples with boxes for at least two things (with one, where none has two)."""
     rich, poor = [], []
     for sample in samples:
-        phrases = {same_text(part.phrase) for part in sample.parts if _has_box(part)}
-        (rich if len(phrases) > 1 else poor).append(sample) if phrases else None
+        things = set(_things([part for part in sample.parts if _has_box(part)]).values())
+        (rich if len(things) > 1 else poor).append(sample) if things else None
         if len(rich) >= most:
             break
     return [_mined(sample, side) for sample in (rich + poor)[:most]]
@@ -67,45 +76,60 @@ def _has_box(part: Part) -> bool:
     return all(map(math.isfinite, part.box))
 
 
+def _things(parts: Sequence[Part]) -> dict[str, int]:
+    """A number for each phrase; phrases whose boxes lie on each other name one thing and share its number."""
+    thing: dict[str, int] = {}
+    for part in parts:
+        thing.setdefault(same_text(part.phrase), len(thing))
+    for first, second in itertools.combinations(parts, 2):
+        a, b = thing[same_text(first.phrase)], thing[same_text(second.phrase)]
+        if a != b and _overlap(first.box, second.box) > 0.6:
+            thing = {phrase: min(a, b) if n in (a, b) else n for phrase, n in thing.items()}
+    order = {n: place for place, n in enumerate(dict.fromkeys(thing.values()))}
+    return {phrase: order[n] for phrase, n in thing.items()}
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(wide, 0.0) * max(high, 0.0)
+    return both / max((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both, 1e-9)
+
+
 def _mined(sample: TrainingSample, side: int) -> dict[str, Any]:
-    groups: dict[str, int] = {}
-    boxes, chips = [], {}
-    spans: dict[int, list[tuple[int, int, int]]] = {}
-    for part in sample.parts:
-        if not _has_box(part):
-            continue
-        group = groups.setdefault(same_text(part.phrase), len(groups)) % COLOURS
+    parts = [part for part in sample.parts if _has_box(part)]
+    things = _things(parts)
+    scores: dict[str, list[float]] = {}
+    boxes, spans = [], {}
+    for part in parts:
+        name = same_text(part.phrase)
+        group = things[name] % COLOURS
         x0, y0, x1, y1 = (round(100 * min(max(v, 0.0), 1.0), 2) for v in part.box)
-        phrase, score = clip(part.phrase), part.score
-        shown = "" if math.isnan(score) else f"{score:.2f}"
+        said = f"{clip(part.phrase)}" + ("" if math.isnan(part.score) else f", score {part.score:.2f}")
         boxes.append(
-            {
-                "x": x0,
-                "y": y0,
-                "w": round(x1 - x0, 2),
-                "h": round(y1 - y0, 2),
-                "group": group,
-                "phrase": phrase,
-            }
+            {"x": x0, "y": y0, "w": round(x1 - x0, 2), "h": round(y1 - y0, 2), "group": group, "tip": said}
         )
-        chips.setdefault(same_text(part.phrase), {"group": group, "phrase": phrase, "score": shown})
+        scores.setdefault(name, []).append(part.score)
         spans.setdefault(part.caption, []).append((*part.span, group))
-    captions = []
-    for index, caption in enumerate(sample.captions):
-        if index in spans or (index == 0 and len(sample.captions) == 1):
-            short = caption[:LONGEST]
-            captions.append({"plain": clip(caption), "pieces": pieces(short, spans.get(index, ()))})
-    captions = captions[:3] or [
-        {"plain": clip(sample.captions[0]), "pieces": [(clip(sample.captions[0]), None)]}
-    ]
+    captions = [
+        {"plain": clip(caption), "pieces": pieces(caption[:LONGEST], spans.get(index, ()))}
+        for index, caption in enumerate(sample.captions)
+        if index in spans
+    ][:3]
+    marked = {
+        same_text(text) for caption in captions for text, group in caption["pieces"] if group is not None
+    }
     image, width, height = picture(sample.image, side)
     return {
         "image": image,
         "width": width,
         "height": height,
         "boxes": boxes,
-        "chips": list(chips.values()),
-        "captions": captions,
+        # Phrases that no caption shown marks, such as those of shards that do not say where they were found.
+        "chips": [
+            {"phrase": clip(name), "group": things[name] % COLOURS} for name in things if name not in marked
+        ],
+        "captions": captions
+        or [{"plain": clip(sample.captions[0]), "pieces": [(clip(sample.captions[0]), None)]}],
     }
 
 
@@ -135,24 +159,26 @@ def neighbours(
     return found
 
 
-def confusions(
-    predicted: Int[np.ndarray, " N"], truth: Int[np.ndarray, " N"], taxonomy: Taxonomy, most: int
+def mistakes(
+    embedded: Embedded, answered: Answered, taxonomy: Taxonomy, count: int, side: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The most frequent (shown, answered) pairs of leaves, with the node where the two meet."""
+    """Wrongly named scenes drawn by seed: the picture, what it shows, what was answered, where the two meet."""
+    wrong = np.flatnonzero(answered.predicted != answered.truth)
+    drawn = np.sort(np.random.default_rng(seed).permutation(wrong)[:count])
     depth = meeting_depth(taxonomy.ancestors())
     depths, leaves = taxonomy.depths(), taxonomy.leaves()
-    wrong = [(int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p]
     found = []
-    for (true, answer), count in sorted(Counter(wrong).items(), key=lambda item: (-item[1], item[0]))[:most]:
+    for row in drawn:
+        true, answer = int(answered.truth[row]), int(answered.predicted[row])
         node = int(leaves[true])
         while depths[node] > depth[answer, true]:
             node = taxonomy.parents[node]
         found.append(
             {
+                "image": picture(embedded.scenes[answered.scene[row]].image, side)[0],
                 "true": taxonomy.names[leaves[true]][0],
                 "predicted": taxonomy.names[leaves[answer]][0],
-                "meet": "" if node == taxonomy.root() else f"both {taxonomy.names[node][0]}",
-                "count": count,
+                "meet": "" if node == taxonomy.root() else taxonomy.names[node][0],
             }
         )
     return found

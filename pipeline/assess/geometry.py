@@ -90,7 +90,7 @@ def radius_summary(values: Float[np.ndarray, " M"]) -> dict[str, float]:
     }
 
 
-def geometry(
+def geometry_report(
     nodes: Mapping[str, Points],
     pairs: Mapping[tuple[str, str], Int[np.ndarray, "N 2"]],
     c: float,

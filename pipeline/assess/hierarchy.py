@@ -36,7 +36,7 @@ def meeting_depth(ancestors: Bool[np.ndarray, "L N"]) -> Int[np.ndarray, "L L"]:
     return depth
 
 
-def hierarchy(
+def tree_metrics(
     predicted: Int[np.ndarray, " N"], truth: Int[np.ndarray, " N"], taxonomy: Taxonomy, bootstrap: Bootstrap
 ) -> Outcome:
     """Means over images, and as chance the exact expectation when every leaf is predicted equally often."""

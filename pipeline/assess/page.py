@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.assess.charts import interval_bar, number, share
+from pipeline.assess.charts import PER_CENT, interval_bar, number, plain_share, share
 from pipeline.assess.curves import curves
 from pipeline.assess.panels import Exhibits, space_panel, tree_panel
 
@@ -88,14 +88,14 @@ class _View:
         zero, found = self.m.get("zero_shot"), self.m.get("retrieval")
         if zero:
             return (
-                f"Shown a scene it has never seen, it names the thing {share(zero['top1'])} of the time. "
-                f"Guessing would manage {share(zero['chance'])}."
+                f"Shown a scene it has never seen, it names the thing {plain_share(zero['top1'])} of the time. "
+                f"Guessing would manage {plain_share(zero['chance'])}."
             )
         if found:
             value, chance = found["text_to_image"]["r10"], found["chance"]["text_to_image"]["r10"]
             return (
-                f"Given a caption, it has the picture among its first ten {share(value)} of the time. "
-                f"Chance would manage {share(chance)}."
+                f"Given a caption, it has the picture among its first ten {plain_share(value)} of the time. "
+                f"Chance would manage {plain_share(chance)}."
             )
         return "Nothing could be measured."
 
@@ -103,11 +103,10 @@ class _View:
         m, parts = self.m, []
         train, found, zero = m.get("train") or {}, m.get("retrieval") or {}, m.get("zero_shot") or {}
         steps, seen = train.get("steps"), train.get("samples_seen")
-        version = (m.get("versions") or {}).get("dataset")
         text = f"Run {m.get('run')}"
         text += f" learnt from {seen:,} samples" if isinstance(seen, int) else ""
         text += f" in {steps:,} steps" if isinstance(steps, int) else ""
-        parts.append(text + (f" of dataset version {version}." if version else "."))
+        parts.append(text + ".")
         if found:
             parts.append(
                 f"It was asked about {found['images']:,} images and {found['captions']:,} captions "
@@ -146,11 +145,11 @@ class _View:
                 {
                     "name": "Steps on the tree from answer to truth",
                     "value": number(value),
-                    "unit": "lower is better",
+                    "unit": "",
                     "bar": interval_bar(value, chance, span, top=max(value, chance) * 1.15 or 1.0),
                     "interval": f"{number(span[0])} to {number(span[1])}" if span else "",
                     "chance": number(chance),
-                    "gain": "",
+                    "gain": "lower is better",
                 }
             )
         return cards
@@ -159,7 +158,7 @@ class _View:
         span = self.spans.get(key)
         return {
             "name": name,
-            "value": share(value)[:-2],
+            "value": share(value).removesuffix(PER_CENT),
             "unit": "%",
             "bar": interval_bar(value, chance, span),
             "interval": _span(span),
@@ -249,9 +248,9 @@ class _View:
             (
                 ("images", "images"),
                 ("phrases", "phrases"),
-                ("boxes", "boxes"),
-                ("recall", "recall of phrases"),
-                ("precision", "precision of boxes"),
+                ("boxes", "boxes kept"),
+                ("recall", "recall"),
+                ("precision", "precision"),
                 ("failures", "failures"),
                 ("images_per_second", "images a second"),
             ),
@@ -272,13 +271,13 @@ class _View:
 
 
 def _facts(values: dict[str, Any] | None, names: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    held = [(name, (values or {}).get(key)) for key, name in names]
+    held = [(key, name, (values or {}).get(key)) for key, name in names]
     return [
-        {"name": name, "value": number(value)}
-        for name, value in held
+        {"name": name, "value": share(value) if key in ("recall", "precision") else number(value)}
+        for key, name, value in held
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
 
 
 def _span(span: Sequence[float] | None) -> str:
-    return f"{share(span[0])[:-2]} to {share(span[1])}" if span else ""
+    return f"{share(span[0]).removesuffix(PER_CENT)} to {share(span[1])}" if span else ""

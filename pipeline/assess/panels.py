@@ -21,7 +21,7 @@ class Exhibits:
     depths: dict[str, list[float]] | None = None
     depth_examples: list[str] = field(default_factory=list)
     families: tuple[tuple[str, ...], Int[np.ndarray, "F F"]] | None = None
-    confusions: list[dict[str, Any]] = field(default_factory=list)
+    mistakes: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     lineage: list[tuple[str, str]] = field(default_factory=list)
     draws: int = 1000
@@ -32,13 +32,14 @@ def tree_panel(x: Exhibits) -> dict[str, Any] | None:
     if not x.depths or not x.families:
         return None
     model, chance = x.depths["model"], x.depths["chance"]
-    names = ["Right"] + [f"Wrong, {depth} level{'s' * (depth != 1)} down" for depth in range(len(model) - 1)]
+    names = ["Right", "Wrong altogether"]
+    names += [f"Wrong, {depth} level{'s' * (depth > 1)} shared" for depth in range(1, len(model) - 1)]
     rows = []
     # From the mildest to the worst: right, then the deepest common ancestor first.
     for index in [0, *range(len(model) - 1, 0, -1)]:
-        example = "" if index == 0 else f"both {x.depth_examples[index - 1]}, say"
+        example = "" if index == 0 else f"such as both being a kind of {x.depth_examples[index - 1]}"
         if index == 1:
-            names[1], example = "Wrong altogether", f"nothing shared but {x.depth_examples[0]}"
+            example = f"nothing shared but {x.depth_examples[0]}"
         rows.append(
             {
                 "name": names[index],
@@ -74,7 +75,7 @@ def tree_panel(x: Exhibits) -> dict[str, Any] | None:
         "depths": rows,
         "families": families,
         "matrix": matrix,
-        "confusions": x.confusions,
+        "mistakes": x.mistakes,
     }
 
 
@@ -97,7 +98,7 @@ def space_panel(x: Exhibits, shape: dict[str, Any] | None) -> dict[str, Any] | N
     return {
         "lead": f"Curvature {MINUS}{number(shape['curvature'])}. The general should lie near the origin, the "
         "particular further out, and every particular inside the cone of what describes it.",
-        "ridges": ridges(rows, label, edge, f"2K = {number(edge)}"),
+        "ridges": ridges(rows, label, edge, f"2K = {edge:g}"),
         "order": order,
         "cones": [_cone(pair, entry) for pair, entry in shape["satisfied"].items()],
         "nodes": [

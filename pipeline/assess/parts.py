@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.retrieval import Pairing, Score, retrieval
+from pipeline.assess.retrieval import Pairing, Score, both_ways
 
 
 def part_retrieval(
@@ -28,7 +28,7 @@ def part_retrieval(
     `pairing` pairs crops (as its images) with phrases (as its texts); crops of one scene are drawn together.
     """
     names = ("crop_to_phrase", "phrase_to_crop")
-    outcome = retrieval(
+    outcome = both_ways(
         score, crops, phrases, pairing, bootstrap, names=names, copies=False, clusters=scenes, ks=ks
     )
     outcome.numbers.update(crops=pairing.images, phrases=len(pairing.texts))

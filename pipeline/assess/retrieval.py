@@ -127,7 +127,7 @@ def recall(
     return Outcome(numbers, {f"r{k}": span for k, span in zip(ks, spans, strict=True)})
 
 
-def retrieval(
+def both_ways(
     score: Score,
     images: Float[Tensor, "B D"],
     texts: Float[Tensor, "K D"],

@@ -5,7 +5,7 @@ section 2): the mean is taken in the tangent space at the origin, where it is a 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.taxonomy import Taxonomy
 
 
+@runtime_checkable
 class TextSide(Protocol):
     """What a class vector needs of an embedder."""
 
@@ -47,7 +48,7 @@ def rank_of_truth(scores: Float[np.ndarray, "N C"], truth: Int[np.ndarray, " N"]
     return (scores >= own).sum(axis=1) - 1
 
 
-def zero_shot(
+def accuracy(
     scores: Float[np.ndarray, "N C"], truth: Int[np.ndarray, " N"], bootstrap: Bootstrap
 ) -> tuple[Outcome, Int[np.ndarray, " N"]]:
     """top1, top5, mean_per_class (over the classes that occur), their chance levels; and the predictions."""

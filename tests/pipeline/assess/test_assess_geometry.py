@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.assess.geometry import Cone, Points, cone_report, geometry, radii, shuffle
+from pipeline.assess.geometry import Cone, Points, cone_report, geometry_report, radii, shuffle
 from tests.oracle import assess_metrics as plain
 
 
@@ -41,8 +41,8 @@ def test_a_space_built_in_order_reports_that_order():
         for name, radius in (("text_box", 0.3), ("image_box", 0.5), ("text", 0.6), ("image", 0.9))
     }
     same = np.stack([np.arange(4)] * 2, 1)
-    pairs = {pair: same for pair in (("text", "image"), ("text_box", "image_box"), ("image_box", "image"))}
-    report = geometry(nodes, pairs, c=4.0)
+    pairs = dict.fromkeys((("text", "image"), ("text_box", "image_box"), ("image_box", "image")), same)
+    report = geometry_report(nodes, pairs, c=4.0)
     assert report["radius"]["image"]["q50"] == pytest.approx(1.8)
     assert all(entry["holds"] for entry in report["order"].values())
     assert report["order"]["text<image"] == {"holds": True, "pairs": 1.0}
@@ -54,14 +54,14 @@ def test_a_space_built_in_order_reports_that_order():
         assert entry["true_angle"] < 1e-3 < entry["shuffled_angle"]
     assert set(report["saturated"].values()) == {0.0}
     near = {name: points(p.points * 0.19) for name, p in nodes.items()}
-    assert geometry(near, pairs, c=4.0)["saturated"] == {
+    assert geometry_report(near, pairs, c=4.0)["saturated"] == {
         "text_box": 1.0, "image_box": 1.0, "text": 0.0, "image": 0.0
     }  # fmt: skip
 
 
 def test_occurrences_weigh_the_radii():
     nodes = {"text": Points(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), np.array([0, 0, 0, 1]))}
-    assert geometry(nodes, {}, c=1.0)["radius"]["text"]["mean"] == pytest.approx(1.5)
+    assert geometry_report(nodes, {}, c=1.0)["radius"]["text"]["mean"] == pytest.approx(1.5)
     assert radii(torch.tensor([[3.0, 4.0]]), 4.0)[0] == pytest.approx(10.0)
 
 
@@ -78,6 +78,6 @@ def test_shuffled_pairs_are_never_true_pairs():
 def test_without_parts_only_the_wholes_are_reported():
     wholes = {"text": points(torch.eye(3)), "image": points(torch.eye(3) * 2)}
     empty = {"text_box": Points(torch.zeros(0, 3), np.zeros(0, np.int64))}
-    report = geometry(wholes | empty, {("text", "image"): np.stack([np.arange(3)] * 2, 1)}, c=1.0)
+    report = geometry_report(wholes | empty, {("text", "image"): np.stack([np.arange(3)] * 2, 1)}, c=1.0)
     assert set(report["radius"]) == {"text", "image"}
     assert set(report["satisfied"]) == {"text>image"}

@@ -1,0 +1,62 @@
+"""Where a result comes from: versions, commit, and the chain from source to run."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.versions import Version
+
+
+def provenance(run: dict[str, Any], dataset: Version) -> dict[str, Any]:
+    """versions, commit and created of metrics.json."""
+    return {
+        "versions": {
+            "dataset": dataset.name,
+            "parent": dataset.parent,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "commit": run.get("environment", {}).get("commit") or _commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def lineage(run: dict[str, Any], dataset: Version, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """The chain from source to run, as (name, value) for the report; only what is known."""
+    counts = ", ".join(
+        f"{value:,} {name.replace('_', ' ')}" for name, value in dataset.counts.items() if value
+    )
+    mined = dataset.config.get("mine") or {}
+    facts = [
+        ("Source", str(mined.get("source") or "")),
+        ("Found by", str(mined.get("grounder") or "")),
+        ("Detector digest", ", ".join(dataset.detectors)),
+        *((f"{stage.capitalize()} digest", str(value)) for stage, value in dataset.digests.items()),
+        ("Dataset version", f"{dataset.name}, {counts}"),
+        ("Parent version", dataset.parent or ""),
+        ("Recipe", str(run.get("recipe", {}).get("name") or "")),
+        ("Run", metrics["run"]),
+        ("Commit", str(metrics["commit"] or "")),
+        ("Assessed on", str((metrics.get("assessed") or {}).get("source") or "")),
+        ("Software", f"Python {metrics['versions']['python']}, torch {metrics['versions']['torch']}"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _commit() -> str | None:
+    """The commit of this code, None outside a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,16 @@
+"""Shapes and types of what computes are checked while these tests run."""
+
+from jaxtyping import install_import_hook
+
+MODULES = (
+    "data",
+    "scenes",
+    "outcome",
+    "retrieval",
+    "parts",
+    "zero_shot",
+    "hierarchy",
+    "geometry",
+    "taxonomy",
+)
+install_import_hook([f"pipeline.assess.{name}" for name in MODULES], "beartype.beartype")

@@ -1,0 +1,245 @@
+"""The page: complete in itself, safe against what captions may hold, whole when sections are missing."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from pipeline.assess.charts import Line, line_chart, number, ridges, share, ticks
+from pipeline.assess.curves import curves, read_log
+from pipeline.assess.exhibits import mined_samples, pieces
+from pipeline.assess.page import page
+from pipeline.assess.panels import Exhibits
+from pipeline.assess.report import render
+from pipeline.images import encode_jpeg
+from storage.sample import Part, TrainingSample
+
+EVIL = "<script>alert(1)</script> \"' onerror=x {{ 7*7 }} \u202e鴨と猫 \U0001f986 &lt;"
+JPEG = encode_jpeg(np.full((40, 60, 3), 90, np.uint8))
+VOID = {"meta", "link", "img", "path", "rect"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text, and checks that every tag is closed."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.open, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(html):
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+def recalls(*names):
+    values = {"r1": 0.2, "r5": 0.4, "r10": 0.6}
+    return {**dict.fromkeys(names, values), "chance": {name: dict.fromkeys(values, 0.01) for name in names}}
+
+
+def metrics():
+    ways = recalls("image_to_text", "text_to_image")
+    return {
+        "run": EVIL,
+        "mining": {"images": 10, "recall": 0.9, "failures_by_code": {"x": 1}, "precision": None},
+        "train": {"steps": 3, "samples_seen": 30, "loss_first": 5.0, "loss_last": None},
+        "zero_shot": {
+            "top1": 0.5, "top5": 0.8, "mean_per_class": 0.45, "chance": 0.01, "chance_top5": 0.05,
+            "images": 20, "classes": 100, "classes_seen": 9,
+        },
+        "retrieval": ways | {"images": 20, "captions": 50, "distinct": 48},
+        "hierarchy": {
+            "tie": 1.5, "lca": 1.4, "jaccard": 0.7, "p_h": 0.8, "r_h": 0.8, "images": 20,
+            "chance": {"tie": 5.0, "lca": 2.9, "jaccard": 0.2, "p_h": 0.3, "r_h": 0.3},
+        },
+        "parts": recalls("crop_to_phrase", "phrase_to_crop") | {"crops": 30, "phrases": 25},
+        "geometry": {
+            "curvature": 1.2, "k": 0.1, "saturated": {"text": 0.1, "image": 0.0},
+            "radius": {n: dict.fromkeys(("q05", "q25", "q50", "q75", "q95", "mean"), 0.4) for n in ("text", "image")},
+            "satisfied": {"text>image": {"eta": 0.7, "pairs": 9, "true": 0.9, "true_angle": 3.0, "aperture": 30.0}},
+            "order": {"text<image": {"holds": False, "pairs": 0.4}},
+        },
+        "intervals": {"zero_shot.top1": [0.4, 0.6], "hierarchy.tie": [1.2, 1.8]},
+        "skipped": {},
+        "created": "2026-01-02T03:04:05+00:00",
+        "seconds": 12.0,
+    }  # fmt: skip
+
+
+def exhibits():
+    part = Part(JPEG, EVIL[:20], (0.1, 0.1, 0.5, 0.5), 0.7, (0, 20), 0, "chunk")
+    other = Part(JPEG, "a duck", (0.6, 0.6, 0.9, 0.9), 0.5, (-1, -1), 0, "chunk")
+    sample = TrainingSample("k", JPEG, (EVIL, "quiet"), (part, other), {})
+    log = [
+        {"step": s, "loss": 5.0 / s, f"terms/contrast/{EVIL}>text": 1.0 / s, "radius/image/mean": 0.1 * s}
+        for s in (1, 2, 3)
+    ]
+    return Exhibits(
+        samples=mined_samples([sample], 4, 64),
+        neighbours=[
+            {"image": "data:,", "captions": [EVIL], "rank": "7", "results": [{"text": EVIL, "right": False}]}
+        ],
+        radii={"text": np.array([0.2, 0.3]), "image": np.array([0.5, 0.6])},
+        log=log,
+        depths={"model": [0.5, 0.2, 0.3], "chance": [0.01, 0.9, 0.09]},
+        depth_examples=[EVIL, "animal"],
+        families=((EVIL, "tool"), np.array([[3, 1], [0, 0]])),
+        mistakes=[{"image": "data:,", "true": EVIL, "predicted": "saw", "meet": ""}],
+        config={"recipe": {"name": EVIL}},
+        lineage=[("Source", EVIL)],
+    )
+
+
+def test_hostile_text_stays_text():
+    html = render(metrics(), exhibits())
+    reader = read(html)
+    scripts = [attrs for tag, attrs in reader.tags if tag == "script"]
+    assert scripts == [{}]
+    assert html.count("<script") == 1
+    assert not any(name.startswith("on") for _, attrs in reader.tags for name in attrs)
+    assert "{{ 7*7 }}" in html
+    assert any(EVIL in text for text in reader.text)
+    assert "鴨と猫 \U0001f986" in html
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_page_asks_nothing_of_the_network(full):
+    html = render(metrics(), exhibits()) if full else render({"run": "r"}, Exhibits())
+    for url in re.findall(r"(?:src|href|srcset|action|poster)=\"([^\"]*)\"", html):
+        assert url.startswith(("data:", "#"))
+    assert not re.findall(r"https?://|url\(|@import|//cdn", html.replace("http-equiv", ""))
+    attrs = next(a for tag, a in read(html).tags if a.get("http-equiv") == "Content-Security-Policy")
+    script = html[html.index("<script>") + 8 : html.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in attrs["content"]
+    assert "default-src 'none'" in attrs["content"]
+
+
+def test_missing_sections_leave_their_reason():
+    empty = {"run": "r", **dict.fromkeys(("zero_shot", "retrieval", "geometry", "train", "mining"))}
+    html = render(empty | {"skipped": {"zero_shot": "no taxonomy was given", "mining": "<b>"}}, Exhibits())
+    reader = read(html)
+    text = " ".join(reader.text)
+    assert "Zero-shot classification: not measured" in text and "no taxonomy was given" in text
+    assert "Nothing could be measured." in text
+    targets = {attrs["href"][1:] for tag, attrs in reader.tags if tag == "a"}
+    assert targets <= {attrs.get("id") for _, attrs in reader.tags}
+
+
+@pytest.mark.parametrize(
+    "missing", ["zero_shot", "retrieval", "hierarchy", "parts", "geometry", "mining", "train"]
+)
+def test_any_one_section_may_be_missing(missing):
+    found = metrics() | {missing: None, "skipped": {missing: "because"}}
+    assert "because" in render(found, Exhibits())
+
+
+def test_every_id_is_there_once_and_every_picture_has_words():
+    reader = read(render(metrics(), exhibits()))
+    ids = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert all(attrs.get("alt") for tag, attrs in reader.tags if tag == "img")
+    charts = [attrs for tag, attrs in reader.tags if tag == "svg" and attrs.get("role") == "img"]
+    assert len(charts) >= 3 and all(attrs["aria-label"] for attrs in charts)
+    tables = [attrs for tag, attrs in reader.tags if tag == "th"]
+    assert tables and all("scope" in attrs for attrs in tables)
+
+
+def test_numbers_stand_beside_chance_and_interval():
+    shown = page(metrics(), Exhibits())
+    card = shown["cards"][0]
+    assert (card["value"], card["chance"], card["gain"]) == ("50.0", "1.0\xa0%", "50 times chance")
+    assert card["interval"] == "40.0 to 60.0\xa0%"
+    assert all(row["chance"] for table in shown["tables"] for row in table["rows"])
+    assert [table["name"] for table in shown["tables"]] == ["Zero-shot", "Retrieval", "Parts", "Hierarchy"]
+
+
+def test_captions_are_cut_at_their_phrases():
+    assert pieces("a red duck swims", [(0, 10, 0), (2, 5, 1)]) == [("a red duck", 0), (" swims", None)]
+    assert pieces("ab", [(0, 1, 2), (1, 2, 3)]) == [("a", 2), ("b", 3)]
+    assert pieces("ab", [(-1, -1, 0), (1, 9, 0), (1, 1, 0)]) == [("ab", None)]
+    assert pieces("", []) == []
+
+
+def test_phrases_of_one_thing_share_a_colour():
+    boxes = {
+        "a duck": (0.1, 0.1, 0.5, 0.5),
+        "the bird": (0.11, 0.1, 0.5, 0.52),
+        "a saw": (0.6, 0.6, 0.9, 0.9),
+    }
+    parts = tuple(Part(JPEG, phrase, box, 0.9, (-1, -1)) for phrase, box in boxes.items())
+    nowhere = Part(JPEG, "a cloud")
+    shown = mined_samples([TrainingSample("k", JPEG, ("x",), (*parts, nowhere))], 1, 32)[0]
+    assert {chip["phrase"]: chip["group"] for chip in shown["chips"]} == {
+        "a duck": 0,
+        "the bird": 0,
+        "a saw": 1,
+    }
+    assert [box["group"] for box in shown["boxes"]] == [0, 0, 1]
+    assert (shown["width"], shown["height"]) == (48, 32)
+    assert mined_samples([TrainingSample("k", JPEG, ("x",), (nowhere,))], 1, 32) == []
+
+
+def test_log_is_read_past_torn_and_repeated_lines(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [
+        {"step": 2, "terms": {"contrast/image>text": 3.0}},
+        {"step": 1, "loss": 4},
+        {"step": 2, "loss": 2},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
+    log = read_log(path)
+    assert log == [{"step": 1, "loss": 4}, {"step": 2, "loss": 2}]
+    assert [curve["name"] for curve in curves(log)] == ["Loss"]
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_charts_hold_their_numbers():
+    chart = line_chart([Line("a", "image", list(range(1000)), [float(v) for v in range(1000)])], "label")
+    data = json.loads(read(chart).tags[0][1]["data-lines"])
+    assert len(data["lines"][0]["x"]) <= 240
+    assert line_chart([Line("a", "image", [1], [2.0])], "label") == ""
+    assert line_chart([Line("a", "image", [1, 2], [float("nan"), 1.0])], "label") == ""
+    flat = line_chart([Line("a", "image", [1, 2, 3], [2.0, 2.0, 2.0])], "label")
+    assert "nan" not in flat and "inf" not in flat
+    assert "nan" not in ridges([("a", "image", np.zeros(5))], "label", 0.2, "edge")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.013, 0.0134), (-5, 7e6), (2, 2), (0, 0)])
+def test_ticks_are_round_and_span(low, high):
+    marks = ticks(low, high)
+    assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 9
+    steps = np.diff(marks)
+    assert np.allclose(steps, steps[0])
+    mantissa = steps[0] / 10 ** np.floor(np.log10(steps[0]) + 1e-9)
+    assert min(abs(mantissa - m) for m in (1, 2, 5)) < 1e-6
+
+
+def test_numbers_read_well():
+    assert [number(v) for v in (0.5, 12.345, 1234.5, 3, 0.00001, float("nan"), 0.0)] == [
+        "0.500", "12.3", "1,234", "3", "1.0e-05", "not finite", "0"
+    ]  # fmt: skip
+    assert [share(v) for v in (0.0, 0.0063, 0.632, 0.9999, 1.0)] == [
+        "0\xa0%", "0.63\xa0%", "63.2\xa0%", "100\xa0%", "100\xa0%"
+    ]  # fmt: skip
