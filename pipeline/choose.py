@@ -67,7 +67,7 @@ def choose(table: pa.Table, config: ChoiceConfig) -> dict[str, list[Choice]]:
         keep = (scores >= np.float32(config.threshold)) & (sides > 0).all(axis=1)
         if config.min_area_px is not None:
             pixels = sides.prod(axis=1) * _floats(table, "width") * _floats(table, "height")
-            keep &= pixels >= config.min_area_px
+            keep &= pixels >= config.min_area_px * (1 - 1e-6)  # boxes are float32
     text = "phrase"
     if config.phrases == "expression":
         text = "expression"

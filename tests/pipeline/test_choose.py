@@ -1,0 +1,147 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.choose import ChoiceConfig, choose, suppress
+from storage.detections import SCHEMA, _table
+
+Box = tuple[float, float, float, float]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    shared = (high - low).clip(0).prod()
+    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
+
+
+def plain_suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, limit: float) -> np.ndarray:
+    """The textbook, one box at a time."""
+    keep = np.zeros(len(boxes), bool)
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        rivals = [j for j in np.flatnonzero(keep) if groups[j] == groups[i]]
+        keep[i] = all(iou(boxes[i], boxes[j]) <= limit for j in rivals)
+    return keep
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("limit", [0.1, 0.5, 1.0])
+def test_suppress_equals_the_textbook(seed: int, limit: float) -> None:
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 8, (60, 2, 2)) / 8
+    boxes = np.concatenate([corners.min(1), corners.max(1) + 0.125], 1)
+    scores = rng.integers(0, 5, 60) / 4  # many ties
+    groups = rng.integers(0, 6, 60) * 3
+    assert (suppress(boxes, scores, groups, limit) == plain_suppress(boxes, scores, groups, limit)).all()
+
+
+def test_suppress_of_nothing() -> None:
+    assert suppress(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), 0.5).tolist() == []
+
+
+def row(box: Box | None, score: float | None, phrase: str | None = "a dog", **more: Any) -> dict[str, Any]:
+    found = {
+        "key": "k",
+        "caption": 0,
+        "text": "a dog on a mat",
+        "image_sha256": "s",
+        "width": 100,
+        "height": 200,
+    }
+    found |= {
+        "detector": "d",
+        "rules": "r",
+        "phrase": phrase,
+        "span_start": 0,
+        "span_end": 5,
+        "rule": "expression",
+    }
+    found |= {"expression": phrase, "score": score} | dict(
+        zip(("x0", "y0", "x1", "y1"), box or [None] * 4, strict=True)
+    )
+    return found | more
+
+
+def chosen(rows: list[dict[str, Any]], **config: Any) -> list[tuple[str, float]]:
+    keep_all = {"threshold": 0, "nms_iou": None, "nms_all_iou": None, "min_area_px": None}
+    parts = choose(_table(rows, SCHEMA), ChoiceConfig(**{**keep_all, **config}))
+    return [(part.phrase, round(part.score, 3)) for part in parts["k"]]
+
+
+ALL: Box = (0, 0, 1, 1)
+LEFT: Box = (0, 0, 0.5, 1)
+NEARLY_LEFT: Box = (0, 0, 0.49, 1)
+
+
+def test_threshold_is_inclusive_in_float32() -> None:
+    rows = [row(ALL, 0.35), row(LEFT, 0.3499)]
+    assert chosen(rows, threshold=0.35) == [("a dog", 0.35)]
+
+
+def test_area_in_pixels_of_the_original() -> None:
+    rows = [row((0, 0, 0.32, 0.16), 0.9), row((0, 0, 0.31, 0.16), 0.8)]
+    assert chosen(rows, min_area_px=32 * 32) == [("a dog", 0.9)]
+    assert len(chosen(rows, min_area_px=None)) == 2
+
+
+def test_what_has_no_box_is_no_part_but_its_image_is_known() -> None:
+    rows = [
+        row(None, None),
+        row(None, None, None),
+        row((0.5, 0.5, 0.5, 0.9), 0.9),
+        row((0.6, 0.2, 0.5, 0.9), 0.9),
+    ]
+    table = _table([*rows, row((-1, -1, 0, 0), 1.0)], SCHEMA)
+    assert choose(table, ChoiceConfig(min_area_px=None, threshold=0)) == {"k": []}
+
+
+def test_nms_of_a_phrase_spans_captions_and_case() -> None:
+    rows = [
+        row(LEFT, 0.5),
+        row(NEARLY_LEFT, 0.9, "A dog", caption=1),
+        row((0.5, 0, 1, 1), 0.4),
+        row(NEARLY_LEFT, 0.3, "a cat"),
+    ]
+    assert chosen(rows, nms_iou=0.6) == [("a dog", 0.4), ("a cat", 0.3), ("A dog", 0.9)]
+
+
+def test_nms_over_all_boxes_stays_within_a_caption() -> None:
+    rows = [row(LEFT, 0.5), row(NEARLY_LEFT, 0.9, "a cat"), row(LEFT, 0.3, "a wolf", caption=1)]
+    assert chosen(rows, nms_all_iou=0.8) == [("a cat", 0.9), ("a wolf", 0.3)]
+    assert len(chosen(rows, nms_iou=0.6)) == 3
+
+
+def test_most_parts_gives_each_phrase_its_turn() -> None:
+    rows = [row((i / 10, 0, (i + 1) / 10, 1), 0.9 - i / 100) for i in range(5)]
+    rows += [
+        row(ALL, 0.2, "a mat", span_start=9, span_end=14),
+        row(LEFT, 0.1, "a mat", span_start=9, span_end=14),
+    ]
+    assert chosen(rows, max_parts=3) == [("a dog", 0.9), ("a dog", 0.89), ("a mat", 0.2)]
+    assert chosen(rows, max_parts=1) == [("a dog", 0.9)]
+    two_images = [*rows, *({**r, "key": "other"} for r in rows)]
+    table = choose(_table(two_images, SCHEMA), ChoiceConfig(threshold=0, min_area_px=None, max_parts=2))
+    assert {key: len(parts) for key, parts in table.items()} == {"k": 2, "other": 2}
+
+
+def test_expressions_take_the_outermost_and_its_span() -> None:
+    text = "a mat, a mat under a dog"
+    rows = [
+        row(ALL, 0.9, "a mat", text=text, span_start=7, span_end=12, expression="a mat under a dog"),
+        row(LEFT, 0.8, "a dog", text=text, span_start=19, span_end=24, expression="a dog", rule="chunk"),
+    ]
+    assert chosen(rows, phrases="chunk") == [("a mat", 0.9), ("a dog", 0.8)]
+    assert chosen(rows, phrases="expression") == [("a mat under a dog", 0.9)]
+    config = ChoiceConfig(phrases="expression", min_area_px=None)
+    (part,) = choose(_table(rows, SCHEMA), config)["k"]
+    assert part.span == (7, 24) and text[7:24] == part.phrase and part.rule == "expression"
+    repeated = [row(ALL, 0.9, "a mat", text=text, span_start=7, span_end=12, expression="a mat")]
+    assert choose(_table(repeated, SCHEMA), config)["k"][0].span == (7, 12), (
+        "not the first one in the caption"
+    )
+
+
+def test_boxes_are_clipped_and_fields_carried() -> None:
+    (part,) = choose(_table([row((-0.5, 0.25, 0.5, 2), 0.75, caption=3)], SCHEMA), ChoiceConfig())["k"]
+    assert part.box == (0, 0.25, 0.5, 1)
+    assert (part.score, part.span, part.caption, part.rule) == (0.75, (0, 5), 3, "chunk")
