@@ -50,8 +50,21 @@ def is_the_picture(pixels: np.ndarray) -> bool:
         encoded(picture("P"), "GIF", save_all=True, append_images=[Image.new("P", (40, 20))]),
         encoded(picture(), "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (40, 20))]),
     ],
-    ids=["jpeg", "progressive", "cmyk", "png", "palette", "rgba", "webp", "bmp", "tiff", "avif", "gif"]
-    + ["animated-gif", "animated-webp"],
+    ids=[
+        "jpeg",
+        "progressive",
+        "cmyk",
+        "png",
+        "palette",
+        "rgba",
+        "webp",
+        "bmp",
+        "tiff",
+        "avif",
+        "gif",
+        "animated-gif",
+        "animated-webp",
+    ],
 )
 def test_every_kind_gives_rgb(data: bytes) -> None:
     pixels = decode(data)
@@ -160,7 +173,21 @@ def test_bad_images_by_their_header(data: bytes, code: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [JPEG[:-900], encoded(picture(), "PNG")[:-40], encoded(picture(), "WEBP")[:-30], png_header(10, 10)],
-    ids=["jpeg", "png", "webp", "headless-png"],
+    ids=[
+        "jpeg",
+        "progressive",
+        "cmyk",
+        "png",
+        "palette",
+        "rgba",
+        "webp",
+        "bmp",
+        "tiff",
+        "avif",
+        "gif",
+        "animated-gif",
+        "animated-webp",
+    ],
 )
 def test_cut_images_pass_the_header_and_fail_to_decode(data: bytes) -> None:
     try:

@@ -336,3 +336,32 @@ def test_kill_9_while_packing(tmp_path: Path) -> None:
     version, expected = pack(mined, config, home), pack(mined, config, quiet)
     assert killed == 4 and version.shards == expected.shards and version.name == expected.name
     assert Versions(Store(home)).verify(version) == []
+
+
+def test_another_threshold_calls_no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mine once with a detector that counts its calls, then pack under three thresholds."""
+    from models.grounding.detector import Detection
+    from pipeline import ground
+    from pipeline.mine import MineConfig, mine_shard
+
+    class Counting:
+        digest = "counting"
+        calls = 0
+
+        def __call__(self, images: Any, phrases: Any) -> list[Detection]:
+            self.calls += 1
+            boxes = [np.array([RED, BLUE], np.float32) for _ in images]
+            scores = np.array([0.9, 0.5], np.float32)
+            return [Detection(found, scores, np.zeros(2, np.int64)) for found in boxes]
+
+    detector = Counting()
+    monkeypatch.setattr(ground, "open_detector", lambda *_: detector)
+    monkeypatch.setattr(ground, "grounder_digest", lambda spec: "counting")
+    source, home = write_source(tmp_path / "source", units=1, samples=3), str(tmp_path / "home")
+    mined = MineConfig(source=str(source), grounder=f"transformers:{tmp_path}")
+    mine_shard(mined, home, open_source(source).units()[0])
+    calls = detector.calls
+    versions = [pack(mined, PackConfig(image_size=SIZE, threshold=t), home) for t in (0.2, 0.6, 0.8)]
+    assert calls and detector.calls == calls
+    assert len({version.name for version in versions}) == 3
+    assert versions[0].counts["parts"] > versions[1].counts["parts"] >= versions[2].counts["parts"] > 0
