@@ -1,8 +1,8 @@
 """Opens a grounding model by its spelling: the one place that knows which backends exist.
 
-    transformers:DIR_OR_HUB_NAME    Grounding DINO or MM-Grounding-DINO (a local directory wins over a hub
-    name) groundingdino:DIR               the same architecture run by the groundingdino-py package (optional
-    extra) onnx:FILE                       a YOLOX detector with a closed vocabulary
+    transformers:DIR_OR_HUB_NAME  Grounding DINO or MM-Grounding-DINO (a local directory before a hub name)
+    groundingdino:DIR             the same architecture run by groundingdino-py (optional extra)
+    onnx:FILE                     a YOLOX detector with a closed vocabulary
 
 `grounder_digest` reads files only: naming what was mined needs no torch.
 """

@@ -43,11 +43,15 @@ class MineConfig(Config):
         source: where the captioned images are, see pipeline.source.
         grounder: which detector, see pipeline.ground.
         weights: digest of the grounder's files. It sets itself, and stands in the configuration so that
-        other weights are another configuration. nouns: how phrases are found. per_phrase: boxes kept for
-        each phrase, the best by rank. max_captions: captions of an image that are used, the first ones.
-        dtype: of the detector's matrix products. batch_size: images in one forward pass. chunk: images
-        decoded at a time. device: where the detector runs. error_budget: share of a unit's samples that may
-        fail before the unit does.
+            other weights are another configuration.
+        nouns: how phrases are found.
+        per_phrase: boxes kept for each phrase, the best by rank.
+        max_captions: captions of an image that are used, the first ones.
+        dtype: of the detector's matrix products.
+        batch_size: images in one forward pass.
+        chunk: images decoded at a time.
+        device: where the detector runs.
+        error_budget: share of a unit's samples that may fail before the unit does.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset(

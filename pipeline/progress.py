@@ -22,10 +22,11 @@ class Progress:
         label: what is being done, such as "mine".
         unit: what is counted, such as "images".
         listener: called with {"label", "unit", "done", "total", "rate", "seconds", "left", "finished",
-        "text"} at most every `every` seconds and once at the end; left and rate (a second) may be None. Its
-        errors are its own. done: what was done before this run; it counts towards the total, not towards the
-        rate. stream: where to write; stderr by default. every: seconds between plain lines and between
-        listener calls.
+            "text"} at most every `every` seconds and once at the end; left and rate (a second) may be None.
+            Its errors are its own.
+        done: what was done before this run; it counts towards the total, not towards the rate.
+        stream: where to write; stderr by default.
+        every: seconds between plain lines and between listener calls.
     """
 
     def __init__(
