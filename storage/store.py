@@ -6,6 +6,7 @@ writers of equal bytes agree on one name.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -166,6 +167,11 @@ class Store:
                 os.link(temporary, target)  # fails if the name exists: the filesystem decides who was first
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                    text = f"{self.url} lies on a filesystem without hard links, so records cannot be created safely"
+                    raise OSError(error.errno, f"{text}: choose another") from None
+                raise
             _fsync_directory(temporary.parent)
         return True
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +142,18 @@ def test_of_many_creators_one_wins(tmp_path: Path) -> None:
     assert sum(won) == 1
     assert store.read_bytes("r/u.json") == b"%d" % won.index(True) * 5000
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["u.json"]
+
+
+def test_a_filesystem_without_links_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(OSError, match=f"{tmp_path} lies on a filesystem without hard links"):
+        Store(tmp_path).create("a", b"x")
+    assert Store(tmp_path).list() == [] and list(tmp_path.iterdir()) == []
 
 
 class Killed(BaseException):
