@@ -10,6 +10,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -19,6 +20,7 @@ from pydantic import Field
 
 from pipeline import ground
 from pipeline.config import Config, digest
+from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode
 from pipeline.mine_rows import Clock, Rows
 from pipeline.nouns import NounConfig, NounExtractor
@@ -174,33 +176,16 @@ def mine_all(
     A unit that fails is tried once more when its worker was killed; the other units go on. The first error is
     raised when all have ended.
     """
-    from pipeline.engine import WorkerDiedError
-
     work = plan(config, home)
     records = _manifest(config, Store(home)).records()
     done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
-    errors: list[Exception] = []
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
         expect = _Expectation(progress, len(work.done), len(work.pending), done)
-        pending = work.pending
-        for last_try in (False, True):
-            futures = [
-                (unit, engine.submit(mine_shard, config, home, unit, report=progress.advance))
-                for unit in pending
-            ]
-            pending = []
-            for unit, future in futures:
-                try:
-                    expect.unit_done(future.result())
-                except WorkerDiedError as error:
-                    if last_try:
-                        errors.append(error)
-                    else:
-                        pending.append(unit)
-                except Exception as error:
-                    errors.append(error)
-    if errors:
-        raise errors[0]
+
+        def submit(unit: Unit) -> Future[Any]:
+            return engine.submit(mine_shard, config, home, unit, report=progress.advance)
+
+        run_units(submit, work.pending, expect.unit_done)
     return summary(config, home)
 
 
