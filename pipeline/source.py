@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import rows
+from pipeline import readers
 from pipeline.images import ImageError, inspect
-from pipeline.rows import Limits, RowError
+from pipeline.rows import Limits, RowError, clean
 from storage.sample import Failure, Sample, content_key
 from storage.store import Store
 
-_READERS = {".tar": rows.tar_rows, ".parquet": rows.parquet_rows, ".jsonl": rows.jsonl_rows}
+_READERS = {".tar": readers.tar_rows, ".parquet": readers.parquet_rows, ".jsonl": readers.jsonl_rows}
 _MEMORY = 64 << 20
 _HASHERS = 4
 
@@ -126,7 +126,7 @@ class Source:
             read = _READERS[self.kind]
             for row in read(file, unit.path, self.store, self.limits, spool.admit):
                 try:
-                    captions, meta = rows.clean(row, self.limits)
+                    captions, meta = clean(row, self.limits)
                 except RowError as error:
                     on_failure(Failure(row.name, "source", error.code, str(error)))
                     continue
@@ -151,7 +151,7 @@ class Source:
         if self.kind != ".jsonl" or not self.store.local:
             return content
         # A jsonl only names its images; reading them all would be dear, so their sizes stand for them.
-        sizes = rows.jsonl_sizes(self.store, path)
+        sizes = readers.jsonl_sizes(self.store, path)
         return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
 
 
