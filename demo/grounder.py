@@ -18,11 +18,15 @@ from transformers import (
     GroundingDinoForObjectDetection,
     GroundingDinoProcessor,
 )
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
+    GroundingDinoImageProcessorPil,
+)
 
 IMAGE_SIZE = 128  # pixels a side, in training and in use
 MAX_TEXT = 128  # tokens of one prompt
-SCORE_THRESHOLD = 0.3  # where to cut the scores when packing; chosen on the curve in weights/grounder/figures.json
+SCORE_THRESHOLD = (
+    0.3  # where to cut the scores when packing; chosen on the curve in weights/grounder/figures.json
+)
 
 # Grounding DINO's text masks know these ids by heart (they are BERT's).
 FIXED_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
@@ -64,7 +68,7 @@ def build_config(vocab_size: int) -> GroundingDinoConfig:
         hidden_sizes=[32, 64, 128, 192],
         depths=[2, 2, 2, 2],
         layer_scale_init_value=0.0,
-        out_indices=[2, 3, 4],
+        out_indices=[2, 3, 4],  # pyright: ignore[reportCallIssue]  (taken by **kwargs)
     )
     text = BertConfig(
         vocab_size=vocab_size,
@@ -104,23 +108,30 @@ def build_model(vocab_size: int, prior: float = -4.0) -> GroundingDinoForObjectD
     (hardly any query is an object, Lin et al. 2017, section 3.3).
     """
     model = GroundingDinoForObjectDetection(build_config(vocab_size))
-    core = model.model
-    for layer in core.encoder.layers:
-        layer.fusion_layer.vision_param.fill_(0.5)
-        layer.fusion_layer.text_param.fill_(0.5)
-    text_norm = core.encoder.layers[-1].text_enhancer_layer.layer_norm_after
-    text_norm.weight.fill_(1 / math.sqrt(text_norm.weight.shape[0]))
+    gates = [p for name, p in model.named_parameters() if name.endswith(("vision_param", "text_param"))]
+    for gate in gates:
+        gate.fill_(0.5)
+    last = model.config.encoder_layers - 1
+    text = _norm(model, f"model.encoder.layers.{last}.text_enhancer_layer.layer_norm_after")
+    text.weight.fill_(1 / math.sqrt(text.weight.shape[0]))
     half = math.sqrt(-prior)
-    for norm, value in ((text_norm, -half), (core.decoder.layer_norm, half), (core.enc_output_norm, half)):
+    queries, proposals = _norm(model, "model.decoder.layer_norm"), _norm(model, "model.enc_output_norm")
+    for norm, value in ((text, -half), (queries, half), (proposals, half)):
         norm.weight[0] = 0.0
         norm.bias[0] = value
     return model
 
 
+def _norm(model: GroundingDinoForObjectDetection, name: str) -> torch.nn.LayerNorm:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, torch.nn.LayerNorm)
+    return layer
+
+
 def save(model: GroundingDinoForObjectDetection, processor: GroundingDinoProcessor, folder: Path) -> None:
     """Write model (fp16 safetensors) and processor to `folder`, as `from_pretrained` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = build_model(model.config.text_config.vocab_size)
+    half = GroundingDinoForObjectDetection(model.config)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -12,30 +12,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from demo.grounder import IMAGE_SIZE, SCORE_THRESHOLD
 from demo.scenes import Scene, World
+from models.grounding.detector import Detection, Detector
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 FIRST_SCENE = 5_000_000  # measuring draws from here on
-
-
-class Found(Protocol):
-    """What a detector returns for one image: boxes [N, 4] corners, scores [N], phrase indices [N]."""
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    phrases: np.ndarray
-
-
-class Detector(Protocol):
-    """Images and their phrases in, one `Found` for each image out (models/grounding/detector.py)."""
-
-    def __call__(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]], /) -> Sequence[Found]: ...
 
 
 @dataclass(frozen=True)
@@ -48,17 +34,21 @@ class Question:
 
 
 def question(scene: Scene, world: World, absent: int, seed: int, plain=lambda text: text) -> Question:
-    """Every phrase of the scene's captions, each text once, then `absent` phrases for what it does not show."""
+    """Every phrase of the scene's captions (the background's name no box), each once, then `absent` more phrases."""
     named: dict[str, list] = {}
-    for mention in scene.phrases:
-        boxes = named.setdefault(plain(mention.text.lower()), [])
+    for mention in (*scene.phrases, *scene.surroundings):
+        boxes = named.setdefault(plain(mention.phrase.lower()), [])
         boxes.extend(box for box in mention.boxes if box not in boxes)
     for text in world.absent_phrases(scene, np.random.default_rng(seed), absent):
         named.setdefault(plain(text.lower()), [])
-    return Question(scene.image, list(named), [np.array(b, np.float64).reshape(-1, 4) for b in named.values()])
+    return Question(
+        scene.image, list(named), [np.array(b, np.float64).reshape(-1, 4) for b in named.values()]
+    )
 
 
-def questions(count: int, absent: int, split: str = "heldout", first: int = FIRST_SCENE, **plain) -> list[Question]:
+def questions(
+    count: int, absent: int, split: str = "heldout", first: int = FIRST_SCENE, **plain
+) -> list[Question]:
     """`count` questions from scene seeds first, first + 1, ..."""
     world = World(size=IMAGE_SIZE)
     return [question(world.scene(s, split), world, absent, s, **plain) for s in range(first, first + count)]
@@ -81,7 +71,7 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
     return np.array(kept, dtype=np.int64)
 
 
-def judge(asked: Question, found: Found, nms_iou: float = 0.6) -> tuple[np.ndarray, np.ndarray, int]:
+def judge(asked: Question, found: Detection, nms_iou: float = 0.6) -> tuple[np.ndarray, np.ndarray, int]:
     """Scores of one image's detections after suppression, whether each is right, and how many boxes were true.
 
     Detections are taken best first; each claims the free true box of its phrase that it covers best.
@@ -131,7 +121,9 @@ def measure(detector: Detector, asked: Sequence[Question], batch: int = 16) -> t
 
 def main() -> None:
     """Measure and write figures.json beside the weights."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=Path, default=Path("demo/weights/grounder"))
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--threads", type=int, default=1)

@@ -44,6 +44,7 @@ class LossConfig:
     alpha: float = 0.25  # focal loss, Lin et al. 2017, equation 5
     gamma: float = 2.0
     proposals_per_box: int = 1  # how many encoder proposals each true box teaches
+    phrase_weight: float = 0.0  # of a second class loss, on phrase scores as they are read in use
 
 
 def corners(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
@@ -75,12 +76,16 @@ def phrase_of_token(input_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     return ended.masked_fill(special, -1)
 
 
+def phrase_logits(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " T"], count: int) -> Float[Tensor, "Q P"]:
+    """Logit of each query for each of `count` phrases: the largest over the phrase's tokens."""
+    tokens = logits[:, : owner.shape[0]].float().masked_fill(owner < 0, -30.0)
+    empty = tokens.new_full((logits.shape[0], count), -30.0)
+    return empty.scatter_reduce(1, owner.clamp(min=0).expand_as(tokens), tokens, "amax")
+
+
 def phrase_scores(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " T"], count: int) -> Float[Tensor, "Q P"]:
-    """Score of each query for each of `count` phrases: the largest token probability over the phrase's tokens."""
-    probabilities = logits[:, : owner.shape[0]].float().sigmoid()
-    scores = probabilities.new_zeros(logits.shape[0], count)
-    index = owner.clamp(min=0).expand_as(probabilities)
-    return scores.scatter_reduce(1, index, probabilities.masked_fill(owner < 0, 0.0), "amax")
+    """Score of each query for each phrase, as a grounding backend reads it."""
+    return phrase_logits(logits, owner, count).sigmoid()
 
 
 def focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -140,19 +145,27 @@ def stage_loss(
     total = {name: logits.new_zeros((), dtype=torch.float32) for name in ("class", "box", "giou")}
     matched = 0
     for scores, predicted, owner, target in zip(logits, boxes, owners, targets, strict=True):
-        scores = scores[:, : owner.shape[0]].float().clamp(-30, 30)  # padding carries -inf; its weight is zero
-        weights = token_weights(owner)
+        scores = (
+            scores[:, : owner.shape[0]].float().clamp(-30, 30)
+        )  # padding is -inf, which focal cannot take
         named = torch.zeros_like(scores)
+        told = scores.new_zeros(len(scores), target.positive.shape[1])
         if len(target.boxes):
             truth = target.positive[:, owner.clamp(min=0)].float() * (owner >= 0)
             cost = matching_cost(scores.detach(), predicted.detach().float(), truth, target, config)
             query, true = match(cost, copies)
             named[query] = truth[true]
+            told[query] = target.positive[true].float()
             found, wanted = predicted[query].float(), target.boxes[true]
             total["box"] = total["box"] + (found - wanted).abs().sum()
             total["giou"] = total["giou"] + (1 - pairwise_giou(corners(found), corners(wanted))[1]).sum()
             matched += len(query)
-        total["class"] = total["class"] + (focal(scores, named, config.alpha, config.gamma) * weights).sum()
+        tokens = (focal(scores, named, config.alpha, config.gamma) * token_weights(owner)).sum()
+        total["class"] = total["class"] + tokens
+        if config.phrase_weight:
+            whole = phrase_logits(scores, owner, told.shape[1])
+            phrases = focal(whole, told, config.alpha, config.gamma).sum()
+            total["class"] = total["class"] + config.phrase_weight * phrases
     return {name: value / max(matched, 1) for name, value in total.items()}
 
 
@@ -197,3 +210,17 @@ def earlier_layers(model, outputs, input_ids: Int[Tensor, "B T"]) -> list[tuple[
         boxes = (model.bbox_embed[layer](hidden[:, layer]) + torch.special.logit(start, eps=1e-5)).sigmoid()
         stages.append((f"layer{layer}", model.class_embed[layer](hidden[:, layer], text, mask), boxes))
     return stages
+
+
+@torch.no_grad()
+def hit_rate(outputs, input_ids: Int[Tensor, "B T"], targets: Sequence[Target]) -> tuple[int, int]:
+    """How many phrases have a best-scored box that lies on one they name (IoU 0.5), of how many that name one."""
+    hits = asked = 0
+    owners = phrase_of_token(input_ids)
+    for logits, boxes, owner, target in zip(outputs.logits, outputs.pred_boxes, owners, targets, strict=True):
+        best = phrase_scores(logits, owner, target.positive.shape[1]).argmax(0)
+        for phrase in target.positive.any(0).nonzero().flatten().tolist():
+            true = target.boxes[target.positive[:, phrase]]
+            hits += bool(pairwise_giou(corners(boxes[best[phrase]].float()), corners(true))[0].max() >= 0.5)
+            asked += 1
+    return hits, asked

@@ -8,6 +8,7 @@ that was killed goes on as if it had not been.
 import base64
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from demo.grounder import IMAGE_SIZE
 from demo.grounder_loss import Target
 from demo.scenes import Scene, World
+from demo.taxonomy import COLORS
 
 Box = tuple[float, float, float, float]
 ARTICLES = ("a ", "an ", "the ", "one ", "some ")
@@ -28,7 +30,7 @@ ABSENT_KEPT = 12  # absent phrases kept with each scene, drawn from at every mee
 
 @dataclass(frozen=True)
 class Named:
-    """A phrase of a caption and every box it names (corners, normalised)."""
+    """A phrase of a caption and every box it names (corners, normalised); a background's phrase names none."""
 
     text: str
     caption: int
@@ -45,32 +47,39 @@ class Lesson:
     absent: tuple[str, ...]
 
 
+def world_words(world: World, scenes: int = 1000) -> set[str]:
+    """Every word the world says, gathered from its taxonomy and from the captions of `scenes` scenes."""
+    texts = [text for node in world.taxonomy.to_json()["nodes"] for text in (*node["names"], node["plural"])]
+    texts += [name for leaf in world.leaves for names in leaf.names for name in names]
+    texts += list(COLORS)
+    for seed in range(FIRST_SCENE, FIRST_SCENE + scenes):
+        texts += world.scene(seed, "train").captions
+    return {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+
+
 def lesson_of(scene: Scene, world: World, rng: np.random.Generator) -> Lesson:
     """Keep of a scene what training needs; JPEG at a random quality, as users' images come."""
     buffer = io.BytesIO()
     Image.fromarray(scene.image).save(buffer, "JPEG", quality=int(rng.integers(80, 98)))
-    named = tuple(
-        Named(m.text, int(m.caption), tuple(tuple(float(v) for v in box) for box in m.boxes))
-        for m in scene.phrases
-    )
+    named = tuple(Named(m.phrase, int(m.caption), m.boxes) for m in (*scene.phrases, *scene.surroundings))
     absent = tuple(world.absent_phrases(scene, rng, ABSENT_KEPT))
     return Lesson(buffer.getvalue(), len(scene.captions), named, absent)
 
 
 def load_lessons(
-    folder: Path, seed: int, count: int, rank: int, ranks: int, report: Callable[[int], None]
+    folder: Path, seed: int, scenes: range, rank: int, ranks: int, report: Callable[[int], None]
 ) -> list[Lesson]:
-    """This rank's share of `count` training scenes, drawn once and then read from `folder`.
+    """This rank's share of the training scenes numbered `scenes`, drawn once and then read from `folder`.
 
     report(n) is called while drawing, with the number drawn so far.
     """
-    path = folder / f"lessons-{seed}-{count}-{rank}of{ranks}.jsonl"
+    path = folder / f"lessons-{seed}-{scenes.start}-{scenes.stop}-{rank}of{ranks}.jsonl"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         world = World(size=IMAGE_SIZE)
         with partial.open("w") as lines:
-            for done, index in enumerate(range(rank, count, ranks), 1):
+            for done, index in enumerate(scenes[rank::ranks], 1):
                 rng = np.random.default_rng((seed, 1, index))
                 scene = world.scene(FIRST_SCENE + seed * 1_000_000 + index, "train")
                 lines.write(json.dumps(_to_json(lesson_of(scene, world, rng))) + "\n")
@@ -102,11 +111,11 @@ def without_article(text: str) -> str:
     return text
 
 
-def choose_prompt(lesson: Lesson, rng: np.random.Generator, most: int = 14) -> dict[str, list[Box]]:
+def choose_prompt(lesson: Lesson, rng: np.random.Generator, absent: int = 6) -> dict[str, list[Box]]:
     """Phrases to ask about, in random order, each with the boxes it names (none when it names nothing).
 
-    Mentions of one caption or of several, with and without article, and 0 to 6 absent phrases; a text that
-    two captions share is asked once and names the boxes of both.
+    Mentions of one caption or of several, with and without article, and 0 to `absent` absent phrases; a text
+    that two captions share is asked once and names the boxes of both.
     """
     several = rng.random() < 0.5
     captions = range(lesson.captions) if several else [int(rng.integers(lesson.captions))]
@@ -120,11 +129,11 @@ def choose_prompt(lesson: Lesson, rng: np.random.Generator, most: int = 14) -> d
         boxes = asked.setdefault(text, [])
         boxes.extend(box for box in mention.boxes if box not in boxes)
     present = set(asked) | {without_article(text) for text in asked}
-    for text in rng.permutation(np.array(lesson.absent, dtype=object))[: int(rng.integers(0, 7))]:
+    for text in rng.permutation(np.array(lesson.absent, dtype=object))[: int(rng.integers(0, absent + 1))]:
         text = (without_article(text) if bare or rng.random() < 0.15 else text).lower()
         if without_article(text) not in present:
             asked.setdefault(text, [])
-    order = rng.permutation(len(asked))[:most]
+    order = rng.permutation(len(asked))[: absent + 8]
     texts = list(asked)
     return {texts[i]: asked[texts[i]] for i in order}
 
@@ -174,13 +183,15 @@ def target_of(prompt: dict[str, list[Box]], carry: Callable[[np.ndarray], np.nda
     return Target(centred, positive.reshape(len(boxes), len(prompt)))
 
 
-def batch_of(lessons: list[Lesson], size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str], list[Target]]:
+def batch_of(
+    lessons: list[Lesson], size: int, rng: np.random.Generator, absent: int = 6
+) -> tuple[np.ndarray, list[str], list[Target]]:
     """`size` random lessons as uint8 images [B, H, W, 3], prompts and targets."""
     images, texts, targets = [], [], []
     for index in rng.integers(len(lessons), size=size):
         lesson = lessons[index]
         pixels, carry = look(lesson, rng)
-        prompt = choose_prompt(lesson, rng)
+        prompt = choose_prompt(lesson, rng, absent)
         images.append(pixels)
         texts.append(prompt_text(list(prompt)))
         targets.append(target_of(prompt, carry))
