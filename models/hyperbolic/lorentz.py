@@ -15,6 +15,7 @@ from torch import Tensor
 from models.hyperbolic.ops import (
     Curvature,
     asinhc,
+    has_direction,
     keep,
     promote,
     root,
@@ -74,7 +75,7 @@ def _ahead(x: Tensor, y: Tensor, across: Tensor) -> Tensor:
     step, y_r = ((y - x) * radial).sum(-1, keepdim=True), (y * radial).sum(-1, keepdim=True)
     x_t, y_t = time(x, 1.0), time(y, 1.0)
     # For y_r > 0 through the conjugate: the difference of two large numbers is taken before they are squared.
-    forward = y_r > 0
+    forward = (y_r > 0) & has_direction(square_norm(x))
     bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
     return torch.where(forward, (step * (y_r + n) - square_norm(n * across)) / bottom, y_r * x_t - y_t * n)
 
@@ -197,7 +198,7 @@ def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
     x_t, xx = time(x, 1.0), square_norm(x)
     along = (across * v).sum(-1, keepdim=True) + outward * _ahead(x, y, across) / x_t
     plain = (y * v).sum(-1, keepdim=True) - time(y, 1.0) * (x * v).sum(-1, keepdim=True) / x_t
-    along = torch.where(xx > torch.finfo(xx.dtype).tiny, along, plain)
+    along = torch.where(has_direction(xx), along, plain)
     return v + (x + y) * along / (2 + chord(x, y, 1.0) / 2)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.hyperbolic import lorentz
-from models.hyperbolic.ops import Curvature, asinhc, keep, promote, root, safe_norm, square_norm
+from models.hyperbolic.ops import Curvature, asinhc, keep, promote, root, safe_norm, square_norm, unit
 
 
 def midpoint(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
@@ -21,21 +21,24 @@ def midpoint(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = 
     float or 0-dim.
     """
     _check_dim(dim)
-    x = promote(x)
-    x_t = lorentz.time(x, c)
-    if weights is not None:
-        x, x_t = x * weights.unsqueeze(-1), x_t * weights.unsqueeze(-1)
-    return _normalise(x.sum(dim), x_t.sum(dim), c)
+    x, root_c = promote(x), keep(root(c))
+    x = x * root_c
+    w = torch.ones_like(x[..., :1]) if weights is None else weights.unsqueeze(-1)
+    space = (w * x).sum(dim, keepdim=True)
+    axis = unit(space)
+    # T - |S| = sum w (x_t - x.axis) cancels far out; (1 + |x_perp|^2) / (x_t + x.axis) is the same and does
+    # not.
+    x_t, along = lorentz.time(x, 1.0), (x * axis).sum(-1, keepdim=True)
+    same_side = along > 0
+    slack = (1 + square_norm(x - along * axis)) / torch.where(same_side, x_t + along, 1.0)
+    less = (w * torch.where(same_side, slack, x_t - along)).sum(dim, keepdim=True)
+    more = (w * x_t).sum(dim, keepdim=True) + safe_norm(space)
+    return (space * (less * more).rsqrt() / root_c).squeeze(dim)
 
 
 def _check_dim(dim: int) -> None:
     if dim >= -1:
         raise ValueError(f"dim must be negative and not -1, which holds the coordinates; got {dim}")
-
-
-def _normalise(space: Tensor, total: Tensor, c: Curvature) -> Tensor:
-    n = safe_norm(space)
-    return space * ((total - n) * (total + n)).rsqrt() / keep(root(c))
 
 
 def midpoint_poincare(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:

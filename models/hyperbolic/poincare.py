@@ -67,20 +67,20 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
 
 def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Mobius sum of x and y, the image of y under the translation that takes 0 to x: [..., D] x 2 -> [...,
-    D]."""
+    D].
+
+    Regrouped by x + y, so that opposite points cancel to what is left of them and the denominator stays
+    positive.
+    """
     x, y, k = promote(x), promote(y), keep(c)
-    xx, yy, xy = square_norm(x), square_norm(y), (x * y).sum(-1, keepdim=True)
-    return ((1 + 2 * k * xy + k * yy) * x + (1 - k * xx) * y) / (1 + 2 * k * xy + k * k * xx * yy)
+    total = x + y
+    inside, square = _inside(x, c), k * square_norm(total)
+    return (inside * total + square * x) / (inside * _inside(y, c) + square)
 
 
 def difference(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
-    """(-x) + y without the cancellation of `add` for close points: [..., D] x 2 -> [..., D]."""
-    x, y, k = promote(x), promote(y), keep(c)
-    gap = y - x
-    xx, gg = square_norm(x), square_norm(gap)
-    # (1 - 2c x.y + c|y|^2)(-x) + (1 - c|x|^2) y, regrouped by y = x + gap: every term carries a gap.
-    top = (1 - k * xx) * gap - k * gg * x
-    return top / ((1 - k * xx) * (1 - k * square_norm(y)) + k * gg)
+    """(-x) + y: [..., D] x 2 -> [..., D]."""
+    return add(-promote(x), y, c)
 
 
 def exp0(v: Tensor, c: Curvature) -> Tensor:

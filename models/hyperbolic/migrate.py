@@ -1,0 +1,110 @@
+"""Weights trained with HypLL 0.1, in our layers.
+
+HypLL's parameters are tensor subclasses that torch.load(weights_only=True) refuses. In an environment that
+has HypLL:
+
+    plain = {k: getattr(v, "tensor", v).detach().clone() for k, v in theirs.state_dict().items()}
+    torch.save(plain, "plain.pt")
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.hyperbolic.nn.batchnorm import _BatchNorm
+from models.hyperbolic.nn.conv import _Conv
+from models.hyperbolic.nn.linear import Linear
+from models.hyperbolic.nn.module import HyperbolicModule
+from models.hyperbolic.nn.sparse import Embedding
+
+
+@torch.no_grad()
+def load_hypll(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a HypLL state dict into `module`, whose layers have the same attribute names; see docs/coming-
+    from-hypll.md.
+
+    Ordinary torch layers in the module are loaded as they are. Running statistics, which HypLL does not
+    have, keep their initial values: call `recalibrate` or train on before using eval mode.
+
+    Raises:
+        ValueError: a missing or unused tensor, a shape that does not fit, a batch-norm weight that is not
+        positive, or a curvature that differs from the layer's.
+    """
+    left = dict(state)
+    for name, layer in module.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(layer, HyperbolicModule):
+            _check_curvature(prefix, layer, left)
+        if isinstance(layer, Linear):
+            _copy(layer.weight, left, f"{prefix}z", lambda z: z.T)
+            _copy(layer.bias, left, f"{prefix}bias")
+        elif isinstance(layer, _Conv):
+            shape = layer.weight.shape
+            _copy(layer.weight, left, f"{prefix}weights", lambda z, shape=shape: z.T.reshape(shape))
+            _copy(layer.bias, left, f"{prefix}bias")
+        elif isinstance(layer, _BatchNorm):
+            inner = f"{prefix}norm." if f"{prefix}norm.weight" in left else prefix
+            _copy(layer.weight, left, f"{inner}weight", lambda w, at=inner: _unsoftplus(w, at))
+            _copy(layer.bias, left, f"{inner}bias")
+        elif isinstance(layer, Embedding) or not isinstance(layer, HyperbolicModule):
+            for key, target in layer.state_dict(keep_vars=True).items():
+                if "." not in key:
+                    _copy(target, left, f"{prefix}{key}")
+    left = {k: v for k, v in left.items() if not k.endswith("c.value")}
+    if left:
+        raise ValueError(
+            f"nothing in the model takes these tensors: {', '.join(left)}; name its layers as in HypLL"
+        )
+
+
+def _copy(target: Tensor | None, left: dict[str, Tensor], key: str, change=lambda z: z) -> None:
+    if target is None:
+        return
+    if key not in left:
+        raise ValueError(f"the state dict has no {key!r}; it has {', '.join(left) or 'nothing left'}")
+    value = change(left.pop(key))
+    if value.shape != target.shape:
+        raise ValueError(f"{key!r} has shape {list(value.shape)} where {list(target.shape)} is wanted")
+    target.copy_(value)
+
+
+def _unsoftplus(weight: Tensor, at: str) -> Tensor:
+    if not (weight > 0).all():
+        raise ValueError(
+            f"{at}weight is {weight.tolist()}: HypLL takes its square root, so it must be positive"
+        )
+    return weight + torch.log(-torch.expm1(-weight))
+
+
+def _check_curvature(prefix: str, layer: HyperbolicModule, left: Mapping[str, Tensor]) -> None:
+    """HypLL's stated value goes through a softplus: Curvature(0.1) is 0.744."""
+    for key in (f"{prefix}manifold.c.value", f"{prefix}norm.manifold.c.value"):
+        if key in left:
+            theirs, ours = float(nn.functional.softplus(left[key])), float(layer.curvature())
+            if abs(theirs / ours - 1) > 1e-3:
+                raise ValueError(
+                    f"{key} means c = {theirs:.6g} (softplus of {float(left[key]):.6g}), the layer has c = {ours:.6g}"
+                )
+
+
+@torch.no_grad()
+def recalibrate(module: nn.Module, batches) -> None:
+    """Fill the running statistics of batch norms with the averages over `batches`, one module(batch) each."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    kept, mode = [m.momentum for m in norms], module.training
+    for norm in norms:
+        norm.momentum = None
+        for buffer, value in (
+            (norm.running_mean, 0.0),
+            (norm.running_var, 1.0),
+            (norm.num_batches_tracked, 0),
+        ):
+            if buffer is not None:
+                buffer.fill_(value)
+    module.train()
+    for batch in batches:
+        module(batch)
+    module.train(mode)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum

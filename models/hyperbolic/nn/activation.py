@@ -1,0 +1,39 @@
+"""Activations. On tangent vectors torch's own do: ReLU, GELU and the rest are re-exported, not wrapped."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import ELU, GELU, LeakyReLU, ReLU, SiLU, Tanh
+
+from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.functional import to_space, to_tangent
+from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+
+__all__ = ["ELU", "GELU", "LeakyReLU", "LorentzActivation", "ReLU", "SiLU", "Tanh"]
+
+
+class LorentzActivation(HyperbolicModule):
+    """A function of the space part on the unit hyperboloid, the time part following (Chen et al. 2022); same
+    shape.
+
+    Args:
+        function: elementwise, for example torch.relu.
+        dim: the dimension of the points' coordinates.
+        c, model: see `HyperbolicModule`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        dim: int = 1,
+        c: float | Curvature = 1.0,
+        model: str = "lorentz",
+    ) -> None:
+        super().__init__(c, model)
+        self.function, self.dim = function, dim
+
+    @full_precision
+    def forward(self, u: Tensor) -> Tensor:
+        """Tangent vectors in and out; same shape."""
+        rate = self.rate()
+        return to_tangent(self.function(to_space(u, rate, self.dim)), rate, self.dim)

@@ -1,0 +1,162 @@
+"""Convolutions without im2col.
+
+The textbook layer concatenates the points under the kernel into one point and applies a fully connected
+layer to it. Beta-concatenation is linear in tangent vectors, so the products with the hyperplanes are an
+ordinary convolution and the squared norm of the patch is a box sum of squared norms; only the response
+behind them is hyperbolic. Padding adds points at the origin.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair, _single
+
+from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.flatten import beta_ratio
+from models.hyperbolic.nn.functional import Rate, planes, respond, respond_plain
+from models.hyperbolic.nn.linear import init_planes_
+from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+
+Sizes = int | tuple[int, ...]
+
+
+def convolve(
+    convolution: Callable[..., Tensor],
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rate: Rate,
+    groups: int = 1,
+    lean: bool = True,
+    **geometry,
+) -> Tensor:
+    """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K,
+    *space'].
+
+    With groups, each group of output coordinates looks at its own share of every input point.
+    """
+    fan_in = weight[0].numel()
+    gain = beta_ratio(fan_in, u.shape[1])
+    directions, powers, shifts = planes(weight, bias, rate, gain)
+    space = (1,) * (u.dim() - 2)
+    square = u * u
+    # Sums over the channels of each group first: the box sum then costs 1/C of the convolution.
+    square = square.unflatten(1, (groups, -1)).sum(2) if groups > 1 else square.sum(1, keepdim=True)
+    box = torch.ones(groups, 1, *weight.shape[2:], dtype=u.dtype, device=u.device)
+    s = (rate * rate * gain * gain) * convolution(square, box, groups=groups, **geometry)
+    m = convolution(u, directions, groups=groups, **geometry)
+    respond_here = respond if lean else respond_plain
+    if groups == 1:
+        powers, shifts = powers.view(-1, *space), None if shifts is None else shifts.view(-1, *space)
+        return respond_here(m, s, shifts, powers, rate, (1,))
+    m, powers = m.unflatten(1, (groups, -1)), powers.view(groups, -1, *space)
+    shifts = None if shifts is None else shifts.view(groups, -1, *space)
+    return respond_here(m, s.unsqueeze(2), shifts, powers, rate, (1, 2)).flatten(1, 2)
+
+
+class _Conv(HyperbolicModule):
+    _convolution: Callable[..., Tensor]
+    _sizes: Callable[[Sizes], tuple[int, ...]]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        c: float | Curvature = 1.0,
+        model: str = "poincare",
+        init: str = "identity",
+        lean: bool = True,
+    ) -> None:
+        super().__init__(c, model)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{in_channels} and {out_channels} channels are not multiples of {groups} groups"
+            )
+        if init not in ("identity", "normal", "hypll"):
+            raise ValueError(f'init must be "identity", "normal" or "hypll"; got {init!r}')
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride = type(self)._sizes(kernel_size), type(self)._sizes(stride)
+        self.padding, self.dilation = type(self)._sizes(padding), type(self)._sizes(dilation)
+        self.init, self.lean = init, lean
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """ "identity": the centre tap is the identity map where it fits, so norms stay over any depth.
+
+        "normal": HNN++, std (2 fan_in K)^-1/2. "hypll": its eye over (channel, tap), kept for comparison:
+        norms fall by the beta ratio at every layer.
+        """
+        flat = self.weight.flatten(1)
+        if self.init == "hypll":
+            init_planes_(flat)
+        elif self.init == "normal" or self.in_channels > self.out_channels:
+            nn.init.normal_(flat, std=(2 * flat.numel()) ** -0.5)
+        else:
+            self.weight.zero_()
+            centre = tuple(k // 2 for k in self.kernel_size)
+            tap = self.weight[(slice(None), slice(None), *centre)]
+            rows, columns = self.out_channels // self.groups, self.in_channels // self.groups
+            eye = torch.eye(rows, columns).repeat(self.groups, 1) / (
+                2 * beta_ratio(flat.shape[1], self.in_channels)
+            )
+            tap.copy_(eye)
+            # A zero row has no direction to start from: outputs beyond the input's channels look around at
+            # random.
+            empty = eye.abs().sum(1) == 0
+            flat[empty] = torch.randn_like(flat[empty]) * (2 * flat.numel()) ** -0.5
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @full_precision
+    def forward(self, u: Tensor) -> Tensor:
+        """[B, in_channels, *space] -> [B, out_channels, *space']."""
+        if u.dim() != len(self.kernel_size) + 2 or u.shape[1] != self.in_channels:
+            wanted = f"[B, {self.in_channels}, {len(self.kernel_size)} spatial sizes]"
+            raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
+        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        convolution = type(self)._convolution
+        return convolve(
+            convolution, u, self.weight, self.bias, self.rate(), self.groups, self.lean, **options
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes, geometry, curvature and model."""
+        sizes = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        more = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+        return f"{sizes}, {more}, bias={self.bias is not None}, {super().extra_repr()}"
+
+
+class Conv1d(_Conv):
+    """Hyperbolic `torch.nn.Conv1d` on tangent vectors, the points' coordinates being the channels; see
+    `Conv2d`."""
+
+    _convolution = staticmethod(F.conv1d)
+    _sizes = staticmethod(_single)
+
+
+class Conv2d(_Conv):
+    """Hyperbolic `torch.nn.Conv2d`: [B, C, H, W] -> [B, K, H', W'] tangent vectors, coordinates in dimension
+    1.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in torch; padding
+        adds points at the origin. c, model: see `HyperbolicModule`. init: "identity" (default), "normal" or
+        "hypll"; see `reset_parameters`. lean: hand-written backward that keeps the input and the
+        convolution's output only; False: plain autograd.
+    """
+
+    _convolution = staticmethod(F.conv2d)
+    _sizes = staticmethod(_pair)

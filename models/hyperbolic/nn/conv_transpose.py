@@ -1,0 +1,96 @@
+"""Transposed convolution: a hyperbolic convolution over the input spread out with points at the origin."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.conv import Sizes
+from models.hyperbolic.nn.flatten import beta_ratio
+from models.hyperbolic.nn.functional import planes, respond, respond_plain
+from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+
+
+class ConvTranspose2d(HyperbolicModule):
+    """Hyperbolic `torch.nn.ConvTranspose2d`: [B, C, H, W] -> [B, K, H', W'] tangent vectors.
+
+    Equal to a stride-1 `Conv2d` with the kernel turned by 180 degrees over the input with stride - 1 points
+    at the origin between its pixels, so a hyperplane is shared by all output positions although they see
+    different taps.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation: as
+        in torch. c, model: see `HyperbolicModule`. lean: hand-written backward; False is plain autograd with
+        the same numbers.
+
+    `weight` is [out, in / groups, kh, kw], that of the equal `Conv2d` turned by 180 degrees (torch's own
+    transposed convolution keeps [in, out / groups, kh, kw]).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        output_padding: Sizes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Sizes = 1,
+        c: float | Curvature = 1.0,
+        model: str = "poincare",
+        lean: bool = True,
+    ) -> None:
+        super().__init__(c, model)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{in_channels} and {out_channels} channels are not multiples of {groups} groups"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.padding = _pair(kernel_size), _pair(stride), _pair(padding)
+        self.output_padding, self.dilation, self.lean = _pair(output_padding), _pair(dilation), lean
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal with std (2 fan_in K)^-1/2 (HNN++), zero bias."""
+        nn.init.normal_(self.weight, std=(2 * self.weight.numel()) ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @full_precision
+    def forward(self, u: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H', W']."""
+        if u.dim() != 4 or u.shape[1] != self.in_channels:
+            raise ValueError(f"expected a tensor of shape [B, {self.in_channels}, H, W], got {list(u.shape)}")
+        g, rate = self.groups, self.rate()
+        gain = beta_ratio(self.weight[0].numel(), self.in_channels)
+        directions, powers, shifts = planes(self.weight, self.bias, rate, gain)
+        options = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "output_padding": self.output_padding,
+            "dilation": self.dilation,
+            "groups": g,
+        }
+        # torch wants [in, out / groups, kh, kw]: swap the two inside each group.
+        turned = directions.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)
+        m = F.conv_transpose2d(u, turned, **options).unflatten(1, (g, -1))
+        square = u.square().unflatten(1, (g, -1)).sum(2)
+        box = torch.ones(g, 1, *self.kernel_size, dtype=u.dtype, device=u.device)
+        s = (rate * rate * gain * gain) * F.conv_transpose2d(square, box, **options).unsqueeze(2)
+        shifts = None if shifts is None else shifts.view(g, -1, 1, 1)
+        respond_here = respond if self.lean else respond_plain
+        return respond_here(m, s, shifts, powers.view(g, -1, 1, 1), rate, (1, 2)).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """Sizes, geometry, curvature and model."""
+        sizes = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        more = f"padding={self.padding}, output_padding={self.output_padding}, groups={self.groups}"
+        return f"{sizes}, {more}, {super().extra_repr()}"

@@ -1,0 +1,81 @@
+"""Fully connected layer."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.functional import Rate, planes, respond, respond_plain
+from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.ops import square_norm
+
+
+def linear(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, lean: bool = True) -> Tensor:
+    """Poincare fully connected layer (Shimizu et al. 2021, eq. 7): [..., I], [O, I], [O] or None -> [..., O].
+
+    u and the result are tangent vectors at the origin. Output k is decided by the signed distance to the
+    hyperplane with direction weight_k and offset bias_k, and by the length of weight_k. lean=False is the
+    plain autograd twin.
+    """
+    directions, powers, shifts = planes(weight, bias, rate)
+    respond_here = respond if lean else respond_plain
+    s = (rate * rate) * square_norm(u)
+    return respond_here(F.linear(u, directions), s, shifts, powers, rate, (-1,))
+
+
+class Linear(HyperbolicModule):
+    """Hyperbolic `torch.nn.Linear`: [..., in_features] -> [..., out_features], tangent vectors in and out.
+
+    Parameters `weight` [out, in] and `bias` [out] are ordinary ones: any optimiser trains them.
+
+    Args:
+        in_features: size of the input points.
+        out_features: size of the output points.
+        bias: whether the hyperplanes may miss the origin.
+        c, model: see `HyperbolicModule`.
+        lean: keep only the matrix product for the backward pass; False is plain autograd with the same
+        numbers.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        c: float | Curvature = 1.0,
+        model: str = "poincare",
+        lean: bool = True,
+    ) -> None:
+        super().__init__(c, model)
+        self.in_features, self.out_features, self.lean = in_features, out_features, lean
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Identity / 2, which is the identity map, where it fits (in <= out); else normal with std (2 I
+        O)^-1/2."""
+        init_planes_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @full_precision
+    def forward(self, u: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        return linear(u, self.weight, self.bias, self.rate(), self.lean)
+
+    def extra_repr(self) -> str:
+        """Sizes, curvature and model."""
+        sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, {super().extra_repr()}"
+
+
+@torch.no_grad()
+def init_planes_(weight: Tensor, gain: float = 1.0) -> None:
+    """Fill [out, in] hyperplanes: eye(out, in) / (2 gain) if in <= out (norms are kept), else normal
+    (HNN++)."""
+    rows, columns = weight.shape
+    if columns <= rows:
+        nn.init.eye_(weight).mul_(0.5 / gain)
+    else:
+        nn.init.normal_(weight, std=(2 * rows * columns) ** -0.5)

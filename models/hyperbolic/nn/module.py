@@ -1,0 +1,67 @@
+"""The base of every layer: a curvature, a model, and geometry that stays out of half precision."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.functional import Rate
+from models.hyperbolic.ops import promote
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class HyperbolicModule(nn.Module):
+    """A layer on tangent vectors at the origin of hyperbolic space with curvature -c.
+
+    Args:
+        c: a positive number, or a `Curvature` (shared between layers by passing the same one; learnable if
+        it is). model: whose coordinates the tangent vectors have. "poincare": d(0, exp u) = 2|u|, as in
+        HypLL, HNN++ and Poincare ResNet; "lorentz": d(0, exp u) = |u|, as in MERU and HyCoCLIP. Half the
+        vector, the same point.
+
+    Raises:
+        ValueError: c not positive, or another model.
+    """
+
+    def __init__(self, c: float | Curvature = 1.0, model: str = "poincare") -> None:
+        super().__init__()
+        if model not in ("poincare", "lorentz"):
+            raise ValueError(f'model must be "poincare" or "lorentz"; got {model!r}')
+        if not isinstance(c, Curvature) and not 0 < c < math.inf:
+            raise ValueError(f"c must be positive (the curvature is -c); got {c}")
+        self.c, self.model = c, model
+
+    def curvature(self) -> Rate:
+        """The value of c: a float, or a 0-dim tensor when it comes from a `Curvature`."""
+        return self.c() if isinstance(self.c, Curvature) else self.c
+
+    def rate(self) -> Rate:
+        """Hyperbolic angle per unit of tangent length: 2 sqrt(c) or sqrt(c) (see `nn.functional`)."""
+        c = self.curvature()
+        root = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
+        return root * (2 if self.model == "poincare" else 1)
+
+    def extra_repr(self) -> str:
+        """Curvature, where it is a number, and model."""
+        c = "" if isinstance(self.c, Curvature) else f"c={self.c}, "
+        return f"{c}model={self.model}"
+
+
+def full_precision(forward: F) -> F:
+    """Run a forward method in at least float32: autocast off, half-precision tensors promoted."""
+
+    @functools.wraps(forward)
+    def wrapped(self: nn.Module, *inputs: Any, **options: Any) -> Any:
+        inputs = tuple(promote(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+        kind = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(kind):
+            return forward(self, *inputs, **options)
+        with torch.autocast(kind, enabled=False):
+            return forward(self, *inputs, **options)
+
+    return wrapped  # type: ignore[return-value]

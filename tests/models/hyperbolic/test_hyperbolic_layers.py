@@ -1,0 +1,417 @@
+"""Layers in float64 against HypLL where HypLL is right, against the textbook elsewhere, and HypLL's faults
+documented."""
+
+import hypll.nn as hypll
+import pytest
+import torch
+from hypll.manifolds.poincare_ball.math import stats as hypll_stats
+from hypll.tensors import ManifoldTensor
+from torch import nn
+from torch.nn import functional as F
+
+from models.hyperbolic import lorentz, mean, poincare
+from models.hyperbolic import nn as hnn
+from models.hyperbolic.nn.classifier import mlr
+from models.hyperbolic.nn.flatten import beta_ratio
+from models.hyperbolic.nn.pooling import midpoint
+from tests.oracle import hyperbolic_layers as O
+
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+CURVATURES = (0.1, 0.7, 3.0)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def points(*shape, size=0.3):
+    return size * torch.randn(*shape, dtype=torch.double)
+
+
+def both(ours, theirs, u, ball, dim):
+    """Outputs and input gradients of our layer (tangent to tangent) and HypLL's (through the ball)."""
+    a, b = u.clone().requires_grad_(), u.clone().requires_grad_()
+    out, peer = ours(a), O.hypll_run(theirs, b, ball, dim)
+    weights = torch.randn_like(out)
+    return (
+        out,
+        peer,
+        *torch.autograd.grad((out * weights).sum(), a),
+        *torch.autograd.grad((peer * weights).sum(), b),
+    )
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_hypll(c, bias):
+    ball = O.hypll_ball(c)
+    theirs = hypll.HLinear(8, 5, manifold=ball, bias=bias)
+    theirs.z.tensor.data = points(8, 5)
+    ours = hnn.Linear(8, 5, bias=bias, c=c).double()
+    ours.weight.data = theirs.z.tensor.data.T.clone()
+    if bias:
+        theirs.bias.data = points(5)
+        ours.bias.data = theirs.bias.data.clone()
+    out, peer, slope, peer_slope = both(ours, theirs, points(9, 8), ball, -1)
+    assert torch.allclose(out, peer, **EXACT) and torch.allclose(slope, peer_slope, **EXACT)
+
+
+@pytest.mark.parametrize(("stride", "padding", "c"), [(1, 0, 0.1), (1, 1, 0.7), (2, 1, 3.0), (3, 2, 0.7)])
+def test_conv2d_equals_hypll(stride, padding, c):
+    ball = O.hypll_ball(c)
+    theirs = hypll.HConvolution2d(3, 4, 3, manifold=ball, stride=stride, padding=padding)
+    theirs.weights.tensor.data, theirs.bias.data = points(27, 4), points(4)
+    ours = hnn.Conv2d(3, 4, 3, stride=stride, padding=padding, c=c).double()
+    ours.weight.data = theirs.weights.tensor.data.T.reshape(4, 3, 3, 3).clone()
+    ours.bias.data = theirs.bias.data.clone()
+    out, peer, slope, peer_slope = both(ours, theirs, points(2, 3, 8, 9), ball, 1)
+    assert torch.allclose(out, peer, **EXACT) and torch.allclose(slope, peer_slope, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("groups", "options"),
+    [
+        (1, {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)}),
+        (2, {"kernel_size": 3, "stride": 1, "padding": 1, "dilation": 1}),
+        (4, {"kernel_size": 1, "stride": 2, "padding": 0, "dilation": 1}),
+    ],
+)
+def test_conv2d_equals_the_textbook_chain(groups, options):
+    layer = hnn.Conv2d(4, 8, groups=groups, c=0.6, **options).double()
+    nn.init.normal_(layer.weight, std=0.4)
+    nn.init.normal_(layer.bias, std=0.3)
+    u = points(2, 4, 7, 8)
+    geometry = {k: v for k, v in options.items() if k != "kernel_size"}
+    got = layer(u)
+    want = O.conv2d(u, layer.weight, layer.bias, 0.6, groups, **geometry)
+    assert torch.allclose(got.flatten(2), want, **EXACT)
+
+
+def test_conv1d_is_conv2d_of_one_row():
+    one = hnn.Conv1d(3, 5, 3, stride=2, padding=1, c=0.5).double()
+    two = hnn.Conv2d(3, 5, (1, 3), stride=(1, 2), padding=(0, 1), c=0.5).double()
+    two.weight.data, two.bias.data = one.weight.data.unsqueeze(2), one.bias.data
+    u = points(2, 3, 11)
+    assert torch.allclose(one(u), two(u.unsqueeze(2)).squeeze(2), **EXACT)
+
+
+@pytest.mark.parametrize(("stride", "padding", "extra", "groups"), [(1, 0, 0, 1), (2, 1, 1, 2), (3, 1, 0, 1)])
+def test_transposed_conv_is_a_conv_over_the_spread_out_input(stride, padding, extra, groups):
+    up = hnn.ConvTranspose2d(4, 6, 3, stride, padding, extra, groups, c=0.8).double()
+    nn.init.normal_(up.weight, std=0.4)
+    nn.init.normal_(up.bias, std=0.3)
+    u = points(2, 4, 4, 5)
+    spread = u.new_zeros(2, 4, 3 * stride + 1, 4 * stride + 1)
+    spread[:, :, ::stride, ::stride] = u
+    edge = 2 - padding
+    spread = F.pad(spread, (edge, edge + extra, edge, edge + extra))
+    plain = hnn.Conv2d(4, 6, 3, groups=groups, c=0.8).double()
+    plain.weight.data, plain.bias.data = up.weight.data.flip(2, 3), up.bias.data
+    got = up(u)
+    assert got.shape == F.conv_transpose2d(u, up.weight.transpose(0, 1) if groups == 1 else u.new_zeros(4, 3, 3, 3),
+                                           None, stride, padding, extra, groups).shape  # fmt: skip
+    assert torch.allclose(got, plain(spread), **EXACT)
+
+
+@pytest.mark.parametrize("layer", [
+    lambda lean: hnn.Linear(6, 4, c=0.9, lean=lean),
+    lambda lean: hnn.Linear(6, 4, bias=False, c=0.9, lean=lean),
+    lambda lean: hnn.Conv2d(6, 4, 3, padding=1, groups=2, c=hnn_curvature(), lean=lean),
+    lambda lean: hnn.ConvTranspose2d(6, 4, 3, stride=2, c=hnn_curvature(), lean=lean),
+])  # fmt: skip
+@pytest.mark.parametrize("size", [1e-9, 0.3, 30.0])
+def test_lean_backward_equals_autograd(layer, size):
+    """Values and gradients in input, weight, bias and c; near the origin, and beyond both caps."""
+    results = []
+    for lean in (True, False):
+        torch.manual_seed(1)
+        module = layer(lean).double()
+        for p in module.parameters():
+            if p.dim():
+                nn.init.normal_(p, std=0.5 if size < 1 else 5.0)
+        u = (size * torch.randn(3, 6, 5, 4, dtype=torch.double)).requires_grad_()
+        out = module(u if "Conv" in type(module).__name__ else u.movedim(1, -1))
+        slopes = torch.autograd.grad((out * torch.randn_like(out)).sum(), [u, *module.parameters()])
+        results.append((out, *slopes))
+    for lean, plain in zip(*results, strict=True):
+        assert lean.isfinite().all() and torch.allclose(
+            lean, plain, rtol=1e-8, atol=1e-12 * plain.detach().abs().max().item()
+        )
+
+
+def hnn_curvature():
+    from models.hyperbolic.curvature import Curvature
+
+    return Curvature(0.9, learnable=True)
+
+
+def test_lean_path_differentiates_twice():
+    layer = hnn.Linear(3, 4, c=hnn_curvature()).double()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    u = points(2, 3).requires_grad_()
+    assert torch.autograd.gradgradcheck(layer, u, atol=1e-6)
+
+
+def test_lean_path_keeps_two_tensors():
+    """The input and the convolution's output: what is saved over the input alone is one tensor and small
+    change."""
+    u = torch.randn(4, 16, 32, 32, requires_grad=True)
+    sizes = {}
+    for lean in (True, False):
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, k=kept: k.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t,
+            lambda t: t,
+        ):
+            out = hnn.Conv2d(16, 16, 3, padding=1, c=0.1, lean=lean)(u)
+        sizes[lean] = sum(kept.values()) / (u.numel() * 4)
+        del out
+    assert sizes[True] < 2.5 < 4 < sizes[False], sizes
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_mlr_equals_hypll_hyperplane_distances(c):
+    ball, z, r, u = O.hypll_ball(c), points(6, 4), points(4), points(10, 6)
+    x = ManifoldTensor(poincare.exp0(u, c), manifold=ball)
+    theirs = ball.hyperplane_dists(x, ManifoldTensor(z, manifold=ball, man_dim=0), r)
+    assert torch.allclose(mlr(u, z.T, r, c, 2 * c**0.5), theirs, **EXACT)
+    layer = hnn.MLR(6, 4, c=c).double()
+    assert torch.allclose(layer(u), mlr(u, layer.weight, layer.bias, c, 2 * c**0.5))
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_batch_norm_in_training_equals_hypll_with_midpoint(c):
+    ball = O.hypll_ball(c)
+    theirs = hypll.HBatchNorm2d(4, manifold=ball, use_midpoint=True)
+    theirs.norm.bias.data, theirs.norm.weight.data = (
+        points(4, size=0.5),
+        torch.tensor(1.7, dtype=torch.double),
+    )
+    ours = hnn.BatchNorm2d(4, eps=1e-6, c=c).double()
+    ours.bias.data = theirs.norm.bias.data.clone()
+    ours.weight.data = torch.log(torch.expm1(theirs.norm.weight.data))
+    out, peer, slope, peer_slope = both(ours, theirs, points(3, 4, 5, 6) + 0.1, ball, 1)
+    assert torch.allclose(out, peer, rtol=1e-7, atol=1e-9) and torch.allclose(
+        slope, peer_slope, rtol=1e-6, atol=1e-8
+    )
+
+
+def test_batch_norm_centres_and_scales():
+    """Moved to the origin as a rigid body where the variance is already right, and scaled to variance 1
+    otherwise."""
+    u, zero = points(64, 5) + points(5), torch.zeros(5, dtype=torch.double)
+    x = lorentz.exp0(2 * u, 0.7)
+    center = mean.midpoint(x, 0.7)
+    norm = hnn.BatchNorm1d(5, c=0.7, eps=0.0).double()
+    out = lorentz.exp0(2 * norm(u), 0.7)
+    assert torch.allclose(out.new_tensor(1.0), mean.frechet_variance(out, 0.7, zero), **EXACT)
+    norm.weight.data = torch.log(torch.expm1(mean.frechet_variance(x, 0.7, center)))
+    moved = lorentz.exp0(2 * norm(u), 0.7)
+    assert torch.allclose(mean.midpoint(moved, 0.7), zero, atol=1e-9)
+    assert torch.allclose(
+        lorentz.pairwise_distance(moved, moved, 0.7), lorentz.pairwise_distance(x, x, 0.7), atol=1e-6
+    )
+
+
+def test_batch_norm_keeps_running_statistics_and_eval_does_not_depend_on_the_batch():
+    """The published code normalises by the test batch, and HypLL's momentum never updates (it has none)."""
+    norm = hnn.BatchNorm2d(3, c=0.5).double()
+    shift = points(3, 1, 1, size=0.6)
+    for _ in range(200):
+        norm(points(16, 3, 4, 4) + shift)
+    norm.eval()
+    u = points(8, 3, 4, 4) + shift
+    together, alone = norm(u), torch.cat([norm(u[i : i + 1]) for i in range(8)])
+    assert torch.allclose(together, alone, **EXACT)
+    norm.train()
+    big = points(400, 3, 4, 4) + shift
+    want = norm(big)
+    norm.eval()
+    assert (norm(big) - want).abs().max() < 0.05 * want.abs().max()
+    assert norm.num_batches_tracked == 201
+    cumulative = hnn.BatchNorm1d(3, c=0.5, momentum=None).double()
+    for _ in range(3):
+        cumulative(points(7, 3))
+    assert cumulative.num_batches_tracked == 3
+
+
+def test_batch_norm_of_one_point_and_of_equal_points_is_finite():
+    for u in (torch.zeros(4, 3), torch.ones(4, 3), torch.randn(1, 3)):
+        u = u.clone().requires_grad_()
+        norm = hnn.BatchNorm1d(3, c=1.0)
+        out = norm(u)
+        out.square().sum().backward()
+        assert out.isfinite().all() and u.grad.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in norm.parameters())
+
+
+def test_pooling_of_identical_points_is_the_point_and_hypll_returns_a_fraction_of_it():
+    ball, v = O.hypll_ball(0.7), points(3)
+    u = v.view(1, 3, 1, 1).expand(2, 3, 6, 6).contiguous()
+    for layer in (
+        hnn.AvgPool2d(3, c=0.7),
+        hnn.AvgPool2d(2, c=0.7),
+        hnn.AdaptiveAvgPool2d(1, c=0.7),
+        hnn.MaxPool2d(2),
+    ):
+        assert torch.allclose(layer(u), u[:, :, :1, :1].expand_as(layer(u)), **EXACT)
+    theirs = O.hypll_run(hypll.HAvgPool2d(3, ball, use_midpoint=True), u, ball)
+    share = theirs.norm(dim=1) / v.norm()
+    assert share.max() < 0.5, "HypLL's pooling is repaired: update the migration guide"
+
+
+def test_average_pooling_is_the_midpoint_of_the_window():
+    u = points(2, 3, 5, 5)
+    for include in (True, False):
+        got = hnn.AvgPool2d(3, stride=2, padding=1, count_include_pad=include, c=0.7).double()(u)
+        corner = u[:, :, :2, :2].flatten(2).transpose(1, 2)
+        if include:
+            corner = torch.cat([corner, corner.new_zeros(2, 5, 3)], 1)
+        want = lorentz.log0(mean.midpoint(lorentz.exp0(2 * corner, 0.7), 0.7), 0.7) / 2
+        assert torch.allclose(got[:, :, 0, 0], want, **EXACT)
+    whole = hnn.AdaptiveAvgPool2d(1, c=0.7)(u).flatten(1)
+    assert torch.allclose(whole, midpoint(u.flatten(2).transpose(1, 2), 2 * 0.7**0.5), **EXACT)
+
+
+def test_midpoint_equals_hypll_and_its_variance_averages_the_wrong_axis():
+    c, w = 0.7, torch.rand(9, dtype=torch.double)
+    x = poincare.exp0(points(9, 4), c)
+    tensor_c = torch.tensor(c, dtype=torch.double)
+    theirs = hypll_stats.midpoint(x, tensor_c, w=w.unsqueeze(-1))
+    assert torch.allclose(mean.midpoint_poincare(x, c, w), theirs, **EXACT)
+    assert torch.allclose(mean.midpoint_poincare(x, c), hypll_stats.midpoint(x, tensor_c), **EXACT)
+    lifted = 2 * x / (1 - c * x.square().sum(-1, keepdim=True))
+    center = hypll_stats.frechet_mean(x, tensor_c)
+    found = mean.frechet_mean(lifted, c)
+    assert torch.allclose(found / (1 + (1 + c * found.square().sum()).sqrt()), center, rtol=1e-8)
+    want = mean.frechet_variance(lifted, c)
+    assert torch.allclose(hypll_stats.frechet_variance(x, tensor_c, vec_dim=1), want, rtol=1e-8)
+    # Over dimension 1 of [9, 5, 4], HypLL loses the dimension of the coordinates first and averages over
+    # dimension 0.
+    batch = poincare.exp0(points(9, 5, 4), c)
+    wrong = hypll_stats.frechet_variance(batch, tensor_c, vec_dim=-1, batch_dim=1)
+    right = mean.frechet_variance(2 * batch / (1 - c * batch.square().sum(-1, keepdim=True)), c)
+    assert wrong.shape != right.shape or torch.allclose(wrong, right), "documents the axis HypLL averages"
+
+
+def test_residual_is_mobius_addition_over_channels():
+    u, v = points(2, 3, 4, 5), points(2, 3, 4, 5)
+    got = hnn.ResidualAdd(c=0.7)(u, v)
+    x, y = (poincare.exp0(t.movedim(1, -1), 0.7) for t in (u, v))
+    assert torch.allclose(got.movedim(1, -1), poincare.log0(poincare.add(x, y, 0.7), 0.7), **EXACT)
+    assert torch.allclose(hnn.residual_add(u, -u, 1.3), torch.zeros_like(u), atol=1e-12)
+
+
+def test_flatten_and_concatenation_equal_hypll():
+    ball, u, v = O.hypll_ball(0.7), points(2, 3, 4, 5), points(2, 6, 4, 5)
+    theirs = O.hypll_run(hypll.HFlatten(), u, ball)
+    assert torch.allclose(hnn.Flatten()(u), theirs, **EXACT)
+    assert torch.allclose(hnn.Flatten(2)(u), u.flatten(2))
+    joined = hnn.cat([u, v], dim=1)
+    lifted = [
+        ManifoldTensor(poincare.exp0(t.movedim(1, -1), 0.7).movedim(-1, 1), ball, man_dim=1) for t in (u, v)
+    ]
+    # HypLL's beta factors here are float32 whatever the points are.
+    assert torch.allclose(joined, ball.logmap(None, ball.cat(lifted, dim=1)).tensor, rtol=1e-5)
+    assert torch.allclose(hnn.cat(hnn.split(v, 3, dim=1), dim=1), v)
+    with pytest.raises(ValueError, match="6 coordinates"):
+        hnn.split(v, 4, dim=1)
+
+
+def test_both_models_are_one_space():
+    """A Lorentz tangent is twice the ball's, of the same curvature."""
+    for make, u in (
+        (lambda **k: hnn.Conv2d(4, 6, 3, c=0.7, **k), points(2, 4, 5, 5)),
+        (lambda **k: hnn.Linear(4, 6, c=0.7, **k), points(7, 4)),
+        (lambda **k: hnn.AvgPool2d(2, c=0.7, **k), points(2, 4, 6, 6)),
+        (lambda **k: hnn.BatchNorm1d(4, c=0.7, **k), points(7, 4)),
+        (lambda **k: hnn.MultiheadAttention(4, 2, c=0.7, **k), points(2, 5, 4)),
+    ):
+        torch.manual_seed(2)
+        ball = make().double()
+        torch.manual_seed(2)
+        sheet = make(model="lorentz").double()
+        assert torch.allclose(sheet(2 * u), 2 * ball(u), **EXACT)
+
+
+def test_attention_is_attention():
+    """One head against a loop over pairs with the geometry's own functions; masks; equal values pass
+    through."""
+    layer = hnn.MultiheadAttention(4, 1, c=0.7, model="lorentz").double()
+    u = points(1, 6, 4)
+    q, k, v = (lorentz.exp0(f(u), 0.7) for f in (layer.query, layer.key, layer.value))
+    angle = lorentz.distance(q[0][:, None], k[0][None], 0.7) * 0.7**0.5
+    share = (-0.5 * angle.square() * layer.log_scale.exp().squeeze()).softmax(-1)
+    want = layer.out(lorentz.log0(mean.midpoint(v[0].expand(6, 6, 4), 0.7, share), 0.7))
+    assert torch.allclose(layer(u)[0], want, **EXACT)
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    heads = hnn.MultiheadAttention(4, 2, c=0.7).double()
+    seen = heads(u, mask=causal)
+    changed = u.clone()
+    changed[:, 4:] += 1
+    assert torch.allclose(heads(changed, mask=causal)[:, :4], seen[:, :4]) and not torch.allclose(
+        heads(changed), heads(u)
+    )
+    with pytest.raises(ValueError, match="num_heads 3"):
+        hnn.MultiheadAttention(4, 3)
+
+
+def test_identity_initialisation_keeps_norms_where_hypll_loses_them():
+    u = torch.randn(8, 16, 6, 6) * 0.2
+    ours, theirs = u, u
+    for _ in range(10):
+        ours = hnn.Conv2d(16, 16, 3, padding=1, c=0.1)(ours)
+        theirs = hnn.Conv2d(16, 16, 3, padding=1, c=0.1, init="hypll")(theirs)
+    assert 0.9 < ours.norm() / u.norm() < 1.1
+    assert theirs.norm() < 1e-3 * u.norm()
+    pixel = hnn.Conv2d(16, 16, 1, c=0.1)(u)
+    assert torch.allclose(pixel, u, atol=1e-6)
+    assert torch.allclose(hnn.Linear(16, 16)(u[:, :, 0, 0]), u[:, :, 0, 0], atol=1e-6)
+    grouped = hnn.Conv2d(16, 32, 3, padding=1, groups=4)(u)
+    assert grouped.isfinite().all()
+
+
+def test_change_manifold_round_trips_and_keeps_distances_from_the_origin():
+    u = points(2, 3, 4)
+    for model in ("poincare", "lorentz"):
+        for space in ("poincare", "lorentz", "klein"):
+            there = hnn.ChangeManifold("tangent", space, dim=1, c=0.7, model=model)
+            back = hnn.ChangeManifold(space, "tangent", dim=1, c=0.7, model=model)
+            assert torch.allclose(back(there(u)), u, **EXACT)
+    ball, sheet = (hnn.ChangeManifold("tangent", s, c=0.7)(u) for s in ("poincare", "lorentz"))
+    assert torch.allclose(hnn.ChangeManifold("poincare", "lorentz", c=0.7)(ball), sheet, **EXACT)
+    other = hnn.ChangeManifold("poincare", "poincare", c=0.7, target_c=2.0)(ball)
+    zero = torch.zeros_like(ball)
+    assert torch.allclose(poincare.distance(other, zero, 2.0), poincare.distance(ball, zero, 0.7), **EXACT)
+    with pytest.raises(ValueError, match="'sphere'"):
+        hnn.ChangeManifold("tangent", "sphere")
+
+
+def test_lorentz_activation_acts_on_the_space_part():
+    u = points(3, 4, model_dims := 5)
+    got = lorentz.exp0(hnn.LorentzActivation(torch.relu, dim=-1, c=1.0)(u), 1.0)
+    assert model_dims == 5 and torch.allclose(got, lorentz.exp0(u, 1.0).relu(), **EXACT)
+
+
+def test_bad_arguments_are_named():
+    for make, words in (
+        (lambda: hnn.Linear(3, 4, c=-1.0), "-1.0"),
+        (lambda: hnn.Linear(3, 4, model="sphere"), "sphere"),
+        (lambda: hnn.Conv2d(3, 4, 3, groups=2), "3 and 4 channels"),
+        (lambda: hnn.Conv2d(3, 4, 3, init="zeros"), "zeros"),
+        (lambda: hnn.Conv2d(3, 4, 3)(torch.zeros(1, 5, 8, 8)), r"\[1, 5, 8, 8\]"),
+        (lambda: hnn.ConvTranspose2d(3, 4, 3)(torch.zeros(3, 8, 8)), r"\[3, 8, 8\]"),
+        (lambda: hnn.BatchNorm2d(3)(torch.zeros(2, 3)), r"\[2, 3\]"),
+        (lambda: hnn.ResidualAdd()(torch.zeros(2, 3), torch.zeros(2, 1)), r"\[2, 1\]"),
+        (lambda: hnn.Embedding(3, 4, points=True, c=hnn_curvature()), "fixed curvature"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
+
+
+def test_beta_ratio_is_that_of_beta_functions():
+    from hypll.utils.math import beta_func
+
+    assert abs(beta_ratio(27, 3) / (beta_func(13.5, 0.5) / beta_func(1.5, 0.5)) - 1) < 1e-12

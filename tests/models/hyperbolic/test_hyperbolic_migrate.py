@@ -1,0 +1,81 @@
+"""A HypLL network, trained weights and all, in our layers."""
+
+import math
+
+import hypll.nn as hypll
+import pytest
+import torch
+from hypll.manifolds.poincare_ball import Curvature, PoincareBall
+from torch import nn
+
+from models.hyperbolic import nn as hnn
+from models.hyperbolic.migrate import load_hypll, recalibrate
+from models.hyperbolic.nn.pooling import midpoint
+from tests.oracle.hyperbolic_layers import hypll_run
+
+
+def theirs(ball):
+    net = nn.Module()
+    net.conv1 = hypll.HConvolution2d(3, 4, 3, manifold=ball, padding=1)
+    net.bn1 = hypll.HBatchNorm2d(4, manifold=ball, use_midpoint=True)
+    net.fc = hypll.HLinear(4, 5, manifold=ball)
+    return net
+
+
+def ours(c):
+    net = nn.Module()
+    net.conv1 = hnn.Conv2d(3, 4, 3, padding=1, c=c)
+    net.bn1 = hnn.BatchNorm2d(4, eps=1e-6, c=c)
+    net.fc = hnn.Linear(4, 5, c=c)
+    return net
+
+
+def plain(net):
+    return {k: getattr(v, "tensor", v).detach().clone() for k, v in net.state_dict().items()}
+
+
+def test_a_hypll_state_dict_loads_and_computes_the_same():
+    torch.manual_seed(0)
+    ball = PoincareBall(Curvature(0.1))
+    source = theirs(ball)
+    for name, p in source.named_parameters():
+        if not name.endswith("c.value"):
+            getattr(p, "tensor", p).data.normal_(0.3, 0.2)
+    source.bn1.norm.weight.data.fill_(1.3)
+    c = math.log1p(math.exp(0.1))
+    assert abs(c - 0.744) < 1e-3
+    state = plain(source)
+    assert "conv1.weights" in state and "fc.z" in state
+    target = ours(c)
+    load_hypll(target, state)
+    u = 0.2 * torch.randn(2, 3, 6, 6)
+    hidden = hypll_run(source.bn1, hypll_run(source.conv1, u, ball), ball)
+    got = target.bn1(target.conv1(u))
+    assert torch.allclose(got, hidden, atol=1e-4)
+    rows = 0.3 * torch.randn(7, 4)
+    assert torch.allclose(target.fc(rows), hypll_run(source.fc, rows, ball, -1), atol=1e-4)
+
+
+def test_what_does_not_fit_is_named():
+    state = plain(theirs(PoincareBall(Curvature(0.1))))
+    with pytest.raises(ValueError, match="softplus"):
+        load_hypll(ours(0.1), {**state, "conv1.manifold.c.value": torch.tensor(0.1)})
+    c = math.log1p(math.exp(0.1))
+    with pytest.raises(ValueError, match=r"'fc\.z'"):
+        load_hypll(ours(c), {k: v for k, v in state.items() if k != "fc.z"})
+    with pytest.raises(ValueError, match="extra"):
+        load_hypll(ours(c), {**state, "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"\[4, 7\]"):
+        load_hypll(ours(c), {**state, "fc.z": torch.zeros(7, 4)})
+    with pytest.raises(ValueError, match="positive"):
+        load_hypll(ours(c), {**state, "bn1.norm.weight": torch.tensor(-1.0)})
+
+
+def test_recalibration_gives_the_average_statistics():
+    torch.manual_seed(0)
+    net = nn.Sequential(hnn.BatchNorm1d(3, c=0.5))
+    batches = [0.3 * torch.randn(64, 3) + torch.tensor([0.5, 0.0, -0.2]) for _ in range(8)]
+    recalibrate(net, batches)
+    assert net[0].momentum == 0.1 and net[0].num_batches_tracked == 8
+    want = midpoint(torch.cat(batches), 2 * 0.5**0.5)
+    assert (net[0].running_mean - want).norm() < 0.01 < want.norm()
