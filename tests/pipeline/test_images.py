@@ -173,21 +173,7 @@ def test_bad_images_by_their_header(data: bytes, code: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [JPEG[:-900], encoded(picture(), "PNG")[:-40], encoded(picture(), "WEBP")[:-30], png_header(10, 10)],
-    ids=[
-        "jpeg",
-        "progressive",
-        "cmyk",
-        "png",
-        "palette",
-        "rgba",
-        "webp",
-        "bmp",
-        "tiff",
-        "avif",
-        "gif",
-        "animated-gif",
-        "animated-webp",
-    ],
+    ids=["jpeg", "png", "webp", "headless-png"],
 )
 def test_cut_images_pass_the_header_and_fail_to_decode(data: bytes) -> None:
     try:
