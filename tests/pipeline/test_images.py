@@ -185,6 +185,7 @@ def test_cut_images_pass_the_header_and_fail_to_decode(data: bytes) -> None:
     assert caught.value.code in ("undecodable", "unknown_format")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_flipped_byte_is_an_image_or_an_image_error() -> None:
     rng = np.random.default_rng(0)
     sources = [
