@@ -49,14 +49,14 @@ class Preprocessing:
         if self.size is not None:
             return self.size
         short, long = min(height, width), max(height, width)
-        scale = min(self.shortest / short, self.longest / long)
-
-        def rounded(side: int) -> int:
-            if self.align == 1:
-                return max(1, int(side * scale + 1e-6))
-            return max(self.align, round(side * scale / self.align) * self.align)
-
-        return rounded(height), rounded(width)
+        limited = self.longest * short / long  # in the order of the library's own arithmetic
+        small, large = (
+            (round(limited), int(limited * long / short))
+            if long / short * self.shortest > self.longest
+            else (self.shortest, int(self.shortest * long / short))
+        )
+        small, large = (max(1, round(side / self.align)) * self.align for side in (small, large))
+        return (small, large) if height <= width else (large, small)
 
 
 class DinoDetector(ABC):

@@ -11,6 +11,8 @@ from transformers import (
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoProcessor,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
 )
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
     GroundingDinoImageProcessorPil,
@@ -38,8 +40,10 @@ def tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab=vocabulary, model_max_length=64)
 
 
-def save_tiny(folder: Path, *, max_text: int = 24, size: dict[str, int] | None = None, seed: int = 0) -> Path:
-    """Write a random model and its processor to `folder` and return it."""
+def save_tiny(
+    folder: Path, *, max_text: int = 24, size: dict[str, int] | None = None, seed: int = 0, mm: bool = False
+) -> Path:
+    """Write a random model (MM-Grounding-DINO when mm) and its processor to `folder` and return it."""
     torch.manual_seed(seed)
     backbone = ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_indices=[2, 3, 4])
     text = BertConfig(
@@ -50,7 +54,12 @@ def save_tiny(folder: Path, *, max_text: int = 24, size: dict[str, int] | None =
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    config = GroundingDinoConfig(
+    config_class, model_class = (
+        (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection)
+        if mm
+        else (GroundingDinoConfig, GroundingDinoForObjectDetection)
+    )
+    config = config_class(
         backbone_config=backbone,
         text_config=text,
         num_queries=20,
@@ -64,16 +73,18 @@ def save_tiny(folder: Path, *, max_text: int = 24, size: dict[str, int] | None =
         num_feature_levels=3,
         max_text_len=max_text,
     )
-    model = GroundingDinoForObjectDetection(config)
+    model = model_class(config)
     with (
         torch.no_grad()
     ):  # random weights give nearly equal logits: spread them, so that ranks mean something
         for layer in model.model.encoder.layers:
             layer.fusion_layer.vision_param.fill_(0.5)
             layer.fusion_layer.text_param.fill_(0.5)
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
+            elif "class_embed" in name:
+                parameter.zero_()  # MM's prior, which makes every score small
     model.save_pretrained(folder)
     images = GroundingDinoImageProcessorPil(size=size or {"height": 64, "width": 64})
     GroundingDinoProcessor(images, tokenizer()).save_pretrained(folder)
