@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.clip import ClipConfig, DualEncoder
+from models.encoders.block import attend
 from models.encoders.text import TextConfig, TextTransformer
 from models.encoders.vit import VisionConfig, VisionTransformer, sincos_positions
 
@@ -90,6 +91,21 @@ def test_towers_match_a_plain_pre_norm_block():
         y = x + block.attention_out((weight.softmax(-1) @ v).transpose(1, 2).reshape(2, 5, 32))
         y = y + block.mlp_out(F.gelu(block.mlp_in(block.mlp_norm(y))))
         torch.testing.assert_close(block(x), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_bfloat16_on_a_cpu_agrees_with_the_fused_kernel(causal):
+    """The spelled-out form against float32, in value and gradient, to bfloat16's eight bits."""
+    torch.manual_seed(0)
+    wide = [torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3)]
+    half = [x.detach().bfloat16().requires_grad_() for x in wide]
+    seen, fused = attend(*half, causal), attend(*wide, causal)
+    assert seen.dtype == torch.bfloat16 and fused.dtype == torch.float32
+    torch.testing.assert_close(seen.float(), fused, rtol=0.03, atol=0.03)
+    seen.float().square().sum().backward()
+    fused.square().sum().backward()
+    for a, b in zip(half, wide, strict=True):
+        assert (a.grad.float() - b.grad).norm() < 0.02 * b.grad.norm()
 
 
 @pytest.mark.parametrize(
