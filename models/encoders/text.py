@@ -55,7 +55,7 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B D"]:
         """Feature at the first end token of each row: [B, N] -> [B, width]."""
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x)
         end = (tokens == self.config.end_token).int().argmax(-1)
-        return self.norm(x[torch.arange(len(x), device=x.device), end])
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.norm(self.blocks[-1](x, end)[:, 0])

@@ -108,6 +108,17 @@ def test_attention_in_bfloat16_on_a_cpu_agrees_with_the_fused_kernel(causal):
         assert (a.grad.float() - b.grad).norm() < 0.02 * b.grad.norm()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_token_of_a_block_equals_that_token_of_the_whole_block(causal, dtype):
+    torch.manual_seed(0)
+    block = (TextTransformer(TEXT) if causal else VisionTransformer(SMALL)).blocks[0].to(dtype)
+    x, at = torch.randn(3, 6, 32, dtype=dtype), torch.tensor([0, 5, 2])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    expected = block(x)[torch.arange(3), at][:, None]
+    torch.testing.assert_close(block(x, at), expected, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
