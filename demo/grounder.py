@@ -24,9 +24,8 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 
 IMAGE_SIZE = 128  # pixels a side, in training and in use
 MAX_TEXT = 128  # tokens of one prompt
-SCORE_THRESHOLD = (
-    0.3  # where to cut the scores when packing; chosen on the curve in weights/grounder/figures.json
-)
+# Where packing should cut this model's scores; chosen on the curve in weights/grounder/figures.json.
+SCORE_THRESHOLD = 0.3
 
 # Grounding DINO's text masks know these ids by heart (they are BERT's).
 FIXED_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
