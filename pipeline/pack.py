@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from pipeline.choose import Choice, ChoiceConfig, choose
@@ -239,13 +238,15 @@ def _training_samples(
 
 def _training_sample(sample: Sample, choices: list[Choice], config: PackConfig) -> TrainingSample:
     pixels = decode(sample.image)
-    parts = tuple(_part(pixels, choice, config) for choice in choices)
+    crops: dict[tuple[float, ...], bytes] = {}  # several captions often name one box
+    for box in {choice.box for choice in choices}:
+        crops[box] = encode_jpeg(crop_box(pixels, box, config.image_size), config.quality)
+    parts = tuple(_part(crops[choice.box], choice) for choice in choices)
     whole = sample.image
     if min(pixels.shape[:2]) > config.image_size or not is_plain_jpeg(whole):
         whole = encode_jpeg(shrink_to_short_side(pixels, config.image_size), config.quality)
     return TrainingSample(sample.key, whole, sample.captions, parts, sample.meta)
 
 
-def _part(pixels: np.ndarray, choice: Choice, config: PackConfig) -> Part:
-    crop = encode_jpeg(crop_box(pixels, choice.box, config.image_size), config.quality)
+def _part(crop: bytes, choice: Choice) -> Part:
     return Part(crop, choice.phrase, choice.box, choice.score, choice.span, choice.caption, choice.rule)
