@@ -2,7 +2,8 @@
 2023).
 
 1. noun chunks of the dependency parse; those headed by a pronoun, a number or a bare determiner are left out
-2. chunks whose head is in pipeline/abstract_nouns.txt ("time", "love", "freedom" ...) are left out
+2. chunks whose head is in pipeline/abstract_nouns.txt ("time", "love", "freedom" ...) are left out, unless the list
+   lets a noun before it make it a thing ("light", but not "traffic light")
 3. each chunk is grown to its referring expression: everything below its head in the dependency tree, but
    never over a conjunct ("a dog" -> "a dog in a field", not "a dog and a cat")
 4. an expression that lies within another one is marked: training on expressions takes the outermost
@@ -93,7 +94,9 @@ class NounExtractor:
         import spacy
 
         self.nlp = spacy.load(config.model, exclude=list(_LEFT_OUT))
-        self.abstract = abstract_nouns(config.abstract)
+        starred = abstract_nouns(config.abstract)
+        self.abstract = frozenset(starred)
+        self.always_abstract = frozenset(word for word, alone in starred.items() if not alone)
 
     def __call__(self, captions: Iterable[str]) -> list[list[Phrase]]:
         """Return the phrases of each caption, in order of their place. Equal captions are parsed once."""
@@ -139,12 +142,10 @@ class NounExtractor:
     def _names_a_thing(self, root: Any) -> bool:
         if root.pos_ not in ("NOUN", "PROPN") or not any(letter.isalpha() for letter in root.lower_):
             return False
-        # "light" and "piece" are no things, a traffic light and a puzzle piece are
-        made = any(child.dep_ == "compound" and not self._is_abstract(child) for child in root.children)
-        return made or not self._is_abstract(root)
-
-    def _is_abstract(self, noun: Any) -> bool:
-        return any(form in self.abstract for form in singulars(noun.lower_))
+        forms = set(singulars(root.lower_))
+        if any(child.dep_ == "compound" and child.pos_ in ("NOUN", "PROPN") for child in root.children):
+            return not forms & self.always_abstract
+        return not forms & self.abstract
 
 
 def _is_margin(token: Any) -> bool:
@@ -191,9 +192,17 @@ def singulars(word: str) -> Iterator[str]:
         yield word[:-1]
 
 
-def abstract_nouns(path: str = "") -> frozenset[str]:
-    """Read a list of abstract nouns; "" is Hyco's own. FileNotFoundError when it is absent."""
-    return _read_list(Path(path) if path else _LIST)
+def abstract_nouns(path: str = "") -> dict[str, bool]:
+    """Read a list of abstract nouns: word -> whether it is starred; "" is Hyco's own. FileNotFoundError when absent.
+
+    A starred word is abstract only when no noun stands before it ("light", but not "traffic light").
+    """
+    file = Path(path) if path else _LIST
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"list of abstract nouns {file} does not exist") from None
+    return _read_list(file, stat.st_size, stat.st_mtime_ns)
 
 
 def rules_version(model: str, abstract: str = "") -> str:
@@ -205,14 +214,11 @@ def rules_version(model: str, abstract: str = "") -> str:
         raise ValueError(
             f"the spaCy model {model!r} is not installed: `pip install {model.replace('_', '-')}`"
         ) from None
-    words = "\n".join(sorted(abstract_nouns(abstract)))
+    words = "\n".join(f"{word} {starred:d}" for word, starred in sorted(abstract_nouns(abstract).items()))
     return f"{RULES}.{model}-{release}.{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 @functools.lru_cache(maxsize=8)
-def _read_list(path: Path) -> frozenset[str]:
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"list of abstract nouns {path} does not exist") from None
-    return frozenset(line.strip().lower() for line in lines if line.strip() and not line.startswith("#"))
+def _read_list(path: Path, size: int, modified_ns: int) -> dict[str, bool]:
+    lines = (line.strip().lower() for line in path.read_text().splitlines() if not line.startswith("#"))
+    return {line.removesuffix("*").strip(): line.endswith("*") for line in lines if line}

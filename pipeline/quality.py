@@ -1,6 +1,7 @@
 """Recall and precision of mined boxes against a source that labels its phrases."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,16 @@ class Tally:
             truth: dict[str, set[tuple[float, ...]]] = defaultdict(set)
             for item in objects:
                 truth[item["phrase"].lower()].add(tuple(item["box"]))
-            found: dict[str, list[Choice]] = defaultdict(list)
-            for choice in chosen[key]:
-                found[choice.phrase.lower()].append(choice)
+            found: dict[str, dict[tuple[float, ...], Choice]] = defaultdict(dict)
+            for choice in chosen[
+                key
+            ]:  # a text that two captions share was looked for once: its boxes count once
+                found[choice.phrase.lower()].setdefault(choice.box, choice)
             self.images += 1
             self.labelled += sum(map(len, truth.values()))
             self.boxes += sum(map(len, found.values()))
             self.right += sum(
-                self._matches(found[text], boxes) for text, boxes in truth.items() if text in found
+                self._matches(found[text].values(), boxes) for text, boxes in truth.items() if text in found
             )
 
     def result(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class Tally:
             "images": self.images,
         }
 
-    def _matches(self, found: list[Choice], truth: set[tuple[float, ...]]) -> int:
+    def _matches(self, found: Iterable[Choice], truth: set[tuple[float, ...]]) -> int:
         """Number of boxes that can be paired with a label, the best score choosing first."""
         left = np.array(sorted(truth))
         matched = 0

@@ -241,5 +241,5 @@ def _stop(worker: _Worker) -> None:
 
 
 def _brief(args: tuple[Any, ...]) -> str:
-    text = ", ".join(str(getattr(arg, "name", arg)) for arg in args[-1:])
+    text = ", ".join(str(getattr(arg, "path", getattr(arg, "name", arg))) for arg in args[-1:])
     return text if len(text) <= 120 else text[:117] + "..."
