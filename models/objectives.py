@@ -122,6 +122,7 @@ def loss(
     config: ObjectiveConfig,
     geometry: Geometry = "lorentz",
     distributed: bool = False,
+    entailment_share: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its unweighted, detached terms ("contrast/image>text", "entail/text_box>text" ...).
 
@@ -132,6 +133,7 @@ def loss(
         curvature: c > 0; unused in Euclidean geometry.
         distributed: take the keys of all ranks. Every rank needs the same B (not the same P); the mean of the
             ranks' losses, and of their gradients, is then what one process with the whole batch would have.
+        entailment_share: factor of all entailment weights, for a recipe that lets them rise.
     """
     device_type = scale.device.type
     with torch.autocast(device_type, enabled=False):
@@ -165,7 +167,7 @@ def loss(
             angle = lorentz.exterior_angle(general, specific, curvature)
             cone = lorentz.half_aperture(general, curvature, config.aperture)
             term = average(row.general, F.relu(angle - row.eta * cone))
-            total = total + row.weight * term
+            total = total + entailment_share * row.weight * term
             terms[f"entail/{row.general}>{row.specific}"] = term.detach()
     return total, terms
 

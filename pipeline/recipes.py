@@ -41,6 +41,7 @@ class Recipe(Config):
             is the most tokens a trained one may have.
         tokenizer: "train" (on the training captions), or a directory or hub name of a CLIP tokenizer.
         batch_size: samples a step, all processes together.
+        entailment_ramp: steps over which the entailment weights rise from 0, linearly; 0 as in the paper.
         precision: of the towers; the geometry and the loss are always float32.
         log_every: steps between lines of log.jsonl.
         checkpoint_minutes: between checkpoints; there is always one at the end.
@@ -59,12 +60,17 @@ class Recipe(Config):
     tokenizer: str = "train"
     batch_size: int = Field(ge=2)
     steps: int = Field(ge=1)
+    entailment_ramp: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     log_every: int = Field(default=20, ge=1)
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     checkpoint_steps: int = Field(default=10_000, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+
+    def entailment_share(self, step: int) -> float:
+        """Factor of the entailment weights after `step` steps."""
+        return min(1.0, step / self.entailment_ramp) if self.entailment_ramp else 1.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -120,9 +126,16 @@ def demo() -> Recipe:
 
 
 def photos() -> Recipe:
-    """A few thousand photographs in about half an hour on two cores."""
+    """A few thousand photographs in about half an hour on two cores; they are few, so augmentation is strong."""
     base = demo()
-    return base.replace(name="photos")
+    return base.replace(
+        name="photos",
+        model=replace(base.model, text=replace(base.model.text, vocab_size=4096, context_length=40)),
+        data=DataConfig(crop_scale=(0.4, 1.0), part_crop_scale=(0.5, 1.0), flip=0.5),
+        optimiser=OptimiserConfig(lr=1e-3, warmup_steps=60, weight_decay=0.5),
+        entailment_ramp=300,
+        steps=600,
+    )
 
 
 def _family(

@@ -178,6 +178,7 @@ def _train(
                 recipe.objective,
                 recipe.model.geometry,
                 distributed=ranks > 1,
+                entailment_share=recipe.entailment_share(step),
             )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -129,6 +129,17 @@ def test_terms_are_named_unweighted_and_add_up():
     assert [row.eta for row in config.entailment] == [0.7, 0.7, 1.2, 1.2]
 
 
+def test_a_share_of_entailment_scales_its_rows_and_nothing_else():
+    nodes = {name: lorentz.exp0(v.float(), 1.0) for name, v in tangents(4, 4).items()}
+    owner, scale, c = torch.arange(4), torch.tensor(5.0), torch.tensor(1.0)
+    none, half, whole = (
+        loss(nodes, owner, scale, c, hycoclip_objective(), entailment_share=s)[0].item() for s in (0, 0.5, 1)
+    )
+    contrast = replace(hycoclip_objective(), entailment=())
+    assert none == pytest.approx(loss(nodes, owner, scale, c, contrast)[0].item(), rel=1e-6)
+    assert half == pytest.approx((none + whole) / 2, rel=1e-6) and whole > none + 0.1
+
+
 def test_a_batch_without_boxes_keeps_the_whole_image_terms():
     vectors = tangents(4, 0)
     zero = torch.tensor(0.0)

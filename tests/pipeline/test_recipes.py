@@ -83,6 +83,12 @@ def test_what_cannot_work_is_refused_in_one_line():
         override(demo(), ["steps=10", "optimiser.warmup_steps=40"])
 
 
+def test_entailment_ramp_rises_to_one():
+    ramp = demo().replace(entailment_ramp=10)
+    assert [ramp.entailment_share(step) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert hycoclip_vit_s().entailment_share(0) == 1.0  # the paper has none
+
+
 def test_digest_ignores_how_often_things_are_written():
     recipe = demo()
     assert digest(recipe.replace(log_every=7, checkpoint_minutes=3.0)) == digest(recipe)
