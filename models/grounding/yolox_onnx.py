@@ -1,208 +1,181 @@
-"""A YOLOX detector in ONNX behind the grounding interface: a closed vocabulary, for photographs on a CPU.
+"""YOLOX from an ONNX file: a small detector with a closed vocabulary, for photographs on a CPU.
 
-A phrase is matched to classes through its head: the last words of the phrase, in the singular, looked up
-among the class names and in coco_synonyms.json. A phrase that names no class gets no boxes.
-Legend: A anchors, K classes, Q candidates.
+Ge et al. 2021 (arXiv 2107.08430). It knows nothing of words: a phrase is matched to classes first (vocabulary.py), and
+one that names no class gets no box. The score of a box for a class is objectness times class probability. Neighbouring
+cells report the same object, so boxes of one phrase that overlap by more than 0.65 (YOLOX's own evaluation) count
+once.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from models.grounding.detector import Detection, best_boxes, check_asked, digest_of
+from models.grounding.detector import Detection, check_asked, digest_of, join
+from models.grounding.vocabulary import SYNONYMS, Vocabulary, coco_names
 
 STRIDES = (8, 16, 32)
-PAD = 114  # the grey that YOLOX letterboxes with
-CANDIDATES = 300  # boxes that enter suppression, the best by objectness times class
-NMS_IOU = 0.65  # YOLOX's own, class by class: its decoding, not a filter of ours
-_SYNONYMS = Path(__file__).with_name("coco_synonyms.json")
-_IRREGULAR = {"knives": "knife", "children": "child", "people": "person", "mice": "mouse", "geese": "goose"}
+FILL = 114
+NMS_IOU = 0.65
+_CANDIDATES = 200  # boxes that take part in the suppression: far more than any phrase keeps
+
+
+def names_file(weights: Path) -> Path | None:
+    """Return the list of class names beside the weights: NAME.names or coco.names, one a line; None without one."""
+    for path in (weights.with_suffix(".names"), weights.with_name("coco.names")):
+        if path.is_file():
+            return path
+    return None
 
 
 def digest(weights: Path) -> str:
-    """Name the weights, their class names and the synonym table; FileNotFoundError when the weights are absent."""
-    return digest_of([_existing(weights), *_names_file(weights), _SYNONYMS])
+    """Return the digest of weights, class names and synonyms. FileNotFoundError when the weights are absent."""
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"detector {str(weights)!r} does not exist: give the path of a YOLOX .onnx file"
+        )
+    names = names_file(weights)
+    return digest_of([weights, SYNONYMS, *([names] if names else [])])
 
 
 class YoloxOnnx:
-    """See Detector. One thread: mining runs a process for each core.
+    """A YOLOX file behind the Detector interface, on one CPU thread.
 
     Args:
-        weights: .onnx file, 1 x 3 x S x S BGR 0-255 in, 1 x A x (5 + K) out, strides 8, 16, 32.
+        weights: ONNX file with one input [1, 3, S, S] (BGR, 0-255) and one output [1, cells, 5 + classes], undecoded.
         per_phrase: boxes kept for each phrase.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a YOLOX model, or class names that do not fit it.
+        FileNotFoundError, ValueError: the file is absent, is no such model, or does not fit the list of names.
     """
 
-    def __init__(self, weights: Path, per_phrase: int = 16) -> None:
-        self._session = _open(_existing(weights))
-        self.digest, self.per_phrase = digest(weights), per_phrase
-        self._input = self._session.get_inputs()[0]
-        self.size = int(self._input.shape[-1])
-        self._centres, self._strides = _grid(self.size)
-        anchors, width = self._session.get_outputs()[0].shape[1:]
-        if anchors != len(self._strides):
+    def __init__(self, weights: Path, *, per_phrase: int = 16) -> None:
+        self.digest = digest(weights)
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ValueError("the onnx backend needs onnxruntime: `pip install 'hyco[onnx]'`") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = (
+            1  # the engine runs one process for each core
+        )
+        try:
+            self.session = onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class of their own
             raise ValueError(
-                f"{weights} puts out {anchors} anchors, YOLOX at {self.size} px has {len(self._strides)}"
+                f"{weights} is not a model onnxruntime can load: {str(error).splitlines()[0]}"
+            ) from None
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        shape = inputs[0].shape
+        if (
+            len(inputs) != 1
+            or len(outputs) != 1
+            or shape[1:2] != [3]
+            or len(shape) != 4
+            or shape[2] != shape[3]
+        ):
+            raise ValueError(
+                f"{weights} takes {[entry.shape for entry in inputs]}: YOLOX takes one [1, 3, S, S]"
             )
-        self.names = class_names(weights, width - 5)
-        self._classes = vocabulary(self.names)
-
-    def classes_of(self, phrase: str) -> list[int]:
-        """Class indices that the head of a phrase names; [] for none."""
-        for head in heads(phrase):
-            if head in self._classes:
-                return self._classes[head]
-        return []
+        if not isinstance(shape[2], int) or shape[2] % STRIDES[-1]:
+            raise ValueError(
+                f"{weights} takes images of {shape[2]} pixels: export it with a fixed multiple of 32"
+            )
+        self.input, self.side = inputs[0].name, shape[2]
+        listed = names_file(weights)
+        lines = listed.read_text().splitlines() if listed else coco_names()
+        self.names = tuple(line.strip() for line in lines if line.strip())
+        cells = sum((self.side // stride) ** 2 for stride in STRIDES)
+        if outputs[0].shape[1:] != [cells, 5 + len(self.names)]:
+            wanted = [1, cells, 5 + len(self.names)]
+            raise ValueError(
+                f"{weights} gives {outputs[0].shape}, expected {wanted} for {self.side} pixels and the "
+                f"{len(self.names)} classes of {listed or 'COCO'}: put its own class names beside it, one a line, in "
+                f"{weights.with_suffix('.names').name}"
+            )
+        self.vocabulary = Vocabulary(self.names)
+        self.per_phrase = per_phrase
+        self.offsets, self.strides = grid(self.side)
 
     def __call__(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> list[Detection]:
         """See Detector."""
         check_asked(images, phrases)
-        return [self._one(image, texts) for image, texts in zip(images, phrases, strict=True)]
+        return [self._look(image, texts) for image, texts in zip(images, phrases, strict=True)]
 
-    def _one(self, image: np.ndarray, phrases: Sequence[str]) -> Detection:
-        asked = [(index, classes) for index, text in enumerate(phrases) if (classes := self.classes_of(text))]
-        if not asked:
+    def _look(self, image: np.ndarray, texts: Sequence[str]) -> Detection:
+        meant = [self.vocabulary(text) for text in texts]
+        if not any(meant):
             return Detection.empty()
-        pixels, scale = letterbox_bgr(image, self.size)
-        output = self._session.run(None, {self._input.name: pixels})[0][0]  # [A, 5 + K]
-        scores = output[:, 4:5] * output[:, 5:]  # [A, K]
-        best = np.argsort(-scores.max(axis=1), kind="stable")[:CANDIDATES]
-        centre = (output[best, :2] + self._centres[best]) * self._strides[best, None]
-        half = np.exp(output[best, 2:4]) * self._strides[best, None] / 2
-        boxes = np.concatenate([centre - half, centre + half], axis=1) / scale  # pixels of the image
-        boxes /= np.array([image.shape[1], image.shape[0]] * 2, np.float32)
-        kept = suppress(boxes, scores[best])
-        columns = np.stack([kept[:, classes].max(axis=1) for _, classes in asked], axis=1)
-        return best_boxes(boxes, columns, (index for index, _ in asked), self.per_phrase)
+        boxes, scores = self.boxes(image)
+        kept: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+        parts = []
+        for number, classes in enumerate(meant):
+            if not classes:
+                continue
+            if classes not in kept:
+                best = scores[:, classes].max(1)
+                order = np.argsort(-best, kind="stable")[:_CANDIDATES]
+                order = order[best[order] > 0]
+                order = order[suppress(boxes[order], NMS_IOU)][: self.per_phrase]
+                kept[classes] = boxes[order], best[order]
+            mine = kept[classes]
+            parts.append(Detection(*mine, np.full(len(mine[1]), number, np.int64)))
+        return join(parts)
+
+    def boxes(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run the network: uint8 [H, W, 3] -> boxes float32 [N, 4] (corners in [0, 1]), scores float32 [N, classes].
+
+        Cells whose box has no area inside the image are left out.
+        """
+        pixels, scale = letterbox(image, self.side)
+        (output,) = self.session.run(None, {self.input: pixels})
+        cells = np.asarray(output)[0]
+        centre = (cells[:, :2] + self.offsets) * self.strides
+        size = np.exp(np.minimum(cells[:, 2:4], 20)) * self.strides  # a wild export must not overflow
+        height, width = image.shape[:2]
+        whole = np.array([width, height, width, height], np.float32) * scale
+        boxes = np.concatenate([centre - size / 2, centre + size / 2], 1) / whole
+        boxes = boxes.clip(0.0, 1.0).astype(np.float32)
+        real = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return boxes[real], cells[real, 4:5] * cells[real, 5:]
 
 
-def letterbox_bgr(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """Fit an RGB image into the top left of a grey square: float32 [1, 3, S, S] BGR 0-255, and the scale used."""
-    height, width = image.shape[:2]
-    scale = min(size / height, size / width)
-    wide, high = max(1, int(width * scale)), max(1, int(height * scale))
-    canvas = np.full((size, size, 3), PAD, np.uint8)
-    canvas[:high, :wide] = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1)[None], np.float32), scale
+def letterbox(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """Fit an image into the upper left of a grey square, as YOLOX was trained.
 
-
-def suppress(boxes: np.ndarray, scores: np.ndarray, iou: float = NMS_IOU) -> np.ndarray:
-    """Non-maximum suppression, class by class.
-
-    Args:
-        boxes: [Q, 4] corners.
-        scores: [Q, K].
-        iou: of two boxes of a class that overlap by more, the lower-scored one loses its score.
-
-    Returns:
-        scores with 0 where a box was suppressed for a class.
+    uint8 RGB [H, W, 3] -> float32 BGR [1, 3, side, side] with values 0-255, and the scale that was applied.
     """
-    sides = (boxes[:, 2:] - boxes[:, :2]).clip(0)
-    low, high = (
-        np.maximum(boxes[:, None, :2], boxes[None, :, :2]),
-        np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
-    )
-    both = (high - low).clip(0).prod(axis=-1)
-    areas = sides.prod(axis=1)
-    overlaps = both / np.maximum(areas[:, None] + areas[None] - both, 1e-12) > iou  # [Q, Q]
-    kept = scores.copy()
-    for column in kept.T:  # a view: writing to it writes to `kept`
-        for index in np.argsort(-column, kind="stable"):
-            if column[index] <= 1e-3:  # too low to hide anything that matters
-                break
-            rest = overlaps[index] & (column < column[index])
-            column[rest] = 0
-    return kept
+    height, width = image.shape[:2]
+    scale = min(side / height, side / width)
+    new_height, new_width = max(1, int(height * scale)), max(1, int(width * scale))
+    square = np.full((side, side, 3), FILL, np.uint8)
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    square[:new_height, :new_width] = np.asarray(resized)
+    return np.ascontiguousarray(square[:, :, ::-1].transpose(2, 0, 1)[None], np.float32), scale
 
 
-def heads(phrase: str) -> list[str]:
-    """What may name the thing of a phrase, best first: its last three, two, one words, as they are and singular."""
-    words = "".join(c if c.isalnum() or c == "'" else " " for c in phrase.lower()).split()
-    found = []
-    for count in (3, 2, 1):
-        if len(words) >= count:
-            front, last = words[-count:-1], words[-1]
-            found += [" ".join([*front, form]) for form in (last, *singulars(last))]
-    return found
-
-
-def singulars(word: str) -> list[str]:
-    """Candidates for the singular of an English noun."""
-    if word in _IRREGULAR:
-        return [_IRREGULAR[word]]
-    found = []
-    if word.endswith("ies"):
-        found.append(word[:-3] + "y")
-    if word.endswith("es"):
-        found.append(word[:-2])
-    if word.endswith("s") and not word.endswith("ss"):
-        found.append(word[:-1])
-    if word.endswith("men"):
-        found.append(word[:-3] + "man")
-    return found
-
-
-def vocabulary(names: Sequence[str]) -> dict[str, list[int]]:
-    """Head -> class indices, from the class names and the synonyms of those among them."""
-    found: dict[str, list[int]] = {}
-    table = json.loads(_SYNONYMS.read_text(encoding="utf-8"))
-    for index, name in enumerate(names):
-        for word in {name, *table.get(name, ())}:
-            found.setdefault(word, []).append(index)
-    return found
-
-
-def class_names(weights: Path, count: int) -> list[str]:
-    """The class names beside the weights (coco.names, or any single .names file); ValueError when they do not fit."""
-    files = _names_file(weights)
-    if not files:
-        raise ValueError(f"no class names beside {weights}: put a .names file there, one class a line")
-    names = [
-        line.strip().lower() for line in files[0].read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
-    if len(names) != count:
-        raise ValueError(f"{files[0]} has {len(names)} names, {weights} has {count} classes")
-    return names
-
-
-def _names_file(weights: Path) -> list[Path]:
-    found = sorted(weights.parent.glob("*.names"))
-    return [path for path in found if path.stem == weights.stem][:1] or found[:1]
-
-
-def _existing(weights: Path) -> Path:
-    if not weights.is_file():
-        raise FileNotFoundError(f"grounder onnx:{weights}: there is no such file")
-    return weights
-
-
-def _open(weights: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ValueError("grounder onnx: needs onnxruntime: pip install 'hyco[onnx]'") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ValueError(f"{weights} is not an ONNX model ({str(error).splitlines()[0][:120]})") from None
-
-
-def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cell corners [A, 2] and strides [A] of all anchors, stride by stride, row by row."""
-    centres, strides = [], []
+def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every cell its column and row [cells, 2] and its stride in pixels [cells, 1], in YOLOX's order."""
+    offsets, strides = [], []
     for stride in STRIDES:
-        side = size // stride
-        rows, columns = np.divmod(np.arange(side * side), side)
-        centres.append(np.stack([columns, rows], axis=1))
-        strides.append(np.full(side * side, stride))
-    return np.concatenate(centres).astype(np.float32), np.concatenate(strides).astype(np.float32)
+        row, column = np.mgrid[: side // stride, : side // stride].reshape(2, -1)
+        offsets.append(np.stack([column, row], 1))
+        strides.append(np.full((len(row), 1), stride))
+    return np.concatenate(offsets).astype(np.float32), np.concatenate(strides).astype(np.float32)
+
+
+def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
+    """Indices of boxes [N, 4], best first, that overlap no better one by more than `iou`."""
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clip(0).prod(2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    rival = shared > iou * (area[:, None] + area[None] - shared)
+    kept: list[int] = []
+    gone = np.zeros(len(boxes), bool)
+    for index in range(len(boxes)):
+        if not gone[index]:
+            kept.append(index)
+            gone |= rival[index]
+    return np.array(kept, np.int64)
