@@ -202,6 +202,19 @@ def status(home: Home = "var") -> None:
         typer.echo(line)
 
 
+@app.command()
+def collect(
+    home: Home = "var",
+    older_than_hours: Annotated[float, typer.Option(help="Leave younger files alone.", min=0)] = 24,
+) -> None:
+    """Delete files that no record and no version names: what killed workers left behind."""
+    from storage.garbage import collect as collect_garbage
+    from storage.store import Store
+
+    removed = collect_garbage(Store(home), older_than_hours * 3600)
+    typer.echo(f"{len(removed)} files removed from {home}")
+
+
 def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
     """Print the numbers with their chance levels, and where the files lie."""
     from rich.console import Console

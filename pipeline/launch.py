@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+USER_ERROR = "hyco: error:"  # how pipeline.train begins the line about a mistake of the user's
 # "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", as pipeline.progress prints it
 _PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 
@@ -33,7 +34,9 @@ def launch(
         on_progress: gets {"done", "total", "text", "finished"} for every progress line.
 
     Raises:
-        RuntimeError: training failed; the text is its last line. Started again, it goes on from its last checkpoint.
+        ValueError: training refused its configuration or its checkpoint.
+        RuntimeError: training failed otherwise; the text is its last line. Started again, it goes on from its last
+            checkpoint.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", "pipeline.train", str(run_dir)]
@@ -62,9 +65,10 @@ def launch(
             process.terminate()
             process.wait()
     if code != 0:
-        told = [line for line in last if line.startswith("hyco: error:")]
-        reason = (told or [line for line in last if line] or ["it printed nothing"])[-1]
+        what = f"training in {run_dir} failed"
+        if told := [line for line in last if line.startswith(USER_ERROR)]:
+            raise ValueError(f"{what}: {told[-1].removeprefix(USER_ERROR).strip()}")
         raise RuntimeError(
-            f"training in {run_dir} ended with code {code}: {reason.removeprefix('hyco: error: ')}"
+            f"{what} with code {code}: {next((line for line in reversed(last) if line), 'no word')}"
         )
     return json.loads((Path(run_dir) / "train.json").read_text())

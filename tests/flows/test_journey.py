@@ -74,7 +74,7 @@ def test_each_stage_leaves_its_artifacts(ran: Any) -> None:
 
 
 def test_a_second_mining_does_nothing(ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    home, result, _, _ = ran
+    home = ran[0]
     records = {path: path.stat().st_mtime_ns for path in home.glob("detections/*/records/*")}
     config = compose(str(home.parent / "scenes" / "train"), GROUNDER, "demo").mine
     monkeypatch.setattr("pipeline.mine.mine_shard", None)
