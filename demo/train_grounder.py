@@ -189,6 +189,8 @@ def train(rank: int, recipe: Recipe, out: Path, work: Path, every: float = 60.0)
         if recipe.processes > 1:
             dist.barrier()
         first, before = apprentice.step, apprentice.seconds
+        if rank == 0 and first == recipe.total:  # nothing left to learn: write the product once more
+            apprentice.keep(before, out)
         started = last = kept = time.monotonic()
         hits: deque[tuple[int, int]] = deque(maxlen=50)
         losses: deque[float] = deque(maxlen=50)
