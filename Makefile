@@ -61,7 +61,7 @@ format: $(DEV) ## let ruff rewrite
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-weights: $(BASE) ## train the embedded grounder again (demo/weights/grounder)
+weights: $(DEV) ## train the embedded grounder again (demo/weights/grounder)
 	@$(BIN)/python -m demo.train_grounder --out demo/weights/grounder
 
 clean: ## remove what the other targets made, but not .venv
