@@ -60,7 +60,9 @@ def test_the_journey_ends_with_metrics_and_a_report(ran: Any) -> None:
 
 
 def test_every_shard_is_a_task_run_named_after_it(ran: Any) -> None:
-    names = sorted(run.name for run in ran[3])
+    names = sorted(
+        run.name for run in ran[3] if run.name.endswith(".tar")
+    )  # the others stand for the subflows
     assert names == ["mine 00000.tar", "mine 00000.tar", "mine 00001.tar", "pack 00000.tar", "pack 00001.tar"]
 
 
