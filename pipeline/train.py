@@ -195,11 +195,7 @@ def _train(
                 now = time.perf_counter()
                 spent, window_start = now - window_start, now
                 seconds += spent
-                if not math.isfinite(means["loss"]):
-                    raise ValueError(
-                        f"the loss is {means['loss']} at step {step}: lower optimiser.lr "
-                        f"(now {recipe.optimiser.lr}) or raise optimiser.warmup_steps, in another run"
-                    )
+                _require_finite(means["loss"], step, recipe)
                 if log and progress:
                     line = {
                         "samples": step * recipe.batch_size,
@@ -225,6 +221,7 @@ def _train(
             due = step % recipe.checkpoint_steps == 0 or step == recipe.steps
             due |= time.perf_counter() - saved_at > 60 * recipe.checkpoint_minutes
             if lead and due:
+                _require_finite(loss.item(), step, recipe)  # no checkpoint of a run that has diverged
                 save(step)
                 saved_at = time.perf_counter()
     finally:
@@ -236,6 +233,14 @@ def _train(
     result = finish(run_dir, run, model, tokenizer, ranks) if lead else {}
     _barrier(ranks)
     return result
+
+
+def _require_finite(loss: float, step: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} at step {step}: lower optimiser.lr (now {recipe.optimiser.lr}) "
+            "or raise optimiser.warmup_steps, in another run"
+        )
 
 
 def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
