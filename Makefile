@@ -23,12 +23,12 @@ help: ## this list
 $(BASE): pyproject.toml constraints.txt
 	@echo "[1/2] creating $(VENV) and installing the pinned packages (1 to 2 minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -e . -c constraints.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e . -c constraints.txt
 	@touch $@
 
 $(DEV): $(BASE)
 	@echo "[2/2] installing the development packages"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e '.[dev]' -c constraints.txt
 	@touch $@
 
 demo: $(BASE) ## the whole journey on the embedded world: scenes, mine, pack, train, assess (about 10 minutes)
