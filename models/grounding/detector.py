@@ -85,9 +85,9 @@ def join(parts: Sequence[Detection]) -> Detection:
     return Detection(boxes[order], scores[order], phrases[order])
 
 
-def digest_of(files: Iterable[Path]) -> str:
-    """Return 16 hex digits of the sha256 over the names and bytes of files, in order of name."""
-    total = hashlib.sha256()
+def digest_of(files: Iterable[Path], salt: str = "") -> str:
+    """Return 16 hex digits of the sha256 over a salt and the names and bytes of files, in order of name."""
+    total = hashlib.sha256(salt.encode())
     for path in sorted(files, key=lambda path: path.name):
         stat = path.stat()
         total.update(f"{path.name} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())

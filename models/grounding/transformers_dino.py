@@ -27,8 +27,8 @@ _SETTINGS = (
 )
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return the files that decide what the model in `folder` answers: settings and weights.
+def settings_of(folder: Path) -> list[Path]:
+    """Return the files beside the weights that decide what the model in `folder` answers.
 
     Raises FileNotFoundError for a missing folder and ValueError for one that holds no grounding model.
     """
@@ -36,15 +36,21 @@ def files_of(folder: Path) -> list[Path]:
         raise FileNotFoundError(
             f"grounder directory {str(folder)!r} does not exist: give one with model.safetensors"
         )
-    _config(folder)
+    read_config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer.json: save the processor there with save_pretrained")
+    return [path for name in _SETTINGS if (path := folder / name).is_file()]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return settings and weights; errors as in settings_of, and ValueError without weights."""
+    settings = settings_of(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ValueError(
             f"{folder} holds no *.safetensors: save the model with save_pretrained (no pickle is read)"
         )
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} holds no tokenizer.json: save the processor there with save_pretrained")
-    return [path for name in _SETTINGS if (path := folder / name).is_file()] + weights
+    return settings + weights
 
 
 def digest(folder: Path) -> str:
@@ -80,7 +86,7 @@ class TransformersDino(DinoDetector):
         logging.disable_progress_bar()  # a bar for each worker would drown our own
         name = digest(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        _check_tokenizer(folder, tokenizer)
+        check_tokenizer(folder, tokenizer)
         self.network = AutoModelForZeroShotObjectDetection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
@@ -88,7 +94,7 @@ class TransformersDino(DinoDetector):
         super().__init__(
             digest=name,
             encode=lambda texts: tokenizer(texts, add_special_tokens=False).input_ids,
-            preprocessing=_preprocessing(folder, align),
+            preprocessing=preprocessing_of(folder, align),
             longest_prompt=int(self.network.config.max_text_len),
             device=device,
             autocast=autocast,
@@ -102,7 +108,8 @@ class TransformersDino(DinoDetector):
         return output.logits, output.pred_boxes
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json; ValueError when it is not that of a grounding model."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -120,7 +127,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_tokenizer(folder: Path, tokenizer: Any) -> None:
+def check_tokenizer(folder: Path, tokenizer: Any) -> None:
     """A tokenizer with other ids loads without a word and finds nothing: refuse it here."""
     wanted = {"[CLS]": CLS, "[SEP]": SEP, ".": STOP, "?": QUESTION}
     for token, number in wanted.items():
@@ -131,7 +138,7 @@ def _check_tokenizer(folder: Path, tokenizer: Any) -> None:
             )
 
 
-def _preprocessing(folder: Path, align: int) -> Preprocessing:
+def preprocessing_of(folder: Path, align: int) -> Preprocessing:
     """The processor's own size, mean, std and filter."""
     raw: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
