@@ -38,7 +38,26 @@ def safe_sqrt(s: Tensor) -> Tensor:
 
 def square_norm(x: Tensor, dim: int = -1) -> Tensor:
     """Sum of squares over `dim`, kept: [..., D] -> [..., 1]."""
-    return x.square().sum(dim, keepdim=True)
+    return _SquareNorm.apply(x, dim)
+
+
+class _SquareNorm(torch.autograd.Function):
+    """One pass over the large tensor on the way back, where autograd's chain takes three."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, dim):
+        return x.square().sum(dim, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        return x * (2 * grad), None
 
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
@@ -64,76 +83,96 @@ def safe_atan2(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(nonzero, torch.atan2(torch.where(nonzero, a, 0.0), torch.where(nonzero, b, 1.0)), 0.0)
 
 
-def _quotient(s: Tensor, near: list[float], function, threshold: float) -> Tensor:
-    """function(u)/u at u = sqrt(s), by the series with coefficients `near` in s where |s| < threshold."""
+_SINH = [n / math.factorial(2 * n + 1) for n in range(1, 10)]
+_ASINH = [n * (-1) ** n * math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(1, 11)]
+_TANH = [-1 / 3, 4 / 15, -17 / 105, 248 / 2835, -1382 / 31185, 43688 / 2027025, -929569 / 91216125,
+         51236656 / 10854718875, -443861162 * 9 / 1856156927625]  # fmt: skip
+_ATANH = [n / (2 * n + 1) for n in range(1, 13)]
+
+
+def _positive_root(s: Tensor) -> Tensor:
+    """sqrt(s), at least a number small enough that sinh, asinh, tanh and atanh of it are itself."""
+    return s.clamp(min=1e-30).sqrt()
+
+
+def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float) -> Tensor:
+    """exact / (2 s), where `exact` is a difference that cancels near zero; there the derivative's series."""
+    # The coefficients are cut for float64 at the threshold; float32 needs 5 of them.
+    used = series if s.dtype == torch.float64 else series[:5]
     small = s < threshold
-    t = torch.where(small, s, 0.0)
-    u = torch.where(small, threshold, s).sqrt()
-    return torch.where(small, _horner(t, near), function(u) / u)
+    near = s * used[-1]
+    for coefficient in reversed(used[1:-1]):
+        near = (near + coefficient) * s
+    return torch.where(small, near + used[0], exact / torch.where(small, 2.0, 2 * s))
 
 
-_SINH = [1 / math.factorial(2 * n + 1) for n in range(9)]
-_ASINH = [(-1) ** n * math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(10)]
-_ATANH = [1 / (2 * n + 1) for n in range(11)]
-_TANH = [1, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875,
-         6404582 / 10854718875, -443861162 / 1856156927625]  # fmt: skip
+class _Quotient(torch.autograd.Function):
+    """f(sqrt s) / sqrt s: one node of the graph, which keeps s and the value, instead of thirty."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(s, function, slope):
+        u = _positive_root(s)
+        return function(u) / u
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        s, _, ctx.slope = inputs
+        ctx.save_for_backward(s, output)
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * ctx.slope(*ctx.saved_tensors), None, None
+
+
+def sinhc_slope(s: Tensor, value: Tensor) -> Tensor:
+    """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s), from its value."""
+    return _slope(s, (1 + s * value * value).sqrt() - value, _SINH, 1.0)
+
+
+def asinhc_slope(s: Tensor, value: Tensor) -> Tensor:
+    """Derivative of `asinhc` in s, (1/sqrt(1 + s) - asinh(u)/u) / (2 s), from its value."""
+    return _slope(s, (1 + s).rsqrt() - value, _ASINH, 0.02)
+
+
+def _tanhc_slope(s: Tensor, value: Tensor) -> Tensor:
+    return _slope(s, 1 - s * value * value - value, _TANH, 0.05)
+
+
+def _atanhc_slope(s: Tensor, value: Tensor) -> Tensor:
+    return _slope(s, 1 / (1 - s) - value, _ATANH, 0.05)
 
 
 def sinhc(s: Tensor) -> Tensor:
     """sinh(u)/u as a function of s = u^2."""
-    return _quotient(s, _SINH, torch.sinh, 1.0)
+    return _Quotient.apply(s, torch.sinh, sinhc_slope)
 
 
 def asinhc(s: Tensor) -> Tensor:
     """asinh(u)/u as a function of s = u^2."""
-    return _quotient(s, _ASINH, asinh, 0.02)
+    return _Quotient.apply(s, asinh, asinhc_slope)
 
 
 def tanhc(s: Tensor) -> Tensor:
     """tanh(u)/u as a function of s = u^2."""
-    return _quotient(s, _TANH, torch.tanh, 0.05)
+    return _Quotient.apply(s, torch.tanh, _tanhc_slope)
 
 
 def atanhc(s: Tensor) -> Tensor:
     """atanh(u)/u as a function of s = u^2 < 1."""
-    return _quotient(s, _ATANH, torch.atanh, 0.03)
+    return _Quotient.apply(s, torch.atanh, _atanhc_slope)
 
 
-def sinhc_slope(s: Tensor) -> Tensor:
-    """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s)."""
-    small = s < 1.0
-    t = torch.where(small, 1.0, s)
-    u = t.sqrt()
-    return torch.where(small, _horner(s, _slope(_SINH)), (torch.cosh(u) - torch.sinh(u) / u) / (2 * t))
-
-
-def asinhc_slope(s: Tensor) -> Tensor:
-    """Derivative of `asinhc` in s, (1/sqrt(1 + s) - asinh(u)/u) / (2 s)."""
-    small = s < 0.02
-    t = torch.where(small, 1.0, s)
-    return torch.where(small, _horner(s, _slope(_ASINH)), ((1 + t).rsqrt() - asinhc(t)) / (2 * t))
-
-
-def _slope(coefficients: list[float]) -> list[float]:
-    return [n * coefficient for n, coefficient in enumerate(coefficients)][1:]
-
-
-def _horner(s: Tensor, coefficients: list[float]) -> Tensor:
-    series = torch.full_like(s, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        series = series * s + coefficient
-    return series
-
-
-def asinh_and_root(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(asinh(x), sqrt(1 + x^2)) without gradients, in place on its own buffers; |x| below 1e19 in float32.
+def _asinh(x: Tensor) -> Tensor:
+    """asinh(x) without a gradient; |x| below 1e19 in float32.
 
     torch.asinh is not vectorised on CPUs (ten times the cost of this); same digits: log1p(|x| + x^2 / (1 +
     root)).
     """
     root = torch.addcmul(x.new_ones(()), x, x).sqrt_()
     size = x.abs()
-    return (root + 1).reciprocal_().mul_(size).add_(1).mul_(size).log1p_().copysign_(x), root
+    return torch.addcmul(size, size, size / (root + 1)).log1p_().copysign_(x)
 
 
 class _Asinh(torch.autograd.Function):
@@ -141,7 +180,7 @@ class _Asinh(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return asinh_and_root(x)[0]
+        return _asinh(x)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

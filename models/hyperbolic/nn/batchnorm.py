@@ -9,12 +9,13 @@ whose factors depend on <m, x> and <b, x> alone, so the cost is two dot products
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, to_space, to_tangent
+from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, norm_and_shrink, to_space, to_tangent
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
-from models.hyperbolic.ops import asinhc, safe_norm, sinhc
+from models.hyperbolic.ops import asinhc, asinhc_slope, safe_norm, sinhc, square_norm
 
 
 def normalise(space: Tensor, total: Tensor, least: float | Tensor = 1.0, dim: int = 0) -> Tensor:
@@ -27,6 +28,48 @@ def normalise(space: Tensor, total: Tensor, least: float | Tensor = 1.0, dim: in
     """
     n = safe_norm(space, dim)
     return space * torch.maximum((total - n) * (total + n), torch.as_tensor(least**2).to(n)).rsqrt()
+
+
+class _Combine(Function):
+    """The tangent vector of x a + pair^T factors on the unit hyperboloid: [B, C, N], [B, 1, N], [2, C], [B,
+    2, N].
+
+    Keeps x and its result, which the layers before and behind keep as well, and no tensor of their size
+    between.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, a, pair, factors, rate):
+        many = pair.T.expand(x.shape[0], -1, -1)
+        space = torch.baddbmm(x * a, many, factors)
+        n = square_norm(space, 1)
+        value = asinhc(n)
+        return space.mul_(value / rate), n, value
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        *tensors, rate = inputs
+        ctx.rate = None if isinstance(rate, Tensor) else rate
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output, rate if isinstance(rate, Tensor) else None)
+
+    @staticmethod
+    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, a, pair, factors, out, n, value, rate = ctx.saved_tensors
+        rate = ctx.rate if rate is None else rate
+        if torch.is_grad_enabled():  # a second derivative is wanted: n and value must depend on out
+            n, value = norm_and_shrink(out, rate, 1)
+        along = (grad * out).sum(1, keepdim=True)
+        d_rate = -along.sum() / rate if ctx.needs_input_grad[4] else None
+        # As in `to_tangent`: the space part is out rate / value.
+        outer = along * (2 * rate) * asinhc_slope(n, value) / (value * value)
+        d = torch.addcmul(grad * (value / rate), out, outer)
+        d_a = (d * x).sum(1, keepdim=True)
+        d_factors = torch.bmm(pair.expand(x.shape[0], -1, -1), d)
+        d_pair = torch.bmm(factors, d.transpose(1, 2)).sum(0)
+        return d * a, d_a, d_pair, d_factors, d_rate
 
 
 class _BatchNorm(HyperbolicModule):
@@ -79,43 +122,44 @@ class _BatchNorm(HyperbolicModule):
             wanted = f"[B, {self.num_features}{', ...' if max(self._dims) > 2 else ''}]"
             raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
         rate = self.rate()
-        t, f = cosh_sinhc(u, rate, dim=1)
-        stats = None
-        if not self.training and self.running_mean is not None and self.running_var is not None:
+        # [B, C, N]: positions last, so that all sums over coordinates are small matrix products.
+        x = u.flatten(2) if u.dim() > 2 else u.T.unsqueeze(0)
+        t, f = cosh_sinhc(x, rate, dim=1)
+        fixed = not self.training and self.running_mean is not None
+        if fixed:
+            assert self.running_mean is not None
             mean, variance = to_space(self.running_mean, rate), self.running_var
         else:
-            mean = self._batch_mean(u, t, f)
-            variance = None
-            stats = mean
-        shape = (1, -1) + (1,) * (u.dim() - 2)
-        mean_t = (1 + mean.square().sum()).sqrt()
-        # cosh of the angle from the mean; q = 4 sinh^2 of half of it.
-        cosh = t * mean_t - f * (u * mean.view(shape)).sum(1, keepdim=True)
+            mean, variance = self._batch_mean(x, t, f), None
+        bias = to_space(self.bias, rate) if self.bias is not None else torch.zeros_like(mean)
+        pair = torch.stack([mean, bias])
+        pair_t = (1 + pair.square().sum(1, keepdim=True)).sqrt()
+        # cosh of the angles from the mean and the learned mean, [B, 2, N].
+        many = pair.expand(x.shape[0], -1, -1)
+        cosh, to_bias = (t * pair_t - f * torch.bmm(many, x)).split(1, 1)
         q = (2 * (cosh - 1)).clamp(min=0)
         angle2 = q * asinhc(q / 4).square()
         if variance is None:
             variance = self._average(angle2) / self.curvature()
-        if stats is not None and self.training and self.running_mean is not None:
-            self._track(stats.detach(), variance.detach(), rate)
-        spread = variance + self.eps
-        gain2 = (F.softplus(self.weight) if self.weight is not None else 1.0) / spread
-        out2 = (gain2 * angle2).clamp(max=MAX_ANGLE**2)
+        if not fixed and self.training and self.running_mean is not None:
+            self._track(mean.detach(), variance.detach(), rate)
+        gain2 = (F.softplus(self.weight) if self.weight is not None else 1.0) / (variance + self.eps)
+        wanted2 = gain2 * angle2
+        out2 = wanted2.clamp(max=MAX_ANGLE**2)
         out_sinhc = sinhc(out2)
         # sinh(gain angle) / sinh(angle); where the cap holds, sinh(MAX_ANGLE) / sinh(angle).
-        scale = (gain2 / (gain2 * angle2 / MAX_ANGLE**2).clamp(min=1)) ** 0.5
-        k = scale * out_sinhc / sinhc(angle2)
+        k = (gain2 / (wanted2 / MAX_ANGLE**2).clamp(min=1)) ** 0.5 * out_sinhc / sinhc(angle2)
         out_cosh = (1 + out2 * out_sinhc.square()).sqrt()
-        bias = to_space(self.bias, rate) if self.bias is not None else torch.zeros_like(mean)
-        bias_t = (1 + bias.square().sum()).sqrt()
-        to_bias = t * bias_t - f * (u * bias.view(shape)).sum(1, keepdim=True)
-        between = mean_t * bias_t - (mean * bias).sum()
+        between = pair_t[0] * pair_t[1] - (mean * bias).sum()
         j = k * (cosh * between - to_bias) / (1 + between)
-        space = u * (k * f) + (j - k * cosh) * mean.view(shape) + (j + out_cosh) * bias.view(shape)
-        return to_tangent(space, rate, dim=1)
+        factors = torch.cat([j - k * cosh, j + out_cosh], 1)
+        out = _Combine.apply(x, k * f, pair, factors, rate)[0]
+        return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
 
-    def _batch_mean(self, u: Tensor, t: Tensor, f: Tensor) -> Tensor:
-        others = [d for d in range(u.dim()) if d != 1]
-        sums = torch.cat([(u * f).sum(others), t.sum().view(1), t.new_tensor([float(t.numel())])])
+    def _batch_mean(self, x: Tensor, t: Tensor, f: Tensor) -> Tensor:
+        """Midpoint of all points, from (sum t, sum s, N) in one exchange between processes."""
+        count = t.new_tensor([float(t.numel())])
+        sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), t.sum().view(1), count])
         if self.training and dist.is_available() and dist.is_initialized():
             sums = _all_reduce(sums)
         return normalise(sums[:-2], sums[-2], sums[-1])

@@ -18,8 +18,8 @@ def mlr(u: Tensor, weight: Tensor, bias: Tensor | None, c: Rate, rate: Rate) -> 
 
     Shimizu et al. 2021, eq. 6: (2|z_k| / sqrt c) asinh(a_k). u are tangent vectors; bias as in `linear`.
     """
-    directions, powers, shifts = planes(weight, bias, rate)
-    a = scores(F.linear(u, directions), (rate * rate) * square_norm(u), shifts)
+    scales, powers, shifts = planes(weight, bias, rate)
+    a = scores(F.linear(u, weight), (rate * rate) * square_norm(u), scales, shifts)
     return powers * asinh(a) / (c.sqrt() if isinstance(c, Tensor) else math.sqrt(c))
 
 

@@ -18,6 +18,7 @@ from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import Rate, planes, respond, respond_plain
 from models.hyperbolic.nn.linear import init_planes_
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]
 
@@ -39,21 +40,22 @@ def convolve(
     """
     fan_in = weight[0].numel()
     gain = beta_ratio(fan_in, u.shape[1])
-    directions, powers, shifts = planes(weight, bias, rate, gain)
+    scales, powers, shifts = planes(weight, bias, rate, gain)
+    # A kernel is small beside its images: scaled before the convolution, it saves a pass over them.
+    directions = weight * scales.view(-1, *(1,) * (weight.dim() - 1))
     space = (1,) * (u.dim() - 2)
-    square = u * u
     # Sums over the channels of each group first: the box sum then costs 1/C of the convolution.
-    square = square.unflatten(1, (groups, -1)).sum(2) if groups > 1 else square.sum(1, keepdim=True)
+    square = square_norm(u.unflatten(1, (groups, -1)), 2).squeeze(2) if groups > 1 else square_norm(u, 1)
     box = torch.ones(groups, 1, *weight.shape[2:], dtype=u.dtype, device=u.device)
     s = (rate * rate * gain * gain) * convolution(square, box, groups=groups, **geometry)
     m = convolution(u, directions, groups=groups, **geometry)
     respond_here = respond if lean else respond_plain
     if groups == 1:
         powers, shifts = powers.view(-1, *space), None if shifts is None else shifts.view(-1, *space)
-        return respond_here(m, s, shifts, powers, rate, (1,))
+        return respond_here(m, s, None, shifts, powers, rate, (1,))
     m, powers = m.unflatten(1, (groups, -1)), powers.view(groups, -1, *space)
     shifts = None if shifts is None else shifts.view(groups, -1, *space)
-    return respond_here(m, s.unsqueeze(2), shifts, powers, rate, (1, 2)).flatten(1, 2)
+    return respond_here(m, s.unsqueeze(2), None, shifts, powers, rate, (1, 2)).flatten(1, 2)
 
 
 class _Conv(HyperbolicModule):

@@ -10,6 +10,7 @@ from models.hyperbolic.nn.conv import Sizes
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import planes, respond, respond_plain
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.ops import square_norm
 
 
 class ConvTranspose2d(HyperbolicModule):
@@ -69,7 +70,8 @@ class ConvTranspose2d(HyperbolicModule):
             raise ValueError(f"expected a tensor of shape [B, {self.in_channels}, H, W], got {list(u.shape)}")
         g, rate = self.groups, self.rate()
         gain = beta_ratio(self.weight[0].numel(), self.in_channels)
-        directions, powers, shifts = planes(self.weight, self.bias, rate, gain)
+        scales, powers, shifts = planes(self.weight, self.bias, rate, gain)
+        directions = self.weight * scales.view(-1, 1, 1, 1)
         options = {
             "stride": self.stride,
             "padding": self.padding,
@@ -80,12 +82,12 @@ class ConvTranspose2d(HyperbolicModule):
         # torch wants [in, out / groups, kh, kw]: swap the two inside each group.
         turned = directions.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)
         m = F.conv_transpose2d(u, turned, **options).unflatten(1, (g, -1))
-        square = u.square().unflatten(1, (g, -1)).sum(2)
+        square = square_norm(u.unflatten(1, (g, -1)), 2).squeeze(2)
         box = torch.ones(g, 1, *self.kernel_size, dtype=u.dtype, device=u.device)
         s = (rate * rate * gain * gain) * F.conv_transpose2d(square, box, **options).unsqueeze(2)
         shifts = None if shifts is None else shifts.view(g, -1, 1, 1)
         respond_here = respond if self.lean else respond_plain
-        return respond_here(m, s, shifts, powers.view(g, -1, 1, 1), rate, (1, 2)).flatten(1, 2)
+        return respond_here(m, s, None, shifts, powers.view(g, -1, 1, 1), rate, (1, 2)).flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Sizes, geometry, curvature and model."""

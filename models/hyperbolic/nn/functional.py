@@ -14,14 +14,13 @@ from torch.autograd import Function
 
 from models.hyperbolic.ops import (
     asinh,
-    asinh_and_root,
     asinhc,
     asinhc_slope,
-    safe_norm,
+    has_direction,
+    safe_sqrt,
     sinhc,
     sinhc_slope,
     square_norm,
-    unit,
 )
 
 MAX_ANGLE = 12.0
@@ -44,7 +43,7 @@ def to_tangent(s: Tensor, rate: Rate, dim: int = -1) -> Tensor:
 
     Keeps its result for the backward pass, which the next layer keeps too, and finds s again from it.
     """
-    return _ToTangent.apply(s, rate, dim)
+    return _ToTangent.apply(s, rate, dim)[0]
 
 
 class _ToTangent(Function):
@@ -52,26 +51,35 @@ class _ToTangent(Function):
 
     @staticmethod
     def forward(s, rate, dim):
-        return s * (asinhc(square_norm(s, dim)) / rate)
+        n = square_norm(s, dim)
+        shrink = asinhc(n)
+        return s * (shrink / rate), n, shrink
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         _, rate, ctx.dim = inputs
         ctx.rate = None if isinstance(rate, Tensor) else rate
-        ctx.save_for_backward(output, rate if isinstance(rate, Tensor) else None)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output, rate if isinstance(rate, Tensor) else None)
 
     @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        out, rate = ctx.saved_tensors
+    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        out, n, shrink, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
-        angle2 = (rate * rate) * square_norm(out, ctx.dim)
-        stretch = sinhc(angle2)
-        n = angle2 * stretch * stretch
+        if torch.is_grad_enabled():  # a second derivative is wanted: n and shrink must depend on out
+            n, shrink = norm_and_shrink(out, rate, ctx.dim)
         along = (grad * out).sum(ctx.dim, keepdim=True)
         d_rate = -along.sum() / rate if ctx.needs_input_grad[1] else None
-        # s = out rate stretch: both factors s of the outer product are written with out.
-        outer = along * (2 * rate * asinhc_slope(n)) * stretch * stretch
-        return torch.addcmul(grad * (asinhc(n) / rate), out, outer), d_rate, None
+        # With s = out rate / shrink, the outer product s s^T is written with out.
+        outer = along * (2 * rate) * asinhc_slope(n, shrink) / (shrink * shrink)
+        return torch.addcmul(grad * (shrink / rate), out, outer), d_rate, None
+
+
+def norm_and_shrink(out: Tensor, rate: Rate, dim: int) -> tuple[Tensor, Tensor]:
+    """|s|^2 and asinh|s| / |s| of the space part s whose tangent vector is `out`."""
+    angle2 = (rate * rate) * square_norm(out, dim)
+    stretch = sinhc(angle2)
+    return angle2 * stretch * stretch, 1 / stretch
 
 
 def cosh_sinhc(u: Tensor, rate: Rate, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -84,7 +92,35 @@ def cosh_sinhc(u: Tensor, rate: Rate, dim: int = -1) -> tuple[Tensor, Tensor]:
 
 def _radial(s: Tensor) -> Tensor:
     """sinh(min(r, MAX_ANGLE)) / r as a function of s = r^2."""
-    return sinhc(s.clamp(max=MAX_ANGLE**2)) * (s / MAX_ANGLE**2).clamp(min=1).rsqrt()
+    return _Radial.apply(s)
+
+
+class _Radial(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(s):
+        return _radial_and_time(s)[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * _radial_slope(*ctx.saved_tensors)
+
+
+def _radial_and_time(s: Tensor) -> tuple[Tensor, Tensor]:
+    """(sinh(q) / r, cosh(q)), q = min(r, MAX_ANGLE), without gradients."""
+    r = s.clamp(min=1e-30).sqrt()
+    angle = r.clamp(max=MAX_ANGLE)
+    return torch.sinh(angle).div_(r), torch.cosh(angle)
+
+
+def _radial_slope(s: Tensor, value: Tensor) -> Tensor:
+    """Derivative of `_radial` in s from its value; beyond MAX_ANGLE, where sinh stays, -value / (2 s)."""
+    return torch.where(s > MAX_ANGLE**2, value / (-2 * s), sinhc_slope(s, value))
 
 
 def capped_share(u: Tensor, rate: Rate, dim: int = -1) -> Tensor:
@@ -95,120 +131,136 @@ def capped_share(u: Tensor, rate: Rate, dim: int = -1) -> Tensor:
 def planes(
     weight: Tensor, bias: Tensor | None, rate: Rate, gain: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Directions, powers and shifts of K hyperplanes: weight [K, ...], bias [K] or None (tangent units).
+    """What K hyperplanes are besides their weights: weight [K, ...], bias [K] or None (tangent units).
 
-    Returns directions [K, ...] = gain rate cosh(rate bias) z^ (so that one matrix product or convolution
-    does all the work), powers [K] = 2|z| and shifts [K] = sinh(rate bias), or None without bias.
+    Returns scales [K] = gain rate cosh(rate bias) / |z|, by which products with the weights are to be
+    multiplied, powers [K] = 2|z| and shifts [K] = sinh(rate bias), or None without bias.
     """
-    flat = weight.flatten(1)
-    directions = unit(flat) * (rate * gain)
-    powers = 2 * safe_norm(flat).squeeze(1)
+    square = weight.square().flatten(1).sum(1)
+    size = torch.where(has_direction(square), square, 1.0)
+    scales, powers = size.rsqrt() * (rate * gain), 2 * safe_sqrt(square)
     if bias is None:
-        return directions.view_as(weight), powers, None
+        return scales, powers, None
     r = rate * bias
-    return (directions * torch.cosh(r).unsqueeze(1)).view_as(weight), powers, torch.sinh(r)
+    return scales * torch.cosh(r), powers, torch.sinh(r)
 
 
-def scores(m: Tensor, s: Tensor, shift: Tensor | None) -> Tensor:
+def scores(m: Tensor, s: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     """a_k: sinh of the signed distance to hyperplane k on the unit hyperboloid; s = r^2 broadcasts against
     m."""
     a = m * _radial(s)
+    a = a if scale is None else a * scale
     return a if shift is None else a - _time(s) * shift
 
 
 def _time(s: Tensor) -> Tensor:
     """cosh(min(r, MAX_ANGLE)) as a function of s = r^2, smooth at zero."""
-    s = s.clamp(max=MAX_ANGLE**2)
-    return (1 + s * sinhc(s) ** 2).sqrt()
+    return (1 + s * _radial(s) ** 2).sqrt()
 
 
 def respond_plain(
-    m: Tensor, s: Tensor, shift: Tensor | None, power: Tensor, rate: Rate, dims: tuple[int, ...]
+    m: Tensor,
+    s: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    power: Tensor,
+    rate: Rate,
+    dims: tuple[int, ...],
 ) -> Tensor:
     """The fully connected layer behind its matrix product, by autograd: the twin of `respond`."""
-    exponent = power * asinh(scores(m, s, shift))
+    exponent = power * asinh(scores(m, s, scale, shift))
     w = torch.sinh(exponent + (exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT) - exponent).detach())
     return w * (asinhc((w * w).sum(dims, keepdim=True)) / rate)
 
 
 def respond(
-    m: Tensor, s: Tensor, shift: Tensor | None, power: Tensor, rate: Rate, dims: tuple[int, ...]
+    m: Tensor,
+    s: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    power: Tensor,
+    rate: Rate,
+    dims: tuple[int, ...],
 ) -> Tensor:
     """Tangent vectors out of hyperplane products (Shimizu et al. 2021, eqs. 6 and 7), with a hand-written
     backward.
 
-    w_k = sinh(power_k asinh a_k), a_k = radial(s) m_k - cosh(sqrt s) shift_k, out = asinh|w| w / (rate |w|).
+    w_k = sinh(power_k asinh a_k), a_k = radial(s) scale_k m_k - cosh(sqrt s) shift_k, out = asinh|w| w /
+    (rate |w|).
 
     Args:
-        m: products of the tangent vectors with the directions of `planes`.
+        m: products of the tangent vectors with the hyperplanes' weights.
         s: squared hyperbolic angle of the input points; broadcasts against m.
+        scale: of `planes`, broadcasting against m; None where the weights of m had it in them.
         shift: of `planes`, broadcasting against m, or None.
         power: of `planes`, broadcasting against m.
         rate: rate of the output space (the same as the input's).
         dims: the dimensions of m that hold the coordinates of one output point.
 
-    Keeps m and s for the backward pass, and nothing else of their size.
+    Keeps asinh a for the backward pass and nothing else of its size: a, the products and w follow from it by
+    sinh, which is cheap where asinh is not. Differentiable once; respond_plain any number of times.
     """
-    return _Respond.apply(m, s, shift, power, rate, dims)
+    return _Respond.apply(m, s, scale, shift, power, rate, dims)[0]
 
 
 class _Respond(Function):
-    generate_vmap_rule = True
+    # Buffers are reused on both ways: half of the time of such a chain on a CPU is spent on fresh pages.
 
     @staticmethod
-    def forward(m, s, shift, power, rate, dims):
-        w, _, _, _ = _forward(m, s, shift, power)
-        return w.mul_(asinhc(w.square().sum(dims, keepdim=True)) / rate)
+    def forward(m, s, scale, shift, power, rate, dims):
+        radial, time = _radial_and_time(s)
+        a = m * radial
+        if scale is not None:
+            a.mul_(scale)
+        if shift is not None:
+            a.addcmul_(time, shift, value=-1)
+        angle = asinh(a)
+        w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
+        n = w.square().sum(dims, keepdim=True)
+        value = asinhc(n)
+        return w.mul_(value / rate), angle, n, value, radial, time
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        m, s, shift, power, rate, ctx.dims = inputs
+        _, s, scale, shift, power, rate, ctx.dims = inputs
         ctx.rate = None if isinstance(rate, Tensor) else rate
-        ctx.save_for_backward(m, s, shift, power, rate if isinstance(rate, Tensor) else None)
+        ctx.mark_non_differentiable(*output[1:])
+        if (
+            not torch.compiler.is_compiling()
+        ):  # the compiler refuses the call, and drops unused zeros by itself
+            ctx.set_materialize_grads(False)
+        ctx.save_for_backward(s, scale, shift, power, *output[1:], rate if isinstance(rate, Tensor) else None)
 
     @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        m, s, shift, power, rate = ctx.saved_tensors
+    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "this layer is differentiable once; build it with lean=False for second derivatives"
+            )
+        s, scale, shift, power, angle, n, value, radial, time, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
-        if torch.is_grad_enabled():  # a second derivative is wanted: differentiate the plain twin
-            return _backward_plain(grad, m, s, shift, power, rate, ctx.dims)
-        # Forward again, up to w: a pass of asinh and one of sinh are cheaper than keeping two more tensors.
-        # From here on buffers are reused: half of the time of such a chain on a CPU is spent on fresh pages.
-        w, angle, root, radial = _forward(m, s, shift, power)
-        n = w.square().sum(ctx.dims, keepdim=True)
-        shrink = asinhc(n) / rate
+        w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
+        shrink = value / rate
         along = (grad * w).sum(ctx.dims, keepdim=True)
-        d_rate = -(along * shrink).sum() / rate if ctx.needs_input_grad[4] else None
-        d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n))
+        d_rate = -(along * shrink).sum() / rate if ctx.needs_input_grad[5] else None
+        d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
         d.mul_(w.square_().add_(1).sqrt_())
-        d_power = angle.mul_(d).sum_to_size(power.shape)
-        d.mul_(power).div_(root)
-        far = s > MAX_ANGLE**2
-        inside = s.clamp(max=MAX_ANGLE**2)
-        d_radial = torch.where(far, -radial / (2 * s), sinhc_slope(inside))
-        d_s = torch.mul(d, m).sum_to_size(s.shape) * d_radial
-        d_shift = None
+        d_power = (d * angle).sum_to_size(power.shape)
+        d.mul_(power).div_(torch.cosh(angle))
+        # d is now the slope in a; the products m are (a + time shift) / (radial scale), and enter in sums
+        # only.
+        slope = torch.sinh(angle).mul_(d)
+        d_shift = d_scale = None
+        d_s = slope.sum_to_size(s.shape)
         if shift is not None:
             d_time = (d * shift).sum_to_size(s.shape)
-            d_s = d_s - torch.where(far, 0.0, d_time * sinhc(inside) / 2)
-            d_shift = -(d * _time(s)).sum_to_size(shift.shape)
-        return d.mul_(radial), d_s, d_shift, d_power, d_rate, None
-
-
-def _forward(m, s, shift, power):
-    """(w, asinh a, sqrt(1 + a^2), radial) without gradients."""
-    radial = _radial(s)
-    a = m * radial
-    if shift is not None:
-        a.addcmul_(_time(s), shift, value=-1)
-    angle, root = asinh_and_root(a)
-    return (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_(), angle, root, radial
-
-
-def _backward_plain(grad, m, s, shift, power, rate, dims):
-    inputs = [m, s, shift, power, rate]
-    wanted = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
-    out = respond_plain(m, s, shift, power, rate, dims)
-    slopes = torch.autograd.grad(out, [inputs[i] for i in wanted], grad, create_graph=True)
-    found = dict(zip(wanted, slopes, strict=True))
-    return (*(found.get(i) for i in range(5)), None)
+            d_s = d_s + d_time * time
+            d_shift = -(d * time).sum_to_size(shift.shape)
+        if scale is not None:
+            d_scale = slope.sum_to_size(scale.shape)
+            d_scale = (d_scale if shift is None else d_scale - d_shift * shift) / scale
+            d.mul_(scale)
+        d_s = d_s / radial * _radial_slope(s, radial)
+        if shift is not None:
+            d_s = d_s - torch.where(s > MAX_ANGLE**2, 0.0, d_time * radial / 2)
+        return d.mul_(radial), d_s, d_scale, d_shift, d_power, d_rate, None

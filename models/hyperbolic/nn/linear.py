@@ -17,10 +17,11 @@ def linear(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, lean: boo
     hyperplane with direction weight_k and offset bias_k, and by the length of weight_k. lean=False is the
     plain autograd twin.
     """
-    directions, powers, shifts = planes(weight, bias, rate)
+    scales, powers, shifts = planes(weight, bias, rate)
     respond_here = respond if lean else respond_plain
     s = (rate * rate) * square_norm(u)
-    return respond_here(F.linear(u, directions), s, shifts, powers, rate, (-1,))
+    # Scaled afterwards, so that no second tensor of the size of the weights is made or kept.
+    return respond_here(F.linear(u, weight), s, scales, shifts, powers, rate, (-1,))
 
 
 class Linear(HyperbolicModule):

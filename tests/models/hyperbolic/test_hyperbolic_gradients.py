@@ -63,7 +63,7 @@ def test_gradcheck_in_every_input_and_in_c(name):
     assert torch.autograd.gradcheck(function, (*inputs, c), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sinhc", "asinhc", "tanhc", "atanhc", "sinhc_slope", "asinhc_slope"])
+@pytest.mark.parametrize("name", ["sinhc", "asinhc", "tanhc", "atanhc"])
 def test_series_meet_their_functions(name):
     """On both sides of each threshold and down to zero, in value and slope."""
     import mpmath as mp
@@ -73,12 +73,10 @@ def test_series_meet_their_functions(name):
         "asinhc": lambda s: mp.asinh(mp.sqrt(s)) / mp.sqrt(s),
         "tanhc": lambda s: mp.tanh(mp.sqrt(s)) / mp.sqrt(s),
         "atanhc": lambda s: mp.atanh(mp.sqrt(s)) / mp.sqrt(s),
-        "sinhc_slope": lambda s: (mp.cosh(mp.sqrt(s)) - mp.sinh(mp.sqrt(s)) / mp.sqrt(s)) / (2 * s),
-        "asinhc_slope": lambda s: (1 / mp.sqrt(1 + s) - mp.asinh(mp.sqrt(s)) / mp.sqrt(s)) / (2 * s),
     }
-    mp.mp.dps = 50
+    mp.mp.dps = 60
     grid = torch.cat(
-        [torch.logspace(-30, -0.01, 60), torch.tensor([0.0199, 0.0201, 0.0299, 0.0301, 0.0499, 0.0501])]
+        [torch.logspace(-24, -0.01, 60), torch.tensor([0.0199, 0.0201, 0.0299, 0.0301, 0.0499, 0.0501])]
     )
     grid = torch.cat(
         [grid, torch.tensor([0.999])] if name == "atanhc" else [grid, torch.tensor([0.999, 1.001, 50.0])]
@@ -86,10 +84,9 @@ def test_series_meet_their_functions(name):
     grid = grid.double().requires_grad_()
     got = getattr(ops, name)(grid)
     (slope,) = torch.autograd.grad(got.sum(), grid)
-    tolerance = 2e-12 if "slope" in name else 1e-14
     for s, value, rise in zip(grid.tolist(), got.tolist(), slope.tolist(), strict=True):
         want = twins[name](mp.mpf(s))
-        assert abs(value - want) <= tolerance * abs(want), (s, value)
+        assert abs(value - want) <= (2e-15 if s < 0.9 else 2e-14) * abs(want), (s, value)
         assert abs(rise - mp.diff(twins[name], mp.mpf(s), h=mp.mpf(s) / 10**12)) <= 1e-8 * abs(want), (
             s,
             rise,

@@ -146,12 +146,34 @@ def hnn_curvature():
     return Curvature(0.9, learnable=True)
 
 
-def test_lean_path_differentiates_twice():
-    layer = hnn.Linear(3, 4, c=hnn_curvature()).double()
-    nn.init.normal_(layer.weight)
-    nn.init.normal_(layer.bias)
-    u = points(2, 3).requires_grad_()
-    assert torch.autograd.gradgradcheck(layer, u, atol=1e-6)
+def test_second_derivatives_are_right_or_refused():
+    def setup(lean):
+        layer = hnn.Linear(3, 4, c=hnn_curvature(), lean=lean).double()
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+        return layer, points(2, 3).requires_grad_()
+
+    assert torch.autograd.gradgradcheck(*setup(lean=False), atol=1e-6)
+    layer, u = setup(lean=True)
+    with pytest.raises(RuntimeError, match="lean=False"):
+        torch.autograd.grad(layer(u).sum(), u, create_graph=True)
+    norm = hnn.BatchNorm1d(3, c=hnn_curvature(), track_running_stats=False).double()
+    assert torch.autograd.gradgradcheck(norm, points(4, 3).requires_grad_(), atol=1e-5)
+    assert torch.autograd.gradgradcheck(
+        hnn.AvgPool2d(2, c=0.7), points(1, 2, 2, 2).requires_grad_(), atol=1e-5
+    )
+
+
+def test_batch_norm_passes_gradcheck_in_everything():
+    norm = hnn.BatchNorm1d(3, c=hnn_curvature(), track_running_stats=False).double()
+    norm.bias.data = points(3)
+    names, values = zip(*norm.named_parameters(), strict=True)
+
+    def run(u, *parameters):
+        return torch.func.functional_call(norm, dict(zip(names, parameters, strict=True)), (u,))
+
+    inputs = (points(4, 3).requires_grad_(), *(v.detach().requires_grad_() for v in values))
+    assert torch.autograd.gradcheck(run, inputs, atol=1e-6)
 
 
 def test_lean_path_keeps_two_tensors():
@@ -288,12 +310,15 @@ def test_midpoint_equals_hypll_and_its_variance_averages_the_wrong_axis():
     assert torch.allclose(found / (1 + (1 + c * found.square().sum()).sqrt()), center, rtol=1e-8)
     want = mean.frechet_variance(lifted, c)
     assert torch.allclose(hypll_stats.frechet_variance(x, tensor_c, vec_dim=1), want, rtol=1e-8)
-    # Over dimension 1 of [9, 5, 4], HypLL loses the dimension of the coordinates first and averages over
-    # dimension 0.
-    batch = poincare.exp0(points(9, 5, 4), c)
-    wrong = hypll_stats.frechet_variance(batch, tensor_c, vec_dim=-1, batch_dim=1)
-    right = mean.frechet_variance(2 * batch / (1 - c * batch.square().sum(-1, keepdim=True)), c)
-    assert wrong.shape != right.shape or torch.allclose(wrong, right), "documents the axis HypLL averages"
+    # Coordinates in dimension 1: HypLL drops that dimension first and then averages the one after the one it
+    # was asked for.
+    images, zero = (
+        poincare.exp0(points(2, 9, 5, 4), c).movedim(-1, 1),
+        torch.zeros(2, 4, 1, 5, dtype=torch.double),
+    )
+    theirs = hypll_stats.frechet_variance(images, tensor_c, mu=zero, vec_dim=1, batch_dim=2)
+    d2 = poincare.distance(images.movedim(1, -1), zero.movedim(1, -1), c).square()
+    assert torch.allclose(theirs, d2.mean(2)) and theirs.shape != d2.mean(1).shape
 
 
 def test_residual_is_mobius_addition_over_channels():
