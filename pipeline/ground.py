@@ -64,9 +64,10 @@ def open_detector(
     Args:
         spec: BACKEND:PLACE, see the module.
         device: "auto" (a GPU when there is one, shared out by worker number), "cpu", "cuda", "cuda:1".
-        dtype: "auto" (bfloat16 on a GPU that has it, else float16; float32 on a CPU) or one of DTYPES.
-        Matrix products only: weights stay float32. per_phrase: boxes kept for each phrase, a rank cut; no
-        threshold is applied. batch_size: images in one forward pass at most; halved when memory runs out.
+        dtype: "auto" (bfloat16 on a GPU that has it, else float16; float32 on a CPU) or one of DTYPES. Matrix
+            products only: weights stay float32.
+        per_phrase: boxes kept for each phrase, a rank cut; no threshold is applied.
+        batch_size: images in one forward pass at most; halved when memory runs out.
 
     Raises:
         FileNotFoundError, ValueError: in one line with the remedy.

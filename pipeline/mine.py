@@ -13,13 +13,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline import ground
-from pipeline.config import Config, digest
+from pipeline.config import Config, ConfigError, digest
 from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode
 from pipeline.mine_rows import Clock, Rows
@@ -44,8 +44,8 @@ class MineConfig(Config):
     Attributes:
         source: where the captioned images are, see pipeline.source.
         grounder: which detector, see pipeline.ground.
-        weights: digest of the grounder's files. It sets itself, and stands in the configuration so that
-            other weights are another configuration.
+        weights: digest of the grounder's files, so that other weights are another configuration. It sets
+            itself wherever the files are; where they are not, a saved one is believed (packing needs no detector).
         nouns: how phrases are found.
         per_phrase: boxes kept for each phrase, the best by rank.
         max_captions: captions of an image that are used, the first ones.
@@ -62,7 +62,7 @@ class MineConfig(Config):
 
     source: str
     grounder: str
-    weights: str = Field(default_factory=lambda known: ground.grounder_digest(known["grounder"]))
+    weights: str = Field(default="", validate_default=True)
     nouns: NounConfig = Field(default_factory=NounConfig)
     per_phrase: int = Field(default=16, ge=1)
     max_captions: int = Field(default=8, ge=1)
@@ -72,11 +72,15 @@ class MineConfig(Config):
     device: str = "auto"
     error_budget: float = Field(default=0.05, ge=0, le=1)
 
-    def replace(self, **changes: Any) -> Self:
-        """See Config.replace; another grounder brings its own weights."""
-        if "grounder" in changes and "weights" not in changes:
-            changes["weights"] = ground.grounder_digest(changes["grounder"])
-        return super().replace(**changes)
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, given: str, info: ValidationInfo) -> str:
+        try:
+            return ground.grounder_digest(info.data.get("grounder", ""))
+        except (FileNotFoundError, ValueError) as error:
+            if given:
+                return given
+            raise error if isinstance(error, OSError) else ConfigError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +362,7 @@ def _detector(config: MineConfig) -> "Detector":
     if config.weights not in ("", detector.digest) and not config.weights.startswith("hub:"):
         raise ValueError(
             f"grounder {config.grounder} has digest {detector.digest}, the configuration was made for "
-            f"{config.weights}: leave out 'weights' to mine anew with these"
+            f"{config.weights}: the files have changed since; start again to mine with these"
         )
     return detector
 

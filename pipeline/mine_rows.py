@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Rows:
-    """Detections of one unit, column by column: a table of phrases, and boxes that point into it."""
+    """Detections of one unit, column by column: a table of phrases, and boxes that point into it.
+
+    `rule` is "expression" where the phrase's expression stands on its own, "chunk" where another one contains it.
+    """
 
     phrases: list[tuple[Any, ...]] = field(default_factory=list)
     owners: list[np.ndarray] = field(default_factory=list)

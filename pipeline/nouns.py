@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
 
 RULES = "grit-1"
 """Version of the rules in this file: change it with every change of what they give."""
@@ -40,8 +40,9 @@ class NounConfig(Config):
         max_characters: a longer caption is read up to the last space before this.
         max_phrases: of one caption, in order.
         max_phrase_characters: a longer chunk is a slip of the parser and is left out.
-        rules: version of rules, model and list together. It sets itself, and stands in the configuration so
-        that a changed list is a different configuration. batch_size: captions parsed at a time.
+        rules: version of rules, model and list together, so that a changed list is another configuration. It
+            sets itself wherever model and list are; where they are not, a saved one is believed.
+        batch_size: captions parsed at a time.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset({"abstract", "batch_size"})
@@ -51,14 +52,23 @@ class NounConfig(Config):
     max_characters: int = Field(default=500, ge=1)
     max_phrases: int = Field(default=32, ge=1)
     max_phrase_characters: int = Field(default=100, ge=1)
-    rules: str = Field(default_factory=lambda known: rules_version(known["model"], known["abstract"]))
+    rules: str = Field(default="", validate_default=True)
     batch_size: int = Field(default=128, ge=1)
+
+    @field_validator("rules")
+    @classmethod
+    def _rules(cls, given: str, info: ValidationInfo) -> str:
+        try:
+            return rules_version(info.data.get("model", ""), info.data.get("abstract", ""))
+        except (FileNotFoundError, ValueError) as error:
+            if given:
+                return given
+            raise error if isinstance(error, OSError) else ConfigError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A noun chunk and the referring expression around it; positions are characters of the caption, end
-    excluded.
+    """A noun chunk and the referring expression around it; positions are characters of the caption.
 
     Attributes:
         text: the chunk, as the caption has it.
@@ -88,8 +98,8 @@ class NounExtractor:
         self.config = config = config or NounConfig()
         if (now := rules_version(config.model, config.abstract)) != config.rules:
             raise ValueError(
-                f"the configuration was made with noun rules {config.rules}, here they are {now}: leave out 'rules' to "
-                "mine anew with these"
+                f"the configuration was made with noun rules {config.rules}, here they are {now}: the list has "
+                "changed since; start again to mine with these"
             )
         import spacy
 

@@ -37,8 +37,7 @@ class Detector(Protocol):
     """A grounding model ready to work.
 
     Attributes:
-        digest: names the weights and their configuration (16 hex digits); equal digests give equal
-        detections.
+        digest: names the weights and their configuration (16 hex digits); equal digests, equal detections.
     """
 
     digest: str

@@ -1,5 +1,4 @@
-"""What every Grounding DINO shares, whichever library runs it: preprocessing, prompts, batches, boxes from
-logits.
+"""What every Grounding DINO shares, whichever library runs it: preprocessing, prompts, batches, boxes.
 
 Liu et al. 2023 (arXiv 2303.05499). A query's score for a phrase is its largest token probability over the
 phrase's tokens.
@@ -31,9 +30,9 @@ class Preprocessing:
     Attributes:
         size: (height, width) for every image, or None to keep the aspect ratio with the next two.
         shortest, longest: limits in pixels on the sides after resizing.
-        align: sides are rounded to multiples of this when the aspect ratio is kept; 1 gives the library's
-        own sizes. mean, std: of the normalisation, for values in [0, 1]. resample: PIL's number of the
-        filter; 2 is bilinear.
+        align: sides are rounded to multiples of this when the aspect ratio is kept; 1 gives the library's sizes.
+        mean, std: of the normalisation, for values in [0, 1].
+        resample: PIL's number of the filter; 2 is bilinear.
     """
 
     size: tuple[int, int] | None = None

@@ -29,10 +29,10 @@ def build_prompts(phrases: Sequence[Sequence[int]], longest: int) -> list[Prompt
     """Lay the phrases of one image into as few prompts of at most `longest` tokens as their order allows.
 
     Args:
-        phrases: token ids of each phrase, without special tokens. Full stops and question marks inside a
-        phrase ("St. Bernard") are left out, because the model would take them for the end of the phrase; a
-        phrase longer than a whole prompt is cut; a phrase without tokens is not asked about. longest: the
-        model's max_text_len, at least 4.
+        phrases: token ids of each phrase, without special tokens. Full stops and question marks inside a phrase
+            ("St. Bernard") are left out, because the model would take them for the end of the phrase; a phrase
+            longer than a whole prompt is cut; a phrase without tokens is not asked about.
+        longest: the model's max_text_len, at least 4.
     """
     prompts: list[Prompt] = []
     ids: list[int] = [CLS]

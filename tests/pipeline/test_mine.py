@@ -14,7 +14,7 @@ from tiny_dino import save_tiny
 from models.grounding.detector import Detection
 from pipeline import ground
 from pipeline import mine as mining
-from pipeline.config import digest
+from pipeline.config import digest, override
 from pipeline.engine import InProcess, LocalEngine
 from pipeline.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
 from storage.detections import SCHEMA, read_detections, read_failures
@@ -196,12 +196,30 @@ def test_the_same_data_and_weights_elsewhere_are_the_same_and_anything_that_matt
     assert digest(mine.replace(grounder="onnx:other")) != digest(mine)
 
 
-def test_a_saved_configuration_refuses_other_weights(source, home, detector):
-    mine = config(source, weights="f" * 16)
-    with pytest.raises(ValueError, match="has digest 0123456789abcdef, the configuration was made for ffff"):
-        mine_shard(mine, home, plan(mine, home).pending[0])
+def test_weights_that_change_under_a_configuration_are_refused_and_a_new_one_takes_them(
+    source, home, detector
+):
+    mine = config(source)
+    unit = plan(mine, home).pending[0]
+    detector.digest = "f" * 16
+    with pytest.raises(ValueError, match="has digest ffffffffffffffff, the configuration was made for 0123"):
+        mine_shard(mine, home, unit)
+    assert override(mine, ["batch_size=2"]).weights == config(source).weights == "f" * 16
+
+
+def test_a_saved_configuration_is_read_where_there_is_no_detector(source, home, detector, monkeypatch):
+    mine = config(source)
+    mine_all(mine, home, InProcess())
     saved = json.loads(Store(home).read_bytes(f"{prefix(mine)}/config.json"))
     assert MineConfig.model_validate(saved) == mine
+
+    def absent(spec):
+        raise FileNotFoundError(f"{spec} does not exist")
+
+    monkeypatch.setattr(ground, "grounder_digest", absent)
+    assert summary(MineConfig.model_validate(saved), home)["images"] == 9
+    with pytest.raises(FileNotFoundError, match="onnx:counting does not exist"):
+        config(source)
 
 
 def test_an_image_without_phrases_and_one_without_boxes_are_in_the_table(tmp_path, home, detector):
