@@ -282,7 +282,13 @@ def _training(store: Store, dataset: Version, split: str) -> Iterator[TrainingSa
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What a JSON file of the run holds, None without the file; ValueError when it is torn."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): train the run again") from None
 
 
 def _finite(value: Any) -> Any:

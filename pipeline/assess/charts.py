@@ -56,8 +56,8 @@ def share(value: float) -> str:
 
 
 def plain_share(value: float) -> str:
-    """The same for a sentence: no decimals from 10 % on."""
-    return f"{100 * value:.0f}{PER_CENT}" if value >= 0.1 else share(value)
+    """The same for a sentence: 73 % where it is 73.0 %."""
+    return share(value).replace(".0" + PER_CENT, PER_CENT)
 
 
 def tick_text(value: float) -> str:

@@ -46,7 +46,8 @@ class Scene:
     def of_sample(cls, sample: Sample) -> "Scene":
         """From a source: parts and labels as its json says, entries without phrase and box passed over."""
         found = []
-        for item in sample.meta.get("objects") or ():
+        objects = sample.meta.get("objects")
+        for item in objects if isinstance(objects, list) else ():
             box = _box(item.get("box")) if isinstance(item, dict) else None
             if box and isinstance(item.get("phrase"), str) and item["phrase"].strip():
                 found.append((box, None, item["phrase"], item.get("caption")))
@@ -168,26 +169,31 @@ def embed(embedder: Embedder, scenes: Iterable[Scene], report: Report = lambda n
         raise ValueError(f"none of the {undecodable} images to assess on can be decoded: give another source")
     captions = Pairing.of([scene.captions for scene in good])
     phrases = Pairing.of([[phrase for phrase, _ in region.phrases] for _, region in regions])
+    # A text that is both a caption and a phrase is embedded once: two points of it, equal up to rounding, would
+    # have an exterior angle made of rounding alone.
+    texts = {same_text(text): text for text in (*phrases.texts, *captions.texts)}
+    place = {name: n for n, name in enumerate(texts)}
+    points = embedder.encode_text(list(texts.values()), report)
     return Embedded(
         tuple(good),
         torch.cat(images),
         captions,
-        embedder.encode_text(captions.texts, report),
+        points[[place[same_text(text)] for text in captions.texts]],
         torch.cat(crops),
         np.array([scene for scene, _ in regions], np.int64),
         phrases,
-        embedder.encode_text(phrases.texts, report),
+        points[[place[same_text(text)] for text in phrases.texts]],
         _phrase_captions(good, regions, captions, phrases),
         undecodable,
     )
 
 
 def work(scenes: Sequence[Scene]) -> int:
-    """How much `embed` will report: images, distinct captions, distinct phrases."""
-    captions = {same_text(caption) for scene in scenes for caption in scene.captions} - {""}
+    """How much `embed` will report: images and distinct texts."""
+    captions = {same_text(caption) for scene in scenes for caption in scene.captions}
     parts = (region for scene in scenes for region in scene.regions)
-    phrases = {same_text(phrase) for region in parts for phrase, _ in region.phrases} - {""}
-    return len(scenes) + len(captions) + len(phrases)
+    phrases = {same_text(phrase) for region in parts for phrase, _ in region.phrases}
+    return len(scenes) + len((captions | phrases) - {""})
 
 
 def _cut(array: np.ndarray, region: Region, size: int) -> np.ndarray:

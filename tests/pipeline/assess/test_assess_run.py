@@ -209,6 +209,11 @@ def test_wrong_input_is_named(world, tmp_path):
         run(world, assess_source=str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="model"):
         run(world, name="absent")
+    torn = world / "home" / "runs" / "torn"
+    write_run(torn, *tiny())
+    (torn / "train.json").write_text('{"steps": 3')
+    with pytest.raises(ValueError, match=r"torn/train\.json is not JSON"):
+        run(world, name="torn")
     with pytest.raises(ValueError, match="v-nothing"):
         run(world, version="v-nothing")
     write_source(tmp_path / "odd", range(4), lambda meta: meta | {"labels": ["duk"]})
@@ -288,6 +293,10 @@ def test_parts_of_the_same_box_are_one_part_and_odd_objects_are_passed_over():
     made = Scene.of_sample(Sample("k", b"", ("c",), {"objects": odd + good, "labels": "duck"}))
     assert made.regions == (Region((("a duck", 1), ("the bird", -1)), (0.1, 0.1, 0.5, 0.5)),)
     assert made.labels is None
+    assert (
+        Scene.of_sample(Sample("k", b"", ("c",), {"objects": {"0": {"phrase": "x", "box": box}}})).regions
+        == ()
+    )
     trained = Scene.of_training(dataclasses.replace(packed(0), meta={}))
     assert [len(region.phrases) for region in trained.regions] == [2, 2]
 
@@ -316,6 +325,8 @@ def test_true_pairs_point_at_the_right_things():
     for phrase, crop in pairs["text_box", "image_box"]:
         kind = found.phrases.texts[phrase].split()[-1]
         assert kind in found.captions.texts[found.captions.text[2 * found.scene_of_crop[crop]]]
+    same = [(p, t) for p, t in pairs["text_box", "text"] if found.phrases.texts[p] == found.captions.texts[t]]
+    assert same and all(torch.equal(found.phrase_points[p], found.texts[t]) for p, t in same)
     assert sum(told) == work(scenes) - 1  # the caption of the lost image is never embedded
     with pytest.raises(ValueError, match="none of the 1 images"):
         embed(Embedder(model, tokenizer), [scenes[1]])
