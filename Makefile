@@ -52,6 +52,16 @@ chaos: $(DEV) ## kill -9 in the middle of mining, packing and training
 bench: $(DEV) ## speed and memory beside a peer, equality first; ONLY=name runs one
 	@$(BIN)/python -m tests.perf $(ONLY)
 
+GDINO := .venv-groundingdino
+
+$(GDINO)/.installed: tests/groundingdino/requirements.txt
+	@test -x $(GDINO)/bin/python || $(PYTHON) -m venv $(GDINO)
+	@$(GDINO)/bin/python -m pip install --disable-pip-version-check --progress-bar off -qq -r $<
+	@touch $@
+
+test-groundingdino: $(GDINO)/.installed ## the groundingdino-py backend, in an environment of its own
+	@$(GDINO)/bin/python -m pytest tests/groundingdino --noconftest -q
+
 lint: $(DEV) ## ruff and pyright
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
