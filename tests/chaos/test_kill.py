@@ -44,9 +44,25 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def journey(scenes: Path, home: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "flows", "journey", "--home", str(home), "--recipe", "demo", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "flows",
+        "journey",
+        "--home",
+        str(home),
+        "--recipe",
+        "demo",
+        "--workers",
+        "1",
+    ]
     command += ["--source", str(scenes / "train"), "--assess-source", str(scenes / "heldout")]
-    command += ["--taxonomy", str(scenes / "taxonomy.json"), "--grounder", "transformers:demo/weights/grounder"]
+    command += [
+        "--taxonomy",
+        str(scenes / "taxonomy.json"),
+        "--grounder",
+        "transformers:demo/weights/grounder",
+    ]
     for assignment in SMALL:
         command += ["--set", assignment]
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -56,7 +72,9 @@ def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> No
     """kill -9 the command itself, and nothing else, once `ready`; then see that its workers end by themselves."""
     deadline = time.monotonic() + 300
     while not ready():
-        assert process.poll() is None, f"the command ended with {process.returncode} before it could be killed"
+        assert process.poll() is None, (
+            f"the command ended with {process.returncode} before it could be killed"
+        )
         assert time.monotonic() < deadline, "the moment to kill never came"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -76,7 +94,9 @@ def records(home: Path, stage: str) -> dict[Path, float]:
     return {path: path.stat().st_mtime for path in home.glob(f"{stage}/*/records/*.json")}
 
 
-def test_a_journey_killed_in_every_stage_ends_as_if_nothing_had_happened(scenes: Path, tmp_path: Path) -> None:
+def test_a_journey_killed_in_every_stage_ends_as_if_nothing_had_happened(
+    scenes: Path, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
 
     kill_when(journey(scenes, home), lambda: len(records(home, "detections")) >= 2)

@@ -133,7 +133,8 @@ def test_a_share_of_entailment_scales_its_rows_and_nothing_else():
     nodes = {name: lorentz.exp0(v.float(), 1.0) for name, v in tangents(4, 4).items()}
     owner, scale, c = torch.arange(4), torch.tensor(5.0), torch.tensor(1.0)
     none, half, whole = (
-        loss(nodes, owner, scale, c, hycoclip_objective(), entailment_share=s)[0].item() for s in (0.0, 0.5, 1.0)
+        loss(nodes, owner, scale, c, hycoclip_objective(), entailment_share=s)[0].item()
+        for s in (0.0, 0.5, 1.0)
     )
     contrast = replace(hycoclip_objective(), entailment=())
     assert none == pytest.approx(loss(nodes, owner, scale, c, contrast)[0].item(), rel=1e-6)

@@ -61,12 +61,16 @@ def test_an_unknown_field(source: Path, capsys, monkeypatch) -> None:
 
 
 def test_a_missing_source(capsys, monkeypatch) -> None:
-    said = fails(capsys, monkeypatch, "mine", "--source", "/no/such/place", "--grounder", GROUNDER, "--workers", "0")
+    said = fails(
+        capsys, monkeypatch, "mine", "--source", "/no/such/place", "--grounder", GROUNDER, "--workers", "0"
+    )
     assert "/no/such/place" in said
 
 
 def test_a_missing_grounder(source: Path, capsys, monkeypatch) -> None:
-    said = fails(capsys, monkeypatch, "mine", "--source", str(source), "--grounder", "transformers:/no/weights")
+    said = fails(
+        capsys, monkeypatch, "mine", "--source", str(source), "--grounder", "transformers:/no/weights"
+    )
     assert "/no/weights" in said
 
 
@@ -83,14 +87,27 @@ def test_no_version_to_train_on(tmp_path: Path, capsys, monkeypatch) -> None:
 
 
 def test_no_run_to_assess(tmp_path: Path, capsys, monkeypatch) -> None:
-    assert "nothing_here" in fails(capsys, monkeypatch, "assess", "--run", "nothing_here", "--home", str(tmp_path))
+    assert "nothing_here" in fails(
+        capsys, monkeypatch, "assess", "--run", "nothing_here", "--home", str(tmp_path)
+    )
 
 
 def test_a_run_of_another_architecture(packed_home: Path, capsys, monkeypatch) -> None:
     """The run's configuration is changed by hand after a checkpoint was written: the weights no longer fit."""
     name = Versions(Store(str(packed_home))).load("latest").name
-    small = ["--set", "steps=2", "--set", "batch_size=4", "--set", "optimiser.warmup_steps=1", "--run", "small"]
-    monkeypatch.setattr(sys, "argv", ["hyco", "train", "--recipe", "demo", "--home", str(packed_home), *small])
+    small = [
+        "--set",
+        "steps=2",
+        "--set",
+        "batch_size=4",
+        "--set",
+        "optimiser.warmup_steps=1",
+        "--run",
+        "small",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["hyco", "train", "--recipe", "demo", "--home", str(packed_home), *small]
+    )
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 0, name
