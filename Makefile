@@ -47,7 +47,7 @@ test-all: $(DEV) ## every test but the service ones: slow and chaos too
 	@$(BIN)/python -m pytest -m 'not bench and not services'
 
 chaos: $(DEV) ## kill -9 in the middle of mining, packing and training
-	@$(BIN)/python -m pytest -m chaos tests/chaos
+	@$(BIN)/python -m pytest -m chaos
 
 bench: $(DEV) ## speed and memory beside a peer, equality first; ONLY=name runs one
 	@$(BIN)/python -m tests.perf $(ONLY)

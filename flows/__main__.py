@@ -61,7 +61,10 @@ def ui(
 ) -> None:
     """Serve the Prefect UI with the runs made under a home, on this machine only; Ctrl-C ends it."""
     use_home(home)
-    typer.echo(f"Prefect UI: http://127.0.0.1:{port}/runs (Ctrl-C ends it)")
+    address = f"http://127.0.0.1:{port}"
+    # The pages ask port 4200 otherwise, whatever --port says.
+    os.environ["PREFECT_UI_API_URL"] = f"{address}/api"
+    typer.echo(f"Prefect UI: {address}/runs (Ctrl-C ends it)")
     command = [
         str(Path(sys.executable).parent / "prefect"),
         "server",
