@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from models.hyperbolic.chord import across, ahead, chord
 from models.hyperbolic.ops import (
     Curvature,
     asinhc,
@@ -41,43 +42,6 @@ def inner(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Lorentz inner product <x, y> = x.y - x_t y_t, at most -1/c: [..., D] x [..., D] -> [...]."""
     x, y = promote(x), promote(y)
     return (x * y).sum(-1) - (time(x, c) * time(y, c)).squeeze(-1)
-
-
-def chord(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
-    """Squared chord q = c(|x-y|^2 - (x_t-y_t)^2) = 4 sinh^2(sqrt(c) d / 2): [..., D] x [..., D] -> [..., 1].
-
-    Written without cancellation, on the unit hyperboloid: for x.y > 0, q = 2 (|x-y|^2 + |x ^ y|^2) /
-    (1 + x_t y_t + x.y), which follows from Lagrange's identity; otherwise q = 2 ((|x|^2 + |y|^2 + |x|^2
-    |y|^2) / (1 + x_t y_t) - x.y). Both are sums of terms of one sign.
-    """
-    x, y = promote(x) * keep(root(c)), promote(y) * keep(root(c))
-    xx, yy, xy = square_norm(x), square_norm(y), (x * y).sum(-1, keepdim=True)
-    times = ((1 + xx) * (1 + yy)).sqrt()
-    same_side = xy > 0
-    wedge = xx * square_norm(_across(x, y))
-    together = (square_norm(x - y) + wedge) / (1 + times + torch.where(same_side, xy, 0.0))
-    opposite = (xx + yy + xx * yy) / (1 + times) - xy
-    return 2 * torch.where(same_side, together, opposite)
-
-
-def _across(x: Tensor, y: Tensor) -> Tensor:
-    """The part of y orthogonal to x, taken from y - x where that is the shorter vector: [..., D] x 2 ->
-    [..., D]."""
-    gap, radial = y - x, unit(x)
-    shorter = torch.where(square_norm(gap) < square_norm(y), gap, y)
-    return shorter - (shorter * radial).sum(-1, keepdim=True) * radial
-
-
-def _ahead(x: Tensor, y: Tensor, across: Tensor) -> Tensor:
-    """y_r x_t - y_t |x| on the unit hyperboloid, how far y lies beyond x along x, without cancellation:
-    [..., 1]."""
-    radial, n = unit(x), safe_norm(x)
-    step, y_r = ((y - x) * radial).sum(-1, keepdim=True), (y * radial).sum(-1, keepdim=True)
-    x_t, y_t = time(x, 1.0), time(y, 1.0)
-    # For y_r > 0 through the conjugate: the difference of two large numbers is taken before they are squared.
-    forward = (y_r > 0) & has_direction(square_norm(x))
-    bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
-    return torch.where(forward, (step * (y_r + n) - square_norm(n * across)) / bottom, y_r * x_t - y_t * n)
 
 
 def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
@@ -153,8 +117,8 @@ def exterior_angle(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """
     x, y = promote(x), promote(y)
     x, y = x * keep(root(c)), y * keep(root(c))
-    across = _across(x, y)
-    return safe_atan2(safe_norm(across), _ahead(x, y, across)).squeeze(-1)
+    aside = across(x, y)
+    return safe_atan2(safe_norm(aside), ahead(x, y, aside)).squeeze(-1)
 
 
 def tangent_norm(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
@@ -194,9 +158,9 @@ def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
     x, y, v, root_c = promote(x), promote(y), promote(v), keep(root(c))
     x, y = x * root_c, y * root_c
     # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish by themselves as y comes to x.
-    across, outward = _across(x, y), (v * unit(x)).sum(-1, keepdim=True)
+    aside, outward = across(x, y), (v * unit(x)).sum(-1, keepdim=True)
     x_t, xx = time(x, 1.0), square_norm(x)
-    along = (across * v).sum(-1, keepdim=True) + outward * _ahead(x, y, across) / x_t
+    along = (aside * v).sum(-1, keepdim=True) + outward * ahead(x, y, aside) / x_t
     plain = (y * v).sum(-1, keepdim=True) - time(y, 1.0) * (x * v).sum(-1, keepdim=True) / x_t
     along = torch.where(has_direction(xx), along, plain)
     return v + (x + y) * along / (2 + chord(x, y, 1.0) / 2)
@@ -213,8 +177,8 @@ def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     xy = (x * y).sum(-1, keepdim=True)
     together = y + x * (time(y, 1.0) + xy / (1 + time(x, 1.0)))
     # Where y points back towards x the sum above cancels; its parts along and across x do not.
-    across = _across(x, -y)
-    apart = -across - _ahead(x, -y, across) * unit(x)
+    aside = across(x, -y)
+    apart = -aside - ahead(x, -y, aside) * unit(x)
     return torch.where(xy < 0, apart, together) / root_c
 
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import Rate, planes, scores
+from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.respond import planes, scores
 from models.hyperbolic.ops import asinh, square_norm
 
 

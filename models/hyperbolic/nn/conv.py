@@ -15,9 +15,10 @@ from torch.nn.modules.utils import _pair, _single
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.functional import Rate, planes, respond, respond_plain
+from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.linear import init_planes_
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]

@@ -8,8 +8,8 @@ from torch.nn.modules.utils import _pair
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes
 from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.functional import planes, respond, respond_plain
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
 

@@ -13,11 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from models.hyperbolic.ops import (
-    asinh,
     asinhc,
     asinhc_slope,
-    has_direction,
-    safe_sqrt,
     sinhc,
     sinhc_slope,
     square_norm,
@@ -26,8 +23,6 @@ from models.hyperbolic.ops import (
 MAX_ANGLE = 12.0
 """Input points further out than this are drawn back to it along their ray: cosh(12)^2 is all float32 can
 square."""
-MAX_EXPONENT = 40.0
-"""Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can come back from it."""
 
 Rate = float | Tensor
 
@@ -35,7 +30,7 @@ Rate = float | Tensor
 def to_space(u: Tensor, rate: Rate, dim: int = -1) -> Tensor:
     """Space part on the unit hyperboloid, sinh(rate|u|) u/|u|, of tangent vectors along `dim`; same shape."""
     s = (rate * rate) * square_norm(u, dim)
-    return u * (rate * _radial(s))
+    return u * (rate * radial_part(s))
 
 
 def to_tangent(s: Tensor, rate: Rate, dim: int = -1) -> Tensor:
@@ -86,11 +81,11 @@ def cosh_sinhc(u: Tensor, rate: Rate, dim: int = -1) -> tuple[Tensor, Tensor]:
     """(t, f) of tangent vectors u, each with size 1 along `dim`: the time part t, and f with space part = f
     u."""
     s = (rate * rate) * square_norm(u, dim)
-    radial = _radial(s)
+    radial = radial_part(s)
     return (1 + s * radial * radial).sqrt(), rate * radial
 
 
-def _radial(s: Tensor) -> Tensor:
+def radial_part(s: Tensor) -> Tensor:
     """sinh(min(r, MAX_ANGLE)) / r as a function of s = r^2."""
     return _Radial.apply(s)
 
@@ -100,7 +95,7 @@ class _Radial(Function):
 
     @staticmethod
     def forward(s):
-        return _radial_and_time(s)[0]
+        return radial_and_time(s)[0]
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -108,159 +103,21 @@ class _Radial(Function):
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad * _radial_slope(*ctx.saved_tensors)
+        return grad * radial_slope(*ctx.saved_tensors)
 
 
-def _radial_and_time(s: Tensor) -> tuple[Tensor, Tensor]:
+def radial_and_time(s: Tensor) -> tuple[Tensor, Tensor]:
     """(sinh(q) / r, cosh(q)), q = min(r, MAX_ANGLE), without gradients."""
     r = s.clamp(min=1e-30).sqrt()
     angle = r.clamp(max=MAX_ANGLE)
     return torch.sinh(angle).div_(r), torch.cosh(angle)
 
 
-def _radial_slope(s: Tensor, value: Tensor) -> Tensor:
-    """Derivative of `_radial` in s from its value; beyond MAX_ANGLE, where sinh stays, -value / (2 s)."""
+def radial_slope(s: Tensor, value: Tensor) -> Tensor:
+    """Derivative of `radial_part` in s from its value; beyond MAX_ANGLE, where sinh stays, -value / (2 s)."""
     return torch.where(s > MAX_ANGLE**2, value / (-2 * s), sinhc_slope(s, value))
 
 
 def capped_share(u: Tensor, rate: Rate, dim: int = -1) -> Tensor:
     """Share of the points (0-dim) that lie beyond MAX_ANGLE; anything above zero deserves a look."""
     return ((rate * rate) * square_norm(u.detach(), dim) > MAX_ANGLE**2).float().mean()
-
-
-def planes(
-    weight: Tensor, bias: Tensor | None, rate: Rate, gain: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What K hyperplanes are besides their weights: weight [K, ...], bias [K] or None (tangent units).
-
-    Returns scales [K] = gain rate cosh(rate bias) / |z|, by which products with the weights are to be
-    multiplied, powers [K] = 2|z| and shifts [K] = sinh(rate bias), or None without bias.
-    """
-    square = weight.square().flatten(1).sum(1)
-    size = torch.where(has_direction(square), square, 1.0)
-    scales, powers = size.rsqrt() * (rate * gain), 2 * safe_sqrt(square)
-    if bias is None:
-        return scales, powers, None
-    r = rate * bias
-    return scales * torch.cosh(r), powers, torch.sinh(r)
-
-
-def scores(m: Tensor, s: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """a_k: sinh of the signed distance to hyperplane k on the unit hyperboloid; s = r^2 broadcasts against
-    m."""
-    a = m * _radial(s)
-    a = a if scale is None else a * scale
-    return a if shift is None else a - _time(s) * shift
-
-
-def _time(s: Tensor) -> Tensor:
-    """cosh(min(r, MAX_ANGLE)) as a function of s = r^2, smooth at zero."""
-    return (1 + s * _radial(s) ** 2).sqrt()
-
-
-def respond_plain(
-    m: Tensor,
-    s: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    power: Tensor,
-    rate: Rate,
-    dims: tuple[int, ...],
-) -> Tensor:
-    """The fully connected layer behind its matrix product, by autograd: the twin of `respond`."""
-    exponent = power * asinh(scores(m, s, scale, shift))
-    w = torch.sinh(exponent + (exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT) - exponent).detach())
-    return w * (asinhc((w * w).sum(dims, keepdim=True)) / rate)
-
-
-def respond(
-    m: Tensor,
-    s: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    power: Tensor,
-    rate: Rate,
-    dims: tuple[int, ...],
-) -> Tensor:
-    """Tangent vectors out of hyperplane products (Shimizu et al. 2021, eqs. 6 and 7), with a hand-written
-    backward.
-
-    w_k = sinh(power_k asinh a_k), a_k = radial(s) scale_k m_k - cosh(sqrt s) shift_k, out = asinh|w| w /
-    (rate |w|).
-
-    Args:
-        m: products of the tangent vectors with the hyperplanes' weights.
-        s: squared hyperbolic angle of the input points; broadcasts against m.
-        scale: of `planes`, broadcasting against m; None where the weights of m had it in them.
-        shift: of `planes`, broadcasting against m, or None.
-        power: of `planes`, broadcasting against m.
-        rate: rate of the output space (the same as the input's).
-        dims: the dimensions of m that hold the coordinates of one output point.
-
-    Keeps asinh a for the backward pass and nothing else of its size: a, the products and w follow from it by
-    sinh, which is cheap where asinh is not. Differentiable once; respond_plain any number of times.
-    """
-    return _Respond.apply(m, s, scale, shift, power, rate, dims)[0]
-
-
-class _Respond(Function):
-    # Buffers are reused on both ways: half of the time of such a chain on a CPU is spent on fresh pages.
-
-    @staticmethod
-    def forward(m, s, scale, shift, power, rate, dims):
-        radial, time = _radial_and_time(s)
-        a = m * radial
-        if scale is not None:
-            a.mul_(scale)
-        if shift is not None:
-            a.addcmul_(time, shift, value=-1)
-        angle = asinh(a)
-        w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
-        n = w.square().sum(dims, keepdim=True)
-        value = asinhc(n)
-        return w.mul_(value / rate), angle, n, value, radial, time
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        _, s, scale, shift, power, rate, ctx.dims = inputs
-        ctx.rate = None if isinstance(rate, Tensor) else rate
-        ctx.mark_non_differentiable(*output[1:])
-        if (
-            not torch.compiler.is_compiling()
-        ):  # the compiler refuses the call, and drops unused zeros by itself
-            ctx.set_materialize_grads(False)
-        ctx.save_for_backward(s, scale, shift, power, *output[1:], rate if isinstance(rate, Tensor) else None)
-
-    @staticmethod
-    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this layer is differentiable once; build it with lean=False for second derivatives"
-            )
-        s, scale, shift, power, angle, n, value, radial, time, rate = ctx.saved_tensors
-        rate = ctx.rate if rate is None else rate
-        w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
-        shrink = value / rate
-        along = (grad * w).sum(ctx.dims, keepdim=True)
-        d_rate = -(along * shrink).sum() / rate if ctx.needs_input_grad[5] else None
-        d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
-        d.mul_(w.square_().add_(1).sqrt_())
-        d_power = (d * angle).sum_to_size(power.shape)
-        d.mul_(power).div_(torch.cosh(angle))
-        # d is now the slope in a; the products m are (a + time shift) / (radial scale), and enter in sums
-        # only.
-        slope = torch.sinh(angle).mul_(d)
-        d_shift = d_scale = None
-        d_s = slope.sum_to_size(s.shape)
-        if shift is not None:
-            d_time = (d * shift).sum_to_size(s.shape)
-            d_s = d_s + d_time * time
-            d_shift = -(d * time).sum_to_size(shift.shape)
-        if scale is not None:
-            d_scale = slope.sum_to_size(scale.shape)
-            d_scale = (d_scale if shift is None else d_scale - d_shift * shift) / scale
-            d.mul_(scale)
-        d_s = d_s / radial * _radial_slope(s, radial)
-        if shift is not None:
-            d_s = d_s - torch.where(s > MAX_ANGLE**2, 0.0, d_time * radial / 2)
-        return d.mul_(radial), d_s, d_scale, d_shift, d_power, d_rate, None

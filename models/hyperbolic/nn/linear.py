@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import Rate, planes, respond, respond_plain
+from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
 
