@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.server import command, ensure_server, environment
 from flows.settings import use_home
 from pipeline.__main__ import (
     CORES,
@@ -45,8 +45,9 @@ def journey(
 
     config = compose(source, grounder, recipe, assess_source=assess_source, taxonomy=taxonomy)
     config = override(config, assignments or [])
-    use_home(home)
     os.environ["HYCO_WORKERS"] = str(workers)
+    address = ensure_server(home)
+    typer.echo(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)
     from flows.journey import journey as flow
 
     result = flow(config, home)
@@ -61,20 +62,8 @@ def ui(
 ) -> None:
     """Serve the Prefect UI with the runs made under a home, on this machine only; Ctrl-C ends it."""
     use_home(home)
-    address = f"http://127.0.0.1:{port}"
-    # The pages ask port 4200 otherwise, whatever --port says.
-    os.environ["PREFECT_UI_API_URL"] = f"{address}/api"
-    typer.echo(f"Prefect UI: {address}/runs (Ctrl-C ends it)")
-    command = [
-        str(Path(sys.executable).parent / "prefect"),
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    raise typer.Exit(subprocess.call(command))
+    typer.echo(f"Prefect UI: http://127.0.0.1:{port}/runs (Ctrl-C ends it)")
+    raise typer.Exit(subprocess.call(command(port), env=environment(port)))
 
 
 def main() -> None:

@@ -68,8 +68,8 @@ def journey(scenes: Path, home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
 
 
-def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
-    """kill -9 the command itself, and nothing else, once `ready`; then see that its workers end by themselves."""
+def kill_when(process: subprocess.Popen[bytes], home: Path, ready: Callable[[], bool]) -> None:
+    """kill -9 the command itself, and nothing else, once `ready`; then see that all it had started ends by itself."""
     deadline = time.monotonic() + 300
     while not ready():
         assert process.poll() is None, (
@@ -79,15 +79,17 @@ def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> No
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    while left := _hyco_processes(process.pid):
+    while left := _left(process.pid, home):
         assert time.monotonic() < deadline, f"orphans go on: {left}"
         time.sleep(0.2)
 
 
-def _hyco_processes(session: int) -> list[str]:
-    """Commands of the killed command's session that still do our work (Prefect's own server is not ours)."""
-    listed = subprocess.run(["ps", "-s", str(session), "-o", "args="], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if "pipeline." in line and "defunct" not in line]
+def _left(session: int, home: Path) -> list[str]:
+    """Commands still running that the killed one had started: its workers, its server, training."""
+    own = subprocess.run(["ps", "-s", str(session), "-o", "args="], capture_output=True, text=True).stdout
+    every = subprocess.run(["ps", "-e", "-o", "args="], capture_output=True, text=True).stdout
+    training = [line for line in every.splitlines() if str(home) in line]
+    return [line for line in [*own.splitlines(), *training] if "defunct" not in line]
 
 
 def records(home: Path, stage: str) -> dict[Path, float]:
@@ -99,7 +101,7 @@ def test_a_journey_killed_in_every_stage_ends_as_if_nothing_had_happened(
 ) -> None:
     home = tmp_path / "home"
 
-    kill_when(journey(scenes, home), lambda: len(records(home, "detections")) >= 2)
+    kill_when(journey(scenes, home), home, lambda: len(records(home, "detections")) >= 2)
     mined = records(home, "detections")
     assert 2 <= len(mined) < 5
     for path in mined:
@@ -107,13 +109,13 @@ def test_a_journey_killed_in_every_stage_ends_as_if_nothing_had_happened(
         with Store(str(home)).open(record["detections"]["path"]) as file:
             assert read_detections(file).num_rows == record["detections"]["rows"]
 
-    kill_when(journey(scenes, home), lambda: len(records(home, "packs")) >= 1)
+    kill_when(journey(scenes, home), home, lambda: len(records(home, "packs")) >= 1)
     assert mined.items() <= records(home, "detections").items(), "what was mined has been mined again"
     assert len(records(home, "detections")) == 5
     packed = records(home, "packs")
 
     checkpoints = lambda: list(home.glob("runs/*/checkpoints/*"))  # noqa: E731
-    kill_when(journey(scenes, home), lambda: len(checkpoints()) >= 2)
+    kill_when(journey(scenes, home), home, lambda: len(checkpoints()) >= 2)
     assert packed.items() <= records(home, "packs").items(), "what was packed has been packed again"
     (log,) = home.glob("runs/*/log.jsonl")
     before = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]

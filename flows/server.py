@@ -1,0 +1,78 @@
+"""A Prefect server for the length of one command, where none is configured: on SQLite, loopback only, with the UI.
+
+Prefect's own temporary server outlives a command that is killed; this one is bound to the life of its parent.
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from flows.settings import use_home
+
+STARTUP_S = 120.0
+
+
+def ensure_server(home: str) -> str:
+    """Return the address of the API that flows of this process run against.
+
+    That is PREFECT_API_URL where the environment names one, else a server of our own, which ends with this process.
+    Call it before Prefect is imported. Raises RuntimeError when the server does not answer in time; its log is named.
+    """
+    folder = use_home(home)
+    if known := os.environ.get("PREFECT_API_URL"):
+        return known
+    assert "prefect" not in sys.modules, "Prefect reads its settings once, when it is imported"
+    port = _free_port()
+    log = folder / "server.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command(port), stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(port)
+        )
+    # Prefect empties its queues of logs and events when the interpreter exits. Exit handlers run last in, first out:
+    # registered before Prefect's, this one stops the server after they are empty.
+    atexit.register(process.terminate)
+    address = f"http://127.0.0.1:{port}/api"
+    _wait(process, f"{address}/health", log)
+    os.environ["PREFECT_API_URL"] = address
+    return address
+
+
+def command(port: int) -> list[str]:
+    """The server's command line, bound to the life of this process."""
+    guard = [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid())]
+    uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    return [*guard, *uvicorn, "--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"]
+
+
+def environment(port: int) -> dict[str, str]:
+    """The server's environment: its pages ask port 4200 unless they are told otherwise."""
+    return {
+        **os.environ,
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(process: subprocess.Popen[bytes], health: str, log: Path) -> None:
+    deadline = time.monotonic() + STARTUP_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the Prefect server ended with code {process.returncode}: see {log}")
+        try:
+            with urllib.request.urlopen(health, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"the Prefect server did not answer within {STARTUP_S:.0f} s: see {log}")
