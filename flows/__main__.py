@@ -48,8 +48,11 @@ def journey(
     os.environ["HYCO_WORKERS"] = str(workers)
     address = ensure_server(home)
     typer.echo(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)
+    from flows.common import quiet_terminal
     from flows.journey import journey as flow
 
+    if not os.environ.get("HYCO_DEBUG"):
+        quiet_terminal()
     result = flow(config, home)
     show_metrics(result["metrics"], Path(result["run_dir"]))
     typer.echo(f"Prefect UI with these runs: hyco ui --home {home}")

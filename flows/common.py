@@ -1,5 +1,6 @@
 """What the flows share: a shard becomes a task, and progress becomes an artifact one can watch."""
 
+import logging
 import os
 import threading
 import time
@@ -12,6 +13,8 @@ from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.logging.configuration import setup_logging
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pipeline.engine import Engine, WorkerDiedError, open_engine
@@ -87,6 +90,19 @@ class TaskEngine:
 def task_engine(verb: str) -> TaskEngine:
     """Open an engine of this host's workers whose calls are tasks of the current flow run."""
     return TaskEngine(verb, open_engine(worker_count()))
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """A filter for the terminal: no records that carry a traceback; a line with the error's text follows them."""
+    return not record.exc_info
+
+
+def quiet_terminal() -> None:
+    """Keep tracebacks out of the terminal (the Prefect UI has them), so that a user's mistake stays one line."""
+    setup_logging()  # Prefect does this at the first flow run; the second time it keeps the handlers
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(without_traceback)
 
 
 class ProgressArtifact:

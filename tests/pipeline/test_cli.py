@@ -1,6 +1,7 @@
 """A user's mistake is one line that names the value and the way out, exit code 2, no traceback."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -119,3 +120,14 @@ def test_a_run_of_another_architecture(packed_home: Path, capsys, monkeypatch) -
     small += ["--set", "model.vision.width=64"]
     said = fails(capsys, monkeypatch, "train", "--recipe", "demo", "--home", str(packed_home), *small)
     assert "another architecture" in said and "visual" in said
+
+
+def test_a_failing_journey_shows_no_traceback(source: Path, tmp_path: Path) -> None:
+    """Run as a program: Prefect logs the tracebacks of failed runs, which belong in its UI and not in the terminal."""
+    command = [sys.executable, "-m", "flows", "journey", "--source", str(source), "--grounder", GROUNDER]
+    command += ["--recipe", "demo", "--home", str(tmp_path / "home"), "--workers", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert "00000.tar" in ended.stderr.splitlines()[-1]
+    assert ended.stderr.splitlines()[-1].startswith("hyco: error:")
