@@ -162,12 +162,18 @@ def _leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
 
 def _environment() -> dict[str, str]:
     """Versions of what a result depends on, and this repository's commit where there is one."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": current_commit() or "unknown",
+    }
+
+
+def current_commit() -> str | None:
+    """The commit of this code, None outside a repository."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        found["commit"] = subprocess.run(
-            git, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        found = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        found["commit"] = "unknown"
-    return found
+        return None
+    return found.stdout.strip()

@@ -1,13 +1,12 @@
 """Where a result comes from: versions, commit, and the chain from source to run."""
 
 import platform
-import subprocess
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.runs import current_commit
 from storage.versions import Version
 
 
@@ -20,7 +19,7 @@ def provenance(run: dict[str, Any], dataset: Version) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "commit": run.get("environment", {}).get("commit") or _commit(),
+        "commit": run.get("environment", {}).get("commit") or current_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -45,18 +44,3 @@ def lineage(run: dict[str, Any], dataset: Version, metrics: dict[str, Any]) -> l
         ("Software", f"Python {metrics['versions']['python']}, torch {metrics['versions']['torch']}"),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def _commit() -> str | None:
-    """The commit of this code, None outside a repository."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
