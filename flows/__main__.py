@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+import pipeline.commands  # noqa: F401  registers the verbs that need no Prefect
 from flows.server import command, ensure_server, environment
 from flows.settings import use_home
-from pipeline.__main__ import (
+from pipeline.commands.app import (
     CORES,
     AssessSource,
     Assignments,

@@ -1,0 +1,4 @@
+"""The verbs of `hyco` that need no Prefect, one module for each group; importing this package registers them all."""
+
+from pipeline.commands import data as data
+from pipeline.commands import learning as learning

@@ -1,0 +1,96 @@
+"""The parts that every verb of `hyco` shares: the app, its options, what it prints and how it fails."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="hyco",
+    help="From captioned images to an assessed hyperbolic CLIP.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+Source = Annotated[
+    str,
+    typer.Option(
+        help="Captioned images: a folder of tars (webdataset, img2dataset), parquet, or jsonl with images."
+    ),
+]
+Grounder = Annotated[str, typer.Option(help="transformers:NAME_OR_DIR, onnx:FILE or groundingdino:DIR.")]
+Home = Annotated[str, typer.Option(help="Where everything Hyco makes is kept: a directory or an fsspec URL.")]
+Workers = Annotated[
+    int, typer.Option(help="Worker processes on this machine; 0 works in this process.", min=0)
+]
+Version = Annotated[str, typer.Option(help="Dataset version: its name, the start of it, or latest.")]
+RecipeName = Annotated[
+    str, typer.Option(help="Recipe of pipeline/recipes.py, such as demo, photos, hycoclip_vit_s.")
+]
+AssessSource = Annotated[
+    str | None,
+    typer.Option(help="Held-out captioned images; by default the val split of the dataset version."),
+]
+TaxonomyFile = Annotated[
+    str | None, typer.Option(help="taxonomy.json with the classes for zero-shot and hierarchy.")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the configuration; may be repeated."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def hyco(context: typer.Context) -> None:
+    """From captioned images to an assessed hyperbolic CLIP."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
+    """Print the numbers with their chance levels, and where the files lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.assess.table import COLUMNS, rows
+
+    table = Table(*COLUMNS)
+    for row in rows(metrics):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"report:  {folder / 'report.html'}\nmetrics: {folder / 'metrics.json'}", soft_wrap=True)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result as JSON."""
+    typer.echo(json.dumps(result, indent=2, default=str))
+
+
+def run_app(command: Callable[..., Any]) -> None:
+    """Run a typer app; a mistake of the user's becomes one line on stderr and exit code 2.
+
+    Users' mistakes are ValueError (its subclasses from pydantic, json and unicode too) and OSError, by the house rule
+    that our own invariants are asserts. HYCO_DEBUG=1 shows the traceback.
+    """
+    try:
+        sys.exit(command(standalone_mode=False) or 0)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("hyco: stopped; the same command goes on where it left off", file=sys.stderr)
+        sys.exit(130)
+    except (typer.TyperException, ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("HYCO_DEBUG"):
+            raise
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print("hyco: error:", " ".join(text.split()), file=sys.stderr)
+        sys.exit(1 if isinstance(error, RuntimeError) else 2)

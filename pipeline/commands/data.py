@@ -1,0 +1,103 @@
+"""Verbs of the data: mine, pack, verify, status, collect."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.app import (
+    CORES,
+    Assignments,
+    Grounder,
+    Home,
+    RecipeName,
+    Source,
+    Workers,
+    app,
+    show,
+)
+
+
+@app.command()
+def mine(
+    source: Source,
+    grounder: Grounder,
+    home: Home = "var",
+    workers: Workers = CORES,
+    assignments: Assignments = None,
+) -> None:
+    """Find the nouns of every caption and the boxes of every noun.
+
+    --set takes fields of MineConfig: per_phrase=32, nouns.batch_size=64 ...
+    """
+    from pipeline.config import override
+    from pipeline.engine import open_engine
+    from pipeline.mine import MineConfig, mine_all
+
+    config = override(MineConfig(source=source, grounder=grounder), assignments or [])
+    with open_engine(workers) as engine:
+        show(mine_all(config, home, engine))
+
+
+@app.command()
+def pack(
+    source: Source,
+    grounder: Grounder,
+    recipe: RecipeName = "hycoclip_vit_s",
+    home: Home = "var",
+    workers: Workers = CORES,
+    assignments: Assignments = None,
+) -> None:
+    """Cut crops from the mined boxes and publish a dataset version. Runs no detector.
+
+    The packing suits the recipe; --set takes fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.1 ...
+    """
+    from pipeline import pack as packing
+    from pipeline.config import override
+    from pipeline.engine import open_engine
+    from pipeline.journey import compose
+
+    config = override(compose(source, grounder, recipe), assignments or [])
+    with open_engine(workers) as engine:
+        version = packing.pack(config.mine, config.pack, home, engine)
+    show({"version": version.name, "counts": version.counts})
+
+
+@app.command()
+def verify(
+    version: Annotated[str, typer.Argument(help="Version name or latest.")] = "latest", home: Home = "var"
+) -> None:
+    """Prove a dataset version intact: every hash, every count. Exit code 1 when it is not."""
+    from storage.store import Store
+    from storage.versions import Versions
+
+    versions = Versions(Store(home))
+    found = versions.load(version)
+    problems = versions.verify(found)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    shards = sum(len(split) for split in found.shards.values())
+    typer.echo(f"{found.name}: {shards} shards, {found.counts['images']:,} images, intact")
+
+
+@app.command()
+def status(home: Home = "var") -> None:
+    """List what a home holds: mined units, dataset versions, runs."""
+    from pipeline.status import report
+
+    for line in report(home):
+        typer.echo(line)
+
+
+@app.command()
+def collect(
+    home: Home = "var",
+    older_than_hours: Annotated[float, typer.Option(help="Leave younger files alone.", min=0)] = 24,
+) -> None:
+    """Delete files that no record and no version names: what killed workers left behind."""
+    from storage.garbage import collect as collect_garbage
+    from storage.store import Store
+
+    removed = collect_garbage(Store(home), older_than_hours * 3600)
+    typer.echo(f"{len(removed)} files removed from {home}")

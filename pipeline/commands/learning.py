@@ -1,0 +1,88 @@
+"""Verbs of the model: train and assess."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.app import (
+    AssessSource,
+    Assignments,
+    Home,
+    RecipeName,
+    TaxonomyFile,
+    Version,
+    app,
+    show,
+    show_metrics,
+)
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    home: Home = "var",
+    version: Version = "latest",
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run; made of recipe and version by default.")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Training processes: one for each GPU.", min=1)] = 1,
+    assignments: Assignments = None,
+) -> None:
+    """Train a recipe on a dataset version, or go on where it stopped.
+
+    --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
+    """
+    from pipeline.config import override
+    from pipeline.journey import run_dir
+    from pipeline.launch import launch
+    from pipeline.recipes import by_name
+    from pipeline.runs import prepare
+    from storage.store import Store
+    from storage.versions import Versions
+
+    chosen = override(by_name(recipe), assignments or [])
+    name = Versions(Store(home)).load(version).name
+    folder = run_dir(home, chosen, name, run)
+    prepare(folder, home, name, chosen)
+    show({"run_dir": str(folder), **launch(folder, processes)})
+
+
+@app.command()
+def assess(
+    run: Annotated[str, typer.Option(help="Directory of the run, or its name in HOME/runs.")],
+    home: Home = "var",
+    assess_source: AssessSource = None,
+    taxonomy: TaxonomyFile = None,
+    assignments: Assignments = None,
+) -> None:
+    """Measure a trained run; writes metrics.json and report.html into it.
+
+    --set takes fields of AssessConfig: max_images=1000 ...
+    """
+    from pipeline import assess as assessing
+    from pipeline import journey
+    from pipeline.config import override
+    from pipeline.runs import RunConfig
+
+    folder = Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
+    known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
+    mined, packed, version = journey.mined_of(known.version, home)
+    held = mined.replace(source=assess_source) if assess_source else None
+    try:
+        found = journey.mining_report(mined, packed, home, version, held)
+    except ValueError as error:  # the held-out source need not be mined to be assessed on
+        typer.echo(f"mining is left out of the report: {error}", err=True)
+        found = None
+    metrics = assessing.assess(
+        folder,
+        home,
+        known.version,
+        assess_source,
+        taxonomy,
+        found,
+        config=override(assessing.AssessConfig(), assignments or []),
+    )
+    show_metrics(metrics, folder)
