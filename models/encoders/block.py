@@ -3,10 +3,19 @@
 Legend: B batch, N tokens, D width.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+def activate(x: Float[Tensor, "*B D"], kind: Activation) -> Float[Tensor, "*B D"]:
+    """GELU (Hendrycks and Gimpel 2016), or its approximation x sigmoid(1.702 x) that OpenAI's CLIP was trained with."""
+    return F.gelu(x) if kind == "gelu" else x * torch.sigmoid(1.702 * x)
 
 
 def attend(
@@ -38,18 +47,27 @@ class Block(nn.Module):
     (2 width depth)^-1/2 out of it, so that the sum over the `depth` blocks keeps its size.
     """
 
-    def __init__(self, width: int, heads: int, depth: int, mlp_ratio: float, causal: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int,
+        mlp_ratio: float,
+        causal: bool,
+        activation: Activation = "gelu",
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(
                 f"width {width} is not a multiple of {heads} heads; choose another number of heads"
             )
         hidden = round(width * mlp_ratio)
-        self.heads, self.causal = heads, causal
-        self.attention_norm = nn.LayerNorm(width)
+        self.heads, self.causal, self.activation = heads, causal, activation
+        self.attention_norm = nn.LayerNorm(width, norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width, norm_eps)
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
         outward = (2 * width * depth) ** -0.5
@@ -75,13 +93,17 @@ class Block(nn.Module):
             q, k, v = self.qkv(normed).chunk(3, -1)
         else:
             row = torch.arange(b, device=x.device)
-            weights, biases = self.qkv.weight.split([d, 2 * d]), self.qkv.bias.split([d, 2 * d])
-            q = F.linear(normed[row, at][:, None], weights[0], biases[0])
-            k, v = F.linear(normed, weights[1], biases[1]).chunk(2, -1)
+            if type(self.qkv) is nn.Linear:
+                weights, biases = self.qkv.weight.split([d, 2 * d]), self.qkv.bias.split([d, 2 * d])
+                q = F.linear(normed[row, at][:, None], weights[0], biases[0])
+                k, v = F.linear(normed, weights[1], biases[1]).chunk(2, -1)
+            else:  # wrapped by an adapter (models/lora.py), which counts only where the layer is called
+                q, k, v = self.qkv(normed).chunk(3, -1)
+                q = q[row, at][:, None]
             x = x[row, at][:, None]
             if causal:
                 causal, seen = False, (torch.arange(n, device=x.device) <= at[:, None])[:, None, None]
         q, k, v = (y.view(b, -1, self.heads, d // self.heads).transpose(1, 2) for y in (q, k, v))
         attended = attend(q, k, v, causal, seen)
         x = x + self.attention_out(attended.transpose(1, 2).reshape(x.shape))
-        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        return x + self.mlp_out(activate(self.mlp_in(self.mlp_norm(x)), self.activation))

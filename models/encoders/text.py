@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.encoders.block import Block
+from models.encoders.block import Activation, Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class TextConfig:
     heads: int = 8
     mlp_ratio: float = 4.0
     end_token: int = 49407
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         if not 0 <= self.end_token < self.vocab_size:
@@ -45,10 +47,18 @@ class TextTransformer(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.depth, config.mlp_ratio, causal=True)
+            Block(
+                config.width,
+                config.heads,
+                config.depth,
+                config.mlp_ratio,
+                causal=True,
+                activation=config.activation,
+                norm_eps=config.norm_eps,
+            )
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 

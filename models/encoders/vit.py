@@ -1,22 +1,30 @@
-"""Vision transformer with class-token pooling and fixed 2-D sine-cosine positions.
+"""Vision transformer with class-token pooling.
 
-Dosovitskiy et al. 2021 (ViT); positions and pooling as in MoCo v3 (Chen et al. 2021), which MERU and HyCoCLIP
-use. Legend: B batch, C channels, H W space, N tokens, D width.
+Dosovitskiy et al. 2021 (ViT); by default fixed 2-D sine-cosine positions as in MoCo v3 (Chen et al. 2021), which
+MERU and HyCoCLIP use; learned positions and a norm before the first block make it CLIP's (Radford et al. 2021).
+Legend: B batch, C channels, H W space, N tokens, D width.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.encoders.block import Block
+from models.encoders.block import Activation, Block
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Shape of the image tower; the defaults are ViT-S/16 at 224 pixels with the paper's 12 heads."""
+    """Shape of the image tower; the defaults are ViT-S/16 at 224 pixels with the paper's 12 heads.
+
+    Attributes:
+        positions: "sincos" (computed, not saved), "fixed" (not learned, saved with the weights: those of a
+            published checkpoint, whose grid may be laid out otherwise) or "learned".
+        first_norm: a norm of the tokens before the first block, as CLIP has it.
+        patch_bias: whether the patch embedding has a bias; CLIP's has none.
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -26,6 +34,11 @@ class VisionConfig:
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
+    positions: Literal["sincos", "fixed", "learned"] = "sincos"
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-5
+    first_norm: bool = False
+    patch_bias: bool = True
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -33,7 +46,7 @@ class VisionConfig:
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
                 f"{self.image_size // self.patch_size * self.patch_size} is"
             )
-        if self.width % 4:
+        if self.positions != "learned" and self.width % 4:
             raise ValueError(
                 f"vision width {self.width} must be a multiple of 4 for 2-D sine-cosine positions"
             )
@@ -62,18 +75,32 @@ class VisionTransformer(nn.Module):
         self.config = config
         side = config.image_size // config.patch_size
         values = 3 * config.patch_size**2
-        self.patch = nn.Linear(values, config.width)
+        self.patch = nn.Linear(values, config.width, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        # Fixed and derived from the config, so neither learned nor saved.
         self.positions: Tensor
-        self.register_buffer("positions", sincos_positions(side, config.width), persistent=False)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(1 + side**2, config.width))
+            nn.init.normal_(self.positions, std=config.width**-0.5)
+        else:  # "sincos" follows from the config and need not be saved
+            saved = config.positions == "fixed"
+            self.register_buffer("positions", sincos_positions(side, config.width), persistent=saved)
+        self.first_norm = nn.LayerNorm(config.width, config.norm_eps) if config.first_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.depth, config.mlp_ratio, causal=False)
+            Block(
+                config.width,
+                config.heads,
+                config.depth,
+                config.mlp_ratio,
+                causal=False,
+                activation=config.activation,
+                norm_eps=config.norm_eps,
+            )
             for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
         nn.init.normal_(self.patch.weight, std=values**-0.5)
-        nn.init.zeros_(self.patch.bias)
+        if config.patch_bias:
+            nn.init.zeros_(self.patch.bias)
         nn.init.normal_(self.class_token, std=0.02)
 
     def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N V"]:
@@ -93,7 +120,7 @@ class VisionTransformer(nn.Module):
         """Normalised pixels [B, 3, S, S] -> [B, width]."""
         x = self.patch(self.patches(pixels))
         x = torch.cat([self.class_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
-        x = x + self.positions.to(x.dtype)
+        x = self.first_norm(x + self.positions.to(x.dtype))
         first = torch.zeros(len(x), dtype=torch.long, device=x.device)
         for block in self.blocks[:-1]:
             x = block(x)
