@@ -1,7 +1,8 @@
 """Dual encoder: an image tower and a text tower whose features are lifted into one space.
 
 In Lorentz geometry an embedding is exp_0(exp(a) W f), a point of the hyperboloid given by its space part
-(MERU, Desai et al. 2023); in Euclidean geometry it is W f / |W f| (CLIP, Radford et al. 2021).
+(MERU, Desai et al. 2023); in a product of k hyperboloids W f is cut into k pieces and each is lifted into its
+own factor (PHyCLIP, ICLR 2026); in Euclidean geometry it is W f / |W f| (CLIP, Radford et al. 2021).
 Legend: B batch, C channels, H W space, N tokens, D embedding dim, F tower width.
 """
 
@@ -18,13 +19,16 @@ from torch.nn import functional as F
 
 from models.encoders.text import TextConfig, TextTransformer
 from models.encoders.vit import VisionConfig, VisionTransformer
-from models.hyperbolic import lorentz
+from models.hyperbolic import lorentz, product
 from models.objectives import Geometry, scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Towers, space and learned scalars of a dual encoder."""
+    """Towers, space and learned scalars of a dual encoder.
+
+    `factors` hyperboloids of dim / factors dimensions make the space of geometry "product".
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -32,6 +36,7 @@ class ClipConfig:
     text: TextConfig = field(default_factory=TextConfig)
     dim: int = 512
     geometry: Geometry = "lorentz"
+    factors: int = 1
     curvature: float = 1.0
     curvature_min: float = 0.1
     curvature_max: float = 10.0
@@ -50,6 +55,12 @@ class ClipConfig:
             raise ValueError(
                 f"temperature {self.temperature} must be at least 1/max_scale = {1 / self.max_scale}"
             )
+        if self.factors < 1 or self.dim % self.factors:
+            raise ValueError(f"factors {self.factors} must divide dim {self.dim}")
+        if self.factors > 1 and self.geometry != "product":
+            raise ValueError(
+                f"factors {self.factors} need geometry 'product', not '{self.geometry}': set it, or factors=1"
+            )
         if min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_std {self.pixel_std} must be positive")
 
@@ -67,10 +78,13 @@ class DualEncoder(nn.Module):
         for projection in (self.visual_projection, self.textual_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
-        if config.geometry == "lorentz":
-            self.visual_alpha = nn.Parameter(torch.tensor(-0.5 * math.log(config.dim)))
-            self.textual_alpha = nn.Parameter(torch.tensor(-0.5 * math.log(config.dim)))
-            self.log_curvature = nn.Parameter(torch.tensor(math.log(config.curvature)))
+        if config.geometry != "euclid":
+            # At the start a point is about 1 from the origin, in every factor of a product.
+            alpha = -0.5 * math.log(config.dim // config.factors)
+            self.visual_alpha = nn.Parameter(torch.tensor(alpha))
+            self.textual_alpha = nn.Parameter(torch.tensor(alpha))
+            shape = (config.factors,) if config.geometry == "product" else ()
+            self.log_curvature = nn.Parameter(torch.full(shape, math.log(config.curvature)))
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
@@ -78,7 +92,7 @@ class DualEncoder(nn.Module):
 
     @property
     def curvature(self) -> Tensor:
-        """c > 0 of the space, 0-dim; a constant 0 in Euclidean geometry."""
+        """c > 0 of the space, 0-dim, or [k] of the factors; a constant 0 in Euclidean geometry."""
         if self.config.geometry == "euclid":
             return self.log_scale.new_zeros(())
         return self.log_curvature.float().exp()
@@ -99,7 +113,10 @@ class DualEncoder(nn.Module):
             projected = projected.float()
             if log_alpha is None:
                 return F.normalize(projected, dim=-1)
-            return lorentz.exp0(log_alpha.float().exp() * projected, self.curvature)
+            scaled = log_alpha.float().exp() * projected
+            if self.config.geometry == "product":
+                return product.exp0(scaled, self.curvature, self.config.factors)
+            return lorentz.exp0(scaled, self.curvature)
 
     def project_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """W f of normalised pixels, before the lift."""
@@ -119,11 +136,11 @@ class DualEncoder(nn.Module):
 
     def lift_image(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """`lift` with the images' alpha."""
-        return self.lift(projected, self.visual_alpha if self.config.geometry == "lorentz" else None)
+        return self.lift(projected, None if self.config.geometry == "euclid" else self.visual_alpha)
 
     def lift_text(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """`lift` with the texts' alpha."""
-        return self.lift(projected, self.textual_alpha if self.config.geometry == "lorentz" else None)
+        return self.lift(projected, None if self.config.geometry == "euclid" else self.textual_alpha)
 
     def score(self, a: Float[Tensor, "Q D"], b: Float[Tensor, "K D"]) -> Float[Tensor, "Q K"]:
         """Similarity of all pairs: minus distance (never a cosine of Lorentz points), or Euclidean cosine."""
@@ -154,7 +171,7 @@ class DualEncoder(nn.Module):
     def constrain_(self) -> None:
         """Bring the learned scalars back into their ranges; called after each optimiser step."""
         self.log_scale.clamp_(max=math.log(self.config.max_scale))
-        if self.config.geometry == "lorentz":
+        if self.config.geometry != "euclid":
             self.visual_alpha.clamp_(max=0)
             self.textual_alpha.clamp_(max=0)
             self.log_curvature.clamp_(

@@ -1,7 +1,8 @@
 """The training loss as two tables of rows: contrast (who finds whom) and entailment (who contains whom).
 
-HyCoCLIP (Pal et al., ICLR 2025, arXiv 2410.06912), MERU (Desai et al., ICML 2023) and CLIP (Radford et al.
-2021) are different rows of the same tables. Legend: B samples and P boxes of this process, K keys of all
+HyCoCLIP (Pal et al., ICLR 2025, arXiv 2410.06912), PHyCLIP (ICLR 2026, the same rows in a product of
+hyperboloids), MERU (Desai et al., ICML 2023) and CLIP (Radford et al. 2021) are different rows of the same
+tables. Legend: B samples and P boxes of this process, K keys of all
 processes, D dim. A node is a set of embeddings of one type: "image" and "text" have a row a sample,
 "image_box" and "text_box" a row a box, and `owner` [P] tells to which sample of the batch each box belongs.
 """
@@ -15,11 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz
+from models.hyperbolic import lorentz, product
 
 Node = Literal["image", "text", "image_box", "text_box"]
 Whole = Literal["image", "text"]
-Geometry = Literal["lorentz", "euclid"]
+Geometry = Literal["lorentz", "product", "euclid"]
 NODES: tuple[Node, ...] = get_args(Node)
 WHOLE_PAIRS: tuple[tuple[Node, Whole], ...] = (("image", "text"), ("text", "image"))
 BOX_PAIRS: tuple[tuple[Node, Whole], ...] = (*WHOLE_PAIRS, ("image_box", "text"), ("text_box", "image"))
@@ -108,9 +109,12 @@ def scores(
     key: Float[Tensor, "K D"],
     curvature: Tensor | float = 1.0,
 ) -> Float[Tensor, "Q K"]:
-    """Similarity of all pairs: minus the distance of Lorentz points, the cosine of Euclidean unit vectors."""
+    """Similarity of all pairs: minus the distance of Lorentz points (of a product, minus the mean of its factors'
+    distances; it has as many as `curvature` [k] has entries), the cosine of Euclidean unit vectors."""
     if geometry == "lorentz":
         return -lorentz.pairwise_distance(query, key, curvature)
+    if geometry == "product":
+        return -product.pairwise_distance(query, key, curvature, _factors(curvature))
     return query @ key.T
 
 
@@ -130,7 +134,7 @@ def loss(
         nodes: embeddings by node name; the box nodes may be absent if no row uses them, and may be empty.
         owner: which sample of this process's batch each box belongs to.
         scale: inverse temperature, a factor of the scores.
-        curvature: c > 0; unused in Euclidean geometry.
+        curvature: c > 0, 0-dim, or [k] for a product; unused in Euclidean geometry.
         distributed: take the keys of all ranks. Every rank needs the same B (not the same P); the mean of the
             ranks' losses, and of their gradients, is then what one process with the whole batch would have.
         entailment_share: factor of all entailment weights, for a recipe that lets them rise.
@@ -160,16 +164,23 @@ def loss(
             terms[f"contrast/{row.query}>{row.key}"] = term.detach()
         for row in config.entailment:
             if geometry == "euclid":
-                raise ValueError("entailment rows need geometry 'lorentz'; drop them or change the geometry")
+                raise ValueError("entailment rows need geometry 'lorentz' or 'product'; drop them or change it")
             general, specific = nodes[row.general], nodes[row.specific]
             if row.general in BOXES and row.specific not in BOXES:
                 specific = specific[owner]
+            if geometry == "product":
+                general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
             angle = lorentz.exterior_angle(general, specific, curvature)
             cone = lorentz.half_aperture(general, curvature, config.aperture)
-            term = average(row.general, F.relu(angle - row.eta * cone))
+            outside = F.relu(angle - row.eta * cone)
+            term = average(row.general, outside.mean(-1) if geometry == "product" else outside)
             total = total + entailment_share * row.weight * term
             terms[f"entail/{row.general}>{row.specific}"] = term.detach()
     return total, terms
+
+
+def _factors(curvature: Tensor | float) -> int:
+    return curvature.numel() if isinstance(curvature, Tensor) else 1
 
 
 class _Gather(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Recipes: functions that compose the configuration of a training run, by name.
 
-HyCoCLIP, MERU, CLIP and CLIP + boxes are one trainer with other rows of the objective and another geometry.
+HyCoCLIP, PHyCLIP, MERU, CLIP and CLIP + boxes are one trainer with other rows of the objective and another
+geometry.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,13 @@ from pydantic import Field, model_validator
 from models.clip import ClipConfig
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
-from models.objectives import ObjectiveConfig, clip_objective, hycoclip_objective, meru_objective
+from models.objectives import (
+    Geometry,
+    ObjectiveConfig,
+    clip_objective,
+    hycoclip_objective,
+    meru_objective,
+)
 from pipeline.config import Config, ConfigError, nearest
 from pipeline.views import DataConfig
 
@@ -75,7 +82,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.objective.entailment and self.model.geometry == "euclid":
-            raise ValueError("entailment rows need geometry 'lorentz': drop the rows or change the geometry")
+            raise ValueError("entailment rows need geometry 'lorentz' or 'product': drop the rows or change the geometry")
         if not self.objective.contrast:
             raise ValueError(
                 "an objective without contrast rows learns nothing: add (image, text), (text, image)"
@@ -147,22 +154,27 @@ def photos() -> Recipe:
     )
 
 
-def _family(
-    base: Recipe, name: str, objective: ObjectiveConfig, geometry: Literal["lorentz", "euclid"]
-) -> Recipe:
-    """The same towers and schedule under another objective."""
-    return base.replace(name=name, objective=objective, model=replace(base.model, geometry=geometry))
+FACTOR_DIM = 8
+"""Dimensions of a PHyCLIP factor; an embedding of 512 has 64 of them."""
+
+
+def _family(base: Recipe, name: str, objective: ObjectiveConfig, geometry: Geometry) -> Recipe:
+    """The same towers and schedule under another objective or in another space."""
+    factors = base.model.dim // FACTOR_DIM if geometry == "product" else 1
+    model = replace(base.model, geometry=geometry, factors=factors)
+    return base.replace(name=name, objective=objective, model=model)
 
 
 def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], Recipe]]:
-    """MERU, CLIP and CLIP + boxes of a size; `stem` has a place for the family's name."""
+    """The other members of the family in a size; `stem` has a place for the member's name."""
 
-    def named(family: str, objective: ObjectiveConfig, geometry: Literal["lorentz", "euclid"]):
+    def named(family: str, objective: ObjectiveConfig, geometry: Geometry):
         name = stem.format(family)
         return name, lambda: _family(base(), name, objective, geometry)
 
     return dict(
         [
+            named("phyclip", hycoclip_objective(), "product"),
             named("meru", meru_objective(), "lorentz"),
             named("clip", clip_objective(), "euclid"),
             named("clip_boxes", clip_objective(boxes=True), "euclid"),

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.hyperbolic import product
+
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -54,11 +56,14 @@ def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def radii(nodes: dict[str, Tensor], curvature: Tensor) -> dict[str, dict[str, float]]:
-    """sqrt(c)|x| by node type: mean and quantiles. Waits for the device; called at logged steps only."""
+    """sqrt(c)|x| by node type: mean and quantiles. Waits for the device; called at logged steps only.
+
+    With curvatures [k] of a product, a point's radius is the mean over its factors.
+    """
     report = {}
     for name, points in nodes.items():
         if len(points):
-            radius = (curvature.sqrt() * points.float().norm(dim=-1)).cpu()
+            radius = product.radii(points.float(), curvature).mean(-1).cpu()
             quantiles = torch.quantile(radius, torch.tensor(QUANTILES)).tolist()
             named = {f"q{round(100 * q):02d}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
             report[name] = {"mean": radius.mean().item(), **named}

@@ -210,8 +210,11 @@ def _train(
                         "seconds_here": spent,
                         "substituted": substituted,
                     }
-                    if recipe.model.geometry == "lorentz":
-                        line |= {"curvature": curvature.item(), "radius": radii(nodes, curvature.detach())}
+                    if recipe.model.geometry != "euclid":
+                        c = curvature.detach()
+                        line |= {"curvature": c.mean().item(), "radius": radii(nodes, c)}
+                        if recipe.model.geometry == "product":
+                            line |= {"curvature_least": c.min().item(), "curvature_most": c.max().item()}
                     log.write(step, line)
                     progress.label = f"train, loss {line['loss']:.3f}"
                 waited, window_steps = 0.0, 0

@@ -64,6 +64,11 @@ def exterior_angle(x: Tensor, y: Tensor, c: Curvature, factors: int) -> Tensor:
     return lorentz.exterior_angle(split(x, factors), split(y, factors), c)
 
 
+def radii(x: Tensor, c: Tensor) -> Tensor:
+    """sqrt(c_i)|x_i| of every factor, c 0-dim or [k]: [..., k*d] -> [..., k]."""
+    return c.sqrt() * split(x, c.numel()).norm(dim=-1)
+
+
 def _reduction(reduce: Reduce) -> Callable[[Tensor], Tensor]:
     if reduce not in _REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(_REDUCTIONS)}; got {reduce!r}")

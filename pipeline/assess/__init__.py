@@ -192,13 +192,13 @@ def _measure(
 
 
 def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed: int) -> dict[str, Any] | str:
-    if embedder.curvature is None:
+    if embedder.curvatures is None:
         return "the model is Euclidean: it has no curvature and no cones"
     objective = run.get("recipe", {}).get("objective", {})
     rows = [Cone(row["general"], row["specific"], row["eta"]) for row in objective.get("entailment") or ()]
     k = objective.get("aperture", 0.1)
     cones = rows or HYCOCLIP_CONES  # an objective without cones is still asked where HyCoCLIP's would hold
-    return geometry_report(embedded.nodes(), embedded.pairs(), embedder.curvature, k, cones, seed)
+    return geometry_report(embedded.nodes(), embedded.pairs(), embedder.curvatures, k, cones, seed)
 
 
 def _classify(
@@ -248,8 +248,8 @@ def _shown(
     side = config.picture_side
     if len(embedded.captions.texts):
         shown["neighbours"] = show.neighbours(embedder, embedded, config.answers, 4, side, config.seed)
-    if embedder.curvature is not None:
-        c = embedder.curvature
+    if embedder.curvatures is not None:
+        c = embedder.curvatures
         nodes = embedded.nodes().items()
         shown["radii"] = {name: radii(n.points, c)[n.occurrences] for name, n in nodes if len(n.occurrences)}
     if answered and tree:

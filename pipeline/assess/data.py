@@ -57,8 +57,15 @@ class Embedder:
 
     @property
     def curvature(self) -> float | None:
-        """c of the hyperboloid; None in Euclidean geometry, where there is none."""
-        return None if self.model.config.geometry == "euclid" else float(self.model.curvature)
+        """c of the hyperboloid (the mean of a product's); None in Euclidean geometry, where there is none."""
+        return None if self.curvatures is None else float(self.curvatures.mean())
+
+    @property
+    def curvatures(self) -> Float[Tensor, " k"] | None:
+        """c of each factor, one of a plain hyperboloid; None in Euclidean geometry."""
+        if self.model.config.geometry == "euclid":
+            return None
+        return self.model.curvature.detach().reshape(-1)
 
     def encode_image(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[Tensor, "B D"]:
         """Whole images of any size -> points."""

@@ -3,6 +3,9 @@
 r = sqrt(c)|x| is the radius in units of the curvature; a cone is saturated (it holds the half-space, hence
 says little) where r <= 2K. A pair is satisfied when the exterior angle f(general, specific) is at most
 eta * w(general), the condition that training pushes for (mathematics.md, section 1, geometry report).
+
+In a product of k hyperboloids every factor has its own radius and its own cone: the radius of a point is then
+the mean over its factors, and the shares of saturated cones and of satisfied pairs count each factor's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.hyperbolic import lorentz
+from models.hyperbolic import lorentz, product
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NODES = ("text_box", "image_box", "text", "image")
@@ -45,9 +48,20 @@ class Points:
     occurrences: Int[np.ndarray, " M"]
 
 
-def radii(points: Float[Tensor, "N D"], c: float) -> Float[np.ndarray, " N"]:
-    """sqrt(c)|x| of each point."""
-    return (points.double().norm(dim=-1) * c**0.5).cpu().numpy()
+def factor_radii(
+    points: Float[Tensor, "N D"], c: float | Float[Tensor, " k"]
+) -> Float[np.ndarray, "N k"]:
+    """sqrt(c)|x| of each point in each factor."""
+    return product.radii(points.double(), _vector(c, points)).cpu().numpy()
+
+
+def radii(points: Float[Tensor, "N D"], c: float | Float[Tensor, " k"]) -> Float[np.ndarray, " N"]:
+    """sqrt(c)|x| of each point, the mean over the factors of a product."""
+    return factor_radii(points, c).mean(1)
+
+
+def _vector(c: float | Float[Tensor, " k"], like: Tensor) -> Float[Tensor, " k"]:
+    return torch.as_tensor(c, dtype=torch.float64, device=like.device).reshape(-1)
 
 
 def shuffle(pairs: Int[np.ndarray, "N 2"], seed: int) -> Int[np.ndarray, "M 2"]:
@@ -66,10 +80,15 @@ def shuffle(pairs: Int[np.ndarray, "N 2"], seed: int) -> Int[np.ndarray, "M 2"]:
 
 
 def cone_report(
-    cone: Cone, general: Float[Tensor, "N D"], specific: Float[Tensor, "N D"], c: float, k: float
+    cone: Cone,
+    general: Float[Tensor, "N D"],
+    specific: Float[Tensor, "N D"],
+    c: float | Float[Tensor, " k"],
+    k: float,
 ) -> dict[str, float]:
     """Share satisfied and the mean exterior angle and half-aperture (degrees) of N aligned pairs."""
-    general, specific = general.double(), specific.double()
+    c = _vector(c, general)
+    general, specific = (product.split(x.double(), len(c)) for x in (general, specific))
     angle = lorentz.exterior_angle(general, specific, c)
     aperture = lorentz.half_aperture(general, c, k)
     return {
@@ -93,17 +112,20 @@ def radius_summary(values: Float[np.ndarray, " M"]) -> dict[str, float]:
 def geometry_report(
     nodes: Mapping[str, Points],
     pairs: Mapping[tuple[str, str], Int[np.ndarray, "N 2"]],
-    c: float,
+    c: float | Float[Tensor, " k"],
     k: float = 0.1,
     cones: Sequence[Cone] = HYCOCLIP_CONES,
     seed: int = 0,
 ) -> dict:
-    """curvature, radius, saturated, satisfied, order: see the module. Node types without points are left out.
+    """curvature (the mean of a product's, and all of them as "curvatures"), radius, saturated, satisfied,
+    order: see the module. Node types without points are left out.
 
     `pairs` maps (general, specific) to indices of true pairs. "order" says for each ordered couple of node
     types whether the mean radius of the first is smaller, and in which share of true pairs it is.
     """
-    radius = {name: radii(points.points, c) for name, points in nodes.items() if len(points.occurrences)}
+    each = {n: factor_radii(points.points, c) for n, points in nodes.items() if len(points.occurrences)}
+    edge = {name: (values <= 2 * k).mean(1)[nodes[name].occurrences] for name, values in each.items()}
+    radius = {name: values.mean(1) for name, values in each.items()}
     spread = {name: values[nodes[name].occurrences] for name, values in radius.items()}
     satisfied = {}
     for cone in cones:
@@ -127,11 +149,13 @@ def geometry_report(
             if true is not None and len(true):
                 entry["pairs"] = float((radius[first][true[:, 0]] < radius[second][true[:, 1]]).mean())
             order[f"{first}<{second}"] = entry
+    curvatures = np.ravel(torch.as_tensor(c).cpu().numpy()).tolist()
     return {
-        "curvature": c,
+        "curvature": float(np.mean(curvatures)),
+        **({"curvatures": curvatures} if len(curvatures) > 1 else {}),
         "k": k,
         "radius": {name: radius_summary(spread[name]) for name in NODES if name in spread},
-        "saturated": {name: float((spread[name] <= 2 * k).mean()) for name in NODES if name in spread},
+        "saturated": {name: float(edge[name].mean()) for name in NODES if name in edge},
         "satisfied": satisfied,
         "order": order,
     }
