@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate, cosh_sinhc, to_tangent
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
@@ -23,7 +24,7 @@ class ResidualAdd(HyperbolicModule):
     """`residual_add` as a layer: two tensors of one shape, points' coordinates along `dim` (default:
     channels)."""
 
-    def __init__(self, dim: int = 1, c=1.0, model: str = "poincare") -> None:
+    def __init__(self, dim: int = 1, c: float | Curvature = 1.0, model: str = "poincare") -> None:
         super().__init__(c, model)
         self.dim = dim
 
