@@ -1,0 +1,90 @@
+"""Labelled image sets, read where they lie: `open_labelled("cifar10:../shared/data/cifar10", "test")`.
+
+A set is named NAME:DIR. NAME picks the adapter, which knows the layouts the set is published in; DIR is its
+folder, or its tar, which is read without being extracted. What is said of a set besides its files (prompts,
+readable names) lies in sets/NAME.toml.
+"""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.labelled.files import Files, TarFiles, archives, open_places
+from pipeline.labelled.layouts import Labelled
+from pipeline.labelled.registry import ADAPTERS, Adapter
+
+SPLITS = ("train", "test", "all")
+
+
+class LabelledSet(Protocol):
+    """Images with one label each.
+
+    Attributes:
+        name: of the set, such as "cifar10".
+        classes: ids of the classes, in label order.
+        names: readable names of each class, at least one.
+        labels: int64 [N].
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]: ...  # noqa: D102
+    @property
+    def labels(self) -> np.ndarray: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3] RGB; ValueError naming the file where it cannot be decoded."""
+        ...
+
+
+def open_labelled(spec: str, split: str = "test") -> LabelledSet:
+    """Open the split of a set.
+
+    Args:
+        spec: NAME:DIR, such as "cifar10:../shared/data/cifar10"; NAME "folder" is any folder of class folders.
+        split: "train", "test" or "all". Where a set publishes no labelled test part its validation part is
+            the test; where it publishes no parts at all a fifth, chosen by the hash of the file name, is.
+
+    Raises:
+        ValueError: not NAME:DIR, an unknown name or split, files that contradict the layout.
+        FileNotFoundError: no such DIR, or it lacks a file of the layout; the text names both.
+    """
+    name, colon, place = spec.partition(":")
+    if not colon or not place:
+        raise ValueError(f"'{spec}' is not NAME:DIR, such as cifar10:data/cifar10")
+    adapter = ADAPTERS.get(name)
+    if adapter is None:
+        near = difflib.get_close_matches(name, ADAPTERS, 1)
+        hint = f"nearest: {near[0]}" if near else f"there are {', '.join(sorted(ADAPTERS))}"
+        raise ValueError(
+            f"no labelled set is called {name!r} ({hint}); folder:DIR reads any folder of classes"
+        )
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    root = Path(place)
+    return _first(open_places(root), root, adapter, name, split)
+
+
+def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: str) -> Labelled:
+    """From the folder itself; from an archive in it when the folder lacks the layout."""
+    trials: list[Callable[[], Files]] = [lambda place=place: place for place in places]
+    trials += [lambda path=path: TarFiles(path) for path in archives(root)]
+    failed: FileNotFoundError | None = None  # the last one: of an archive, where there is one
+    for trial in trials:
+        try:
+            found = adapter.read(trial(), split)
+        except FileNotFoundError as error:
+            failed = error
+            continue
+        if not len(found):
+            raise ValueError(f"{name}:{root} has no images in its {split} split")
+        return found
+    raise FileNotFoundError(f"{name}: {failed}; expected layout: {adapter.layout}") from failed
