@@ -34,8 +34,9 @@ class StepLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board:
-            for name, value in _flat(values):
-                self._board.add_scalar(name, value, step)
+            for name, value in flat(values).items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Make the lines durable."""
@@ -46,12 +47,27 @@ class StepLog:
 
 
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl, a torn last line left out."""
-    lines = []
-    for text in (Path(run_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
+    """The rows of a run's log.jsonl in order of their step; none without the file, torn lines left out.
+
+    A run that was cut off and resumed may have logged a step twice: the later row counts.
+    """
+    path = Path(run_dir) / "log.jsonl"
+    if not path.is_file():
+        return []
+    rows: dict[int, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(text)
+            rows[int(row["step"])] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"a": {"b": 1}} -> {"a/b": 1}."""
+    found = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 @torch.no_grad()
@@ -78,13 +94,3 @@ def _keep_until(path: Path, step: int) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     draft.replace(path)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    flat = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            flat.append((prefix + name, float(value)))
-    return flat

@@ -1,45 +1,16 @@
 """Training curves from the step log (log.jsonl): which keys share a chart, in which colour."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.assess.charts import Line, line_chart, number
+from pipeline.steplog import flat
 
 MINUS = "\N{MINUS SIGN}"
 NODE_NAMES = {"image": "image", "text": "caption", "image_box": "part", "text_box": "phrase"}
 TONES = {"image": "image", "text": "text", "image_box": "image-box", "text_box": "text-box"}
 Log = Sequence[dict[str, Any]]
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines log in order of their step, nested keys joined by "/"; torn lines left out.
-
-    A run that was cut off and resumed may have logged a step twice: the later row counts.
-    """
-    if not path.is_file():
-        return []
-    rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = flat(json.loads(line))
-            rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return [rows[step] for step in sorted(rows)]
-
-
-def flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one: {"a": {"b": 1}} -> {"a/b": 1}."""
-    out = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}/")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
 
 
 def line(log: Log, key: str, name: str, tone: str, dashed: bool = False) -> Line:
@@ -49,7 +20,8 @@ def line(log: Log, key: str, name: str, tone: str, dashed: bool = False) -> Line
 
 
 def curves(log: Log) -> list[dict[str, Any]]:
-    """The charts the log has data for: {name, chart, legend, note}."""
+    """The charts the rows of a step log have data for: {name, chart, legend, note}."""
+    log = [flat(row) for row in log]
     keys = sorted({key for row in log for key in row})
     contrast = [key for key in keys if key.startswith("terms/contrast/")]
     entail = [key for key in keys if key.startswith("terms/entail/")]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.assess.charts import Line, line_chart, number, ridges, share, ticks
-from pipeline.assess.curves import curves, read_log
+from pipeline.assess.curves import curves
 from pipeline.assess.exhibits import mined_samples, pieces
 from pipeline.assess.page import page
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.report import render
 from pipeline.images import encode_jpeg
+from pipeline.steplog import read_log
 from storage.sample import Part, TrainingSample
 
 EVIL = "<script>alert(1)</script> \"' onerror=x {{ 7*7 }} \u202e鴨と猫 \U0001f986 &lt;"
@@ -209,10 +210,11 @@ def test_log_is_read_past_torn_and_repeated_lines(tmp_path):
         {"step": 2, "loss": 2},
     ]
     path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
-    log = read_log(path)
+    path.write_bytes(path.read_bytes() + b'\n[4]\n{"loss": 1}\n"x"\n{"step": null}\n')
+    log = read_log(tmp_path)
     assert log == [{"step": 1, "loss": 4}, {"step": 2, "loss": 2}]
     assert [curve["name"] for curve in curves(log)] == ["Loss"]
-    assert read_log(tmp_path / "none.jsonl") == []
+    assert read_log(tmp_path / "nowhere") == []
 
 
 def test_charts_hold_their_numbers():

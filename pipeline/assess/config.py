@@ -1,0 +1,37 @@
+"""How a run is assessed."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class AssessConfig(Config):
+    """How a run is assessed.
+
+    Attributes:
+        max_images: at most this many held-out images, the first in order.
+        max_parts: at most this many parts of them, drawn by seed.
+        draws: bootstrap draws behind each interval.
+        seed: of the bootstrap, the shuffled pairs and the images shown in the report.
+        batch_size: images a forward pass.
+        device: "auto" (a GPU where there is one), "cpu", "cuda".
+        samples: mined training samples shown in the report.
+        answers: held-out images shown with the captions found for them.
+        mistakes: wrongly named scenes shown in the report.
+        picture_side: short side of the pictures in the report, in pixels.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device"})
+
+    max_images: int = Field(default=5000, ge=2)
+    max_parts: int = Field(default=5000, ge=2)
+    draws: int = Field(default=1000, ge=100)
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    device: str = "auto"
+    samples: int = Field(default=8, ge=0, le=60)
+    answers: int = Field(default=12, ge=0, le=60)
+    mistakes: int = Field(default=8, ge=0, le=60)
+    picture_side: int = Field(default=224, ge=32, le=640)

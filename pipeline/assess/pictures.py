@@ -1,0 +1,35 @@
+"""What the report draws of the measured points."""
+
+from typing import Any
+
+from pipeline.assess import exhibits as show
+from pipeline.assess.config import AssessConfig
+from pipeline.assess.data import Embedder
+from pipeline.assess.geometry import radii
+from pipeline.assess.hierarchy import family_confusion, where_errors_meet
+from pipeline.assess.scenes import Embedded
+from pipeline.assess.taxonomy import Taxonomy
+
+
+def draw(
+    embedder: Embedder,
+    embedded: Embedded,
+    tree: Taxonomy | None,
+    answered: show.Answered | None,
+    config: AssessConfig,
+) -> dict[str, Any]:
+    """The fields of panels.Exhibits that come from the embedded scenes."""
+    found: dict[str, Any] = {}
+    side = config.picture_side
+    if len(embedded.captions.texts):
+        found["neighbours"] = show.neighbours(embedder, embedded, config.answers, 4, side, config.seed)
+    if embedder.curvatures is not None:
+        c = embedder.curvatures
+        nodes = embedded.nodes().items()
+        found["radii"] = {name: radii(n.points, c)[n.occurrences] for name, n in nodes if len(n.occurrences)}
+    if answered and tree:
+        found["depths"] = where_errors_meet(answered.predicted, answered.truth, tree)
+        found["depth_examples"] = show.depth_examples(tree)
+        found["families"] = family_confusion(answered.predicted, answered.truth, tree)
+        found["mistakes"] = show.mistakes(embedded, answered, tree, config.mistakes, side, config.seed)
+    return found

@@ -1,0 +1,95 @@
+"""The measured sections of metrics.json, filled from embedded scenes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.assess.data import Embedder
+from pipeline.assess.exhibits import Answered
+from pipeline.assess.geometry import HYCOCLIP_CONES, Cone, geometry_report
+from pipeline.assess.hierarchy import tree_metrics
+from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.assess.parts import part_retrieval
+from pipeline.assess.retrieval import both_ways
+from pipeline.assess.scenes import Embedded
+from pipeline.assess.taxonomy import Taxonomy
+from pipeline.assess.zero_shot import accuracy, class_vectors
+
+
+def measure(
+    metrics: dict[str, Any],
+    embedder: Embedder,
+    embedded: Embedded,
+    tree: Taxonomy | None,
+    run: dict[str, Any],
+    boot: Bootstrap,
+    seed: int,
+) -> Answered | None:
+    """Fill the measured sections; returns the answers on the tree where there are any."""
+    captions, phrases = embedded.captions, embedded.phrases
+    if len(captions.texts) > 1:
+        found = both_ways(embedder.score, embedded.images, embedded.texts, captions, boot)
+        found.numbers.update(
+            images=captions.images, captions=len(captions.text), distinct=len(captions.texts)
+        )
+        keep(metrics, "retrieval", found)
+    else:
+        keep(metrics, "retrieval", "all held-out images share one caption")
+    if phrases.images > 1 and len(phrases.texts) > 1:
+        parts = part_retrieval(
+            embedder.score, embedded.crops, embedded.phrase_points, phrases, embedded.scene_of_crop, boot
+        )
+        keep(metrics, "parts", parts)
+    else:
+        keep(metrics, "parts", "the held-out images have no parts: no objects in their json, none mined")
+    keep(metrics, "geometry", _geometry(embedder, embedded, run, seed))
+    answered = _classify(metrics, embedder, embedded, tree, boot)
+    if answered and tree:
+        keep(metrics, "hierarchy", tree_metrics(answered.predicted, answered.truth, tree, boot))
+    return answered
+
+
+def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed: int) -> dict[str, Any] | str:
+    if embedder.curvatures is None:
+        return "the model is Euclidean: it has no curvature and no cones"
+    objective = run.get("recipe", {}).get("objective", {})
+    rows = [Cone(row["general"], row["specific"], row["eta"]) for row in objective.get("entailment") or ()]
+    k = objective.get("aperture", 0.1)
+    cones = rows or HYCOCLIP_CONES  # an objective without cones is still asked where HyCoCLIP's would hold
+    return geometry_report(embedded.nodes(), embedded.pairs(), embedder.curvatures, k, cones, seed)
+
+
+def _classify(
+    metrics: dict[str, Any], embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, boot: Bootstrap
+) -> Answered | None:
+    reason = None
+    single = [(n, set(scene.labels)) for n, scene in enumerate(embedded.scenes) if scene.labels]
+    if tree is None:
+        reason = "no taxonomy was given"
+    elif not single:
+        reason = "the held-out images carry no labels"
+    single = [(n, labels) for n, labels in single if len(labels) == 1]
+    if reason is None and not single:
+        reason = "no held-out image shows a single kind of thing"
+    if reason or tree is None:
+        for section in ("zero_shot", "hierarchy"):
+            keep(metrics, section, str(reason))
+        return None
+    index = torch.tensor([n for n, _ in single], device=embedded.images.device)
+    truth = np.array([tree.class_index(label) for _, labels in single for label in labels])
+    scores = embedder.score(embedded.images[index], class_vectors(embedder, tree)).cpu().numpy()
+    outcome, predicted = accuracy(scores, truth, boot)
+    keep(metrics, "zero_shot", outcome)
+    return Answered(np.array([n for n, _ in single]), predicted, truth)
+
+
+def keep(metrics: dict[str, Any], section: str, found: Outcome | dict[str, Any] | str) -> None:
+    """Put a section's numbers and intervals in their places, or the reason why there are none."""
+    if isinstance(found, str):
+        metrics["skipped"][section] = found
+    elif isinstance(found, dict):
+        metrics[section] = found
+    else:
+        metrics[section] = found.numbers
+        metrics["intervals"] |= {f"{section}.{key}": list(span) for key, span in found.intervals.items()}
