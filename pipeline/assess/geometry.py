@@ -48,9 +48,7 @@ class Points:
     occurrences: Int[np.ndarray, " M"]
 
 
-def factor_radii(
-    points: Float[Tensor, "N D"], c: float | Float[Tensor, " k"]
-) -> Float[np.ndarray, "N k"]:
+def factor_radii(points: Float[Tensor, "N D"], c: float | Float[Tensor, " k"]) -> Float[np.ndarray, "N k"]:
     """sqrt(c)|x| of each point in each factor."""
     return product.radii(points.double(), _vector(c, points)).cpu().numpy()
 

@@ -14,10 +14,7 @@ from storage.versions import Version
 def held_out(store: Store, dataset: Version, source: str | None, most: int) -> Iterator[Scene]:
     """The first `most` held-out scenes: of the source, or of the val split of the version without one."""
     if source is None:
-        return (
-            Scene.of_training(sample)
-            for sample in islice(training_samples(store, dataset, "val"), most)
-        )
+        return (Scene.of_training(sample) for sample in islice(training_samples(store, dataset, "val"), most))
     opened = open_source(source)
 
     def ignore(failure: Failure) -> None:
