@@ -13,7 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.taxonomy import Taxonomy
+from pipeline.assess.retrieval import Score
+from pipeline.assess.taxonomy import Taxonomy, fill
+
+BLOCK = 4096  # images scored at once
 
 
 @runtime_checkable
@@ -31,14 +34,20 @@ class TextSide(Protocol):
 
 def class_vectors(embedder: TextSide, taxonomy: Taxonomy) -> Float[Tensor, "C D"]:
     """One point for each leaf, in the order of taxonomy.leaf_ids()."""
+    return vectors_of(embedder, [taxonomy.names[int(leaf)] for leaf in taxonomy.leaves()], taxonomy.prompts)
+
+
+def vectors_of(
+    embedder: TextSide, names: Sequence[Sequence[str]], prompts: Sequence[str]
+) -> Float[Tensor, "C D"]:
+    """One point for each class: every prompt with every name of it, averaged before the lift."""
     sentences, owner = [], []
-    for row, leaf in enumerate(taxonomy.leaves()):
-        own = taxonomy.prompts_of(int(leaf))
-        sentences += own
-        owner += [row] * len(own)
+    for row, own in enumerate(names):
+        sentences += [fill(prompt, name) for prompt in prompts for name in own]
+        owner += [row] * (len(prompts) * len(own))
     features = embedder.project_text(sentences)
     index = torch.tensor(owner, device=features.device)
-    total = features.new_zeros(owner[-1] + 1, features.shape[1]).index_add_(0, index, features)
+    total = features.new_zeros(len(names), features.shape[1]).index_add_(0, index, features)
     return embedder.lift_text(total / torch.bincount(index)[:, None])
 
 
@@ -48,29 +57,66 @@ def rank_of_truth(scores: Float[np.ndarray, "N C"], truth: Int[np.ndarray, " N"]
     return (scores >= own).sum(axis=1) - 1
 
 
+def rank_and_answer(
+    score: Score, points: Float[Tensor, "N D"], vectors: Float[Tensor, "C D"], truth: Int[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Rank of the true class and the class that is nearest, a block of images at a time."""
+    ranks, answers = [], []
+    for start in range(0, len(points), BLOCK):
+        scores = score(points[start : start + BLOCK], vectors).cpu().numpy()
+        ranks.append(rank_of_truth(scores, truth[start : start + BLOCK]))
+        answers.append(scores.argmax(axis=1))
+    return np.concatenate(ranks), np.concatenate(answers)
+
+
+def set_accuracy(
+    rank: Int[np.ndarray, " N"], truth: Int[np.ndarray, " N"], classes: int, bootstrap: Bootstrap
+) -> Outcome:
+    """top1, top5 and mean_per_class (over the classes that occur), each with its chance level."""
+    hits = np.stack([rank < 1, rank < 5], axis=1).astype(np.float64)
+    top1, top5 = bootstrap.means(hits)
+    mean, redrawn = mean_per_class(hits[:, 0], truth, bootstrap)
+    numbers: dict = {
+        "top1": float(hits[:, 0].mean()),
+        "top5": float(hits[:, 1].mean()),
+        "mean_per_class": mean,
+        "chance": {"top1": 1 / classes, "top5": min(5, classes) / classes, "mean_per_class": 1 / classes},
+        "n": len(truth),
+        "classes": classes,
+        "classes_seen": len(np.unique(truth)),
+    }
+    return Outcome(numbers, {"top1": top1, "top5": top5, "mean_per_class": redrawn})
+
+
+def mean_per_class(
+    hits: Float[np.ndarray, " N"], truth: Int[np.ndarray, " N"], bootstrap: Bootstrap
+) -> tuple[float, tuple[float, float]]:
+    """Mean over the classes that occur of the share of hits, and its interval.
+
+    Images are sorted by class once; a draw then sums its weights class by class, so that a thousand classes
+    cost what one does.
+    """
+    order = np.argsort(truth, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(truth[order]) > 0])
+    right = hits[order]
+    samples = []
+    for weight in bootstrap.weights(len(truth)):
+        weight = weight[:, order]
+        drawn = np.add.reduceat(weight, starts, axis=1)
+        with np.errstate(invalid="ignore"):
+            share = np.add.reduceat(weight * right, starts, axis=1) / drawn
+        samples.append(np.nanmean(share, axis=1, keepdims=True))
+    own = np.add.reduceat(right, starts) / np.diff(np.r_[starts, len(truth)])
+    return float(own.mean()), bootstrap.interval(np.concatenate(samples))[0]
+
+
 def accuracy(
     scores: Float[np.ndarray, "N C"], truth: Int[np.ndarray, " N"], bootstrap: Bootstrap
 ) -> tuple[Outcome, Int[np.ndarray, " N"]]:
-    """top1, top5, mean_per_class (over the classes that occur), their chance levels; and the predictions."""
+    """As `set_accuracy`, with the chance levels as metrics.json has them (flat); and the predictions."""
     images, classes = scores.shape
-    rank = rank_of_truth(scores, truth)
-    hits = np.stack([rank < 1, rank < 5], axis=1).astype(np.float64)
-    member = np.zeros((images, classes))
-    member[np.arange(images), truth] = 1.0
-    occurring = member.any(axis=0)
-    member = member[:, occurring]
-    per_class = (member * hits[:, :1]).sum(axis=0) / member.sum(axis=0)
-    numbers = {
-        "top1": float(hits[:, 0].mean()),
-        "top5": float(hits[:, 1].mean()),
-        "mean_per_class": float(per_class.mean()),
-        "chance": 1.0 / classes,
-        "chance_top5": min(5, classes) / classes,
-        "images": images,
-        "classes": classes,
-        "classes_seen": int(occurring.sum()),
-    }
-    top1, top5 = bootstrap.means(hits)
-    redrawn = np.nanmean(bootstrap.ratios(member * hits[:, :1], member), axis=1, keepdims=True)
-    intervals = {"top1": top1, "top5": top5, "mean_per_class": bootstrap.interval(redrawn)[0]}
-    return Outcome(numbers, intervals), scores.argmax(axis=1)
+    found = set_accuracy(rank_of_truth(scores, truth), truth, classes, bootstrap)
+    chance = found.numbers.pop("chance")
+    found.numbers.pop("n")
+    found.numbers.update(chance=chance["top1"], chance_top5=chance["top5"], images=images)
+    return found, scores.argmax(axis=1)

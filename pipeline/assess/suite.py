@@ -1,0 +1,156 @@
+"""The evaluation suite: what lies below a directory of data sets is measured, what is lacking is named.
+
+Each row of EVALUATIONS finds its data set below that directory and measures the model on it. What it hands
+back goes into metrics.json as suite.NAME: blocks of numbers, each with "n" (what the interval is drawn over)
+and "chance" (the same names as the numbers, with the value of a guess).
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from pipeline.assess.data import Embedder
+from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.progress import Listener, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every evaluation is handed.
+
+    Attributes:
+        data: the directory of data sets, for what several of them share (WordNet).
+        boot: draws the intervals.
+        progress: tell it with `expect` how many images there are and with `advance` how many are done.
+        limit: at most this many images of a split, drawn by seed; 0 takes all.
+        skipped: blocks of the evaluation that could not be measured, each with the reason.
+    """
+
+    data: Path
+    boot: Bootstrap
+    progress: Progress
+    limit: int = 0
+    seed: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def choose(self, count: int) -> Int[np.ndarray, " n"]:
+        """Indices of the images asked about, ascending."""
+        if not self.limit or count <= self.limit:
+            return np.arange(count)
+        return np.sort(np.random.default_rng(self.seed).choice(count, self.limit, replace=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A row of the suite.
+
+    Attributes:
+        title: the data set as papers write it.
+        find: its folder (or tar) below the directory of data sets, None where it lacks it.
+        evaluate: the numbers; or why there are none, as words.
+        layout: what the folder should hold, for whoever lacks it.
+    """
+
+    title: str
+    find: Callable[[Path], Path | None]
+    evaluate: Callable[[Embedder, Path, Setting], Outcome | str]
+    layout: str
+
+
+def folder_called(*names: str) -> Callable[[Path], Path | None]:
+    """A finder of folders and tars by their name, whatever its case; the first name goes first."""
+    ends = ("", ".tar", ".tar.gz", ".tgz")
+    wanted = [(name + end).lower() for name in names for end in ends]
+
+    def find(data: Path) -> Path | None:
+        there = {entry.name.lower(): entry for entry in sorted(data.iterdir())}
+        return next((there[name] for name in wanted if name in there), None)
+
+    return find
+
+
+def evaluations() -> dict[str, Evaluation]:
+    """All rows by name; the parts of the suite each bring a table."""
+    from pipeline.assess import labelled_sets
+
+    return {**labelled_sets.EVALUATIONS}
+
+
+def chosen(names: str, table: dict[str, Evaluation]) -> list[str]:
+    """Names of rows from "all" or "cifar10,tiny_imagenet"; ValueError for an unknown one."""
+    if names == "all":
+        return list(table)
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in table:
+            near = get_close_matches(name, table, 1)
+            hint = f"; nearest: {near[0]}" if near else ""
+            raise ValueError(f"no evaluation is called {name!r}{hint}; there are all, {', '.join(table)}")
+    if not wanted:
+        raise ValueError("the suite is empty: name evaluations, or all")
+    return list(dict.fromkeys(wanted))
+
+
+def run_suite(
+    embedder: Embedder,
+    names: str,
+    data: str | Path,
+    boot: Bootstrap,
+    *,
+    limit: int = 0,
+    seed: int = 0,
+    listener: Listener | None = None,
+    table: dict[str, Evaluation] | None = None,
+) -> dict[str, Any]:
+    """Measure a model on the data sets below a directory.
+
+    Args:
+        names: "all" or names of rows with commas between.
+        data: the directory; each data set lies in a folder of its own in it.
+        limit: at most this many images of each split; 0 takes all.
+
+    Returns:
+        {"suite": {NAME: blocks}, "intervals": {"suite.NAME.BLOCK.number": [low, high]}, "skipped": {...}}.
+        Files that are not what they should be end up under skipped with the reason, and the suite goes on.
+
+    Raises:
+        FileNotFoundError: no such directory.
+        ValueError: an unknown name, or nothing of what was asked for lies there.
+    """
+    data = Path(data)
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data} is no directory: give the one your data sets lie in")
+    table = evaluations() if table is None else table
+    found: dict[str, Any] = {"suite": {}, "intervals": {}, "skipped": {}}
+    places = {name: table[name].find(data) for name in chosen(names, table)}
+    if not any(places.values()):
+        raise ValueError(f"{data} holds no data set of the suite; it wants {_wants(table, places)}")
+    for name, place in places.items():
+        if place is None:
+            found["skipped"][f"suite.{name}"] = f"not in {data}; expected {table[name].layout}"
+            continue
+        began = time.monotonic()
+        with Progress(None, name, "images", listener) as progress:
+            setting = Setting(data, boot, progress, limit, seed)
+            try:
+                outcome = table[name].evaluate(embedder, place, setting)
+            except (ValueError, OSError) as error:  # one broken data set must not cost the others
+                outcome = " ".join(str(error).split())
+        if isinstance(outcome, str):
+            found["skipped"][f"suite.{name}"] = outcome
+            continue
+        seconds = round(time.monotonic() - began, 2)
+        found["suite"][name] = {**outcome.numbers, "source": str(place), "seconds": seconds}
+        found["intervals"] |= {f"suite.{name}.{key}": list(span) for key, span in outcome.intervals.items()}
+        found["skipped"] |= {f"suite.{name}.{block}": why for block, why in setting.skipped.items()}
+    return found
+
+
+def _wants(table: dict[str, Evaluation], names: Iterable[str]) -> str:
+    return "; ".join(f"{name} ({table[name].layout})" for name in names)
