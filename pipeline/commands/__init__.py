@@ -2,3 +2,4 @@
 
 from pipeline.commands import data as data
 from pipeline.commands import learning as learning
+from pipeline.commands import registry as registry

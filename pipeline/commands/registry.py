@@ -1,0 +1,128 @@
+"""Verbs of the registry: champion, registry, promote, refuse, rollback."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.commands.app import AssessSource, Home, TaxonomyFile, app, show
+
+Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
+
+# Where `hyco` runs with Prefect, flows/__main__.py puts here what makes an event and an artifact of a row.
+announcers: list[Callable[[Any], None]] = []
+
+
+@app.command()
+def champion(home: Home = "var") -> None:
+    """Show the model in service: its directory, its run, its numbers' report and where its data came from."""
+    from storage.registry import Registry
+
+    registry = Registry(home)
+    row = registry.champion()
+    if row is None:
+        raise ValueError(f"{home} has no champion yet: hyco promote RUN --home {home}")
+    names = (
+        "model",
+        "kind",
+        "time",
+        "reason",
+        "run",
+        "report",
+        "version",
+        "detections",
+        "detectors",
+        "source",
+    )
+    show({"path": str(registry.path(row.model)), **{name: getattr(row, name) for name in names}})
+
+
+@app.command()
+def registry(home: Home = "var") -> None:
+    """List promotions, refusals and rollbacks, oldest first."""
+    from storage.registry import Registry
+
+    rows = Registry(home).rows()
+    for row in rows:
+        typer.echo(
+            f"{row.number:4d}  {row.time}  {row.kind:11s} {row.model}  {Path(row.run).name}  {row.reason}"
+        )
+    if not rows:
+        typer.echo(f"{home} has no registry yet: hyco promote RUN --home {home}")
+
+
+@app.command()
+def promote(
+    run: Run,
+    home: Home = "var",
+    assess_source: AssessSource = None,
+    taxonomy: TaxonomyFile = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Number that decides, such as zero_shot.top1; may be repeated.")
+    ] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Promote whatever the gate says.")] = False,
+) -> None:
+    """Assess a run and the champion beside it; promote the run if it is no worse. Exit code 1 when it is refused."""
+    from pipeline.assess import assess
+    from pipeline.gate import GateConfig
+    from pipeline.registry import Exam, challenge
+    from pipeline.runs import RunConfig
+    from storage.registry import PROMOTED
+
+    folder = find_run(run, home)
+    known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
+    exam = Exam(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
+    metrics = assess(folder, home, known.version, assess_source, taxonomy, config=exam.config)
+    gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
+    row = challenge(folder, home, exam, gate, metrics, anyway=anyway)
+    _announce(row)
+    typer.echo(f"{row.kind}: {row.reason}")
+    if row.kind != PROMOTED:
+        raise typer.Exit(1)
+
+
+@app.command()
+def refuse(
+    run: Run,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")],
+    home: Home = "var",
+) -> None:
+    """Record that a run is not to be promoted."""
+    from pipeline.registry import refuse as refuse_run
+
+    row = refuse_run(find_run(run, home), home, reason)
+    _announce(row)
+    typer.echo(f"{row.kind}: {row.reason}")
+
+
+@app.command()
+def rollback(
+    home: Home = "var",
+    to: Annotated[
+        str | None,
+        typer.Option(help="Start of a promoted model's digest; by default the champion before this one."),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by hand",
+) -> None:
+    """Put an earlier champion back, with the very bytes it was promoted with."""
+    from pipeline.registry import rollback as go_back
+
+    row = go_back(home, to, reason)
+    _announce(row)
+    typer.echo(f"champion {row.model} of run {Path(row.run).name}, in place of {row.before}")
+
+
+def find_run(run: str, home: str) -> Path:
+    """The directory of a finished run, given as a path or by its name; FileNotFoundError when there is none."""
+    folder = Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
+    if not (folder / "model").is_dir():
+        raise FileNotFoundError(
+            f"no finished run in {run} or {folder}: give the directory that `hyco train` printed"
+        )
+    return folder
+
+
+def _announce(row: Any) -> None:
+    for announce in announcers:
+        announce(row)

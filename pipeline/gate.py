@@ -1,0 +1,120 @@
+"""The gate: whether a challenger may take the champion's place, by numbers measured side by side on the same images.
+
+A number is worse when the champion's lies beyond the challenger's bootstrap interval: within it the difference may be
+the luck of the draw of images. One worse number refuses.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from pipeline.config import Config
+
+# Distances and ranks: less is better. Everything else in metrics.json that a gate may name is a share or a score.
+LESS_IS_BETTER = ("hierarchy.tie", "hierarchy.lca")
+
+
+class GateConfig(Config):
+    """What a challenger is judged by.
+
+    Attributes:
+        metrics: dotted names in metrics.json, such as "zero_shot.top1". One that neither model has (no taxonomy was
+            given, say) is passed over; one that only the challenger lacks refuses it.
+        tolerance: how much worse than its interval allows a number may be, as a share of the champion's.
+    """
+
+    metrics: tuple[str, ...] = (
+        "zero_shot.top1",
+        "retrieval.image_to_text.r5",
+        "retrieval.text_to_image.r5",
+        "parts.crop_to_phrase.r5",
+        "hierarchy.jaccard",
+    )
+    tolerance: float = Field(default=0.0, ge=0, lt=1)
+
+    @field_validator("metrics")
+    @classmethod
+    def _named(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if not given:
+            raise ValueError("a gate needs at least one metric, such as zero_shot.top1")
+        return given
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One number of the two: `interval` is the challenger's, None where the metric has none; `worse` decides."""
+
+    metric: str
+    challenger: float | None
+    champion: float | None
+    interval: tuple[float, float] | None
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the challenger passes, why in one line, and each comparison."""
+
+    passed: bool
+    reason: str
+    comparisons: tuple[Comparison, ...]
+
+
+def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: GateConfig) -> Verdict:
+    """Compare two metrics.json of the same question. Without a champion every challenger that was measured passes.
+
+    Raises ValueError when the two were asked about different images, or no named metric was measured.
+    """
+    if champion is not None and challenger.get("assessed") != champion.get("assessed"):
+        raise ValueError(
+            f"challenger and champion were assessed on different images ({challenger.get('assessed')} and "
+            f"{champion.get('assessed')}): assess both on the same source"
+        )
+    found = [_compare(name, challenger, champion, config.tolerance) for name in config.metrics]
+    kept = tuple(one for one in found if one.challenger is not None or one.champion is not None)
+    if not kept:
+        raise ValueError(
+            f"none of the gate's metrics ({', '.join(config.metrics)}) was measured: give a taxonomy or name others"
+        )
+    worse = [one for one in kept if one.worse]
+    if champion is None:
+        missing = [one.metric for one in kept if one.challenger is None]
+        assert not missing
+        return Verdict(True, "the first model: there is no champion yet", kept)
+    if not worse:
+        return Verdict(True, f"no worse than the champion in {len(kept)} of {len(kept)} metrics", kept)
+    return Verdict(False, "worse than the champion: " + "; ".join(map(_tell, worse)), kept)
+
+
+def _compare(
+    name: str, challenger: dict[str, Any], champion: dict[str, Any] | None, tolerance: float
+) -> Comparison:
+    ours, theirs = number(challenger, name), number(champion, name) if champion else None
+    span = (challenger.get("intervals") or {}).get(name)
+    interval = None if span is None or None in span else (float(span[0]), float(span[1]))
+    if theirs is None:
+        return Comparison(name, ours, theirs, interval, False)
+    if ours is None:
+        return Comparison(name, ours, theirs, interval, True)
+    low, high = interval or (ours, ours)
+    slack = tolerance * abs(theirs)
+    worse = low > theirs + slack if name in LESS_IS_BETTER else high < theirs - slack
+    return Comparison(name, ours, theirs, interval, worse)
+
+
+def number(metrics: dict[str, Any] | None, name: str) -> float | None:
+    """The number of a dotted name in metrics.json, None when it was not measured; ValueError when it is no number."""
+    value: Any = metrics
+    for step in name.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"metric '{name}' is not a number but {type(value).__name__}: name one inside it")
+    return value
+
+
+def _tell(one: Comparison) -> str:
+    if one.challenger is None:
+        return f"{one.metric} was not measured (champion {one.champion:.4g})"
+    span = f", interval {one.interval[0]:.4g} to {one.interval[1]:.4g}" if one.interval else ""
+    return f"{one.metric} {one.challenger:.4g}{span}, champion {one.champion:.4g}"

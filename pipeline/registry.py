@@ -1,0 +1,277 @@
+"""Champion and challengers: who is served, who was refused and why, and the way back.
+
+A challenger is judged beside the champion on one exam. What was decided is one row of storage.registry; the weights of
+whoever is promoted are in the registry before that row is, so a killed promotion is one that has not happened.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.assess import AssessConfig, assess
+from pipeline.config import Config, digest
+from pipeline.gate import GateConfig, Verdict, judge
+from pipeline.progress import Listener
+from pipeline.runs import RunConfig, current_commit
+from pipeline.source import open_source
+from storage.registry import (
+    PROMOTED,
+    REFUSED,
+    ROLLED_BACK,
+    MovedError,
+    Registry,
+    Row,
+    champion_of,
+    digest_of,
+    fingerprint,
+)
+from storage.store import Store
+from storage.versions import Versions
+
+ASSESSED = "registry/assessed"
+REPORTS = "registry/reports"
+_TRIES = 5
+_RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a model again reads of its run
+
+
+class Exam(Config):
+    """What champion and challenger are both asked: the arguments of pipeline.assess.assess.
+
+    Attributes:
+        version: dataset version whose val split is asked about when there is no assess_source.
+        assess_source: held-out captioned images.
+        taxonomy: taxonomy.json with the classes.
+        config: sizes and seeds.
+    """
+
+    version: str
+    assess_source: str | None = None
+    taxonomy: str | None = None
+    config: AssessConfig = AssessConfig()
+
+    def digest(self, home: str) -> str:
+        """Name the exam by the bytes that are asked about, so that a changed source is another exam."""
+        if self.assess_source is not None:
+            asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
+        else:
+            asked = [shard.sha256 for shard in Versions(Store(home)).load(self.version).shards.get("val", [])]
+        tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
+        return digest({"asked": asked, "taxonomy": tree, "config": digest(self.config)})
+
+
+def challenge(
+    run_dir: str | Path,
+    home: str,
+    exam: Exam,
+    gate: GateConfig,
+    metrics: dict[str, Any],
+    *,
+    key: str = "",
+    anyway: bool = False,
+    listener: Listener | None = None,
+) -> Row:
+    """Judge a run that was just assessed beside the champion; promote or refuse it, and return the row that says so.
+
+    Asked again with the same key about the same weights, it returns the row there is and decides nothing.
+
+    Args:
+        run_dir: the challenger, a finished run.
+        home: the home with the registry; a directory of this machine.
+        exam: what the challenger was assessed with; the champion is assessed with the same.
+        gate: the numbers that decide.
+        metrics: the challenger's metrics.json.
+        key: names what was trained (version and configuration).
+        anyway: promote whatever the gate says; the row says that too.
+        listener: gets the progress of assessing the champion.
+    """
+    run_dir, registry = Path(run_dir).absolute(), Registry(home)
+    files = fingerprint(run_dir / "model")
+    model = digest_of(files)
+    for _ in range(_TRIES):
+        rows = registry.rows()
+        if key and (decided := [row for row in rows if (row.key, row.model) == (key, model)]):
+            return decided[-1]
+        holder = champion_of(rows)
+        if holder is not None and holder.model == model:
+            return holder
+        beside = examine(holder, home, exam, listener) if holder else None
+        verdict = judge(metrics, beside, gate)
+        passed = verdict.passed or anyway
+        if passed:
+            registry.keep(run_dir / "model")
+            _keep_run(run_dir, registry.path(model))
+        row = Row(
+            kind=PROMOTED if passed else REFUSED,
+            model=model,
+            files=files,
+            before=holder.model if holder else None,
+            reason=verdict.reason if verdict.passed or not anyway else f"by hand, although {verdict.reason}",
+            key=key,
+            run=str(run_dir),
+            report=_keep_report(run_dir, home),
+            metrics=json.dumps(metrics),
+            verdict=json.dumps(_plain(verdict, exam, home)),
+            commit=current_commit(),
+            **_lineage(run_dir, home),
+        )
+        try:
+            return registry.append(row, len(rows))
+        except MovedError:
+            continue
+    raise RuntimeError(
+        f"the registry of {home} changed {_TRIES} times while {run_dir.name} was judged: try again"
+    )
+
+
+def refuse(run_dir: str | Path, home: str, reason: str) -> Row:
+    """Record that a run is not wanted, whatever its numbers."""
+    run_dir, registry = Path(run_dir).absolute(), Registry(home)
+    files = fingerprint(run_dir / "model")
+    rows = registry.rows()
+    holder = champion_of(rows)
+    if holder is not None and holder.model == digest_of(files):
+        raise ValueError(f"{run_dir.name} is the champion: roll back instead")
+    path = run_dir / "metrics.json"
+    row = Row(
+        REFUSED,
+        digest_of(files),
+        files,
+        f"by hand: {reason}",
+        before=holder.model if holder else None,
+        run=str(run_dir),
+        report=_keep_report(run_dir, home),
+        metrics=path.read_text() if path.is_file() else "{}",
+        commit=current_commit(),
+        **_lineage(run_dir, home),
+    )
+    return registry.append(row, len(rows))
+
+
+def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Row:
+    """Make an earlier champion the champion again, with the very bytes it was promoted with.
+
+    Args:
+        home: the home with the registry.
+        to: start of a promoted model's digest; the champion before the present one when absent.
+        reason: for the log.
+
+    Raises:
+        ValueError: there is none to go back to, `to` names none, or its bytes have changed (sha256).
+    """
+    registry = Registry(home)
+    rows = registry.rows()
+    now = champion_of(rows)
+    if now is None:
+        raise ValueError(f"{home} has no champion: promote a run first")
+    reigns = _reigns(rows)
+    if to is None:
+        if len(reigns) < 2:
+            raise ValueError(f"{now.model} is the first champion: there is none to go back to")
+        target = reigns[-2]
+    else:
+        found = {row.model: row for row in rows if row.kind != REFUSED and row.model.startswith(to)}
+        if len(found) != 1:
+            known = ", ".join(dict.fromkeys(row.model for row in rows if row.kind != REFUSED))
+            raise ValueError(f"'{to}' names {len(found)} promoted models; there are: {known}")
+        (target,) = found.values()
+        if target.model == now.model:
+            raise ValueError(f"{now.model} is the champion already")
+    if problem := registry.problem(target.model, target.files):
+        raise ValueError(problem)
+    back = dataclasses.replace(
+        target, kind=ROLLED_BACK, before=now.model, reason=reason, key="", verdict="{}"
+    )
+    return registry.append(back, len(rows))
+
+
+def examine(row: Row, home: str, exam: Exam, listener: Listener | None = None) -> dict[str, Any]:
+    """Assess a promoted model, once an exam, and return its metrics."""
+    registry = Registry(home)
+    folder = Path(registry.store.path(f"{ASSESSED}/{exam.digest(home)}-{row.model}"))
+    done = folder / "metrics.json"
+    if not (done.is_file() and (folder / "report.html").is_file()):
+        if problem := registry.problem(row.model, row.files):
+            raise ValueError(problem)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = registry.path(row.model)
+        for name in _RUN_FILES:
+            if (source := _beside(kept) / name).is_file():
+                shutil.copyfile(source, folder / name)
+        if not (folder / "model").exists():
+            (folder / "model").symlink_to(kept, target_is_directory=True)
+        assess(
+            folder,
+            home,
+            exam.version,
+            exam.assess_source,
+            exam.taxonomy,
+            config=exam.config,
+            listener=listener,
+        )
+    return json.loads(done.read_text())
+
+
+def champion(home: str) -> Row | None:
+    """The present champion's row, None before the first promotion."""
+    return Registry(home).champion()
+
+
+def champion_path(home: str) -> Path:
+    """The directory of the champion's model; ValueError before the first promotion."""
+    registry = Registry(home)
+    row = registry.champion()
+    if row is None:
+        raise ValueError(f"{home} has no champion: promote a run first")
+    return registry.path(row.model)
+
+
+def _reigns(rows: list[Row]) -> list[Row]:
+    """The champions that rollbacks have not undone, in order."""
+    reigns: list[Row] = []
+    for row in rows:
+        if row.kind == ROLLED_BACK and row.model in [one.model for one in reigns]:
+            while reigns[-1].model != row.model:
+                reigns.pop()
+        elif row.kind != REFUSED:
+            reigns.append(row)
+    return reigns
+
+
+def _lineage(run_dir: Path, home: str) -> dict[str, Any]:
+    """Source, detections and version of a run, as the version recorded them."""
+    run = RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
+    version = Versions(Store(home)).load(run.version)
+    mined = version.config.get("mine") or {}
+    return {
+        "source": str(mined.get("source", "")),
+        "detections": f"detections/{version.digests.get('mine', '')}",
+        "detectors": version.detectors,
+        "version": version.name,
+    }
+
+
+def _beside(model: Path) -> Path:
+    return model.parent / "runs" / model.name
+
+
+def _keep_run(run_dir: Path, model: Path) -> None:
+    """Keep what is small of a promoted run, so that its directory may go."""
+    folder = _beside(model)
+    for name in _RUN_FILES:
+        if (run_dir / name).is_file():
+            Store(folder).replace(name, (run_dir / name).read_bytes())
+
+
+def _keep_report(run_dir: Path, home: str) -> str | None:
+    """Keep the report under its content's name; None when the run has none."""
+    report = run_dir / "report.html"
+    if not report.is_file():
+        return None
+    return Store(home).commit(REPORTS, ".html", lambda file: file.write(report.read_bytes())).path
+
+
+def _plain(verdict: Verdict, exam: Exam, home: str) -> dict[str, Any]:
+    return {**dataclasses.asdict(verdict), "exam": exam.digest(home)}

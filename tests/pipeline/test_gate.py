@@ -1,0 +1,83 @@
+"""The gate: beyond the interval refuses, within it does not, and what cannot be compared is said."""
+
+import pytest
+
+from pipeline.config import ConfigError
+from pipeline.gate import GateConfig, judge
+
+
+def metrics(top1=0.5, span=(0.45, 0.55), tie=4.0, tie_span=(3.8, 4.2), images=40):
+    return {
+        "assessed": {"source": "held", "images": images},
+        "zero_shot": {"top1": top1},
+        "hierarchy": {"tie": tie},
+        "retrieval": None,
+        "intervals": {"zero_shot.top1": list(span), "hierarchy.tie": list(tie_span)},
+    }
+
+
+GATE = GateConfig(metrics=("zero_shot.top1", "hierarchy.tie", "retrieval.image_to_text.r5"))
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "passed"),
+    [
+        (metrics(0.50), metrics(0.50), True),
+        (metrics(0.50, (0.45, 0.55)), metrics(0.549), True),  # the champion lies within the interval
+        (metrics(0.50, (0.45, 0.55)), metrics(0.551), False),
+        (metrics(0.90, (0.85, 0.95)), metrics(0.551), True),
+        (metrics(tie=5.0, tie_span=(4.1, 5.5)), metrics(tie=4.2), True),  # a distance: less is better
+        (metrics(tie=5.0, tie_span=(4.3, 5.5)), metrics(tie=4.2), False),
+        (metrics(tie=1.0, tie_span=(0.9, 1.1)), metrics(tie=4.2), True),
+    ],
+)
+def test_the_interval_decides(challenger, champion, passed):
+    verdict = judge(challenger, champion, GATE)
+    assert verdict.passed is passed
+    assert [one.metric for one in verdict.comparisons] == ["zero_shot.top1", "hierarchy.tie"]
+    assert any(one.worse for one in verdict.comparisons) is not passed
+
+
+def test_a_refusal_names_the_numbers():
+    verdict = judge(metrics(0.2, (0.1, 0.3)), metrics(0.5), GATE)
+    assert verdict.reason == "worse than the champion: zero_shot.top1 0.2, interval 0.1 to 0.3, champion 0.5"
+
+
+def test_one_better_number_does_not_buy_off_a_worse_one():
+    better = metrics(0.9, (0.8, 1.0), tie=6.0, tie_span=(5.5, 6.5))
+    assert not judge(better, metrics(), GATE).passed
+
+
+def test_tolerance_is_a_share_of_the_champions_number():
+    challenger, champion = metrics(0.40, (0.35, 0.45)), metrics(0.49)
+    assert not judge(challenger, champion, GATE).passed
+    assert judge(challenger, champion, GATE.replace(tolerance=0.1)).passed
+
+
+def test_a_metric_that_only_the_challenger_lacks_refuses():
+    lacking = metrics()
+    lacking["zero_shot"] = None
+    verdict = judge(lacking, metrics(), GATE)
+    assert not verdict.passed and "zero_shot.top1 was not measured" in verdict.reason
+    assert judge(metrics(), lacking, GATE).passed
+
+
+def test_without_a_champion_a_measured_challenger_passes():
+    assert judge(metrics(), None, GATE).passed
+    with pytest.raises(ValueError, match=r"none of the gate's metrics .*parts\.x\) was measured"):
+        judge(metrics(), None, GateConfig(metrics=("parts.x",)))
+
+
+def test_other_images_cannot_be_compared():
+    with pytest.raises(ValueError, match="different images"):
+        judge(metrics(images=40), metrics(images=41), GATE)
+
+
+def test_a_section_is_not_a_number():
+    with pytest.raises(ValueError, match="'zero_shot' is not a number but dict"):
+        judge(metrics(), metrics(), GateConfig(metrics=("zero_shot",)))
+
+
+def test_a_gate_without_metrics_is_refused():
+    with pytest.raises(ConfigError, match="at least one metric"):
+        GateConfig(metrics=())

@@ -1,0 +1,179 @@
+"""Challenges, refusals and rollbacks over real (tiny, untrained) models and a real assessment."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.clip import DualEncoder
+from models.encoders.tokenizer import Tokenizer
+from pipeline import registry as registries
+from pipeline.assess import AssessConfig, assess
+from pipeline.gate import GateConfig
+from pipeline.registry import Exam, challenge, champion, champion_path, examine, refuse, rollback
+from pipeline.runs import prepare
+from storage.registry import Registry, fingerprint
+from storage.shard import write_shard
+from storage.store import Store
+from storage.versions import Versions, shard_ref
+from tests.pipeline.training_data import sample, tiny_recipe
+
+GATE = GateConfig(metrics=("retrieval.image_to_text.r5", "retrieval.text_to_image.r5"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A home with a version that has a val split, and three runs of untrained models, the first one assessed."""
+    home = tmp_path_factory.mktemp("registry") / "home"
+    store, refs = Store(home), {}
+    for split, numbers in {"train": range(8), "val": range(8, 24)}.items():
+        samples = [sample(n) for n in numbers]
+        committed = store.commit("shards/objects", ".tar", lambda file, s=samples: write_shard(file, s))
+        refs[split] = [shard_ref(committed, len(samples), sum(len(s.parts) for s in samples))]
+    config = {"mine": {"source": "s3://captions"}}
+    version = Versions(store).publish(config, {"mine": "abc"}, refs, {"images": 24}, ["det1"]).name
+    recipe = tiny_recipe()
+    tokenizer = Tokenizer.train([text for n in range(24) for text in sample(n).captions], 560, 16)
+    for number, name in enumerate(("a", "b", "c")):
+        folder = home / "runs" / name
+        prepare(folder, str(home), version, recipe)
+        torch.manual_seed(number)
+        text = replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
+        DualEncoder(replace(recipe.model, text=text)).save_pretrained(folder / "model")
+        tokenizer.save(folder / "model")
+    exam = Exam(version=version, config=AssessConfig(draws=100, samples=0, answers=0))
+    metrics = assess(home / "runs" / "a", str(home), version, config=exam.config)
+    return home, exam, metrics
+
+
+@pytest.fixture
+def home(made, tmp_path):
+    """A copy, so that each test has a registry of its own."""
+    shutil.copytree(made[0], tmp_path / "home")
+    return tmp_path / "home"
+
+
+def worse(metrics):
+    """The same answers, but wrong."""
+    bad = json.loads(json.dumps(metrics))
+    for way in ("image_to_text", "text_to_image"):
+        bad["retrieval"][way]["r5"] = 0.0
+        bad["intervals"][f"retrieval.{way}.r5"] = [0.0, 0.0]
+    return bad
+
+
+def take(home, made, name, change=lambda metrics: metrics, **options):
+    _, exam, metrics = made
+    return challenge(home / "runs" / name, str(home), exam, GATE, change(metrics), **options)
+
+
+def test_the_first_model_is_promoted_with_its_lineage(home, made):
+    row = take(home, made, "a", key="k1")
+    assert (row.kind, row.before, row.number) == ("promoted", None, 1)
+    assert (row.source, row.detections, row.detectors) == ("s3://captions", "detections/abc", ["det1"])
+    assert row.version == made[1].version and row.run == str(home / "runs" / "a")
+    assert (home / row.report).read_bytes() == (home / "runs" / "a" / "report.html").read_bytes()
+    assert json.loads(row.metrics)["retrieval"] == made[2]["retrieval"]
+    assert fingerprint(champion_path(str(home))) == fingerprint(home / "runs" / "a" / "model")
+
+
+def test_the_champion_is_asked_the_same_questions_once(home, made, monkeypatch):
+    row = take(home, made, "a")
+    shutil.rmtree(home / "runs" / "a")  # the registry does not need the run any more
+    metrics = examine(row, str(home), made[1])
+    assert metrics["retrieval"] == made[2]["retrieval"] and metrics["assessed"] == made[2]["assessed"]
+    monkeypatch.setattr(registries, "assess", None)
+    assert examine(row, str(home), made[1]) == metrics
+
+
+def test_a_worse_challenger_is_refused_and_nothing_else_changes(home, made):
+    take(home, made, "a")
+    row = take(home, made, "b", worse)
+    assert row.kind == "refused" and "retrieval.image_to_text.r5 0, interval 0 to 0" in row.reason
+    assert champion(str(home)).run.endswith("/a")
+    assert len(list((home / "registry" / "models").glob("*/model.safetensors"))) == 1
+    assert json.loads(row.verdict)["comparisons"][0]["worse"]
+
+
+def test_a_worse_challenger_can_be_promoted_by_hand_and_the_log_says_so(home, made):
+    take(home, made, "a")
+    row = take(home, made, "b", worse, anyway=True)
+    assert row.kind == "promoted" and row.reason.startswith("by hand, although worse")
+
+
+def test_the_same_challenge_decides_once(home, made):
+    first = take(home, made, "a", key="k1")
+    second = take(home, made, "b", worse, key="k2")
+    assert take(home, made, "a", key="k1") == first and take(home, made, "b", worse, key="k2") == second
+    assert len(Registry(home).rows()) == 2
+
+
+def test_a_challenge_that_was_overtaken_is_judged_again(home, made, monkeypatch):
+    take(home, made, "a")
+    judged = []
+
+    def examined(row, *rest):
+        if not judged:
+            take_by_hand(home, made)
+        judged.append(row.model)
+        return made[2]
+
+    def take_by_hand(home, made):
+        monkeypatch.setattr(registries, "examine", lambda *rest: made[2])
+        take(home, made, "b")
+        monkeypatch.setattr(registries, "examine", examined)
+
+    monkeypatch.setattr(registries, "examine", examined)
+    row = take(home, made, "c")
+    rows = Registry(home).rows()
+    assert [one.run[-1] for one in rows] == ["a", "b", "c"]
+    assert judged == [rows[0].model, rows[1].model] and row.before == rows[1].model
+
+
+def test_rollback_restores_the_very_bytes(home, made):
+    original = fingerprint(home / "runs" / "a" / "model")
+    take(home, made, "a")
+    take(home, made, "b")
+    take(home, made, "c")
+    assert rollback(str(home)).run.endswith("/b")
+    row = rollback(str(home), reason="b was bad too")
+    assert (row.kind, row.run[-1], row.reason) == ("rolled_back", "a", "b was bad too")
+    assert fingerprint(champion_path(str(home))) == original == row.files
+    with pytest.raises(ValueError, match="none to go back to"):
+        rollback(str(home))
+    last = next(one for one in Registry(home).rows() if one.run.endswith("/c"))
+    assert rollback(str(home), last.model[:8]).run.endswith("/c")
+
+
+def test_rollback_refuses_weights_that_have_changed(home, made):
+    row = take(home, made, "a")
+    take(home, made, "b")
+    weights = Registry(home).path(row.model) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ValueError, match="not what was promoted"):
+        rollback(str(home))
+    assert champion(str(home)).run.endswith("/b")
+
+
+def test_a_run_can_be_refused_by_hand_but_not_the_champion(home, made):
+    take(home, made, "a")
+    row = refuse(home / "runs" / "b", str(home), "trained on the wrong data")
+    assert (row.kind, row.reason) == ("refused", "by hand: trained on the wrong data")
+    with pytest.raises(ValueError, match="roll back instead"):
+        refuse(home / "runs" / "a", str(home), "no")
+
+
+def test_unknown_targets_are_named(home, made):
+    with pytest.raises(ValueError, match="has no champion"):
+        rollback(str(home))
+    take(home, made, "a")
+    with pytest.raises(ValueError, match="'zz' names 0 promoted models"):
+        rollback(str(home), "zz")
+
+
+def test_another_source_is_another_exam(home, made):
+    exam = made[1]
+    assert exam.digest(str(home)) == exam.replace(config=exam.config.replace(batch_size=3)).digest(str(home))
+    assert exam.digest(str(home)) != exam.replace(config=exam.config.replace(seed=3)).digest(str(home))
