@@ -1,0 +1,11 @@
+"""Checkpoints of others in, checkpoints for others out.
+
+`read_checkpoint` understands MERU's and HyCoCLIP's published state dicts, Hugging Face's CLIP directories, OpenCLIP's
+directories and state dicts, and this project's own; `to_published` writes the published names. Nothing is unpickled:
+torch files are read with weights_only=True.
+"""
+
+from models.exchange.published import to_published
+from models.exchange.read import Checkpoint, read_checkpoint, read_weights
+
+__all__ = ["Checkpoint", "read_checkpoint", "read_weights", "to_published"]

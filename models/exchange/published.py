@@ -1,0 +1,177 @@
+"""The published layout of MERU (Desai et al. 2023) and HyCoCLIP (Pal et al. 2025) state dicts, both ways.
+
+A timm vision transformer under `visual`, a CLIP-style text transformer under `textual`, two projections, the scalars
+logit_scale, visual_alpha, textual_alpha and curv (all logarithms, as ours) and pixel_mean and pixel_std. Published
+files have a pixel mean equal to the deviation (shifted constructor arguments); what the file says is kept, since the
+weights were trained with it. MERU's CLIP baselines have no alphas and no curv: they are Euclidean.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from models.clip import ClipConfig, DualEncoder
+from models.encoders.text import TextConfig
+from models.encoders.vit import VisionConfig
+from models.exchange.names import RESBLOCK, TIMM, Tensors, block_names, both, heads_of, side_of
+
+# Attention heads cannot be read from shapes. ViT-S has 12 there (as in MoCo v3), timm's B and L have 12 and 16.
+VISION_HEADS = {384: 12, 768: 12, 1024: 16}
+TEXT_HEAD = 64
+SCALARS = {
+    "logit_scale": "log_scale",
+    "visual_alpha": "visual_alpha",
+    "textual_alpha": "textual_alpha",
+    "curv": "log_curvature",
+}
+
+
+def from_published(
+    state: Mapping[str, Tensor], source: str = "the state dict", vision_heads: int | None = None
+) -> tuple[ClipConfig, dict[str, Tensor]]:
+    """Published names -> our configuration and weights, bit for bit.
+
+    Args:
+        state: the state dict.
+        source: what errors call it.
+        vision_heads: attention heads of the image tower, for widths other than ViT-S, B and L.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of an impossible shape.
+    """
+    tensors = Tensors(state, source, "a published MERU or HyCoCLIP state dict")
+    config = _config(tensors, vision_heads)
+    own = _shapes(config)
+    weights = {}
+    for theirs, ours in _names(config):
+        value = tensors.take(theirs)
+        if value.numel() != own[ours].numel():
+            raise ValueError(
+                f"{source}: {theirs} is {tuple(value.shape)}, where the other tensors ask for "
+                f"{own[ours].numel()} values"
+            )
+        weights[ours] = value.reshape(own[ours])
+    tensors.finish()
+    return config, weights
+
+
+def to_published(model: DualEncoder) -> dict[str, Tensor]:
+    """Our weights under the published names and in the published shapes.
+
+    ValueError when the published architecture has no place for something this model has. Heads of the image tower
+    are not in a state dict: their code takes them from the name of the architecture.
+    """
+    config = model.config
+    _require_published(config)
+    own = model.state_dict() | {"visual.positions": model.visual.positions}
+    width, patch = config.vision.width, config.vision.patch_size
+    shapes = {
+        "visual.pos_embed": (1, -1, width),
+        "visual.patch_embed.proj.weight": (width, 3, patch, patch),
+    }
+    state = {
+        theirs: own[ours].detach().cpu().reshape(shapes.get(theirs, own[ours].shape)).clone()
+        for theirs, ours in _names(config)
+    }
+    state["textual.attn_mask"] = _causal(config.text.context_length)
+    state["pixel_mean"] = torch.tensor(config.pixel_mean).view(3, 1, 1)
+    state["pixel_std"] = torch.tensor(config.pixel_std).view(3, 1, 1)
+    return state
+
+
+def _config(tensors: Tensors, vision_heads: int | None) -> ClipConfig:
+    source = tensors.source
+    width, patch = tensors.shape("visual.patch_embed.proj.weight")[::3]
+    hidden = tensors.shape("visual.blocks.0.mlp.fc1.weight")[0]
+    side = side_of(tensors.shape("visual.pos_embed")[1], source)
+    heads = vision_heads or VISION_HEADS.get(width)
+    if heads is None:
+        raise ValueError(
+            f"{source} has an image tower of width {width}, whose heads are not known: give them (--vision-heads)"
+        )
+    vision = VisionConfig(
+        image_size=side * patch,
+        patch_size=patch,
+        width=width,
+        depth=tensors.depth("visual.blocks"),
+        heads=heads,
+        mlp_ratio=hidden / width,
+        positions="fixed",
+    )
+    vocabulary, text_width = tensors.shape("textual.token_embed.weight")
+    context = tensors.shape("textual.posit_embed")[0]
+    if "textual.attn_mask" in tensors and not torch.equal(
+        tensors.take("textual.attn_mask").bool(), _causal(context)
+    ):
+        raise ValueError(
+            f"{source}: textual.attn_mask is not the causal mask, and Hyco's text tower is causal"
+        )
+    text = TextConfig(
+        vocab_size=vocabulary,
+        context_length=context,
+        width=text_width,
+        depth=tensors.depth("textual.resblocks"),
+        heads=heads_of(text_width, TEXT_HEAD, source),
+        mlp_ratio=tensors.shape("textual.resblocks.0.mlp.c_fc.weight")[0] / text_width,
+        end_token=vocabulary - 1,
+    )
+    mean, std = (tuple(tensors.take(name).flatten().tolist()) for name in ("pixel_mean", "pixel_std"))
+    if not len(mean) == len(std) == 3:
+        raise ValueError(f"{source} has pixel statistics of {len(mean)} channels, not 3")
+    return ClipConfig(
+        vision=vision,
+        text=text,
+        dim=tensors.shape("visual_proj.weight")[0],
+        geometry="lorentz" if "curv" in tensors else "euclid",
+        pixel_mean=mean,
+        pixel_std=std,
+    )
+
+
+def _names(config: ClipConfig) -> list[tuple[str, str]]:
+    """(their name, our name) of every tensor with a value of its own."""
+    scalars = list(SCALARS.items())[: 1 if config.geometry == "euclid" else None]
+    return [
+        ("visual.cls_token", "visual.class_token"),
+        ("visual.pos_embed", "visual.positions"),
+        *both("visual.patch_embed.proj", "visual.patch"),
+        *block_names("visual.blocks", "visual.blocks", config.vision.depth, TIMM),
+        *both("visual.norm", "visual.norm"),
+        ("textual.token_embed.weight", "textual.tokens.weight"),
+        ("textual.posit_embed", "textual.positions"),
+        *block_names("textual.resblocks", "textual.blocks", config.text.depth, RESBLOCK),
+        *both("textual.ln_final", "textual.norm"),
+        ("visual_proj.weight", "visual_projection.weight"),
+        ("textual_proj.weight", "textual_projection.weight"),
+        *scalars,
+    ]
+
+
+def _shapes(config: ClipConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: value.shape for name, value in DualEncoder(config).state_dict().items()}
+
+
+def _causal(length: int) -> Tensor:
+    """True where a token must not look, [length, length]."""
+    return torch.ones(length, length, dtype=torch.bool).triu(1)
+
+
+def _require_published(config: ClipConfig) -> None:
+    vision, text = config.vision, config.text
+    here = "the published architecture"
+    for name, value, allowed in (
+        ("geometry", config.geometry, ("lorentz", "euclid")),
+        ("vision.activation", vision.activation, ("gelu",)),
+        ("vision.norm_eps", vision.norm_eps, (1e-5,)),
+        ("vision.first_norm", vision.first_norm, (False,)),
+        ("vision.patch_bias", vision.patch_bias, (True,)),
+        ("text.activation", text.activation, ("gelu",)),
+        ("text.norm_eps", text.norm_eps, (1e-5,)),
+        ("text.heads", text.heads, (text.width // TEXT_HEAD,)),
+        # Their feature is at the highest id of a text.
+        ("text.end_token", text.end_token, (text.vocab_size - 1,)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value} and {here} has {' or '.join(map(str, allowed))} only")

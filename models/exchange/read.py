@@ -1,0 +1,158 @@
+"""One door for every layout: a file or a directory -> configuration, weights and where its tokenizer lies."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.clip import ClipConfig, DualEncoder, config_from_dict, load_weights
+from models.encoders.block import Activation
+from models.exchange.huggingface import from_huggingface
+from models.exchange.openclip import from_openclip
+from models.exchange.published import from_published
+
+# Names that wrappers put around a state dict, and around every name in it.
+BOXES = ("model", "state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained dual encoder in this project's terms.
+
+    Attributes:
+        layout: "hyco", "huggingface", "openclip" or "published".
+        config: towers and space.
+        weights: of DualEncoder.state_dict().
+        tokenizer: directory with the tokenizer's files, None where the layout holds none.
+    """
+
+    layout: str
+    config: ClipConfig
+    weights: dict[str, Tensor]
+    tokenizer: Path | None
+
+    def model(self) -> DualEncoder:
+        """The model with these weights, on the CPU."""
+        model = DualEncoder(self.config)
+        load_weights(model, self.weights, f"the {self.layout} checkpoint")
+        return model
+
+
+def read_checkpoint(
+    path: str | Path, *, vision_heads: int | None = None, activation: Activation | None = None
+) -> Checkpoint:
+    """Read a checkpoint of any known layout.
+
+    Args:
+        path: a directory (ours, Hugging Face's, OpenCLIP's) or a file with a state dict.
+        vision_heads: heads of a published image tower that is not ViT-S, B or L.
+        activation: GELU of an OpenCLIP state dict without its open_clip_config.json.
+
+    Raises:
+        FileNotFoundError: nothing there, or no weights in it.
+        ValueError: a layout or an architecture that is not known; more than tensors in the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _directory(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint in {path}: give a file or a directory")
+    state = read_weights(path)
+    if "textual.token_embed.weight" in state:
+        return Checkpoint("published", *from_published(state, str(path), vision_heads), None)
+    if "visual.conv1.weight" in state:
+        return Checkpoint("openclip", *from_openclip(state, str(path), None, activation), None)
+    if any(name.startswith("vision_model.") for name in state):
+        raise ValueError(f"{path} needs its config.json: give the directory, not the file")
+    raise ValueError(
+        f"{path} is of no layout that Hyco knows (its first tensor is {min(state)}): known are MERU's and HyCoCLIP's "
+        "state dicts, OpenCLIP's, and directories of Hugging Face's CLIPModel"
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or torch file, out of the boxes and prefixes that trainers put around them."""
+    try:
+        if path.suffix == ".safetensors":
+            return _bare(load_file(path), path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever the bytes lead torch.load to
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{path} cannot be read as tensors alone, and Hyco unpickles nothing else ({first}): "
+            "save its state dict with torch.save or safetensors"
+        ) from error
+    return _bare(loaded, path)
+
+
+def _bare(loaded: Any, path: Path) -> dict[str, Tensor]:
+    for box in BOXES:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(box), Mapping):
+            loaded = loaded[box]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ValueError(f"{path} holds no state dict")
+    state = {}
+    for name, value in loaded.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path} holds {type(value).__name__} {name!r} where a tensor belongs")
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        state[name] = value
+    return state
+
+
+def _directory(folder: Path) -> Checkpoint:
+    said = _json(folder / "config.json")
+    if said.get("model_type") == "clip":
+        state = _weights(folder, "model.safetensors", "pytorch_model.bin")
+        return Checkpoint("huggingface", *from_huggingface(folder, state), _tokenizer(folder))
+    if (folder / "open_clip_config.json").is_file():
+        state = _weights(folder, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        described = _json(folder / "open_clip_config.json")
+        return Checkpoint("openclip", *from_openclip(state, str(folder), described), _tokenizer(folder))
+    if "geometry" in said:
+        state = _weights(folder, "model.safetensors")
+        return Checkpoint("hyco", config_from_dict(said), state, _tokenizer(folder))
+    kind = said.get("model_type")
+    raise ValueError(
+        f"{folder} holds no CLIP that Hyco knows"
+        + (f" (model_type {kind!r})" if kind else "")
+        + ": expected config.json with model_type 'clip', open_clip_config.json, or a model directory of Hyco's"
+    )
+
+
+def _weights(folder: Path, *names: str) -> dict[str, Tensor]:
+    """The first of the named files that is there, in one piece or in the pieces that its index names."""
+    for name in names:
+        if (folder / name).is_file():
+            return read_weights(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            pieces = sorted(set(_json(index)["weight_map"].values()))
+            return {k: v for piece in pieces for k, v in read_weights(folder / Path(piece).name).items()}
+    raise FileNotFoundError(f"{folder} has no {' and no '.join(names)}")
+
+
+def _tokenizer(folder: Path) -> Path | None:
+    return folder if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        said = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    return said if isinstance(said, dict) else {}
