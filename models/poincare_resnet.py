@@ -100,6 +100,16 @@ class ResNet(nn.Module):
         return self.head(self.features(pixels))
 
 
+def poincare_layers(c: float | Curvature, init: str = "identity", lean: bool = True) -> Layers:
+    """The layers of `models.hyperbolic.nn`, all of one curvature."""
+    return Layers(
+        conv=lambda i, o, k, s: hnn.Conv2d(i, o, k, s, k // 2, c=c, init=init, lean=lean),
+        norm=lambda width: hnn.BatchNorm2d(width, c=c),
+        add=lambda: hnn.ResidualAdd(c=c),
+        head=lambda width, classes: hnn.MLR(width, classes, c=c),
+    )
+
+
 class PoincareResNet(ResNet):
     """The residual network on the Poincare ball of curvature -c; 68,757 parameters at depth 20.
 
@@ -107,7 +117,11 @@ class PoincareResNet(ResNet):
         depth, widths, num_classes, head: see `ResNet`; the default head is hyperbolic multinomial logistic
         regression. c: the curvature, or a `Curvature` that all layers share. learn_c: learn it from there on
         (`constrain_()` keeps it in bounds; no weight decay). init: of the convolutions; "identity" keeps norms,
-        "hypll" is the published one. lean: hand-written backward passes; False is plain autograd.
+        "hypll" is the published one. lean: hand-written backward passes; False is plain autograd. compat: the
+        published arithmetic with its defects (`models.poincare_resnet_compat`), for its checkpoints.
+
+    Raises:
+        ValueError: see `ResNet`; compat with a curvature that is not a plain number.
     """
 
     def __init__(
@@ -120,15 +134,18 @@ class PoincareResNet(ResNet):
         learn_c: bool = False,
         init: str = "identity",
         lean: bool = True,
+        compat: bool = False,
     ) -> None:
         if learn_c and not isinstance(c, Curvature):
             c = Curvature(c, learnable=True)
-        layers = Layers(
-            conv=lambda i, o, k, s: hnn.Conv2d(i, o, k, s, k // 2, c=c, init=init, lean=lean),
-            norm=lambda width: hnn.BatchNorm2d(width, c=c),
-            add=lambda: hnn.ResidualAdd(c=c),
-            head=lambda width, classes: hnn.MLR(width, classes, c=c),
-        )
+        if not compat:
+            layers = poincare_layers(c, init, lean)
+        elif isinstance(c, Curvature):
+            raise ValueError("compat=True has the published, fixed curvature: give c as a number")
+        else:
+            from models.poincare_resnet_compat import published_layers  # it builds on this module
+
+            layers = published_layers(c)
         super().__init__(layers, depth, widths, num_classes, head)
         self.curvature = c if isinstance(c, Curvature) else None
         if self.curvature is not None:

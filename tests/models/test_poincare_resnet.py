@@ -1,0 +1,270 @@
+"""Poincare ResNet against plain float64 twins, in its own arithmetic and in the published one."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from models.hyperbolic.curvature import Curvature
+from models.poincare_resnet import EuclideanResNet, PoincareResNet, ResNet, build
+from models.poincare_resnet_compat import load_published
+from tests.oracle import poincare_resnet as oracle
+
+SMALL = {"depth": 8, "widths": (4, 6, 8), "num_classes": 5}
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def stirred(model):
+    """The model in float64, its parameters and running statistics away from their starts."""
+    model = model.double()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            noise = 0.1 * torch.randn_like(value)
+            # Under a variance of its own start, evaluation would send points further than a ball has digits for.
+            value.add_(noise + 2 if name.endswith("running_var") else noise)
+    return model
+
+
+def pixels(batch=3, height=10, width=9):
+    return torch.randn(batch, 3, height, width, dtype=torch.double)
+
+
+def leaves(model):
+    return {
+        n: v.detach().clone().requires_grad_(v.is_floating_point()) for n, v in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("c", [0.1, 0.4])
+def test_forward_and_gradient_equal_the_plain_twin(training, c):
+    model = stirred(PoincareResNet(**SMALL, c=c)).train(training)
+    state, u = leaves(model), (0.5 * pixels()).requires_grad_()
+    v = u.detach().clone().requires_grad_()
+    want = oracle.forward(state, v, 8, c, training)
+    got = model(u)
+    assert torch.allclose(got, want, **EXACT)
+    assert want.std() > 0.1
+    weights = torch.randn_like(got)
+    (got * weights).sum().backward()
+    (want * weights).sum().backward()
+    assert torch.allclose(u.grad, v.grad, **EXACT)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, state[name].grad, rtol=1e-7, atol=1e-9), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compat_equals_the_twin_of_the_published_arithmetic(training):
+    model = stirred(PoincareResNet(**SMALL, c=0.1, compat=True)).train(training)
+    u = pixels()
+    want = oracle.forward(model.state_dict(), u, 8, 0.1, training, published=True)
+    assert torch.allclose(model(u), want, **EXACT)
+    right = oracle.forward(model.state_dict(), u, 8, 0.1, True, published=False)
+    assert (right - want).abs().max() > 0.1 * want.abs().max()
+
+
+def test_only_the_published_arithmetic_lets_the_batch_into_evaluation():
+    images = pixels(4)
+    ours = stirred(PoincareResNet(**SMALL)).eval()
+    published = stirred(PoincareResNet(**SMALL, compat=True)).eval()
+    with torch.no_grad():
+        assert torch.allclose(ours(images)[:1], ours(images[:1]), **EXACT)
+        assert not torch.allclose(published(images)[:1], published(images[:1]), rtol=1e-2)
+
+
+def test_training_moves_the_running_statistics_that_evaluation_uses():
+    model = PoincareResNet(**SMALL)
+    images = pixels(8, 16, 16).float()
+    with torch.no_grad():
+        before = model.eval()(images)
+        model.train()
+        for _ in range(60):  # momentum 0.1: nothing is left of the start
+            trained = model(images)
+        after = model.eval()(images)
+    # The batch and the statistics of that batch repeated agree.
+    assert torch.allclose(after, trained, rtol=2e-2, atol=2e-2 * float(trained.abs().max()))
+    assert not torch.allclose(before, trained, rtol=2e-1, atol=0.2 * float(trained.abs().max()))
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 68_757), (32, 117_601), (44, 166_445), (56, 215_289)])
+def test_published_parameter_counts(depth, parameters):
+    """68,757 at depth 20; each 12 layers more add 4 convolutions and norms a stage."""
+    assert sum(p.numel() for p in PoincareResNet(depth).parameters()) == parameters
+
+
+def test_identity_initialisation_keeps_norms_where_the_published_one_loses_them():
+    """The mean norm of tangent vectors through 20 convolutions of 8 channels, 3 x 3."""
+    from models.hyperbolic import nn as hnn
+
+    u = 0.05 * torch.randn(2, 8, 8, 8)
+    kept = {}
+    for init in ("identity", "hypll"):
+        x = u
+        for _ in range(20):
+            x = hnn.Conv2d(8, 8, 3, padding=1, c=0.1, init=init)(x).detach()
+        kept[init] = float(x.norm(dim=1).mean() / u.norm(dim=1).mean())
+    assert kept["identity"] == pytest.approx(1, abs=0.02)  # the identity to first order
+    assert kept["hypll"] < 1e-6
+
+
+@pytest.mark.parametrize("size", [(32, 32), (31, 45), (8, 8)])
+def test_images_of_any_size(size):
+    for model in (build(8, (4, 6, 8), 7), build(8, (4, 6, 8), 7, c=None)):
+        assert model.features(torch.randn(2, 3, *size)).shape == (2, 8)
+        assert model(torch.randn(2, 3, *size)).shape == (2, 7)
+
+
+def test_twins_have_one_topology():
+    def outline(model):
+        kinds = {"Conv2d": "conv", "BatchNorm2d": "norm"}
+        return [(n, kinds[type(m).__name__]) for n, m in model.named_modules() if type(m).__name__ in kinds]
+
+    assert outline(PoincareResNet()) == outline(EuclideanResNet())
+
+
+def test_a_head_takes_the_place_of_the_classifier():
+    head = nn.Linear(8, 3)
+    model = build(8, (4, 6, 8), head=head)
+    assert model.head is head and model(torch.randn(2, 3, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 21}, {"depth": 2}, {"widths": (8, 16)}, {"widths": (0, 1, 2)}])
+def test_impossible_shapes_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values()))).strip("()")):
+        PoincareResNet(**wrong)
+
+
+def test_pixels_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\[2, 1, 8, 8\]"):
+        PoincareResNet(**SMALL)(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="compat"):
+        PoincareResNet(**SMALL, learn_c=True, compat=True)
+
+
+def test_a_learned_curvature_is_one_tensor_of_the_checkpoint_and_comes_back():
+    model = PoincareResNet(**SMALL, learn_c=True)
+    model(torch.randn(2, 3, 8, 8)).logsumexp(1).sum().backward()
+    assert model.curvature.log_c.grad.abs() > 0
+    with torch.no_grad():
+        model.curvature.log_c.fill_(-50)
+    model.constrain_()
+    state = model.state_dict()
+    assert [n for n in state if n.endswith("log_c")] == ["curvature.log_c"]
+    other = PoincareResNet(**SMALL, learn_c=True)
+    other.load_state_dict(copy.deepcopy(state))
+    assert other.curvature().item() == pytest.approx(1e-3)
+    assert other.blocks[0].conv1.curvature().item() == pytest.approx(1e-3)
+    # A curvature of somebody else's, in the head, is not one of the copies.
+    from models.hyperbolic import nn as hnn
+
+    own = PoincareResNet(**SMALL, learn_c=True, head=hnn.MLR(8, 5, c=Curvature(0.5)))
+    assert [n for n in own.state_dict() if n.endswith("log_c")] == ["head.c.log_c", "curvature.log_c"]
+
+
+@pytest.mark.parametrize("part", ["block", pytest.param("network", marks=pytest.mark.slow)])
+def test_compiles_as_one_graph(part):
+    network = PoincareResNet(**SMALL)
+    model, channels = (network, 3) if part == "network" else (network.blocks[1], 4)
+    images = torch.randn(2, channels, 8, 8)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    got, want = compiled(images), copy.deepcopy(model)(images)
+    assert torch.allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_stays_outside():
+    model = PoincareResNet(**SMALL).eval()
+    images = torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model.features(images)
+    assert torch.equal(got, model.features(images))
+
+
+# The published files' names and shapes (docs/poincare_resnet.md).
+
+
+def published_state(depth=20, widths=(8, 16, 32), classes=10, c=0.1):
+    state = {}
+
+    def draw(name, *shape):
+        state[name] = 0.2 * torch.randn(*shape, dtype=torch.double)
+
+    def conv(name, inputs, outputs, kernel):
+        draw(f"{name}.weights", inputs * kernel * kernel, outputs)
+        draw(f"{name}.bias", outputs)
+        state[f"{name}.ball.isp_c"] = torch.tensor(c)
+
+    def norm(name, width):
+        draw(f"{name}.norm.mean", width)
+        state[f"{name}.norm.var"] = torch.rand((), dtype=torch.double) + 0.5
+        state[f"{name}.norm.running_mean"], state[f"{name}.norm.running_var"] = (
+            torch.zeros(1, width),
+            torch.tensor(1.0),
+        )
+        state[f"{name}.ball.isp_c"] = state[f"{name}.norm.ball.isp_c"] = torch.tensor(c)
+
+    conv("conv", 3, widths[0], 3)
+    norm("bn", widths[0])
+    before = widths[0]
+    for group, width in enumerate(widths, 1):
+        for block in range((depth - 2) // 6):
+            name = f"group{group}.{block}"
+            conv(f"{name}.conv1", before, width, 3)
+            norm(f"{name}.bn1", width)
+            conv(f"{name}.conv2", width, width, 3)
+            norm(f"{name}.bn2", width)
+            if group > 1 and not block:
+                conv(f"{name}.downsample", before, width, 1)
+            before = width
+    draw("fc.z", before, classes)
+    draw("fc.bias", classes)
+    state["fc.ball.isp_c"] = torch.tensor(c)
+    return state
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_state_dict_loads_and_gives_the_published_numbers(prefix):
+    state = published_state(14, (4, 6, 8), 7, 0.3)
+    model = load_published({prefix + n: v for n, v in state.items()}).double()
+    assert (model.depth, model.widths, len(model.head.bias)) == (14, (4, 6, 8), 7)
+    # The weights of one convolution and one norm by hand: the twin below reads the network's own names.
+    assert torch.equal(
+        model.blocks[2].conv1.weight.flatten(1).T, state["group2.0.conv1.weights"].float().double()
+    )
+    assert torch.equal(model.blocks[5].bn2.weight, state["group3.1.bn2.norm.var"].float().double())
+    u = pixels(2, 8, 8)
+    want = oracle.forward(model.state_dict(), u, 14, pytest.approx(0.3).expected, False, published=True)
+    assert torch.allclose(model(u), want, rtol=1e-6, atol=1e-7)
+
+
+def test_published_state_dict_has_the_published_number_of_parameters():
+    state = published_state()
+    learned = [v for n, v in state.items() if not n.endswith("isp_c") and "running" not in n]
+    assert sum(v.numel() for v in learned) == 68_757
+    load_published(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("group1.0.conv2.bias"), "blocks.0.conv2.bias is None"),
+        (lambda s: s.pop("fc.bias"), "fc.bias is missing"),
+        (lambda s: s.update({"fc.z": torch.zeros(3, 5)}), r"head.weight is \(5, 3\)"),
+        (lambda s: s.update({"layer1.0.weight": torch.zeros(3)}), "layer1.0.weight is no tensor"),
+        (lambda s: s.update({"fc.ball.isp_c": torch.tensor(2.0)}), "curvatures"),
+    ],
+)
+def test_other_state_dicts_are_refused_by_name(change, message):
+    state = published_state(8, (4, 6, 8), 5)
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        load_published(state)
+
+
+def test_topology_is_typed():
+    assert isinstance(build(8), ResNet) and isinstance(build(8, c=None), EuclideanResNet)
