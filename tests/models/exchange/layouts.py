@@ -1,0 +1,95 @@
+"""State dicts of the documented names and shapes with random weights, small."""
+
+import math
+
+import torch
+from torch import Tensor
+
+VOCABULARY, CONTEXT = 600, 16
+
+
+def draw(*shape: int, scale: float = 0.2) -> Tensor:
+    return torch.randn(*shape) * scale
+
+
+def norm(name: str, width: int) -> dict[str, Tensor]:
+    return {f"{name}.weight": 1 + draw(width), f"{name}.bias": draw(width)}
+
+
+def linear(name: str, inputs: int, outputs: int) -> dict[str, Tensor]:
+    return {
+        f"{name}.weight": draw(outputs, inputs, scale=inputs**-0.5),
+        f"{name}.bias": draw(outputs),
+    }
+
+
+def resblocks(prefix: str, width: int, depth: int) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for index in range(depth):
+        at = f"{prefix}.{index}"
+        joint = linear("x", width, 3 * width)
+        state |= norm(f"{at}.ln_1", width) | norm(f"{at}.ln_2", width)
+        state |= {f"{at}.attn.in_proj_{leaf}": joint[f"x.{leaf}"] for leaf in ("weight", "bias")}
+        state |= linear(f"{at}.attn.out_proj", width, width)
+        state |= linear(f"{at}.mlp.c_fc", width, 4 * width) | linear(f"{at}.mlp.c_proj", 4 * width, width)
+    return state
+
+
+def published(width: int = 48, text_width: int = 128, depth: int = 2, dim: int = 24, side: int = 4) -> dict:
+    """A MERU or HyCoCLIP state dict: patches of 8 pixels, side x side of them."""
+    state = {
+        "visual.cls_token": draw(1, 1, width),
+        "visual.pos_embed": draw(1, 1 + side**2, width),
+        "visual.patch_embed.proj.weight": draw(width, 3, 8, 8, scale=0.1),
+        "visual.patch_embed.proj.bias": draw(width),
+    }
+    for index in range(depth):
+        at = f"visual.blocks.{index}"
+        state |= norm(f"{at}.norm1", width) | norm(f"{at}.norm2", width)
+        state |= linear(f"{at}.attn.qkv", width, 3 * width) | linear(f"{at}.attn.proj", width, width)
+        state |= linear(f"{at}.mlp.fc1", width, 4 * width) | linear(f"{at}.mlp.fc2", 4 * width, width)
+    state |= norm("visual.norm", width)
+    state |= {
+        "textual.token_embed.weight": draw(VOCABULARY, text_width),
+        "textual.posit_embed": draw(CONTEXT, text_width),
+        "textual.attn_mask": torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1),
+    }
+    state |= resblocks("textual.resblocks", text_width, depth) | norm("textual.ln_final", text_width)
+    statistics = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    return state | {
+        "visual_proj.weight": draw(dim, width),
+        "textual_proj.weight": draw(dim, text_width),
+        "logit_scale": torch.tensor(math.log(40.0)),
+        "visual_alpha": torch.tensor(-1.9),
+        "textual_alpha": torch.tensor(-2.3),
+        "curv": torch.tensor(-0.4),
+        # As in the published files: the mean holds the deviation.
+        "pixel_mean": statistics,
+        "pixel_std": statistics.clone(),
+    }
+
+
+def openclip(width: int = 128, text_width: int = 64, depth: int = 2, dim: int = 24, side: int = 3) -> dict:
+    """An OpenCLIP state dict: patches of 8 pixels, heads of 64 dimensions in the image tower."""
+    state = {
+        "visual.class_embedding": draw(width),
+        "visual.positional_embedding": draw(1 + side**2, width),
+        "visual.conv1.weight": draw(width, 3, 8, 8, scale=0.1),
+        "visual.proj": draw(width, dim),
+        "token_embedding.weight": draw(VOCABULARY, text_width),
+        "positional_embedding": draw(CONTEXT, text_width),
+        "text_projection": draw(text_width, dim),
+        "logit_scale": torch.tensor(math.log(100.0)),
+    }
+    state |= norm("visual.ln_pre", width) | norm("visual.ln_post", width) | norm("ln_final", text_width)
+    state |= resblocks("visual.transformer.resblocks", width, depth)
+    return state | resblocks("transformer.resblocks", text_width, depth)
+
+
+def token_rows() -> Tensor:
+    """Texts of several lengths: start, words, end at the highest id, zeros."""
+    tokens = torch.zeros(3, CONTEXT, dtype=torch.long)
+    for row, length in zip(tokens, (3, 9, CONTEXT), strict=True):
+        row[:length] = torch.randint(1, VOCABULARY - 2, (length,))
+        row[0], row[length - 1] = VOCABULARY - 2, VOCABULARY - 1
+    return tokens
