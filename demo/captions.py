@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from demo import backdrops
 from demo.layout import Group
-from demo.phrases import Speaker, article, pick
+from demo.phrases import Saying, Speaker, article, pick
 from demo.taxonomy import Leaf, Taxonomy
 
 Facts = Sequence[tuple[str, int, int]]
@@ -31,27 +31,40 @@ BACKWARD = {
 }
 
 
+Parts = Mapping[str, tuple[Saying | str, int | None]]
+
+
 @dataclass(frozen=True)
 class Sentence:
-    """A caption and its noun phrases: (start, end, group number), None for a phrase of the background."""
+    """A caption and its noun phrases: (start, end, group number), None for a phrase of the background.
+
+    It can be said again with other words in it: `template` has {is} and a {letter} for each of `parts` (what
+    is said, group number), the first of which is A; `relation` is what is said of A and B ("between": of A, B
+    and C); a `proper` one has a capital and a full stop.
+    """
 
     text: str
     spans: tuple[tuple[int, int, int | None], ...]
+    template: str
+    parts: Parts
+    relation: str | None
+    proper: bool
 
 
-def _fill(template: str, parts: dict[str, tuple[str, int | None]], rng: np.random.Generator) -> Sentence:
-    """Put phrases into a template and keep their spans; some captions get a capital and a full stop."""
+def render(template: str, parts: Parts, proper: bool) -> tuple[str, tuple[tuple[int, int, int | None], ...]]:
+    """Text and spans of a sentence: phrases put into a template, the verb agreeing with the first."""
+    first = parts["A"][0]
+    assert isinstance(first, Saying), "A is a thing of the scene"
     text, spans = "", []
-    for piece in re.split(r"(\{\w+\})", template):
+    for piece in re.split(r"(\{\w+\})", template.replace("{is}", "are" if first.count > 1 else "is")):
         if piece.startswith("{"):
-            phrase, number = parts[piece[1:-1]]
+            said, number = parts[piece[1:-1]]
+            phrase = said.text if isinstance(said, Saying) else said
             spans.append((len(text), len(text) + len(phrase), number))
             text += phrase
         else:
             text += piece
-    if rng.random() < 0.35:
-        text = text[0].upper() + text[1:] + "."
-    return Sentence(text, tuple(spans))
+    return text[0].upper() + text[1:] + "." if proper else text, tuple(spans)
 
 
 def _place(backdrop: tuple[str, str], rng: np.random.Generator) -> tuple[str, str]:
@@ -101,6 +114,7 @@ LISTS = {
     3: ("{A}, {B} and {C}", "{A}, {B} and {C}", "{A} with {B} and {C}", "{A} and {B} with {C}"),
     4: ("{A}, {B}, {C} and {D}", "{A}, {B}, {C}, and {D}", "{A} and {B} with {C} and {D}"),
 }
+BETWEEN = ("{A} between {B} and {C}", "{A} {is} between {B} and {C}", "there {is} {A} between {B} and {C}")
 BARE = {2: "{A} and {B}", 3: "{A}, {B} and {C}", 4: "{A}, {B}, {C} and {D}"}
 GROUND = frozenset({"grass", "sand", "snow"})
 
@@ -117,14 +131,19 @@ def _pose(leaf: Leaf, kind: str, taxonomy: Taxonomy, rng: np.random.Generator) -
     return "shown" if kind not in GROUND else "placed"
 
 
+def sayable(facts: Facts, a: int, b: int) -> list[tuple[str, ...]]:
+    """For each true relation of a to b the words that say it."""
+    words = [FORWARD[n] for n, x, y in facts if (x, y) == (a, b)]
+    return words + [BACKWARD[n] for n, x, y in facts if (y, x) == (a, b)]
+
+
 def _said(facts: Facts, a: int, b: int, rng: np.random.Generator) -> str | None:
     """Words for a true relation of a to b, None when there is none."""
-    words = [FORWARD[n] for n, x, y in facts if (x, y) == (a, b)]
-    words += [BACKWARD[n] for n, x, y in facts if (y, x) == (a, b)]
+    words = sayable(facts, a, b)
     return pick(words[int(rng.integers(len(words)))], rng) if words else None
 
 
-def _between(facts: Facts, order: Sequence[int]) -> bool:
+def between(facts: Facts, order: Sequence[int]) -> bool:
     """Whether the first of three stands between the two others, in a row or a column."""
     a, b, c = order
     known = set(facts)
@@ -133,28 +152,26 @@ def _between(facts: Facts, order: Sequence[int]) -> bool:
 
 def _template(
     speaker: Speaker, order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator
-) -> str:
-    """A template over the groups of `order`; "pair" says a relation where one is true."""
+) -> tuple[str, str | None]:
+    """A template over the groups of `order`, and its relation; "pair" says one where one is true."""
     if kind == "bare":
-        return BARE[len(order)]
+        return BARE[len(order)], None
     if kind == "placed" and len(order) == 1:
-        return pick(ONE_PLACED, rng)
-    if kind == "pair" and len(order) == 3 and _between(facts, order) and rng.random() < 0.6:
-        return pick(
-            ("{A} between {B} and {C}", "{A} {is} between {B} and {C}", "there {is} {A} between {B} and {C}"),
-            rng,
-        )
+        return pick(ONE_PLACED, rng), None
+    if kind == "pair" and len(order) == 3 and between(facts, order) and rng.random() < 0.6:
+        return pick(BETWEEN, rng), "between"
     rel = _said(facts, order[0], order[1], rng) if kind == "pair" and len(order) > 1 else None
     if rel is None:
         template = pick(ONE if len(order) == 1 else LISTS[len(order)], rng)
-        return template + " {at}" if kind == "placed" else template
+        return template + " {at}" if kind == "placed" else template, None
     template = pick(PAIR, rng).replace("{rel}", rel)
     if len(order) == 3:
-        return template + pick((", and {C}", " and {C}"), rng)
+        return template + pick((", and {C}", " and {C}"), rng), rel
     if len(order) == 4:
         more = _said(facts, order[2], order[3], rng)
-        return template + (f", and {{C}} {more} {{D}}" if more and rng.random() < 0.6 else ", {C} and {D}")
-    return template
+        tail = f", and {{C}} {more} {{D}}" if more and rng.random() < 0.6 else ", {C} and {D}"
+        return template + tail, rel
+    return template, rel
 
 
 def _sentence(
@@ -165,8 +182,8 @@ def _sentence(
     kind = str(rng.choice(("list", "placed", "bare"), p=share))
     if len(order) > 1 and rng.random() < 0.72:
         kind = "pair"
-    template = _template(speaker, order, facts, kind, rng)
-    parts: dict[str, tuple[str, int | None]] = {}
+    template, relation = _template(speaker, order, facts, kind, rng)
+    parts: dict[str, tuple[Saying | str, int | None]] = {}
     for letter, number in zip("ABCD", order, strict=False):
         parts[letter] = (speaker.say(number, bare=kind == "bare"), number)
     first = speaker.groups[order[0]]
@@ -175,7 +192,8 @@ def _sentence(
         template = template.replace("{at}", f"{word} {{P}}")
         template = template.replace("{pose}", _pose(first.leaf, backdrop[0], speaker.taxonomy, rng))
         parts["P"] = (phrase, None)
-    return _fill(template.replace("{is}", "are" if first.count > 1 else "is"), parts, rng)
+    proper = bool(rng.random() < 0.35)
+    return Sentence(*render(template, parts, proper), template, parts, relation, proper)
 
 
 def compose(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,6 +30,27 @@ def article(rest: str) -> str:
     return "an" if rest[0] in "aeio" or re.match(r"u(?!n[ia])", rest) else "a"
 
 
+@dataclass(frozen=True)
+class Saying:
+    """A noun phrase in its pieces: determiner ("a" stands for a or an), size word, colour, name, number.
+
+    `names` are singular and plural; `count` chooses between them.
+    """
+
+    determiner: str
+    size: str | None
+    color: str | None
+    names: tuple[str, str]
+    count: int
+
+    @property
+    def text(self) -> str:
+        """ "two small red cars"."""
+        rest = " ".join(filter(None, (self.size, self.color, self.names[self.count > 1])))
+        word = article(rest) if self.determiner == "a" else self.determiner
+        return f"{word} {rest}" if word else rest
+
+
 def noun_phrase(
     names: tuple[str, str],
     count: int,
@@ -36,20 +58,15 @@ def noun_phrase(
     size: str | None,
     rng: np.random.Generator,
     bare: bool = False,
-) -> str:
+) -> Saying:
     """ "two small red cars": a determiner or number (none when `bare`), size, colour, name."""
-    adjectives = []
-    if size:
-        adjectives.append(pick(SMALL_WORDS if size == "small" else LARGE_WORDS, rng))
-    if color:
-        adjectives.append(color)
-    rest = " ".join([*adjectives, names[count > 1]])
+    word = pick(SMALL_WORDS if size == "small" else LARGE_WORDS, rng) if size else None
     if count > 1:
-        return rest if bare and rng.random() < 0.5 else f"{NUMBERS[count]} {rest}"
-    roll = rng.random()
-    if bare:
-        return rest
-    return f"the {rest}" if roll < 0.06 else f"one {rest}" if roll < 0.1 else f"{article(rest)} {rest}"
+        determiner = "" if bare and rng.random() < 0.5 else NUMBERS[count]
+    else:
+        roll = rng.random()
+        determiner = "" if bare else "the" if roll < 0.06 else "one" if roll < 0.1 else "a"
+    return Saying(determiner, word, color, names, count)
 
 
 def loose_phrase(leaf: Leaf, color: str | None, rng: np.random.Generator) -> str:
@@ -57,7 +74,7 @@ def loose_phrase(leaf: Leaf, color: str | None, rng: np.random.Generator) -> str
     names = leaf.names[0] if rng.random() < 0.8 else leaf.names[int(rng.integers(len(leaf.names)))]
     count = int(rng.choice((1, 2, 3), p=(0.65, 0.2, 0.15)))
     size = None if rng.random() < 0.7 else str(rng.choice(("small", "large")))
-    return noun_phrase(names, count, color, size, rng, bare=rng.random() < 0.1)
+    return noun_phrase(names, count, color, size, rng, bare=rng.random() < 0.1).text
 
 
 class Speaker:
@@ -67,7 +84,7 @@ class Speaker:
         self.groups, self.taxonomy, self.rng = groups, taxonomy, rng
         self.leaves = [g.leaf.id for g in groups]
 
-    def say(self, number: int, bare: bool = False) -> str:
+    def say(self, number: int, bare: bool = False) -> Saying:
         """A noun phrase for a group."""
         group, rng = self.groups[number], self.rng
         twin = self.leaves.count(group.leaf.id) > 1

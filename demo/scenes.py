@@ -12,6 +12,7 @@ import numpy as np
 
 from demo import backdrops, captions, holdout
 from demo.art import Art
+from demo.foils import Foil, foils
 from demo.layout import Group, Placed, arrange, facts_between, visible_boxes
 from demo.phrases import loose_phrase
 from demo.taxonomy import Leaf, Taxonomy, load
@@ -48,6 +49,7 @@ class Scene:
     """An image (uint8 [S, S, 3]) with captions, mentions of its objects, and mentions of the background.
 
     `surroundings` are noun phrases without a box ("the grass"); `heldout` names what training never shows.
+    Scenes that are held out have `foils`.
     """
 
     image: np.ndarray
@@ -58,6 +60,7 @@ class Scene:
     split: str
     backdrop: tuple[str, str]
     heldout: tuple[str, ...]
+    foils: tuple[Foil, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -96,7 +99,7 @@ class World:
         rng = np.random.default_rng([seed, SPLITS.index(split)])
         draft = self.draft(seed, split, rng)
         image = self.paint(draft, np.random.default_rng([seed, SPLITS.index(split), 1]))
-        return self._describe(draft, image, rng, split)
+        return self._describe(draft, image, rng, split, np.random.default_rng([seed, SPLITS.index(split), 2]))
 
     def draft(self, seed: int, split: str, rng: np.random.Generator) -> Draft:
         """Draw plans until one fits on the page and respects the split.
@@ -158,7 +161,14 @@ class World:
             image[y0:y1, x0:x1] += (stamp[..., :3] - image[y0:y1, x0:x1]) * alpha
         return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
-    def _describe(self, draft: Draft, image: np.ndarray, rng: np.random.Generator, split: str) -> Scene:
+    def _describe(
+        self,
+        draft: Draft,
+        image: np.ndarray,
+        rng: np.random.Generator,
+        split: str,
+        foil_rng: np.random.Generator,
+    ) -> Scene:
         side = self.size
         boxes = [tuple(v / side for v in box) for box in draft.boxes]
         members: list[list[Box]] = [[] for _ in draft.groups]
@@ -168,9 +178,8 @@ class World:
             group = draft.groups[item.group]
             objects.append(SceneObject(group.leaf.id, group.color, box, group.size, item.group))  # type: ignore[arg-type]
         texts, phrases, around = [], [], []
-        for number, sentence in enumerate(
-            captions.compose(draft.groups, draft.facts, draft.backdrop, self.taxonomy, rng)
-        ):
+        sentences = captions.compose(draft.groups, draft.facts, draft.backdrop, self.taxonomy, rng)
+        for number, sentence in enumerate(sentences):
             texts.append(sentence.text)
             for start, end, which in sentence.spans:
                 cut = sentence.text[start:end]
@@ -182,6 +191,9 @@ class World:
                         Mention(number, cut, (start, end), tuple(members[which]), group.leaf.id, group.color)
                     )
         broken = holdout.broken(draft.groups, draft.backdrop[0], draft.facts)
+        false = ()
+        if split == "heldout":
+            false = foils(sentences, draft.groups, draft.facts, self.taxonomy, foil_rng)
         return Scene(
             image,
             tuple(texts),
@@ -191,6 +203,7 @@ class World:
             split,
             draft.backdrop,
             tuple(broken),
+            false,
         )
 
     def absent_phrases(self, scene: Scene, rng: np.random.Generator, n: int) -> list[str]:

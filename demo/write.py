@@ -31,7 +31,7 @@ _SEEDS = 10_000_000  # seeds set aside for each world seed; more scenes than any
 _SOURCES = (
     "taxonomy.txt",
     *(f"{name}.py" for name in ("taxonomy", "art", "backdrops", "layout", "holdout", "phrases", "captions")),
-    *(f"{name}.py" for name in ("scenes", "write")),
+    *(f"{name}.py" for name in ("foils", "scenes", "write")),
 )
 _world = cache(World)
 
@@ -46,15 +46,18 @@ def generator_digest() -> str:
 
 
 def sample_meta(scene: Scene) -> dict[str, Any]:
-    """KEY.json of a scene; "objects" has one entry for each (caption, phrase, box)."""
+    """KEY.json of a scene; "objects" has one entry for each (caption, phrase, box), "foils" one for each."""
     objects = [_entry(mention, box) for mention in scene.phrases for box in mention.boxes]
-    return {
+    meta = {
         "captions": list(scene.captions),
         "objects": objects,
         "labels": list(scene.kinds),
         "backdrop": scene.backdrop[0],
         "heldout": list(scene.heldout),
     }
+    if scene.foils:
+        meta["foils"] = [{"kind": f.kind, "caption": f.caption, "foil": f.text} for f in scene.foils]
+    return meta
 
 
 def _entry(mention: Mention, box: tuple[float, float, float, float]) -> dict[str, Any]:
