@@ -1,0 +1,110 @@
+"""The classifier that is trained: a residual net, its head, and the statistics of the pixels it was trained on."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.clip import load_weights
+from models.poincare_resnet import build
+from models.separation import MaximumSeparation, equal_radius
+from pipeline.classify.config import FitConfig
+from storage.store import Store
+
+MLR_SLOPE = (
+    4.0  # hyperbolic logistic regression at the origin: logits 4 <z, u> + ... (Shimizu et al. 2021, eq. 6)
+)
+
+
+class Classifier(nn.Module):
+    """Pixels in [0, 1], [B, 3, S, S] -> logits [B, C]. `features` gives what the head sees, [B, D]."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits, float32."""
+        return self.net((pixels - self.pixel_mean) / self.pixel_std).float()
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pooled features (tangent vectors of a Poincare net)."""
+        return self.net.features((pixels - self.pixel_mean) / self.pixel_std)  # pyright: ignore[reportCallIssue]
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """Bring a learned curvature back into its bounds; called after each step."""
+        if constrain := getattr(self.net, "constrain_", None):
+            constrain()
+
+
+def make_head(config: FitConfig, features: int, classes: int) -> nn.Module | None:
+    """The head, or None for the net's own.
+
+    A softmax layer's logits are slope * <w, u> + ..., with slope 1 in the linear layer and 4 in hyperbolic logistic
+    regression. At the radius "equal", slope * sqrt((C - 1)/C), the separation head has that slope for weights of the
+    same length and the same directions of descent: one temperature (models/separation.py).
+    """
+    if config.head == "softmax":
+        return None
+    if config.head == "linear":
+        return nn.Linear(features, classes)
+    steady = isinstance(config.radius, float)
+    slope = MLR_SLOPE if config.hyperbolic else 1.0
+    radius = config.radius if isinstance(config.radius, float) else slope * equal_radius(classes)
+    head = MaximumSeparation(classes, features, radius, learnable=not steady and config.radius == "learned")
+    if config.hyperbolic and isinstance(head.projection, nn.Linear):
+        # As the head it is compared with starts: normal of standard deviation D^-1/2, no bias.
+        nn.init.normal_(head.projection.weight, std=1 / math.sqrt(features))
+        nn.init.zeros_(head.projection.bias)
+    return head
+
+
+def make_classifier(config: FitConfig, classes: int, mean: list[float], std: list[float]) -> Classifier:
+    """A fresh net as the configuration has it; the same from the same torch seed."""
+    net = build(
+        config.depth,
+        config.widths,
+        classes,
+        config.curvature if config.hyperbolic else None,
+        make_head(config, config.widths[-1], classes),
+        config.learn_curvature and config.hyperbolic,
+    )
+    return Classifier(net, mean, std)
+
+
+def save_classifier(folder: Path, model: Classifier, config: FitConfig, facts: dict[str, Any]) -> None:
+    """Write model.safetensors and config.json; `facts` (classes, known, counts) go beside the configuration."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    held = {"kind": "classifier", "fit": json.loads(config.model_dump_json()), **facts}
+    Store(folder).replace("config.json", (json.dumps(held, indent=1) + "\n").encode())
+
+
+def load_classifier(
+    folder: str | Path, device: torch.device | str = "cpu"
+) -> tuple[Classifier, FitConfig, dict[str, Any]]:
+    """(model in eval mode, configuration, facts) of a finished run's model/; FileNotFoundError or ValueError."""
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: give the model folder of a finished `hyco fit`")
+    held = json.loads((folder / "config.json").read_text())
+    if held.pop("kind", None) != "classifier":
+        raise ValueError(f"{folder} holds no classifier of `hyco fit`")
+    config = FitConfig.model_validate(held.pop("fit"))
+    model = make_classifier(config, len(held["known"]), [0.0] * 3, [1.0] * 3)
+    load_weights(model, load_file(folder / "model.safetensors"), str(folder))
+    return model.to(device).eval(), config, held

@@ -1,0 +1,311 @@
+"""Training of a classifier, top to bottom: one process, one device; resumes by itself after any stop.
+
+Every random choice is a function of the seed and the epoch (images.Epoch) and a step itself draws none, so a
+checkpoint needs no generator state. A run is a directory: config.json, log.jsonl, tensorboard/, checkpoints/, and at
+the end model/ and train.json, whose presence says that it is finished.
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import nn
+from torch.nn import functional as F
+
+from models.clip import load_weights
+from pipeline.classify.config import FitConfig
+from pipeline.classify.images import Epoch, Images, load_images, statistics
+from pipeline.classify.long_tail import long_tail
+from pipeline.classify.net import Classifier, make_classifier, save_classifier
+from pipeline.config import Config, ConfigError
+from pipeline.labelled import open_labelled
+from pipeline.progress import Listener, Progress
+from pipeline.runs import alone, current_commit, finished
+from pipeline.steplog import StepLog, read_log
+from storage.checkpoint import Checkpoints
+from storage.store import Store
+
+ENDS = 20  # logged steps that the first and the last loss are averaged over
+SCALARS = ("log_radius", "log_c")  # temperature and curvature carry no weight decay
+
+
+class FitRun(Config):
+    """config.json of a run of `hyco fit`."""
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"environment"})
+
+    fit: FitConfig
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+def fit(
+    run_dir: str | Path,
+    config: FitConfig | None = None,
+    *,
+    device: str = "auto",
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Train, or go on training, and return what train.json holds.
+
+    Args:
+        run_dir: directory of the run; without `config` its config.json says what to do.
+        config: what to train. device: "auto" (a GPU where there is one), "cpu", "cuda".
+        listener: gets the state of pipeline.progress.Progress every few seconds.
+
+    Raises:
+        FileNotFoundError: no config.json and no configuration, or absent data.
+        ValueError: another configuration than the run was started with, data that fill no batch, a loss that is not
+            finite.
+    """
+    run_dir = Path(run_dir)
+    config = prepare(run_dir, config)
+    done = finished(run_dir)
+    if done is not None:
+        return done
+    with alone(run_dir):
+        return _fit(run_dir, config, choose_device(device), listener)
+
+
+def prepare(run_dir: Path, config: FitConfig | None) -> FitConfig:
+    """Write config.json of a new run, or check that the existing one asks for the same; where data lie may change."""
+    path = run_dir / "config.json"
+    known = FitRun.model_validate_json(path.read_bytes()).fit if path.is_file() else None
+    if config is None:
+        if known is None:
+            raise FileNotFoundError(f"{run_dir} has no config.json: give the run a model and data")
+        return known
+    if known is None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        environment = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "commit": current_commit() or "unknown",
+        }
+        run = FitRun(fit=config, environment=environment)
+        Store(run_dir).replace("config.json", (run.model_dump_json(indent=1) + "\n").encode())
+        return config
+    for name in FitConfig.model_fields:
+        before, asked = getattr(known, name), getattr(config, name)
+        if name == "data":
+            before, asked = known.data_name, config.data_name
+        if before != asked and name not in FitConfig.incidental:
+            raise ConfigError(
+                f"{run_dir} was started with {name} {before}, not {asked}: ask for the same, or name another run"
+            )
+    return config
+
+
+def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
+    """The images that are trained on, labels counted through the known classes, and the facts about them.
+
+    Facts: classes (all of the set), known (indices of those trained on, in label order), counts (images of each).
+    """
+    found = open_labelled(config.data, "train")
+    classes = len(found.classes)
+    known = known_classes(classes, config)
+    new_label = np.full(classes, -1)
+    new_label[known] = np.arange(len(known))
+    labels = new_label[found.labels]
+    index = np.flatnonzero(labels >= 0)
+    index = index[long_tail(labels[index], len(known), config.imbalance, config.seed)]
+    if len(index) < config.batch_size:
+        raise ValueError(
+            f"{len(index)} training images do not fill a batch of {config.batch_size}: lower batch_size, or get more"
+        )
+    images = load_images(found, config.image_size, index)
+    images = Images(images.pixels, torch.from_numpy(labels[index].astype(np.int64)))
+    counts = np.bincount(labels[index], minlength=len(known))
+    return images, {"classes": list(found.classes), "known": known.tolist(), "counts": counts.tolist()}
+
+
+def known_classes(classes: int, config: FitConfig) -> np.ndarray:
+    """Sorted indices of the classes that are trained on: all, or `config.known` of them drawn by the seed."""
+    if config.known is None:
+        return np.arange(classes)
+    if config.known >= classes:
+        raise ValueError(
+            f"known {config.known} leaves none of {classes} classes unknown: give at most {classes - 1}"
+        )
+    drawn = np.random.default_rng([config.seed, classes]).permutation(classes)
+    return np.sort(drawn[: config.known])
+
+
+def _fit(run_dir: Path, config: FitConfig, device: torch.device, listener: Listener | None) -> dict[str, Any]:
+    images, facts = training_images(config)
+    mean, std = statistics(images.pixels)
+    images = images.to(device)
+    per_epoch = len(images) // config.batch_size
+    steps = config.steps or config.epochs * per_epoch
+
+    torch.manual_seed(config.seed)
+    model = make_classifier(config, len(facts["known"]), mean, std).to(device)
+    optimiser = make_optimiser(model, config)
+
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    step, seconds = 0, 0.0
+    found = checkpoints.latest()
+    if found:
+        step, folder = found
+        load_weights(model, load_file(folder / "model.safetensors"), str(folder))
+        state = torch.load(folder / "optimiser.pt", map_location=device, weights_only=True)
+        optimiser.load_state_dict(state)
+        seconds = json.loads((folder / "state.json").read_text())["seconds"]
+    log = StepLog(run_dir, step)
+
+    def save() -> None:
+        weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+        checkpoints.save(
+            step,
+            {
+                "model.safetensors": to_safetensors(weights),
+                "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
+                "state.json": json.dumps({"step": step, "seconds": seconds}).encode(),
+            },
+        )
+        checkpoints.prune(config.keep)
+
+    half = config.precision == "bfloat16"
+    total = steps * config.batch_size
+    progress = Progress(total, "fit", "samples", listener, done=step * config.batch_size)
+    window, window_steps, saved_at = time.perf_counter(), 0, time.perf_counter()
+    epoch_number, epoch = -1, None
+    model.train()
+    try:
+        while step < steps:
+            if epoch is None or step // per_epoch != epoch_number:
+                epoch_number = step // per_epoch
+                epoch = Epoch.draw(
+                    images,
+                    config.seed,
+                    epoch_number,
+                    batch_size=config.batch_size,
+                    crop=config.crop,
+                    flip=config.flip,
+                )
+            pixels, labels = epoch.batch(step % per_epoch)
+            rate = learning_rate(step, steps, config)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                logits = model(pixels)
+            loss = F.cross_entropy(logits, labels)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            model.constrain_()
+            step, window_steps = step + 1, window_steps + 1
+
+            if step % config.log_every == 0 or step in (1, steps):
+                value = loss.item()
+                now = time.perf_counter()
+                spent, window = now - window, now
+                seconds += spent
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"the loss is {value} at step {step}: lower lr (now {config.lr}), in another run"
+                    )
+                line = {
+                    "samples": step * config.batch_size,
+                    "epoch": step / per_epoch,
+                    "loss": value,
+                    "accuracy": (logits.argmax(-1) == labels).float().mean().item(),
+                    "lr": rate,
+                    "samples_per_second": window_steps * config.batch_size / spent,
+                    "seconds": seconds,
+                }
+                line |= {name: scalar.exp().item() for name, scalar in _scalars(model)}
+                log.write(step, line)
+                progress.label = f"fit, loss {value:.3f}"
+                window_steps = 0
+            progress.advance(config.batch_size)
+
+            due = step % config.checkpoint_steps == 0 or step == steps
+            if due or time.perf_counter() - saved_at > 60 * config.checkpoint_minutes:
+                if not math.isfinite(loss.item()):  # no checkpoint of a run that has diverged
+                    raise ValueError(f"the loss is {loss.item()} at step {step}: lower lr, in another run")
+                save()
+                saved_at = time.perf_counter()
+    finally:
+        log.close()
+        progress.close()
+    return _finish(run_dir, config, model, facts)
+
+
+def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write model/ whole or not at all, then train.json."""
+    draft, final = run_dir / f".tmp-model-{os.getpid()}", run_dir / "model"
+    save_classifier(draft, model, config, facts)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    lines = read_log(run_dir)
+    last, losses = lines[-1], [line["loss"] for line in lines]
+    result = {
+        "model": config.model,
+        "data": config.data_name,
+        "head": config.head,
+        "steps": last["step"],
+        "samples_seen": last["samples"],
+        "epochs": last["epoch"],
+        "seconds": last["seconds"],
+        "samples_per_second": last["samples"] / max(last["seconds"], 1e-9),
+        "loss_first": sum(losses[:ENDS]) / len(losses[:ENDS]),
+        "loss_last": sum(losses[-ENDS:]) / len(losses[-ENDS:]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(next(model.parameters()).device),
+        "precision": config.precision,
+        "images": sum(facts["counts"]),
+        "counts": facts["counts"],
+        **{name: scalar.exp().item() for name, scalar in _scalars(model)},
+    }
+    Store(run_dir).replace("train.json", (json.dumps(result, indent=1) + "\n").encode())
+    with contextlib.suppress(OSError):
+        shutil.rmtree(run_dir / "checkpoints")  # model/ holds the last of them
+    return result
+
+
+def _scalars(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """(radius or curvature, its logarithm) where they are learned."""
+    names = {"log_radius": "radius", "log_c": "curvature"}
+    learned = ((name.rpartition(".")[2], value) for name, value in model.named_parameters())
+    return [(names[name], value.detach()) for name, value in learned if name in names]
+
+
+def learning_rate(step: int, steps: int, config: FitConfig) -> float:
+    """Rate of the step after `step` done ones: linear up to config.lr, then constant or half a cosine down to zero."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def make_optimiser(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """Adam or SGD whose decay is the gradient of a penalty, as published; a learned radius and curvature have none."""
+    spared = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in SCALARS]
+    decayed = [p for name, p in model.named_parameters() if name.rpartition(".")[2] not in SCALARS]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
+    groups += [{"params": spared, "weight_decay": 0.0}] if spared else []
+    if config.optimiser == "adam":
+        return torch.optim.Adam(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto", "cpu" or "cuda" as a device; ValueError where there is none."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device '{name}' is unknown: use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for and torch finds no GPU: use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
