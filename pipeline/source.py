@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,7 @@ class Unit:
     """One file of a source.
 
     Attributes:
-        name: the file's stem and the start of its hash, so a moved folder still holds the same units.
+        name: the start of its hash, so that a moved folder or a renamed file still holds the same units.
         path: the file's name in the source's folder, for people.
         sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them.
     """
@@ -106,7 +105,7 @@ class Source:
             hashes = list(pool.map(self._identity, self.files))
         units: dict[str, Unit] = {}
         for path, sha256 in zip(self.files, hashes, strict=True):
-            units.setdefault(sha256, Unit(_unit_name(path, sha256), path, sha256))
+            units.setdefault(sha256, Unit(sha256[:12], path, sha256))
         return list(units.values())
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
@@ -198,11 +197,6 @@ def _file_sha256(path: str, size: int, modified_ns: int) -> str:
     """Hash a local file once a process, as long as its size and time stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _unit_name(path: str, sha256: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.rpartition(".")[0])[:60]
-    return f"{stem or 'unit'}-{sha256[:12]}"
 
 
 def _kinds() -> str:

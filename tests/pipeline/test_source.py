@@ -72,13 +72,15 @@ def test_img2dataset_tars(tmp_path: Path) -> None:
     assert first.meta == {"caption": "ignored", "width": 32, "source_key": "0"}
 
 
-def test_a_unit_is_named_by_stem_and_content(tmp_path: Path) -> None:
+def test_a_unit_is_named_by_its_content(tmp_path: Path) -> None:
     one = tar(tmp_path / "a/weird name.1.tar", {"0.jpg": jpeg(0), "0.txt": "x"})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / one.name).write_bytes(one.read_bytes())
     (unit,) = open_source(tmp_path / "a").units()
     assert [unit] == open_source(tmp_path / "b").units() == open_source(one).units()
-    assert unit.name == f"weird_name_1-{unit.sha256[:12]}"
+    assert unit.name == unit.sha256[:12]
+    one = one.rename(tmp_path / "a/renamed.tar")
+    assert [found.name for found in open_source(tmp_path / "a").units()] == [unit.name]
     (tmp_path / "b/copy.tar").write_bytes(one.read_bytes())
     assert len(open_source(tmp_path / "b").units()) == 1, "the same bytes are mined once"
     tar(one, {"0.jpg": jpeg(0), "0.txt": "y"})
