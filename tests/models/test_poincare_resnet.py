@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.residual import residual_add
 from models.poincare_resnet import EuclideanResNet, PoincareResNet, ResNet, build
 from models.poincare_resnet_compat import load_published
 from tests.oracle import poincare_resnet as oracle
@@ -57,6 +58,23 @@ def test_forward_and_gradient_equal_the_plain_twin(training, c):
     assert torch.allclose(u.grad, v.grad, **EXACT)
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, state[name].grad, rtol=1e-7, atol=1e-9), name
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3, 3.0, 30.0])
+def test_lean_residual_sum_equals_plain_autograd(size):
+    """Values and gradients in both points and in the rate; 30 is beyond the angle at which points are capped."""
+    x, y = (size * torch.randn(3, 4, 2, 5, dtype=torch.double) for _ in range(2))
+    inputs = (
+        x.requires_grad_(),
+        y.requires_grad_(),
+        torch.tensor(0.7, dtype=torch.double, requires_grad=True),
+    )
+    weights = torch.randn_like(x)
+    got, want = (residual_add(*inputs, lean=lean) for lean in (True, False))
+    assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
+    slopes = [torch.autograd.grad((out * weights).sum(), inputs) for out in (got, want)]
+    for a, b in zip(*slopes, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,36 +1,116 @@
-"""Residual connection: the gyrovector (Mobius) sum of two points, over their coordinates."""
+"""Residual connection: the gyrovector (Mobius) sum of two points, over their coordinates.
 
+The boost that takes the origin to x, applied to y, is a sum a x + b y whose factors depend on |x|^2, |y|^2 and x.y
+alone. So the backward pass needs two dot products with the incoming gradient and sums of three tensors; all else is
+one number a point.
+"""
+
+import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import Rate, cosh_sinhc, to_tangent
+from models.hyperbolic.nn.functional import (
+    MAX_ANGLE,
+    Rate,
+    cosh_sinhc,
+    radial_and_time,
+    radial_slope,
+    to_tangent,
+)
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.ops import asinhc, asinhc_slope
 
 
-def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1) -> Tensor:
+def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, lean: bool = True) -> Tensor:
     """log_0(exp_0(x) + exp_0(y)) by Mobius addition, for tangent vectors with coordinates along `dim`; same
     shape.
 
-    The boost that takes the origin to x, applied to y: s = y_s + x_s (y_t + <x_s, y_s> / (1 + x_t)). Not
-    commutative: the second argument is the one that is moved.
+    The boost that takes the origin to x, applied to y: s = y_s + x_s (y_t + <y_s, x_s> / (1 + x_t)). Not
+    commutative: the second argument is the one that is moved. lean: hand-written backward, differentiable once,
+    that keeps x, y and nothing else of their size; False is plain autograd.
     """
+    if lean:
+        return _ResidualAdd.apply(x, y, rate, dim)[0]
     x_t, x_f = cosh_sinhc(x, rate, dim)
     y_t, y_f = cosh_sinhc(y, rate, dim)
     inner = (x * y).sum(dim, keepdim=True) * (x_f * y_f)
     return to_tangent(y * y_f + x * (x_f * (y_t + inner / (1 + x_t))), rate, dim)
 
 
+class _ResidualAdd(Function):
+    # p, q and d are rate^2 |x|^2, rate^2 |y|^2 and rate^2 x.y; f is sinh(r) / r and t is cosh(r).
+
+    @staticmethod
+    def forward(x, y, rate, dim):
+        scale = rate * rate
+        p, q = x.square().sum(dim, keepdim=True).mul_(scale), y.square().sum(dim, keepdim=True).mul_(scale)
+        d = (x * y).sum(dim, keepdim=True).mul_(scale)
+        (x_f, x_t), (y_f, y_t) = radial_and_time(p), radial_and_time(q)
+        # s / rate = a x + b y
+        a = x_f * torch.addcdiv(y_t, x_f * y_f * d, 1 + x_t)
+        out = torch.addcmul(y * y_f, x, a)
+        n = out.square().sum(dim, keepdim=True).mul_(scale)
+        value = asinhc(n)
+        return out.mul_(value), p, q, d, x_f, x_t, y_f, y_t, a, n, value
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, y, rate, ctx.dim = inputs
+        ctx.rate = None if isinstance(rate, Tensor) else rate
+        ctx.mark_non_differentiable(*output[1:])
+        if not torch.compiler.is_compiling():  # the compiler refuses the call
+            ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, y, *output[1:], rate if isinstance(rate, Tensor) else None)
+
+    @staticmethod
+    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "this sum is differentiable once; build it with lean=False for second derivatives"
+            )
+        x, y, p, q, d, x_f, x_t, y_f, y_t, a, n, value, rate = ctx.saved_tensors
+        rate = ctx.rate if rate is None else rate
+        scale = rate * rate
+        along_x = (grad * x).sum(ctx.dim, keepdim=True)
+        along_y = (grad * y).sum(ctx.dim, keepdim=True)
+        # The slope in s / rate is value grad + rate turn s; its products with x and y follow from p, q and d.
+        along = a * along_x + y_f * along_y
+        turn = asinhc_slope(n, value).mul_(2 * along)
+        d_a = value * along_x + turn * (a * p + y_f * d)
+        d_y_f = value * along_y + turn * (a * d + y_f * q)
+        # a = x_f (y_t + x_f y_f d / (1 + x_t))
+        share = x_f / (1 + x_t)
+        together = share * y_f * d
+        d_d = d_a * x_f * share * y_f
+        d_y_f += d_a * x_f * share * d
+        d_p = d_a * ((y_t + 2 * together) * radial_slope(p, x_f))
+        d_p -= torch.where(p > MAX_ANGLE**2, 0.0, d_a * together * share * x_f / 2)
+        d_q = d_y_f * radial_slope(q, y_f)
+        d_q += torch.where(q > MAX_ANGLE**2, 0.0, d_a * x_f * y_f / 2)
+        d_rate = None
+        if ctx.needs_input_grad[2]:
+            # n has rate^2 in it, as p, q and d have.
+            d_rate = (d_p * p + d_q * q + d_d * d + turn * n / 2).sum() * (2 / rate)
+        cross = (turn * a * y_f + d_d) * scale
+        d_x = (grad * (a * value)).addcmul_(x, (turn * a * a + 2 * d_p) * scale).addcmul_(y, cross)
+        d_y = (grad * (y_f * value)).addcmul_(y, (turn * y_f * y_f + 2 * d_q) * scale).addcmul_(x, cross)
+        return d_x, d_y, d_rate, None
+
+
 class ResidualAdd(HyperbolicModule):
     """`residual_add` as a layer: two tensors of one shape, points' coordinates along `dim` (default:
     channels)."""
 
-    def __init__(self, dim: int = 1, c: float | Curvature = 1.0, model: str = "poincare") -> None:
+    def __init__(
+        self, dim: int = 1, c: float | Curvature = 1.0, model: str = "poincare", lean: bool = True
+    ) -> None:
         super().__init__(c, model)
-        self.dim = dim
+        self.dim, self.lean = dim, lean
 
     @full_precision
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, y moved by x; same shape."""
         if x.shape != y.shape:
             raise ValueError(f"a residual sum needs equal shapes, got {list(x.shape)} and {list(y.shape)}")
-        return residual_add(x, y, self.rate(), self.dim)
+        return residual_add(x, y, self.rate(), self.dim, self.lean)
