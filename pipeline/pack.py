@@ -89,7 +89,7 @@ def pack(
 def plan(mine: Config, config: PackConfig, home: str) -> list[Unit]:
     """Return the units that are not packed yet, in order; ValueError when some are not even mined."""
     store = Store(home)
-    units, mined = _units(mine), set(_mined(store, mine).units())
+    units, mined = units_of(mine), set(_mined(store, mine).units())
     if missing := [unit.path for unit in units if unit.name not in mined]:
         names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ValueError(
@@ -165,7 +165,7 @@ def pack_shard(
 def publish(mine: Config, config: PackConfig, home: str) -> Version:
     """Publish the version made of all packed units; ValueError while some are not packed."""
     store = Store(home)
-    units = _units(mine)
+    units = units_of(mine)
     packed, mined = _packed(store, mine, config).records(), _mined(store, mine).records()
     if missing := [unit.path for unit in units if unit.name not in packed]:
         raise ValueError(
@@ -200,7 +200,8 @@ def split_of(key: str, holdout: float) -> str:
     return "val" if place < holdout else "train"
 
 
-def _units(mine: Any) -> list[Unit]:
+def units_of(mine: Any) -> list[Unit]:
+    """Return the units of the source that a MineConfig names."""
     return open_source(mine.source).units()
 
 

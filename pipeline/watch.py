@@ -1,0 +1,129 @@
+"""What is to be done about a source that grows: which units are new, which version they make, whether to train on it.
+
+Everything is read from the home each time: the manifests say what is mined and packed, the registry what was trained
+and decided. So a look that was missed, doubled or killed costs nothing but another look.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline import mine as mining
+from pipeline import pack as packing
+from pipeline.config import Config, digest
+from pipeline.gate import GateConfig
+from pipeline.journey import JourneyConfig
+from pipeline.recipes import Recipe
+from pipeline.registry import champion, champion_path
+from pipeline.source import Unit
+from storage.manifest import Manifest
+from storage.registry import ROLLED_BACK, Registry
+from storage.store import Store
+from storage.versions import Version, Versions
+
+
+class RetrainConfig(Config):
+    """When new data leads to a new model, and how it is made and judged.
+
+    Attributes:
+        journey: what is mined, packed, trained and assessed.
+        gate: the numbers that decide between challenger and champion.
+        min_new: training samples that must be new since the last model that was judged.
+        start_from: where training begins: at the champion's weights, or at random ones.
+        attempts: how often one version is tried to be trained on before it waits for a person.
+        settle_s: a source whose newest file is younger than this is still being written to, and left alone.
+    """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"min_new", "attempts", "settle_s"})
+
+    journey: JourneyConfig
+    gate: GateConfig = GateConfig()
+    min_new: int = Field(default=1000, ge=1)
+    start_from: Literal["champion", "scratch"] = "champion"
+    attempts: int = Field(default=3, ge=1)
+    settle_s: float = Field(default=10.0, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one look found: `key` names training on `version` with this configuration; `due` says to do it."""
+
+    version: str
+    new_samples: int
+    key: str
+    due: bool
+    reason: str
+
+
+def unsettled(source: str, settle_s: float) -> float:
+    """Seconds until the newest file of a local source is `settle_s` old; 0 when it is, and for remote sources."""
+    store = Store(source)
+    folder = Path(store.root)
+    if not store.local or not folder.exists():
+        return 0.0
+    files = [folder] if folder.is_file() else [path for path in folder.iterdir() if path.is_file()]
+    newest = max((path.stat().st_mtime for path in files), default=0.0)
+    return max(0.0, settle_s - (time.time() - newest))
+
+
+def unmined(config: RetrainConfig, home: str) -> list[Unit]:
+    """The units of the source that are not mined; none while its folder holds nothing at all."""
+    store = Store(config.journey.mine.source)
+    folder = Path(store.root)
+    if store.local and folder.is_dir() and not any(folder.iterdir()):
+        return []
+    return mining.plan(config.journey.mine, home).pending
+
+
+def unpublished(config: RetrainConfig, home: str) -> bool:
+    """Say whether the mined units make a version that does not exist yet."""
+    mine, pack = config.journey.mine, config.journey.pack
+    store = Store(home)
+    records = Manifest(store, f"detections/{digest(mine)}/records").units()
+    if not records:
+        return False
+    if packing.plan(mine, pack, home):
+        return True
+    version = newest(config, home)
+    units = packing.units_of(mine)
+    packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records").records()
+    made = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
+    return version is None or {shard.path for shard in version.shards["train"]} != made
+
+
+def newest(config: RetrainConfig, home: str) -> Version | None:
+    """The newest version made with this mining and packing, None without one."""
+    mine, pack = config.journey.mine, config.journey.pack
+    wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
+    found = [version for version in Versions(Store(home)).list() if version.digests == wanted]
+    return found[-1] if found else None
+
+
+def look(config: RetrainConfig, home: str) -> Sight | None:
+    """Say whether training on the newest version is due; None when there is no version."""
+    version = newest(config, home)
+    if version is None:
+        return None
+    key = f"train:{version.name}:{digest(config)}"
+    judged = [row for row in Registry(home).rows() if row.kind != ROLLED_BACK]
+    seen: set[str] = set()
+    if judged and judged[-1].version in Versions(Store(home)).names():
+        seen = {shard.path for shard in Versions(Store(home)).load(judged[-1].version).shards["train"]}
+    fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
+    if any(row.key == key for row in judged):
+        return Sight(version.name, fresh, key, False, f"{version.name} was trained on and judged already")
+    if fresh < config.min_new:
+        reason = f"{fresh} new samples, training begins at {config.min_new}"
+        return Sight(version.name, fresh, key, False, reason)
+    return Sight(version.name, fresh, key, True, f"{fresh} new samples in {version.name}")
+
+
+def recipe_for(config: RetrainConfig, home: str) -> Recipe:
+    """The recipe of the challenger: it starts from the champion where there is one and the configuration says so."""
+    recipe = config.journey.recipe
+    if config.start_from == "scratch" or champion(home) is None:
+        return recipe
+    return recipe.replace(start_from=str(champion_path(home)))
