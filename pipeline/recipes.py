@@ -39,6 +39,26 @@ class OptimiserConfig(Config):
     warmup_steps: int = Field(default=4000, ge=0)
 
 
+class StartConfig(Config):
+    """What training starts from: random weights, or a trained CLIP.
+
+    Attributes:
+        checkpoint: a directory of Hugging Face's CLIP, OpenCLIP or Hyco's own, or a published state dict; empty
+            for random weights. Its towers, dim and pixel statistics take the place of the recipe's.
+        learn: "all", "heads" (projections and scalars; the towers stay as they are) or "lora" (the heads, and
+            adapters in the last blocks).
+        lora_rank: rank of an adapter, r of Hu et al. 2022.
+        lora_alpha: its alpha; the adapter counts alpha / rank times.
+        lora_blocks: how many of the last blocks of each tower have adapters.
+    """
+
+    checkpoint: str = ""
+    learn: Literal["all", "heads", "lora"] = "all"
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_blocks: int = Field(default=4, ge=1)
+
+
 class Recipe(Config):
     """Everything a training run depends on, the data apart.
 
@@ -46,7 +66,9 @@ class Recipe(Config):
         name: which function of this module made it.
         model: towers and space. The vocabulary and the end token come from the tokenizer; the size given here
             is the most tokens a trained one may have.
-        tokenizer: "train" (on the training captions), or a directory or hub name of a CLIP tokenizer.
+        start: a trained CLIP to start from, and how much of it learns.
+        tokenizer: "train" (on the training captions; with `start`, the checkpoint's own is taken), or a directory
+            or hub name of a CLIP tokenizer.
         batch_size: samples a step, all processes together.
         entailment_ramp: steps over which the entailment weights rise from 0, linearly; 0 as in the paper.
         precision: of the towers; the geometry and the loss are always float32.
@@ -64,6 +86,7 @@ class Recipe(Config):
     objective: ObjectiveConfig
     data: DataConfig = DataConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    start: StartConfig = StartConfig()
     tokenizer: str = "train"
     batch_size: int = Field(ge=2)
     steps: int = Field(ge=1)
@@ -82,7 +105,9 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.objective.entailment and self.model.geometry == "euclid":
-            raise ValueError("entailment rows need geometry 'lorentz' or 'product': drop the rows or change the geometry")
+            raise ValueError(
+                "entailment rows need geometry 'lorentz' or 'product': drop the rows or change the geometry"
+            )
         if not self.objective.contrast:
             raise ValueError(
                 "an objective without contrast rows learns nothing: add (image, text), (text, image)"
@@ -109,6 +134,25 @@ def hycoclip_vit_b() -> Recipe:
     small = hycoclip_vit_s()
     return small.replace(
         name="hycoclip_vit_b", model=replace(small.model, vision=replace(small.model.vision, width=768))
+    )
+
+
+def hycoclip_from_clip() -> Recipe:
+    """HyCoCLIP from a trained CLIP (--set start.checkpoint=DIR), with adapters in its last blocks.
+
+    The towers are the checkpoint's; a ViT-B/16 stands here so that packing cuts crops of 224 pixels. Rate and length
+    are a first guess: nobody has tuned them.
+    """
+    big = hycoclip_vit_b()
+    return big.replace(
+        name="hycoclip_from_clip",
+        start=StartConfig(learn="lora"),
+        tokenizer="train",
+        data=DataConfig(crop_scale=(0.5, 1.0)),
+        optimiser=OptimiserConfig(lr=3e-4, warmup_steps=500, weight_decay=0.01),
+        entailment_ramp=2000,
+        batch_size=256,
+        steps=20_000,
     )
 
 
@@ -187,6 +231,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "photos": photos,
     "hycoclip_vit_s": hycoclip_vit_s,
     "hycoclip_vit_b": hycoclip_vit_b,
+    "hycoclip_from_clip": hycoclip_from_clip,
     **_siblings(demo, "demo_{}"),
     **_siblings(photos, "photos_{}"),
     **_siblings(hycoclip_vit_s, "{}_vit_s"),

@@ -20,8 +20,10 @@ from pydantic import Field
 
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
+from models.lora import merge_
 from pipeline.config import Config, ConfigError, digest
 from pipeline.recipes import Recipe
+from pipeline.start import resolved
 from pipeline.steplog import read_log
 from storage.store import Store
 from storage.versions import Versions
@@ -45,7 +47,7 @@ def prepare(run_dir: str | Path, home: str, version: str, recipe: Recipe) -> Run
 
     `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs.
     """
-    run_dir, store = Path(run_dir), Store(home)
+    run_dir, store, recipe = Path(run_dir), Store(home), resolved(recipe)
     name = Versions(store).load(version).name
     run = RunConfig(home=store.url, version=name, recipe=recipe, environment=_environment())
     if (run_dir / "config.json").exists():
@@ -97,7 +99,9 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 def finish(
     run_dir: Path, run: RunConfig, model: DualEncoder, tokenizer: Tokenizer, ranks: int
 ) -> dict[str, Any]:
-    """Write model/ whole or not at all, then train.json, and return what it holds."""
+    """Write model/ whole or not at all, adapters merged into it, then train.json, and return what it holds."""
+    learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    merge_(model)
     draft, final = run_dir / f".tmp-model-{os.getpid()}", run_dir / "model"
     model.save_pretrained(draft)
     tokenizer.save(draft)
@@ -125,6 +129,7 @@ def finish(
         "radius": last.get("radius"),
         "substituted": last["substituted"],
         "parameters": sum(p.numel() for p in model.parameters()),
+        "learned_parameters": learned,
         "device": str(next(model.parameters()).device),
         "processes": ranks,
         "precision": run.recipe.precision,

@@ -33,6 +33,7 @@ from pipeline.engine.lifetime import die_with
 from pipeline.progress import Listener, Progress
 from pipeline.recipes import OptimiserConfig, Recipe
 from pipeline.runs import RunConfig, alone, finish, finished, open_run, prepare
+from pipeline.start import started
 from pipeline.steplog import StepLog, radii
 from storage.checkpoint import Checkpoints
 from storage.shard import read_shard
@@ -112,16 +113,19 @@ def _train(
         pin=device.type == "cuda",
     )
 
-    # Model: its vocabulary is the tokenizer's. Every process starts from the same seed.
+    # Model: random weights with the tokenizer's vocabulary, or a trained CLIP. All processes share the seed.
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    found = checkpoints.latest()
     torch.manual_seed(recipe.seed)
-    text = dataclasses.replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
-    model = DualEncoder(dataclasses.replace(recipe.model, text=text)).to(device)
+    if recipe.start.checkpoint:
+        model = started(recipe, tokenizer, fresh=found is None).to(device)
+    else:
+        text = dataclasses.replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
+        model = DualEncoder(dataclasses.replace(recipe.model, text=text)).to(device)
     optimiser = make_optimiser(model, recipe.optimiser)
 
     # Resume: weights, optimiser and the reader's position; the log forgets what came after the checkpoint.
-    checkpoints = Checkpoints(run_dir / "checkpoints")
     step, seconds, position = 0, 0.0, START
-    found = checkpoints.latest()
     if found:
         step, folder = found
         load_weights(model, load_file(folder / "model.safetensors"), str(folder))
@@ -255,9 +259,10 @@ def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW whose decay spares norms, biases and scalars: every tensor of fewer than two dimensions."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    spared = [p for p in model.parameters() if p.ndim < 2]
+    """AdamW of what learns; its decay spares norms, biases and scalars: every tensor of fewer than two dimensions."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in learned if p.ndim >= 2]
+    spared = [p for p in learned if p.ndim < 2]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": spared, "weight_decay": 0.0},

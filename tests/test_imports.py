@@ -20,7 +20,7 @@ TORCH = {
     "tokenizers",
     "transformers",
 }
-TORCH |= {"huggingface_hub", "PIL", "groundingdino"}
+TORCH |= {"huggingface_hub", "PIL", "groundingdino", "peft"}
 # What a package may import of ours, and of other people's (None: anything but Prefect).
 RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "flows": ({"flows", "pipeline", "models", "storage"}, None),

@@ -1,6 +1,8 @@
 """State dicts of the documented names and shapes with random weights, small."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,3 +95,28 @@ def token_rows() -> Tensor:
         row[:length] = torch.randint(1, VOCABULARY - 2, (length,))
         row[0], row[length - 1] = VOCABULARY - 2, VOCABULARY - 1
     return tokens
+
+
+def transformers_clip(folder: Path, act: str = "quick_gelu", eos: int = 599, **text: Any):
+    """A tiny saved transformers.CLIPModel with weights large enough that every part of it shows in the features."""
+    from transformers import CLIPConfig, CLIPModel
+
+    shared = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "hidden_act": act}
+    own: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": CONTEXT,
+    }
+    own |= {"eos_token_id": eos, "bos_token_id": eos - 1, "layer_norm_eps": 1e-4} | text
+    config = CLIPConfig(
+        vision_config=shared | {"num_attention_heads": 4, "image_size": 24, "patch_size": 8},
+        text_config=shared | own,
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.randn_like(value) * 0.1)
+    model.save_pretrained(folder)
+    return model

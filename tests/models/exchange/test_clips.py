@@ -9,35 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from models.clip import DualEncoder
 from models.exchange import read_checkpoint
-from tests.models.exchange.layouts import openclip, token_rows
+from tests.models.exchange.layouts import openclip, token_rows, transformers_clip
 from tests.oracle.clip_towers import openclip_images, openclip_texts
-
-
-def transformers_clip(folder: Path, act: str = "quick_gelu", eos: int = 599):
-    """A tiny CLIPModel with weights large enough that every part of it shows in the features."""
-    from transformers import CLIPConfig, CLIPModel
-
-    shared = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "hidden_act": act}
-    config = CLIPConfig(
-        vision_config=shared | {"num_attention_heads": 4, "image_size": 24, "patch_size": 8},
-        text_config=shared
-        | {
-            "num_attention_heads": 2,
-            "vocab_size": 600,
-            "max_position_embeddings": 16,
-            "eos_token_id": eos,
-            "bos_token_id": 598,
-            "layer_norm_eps": 1e-4,
-        },
-        projection_dim=24,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config).eval()
-    with torch.no_grad():
-        for value in model.parameters():
-            value.add_(torch.randn_like(value) * 0.1)
-    model.save_pretrained(folder)
-    return model
 
 
 @torch.no_grad()

@@ -1,0 +1,54 @@
+"""Training part of a dual encoder: frozen towers, and low-rank adapters in their last blocks (Hu et al. 2022, LoRA).
+
+An adapted layer computes W x + (alpha / rank) B A x with B = 0 at the start, so that nothing changes until a step is
+made; `merge_` adds the product to W, after which the model is a plain one. The adapters are peft's.
+"""
+
+from torch import nn
+
+from models.clip import DualEncoder
+
+LAYERS = ("qkv", "attention_out", "mlp_in", "mlp_out")
+
+
+def freeze_(model: DualEncoder) -> None:
+    """Towers learn no more; projections and the scalars (temperature, alphas, curvature) go on learning."""
+    for tower in (model.visual, model.textual):
+        tower.requires_grad_(False)
+
+
+def adapt_(model: DualEncoder, rank: int, alpha: int, last_blocks: int) -> None:
+    """Freeze the towers and put adapters into every linear layer of the last blocks of each.
+
+    A tower of fewer blocks has them in all. ValueError for a tower that is not made of transformer blocks.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = []
+    for tower, part in (("visual", model.visual), ("textual", model.textual)):
+        blocks = getattr(part, "blocks", None)
+        if not isinstance(blocks, nn.ModuleList) or not all(hasattr(b, LAYERS[0]) for b in blocks):
+            raise ValueError(
+                f"the {tower} tower ({type(part).__name__}) has no transformer blocks for adapters: "
+                "learn 'all' or 'heads'"
+            )
+        first = max(0, len(blocks) - last_blocks)
+        names += [f"{tower}.blocks.{i}.{layer}" for i in range(first, len(blocks)) for layer in LAYERS]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
+    # peft has frozen everything else.
+    for name, value in model.named_parameters():
+        if not name.startswith(("visual.", "textual.")):
+            value.requires_grad_(True)
+
+
+def merge_(model: DualEncoder) -> None:
+    """Add every adapter to the layer it wraps, which takes its place again; nothing happens without adapters."""
+    if any(".lora_A." in name for name in model.state_dict()):  # peft takes seconds to import
+        from peft.tuners.lora import LoraLayer
+
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, LoraLayer):
+                    child.merge(safe_merge=True)
+                    setattr(parent, name, child.get_base_layer())
+    model.requires_grad_(True)

@@ -1,0 +1,73 @@
+"""Starting from a trained CLIP: its towers in the recipe, its weights in the model, and how much of it learns."""
+
+import dataclasses
+from pathlib import Path
+
+from models.clip import DualEncoder, load_weights
+from models.encoders.tokenizer import Tokenizer
+from models.exchange import read_checkpoint
+from models.lora import adapt_, freeze_
+from pipeline.recipes import Recipe
+
+# What a model has whatever its space; alphas, curvature and temperature belong to the space.
+OF_EVERY_SPACE = ("visual.", "textual.", "visual_projection.", "textual_projection.")
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with its checkpoint's towers, dim, pixel statistics and tokenizer; itself without a checkpoint.
+
+    Geometry, curvature and temperature stay the recipe's. FileNotFoundError or ValueError where the checkpoint
+    cannot be read or has no tokenizer and the recipe names none.
+    """
+    start = recipe.start
+    if not start.checkpoint:
+        if start.learn != "all":
+            raise ValueError(
+                f"start.learn is {start.learn!r} with nothing trained to start from: set start.checkpoint to a CLIP's "
+                "directory, or start.learn to 'all'"
+            )
+        return recipe
+    path = Path(start.checkpoint).expanduser().resolve()
+    found = read_checkpoint(path)
+    tokenizer = recipe.tokenizer
+    if tokenizer == "train":
+        if found.tokenizer is None:
+            raise ValueError(f"{path} has no tokenizer: set tokenizer to a directory with tokenizer.json")
+        tokenizer = str(found.tokenizer)
+    model = dataclasses.replace(
+        recipe.model,
+        vision=found.config.vision,
+        text=found.config.text,
+        dim=found.config.dim,
+        pixel_mean=found.config.pixel_mean,
+        pixel_std=found.config.pixel_std,
+    )
+    return recipe.replace(model=model, tokenizer=tokenizer, start=start.replace(checkpoint=str(path)))
+
+
+def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
+    """The model of a resolved recipe, frozen and adapted as it asks; with the checkpoint's weights when `fresh`.
+
+    ValueError when the tokenizer is not the one the text tower was trained with, as far as can be seen.
+    """
+    start, text = recipe.start, recipe.model.text
+    if tokenizer.end != text.end_token or len(tokenizer) > text.vocab_size:
+        raise ValueError(
+            f"the tokenizer ({recipe.tokenizer}) has {len(tokenizer)} tokens and ends texts with {tokenizer.end}, but "
+            f"the text tower of {start.checkpoint} has {text.vocab_size} and {text.end_token}: use the tokenizer it "
+            "was trained with"
+        )
+    model = DualEncoder(recipe.model)
+    if fresh:
+        found = read_checkpoint(start.checkpoint)
+        own = model.state_dict()
+        same = found.config.geometry == recipe.model.geometry and found.config.factors == recipe.model.factors
+        taken = {
+            name: value for name, value in found.weights.items() if same or name.startswith(OF_EVERY_SPACE)
+        }
+        load_weights(model, own | taken, start.checkpoint)
+    if start.learn == "heads":
+        freeze_(model)
+    elif start.learn == "lora":
+        adapt_(model, start.lora_rank, start.lora_alpha, start.lora_blocks)
+    return model
