@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.labelled.files import Files, TarFiles, archives, open_places
 from pipeline.labelled.layouts import Labelled
+from pipeline.labelled.parquet import LAYOUT, parquet_files, read_parquet
 from pipeline.labelled.registry import ADAPTERS, Adapter
 
 SPLITS = ("train", "test", "all")
@@ -74,17 +75,23 @@ def open_labelled(spec: str, split: str = "test") -> LabelledSet:
 
 
 def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: str) -> Labelled:
-    """From the folder itself; from an archive in it when the folder lacks the layout."""
-    trials: list[Callable[[], Files]] = [lambda place=place: place for place in places]
-    trials += [lambda path=path: TarFiles(path) for path in archives(root)]
+    """From parquet files, the folder itself, or an archive in it when the folder lacks the layout."""
+
+    def of(place: Callable[[], Files]) -> Callable[[], Labelled]:
+        return lambda: adapter.read(place(), split)
+
+    trials = [of(lambda place=place: place) for place in places]
+    if root.is_dir() and parquet_files(root, split):
+        trials.insert(0, lambda: read_parquet(name, root, split))
+    trials += [of(lambda path=path: TarFiles(path)) for path in archives(root)]
     failed: FileNotFoundError | None = None  # the last one: of an archive, where there is one
     for trial in trials:
         try:
-            found = adapter.read(trial(), split)
+            found = trial()
         except FileNotFoundError as error:
             failed = error
             continue
         if not len(found):
             raise ValueError(f"{name}:{root} has no images in its {split} split")
         return found
-    raise FileNotFoundError(f"{name}: {failed}; expected layout: {adapter.layout}") from failed
+    raise FileNotFoundError(f"{name}: {failed}; expected layout: {adapter.layout}, or {LAYOUT}") from failed

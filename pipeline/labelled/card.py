@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -34,13 +34,38 @@ class Card:
 
     def readable(self, label: str) -> tuple[str, ...]:
         """Readable names of a class id: the stored ones, or the id with its marks read as spaces."""
-        return self.names.get(label) or (tidy(label),)
+        return self.names.get(label) or (CLEANERS.get(self.name, tidy)(label),)
 
 
 def tidy(label: str) -> str:
     """ "sports_car" and "SeaLake" as people write them: "sports car", "Sea Lake"."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"[_/]+", " ", label))
     return " ".join(spaced.split())
+
+
+def _bird(label: str) -> str:
+    """ "001.Black_footed_Albatross" without its number."""
+    return tidy(re.sub(r"^\d+\.", "", label))
+
+
+def _car(label: str) -> str:
+    """ "Audi TT RS Coupe 2012" with its year in front, as people say it."""
+    model, _, year = label.rpartition(" ")
+    return f"{year} {model}" if year.isdigit() and model else label
+
+
+def _scene(label: str) -> str:
+    """ "a/apartment_building/outdoor" without its letter, the narrower word in front."""
+    return tidy(" ".join(reversed(re.sub(r"^/?[a-z]/", "", label).split("/"))))
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {
+    "aircraft": lambda label: label,
+    "cars": _car,
+    "cub": _bird,
+    "pets": lambda label: tidy(label).lower(),
+    "sun397": _scene,
+}
 
 
 @cache

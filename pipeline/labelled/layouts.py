@@ -69,7 +69,12 @@ def is_image(name: str) -> bool:
 
 def held_out(key: str) -> bool:
     """Whether a file of a set without parts is in the test part: by its name, so it stays there."""
-    return int(hashlib.sha1(key.encode()).hexdigest()[:8], 16) < HELD_OUT * 2**32
+    return hashed(key) < HELD_OUT
+
+
+def hashed(key: str) -> float:
+    """A number in [0, 1) that a file name always has."""
+    return int(hashlib.sha1(key.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def in_split(key: str, split: str) -> bool:
@@ -82,10 +87,9 @@ def class_folders(
     files: Files,
     prefix: str,
     keep: Callable[[str], bool] = lambda key: True,
-    without: tuple[str, ...] = (),
 ) -> Labelled:
     """Images in folders named after their class, straight below a prefix."""
-    classes = [folder for folder in files.folders(prefix) if folder not in without]
+    classes = files.folders(prefix)
     members = [
         (key, label)
         for label, folder in enumerate(classes)

@@ -8,6 +8,7 @@ from pipeline.labelled.card import card
 from pipeline.labelled.files import Files, missing
 from pipeline.labelled.layouts import Labelled, is_image, joined, of_files
 from pipeline.labelled.layouts import image_folder as _image_folder
+from pipeline.labelled.wordnet import common_names
 
 CIFAR_SIDE, STL_SIDE = 32, 96
 
@@ -67,7 +68,7 @@ def tiny_imagenet(files: Files, split: str) -> Labelled:
                 )
             members.append((f"{base}val/images/{picture}", label_of[wnid]))
     words = dict(line.split("\t", 1) for line in lines(files, base + "words.txt") if "\t" in line)
-    names = [tuple(name.strip() for name in words.get(wnid, wnid).split(",")) for wnid in wnids]
+    names = [common_names([name.strip() for name in words.get(wnid, wnid).split(",")]) for wnid in wnids]
     return of_files("tiny_imagenet", files, wnids, members, names)
 
 

@@ -1,0 +1,121 @@
+"""Sets as Hugging Face stores them: SPLIT-*.parquet with an image and a label column, class names in the schema."""
+
+import json
+import threading
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.labelled.card import card
+from pipeline.labelled.layouts import PARTS, Labelled
+from pipeline.labelled.wordnet import common_names
+from pipeline.labelled.wordnet_tree import read_wnids
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "pixel_values")
+LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "target", "class")
+LAYOUT = "*/SPLIT-*.parquet with columns image and label"
+
+
+def parquet_files(root: Path, split: str) -> list[Path]:
+    """Files of a split, at most two folders deep: their name or their folder's begins with the split's."""
+    found = sorted(path for level in ("", "*/", "*/*/") for path in root.glob(level + "*.parquet"))
+    parts = ("train", "test") if split == "all" else (split,)
+    wanted = []
+    for part in parts:
+        for alias in PARTS[part]:
+            own = [path for path in found if alias in _marks(path, root)]
+            if own:
+                wanted += own
+                break
+    return wanted
+
+
+def read_parquet(name: str, root: Path, split: str) -> Labelled:
+    """A split of a set in parquet; FileNotFoundError without such files, ValueError for other columns."""
+    paths = parquet_files(root, split)
+    if not paths:
+        raise FileNotFoundError(f"{root} has no {split} parquet files")
+    rows = _Rows(paths)
+    names = _class_names(rows.schema, rows.label)
+    column = rows.labels()
+    if not names:
+        if not pa.types.is_string(rows.schema.field(rows.label).type):
+            raise ValueError(f"{paths[0]}: column {rows.label} has numbers and the schema no names for them")
+        names = sorted(set(column))
+        column = [names.index(label) for label in column]
+    labels = np.array(column, np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(
+            f"{paths[0]}: a label is {labels.max()} or below 0, there are {len(names)} class names"
+        )
+    wnids = read_wnids()
+    if name == "imagenet" and len(names) == len(wnids):  # published in the order of the wnids
+        told = [common_names([word.strip() for word in own.split(",")]) for own in names]
+        classes: list[str] = wnids
+    else:
+        classes, told = list(names), [card(name).readable(label) for label in names]
+    keys = [f"{path.name}[{i}]" for path, n in zip(paths, rows.counts, strict=True) for i in range(n)]
+    return Labelled(name, tuple(classes), tuple(told), labels, rows.image, keys)
+
+
+class _Rows:
+    """Rows of several files; the row group read last stays, since images are asked for in order."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        try:
+            self.files = [pq.ParquetFile(path) for path in paths]
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{paths[0].parent}: {error}") from error
+        self.schema = self.files[0].schema_arrow
+        self.picture = self._column(IMAGE_COLUMNS, paths[0])
+        self.label = self._column(LABEL_COLUMNS, paths[0])
+        self.counts = [file.metadata.num_rows for file in self.files]
+        groups = [
+            (file, group, file.metadata.row_group(group).num_rows)
+            for file in self.files
+            for group in range(file.metadata.num_row_groups)
+        ]
+        self.groups = [(file, group) for file, group, _ in groups]
+        self.starts = [0, *accumulate(count for _, _, count in groups)]
+        self._held: tuple[int, Any] = (-1, None)
+        self._lock = threading.Lock()
+
+    def labels(self) -> list[Any]:
+        return [label for file in self.files for label in file.read([self.label]).column(0).to_pylist()]
+
+    def image(self, index: int) -> bytes:
+        group = bisect_right(self.starts, index) - 1
+        with self._lock:
+            if self._held[0] != group:
+                file, own = self.groups[group]
+                self._held = (group, file.read_row_group(own, columns=[self.picture]).column(0))
+            value = self._held[1][index - self.starts[group]].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise ValueError(f"row {index} holds no image bytes: embed the images when writing the parquet")
+        return data
+
+    def _column(self, wanted: tuple[str, ...], path: Path) -> str:
+        found = next((name for name in wanted if name in self.schema.names), None)
+        if found is None:
+            raise ValueError(f"{path} has the columns {self.schema.names}, none of {', '.join(wanted)}")
+        return found
+
+
+def _class_names(schema: pa.Schema, label: str) -> list[str]:
+    held = (schema.metadata or {}).get(b"huggingface")
+    try:
+        return list(json.loads(held)["info"]["features"][label]["names"]) if held else []
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _marks(path: Path, root: Path) -> set[str]:
+    """First words of the file's name and its folders' names: test-00000-of-00001.parquet is of "test"."""
+    parts = path.relative_to(root).parts
+    return {part.replace("_", "-").partition("-")[0].removesuffix(".parquet").lower() for part in parts}

@@ -1,0 +1,59 @@
+"""Derive the tree of a set of ImageNet classes from WordNet 3.0 and write it as a taxonomy.json.
+
+    python -m pipeline.labelled.wordnet_tree --wordnet data.noun.xz --out tree.json
+
+Without --wnids: the 1,000 classes of ILSVRC 2012, for which the tree has 1,372 nodes.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.labelled.wordnet import WordNet
+
+IMAGENET = Path(__file__).with_name("imagenet_wnids.txt")
+
+
+def read_wnids(path: str | Path = IMAGENET) -> list[str]:
+    """The wnids of a file: the first word of every line (wnids.txt, LOC_synset_mapping.txt), or all words of it."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no list of wnids at {path}")
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [word for row in rows for word in (row if all(_is_wnid(w) for w in row) else row[:1])]
+
+
+def tree_of(wordnet: WordNet, wnids: Sequence[str]) -> dict[str, Any]:
+    """The content of a taxonomy.json (pipeline/assess/taxonomy.py)."""
+    nodes = wordnet.tree(wnids)
+    told = dict(zip(dict.fromkeys(wnids), wordnet.names(list(dict.fromkeys(wnids))), strict=True))
+    return {
+        "nodes": [
+            {"id": node, "parent": parent, "names": list(told.get(node, names))}
+            for node, parent, names in nodes
+        ]
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command of the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.labelled.wordnet_tree", description=__doc__)
+    parser.add_argument("--wordnet", required=True, help="data.noun of WordNet 3.0, plain, .xz or .gz")
+    parser.add_argument("--wnids", default=str(IMAGENET), help="file of wnids; ImageNet's 1,000 by default")
+    parser.add_argument("--out", required=True, help="where the taxonomy.json goes")
+    asked = parser.parse_args(arguments)
+    tree = tree_of(WordNet(asked.wordnet), read_wnids(asked.wnids))
+    Path(asked.out).write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    inner = {node["parent"] for node in tree["nodes"]} - {None}
+    total = len(tree["nodes"])
+    print(f"{asked.out}: {total:,} nodes, {total - len(inner):,} leaves, {len(inner):,} inner nodes")
+
+
+def _is_wnid(word: str) -> bool:
+    return len(word) == 9 and word[0] == "n" and word[1:].isdigit()
+
+
+if __name__ == "__main__":
+    main()
