@@ -17,10 +17,16 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
 from models.encoders.text import TextConfig, TextTransformer
 from models.encoders.vit import VisionConfig, VisionTransformer
 from models.hyperbolic import lorentz, product
 from models.objectives import Geometry, scores
+
+ImageConfig = VisionConfig | PoincareResNetConfig
+"""Configurations of image towers, told apart by `kind`."""
+
+IMAGE_CONFIGS = {"vit": VisionConfig, "poincare_resnet": PoincareResNetConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +38,7 @@ class ClipConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
     text: TextConfig = field(default_factory=TextConfig)
     dim: int = 512
     geometry: Geometry = "lorentz"
@@ -65,13 +71,20 @@ class ClipConfig:
             raise ValueError(f"pixel_std {self.pixel_std} must be positive")
 
 
+def image_tower(config: ImageConfig) -> VisionTransformer | PoincareResNetTower:
+    """The image tower of a configuration: normalised pixels [B, 3, H, W] -> [B, config.width]."""
+    if isinstance(config, PoincareResNetConfig):
+        return PoincareResNetTower(config)
+    return VisionTransformer(config)
+
+
 class DualEncoder(nn.Module):
     """Images and texts -> embeddings [B, dim]; float32 whatever the towers compute in."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual = VisionTransformer(config.vision)
+        self.visual = image_tower(config.vision)
         self.textual = TextTransformer(config.text)
         self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=False)
         self.textual_projection = nn.Linear(config.text.width, config.dim, bias=False)
@@ -171,6 +184,8 @@ class DualEncoder(nn.Module):
     def constrain_(self) -> None:
         """Bring the learned scalars back into their ranges; called after each optimiser step."""
         self.log_scale.clamp_(max=math.log(self.config.max_scale))
+        if isinstance(self.visual, PoincareResNetTower):
+            self.visual.constrain_()
         if self.config.geometry != "euclid":
             self.visual_alpha.clamp_(max=0)
             self.textual_alpha.clamp_(max=0)
@@ -209,10 +224,17 @@ def config_from_dict(values: dict[str, Any]) -> ClipConfig:
         if name in values:
             values[name] = tuple(values[name])
     try:
-        vision, text = VisionConfig(**values.pop("vision")), TextConfig(**values.pop("text"))
-        return ClipConfig(vision=vision, text=text, **values)
+        text = TextConfig(**values.pop("text"))
+        return ClipConfig(vision=_image_config(values.pop("vision")), text=text, **values)
     except (TypeError, KeyError) as error:
         raise ValueError(f"not a dual encoder's config.json: {error}") from error
+
+
+def _image_config(values: dict[str, Any]) -> ImageConfig:
+    kind = values.get("kind", "vit")
+    if kind not in IMAGE_CONFIGS:
+        raise ValueError(f"an image tower of kind '{kind}' is unknown: use {' or '.join(IMAGE_CONFIGS)}")
+    return IMAGE_CONFIGS[kind](**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -59,10 +59,11 @@ class ResNet(nn.Module):
     Args:
         layers: the kit. depth: 6n + 2, that is a first convolution, three stages of n blocks, a classifier.
         widths: channels of the three stages; each after the first halves the resolution. num_classes: K.
-        head: takes pooled features [B, widths[-1]] to logits, in place of the kit's own.
+        head: takes pooled features [B, widths[-1]] to logits, in place of the kit's own. stem_stride: of the
+        first convolution, for images larger than 32 pixels.
 
     Raises:
-        ValueError: a depth that is not 6n + 2, or widths that are not three positive numbers.
+        ValueError: a depth that is not 6n + 2, widths that are not three positive numbers, a stride below 1.
     """
 
     def __init__(
@@ -72,14 +73,18 @@ class ResNet(nn.Module):
         widths: tuple[int, ...] = (8, 16, 32),
         num_classes: int = 10,
         head: nn.Module | None = None,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth {depth} is not 6n + 2 with n >= 1: 20, 32, 44 and 56 are")
         if len(widths) != 3 or min(widths) < 1:
             raise ValueError(f"widths {tuple(widths)} must be three positive numbers, such as (8, 16, 32)")
+        if stem_stride < 1:
+            raise ValueError(f"stem_stride {stem_stride} must be at least 1")
         self.depth, self.widths = depth, tuple(widths)
-        self.conv = layers.conv(3, widths[0], 3, 1)
+        # Wide enough that neighbouring windows overlap: 3 at strides 1 and 2, 7 at 4.
+        self.conv = layers.conv(3, widths[0], max(3, 2 * stem_stride - 1), stem_stride)
         self.bn = layers.norm(widths[0])
         blocks, before = [], widths[0]
         for stage, width in enumerate(widths):
@@ -114,7 +119,7 @@ class PoincareResNet(ResNet):
     """The residual network on the Poincare ball of curvature -c; 68,757 parameters at depth 20.
 
     Args:
-        depth, widths, num_classes, head: see `ResNet`; the default head is hyperbolic multinomial logistic
+        depth, widths, num_classes, head, stem_stride: see `ResNet`; the default head is hyperbolic multinomial logistic
         regression. c: the curvature, or a `Curvature` that all layers share. learn_c: learn it from there on
         (`constrain_()` keeps it in bounds; no weight decay). init: of the convolutions; "identity" keeps norms,
         "hypll" is the published one. lean: hand-written backward passes; False is plain autograd. compat: the
@@ -135,6 +140,7 @@ class PoincareResNet(ResNet):
         init: str = "identity",
         lean: bool = True,
         compat: bool = False,
+        stem_stride: int = 1,
     ) -> None:
         if learn_c and not isinstance(c, Curvature):
             c = Curvature(c, learnable=True)
@@ -146,7 +152,7 @@ class PoincareResNet(ResNet):
             from models.poincare_resnet_compat import published_layers  # it builds on this module
 
             layers = published_layers(c)
-        super().__init__(layers, depth, widths, num_classes, head)
+        super().__init__(layers, depth, widths, num_classes, head, stem_stride)
         self.curvature = c if isinstance(c, Curvature) else None
         if self.curvature is not None:
             # Every layer holds the one curvature; a checkpoint needs it once (safetensors refuses copies).
@@ -174,8 +180,9 @@ class EuclideanResNet(ResNet):
         widths: tuple[int, ...] = (8, 16, 32),
         num_classes: int = 10,
         head: nn.Module | None = None,
+        stem_stride: int = 1,
     ) -> None:
-        super().__init__(EUCLIDEAN, depth, widths, num_classes, head)
+        super().__init__(EUCLIDEAN, depth, widths, num_classes, head, stem_stride)
 
 
 class _Sum(nn.Module):

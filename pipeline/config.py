@@ -78,12 +78,12 @@ def explain(owner: type, error: pydantic.ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         path = item["loc"]
-        where = ".".join(str(part) for part in path) or owner.__name__
+        holder, names = _follow(owner, path)
+        where = ".".join(names) or owner.__name__
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, ConfigError):  # a nested Config has already said it well
             lines.append(str(inner))
         elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            holder = _holder(owner, path[:-1])
             lines.append(
                 f"unknown option '{where}' of {owner.__name__}{nearest(str(path[-1]), _fields(holder))}"
             )
@@ -110,14 +110,30 @@ def _fields(owner: Any) -> dict[str, Any]:
     return {}
 
 
-def _holder(owner: Any, path: tuple[int | str, ...]) -> Any:
-    """Follow a pydantic error location from `owner` to the class that holds the offending field."""
+def _follow(owner: Any, path: tuple[int | str, ...]) -> tuple[Any, list[str]]:
+    """Follow a pydantic error location from `owner`: the class that holds its last field, and the location as
+    one would write it, without the tags of unions."""
+    holder, annotation, names = owner, owner, []
     for step in path:
-        fields = _fields(owner)
-        if step not in fields:  # a union's tag or a list index: stay where we are
+        if step in _fields(owner):
+            holder, annotation = owner, _fields(owner)[str(step)]
+            owner = _first_with_fields(annotation)
+        elif member := _tagged(annotation, step):
+            owner = member
             continue
-        owner = _first_with_fields(fields[str(step)])
-    return owner
+        else:  # an unknown field, or a list index
+            holder = owner
+        names.append(str(step))
+    return holder, names
+
+
+def _tagged(annotation: Any, tag: int | str) -> Any:
+    """The member of a union of dataclasses that has `tag` for the default of a field; None elsewhere."""
+    for member in typing.get_args(annotation):
+        fields = dataclasses.fields(member) if dataclasses.is_dataclass(member) else ()
+        if any(field.default == tag for field in fields):
+            return member
+    return None
 
 
 def _first_with_fields(annotation: Any) -> Any:

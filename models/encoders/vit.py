@@ -28,6 +28,7 @@ class VisionConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
+    kind: Literal["vit"] = "vit"
     image_size: int = 224
     patch_size: int = 16
     width: int = 384
@@ -119,9 +120,9 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """Normalised pixels [B, 3, S, S] -> [B, width]."""
         x = self.patch(self.patches(pixels))
-        x = torch.cat([self.class_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         x = self.first_norm(x + self.positions.to(x.dtype))
-        first = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        first = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         for block in self.blocks[:-1]:
             x = block(x)
         return self.norm(self.blocks[-1](x, first)[:, 0])
