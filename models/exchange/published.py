@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.clip import ClipConfig, DualEncoder
 from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
+from models.encoders.vit import VisionConfig, VisionTransformer
 from models.exchange.names import RESBLOCK, TIMM, Tensors, block_names, both, heads_of, side_of
 
 # Attention heads cannot be read from shapes. ViT-S has 12 there (as in MoCo v3), timm's B and L have 12 and 16.
@@ -63,9 +63,10 @@ def to_published(model: DualEncoder) -> dict[str, Tensor]:
     are not in a state dict: their code takes them from the name of the architecture.
     """
     config = model.config
-    _require_published(config)
+    vision = _require_published(config)
+    assert isinstance(model.visual, VisionTransformer)
     own = model.state_dict() | {"visual.positions": model.visual.positions}
-    width, patch = config.vision.width, config.vision.patch_size
+    width, patch = vision.width, vision.patch_size
     shapes = {
         "visual.pos_embed": (1, -1, width),
         "visual.patch_embed.proj.weight": (width, 3, patch, patch),
@@ -158,9 +159,12 @@ def _causal(length: int) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 
-def _require_published(config: ClipConfig) -> None:
+def _require_published(config: ClipConfig) -> VisionConfig:
+    """The image tower's configuration; ValueError for what the published architecture does not have."""
     vision, text = config.vision, config.text
     here = "the published architecture"
+    if not isinstance(vision, VisionConfig):
+        raise ValueError(f"vision.kind is {vision.kind} and {here} has a vision transformer")
     for name, value, allowed in (
         ("geometry", config.geometry, ("lorentz", "euclid")),
         ("vision.activation", vision.activation, ("gelu",)),
@@ -175,3 +179,4 @@ def _require_published(config: ClipConfig) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value} and {here} has {' or '.join(map(str, allowed))} only")
+    return vision
