@@ -22,6 +22,7 @@ from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from models.lora import merge_
 from pipeline.config import Config, ConfigError, digest
+from pipeline.embedder import save_model
 from pipeline.recipes import Recipe
 from pipeline.start import resolved
 from pipeline.steplog import read_log
@@ -45,10 +46,17 @@ class RunConfig(Config):
 def prepare(run_dir: str | Path, home: str, version: str, recipe: Recipe) -> RunConfig:
     """Write config.json of a new run, or check that an existing one asks for the same.
 
-    `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs.
+    `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs, or why
+    the version is in quarantine.
     """
     run_dir, store, recipe = Path(run_dir), Store(home), resolved(recipe)
-    name = Versions(store).load(version).name
+    versions = Versions(store)
+    name = versions.load(version).name
+    if reasons := versions.quarantined(name):
+        why = "; ".join(check["why"] for check in reasons if not check["passed"])
+        raise ConfigError(
+            f"dataset version {name} is in quarantine ({why}): mend the data, or hyco release {name}"
+        )
     run = RunConfig(home=store.url, version=name, recipe=recipe, environment=_environment())
     if (run_dir / "config.json").exists():
         known = _read(run_dir)
@@ -103,8 +111,7 @@ def finish(
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
     merge_(model)
     draft, final = run_dir / f".tmp-model-{os.getpid()}", run_dir / "model"
-    model.save_pretrained(draft)
-    tokenizer.save(draft)
+    save_model(draft, model, tokenizer)
     shutil.rmtree(final, ignore_errors=True)
     draft.rename(final)
 

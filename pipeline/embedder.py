@@ -1,0 +1,178 @@
+"""The door to a trained model: images and texts in, points and scores out; and its directory on disk.
+
+    model = Embedder.load("DIR")
+    texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])
+    model.score(images, texts)
+
+Whole images: short side to the model's size, centre crop. Parts: letterboxed on white, exactly as they are
+packed and trained (the published evaluation crops where its training letterboxes).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from models.clip import DualEncoder
+from models.encoders.tokenizer import Tokenizer
+from pipeline.crop import letterbox
+from pipeline.images import decode
+
+Report = Callable[[int], None]
+T = TypeVar("T")
+Picture = np.ndarray | Image.Image | str | Path
+"""RGB bytes [H, W, 3], a PIL image, or the path of an image file."""
+
+
+def pixels_of(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB bytes of a picture; FileNotFoundError for an absent file, ValueError for what is no image."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, (str, Path)):
+        return decode(Path(image).read_bytes())
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"an image is {image.dtype} {image.shape}; give uint8 [H, W, 3] in RGB, a PIL image or a path"
+        )
+    return image
+
+
+def whole(array: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Short side to `size` pixels (enlarged where smaller), then the central square."""
+    height, width = array.shape[:2]
+    scale = size / min(height, width)
+    image = Image.fromarray(np.ascontiguousarray(array))
+    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+    if (wide, high) != (width, height):
+        image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return np.asarray(image)[top : top + size, left : left + size]
+
+
+class Embedder:
+    """A trained dual encoder with its tokenizer: images and texts -> points, and the score of two sets.
+
+    Batched and without gradients. ValueError when an embedding is not finite: such a run has diverged.
+    """
+
+    def __init__(self, model: DualEncoder, tokenizer: Tokenizer, batch_size: int = 64) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.size = model.config.vision.image_size
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto", batch_size: int = 64) -> "Embedder":
+        """From a model directory (run/model): model.safetensors, config.json, tokenizer.json."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = DualEncoder.from_pretrained(folder, device)
+        return cls(model, Tokenizer.load(folder, model.config.text.context_length), batch_size)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model directory that `load` reads; preprocessor_config.json is for readers other than Hyco."""
+        save_model(folder, self.model, self.tokenizer)
+
+    @property
+    def curvature(self) -> float | None:
+        """c of the hyperboloid (the mean of a product's); None in Euclidean geometry, where there is none."""
+        return None if self.curvatures is None else float(self.curvatures.mean())
+
+    @property
+    def curvatures(self) -> Float[Tensor, " k"] | None:
+        """c of each factor, one of a plain hyperboloid; None in Euclidean geometry."""
+        if self.model.config.geometry == "euclid":
+            return None
+        return self.model.curvature.detach().reshape(-1)
+
+    def encode_image(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
+        """Whole images of any size -> points."""
+        return self.encode_pixels(whole(pixels_of(image), self.size) for image in images)
+
+    def encode_part(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
+        """Cut-out parts of any shape -> points."""
+        return self.encode_pixels(letterbox(pixels_of(image), self.size) for image in images)
+
+    @torch.inference_mode()
+    def encode_pixels(self, images: Iterable[UInt8[np.ndarray, "S S 3"]]) -> Float[Tensor, "B D"]:
+        """Images that already have the model's size -> points."""
+        out = [torch.zeros(0, self.model.config.dim, device=self.device)]
+        for batch in batched(images, self.batch_size):
+            pixels = torch.from_numpy(np.stack(batch)).to(self.device)
+            out.append(self.model.encode_image(self.model.normalise(pixels)))
+        return self._finite(torch.cat(out))
+
+    @torch.inference_mode()
+    def project_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
+        """Projected text features before the lift; texts of a length share a batch, so little is padding."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out = torch.zeros(len(texts), self.model.config.dim, device=self.device)
+        for batch in batched(order, 4 * self.batch_size):
+            tokens = self.tokenizer([texts[i] for i in batch]).to(self.device)
+            out[torch.tensor(batch, device=self.device)] = self.model.project_text(tokens)
+            report(len(batch))
+        return self._finite(out)
+
+    @torch.inference_mode()
+    def lift_text(self, features: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+        """Projected text features -> points."""
+        return self.model.lift_text(features)
+
+    def encode_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
+        """Texts -> points."""
+        return self.lift_text(self.project_text(texts, report))
+
+    @torch.inference_mode()
+    def score(self, a: Float[Tensor, "Q D"], b: Float[Tensor, "K D"]) -> Float[Tensor, "Q K"]:
+        """Minus the distance of all pairs (Euclidean models: the cosine); larger is nearer."""
+        return self.model.score(a, b)
+
+    def _finite(self, points: Tensor) -> Tensor:
+        if not bool(torch.isfinite(points).all()):
+            raise ValueError(
+                "the model gives embeddings that are not finite: its training has diverged; "
+                "look at the loss in log.jsonl and train again with a lower learning rate"
+            )
+        return points
+
+
+def save_model(folder: str | Path, model: DualEncoder, tokenizer: Tokenizer) -> None:
+    """Write a model directory: model.safetensors, config.json, tokenizer.json, preprocessor_config.json."""
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    size, config = model.config.vision.image_size, model.config
+    # In the terms of transformers' image processors: what `whole` and DualEncoder.normalise do.
+    steps = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": int(Image.Resampling.BICUBIC),
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.pixel_mean),
+        "image_std": list(config.pixel_std),
+    }
+    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(steps, indent=2) + "\n")
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
