@@ -1,7 +1,8 @@
-"""Evaluations on labelled image sets: zero-shot."""
+"""Evaluations on labelled image sets: zero-shot, the hierarchy of ImageNet's classes, a linear probe."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,59 +11,125 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.assess.data import Embedder, batched, whole
+from pipeline.assess.hierarchy import tree_metrics
 from pipeline.assess.outcome import Outcome
+from pipeline.assess.probe import probe
 from pipeline.assess.suite import Evaluation, Setting, folder_called
+from pipeline.assess.taxonomy import Taxonomy
 from pipeline.assess.zero_shot import rank_and_answer, set_accuracy, vectors_of
 from pipeline.labelled import LabelledSet, open_labelled
-from pipeline.labelled.card import card, cards
+from pipeline.labelled.card import Card, cards
 from pipeline.labelled.registry import ADAPTERS
+from pipeline.labelled.wordnet import PLACES, WordNet, find_wordnet, is_wnid
 from pipeline.progress import Progress
 
-READERS = 4
+READERS = 4  # threads that decode
+ON_WORDNET = ("imagenet", "tiny_imagenet")
+NO_WORDNET = (
+    f"no WordNet 3.0: put data.noun (plain, .xz or .gz) into {PLACES[0]} of the directory of data sets"
+)
 
 
-def measure(name: str) -> Callable[[Embedder, Path, Setting], Outcome | str]:
-    """The evaluation of one set: the block zero_shot."""
+def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
+    """The evaluation of one set: blocks zero_shot, hierarchy (ImageNet's classes), and probe_HEAD."""
 
     def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
-        images = open_labelled(f"{name}:{folder}", "test")
-        asked = setting.choose(len(images))
-        setting.progress.expect(len(asked))
-        points, kept = embed(embedder, images, asked, setting.progress)
-        truth = images.labels[kept]
-        vectors = vectors_of(embedder, images.names, card(name).prompts)
-        rank, _ = rank_and_answer(embedder.score, points, vectors, truth)
-        found = set_accuracy(rank, truth, len(images.classes), setting.boot)
-        found.numbers["undecodable"] = len(asked) - len(kept)
-        return blocks({"zero_shot": found})
+        spec = f"{known.name}:{folder}"
+        test = open_labelled(spec, "test")
+        train = _training_part(spec, setting) if known.probe and setting.heads else None
+        path = find_wordnet(setting.data) if known.name in ON_WORDNET else None
+        wordnet = WordNet(path) if path else None
+        names = _names(test, wordnet)
+        if names is None:
+            return f"nothing tells the names of its classes: {NO_WORDNET}, or LOC_synset_mapping.txt beside the images"
+        asked, taught = setting.choose(len(test)), setting.choose(len(train or ()))
+        setting.progress.expect(len(asked) + len(taught))
+        seen = embed(embedder, test, asked, setting.progress)
+        truth = test.labels[seen.kept]
+        vectors = vectors_of(embedder, names, known.prompts)
+        rank, answer = rank_and_answer(embedder.score, seen.points, vectors, truth)
+        found = {"zero_shot": set_accuracy(rank, truth, len(test.classes), setting.boot)}
+        found["zero_shot"].numbers["undecodable"] = len(asked) - len(seen.kept)
+        if wordnet:
+            found["hierarchy"] = _on_the_tree(wordnet, test.classes, answer, truth, setting)
+        elif known.name in ON_WORDNET:
+            setting.skipped["hierarchy"] = NO_WORDNET
+        if train is not None:
+            learnt = embed(embedder, train, taught, setting.progress)
+            rows = (learnt.features, train.labels[learnt.kept]), (seen.features, truth)
+            for head in setting.heads:
+                try:
+                    found[f"probe_{head}"] = probe(*rows, len(test.classes), setting.boot, head)
+                except ValueError as error:  # too few features for so many classes
+                    setting.skipped[f"probe_{head}"] = str(error)
+        return Outcome(
+            {block: outcome.numbers for block, outcome in found.items()},
+            {f"{block}.{key}": span for block, o in found.items() for key, span in o.intervals.items()},
+        )
 
     return evaluate
 
 
-def blocks(found: dict[str, Outcome]) -> Outcome:
-    """Several outcomes as blocks of one."""
-    return Outcome(
-        {name: outcome.numbers for name, outcome in found.items()},
-        {f"{name}.{key}": span for name, o in found.items() for key, span in o.intervals.items()},
-    )
+def _training_part(spec: str, setting: Setting) -> LabelledSet | None:
+    try:
+        return open_labelled(spec, "train")
+    except FileNotFoundError as error:
+        setting.skipped["probe"] = f"no training part: {error}"
+        return None
+
+
+def _names(test: LabelledSet, wordnet: WordNet | None) -> Sequence[Sequence[str]] | None:
+    """Readable names of the classes; those of WordNet where the set tells nothing but wnids."""
+    if any(
+        own != (label,) or not is_wnid(label) for own, label in zip(test.names, test.classes, strict=True)
+    ):
+        return test.names
+    return wordnet.names(test.classes) if wordnet else None
+
+
+def _on_the_tree(
+    wordnet: WordNet,
+    classes: Sequence[str],
+    answer: Int[np.ndarray, " m"],
+    truth: Int[np.ndarray, " m"],
+    setting: Setting,
+) -> Outcome:
+    tree = Taxonomy.build(wordnet.tree(classes))  # its leaves are the classes, in their order
+    found = tree_metrics(answer, truth, tree, setting.boot)
+    found.numbers.update(n=found.numbers.pop("images"), nodes=len(tree.ids))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Images as a model sees them: points of its space, features of its tower, and which images they are of."""
+
+    points: Float[Tensor, "m D"]
+    features: Float[Tensor, "m W"]
+    kept: Int[np.ndarray, " m"]
 
 
 def embed(
     embedder: Embedder, images: LabelledSet, asked: Int[np.ndarray, " n"], progress: Progress
-) -> tuple[Float[Tensor, "m D"], Int[np.ndarray, " m"]]:
-    """Points of the images asked about that can be decoded, and which they are."""
+) -> Embedded:
+    """One pass over the images asked about; those that cannot be decoded are left out."""
     kept: list[int] = []
-    points = []
-    for indices, squares in _read(images, asked, embedder.size, embedder.batch_size):
-        pairs = [(i, s) for i, s in zip(indices, squares, strict=True) if s is not None]
-        points.append(embedder.encode_pixels(square for _, square in pairs))
-        kept += [index for index, _ in pairs]
-        progress.advance(len(indices))
+    points: list[Tensor] = []
+    features: list[Tensor] = []
+    hook = embedder.model.visual.register_forward_hook(lambda module, inputs, output: features.append(output))
+    try:
+        for indices, squares in _read(images, asked, embedder.size, embedder.batch_size):
+            pairs = [(i, s) for i, s in zip(indices, squares, strict=True) if s is not None]
+            points.append(embedder.encode_pixels(square for _, square in pairs))
+            kept += [index for index, _ in pairs]
+            progress.advance(len(indices))
+    finally:
+        hook.remove()
     if len(kept) < 2:
         raise ValueError(
             f"{images.name}: {len(kept)} of {len(asked)} images can be decoded: too few to measure"
         )
-    return torch.cat(points), np.array(kept, np.int64)
+    return Embedded(torch.cat(points), torch.cat(features), np.array(kept, np.int64))
 
 
 def _read(
@@ -89,9 +156,8 @@ EVALUATIONS = {
     known.name: Evaluation(
         known.title,
         folder_called(known.name, *known.folders),
-        measure(known.name),
+        measure(known),
         f"{known.name}/ with {ADAPTERS[known.name].layout}",
     )
-    for known in cards()
-    if known.name in ADAPTERS
+    for known in sorted(cards(), key=lambda known: (not known.paper, known.name))
 }

@@ -29,6 +29,7 @@ class Setting:
         boot: draws the intervals.
         progress: tell it with `expect` how many images there are and with `advance` how many are done.
         limit: at most this many images of a split, drawn by seed; 0 takes all.
+        heads: probes fitted on labelled sets, names of pipeline.assess.probe.HEADS.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
     """
 
@@ -37,6 +38,7 @@ class Setting:
     progress: Progress
     limit: int = 0
     seed: int = 0
+    heads: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
 
     def choose(self, count: int) -> Int[np.ndarray, " n"]:
@@ -77,9 +79,10 @@ def folder_called(*names: str) -> Callable[[Path], Path | None]:
 
 def evaluations() -> dict[str, Evaluation]:
     """All rows by name; the parts of the suite each bring a table."""
-    from pipeline.assess import labelled_sets
+    from pipeline.assess import caption_sets, coco_boxes, compositional, labelled_sets
 
-    return {**labelled_sets.EVALUATIONS}
+    tables = (labelled_sets, caption_sets, coco_boxes, compositional)
+    return {name: row for table in tables for name, row in table.EVALUATIONS.items()}
 
 
 def chosen(names: str, table: dict[str, Evaluation]) -> list[str]:
@@ -105,6 +108,7 @@ def run_suite(
     *,
     limit: int = 0,
     seed: int = 0,
+    heads: tuple[str, ...] = (),
     listener: Listener | None = None,
     table: dict[str, Evaluation] | None = None,
 ) -> dict[str, Any]:
@@ -114,6 +118,7 @@ def run_suite(
         names: "all" or names of rows with commas between.
         data: the directory; each data set lies in a folder of its own in it.
         limit: at most this many images of each split; 0 takes all.
+        heads: which probes are fitted.
 
     Returns:
         {"suite": {NAME: blocks}, "intervals": {"suite.NAME.BLOCK.number": [low, high]}, "skipped": {...}}.
@@ -137,7 +142,7 @@ def run_suite(
             continue
         began = time.monotonic()
         with Progress(None, name, "images", listener) as progress:
-            setting = Setting(data, boot, progress, limit, seed)
+            setting = Setting(data, boot, progress, limit, seed, heads)
             try:
                 outcome = table[name].evaluate(embedder, place, setting)
             except (ValueError, OSError) as error:  # one broken data set must not cost the others

@@ -43,7 +43,7 @@ class WordNet:
 
     def synset(self, wnid: str) -> Synset:
         """ValueError for a wnid that is no noun synset of this file."""
-        start = int(wnid[1:]) if wnid[:1] == "n" and wnid[1:].isdigit() else -1
+        start = int(wnid[1:]) if is_wnid(wnid) else -1
         line = (
             self._data[start : self._data.find(b"\n", start)].decode("ascii", "replace") if start >= 0 else ""
         )
@@ -112,6 +112,11 @@ class WordNet:
         inner = sorted(kept, key=lambda node: (_depth(node, parent), node))
         order = [*inner, *dict.fromkeys(wnids)]
         return [(node, lift(node), common_names(known[node].words)) for node in order]
+
+
+def is_wnid(word: str) -> bool:
+    """Whether a word looks like the id of a noun synset: n01440764."""
+    return len(word) == 9 and word[0] == "n" and word[1:].isdigit()
 
 
 def common_names(words: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.labelled.wordnet import WordNet
+from pipeline.labelled.wordnet import WordNet, is_wnid
 
 IMAGENET = Path(__file__).with_name("imagenet_wnids.txt")
 
@@ -22,7 +22,7 @@ def read_wnids(path: str | Path = IMAGENET) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"no list of wnids at {path}")
     rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [word for row in rows for word in (row if all(_is_wnid(w) for w in row) else row[:1])]
+    return [word for row in rows for word in (row if all(is_wnid(w) for w in row) else row[:1])]
 
 
 def tree_of(wordnet: WordNet, wnids: Sequence[str]) -> dict[str, Any]:
@@ -49,10 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inner = {node["parent"] for node in tree["nodes"]} - {None}
     total = len(tree["nodes"])
     print(f"{asked.out}: {total:,} nodes, {total - len(inner):,} leaves, {len(inner):,} inner nodes")
-
-
-def _is_wnid(word: str) -> bool:
-    return len(word) == 9 and word[0] == "n" and word[1:].isdigit()
 
 
 if __name__ == "__main__":
