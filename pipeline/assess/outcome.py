@@ -66,6 +66,21 @@ class Bootstrap:
             values = summed
         return self.interval(self.ratios(values, np.broadcast_to(count, values.shape)))
 
+    def mean_of_groups(
+        self,
+        values: Float[np.ndarray, " N"],
+        groups: Shaped[np.ndarray, " N"],
+        clusters: Shaped[np.ndarray, " N"],
+    ) -> tuple[float, tuple[float, float]]:
+        """Mean over the groups of the mean in each, and its interval; rows of one cluster are drawn together."""
+        _, group = np.unique(groups, return_inverse=True)
+        _, cluster = np.unique(clusters, return_inverse=True)
+        total, count = np.zeros((2, cluster.max() + 1, group.max() + 1))
+        np.add.at(total, (cluster, group), values)
+        np.add.at(count, (cluster, group), 1.0)
+        redrawn = np.nanmean(self.ratios(total, count), axis=1, keepdims=True)
+        return float((total.sum(axis=0) / count.sum(axis=0)).mean()), self.interval(redrawn)[0]
+
     def interval(self, samples: Float[np.ndarray, "R M"]) -> list[tuple[float, float]]:
         """The central `level` share of each column, NaN ignored."""
         tail = (1.0 - self.level) / 2.0

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.assess.data import Embedder
 from pipeline.assess.exhibits import Answered
 from pipeline.assess.geometry import HYCOCLIP_CONES, Cone, geometry_report
 from pipeline.assess.hierarchy import tree_metrics
@@ -15,6 +14,7 @@ from pipeline.assess.retrieval import both_ways
 from pipeline.assess.scenes import Embedded
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.assess.zero_shot import accuracy, class_vectors
+from pipeline.embedder import Embedder
 
 
 def measure(

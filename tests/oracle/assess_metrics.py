@@ -99,3 +99,18 @@ def exterior_angle(x: np.ndarray, y: np.ndarray, c: float) -> float:
     a, b, gap = side(zero, x), side(zero, y), side(x, y)
     cosine = (math.cosh(a) * math.cosh(gap) - math.cosh(b)) / (math.sinh(a) * math.sinh(gap))
     return math.pi - math.acos(max(-1.0, min(1.0, cosine)))
+
+
+def average_precision(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """Mean over the right items of the share of right ones among all that rank as high; O(n^2).
+
+    Wrong items go first among ties; right items that tie follow each other in any order.
+    """
+    items = list(zip(scores, right, range(len(scores)), strict=True))
+    shares = []
+    for score, good, number in items:
+        if not good:
+            continue
+        above = [r for s, r, n in items if s > score or (s == score and (not r or n <= number))]
+        shares.append(sum(above) / len(above))
+    return sum(shares) / len(shares)

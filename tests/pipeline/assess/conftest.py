@@ -12,5 +12,8 @@ MODULES = (
     "hierarchy",
     "geometry",
     "taxonomy",
+    "boxes",
+    "compositional",
+    "files",
 )
 install_import_hook([f"pipeline.assess.{name}" for name in MODULES], "beartype.beartype")

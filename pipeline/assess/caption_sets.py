@@ -1,0 +1,169 @@
+"""Retrieval on published captioned sets: COCO, Flickr8k and Flickr30k, read from the layouts they come in.
+
+All captions of every image are asked about and a query is hit when any paired item is among the first k
+(mathematics.md, section 2); the gallery is the whole split.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.assess.files import embed_files, read_json
+from pipeline.assess.outcome import Outcome
+from pipeline.assess.retrieval import Pairing, both_ways
+from pipeline.assess.suite import Evaluation, Setting
+from pipeline.embedder import Embedder
+
+FLICKR_FOLDERS = (
+    "Images",
+    "images",
+    "Flicker8k_Dataset",
+    "Flickr8k_Dataset",
+    "flickr30k-images",
+    "flickr30k_images",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionSet:
+    """A split: files of images and the captions of each."""
+
+    images: tuple[Path, ...]
+    captions: tuple[tuple[str, ...], ...]
+
+
+def read_coco(folder: Path, split: str = "val2017") -> CaptionSet:
+    """FOLDER/annotations/captions_SPLIT.json with the photographs in FOLDER/SPLIT; uncaptioned ones left out.
+
+    FileNotFoundError without the json; ValueError when it is not COCO's.
+    """
+    path = folder / "annotations" / f"captions_{split}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    content = read_json(path)
+    try:
+        names = {item["id"]: item["file_name"] for item in content["images"]}
+        captions: dict[int, list[str]] = {}
+        for item in content["annotations"]:
+            captions.setdefault(item["image_id"], []).append(str(item["caption"]))
+        files = tuple(folder / split / names[image] for image in captions)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not COCO's captions ({error!r}): images, annotations") from None
+    return CaptionSet(files, tuple(map(tuple, captions.values())))
+
+
+def read_karpathy(path: Path, photographs: Path, split: str = "test") -> CaptionSet:
+    """Karpathy's dataset_NAME.json: {"images": [{"filename", "split", "sentences": [{"raw"}]}]}."""
+    content = read_json(path)
+    try:
+        chosen = [item for item in content["images"] if item["split"] == split]
+        files = tuple(photographs / item.get("filepath", "") / item["filename"] for item in chosen)
+        captions = tuple(tuple(str(s["raw"]) for s in item["sentences"]) for item in chosen)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not one of Karpathy's splits ({error!r})") from None
+    if not files:
+        raise ValueError(f"{path} has no images in its {split} split")
+    return CaptionSet(files, captions)
+
+
+def read_tokens(tokens: Path, names: Path, photographs: Path) -> CaptionSet:
+    """Flickr's own text files: lines NAME#NUMBER<tab>CAPTION, and the names of the split, one a line.
+
+    ValueError for a line that is neither, or a name that has no captions.
+    """
+    captions: dict[str, list[str]] = {}
+    for number, line in enumerate(tokens.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        key, tab, caption = line.partition("\t")
+        if not tab or "#" not in key:
+            raise ValueError(f"{tokens}, line {number}: {line[:40]!r} is not NAME#NUMBER<tab>CAPTION")
+        captions.setdefault(key.rpartition("#")[0], []).append(caption)
+    wanted = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lost = [name for name in wanted if name not in captions]
+    if lost or not wanted:
+        raise ValueError(f"{names}: {len(lost)} of {len(wanted)} names have no captions in {tokens.name}")
+    return CaptionSet(tuple(photographs / name for name in wanted), tuple(tuple(captions[n]) for n in wanted))
+
+
+def read_flickr(folder: Path, name: str) -> CaptionSet:
+    """The test split of flickr8k or flickr30k, from Karpathy's json or Flickr8k's text files.
+
+    FileNotFoundError when the folder has neither.
+    """
+    photographs = next((folder / sub for sub in FLICKR_FOLDERS if (folder / sub).is_dir()), folder)
+    karpathy = folder / f"dataset_{name}.json"
+    if karpathy.is_file():
+        return read_karpathy(karpathy, photographs)
+    for base in (folder, folder / "Flickr8k_text"):
+        tokens, names = base / "Flickr8k.token.txt", base / "Flickr_8k.testImages.txt"
+        if name == "flickr8k" and tokens.is_file() and names.is_file():
+            return read_tokens(tokens, names, photographs)
+    raise FileNotFoundError(f"{folder} has no {karpathy.name}, which says what is the test split")
+
+
+def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Setting], Outcome | str]:
+    """The evaluation of one set: the blocks image_to_text and text_to_image."""
+
+    def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
+        found = read(folder)
+        asked = setting.choose(len(found.images))
+        setting.progress.expect(len(asked))
+        points, kept = embed_files(embedder, [found.images[i] for i in asked], setting.progress)
+        return retrieval(embedder, points, [found.captions[i] for i in asked[kept]], len(asked), setting)
+
+    return evaluate
+
+
+def retrieval(
+    embedder: Embedder, points: Tensor, captions: list[tuple[str, ...]], asked: int, setting: Setting
+) -> Outcome:
+    """Both ways over images [N, D] and the captions of each; scores are held a block of queries at a time."""
+    pairing = Pairing.of(captions)
+    texts = embedder.encode_text(pairing.texts)
+    found = both_ways(embedder.score, points, texts, pairing, setting.boot)
+    chance = found.numbers.pop("chance")
+    size = {"n": len(points), "captions": len(pairing.text), "undecodable": asked - len(points)}
+    return Outcome(
+        {way: {**values, "chance": chance[way], **size} for way, values in found.numbers.items()},
+        found.intervals,
+    )
+
+
+def folder_with(names: tuple[str, ...], *marks: str) -> Callable[[Path], Path | None]:
+    """A finder of folders of one of the names that hold one of the files."""
+
+    def find(data: Path) -> Path | None:
+        named = (entry for entry in sorted(data.iterdir()) if entry.is_dir() and entry.name.lower() in names)
+        return next((folder for folder in named if any((folder / mark).exists() for mark in marks)), None)
+
+    return find
+
+
+EVALUATIONS = {
+    "coco": Evaluation(
+        "COCO",
+        folder_with(("coco", "coco2017", "mscoco"), "annotations/captions_val2017.json"),
+        measure(read_coco),
+        "coco/ with annotations/captions_val2017.json and val2017/",
+    ),
+    "flickr8k": Evaluation(
+        "Flickr8k",
+        folder_with(
+            ("flickr8k",),
+            "dataset_flickr8k.json",
+            "Flickr8k.token.txt",
+            "Flickr8k_text/Flickr8k.token.txt",
+        ),
+        measure(lambda folder: read_flickr(folder, "flickr8k")),
+        "flickr8k/ with dataset_flickr8k.json, or Flickr8k.token.txt and Flickr_8k.testImages.txt, and Images/",
+    ),
+    "flickr30k": Evaluation(
+        "Flickr30k",
+        folder_with(("flickr30k",), "dataset_flickr30k.json"),
+        measure(lambda folder: read_flickr(folder, "flickr30k")),
+        "flickr30k/ with dataset_flickr30k.json and flickr30k-images/",
+    ),
+}

@@ -1,0 +1,112 @@
+"""Ground-truth boxes of a set in COCO's format: read, cut out, and asked for their class."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.assess.boxes import measure_boxes
+from pipeline.assess.caption_sets import folder_with
+from pipeline.assess.files import ahead, load_image, read_json
+from pipeline.assess.outcome import Outcome
+from pipeline.assess.suite import Evaluation, Setting
+from pipeline.assess.zero_shot import vectors_of
+from pipeline.crop import crop_box
+from pipeline.embedder import Embedder
+from pipeline.labelled.card import PLAIN
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSet:
+    """Images with their boxes (x0, y0, x1, y1 as shares) and the class of each; names of the classes."""
+
+    images: tuple[Path, ...]
+    boxes: tuple[tuple[tuple[Box, int], ...], ...]
+    classes: tuple[str, ...]
+
+
+def read_instances(folder: Path, split: str = "val2017") -> BoxSet:
+    """FOLDER/annotations/instances_SPLIT.json with the photographs in FOLDER/SPLIT.
+
+    Crowds and boxes without area are left out, as are images without boxes. FileNotFoundError without the
+    json; ValueError when it is not in COCO's format.
+    """
+    path = folder / "annotations" / f"instances_{split}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    content = read_json(path)
+    try:
+        label = {item["id"]: n for n, item in enumerate(content["categories"])}
+        classes = tuple(str(item["name"]) for item in content["categories"])
+        images = {item["id"]: item for item in content["images"]}
+        found: dict[int, list[tuple[Box, int]]] = {}
+        for item in content["annotations"]:
+            if item.get("iscrowd"):
+                continue
+            box = _shares(item["bbox"], images[item["image_id"]])
+            if box:
+                found.setdefault(item["image_id"], []).append((box, label[item["category_id"]]))
+        files = tuple(folder / split / images[image]["file_name"] for image in found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not in COCO's format ({error!r}): images, annotations, categories"
+        ) from None
+    return BoxSet(files, tuple(map(tuple, found.values())), classes)
+
+
+def _shares(bbox: list[float], image: dict) -> Box | None:
+    """COCO's x, y, width, height in pixels as shares of the image; None where nothing of it is inside."""
+    x, y, wide, high = map(float, bbox)
+    width, height = image["width"], image["height"]
+    x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + wide, width), min(y + high, height)
+    return (x0 / width, y0 / height, x1 / width, y1 / height) if x0 < x1 and y0 < y1 else None
+
+
+def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
+    """The blocks classification and detection, see `boxes`."""
+    found = read_instances(folder)
+    asked = setting.choose(len(found.images))
+    if not len(asked):
+        return f"no boxes in {folder}"
+    setting.progress.expect(len(asked))
+    truth: list[int] = []
+    owner: list[int] = []
+
+    def cut(index: int) -> tuple[int, list[np.ndarray] | None]:
+        image = load_image(found.images[index])
+        if image is None:
+            return index, None
+        return index, [crop_box(image, box, embedder.size) for box, _ in found.boxes[index]]
+
+    def squares() -> Iterator[np.ndarray]:
+        for index, crops in ahead(cut, map(int, asked)):
+            setting.progress.advance(1)
+            if crops is not None:
+                truth.extend(label for _, label in found.boxes[index])
+                owner.extend([index] * len(crops))
+                yield from crops
+
+    points = embedder.encode_pixels(squares())
+    if not truth:
+        raise FileNotFoundError(f"none of {len(asked)} images can be read; the first is {found.images[0]}")
+    vectors = vectors_of(embedder, [(name,) for name in found.classes], PLAIN)
+    scale = float(embedder.model.scale)
+    outcome = measure_boxes(
+        embedder.score, points, vectors, np.array(truth), np.array(owner), scale, setting.boot
+    )
+    for block in outcome.numbers.values():
+        block["undecodable"] = len(asked) - len(set(owner))
+    return outcome
+
+
+EVALUATIONS = {
+    "coco_boxes": Evaluation(
+        "COCO boxes",
+        folder_with(("coco", "coco2017", "mscoco"), "annotations/instances_val2017.json"),
+        evaluate,
+        "coco/ with annotations/instances_val2017.json and val2017/",
+    )
+}
