@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from pipeline.engine import Engine, InProcess
 from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.progress import Listener, Progress
+from pipeline.quality_gate import QualityConfig, gate, scores_of
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
@@ -48,13 +49,17 @@ class PackConfig(ChoiceConfig):
         quality: of the JPEGs written, 1-100.
         keep_partless: keep images without an accepted part. The published HyCoCLIP data has none, and
             training draws a part for every image.
+        gate: what a version must satisfy before it becomes `latest`.
     """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"gate"})
 
     image_size: int = Field(default=224, ge=16, le=4096)
     holdout: float = Field(default=0.0, ge=0, lt=1)
     shard_size: int = Field(default=1000, ge=1, le=100_000)
     quality: int = Field(default=90, ge=1, le=100)
     keep_partless: bool = False
+    gate: QualityConfig = QualityConfig()
 
 
 def pack(
@@ -64,7 +69,7 @@ def pack(
     engine: Engine | None = None,
     listener: Listener | None = None,
 ) -> Version:
-    """Pack every mined unit that is not packed, and publish the version.
+    """Pack every mined unit that is not packed, publish the version, and make it `latest` if it is fit.
 
     Args:
         mine: the MineConfig the source was mined with.
@@ -72,6 +77,9 @@ def pack(
         home: the home directory, a local path or fsspec URL.
         engine: where the units are packed, see pipeline.engine; in this process when None.
         listener: gets the progress, see pipeline.progress.
+
+    Raises:
+        QualityError: the version was quarantined, see pipeline.quality_gate.
     """
     engine = engine or InProcess()
     pending = plan(mine, config, home)
@@ -83,7 +91,9 @@ def pack(
             return engine.submit(pack_shard, mine, config, home, unit, report=progress.advance)
 
         run_units(submit, pending, lambda record: None)
-    return publish(mine, config, home)
+    version = publish(mine, config, home)
+    gate(Store(home), version, config.gate)
+    return version
 
 
 def plan(mine: Config, config: PackConfig, home: str) -> list[Unit]:
@@ -104,8 +114,8 @@ def pack_shard(
 ) -> dict[str, Any]:
     """Pack one mined unit into training shards and return its record; the record there is, when it is done.
 
-    The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts",
-    "detectors" and "seconds".
+    The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a
+    histogram of the parts' scores), "detectors" and "seconds".
     """
     store = Store(home)
     records = _packed(store, mine, config)
@@ -121,6 +131,7 @@ def pack_shard(
     counts: Counter[str] = Counter(mined_images=len(table["key"].unique()))
     shards: dict[str, list[ShardRef]] = {split: [] for split in SPLITS}
     waiting: dict[str, list[TrainingSample]] = {split: [] for split in SPLITS}
+    scores: list[float] = []
 
     def write(split: str) -> None:
         samples, waiting[split] = waiting[split], []
@@ -132,6 +143,7 @@ def pack_shard(
         counts.update(
             {"images": 1, f"{split}_images": 1, "captions": len(sample.captions), "parts": len(sample.parts)}
         )
+        scores += [part.score for part in sample.parts]
         waiting[split].append(sample)
         if len(waiting[split]) == config.shard_size:
             write(split)
@@ -153,6 +165,7 @@ def pack_shard(
             "shards": {split: [dataclasses.asdict(shard) for shard in shards[split]] for split in SPLITS},
             "failures": table_of_failures,
             "counts": dict(counts),
+            "scores": scores_of(scores),
             "detectors": sorted(table["detector"].unique().to_pylist()),
             "seconds": round(time.monotonic() - began, 3),
         },
@@ -163,7 +176,7 @@ def pack_shard(
 
 
 def publish(mine: Config, config: PackConfig, home: str) -> Version:
-    """Publish the version made of all packed units; ValueError while some are not packed."""
+    """Publish the version made of all packed units, not yet `latest`; ValueError while some are not packed."""
     store = Store(home)
     units = units_of(mine)
     packed, mined = _packed(store, mine, config).records(), _mined(store, mine).records()
@@ -186,7 +199,7 @@ def publish(mine: Config, config: PackConfig, home: str) -> Version:
     counts["failures"] = counts["mine_failures"] + counts["pack_failures"]
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
-    return Versions(store).publish(config_of, digests, shards, dict(counts), sorted(detectors))
+    return Versions(store).publish(config_of, digests, shards, dict(counts), sorted(detectors), latest=False)
 
 
 def pack_digest(mine: Config, config: PackConfig) -> str:

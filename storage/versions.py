@@ -13,6 +13,7 @@ from storage.store import Object, Store
 
 FOLDER = "versions"
 LATEST = "versions/latest"
+QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,11 @@ class Versions:
         shards: dict[str, list[ShardRef]],
         counts: dict[str, int],
         detectors: Sequence[str] = (),
+        latest: bool = True,
     ) -> Version:
-        """Make a version of shards that are already committed, and point `latest` at it.
+        """Make a version of shards that are already committed, and point `latest` at it unless told not to.
 
-        Publishing the same content again changes nothing but `latest` and returns the version there was.
+        Publishing the same content again makes no second version and returns the one there was.
 
         Raises:
             ValueError: no training shards, or a shard that is not in the store.
@@ -88,8 +90,32 @@ class Versions:
         record = {**body, "config": config, "name": name, "parent": parent, "created": created}
         text = json.dumps(_plain(record), indent=1, sort_keys=True)
         self.store.create(f"{FOLDER}/{name}.json", text.encode())
-        self.store.replace(LATEST, f"{name}\n".encode())
+        if latest:
+            self.point(name)
         return self.load(name)
+
+    def point(self, name: str) -> None:
+        """Make a version `latest`."""
+        self.store.replace(LATEST, f"{name}\n".encode())
+
+    def quarantine(self, name: str, reasons: "list[dict[str, Any]]") -> None:
+        """Mark a version as not to be trained on, and say why."""
+        self.store.replace(f"{QUARANTINE}/{name}.json", json.dumps(reasons, indent=1).encode())
+
+    def quarantined(self, name: str) -> "list[dict[str, Any]] | None":
+        """Why a version is in quarantine, or None when it is not."""
+        try:
+            return json.loads(self.store.read_bytes(f"{QUARANTINE}/{name}.json"))
+        except FileNotFoundError:
+            return None
+
+    def release(self, name: str) -> bool:
+        """Take a version out of quarantine and make it `latest`; False when it was not in quarantine."""
+        if self.quarantined(name) is None:
+            return False
+        self.store.delete(f"{QUARANTINE}/{name}.json")
+        self.point(name)
+        return True
 
     def load(self, name: str = "latest") -> Version:
         """Return a version by name, by the beginning of its name, or "latest".

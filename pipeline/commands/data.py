@@ -66,7 +66,7 @@ def pack(
 def verify(
     version: Annotated[str, typer.Argument(help="Version name or latest.")] = "latest", home: Home = "var"
 ) -> None:
-    """Prove a dataset version intact: every hash, every count. Exit code 1 when it is not."""
+    """Prove a dataset version intact: every hash, every count. Exit code 1 when it is not, or is in quarantine."""
     from storage.store import Store
     from storage.versions import Versions
 
@@ -75,10 +75,30 @@ def verify(
     problems = versions.verify(found)
     for problem in problems:
         typer.echo(problem)
-    if problems:
+    if reasons := versions.quarantined(found.name):
+        from pipeline.quality_gate import verdict
+
+        for row in verdict(reasons):
+            typer.echo(f"quarantined: {row['check']} {row['value']} (limit {row['limit']}): {row['verdict']}")
+    if problems or reasons:
         raise typer.Exit(1)
     shards = sum(len(split) for split in found.shards.values())
     typer.echo(f"{found.name}: {shards} shards, {found.counts['images']:,} images, intact")
+
+
+@app.command()
+def release(
+    version: Annotated[str, typer.Argument(help="Version name, or the start of it.")], home: Home = "var"
+) -> None:
+    """Take a dataset version out of quarantine and make it latest."""
+    from storage.store import Store
+    from storage.versions import Versions
+
+    versions = Versions(Store(home))
+    name = versions.load(version).name
+    if not versions.release(name):
+        raise ValueError(f"dataset version {name} is not in quarantine")
+    typer.echo(f"{name} is released, and latest")
 
 
 @app.command()
