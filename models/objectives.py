@@ -7,6 +7,7 @@ processes, D dim. A node is a set of embeddings of one type: "image" and "text" 
 "image_box" and "text_box" a row a box, and `owner` [P] tells to which sample of the batch each box belongs.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,9 +15,11 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from models.cones import cone_excess
+from models.contrast import Table, contrast
 from models.hyperbolic import lorentz, product
+from models.hyperbolic.ops import promote
 
 Node = Literal["image", "text", "image_box", "text_box"]
 Whole = Literal["image", "text"]
@@ -58,13 +61,26 @@ class EntailmentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The rows of a loss; `aperture` is the K of the entailment cones."""
+    """The rows of a loss.
+
+    Attributes:
+        contrast: who finds whom.
+        entailment: who contains whom.
+        aperture: the K of the entailment cones.
+        pairs_at_once: most entries (of queries, keys and factors) of a matrix of scores held at once; a larger
+            matrix is streamed in pieces of this size.
+    """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     contrast: tuple[ContrastRow, ...]
     entailment: tuple[EntailmentRow, ...] = ()
     aperture: float = 0.1
+    pairs_at_once: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if self.pairs_at_once < 1:
+            raise ValueError(f"pairs_at_once {self.pairs_at_once} must be at least 1")
 
     @property
     def uses_boxes(self) -> bool:
@@ -139,44 +155,68 @@ def loss(
             ranks' losses, and of their gradients, is then what one process with the whole batch would have.
         entailment_share: factor of all entailment weights, for a recipe that lets them rise.
     """
-    device_type = scale.device.type
-    with torch.autocast(device_type, enabled=False):
-        nodes = {name: points.float() for name, points in nodes.items()}
-        scale = scale.float()
-        gathered: dict[str, Tensor] = {}
-        first = 0
+    if geometry == "euclid" and config.entailment:
+        raise ValueError("entailment rows need geometry 'lorentz' or 'product'; drop them or change it")
+    with torch.autocast(scale.device.type, enabled=False):
+        nodes = {name: promote(points) for name, points in nodes.items()}
+        curvature = torch.as_tensor(curvature, device=scale.device)
+        queries, keys = ({getattr(row, end) for row in config.contrast} for end in ("query", "key"))
+        first = dist.get_rank() * len(nodes["image"]) if distributed else 0
         if distributed:
-            gathered = {key: _gather(nodes[key]) for key in sorted({row.key for row in config.contrast})}
-            first = dist.get_rank() * len(nodes["image"])
-        own = torch.arange(len(nodes["image"]), device=scale.device)
+            points = {name: nodes[name] for name in sorted(queries)}
+            points |= {f"all {name}": _gather(nodes[name]) for name in sorted(keys)}
+        else:
+            points = {name: nodes[name] for name in sorted(queries | keys)}
+        own = first + torch.arange(len(nodes["image"]), device=scale.device)
         boxes = _mean_over_ranks(len(owner), scale.device) if distributed else scale.new_tensor(len(owner))
 
-        def average(name: str, values: Tensor) -> Tensor:
-            return values.sum() / boxes.clamp(min=1) if name in BOXES else values.mean()
+        def count(name: str) -> Tensor:
+            return boxes.clamp(min=1) if name in BOXES else boxes.new_tensor(max(1, len(own)))
 
-        total, terms = scale.new_zeros(()), {}
-        for row in config.contrast:
-            keys = gathered[row.key] if distributed else nodes[row.key]
-            logits = scale * scores(geometry, nodes[row.query], keys, curvature)
-            target = first + (owner if row.query in BOXES else own)
-            term = average(row.query, F.cross_entropy(logits, target, reduction="none"))
-            total = total + row.weight * term
-            terms[f"contrast/{row.query}>{row.key}"] = term.detach()
+        places = {name: place for place, name in enumerate(points)}
+        tables, read = [], []
+        for row, back in _matrices(config.contrast, two_ways=not distributed):
+            tables.append(
+                Table(
+                    query=places[row.query],
+                    key=places[f"all {row.key}" if distributed else row.key],
+                    target=first + owner if row.query in BOXES else own,
+                    weight=row.weight / count(row.query),
+                    back=own if back else None,
+                    back_weight=back.weight / count(back.query) if back else None,
+                )
+            )
+            read += [(row, len(tables) - 1, 0)] + [(back, len(tables) - 1, 1)] * (back is not None)
+        space = None if geometry == "euclid" else curvature
+        total, sums = contrast(list(points.values()), tables, scale, space, config.pairs_at_once)
+        terms = {
+            f"contrast/{row.query}>{row.key}": sums[table, side] / count(row.query)
+            for row, table, side in read
+        }
         for row in config.entailment:
-            if geometry == "euclid":
-                raise ValueError("entailment rows need geometry 'lorentz' or 'product'; drop them or change it")
             general, specific = nodes[row.general], nodes[row.specific]
             if row.general in BOXES and row.specific not in BOXES:
                 specific = specific[owner]
             if geometry == "product":
                 general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
-            angle = lorentz.exterior_angle(general, specific, curvature)
-            cone = lorentz.half_aperture(general, curvature, config.aperture)
-            outside = F.relu(angle - row.eta * cone)
-            term = average(row.general, outside.mean(-1) if geometry == "product" else outside)
+            outside = cone_excess(general, specific, curvature, row.eta, config.aperture)
+            term = outside.sum() / (count(row.general) * (_factors(curvature) if geometry == "product" else 1))
             total = total + entailment_share * row.weight * term
             terms[f"entail/{row.general}>{row.specific}"] = term.detach()
     return total, terms
+
+
+def _matrices(
+    rows: Sequence[ContrastRow], two_ways: bool
+) -> Iterator[tuple[ContrastRow, ContrastRow | None]]:
+    """The matrices of scores that the rows need: where two rows are each other's transposes, one for both."""
+    left = list(rows)
+    while left:
+        row = left.pop(0)
+        back = next((r for r in left if two_ways and (r.query, r.key) == (row.key, row.query)), None)
+        if back:
+            left.remove(back)
+        yield row, back
 
 
 def _factors(curvature: Tensor | float) -> int:

@@ -1,0 +1,80 @@
+"""The entailment hinge of aligned pairs as one node of the graph: a few passes over the points, and row sums.
+
+On the unit hyperboloid write the specific y = y_r e + a f with e = x / |x|, f orthogonal to e, n = |x|. The
+exterior angle at the general x is theta = atan2(a, b) with b = y_r x_t - y_t n, and a^2 + b^2 = sinh^2 D for
+their distance D. Its gradient lies in the plane of e and f:
+    by y: ((b + a^2 n / y_t) f - a cosh D / y_t e) / sinh^2 D
+    by x: (-(b y_r + a^2 x_t) / n f + a cosh D / x_t e) / sinh^2 D.
+The half-aperture is asin(2K / n), so its derivative by n is -2K / (n sqrt(n^2 - 4K^2)). (Ganea et al. 2018; MERU,
+Desai et al. 2023; what cancels is taken from y - x as in `lorentz.exterior_angle`, the plain twin.)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.hyperbolic.ops import has_direction
+
+
+def cone_excess(general: Tensor, specific: Tensor, curvature: Tensor, eta: float, k: float) -> Tensor:
+    """max(0, exterior angle of the specific at the general - eta * half-aperture): [..., D] x 2 -> [...].
+
+    Points are space parts, float32 or float64; curvature 0-dim or of the last batch dimension (factors of a
+    product: [N, k, d] and c [k]). Differentiable once. Coincident points have the angle 0, a general at the
+    origin pi/2.
+    """
+    return _ConeExcess.apply(general, specific, curvature.to(general.dtype), eta, k)  # pyright: ignore[reportReturnType]
+
+
+class _ConeExcess(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, c: Tensor, eta: float, k: float) -> Tensor:
+        gap = y - x
+        # Row sums; from here on everything of [...] is float64, which costs nothing.
+        xx, gx, gg = _square(x), torch.linalg.vecdot(gap, x).double(), _square(gap)
+        directed = has_direction(xx.to(x.dtype))
+        inverse = torch.where(directed, xx, 1.0).reciprocal()
+        share = torch.where(directed, gx * inverse, 0.0)
+        aside = gap.addcmul_(x, share.to(x.dtype)[..., None], value=-1)
+        aa = c * _square(aside)
+        n, step, a = (c * xx).sqrt(), c.sqrt() * gx * inverse.sqrt(), aa.sqrt()
+        yy = c * (xx + 2 * gx + gg).clamp(min=0)
+        x_t, y_t, y_r = (1 + c * xx).sqrt(), (1 + yy).sqrt(), n + step
+        forward = y_r > 0
+        bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
+        b = torch.where(forward, (step * (y_r + n) - aa * n * n) / bottom, y_r * x_t - y_t * n)
+        square = aa + b * b
+        apart = square > torch.finfo(x.dtype).tiny
+        angle = torch.atan2(torch.where(apart, a, 0.0), torch.where(apart, b, 1.0))
+        edge = torch.full_like(n, 2 * k)
+        outside = (n - edge) * (n + edge)
+        aperture = torch.atan2(edge, outside.clamp(min=1e-30).sqrt())
+        excess = angle - eta * aperture
+        # Factors of f and e in the gradient, over the lengths of the vectors that stand for f and e.
+        cosh, each = (1 + square).sqrt(), torch.where(apart, square, 1.0).reciprocal() * (apart & directed)
+        along = torch.where(directed, n, 1.0).reciprocal() * directed
+        across = torch.where(aa > 0, a, 1.0).reciprocal() * (aa > 0)
+        y_f, y_e = (b + aa * n / y_t) * each, -a * cosh / y_t * each
+        x_f, x_e = -(b * y_r + aa * x_t) * along * each, a * cosh / x_t * each
+        narrowing = eta * edge * along * outside.clamp(min=1e-30).rsqrt() * (outside > 0)
+        x_e = x_e + narrowing
+        active = excess > 0
+        by_c = (x_e * n + y_f * a + y_e * y_r) / (2 * c) * active
+        factors = (across * x_f, along * x_e, across * y_f, along * y_e)
+        ctx.save_for_backward(x, aside, by_c, *((c * each * active).to(x.dtype) for each in factors))
+        ctx.curvature = c
+        return excess.clamp(min=0).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, aside, by_c, *factors = ctx.saved_tensors
+        x_f, x_e, y_f, y_e = ((grad * factor)[..., None] for factor in factors)
+        by_x, by_y = (x_f * aside).addcmul_(x_e, x), (y_f * aside).addcmul_(y_e, x)
+        c = ctx.curvature
+        return by_x, by_y, (grad * by_c).sum_to_size(c.shape).to(c.dtype), None, None
+
+
+def _square(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1).double().square()
