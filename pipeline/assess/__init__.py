@@ -16,20 +16,32 @@ import torch
 from pipeline.assess import exhibits, pictures, report, sections
 from pipeline.assess.config import AssessConfig
 from pipeline.assess.data import Embedder
+from pipeline.assess.embedded import embed, work
 from pipeline.assess.held_out import held_out, training_samples
 from pipeline.assess.outcome import Bootstrap
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.provenance import lineage, provenance
-from pipeline.assess.scenes import embed, limit_regions, work
+from pipeline.assess.scenes import limit_regions
+from pipeline.assess.suite_report import add_suite, assess_model, write_numbers
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.progress import Listener, Progress
 from pipeline.steplog import read_log
 from storage.store import Store
 from storage.versions import Versions
 
-__all__ = ["SECTIONS", "AssessConfig", "assess"]
+__all__ = ["SECTIONS", "AssessConfig", "assess", "assess_model"]
 
-SECTIONS = ("mining", "train", "zero_shot", "retrieval", "hierarchy", "parts", "geometry")
+SECTIONS = (
+    "mining",
+    "train",
+    "zero_shot",
+    "retrieval",
+    "hierarchy",
+    "parts",
+    "boxes",
+    "compositional",
+    "geometry",
+)
 
 
 def assess(
@@ -42,8 +54,10 @@ def assess(
     *,
     config: AssessConfig | None = None,
     listener: Listener | None = None,
+    suite: str | None = None,
+    data: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a run, write metrics.json and report.html into it, and return the metrics.
+    """Measure a run, write metrics.json, metrics.csv and report.html into it, and return the metrics.
 
     Args:
         run_dir: directory of a finished run (model/, config.json, log.jsonl, train.json).
@@ -55,10 +69,12 @@ def assess(
         mining: summary of mining, copied into the metrics.
         config: see AssessConfig.
         listener: gets the state of pipeline.progress.Progress every few seconds.
+        suite: published data sets to measure on as well: "all", or names of pipeline/assess/suite.py.
+        data: the directory that these data sets lie in.
 
     Raises:
-        FileNotFoundError: no model in the run, no such source or taxonomy.
-        ValueError: no such version, labels that are not leaves, embeddings that are not finite.
+        FileNotFoundError: no model in the run, no such source, taxonomy or directory of data sets.
+        ValueError: no such version, labels that are not leaves, embeddings that are not finite, no such data set.
     """
     began = time.monotonic()
     config = config or AssessConfig()
@@ -74,6 +90,8 @@ def assess(
     boot = Bootstrap(config.draws, seed=config.seed)
 
     metrics: dict[str, Any] = {"run": run_dir.name, **dict.fromkeys(SECTIONS), "intervals": {}, "skipped": {}}
+    if suite:
+        add_suite(metrics, embedder, suite, data, config, listener)
     sections.keep(metrics, "mining", mining or "no summary of mining was handed in")
     sections.keep(
         metrics, "train", _json(run_dir / "train.json") or "the run has no train.json: training has not ended"
@@ -101,9 +119,7 @@ def assess(
     metrics |= provenance(run, dataset)
     metrics["seconds"] = round(time.monotonic() - began, 2)
     metrics = _finite(metrics)
-    Store(run_dir).replace(
-        "metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    write_numbers(run_dir, metrics)
     samples = exhibits.mined_samples(
         islice(training_samples(store, dataset, "train"), 400), config.samples, config.picture_side
     )

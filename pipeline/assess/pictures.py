@@ -4,9 +4,9 @@ from typing import Any
 
 from pipeline.assess import exhibits as show
 from pipeline.assess.config import AssessConfig
+from pipeline.assess.embedded import Embedded
 from pipeline.assess.geometry import radii
 from pipeline.assess.hierarchy import family_confusion, where_errors_meet
-from pipeline.assess.scenes import Embedded
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
 

@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.assess.boxes import measure_boxes
+from pipeline.assess.compositional import accuracy_by_kind, prefers
+from pipeline.assess.embedded import Embedded
 from pipeline.assess.exhibits import Answered
 from pipeline.assess.geometry import HYCOCLIP_CONES, Cone, geometry_report
 from pipeline.assess.hierarchy import tree_metrics
 from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.parts import part_retrieval
 from pipeline.assess.retrieval import both_ways
-from pipeline.assess.scenes import Embedded
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.assess.zero_shot import accuracy, class_vectors
 from pipeline.embedder import Embedder
@@ -43,11 +45,37 @@ def measure(
         keep(metrics, "parts", parts)
     else:
         keep(metrics, "parts", "the held-out images have no parts: no objects in their json, none mined")
+    keep(metrics, "boxes", _boxes(embedder, embedded, tree, boot))
+    keep(metrics, "compositional", _foils(embedder, embedded, boot))
     keep(metrics, "geometry", _geometry(embedder, embedded, run, seed))
     answered = _classify(metrics, embedder, embedded, tree, boot)
     if answered and tree:
         keep(metrics, "hierarchy", tree_metrics(answered.predicted, answered.truth, tree, boot))
     return answered
+
+
+def _boxes(embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, boot: Bootstrap) -> Outcome | str:
+    """Ground-truth boxes against the leaves of the tree."""
+    labelled = [(n, label) for n, label in enumerate(embedded.label_of_crop) if label is not None]
+    if tree is None:
+        return "no taxonomy was given"
+    if not labelled:
+        return "the held-out images have no labelled boxes: no leaf in the objects of their json"
+    index = np.array([n for n, _ in labelled])
+    truth = np.array([tree.class_index(label) for _, label in labelled])
+    crops, images = embedded.crops[torch.from_numpy(index)], embedded.scene_of_crop[index]
+    scale = float(embedder.model.scale)
+    return measure_boxes(embedder.score, crops, class_vectors(embedder, tree), truth, images, scale, boot)
+
+
+def _foils(embedder: Embedder, embedded: Embedded, boot: Bootstrap) -> Outcome | str:
+    """True captions against the foils that the source brings."""
+    if not len(embedded.foils):
+        return "the held-out images carry no foils in their json"
+    image, caption, foil = torch.from_numpy(embedded.foils.T)
+    points = (embedded.images[image], embedded.texts[caption], embedded.foil_points[foil])
+    right = prefers(embedder.score, *points)
+    return accuracy_by_kind(right, embedded.foil_kinds, embedded.foils[:, 0], boot)
 
 
 def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed: int) -> dict[str, Any] | str:

@@ -5,6 +5,7 @@ from jaxtyping import install_import_hook
 MODULES = (
     "data",
     "scenes",
+    "embedded",
     "outcome",
     "retrieval",
     "parts",

@@ -15,7 +15,8 @@ from models.encoders.tokenizer import Tokenizer
 from models.encoders.vit import VisionConfig
 from pipeline.assess import AssessConfig, assess
 from pipeline.assess.data import Embedder, whole
-from pipeline.assess.scenes import Region, Scene, embed, limit_regions, work
+from pipeline.assess.embedded import embed, work
+from pipeline.assess.scenes import Region, Scene, limit_regions
 from pipeline.crop import crop_box, letterbox
 from pipeline.images import decode, encode_jpeg
 from storage.sample import Part, Sample, TrainingSample
@@ -45,7 +46,16 @@ def scene(number):
         " and ".join(f"one {k}" for k in kinds),
         " with ".join(f"a {k}" for k in kinds) + f" {number}",
     ]
-    return encode_jpeg(pixels), {"captions": captions, "objects": objects, "labels": kinds}
+    foils = [
+        {"kind": kind, "caption": at, "foil": captions[at].replace(kinds[0], "moose")}
+        for at, kind in enumerate(("noun", "count"))
+    ]
+    return encode_jpeg(pixels), {
+        "captions": captions,
+        "objects": objects,
+        "labels": kinds,
+        "foils": foils,
+    }
 
 
 def write_source(folder, numbers, change=lambda meta: meta):
@@ -157,6 +167,13 @@ def test_everything_is_measured_on_a_labelled_source(world):
             == metrics["retrieval"]["chance"][way].keys()
             == {"r1", "r5", "r10"}
         )
+    boxes = metrics["boxes"]
+    assert boxes["classification"]["boxes"] == metrics["parts"]["crops"]
+    assert boxes["classification"]["classes"] == boxes["classification"]["classes_seen"] == 4
+    assert {"map", "map_distance"} == boxes["detection"]["chance"].keys()
+    foils = metrics["compositional"]
+    assert list(foils) == ["noun", "count", "mean"] and foils["mean"]["pairs"] == 80
+    assert foils["noun"]["n"] == 40 and foils["noun"]["chance"] == {"accuracy": 0.5}
     geometry = metrics["geometry"]
     assert geometry["k"] == 0.2 and geometry["curvature"] == pytest.approx(1.0)
     assert (
@@ -168,7 +185,14 @@ def test_everything_is_measured_on_a_labelled_source(world):
         == {"text_box", "image_box", "text", "image"}
     )
     assert metrics["skipped"] == {} and metrics["commit"] == "abc123"
-    for key in ("zero_shot.top1", "retrieval.image_to_text.r5", "hierarchy.tie", "parts.crop_to_phrase.r1"):
+    for key in (
+        "zero_shot.top1",
+        "retrieval.image_to_text.r5",
+        "hierarchy.tie",
+        "parts.crop_to_phrase.r1",
+        "boxes.detection.map",
+        "compositional.mean.accuracy",
+    ):
         low, high = metrics["intervals"][key]
         assert low <= high
     assert states[-1]["finished"] and states[-1]["done"] == states[-1]["total"]
@@ -197,6 +221,7 @@ def test_what_a_source_lacks_is_said(world, tmp_path):
     metrics = run(world, assess_source=str(tmp_path / "bare"), taxonomy=world / "taxonomy.json")
     assert metrics["retrieval"]["images"] == 6
     assert metrics["parts"] is None and "no parts" in metrics["skipped"]["parts"]
+    assert "no foils" in metrics["skipped"]["compositional"] and "labelled" in metrics["skipped"]["boxes"]
     assert metrics["skipped"]["hierarchy"] == "the held-out images carry no labels"
     assert metrics["geometry"]["radius"].keys() == {"text", "image"}
     write_source(tmp_path / "one", range(1))
@@ -270,6 +295,26 @@ def test_whole_images_are_cut_in_the_middle_and_parts_letterboxed_as_packed():
     assert torch.equal(near, embedder.encode_part([decode(encode_jpeg(cut, 95))]))
     assert not torch.equal(true, embedder.encode_image([cut[:, 4:-4]]))
     assert (letterbox(cut, SIZE) == cut).all()
+
+
+def test_foils_meet_the_caption_and_the_image_they_are_of():
+    scenes = [
+        Scene.of_sample(Sample("k", scene(n)[0], tuple(scene(n)[1]["captions"]), scene(n)[1])) for n in (1, 0)
+    ]
+    found = embed(Embedder(*tiny()), scenes)
+    assert found.foil_kinds == ("noun", "count") * 2
+    for (image, caption, _), foil in zip(found.foils, [f for s in scenes for f in s.foils], strict=True):
+        assert found.captions.texts[caption] == scenes[image].captions[foil.caption]
+    same = embed(Embedder(*tiny()), [scenes[0]])
+    assert torch.allclose(found.foil_points[found.foils[:2, 2]], same.foil_points, atol=1e-6)
+    assert found.label_of_crop == ("hen", "duck", "hen")
+    odd = [
+        {"kind": "x", "caption": 2, "foil": "y"},
+        3,
+        {"kind": "x", "caption": 0},
+        {"kind": "x", "caption": 0, "foil": " "},
+    ]
+    assert Scene.of_sample(Sample("k", b"", ("c",), {"foils": odd})).foils == ()
 
 
 def test_parts_of_the_same_box_are_one_part_and_odd_objects_are_passed_over():
