@@ -1,6 +1,6 @@
 """How a run is assessed."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,8 @@ class AssessConfig(Config):
         answers: held-out images shown with the captions found for them.
         mistakes: wrongly named scenes shown in the report.
         picture_side: short side of the pictures in the report, in pixels.
+        suite_images: at most this many images of each split of a data set of the suite, drawn by seed; 0 takes all.
+        probe_heads: heads fitted on the frozen features of labelled sets: softmax, maximum_separation; () fits none.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device"})
@@ -35,3 +37,5 @@ class AssessConfig(Config):
     answers: int = Field(default=12, ge=0, le=60)
     mistakes: int = Field(default=8, ge=0, le=60)
     picture_side: int = Field(default=224, ge=32, le=640)
+    suite_images: int = Field(default=0, ge=0)
+    probe_heads: tuple[Literal["softmax", "maximum_separation"], ...] = ("softmax",)

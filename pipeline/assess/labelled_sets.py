@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.assess.data import Embedder, batched, whole
 from pipeline.assess.hierarchy import tree_metrics
 from pipeline.assess.outcome import Outcome
 from pipeline.assess.probe import probe
 from pipeline.assess.suite import Evaluation, Setting, folder_called
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.assess.zero_shot import rank_and_answer, set_accuracy, vectors_of
+from pipeline.embedder import Embedder, batched, whole
 from pipeline.labelled import LabelledSet, open_labelled
 from pipeline.labelled.card import Card, cards
 from pipeline.labelled.registry import ADAPTERS

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.assess.charts import PER_CENT, interval_bar, number, plain_share, share
 from pipeline.assess.curves import curves
 from pipeline.assess.panels import Exhibits, space_panel, tree_panel
+from pipeline.assess.suite_table import suite_table
 
 WAYS = {
     "image_to_text": "Image to caption",
@@ -97,6 +98,8 @@ class _View:
                 f"Given a caption, it has the picture among its first ten {plain_share(value)} of the time. "
                 f"Chance would manage {plain_share(chance)}."
             )
+        if sets := self.m.get("suite"):
+            return f"Measured on {len(sets)} published data set{'s' * (len(sets) != 1)}."
         return "Nothing could be measured."
 
     def intro(self) -> str:
@@ -231,6 +234,8 @@ class _View:
             tables.append(
                 {"name": "Hierarchy", "note": f"{tree['images']:,} answers on the tree", "rows": rows}
             )
+        if suite := suite_table(m):
+            tables.append(suite)
         return tables
 
     def neighbours_lead(self) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pipeline.assess.data import Embedder
 from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.embedder import Embedder
 from pipeline.progress import Listener, Progress
 
 

@@ -12,7 +12,9 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """One row of COLUMNS for each number that has a chance level."""
     return [
         (
-            f"{table['name']}: {row['name']}" + (f" ({row['note']})" if row["note"] else ""),
+            ("" if table.get("named") else f"{table['name']}: ")
+            + row["name"]
+            + (f" ({row['note']})" if row["note"] else ""),
             row["value"],
             row["interval"],
             row["chance"],

@@ -67,6 +67,8 @@ def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
+    for section, why in metrics["skipped"].items():
+        console.print(f"not measured: {section}: {why}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"report:  {folder / 'report.html'}\nmetrics: {folder / 'metrics.json'}", soft_wrap=True)
 
 

@@ -54,17 +54,33 @@ def assess(
     home: Home = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Published data sets to measure on: all that DIR holds, or names with commas between."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The directory these data sets lie in, one folder each.")
+    ] = None,
     assignments: Assignments = None,
 ) -> None:
-    """Measure a trained run; writes metrics.json and report.html into it.
+    """Measure a trained run; writes metrics.json, metrics.csv and report.html into it.
 
-    --set takes fields of AssessConfig: max_images=1000 ...
+    With --suite, --run may also be a model directory, exported or imported: only the suite is measured then.
+    --set takes fields of AssessConfig: max_images=1000, suite_images=1000 ...
     """
     from pipeline import assess as assessing
     from pipeline import journey
     from pipeline.config import override
     from pipeline.runs import RunConfig
 
+    config = override(assessing.AssessConfig(), assignments or [])
+    if suite and (Path(run) / "model.safetensors").is_file():
+        if data is None:
+            raise ValueError("--suite needs --data: the directory your data sets lie in")
+        show_metrics(assessing.assess_model(run, suite, data, config=config), Path(run))
+        return
     folder = Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
@@ -83,6 +99,8 @@ def assess(
         assess_source,
         taxonomy,
         found,
-        config=override(assessing.AssessConfig(), assignments or []),
+        config=config,
+        suite=suite,
+        data=data,
     )
     show_metrics(metrics, folder)
