@@ -1,9 +1,9 @@
 """What a classifier's training is: net, head, data, optimiser; and the two published recipes."""
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from pipeline.config import Config, ConfigError, nearest
 
@@ -79,13 +79,19 @@ class FitConfig(Config):
         """The set's name, without where it lies."""
         return self.data.partition(":")[0]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.model not in MODELS:
-            raise ValueError(f"there is no model '{self.model}'{nearest(self.model, MODELS)}")
-        if isinstance(self.radius, float) and not self.radius > 0:
-            raise ValueError(f"radius {self.radius} must be positive, 'equal' or 'learned'")
-        return self
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str) -> str:
+        if model not in MODELS:
+            raise ValueError(f"there is no such model{nearest(model, MODELS)}")
+        return model
+
+    @field_validator("radius")
+    @classmethod
+    def _positive(cls, radius: float | str) -> float | str:
+        if isinstance(radius, float) and not radius > 0:
+            raise ValueError("it must be positive, 'equal' or 'learned'")
+        return radius
 
 
 def poincare(model: str, data: str) -> FitConfig:

@@ -69,10 +69,9 @@ def squared(image: np.ndarray, size: int) -> np.ndarray:
         return np.array(image)
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.array(
-        Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    )
+    # Cut first: a resize of a box would mix in what lies beside it.
+    square = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
+    return np.array(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def statistics(pixels: Tensor) -> tuple[list[float], list[float]]:

@@ -1,0 +1,151 @@
+"""The study of docs/classification.md: nets x heads x balanced and long-tailed, each trained, measured and tabled.
+
+    python -m pipeline.classify.study cpu --data cifar10:DIR --ood tiny_imagenet:DIR --home var/classification \
+        --doc docs/classification.md
+
+Every training is a run of `hyco fit` in HOME/fits, resumed where it stopped; finished runs are kept. A pair of heads comes
+out together, and the tables are written again after each run, so that a study that is cut off leaves what it has.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.classify.config import FitConfig, poincare
+from pipeline.classify.evaluate import EvaluateConfig, evaluate
+from pipeline.classify.tables import tables
+from pipeline.classify.train import fit
+from pipeline.config import Config, override
+from pipeline.runs import finished
+
+BEGIN, END = "<!-- study {}: begin -->", "<!-- study {}: end -->"
+
+
+class StudyConfig(Config):
+    """What is compared.
+
+    Attributes:
+        name: of the study: its runs begin with it and its tables stand between its marks in the document.
+        base: the training that all arms share; model, head, imbalance and seed are the arm's.
+        models, heads, imbalances, seeds: the arms.
+        measure: what is measured of each.
+    """
+
+    name: str
+    base: FitConfig
+    models: tuple[str, ...]
+    heads: tuple[Literal["softmax", "linear", "separation"], ...] = ("softmax", "separation")
+    imbalances: tuple[float, ...] = (1.0, 0.01)
+    seeds: tuple[int, ...] = (0,)
+    measure: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    def arms(self) -> Iterator[tuple[str, FitConfig]]:
+        """(run's name, configuration), ordered so that the heads of one net come out one after another."""
+        for model in self.models:
+            for imbalance in self.imbalances:
+                for seed in self.seeds:
+                    for head in self.heads:
+                        changed = {"model": model, "head": head, "imbalance": imbalance, "seed": seed}
+                        name = f"{self.name}-{model}-{head}-{imbalance:g}-{seed}"
+                        yield name, self.base.replace(**changed)
+
+
+def cpu(data: str, ood: tuple[str, ...]) -> StudyConfig:
+    """What fits into an hour of one slow core: 390 steps of 128, one epoch of CIFAR-10, for every arm alike."""
+    base = poincare("resnet20", data).replace(steps=390, schedule="cosine", log_every=10)
+    return StudyConfig(
+        name="cpu",
+        base=base,
+        models=("resnet20", "poincare_resnet20"),
+        measure=EvaluateConfig(ood=ood, ood_limit=2000, attacked=300),
+    )
+
+
+def euclidean(data: str, ood: tuple[str, ...]) -> StudyConfig:
+    """The question of the heads alone, on the net that is cheap: ten epochs' steps, radius equal and learned."""
+    short = cpu(data, ood)
+    return short.replace(name="euclidean", base=short.base.replace(steps=3900), models=("resnet20",))
+
+
+def full(data: str, ood: tuple[str, ...]) -> StudyConfig:
+    """On a GPU: depth 32, 100 epochs at the published rate, all four imbalances, three seeds (56 trainings)."""
+    return StudyConfig(
+        name="full",
+        base=poincare("resnet32", data),
+        models=("resnet32", "poincare_resnet32"),
+        imbalances=(1.0, 0.2, 0.1, 0.02, 0.01),
+        seeds=(0, 1, 2),
+        measure=EvaluateConfig(ood=ood, attacked=10_000),
+    )
+
+
+STUDIES = {"cpu": cpu, "euclidean": euclidean, "full": full}
+
+
+def run_study(
+    study: StudyConfig, home: str | Path, device: str = "auto", doc: str | Path | None = None
+) -> dict[str, Any]:
+    """Train and measure what is missing; returns the metrics of every arm by run name.
+
+    HOME/STUDY.md gets the tables after each run; `doc`, where given, gets them between its marks at the end of it.
+    """
+    folder = Path(home) / "fits"
+    results: dict[str, Any] = {}
+    for name, config in study.arms():
+        trained = fit(folder / name, config, device=device)
+        measured = _measured(folder / name, study.measure)
+        measured = measured or evaluate(folder / name, study.measure, device)
+        results[name] = {"fit": json.loads(config.model_dump_json()), "train": trained, "metrics": measured}
+        text = tables(results, folder, study.measure)
+        (Path(home) / f"{study.name}.md").write_text(text, encoding="utf-8")
+        if doc is not None:
+            insert(Path(doc), study.name, text)
+    return results
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Put `text` between the marks of this study in a document; ValueError when it has none."""
+    begin, end = BEGIN.format(name), END.format(name)
+    held = path.read_text(encoding="utf-8")
+    if begin not in held or end not in held:
+        raise ValueError(f"{path} has no place for the study: add the lines '{begin}' and '{end}'")
+    before, _, rest = held.partition(begin)
+    path.write_text(f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
+    """metrics.json of a run that was measured in just this way."""
+    path = run_dir / "metrics.json"
+    if finished(run_dir) is None or not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    return found if found["config"] == json.loads(asked.model_dump_json()) else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, measure and table a study; the same command goes on where it stopped."""
+    parser = argparse.ArgumentParser(prog="pipeline.classify.study", description=main.__doc__)
+    parser.add_argument("study", choices=STUDIES, help="cpu, euclidean or full")
+    parser.add_argument("--data", required=True, help="labelled set NAME:DIR")
+    parser.add_argument("--ood", action="append", default=[], help="strange set; may be repeated")
+    parser.add_argument("--home", default="var/classification", help="where the runs lie")
+    parser.add_argument("--doc", help="document whose tables are written")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of StudyConfig")
+    options = parser.parse_args(arguments)
+    try:
+        study = override(STUDIES[options.study](options.data, tuple(options.ood)), options.set)
+        run_study(study, options.home, options.device, options.doc)
+    except (ValueError, OSError) as error:
+        print(f"hyco: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

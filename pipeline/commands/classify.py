@@ -1,0 +1,48 @@
+"""The verb of the classifiers: fit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.app import Assignments, Home, app, show
+
+
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(help="poincare_resnet20, resnet20 (Euclidean), or 32, 44, 56.")],
+    data: Annotated[
+        str, typer.Option(help="Labelled set NAME:DIR: cifar10, cifar100, tiny_imagenet, folder ...")
+    ],
+    head: Annotated[str, typer.Option(help="softmax, linear or separation.")] = "softmax",
+    imbalance: Annotated[float, typer.Option(help="IF of the long tail; 1 keeps every image.")] = 1.0,
+    epochs: Annotated[int | None, typer.Option(help="Epochs, if not the recipe's.", min=1)] = None,
+    recipe: Annotated[str, typer.Option(help="poincare or separation: the published settings.")] = "poincare",
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(help="Strange images NAME:DIR or captioned:DIR; may be repeated."),
+    ] = None,
+    attacked: Annotated[int, typer.Option(help="Test images to attack by FGSM and PGD.", min=0)] = 0,
+    home: Home = "var",
+    run: Annotated[str | None, typer.Option(help="Name of the run in HOME/fits.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    assignments: Assignments = None,
+) -> None:
+    """Train a classifier on labelled images, or go on where it stopped, and measure it on the test split.
+
+    --set takes fields of FitConfig: widths=[16,32,64], known=6, steps=390, schedule=cosine, radius=learned ...
+    """
+    from pipeline.classify.config import fit_recipe
+    from pipeline.classify.evaluate import EvaluateConfig, evaluate
+    from pipeline.classify.train import fit as train
+    from pipeline.config import digest, override
+
+    given = [f"head={head}", f"imbalance={imbalance}", *([f"epochs={epochs}"] if epochs else [])]
+    config = override(fit_recipe(recipe, model, data), [*given, *(assignments or [])])
+    # The name stands for what is trained, not for where the data lies.
+    mark = digest(config.replace(data=config.data_name))[:8]
+    folder = Path(home) / "fits" / (run or f"{config.data_name}-{model}-{config.head}-{mark}")
+    trained = train(folder, config, device=device)
+    measured = evaluate(folder, EvaluateConfig(data=data, ood=tuple(ood or ()), attacked=attacked), device)
+    sections = {key: value for key, value in measured.items() if key not in ("config", "run")}
+    show({"run_dir": str(folder), **trained, **sections})

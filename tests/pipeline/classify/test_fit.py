@@ -1,0 +1,231 @@
+"""The trainer: it learns, resumes on the same curve, refuses another configuration, and keeps the classes it should."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.separation import MaximumSeparation, equal_radius
+from pipeline.classify import train
+from pipeline.classify.config import FitConfig, fit_recipe
+from pipeline.classify.evaluate import EvaluateConfig, evaluate
+from pipeline.classify.net import MLR_SLOPE, load_classifier, make_classifier
+from pipeline.classify.train import fit, learning_rate, make_optimiser, training_images
+from pipeline.config import ConfigError
+from pipeline.labelled import open_labelled
+from pipeline.steplog import StepLog, read_log
+
+ROOT = Path(__file__).parents[3]
+ATTACKED = 12
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_log(run)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, squares: Path) -> Path:
+    """A run of forty steps with the separation head on a long tail, never interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    fit(run, whole(squares))
+    return run
+
+
+def whole(squares: Path) -> FitConfig:
+    return FitConfig(
+        model="resnet20",
+        data=f"folder:{squares}",
+        head="separation",
+        radius="learned",
+        imbalance=0.5,
+        widths=(4, 4, 8),
+        image_size=8,
+        batch_size=24,
+        steps=40,
+        lr=0.01,
+        crop=1,
+        log_every=1,
+        checkpoint_steps=10,
+    )
+
+
+def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:
+    result = json.loads((finished / "train.json").read_text())
+    assert result["counts"] == [40, 28, 20] and result["images"] == 88
+    assert result["steps"] == 40 and result["epochs"] == pytest.approx(40 / 3)
+    assert result["radius"] != pytest.approx(equal_radius(3), abs=1e-4)
+    curve = [loss for _, loss in losses(finished)]
+    assert len(curve) == 40 and np.mean(curve[-5:]) < 0.6 * np.mean(curve[:5])
+
+    measured = evaluate(
+        finished, EvaluateConfig(attacked=ATTACKED, ood=(f"strange=folder:{squares}",), draws=50)
+    )
+    assert measured["classification"]["accuracy"] >= 0.6  # by chance once in a thousand
+    assert measured["chance"]["classification.accuracy"] == pytest.approx(1 / 3)
+    assert measured["attack"]["images"] == ATTACKED
+    assert measured["attack"]["pgd"] <= measured["attack"]["clean"]
+    # The strange set is the test set itself: nothing can tell them apart.
+    assert measured["ood"]["strange"]["energy"]["auroc"] == 0.5
+    assert set(measured["intervals"]) >= {"classification.accuracy", "attack.pgd", "ood.strange.energy.auroc"}
+    assert json.loads((finished / "metrics.json").read_text()) == measured
+    before = [path.stat().st_mtime_ns for path in sorted(finished.glob("model/*"))]
+    assert fit(finished) == result, "a finished run is not trained again"
+    assert before == [path.stat().st_mtime_ns for path in sorted(finished.glob("model/*"))]
+
+
+def test_group_accuracies_are_those_of_their_classes(finished: Path) -> None:
+    measured = evaluate(finished, EvaluateConfig(draws=20))["classification"]
+    assert "few" not in measured and measured["many_classes"] == 3  # 20 of 40 is above a fifth
+    assert measured["many"] == measured["accuracy"]
+
+
+def test_a_broken_run_goes_on_along_the_same_curve(
+    finished: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = StepLog.write
+
+    def break_at_25(log: StepLog, step: int, values: dict) -> None:
+        write(log, step, values)
+        if step == 25:
+            raise RuntimeError("cable pulled")
+
+    monkeypatch.setattr(train.StepLog, "write", break_at_25)
+    with pytest.raises(RuntimeError, match="cable"):
+        fit(tmp_path, whole(squares))
+    monkeypatch.undo()
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step-000000010",
+        "step-000000020",
+    ]
+    fit(tmp_path)  # 20 lies within an epoch of three batches
+    assert losses(tmp_path) == losses(finished)
+    ours, theirs = (load_classifier(run / "model")[0].state_dict() for run in (tmp_path, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.chaos
+def test_kill_9_costs_no_step_of_the_curve(finished: Path, squares: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "fit", "resnet20", "--data", f"folder:{squares}", "--home"]
+    command += [str(tmp_path), "--run", "killed", "--head", "separation", "--imbalance", "0.5"]
+    for name, value in json.loads((finished / "config.json").read_text())["fit"].items():
+        if name not in ("model", "data", "head", "imbalance", "known"):
+            command += ["--set", f"{name}={json.dumps(value)}"]
+    run = tmp_path / "fits" / "killed"
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any((run / "checkpoints").glob("step-*")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (run / "checkpoints").is_dir() and not (run / "train.json").exists(), (
+        "the kill came too late to be a test"
+    )
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    assert losses(run) == losses(finished)
+
+
+@pytest.mark.parametrize(("head", "radius"), [("softmax", "equal"), ("linear", "equal"), ("separation", 0.5)])
+def test_a_poincare_net_takes_each_head(
+    tiny: FitConfig, tmp_path: Path, head: str, radius: str | float
+) -> None:
+    config = tiny.replace(model="poincare_resnet20", head=head, radius=radius, steps=2, batch_size=8)
+    result = fit(tmp_path, config)
+    model, again, facts = load_classifier(tmp_path / "model")
+    assert again == config and facts["classes"] == ["blue", "green", "red"]
+    assert np.isfinite(result["loss_last"])
+    pixels = torch.rand(3, 3, 8, 8)
+    assert model(pixels).shape == (3, 3)
+    # In eval mode an image does not depend on its batch.
+    torch.testing.assert_close(model(pixels)[:1], model(pixels[:1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("model", "slope"), [("resnet20", 1.0), ("poincare_resnet20", MLR_SLOPE)])
+def test_equal_radius_is_the_temperature_of_the_softmax_head(
+    tiny: FitConfig, model: str, slope: float
+) -> None:
+    """At the origin the softmax head's logits are slope * <w, u>: the constant is read off the layer itself."""
+    mean, std = [0.5] * 3, [0.2] * 3
+    softmax = make_classifier(tiny.replace(model=model), 3, mean, std).net.head
+    features = torch.zeros(1, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(softmax(features)[0, 0], features)
+    torch.testing.assert_close(gradient[0], slope * softmax.weight[0].detach())
+    separated = make_classifier(tiny.replace(model=model, head="separation"), 3, mean, std).net.head
+    assert isinstance(separated, MaximumSeparation)
+    assert separated.radius.item() == pytest.approx(slope * equal_radius(3))
+
+
+def test_known_classes_are_drawn_and_the_rest_is_open_set(tiny: FitConfig, tmp_path: Path) -> None:
+    config = tiny.replace(known=2, steps=4)
+    fit(tmp_path, config)
+    facts = load_classifier(tmp_path / "model")[2]
+    assert len(facts["known"]) == 2 and facts["counts"] == [40, 40]
+    images, _ = training_images(config)
+    held = open_labelled(config.data, "train")
+    kept = np.flatnonzero(np.isin(held.labels, facts["known"]))
+    assert [facts["known"][label] for label in images.labels] == held.labels[kept].tolist()
+    measured = evaluate(tmp_path, EvaluateConfig(draws=20))
+    assert measured["classification"]["images"] == 20
+    assert 0 <= measured["open_set"]["max_softmax"]["auroc"] <= 1
+    assert measured["chance"]["open_set.energy.aupr"] == pytest.approx(20 / 30)
+    with pytest.raises(ValueError, match="known 3 leaves none of 3 classes unknown"):
+        training_images(config.replace(known=3))
+
+
+def test_another_configuration_is_refused_but_data_may_move(
+    finished: Path, squares: Path, tmp_path: Path
+) -> None:
+    config = whole(squares)
+    with pytest.raises(ConfigError, match="was started with lr 0.01, not 0.02"):
+        fit(finished, config.replace(lr=0.02))
+    with pytest.raises(ConfigError, match="data folder, not cifar10"):
+        fit(finished, config.replace(data="cifar10:x"))
+    moved = tmp_path / "moved"
+    moved.symlink_to(squares)
+    assert fit(finished, config.replace(data=f"folder:{moved}", log_every=7))["steps"] == 40
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        fit(tmp_path / "empty")
+
+
+def test_mistakes_are_named(tiny: FitConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'resnet21': there is no such model; did you mean 'resnet\d+'\?"):
+        tiny.replace(model="resnet21")
+    with pytest.raises(ConfigError, match=r"'radius' of FitConfig is -1\.0: it must be positive"):
+        tiny.replace(radius=-1.0)
+    with pytest.raises(ValueError, match="widen the net to 2"):
+        fit(tmp_path, tiny.replace(head="separation", widths=(1, 1, 1)))
+    with pytest.raises(ValueError, match="120 training images do not fill a batch of 500"):
+        fit(tmp_path / "b", tiny.replace(batch_size=500))
+    with pytest.raises(ConfigError, match="unknown recipe 'seperation'; did you mean 'separation'"):
+        fit_recipe("seperation", "resnet20", "cifar10:x")
+    with pytest.raises(ValueError, match="strange set 'tiny' is not NAME:DIR"):
+        fit(tmp_path / "c", tiny.replace(steps=1))
+        evaluate(tmp_path / "c", EvaluateConfig(ood=("tiny",)))
+
+
+def test_diverged_runs_stop_without_a_checkpoint(tiny: FitConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the loss is nan at step"):
+        fit(tmp_path, tiny.replace(optimiser="sgd", lr=1e30))
+    assert not list(tmp_path.glob("checkpoints/step-*"))
+
+
+def test_rates_and_decay(tiny: FitConfig) -> None:
+    config = tiny.replace(schedule="cosine", warmup_steps=5)
+    rates = [learning_rate(step, 30, config) / config.lr for step in range(30)]
+    assert rates[0] == pytest.approx(0.2) and rates[4] == rates[5] == 1
+    assert rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] < 0.01
+    assert learning_rate(29, 30, tiny) == tiny.lr
+    learned = tiny.replace(
+        head="separation", radius="learned", model="poincare_resnet20", learn_curvature=True
+    )
+    model = make_classifier(learned, 3, [0.5] * 3, [0.2] * 3)
+    decayed, spared = make_optimiser(model, learned).param_groups
+    assert decayed["weight_decay"] == learned.weight_decay and spared["weight_decay"] == 0
+    assert len(spared["params"]) == 2
+    assert len(decayed["params"]) + 2 == len(list(model.parameters()))
