@@ -97,8 +97,8 @@ class _Conv(HyperbolicModule):
     def reset_parameters(self) -> None:
         """ "identity": the centre tap is the identity map where it fits, so norms stay over any depth.
 
-        "normal": HNN++, std (2 fan_in K)^-1/2. "hypll": its eye over (channel, tap), kept for comparison:
-        norms fall by the beta ratio at every layer.
+        "normal": HNN++, std (2 fan_in K)^-1/2, under which norms fall at every layer. "hypll": the same, but half
+        an eye over (channel, tap) in the rare case that fan_in <= K.
         """
         flat = self.weight.flatten(1)
         if self.init == "hypll":
@@ -116,8 +116,8 @@ class _Conv(HyperbolicModule):
             tap.copy_(eye)
             # A zero row has no direction to start from: outputs beyond the input's channels look around at
             # random.
-            empty = eye.abs().sum(1) == 0
-            flat[empty] = torch.randn_like(flat[empty]) * (2 * flat.numel()) ** -0.5
+            empty = flat.view(self.groups, rows, -1)[:, columns:]
+            nn.init.normal_(empty, std=(2 * flat.numel()) ** -0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
