@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from models.clip import ClipConfig
+from models.encoders.poincare_resnet import PoincareResNetConfig
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
 from models.objectives import (
@@ -181,6 +182,13 @@ def demo() -> Recipe:
     )
 
 
+def demo_poincare_resnet() -> Recipe:
+    """The demo with a Poincare ResNet-8 for images: a stride of 4 makes a step cost about what the ViT's does."""
+    base = demo()
+    vision = PoincareResNetConfig(image_size=48, depth=8, widths=(32, 64, 128), stem_stride=4)
+    return base.replace(name="demo_poincare_resnet", model=replace(base.model, vision=vision))
+
+
 def photos() -> Recipe:
     """A few thousand photographs in about half an hour on two cores; they are few, so augmentation is strong."""
     return demo().replace(
@@ -228,6 +236,7 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
+    "demo_poincare_resnet": demo_poincare_resnet,
     "photos": photos,
     "hycoclip_vit_s": hycoclip_vit_s,
     "hycoclip_vit_b": hycoclip_vit_b,

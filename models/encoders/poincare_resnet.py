@@ -62,5 +62,9 @@ class PoincareResNetTower(PoincareResNet):
         self.config = config
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """Normalised pixels [B, 3, H, W] -> [B, width]."""
-        return self.features(pixels)
+        """Normalised pixels [B, 3, H, W] -> [B, width].
+
+        Tangent vectors behind batch norms of variance 1 have lengths about 1; times sqrt(D) they have the size of a
+        layer norm's output, for which the dual encoder's lift starts near radius one.
+        """
+        return self.features(pixels) * self.config.width**0.5
