@@ -110,7 +110,7 @@ def poincare_layers(c: float | Curvature, init: str = "identity", lean: bool = T
     return Layers(
         conv=lambda i, o, k, s: hnn.Conv2d(i, o, k, s, k // 2, c=c, init=init, lean=lean),
         norm=lambda width: hnn.BatchNorm2d(width, c=c),
-        add=lambda: hnn.ResidualAdd(c=c),
+        add=lambda: hnn.ResidualAdd(c=c, lean=lean),
         head=lambda width, classes: hnn.MLR(width, classes, c=c),
     )
 
@@ -122,7 +122,7 @@ class PoincareResNet(ResNet):
         depth, widths, num_classes, head, stem_stride: see `ResNet`; the default head is hyperbolic multinomial logistic
         regression. c: the curvature, or a `Curvature` that all layers share. learn_c: learn it from there on
         (`constrain_()` keeps it in bounds; no weight decay). init: of the convolutions; "identity" keeps norms,
-        "hypll" is the published one. lean: hand-written backward passes; False is plain autograd. compat: the
+        "normal" is that of HNN++. lean: hand-written backward passes; False is plain autograd. compat: the
         published arithmetic with its defects (`models.poincare_resnet_compat`), for its checkpoints.
 
     Raises:
