@@ -3,8 +3,8 @@
     python -m pipeline.classify.study cpu --data cifar10:DIR --ood tiny_imagenet:DIR --home var/classification \
         --doc docs/classification.md
 
-Every training is a run of `hyco fit` in HOME/fits, resumed where it stopped; finished runs are kept. A pair of heads comes
-out together, and the tables are written again after each run, so that a study that is cut off leaves what it has.
+Every training is a run of `hyco fit` in HOME/fits, resumed where it stopped; finished runs are kept. A pair of heads
+comes out together, and the tables are written again after each run, so that a study that is cut off leaves what it has.
 """
 
 import argparse
@@ -56,8 +56,8 @@ class StudyConfig(Config):
 
 
 def cpu(data: str, ood: tuple[str, ...]) -> StudyConfig:
-    """What fits into an hour of one slow core: 390 steps of 128, one epoch of CIFAR-10, for every arm alike."""
-    base = poincare("resnet20", data).replace(steps=390, schedule="cosine", log_every=10)
+    """What fits into an hour of a shared core: 390 steps of 64 images, half an epoch of CIFAR-10, for every arm."""
+    base = poincare("resnet20", data).replace(steps=390, batch_size=64, schedule="cosine", log_every=10)
     return StudyConfig(
         name="cpu",
         base=base,
@@ -67,9 +67,14 @@ def cpu(data: str, ood: tuple[str, ...]) -> StudyConfig:
 
 
 def euclidean(data: str, ood: tuple[str, ...]) -> StudyConfig:
-    """The question of the heads alone, on the net that is cheap: ten epochs' steps, radius equal and learned."""
+    """The question of the heads alone, on the net that is cheap: 390 steps of 128, three seeds."""
     short = cpu(data, ood)
-    return short.replace(name="euclidean", base=short.base.replace(steps=3900), models=("resnet20",))
+    return short.replace(
+        name="euclidean",
+        base=short.base.replace(batch_size=128),
+        models=("resnet20",),
+        seeds=(0, 1, 2),
+    )
 
 
 def full(data: str, ood: tuple[str, ...]) -> StudyConfig:

@@ -182,7 +182,7 @@ def test_another_configuration_is_refused_but_data_may_move(
     finished: Path, squares: Path, tmp_path: Path
 ) -> None:
     config = whole(squares)
-    with pytest.raises(ConfigError, match="was started with lr 0.01, not 0.02"):
+    with pytest.raises(ConfigError, match=r"was started with lr 0\.01, not 0\.02"):
         fit(finished, config.replace(lr=0.02))
     with pytest.raises(ConfigError, match="data folder, not cifar10"):
         fit(finished, config.replace(data="cifar10:x"))
