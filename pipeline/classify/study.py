@@ -62,7 +62,7 @@ def cpu(data: str, ood: tuple[str, ...]) -> StudyConfig:
         name="cpu",
         base=base,
         models=("resnet20", "poincare_resnet20"),
-        measure=EvaluateConfig(ood=ood, ood_limit=2000, attacked=300),
+        measure=EvaluateConfig(ood=ood, ood_limit=1000, attacked=200, draws=500),
     )
 
 
