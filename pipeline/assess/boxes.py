@@ -86,7 +86,11 @@ def mean_average_precision(
     images: Int[np.ndarray, " P"],
     bootstrap: Bootstrap,
 ) -> tuple[float, tuple[float, float]]:
-    """Mean over the classes that occur of their average precision, and its interval."""
+    """Mean over the classes that occur of their average precision, and its interval.
+
+    Redrawn images come twice, and copies of a right box lift one another: the draws lie higher than the value,
+    and the interval is moved down by the difference of their mean.
+    """
     _, image = np.unique(images, return_inverse=True)
     orders, places = [], []
     for label in np.unique(truth):
@@ -100,7 +104,8 @@ def mean_average_precision(
     for weight in _by_box(bootstrap, image):
         each = np.stack([_precision(weight[:, o], p) for o, p in zip(orders, places, strict=True)])
         samples.append(np.nanmean(each, axis=0)[:, None])
-    return value, bootstrap.interval(np.concatenate(samples))[0]
+    drawn = np.concatenate(samples)
+    return value, bootstrap.interval(drawn - drawn.mean() + value)[0]
 
 
 def _precision(weight: Float[np.ndarray, "R P"], places: Int[np.ndarray, " M"]) -> Float[np.ndarray, " R"]:
