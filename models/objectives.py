@@ -130,7 +130,11 @@ def scores(
     if geometry == "lorentz":
         return -lorentz.pairwise_distance(query, key, curvature)
     if geometry == "product":
-        return -product.pairwise_distance(query, key, curvature, _factors(curvature))
+        # One factor after another: k matrices of a large gallery would not fit.
+        c = torch.as_tensor(curvature).reshape(-1)
+        pieces = (product.split(points, len(c)).unbind(-2) for points in (query, key))
+        each = (lorentz.pairwise_distance(q, k, one) for q, k, one in zip(*pieces, c.unbind(), strict=True))
+        return -sum(each, start=query.new_zeros(())) / len(c)
     return query @ key.T
 
 
