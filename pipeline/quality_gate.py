@@ -149,7 +149,7 @@ def score_histogram(store: Store, version: Version) -> np.ndarray:
     total: Counter[int] = Counter()
     for record in Manifest(store, f"packs/{version.digests['pack']}/records").records().values():
         if any(ref["sha256"] in shards for split in record["shards"].values() for ref in split):
-            total.update(dict(enumerate(record["scores"])))
+            total.update(dict(enumerate(record.get("scores", ()))))
     return np.array([total[n] for n in range(SCORE_BINS)], float)
 
 

@@ -34,13 +34,14 @@ def report(home: str) -> Iterator[str]:
     for folder in sorted(runs.iterdir()) if runs and runs.is_dir() else []:
         if not (folder / "config.json").is_file():
             continue
-        yield f"run      {folder.name}  {_run_state(folder)}"
+        yield f"run      {folder.name}  {run_state(folder)}"
         empty = False
     if empty:
         yield f"{home} holds nothing yet: start with `hyco mine` or `hyco journey`"
 
 
-def _run_state(folder: Path) -> str:
+def run_state(folder: Path) -> str:
+    """How far a run has come, in words."""
     if (folder / "metrics.json").is_file():
         return f"assessed, report in {folder / 'report.html'}"
     if (folder / "train.json").is_file():

@@ -1,0 +1,41 @@
+"""Where models came from, as one SVG: source, detections, version, run and decision in a row, newest on top."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from storage.registry import Row, champion_of
+
+COLUMNS = ("source", "detections", "version", "run", "decision")
+MOST = 12
+LONGEST = 26  # characters in a box
+
+
+def draw(rows: list[Row]) -> bytes:
+    """The lineage of the newest decisions; `rows` is the registry's log, newest first."""
+    champion = champion_of(rows[::-1])
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    chains = [
+        {
+            "kind": row.kind,
+            "champion": champion is not None and row.number == champion.number,
+            "boxes": [
+                (_short(Path(row.source).name), _short(row.source)),
+                (_short(row.detections.rpartition("/")[2]), _short(", ".join(row.detectors))),
+                (_short(row.version), ""),
+                (_short(Path(row.run).name), _short(f"commit {row.commit[:12]}" if row.commit else "")),
+                (_short(row.kind.replace("_", " ")), _short(f"model {row.model}")),
+            ],
+        }
+        for row in rows[:MOST]
+    ]
+    return environment.get_template("lineage.svg.j2").render(chains=chains, columns=COLUMNS).encode()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
