@@ -1,0 +1,416 @@
+"""The suite: what is found is measured and right, what is lacking or broken is named; the probe; figures and CSV."""
+
+import csv
+import io
+import json
+import lzma
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from pipeline.assess import AssessConfig, assess_model
+from pipeline.assess.figures import COLUMNS, csv_text, figures
+from pipeline.assess.hierarchy import NAMES, tree_metrics
+from pipeline.assess.labelled_sets import embed
+from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.assess.probe import HEADS, PENALTIES, fit, probe, sweep
+from pipeline.assess.suite import Evaluation, chosen, evaluations, folder_called, run_suite
+from pipeline.assess.suite_table import suite_table
+from pipeline.assess.table import rows
+from pipeline.assess.taxonomy import Taxonomy
+from pipeline.assess.zero_shot import mean_per_class, rank_and_answer, set_accuracy, vectors_of
+from pipeline.commands.app import app, run_app
+from pipeline.embedder import Embedder
+from pipeline.images import encode_jpeg
+from pipeline.labelled import open_labelled
+from pipeline.labelled.card import card
+from pipeline.progress import Progress
+from tests.pipeline.assess.test_assess_run import tiny
+from tests.pipeline.labelled.made import lay
+
+FEW = Bootstrap(draws=100)
+COLOURS = {"airplane": (200, 60, 50), "bird": (60, 200, 50), "cat": (40, 60, 220)}
+
+
+def coloured(kind: str, number: int) -> bytes:
+    noise = np.random.default_rng(number).integers(-40, 40, (20, 24, 3))
+    return encode_jpeg(np.clip(np.array(COLOURS[kind]) + noise, 0, 255).astype(np.uint8), 95)
+
+
+def wordnet() -> tuple[bytes, list[str]]:
+    """data.noun with three classes: two are kinds of animal, one is a thing."""
+    kinds = {"thing": "", "animal": "thing", "bird": "animal", "cat": "animal", "airplane": "thing"}
+    text, place = "", {}
+    for word, above in kinds.items():
+        place[word] = f"{len(text):08d}"
+        pointers = f"001 @ {place[above]} n 0000" if above else "000"
+        text += f"{len(text):08d} 03 n 01 {word} 0 {pointers} | gloss  \n"
+    return lzma.compress(text.encode()), ["n" + place[word] for word in ("bird", "cat", "airplane")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-10 with a training part, Tiny-ImageNet without one, WordNet, a broken Food-101, STL-10 nowhere."""
+    root = tmp_path_factory.mktemp("data")
+    for split, count in {"train": 15, "test": 9}.items():
+        numbers = range(count) if split == "train" else range(100, 100 + count)
+        lay(
+            root / "CIFAR10",
+            {
+                f"{split}/{kind}/{n}.jpg": coloured(kind, n)
+                for kind in COLOURS
+                for n in numbers
+                if n % 2 or kind > "b"
+            },
+        )
+    (root / "CIFAR10/test/cat/torn.jpg").write_bytes(b"\xff\xd8 torn")
+    packed, wnids = wordnet()
+    lines = [f"v{n}.JPEG\t{wnids[n % 3]}\t0\t0\t1\t1\n" for n in range(12)]
+    pictures = {f"val/images/v{n}.JPEG": coloured(("bird", "cat", "airplane")[n % 3], n) for n in range(12)}
+    words = "".join(f"{w}\t{k}\n" for w, k in zip(wnids, ("bird", "cat", "airplane"), strict=True))
+    lay(root / "wordnet", {"data.noun.xz": packed})
+    lay(
+        root / "tiny_imagenet",
+        {
+            "wnids.txt": "\n".join(wnids),
+            "words.txt": words,
+            "val/val_annotations.txt": "".join(lines),
+            **pictures,
+        },
+    )
+    lay(root / "food-101", {"meta/classes.txt": "pie\n", "meta/train.txt": "", "meta/test.txt": "pizza/1\n"})
+    return root
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    """Untrained, its projections so wide that colours tell: not every image gets the same answer."""
+    model, tokenizer = tiny()
+    with torch.no_grad():
+        model.visual_projection.weight.mul_(30)
+        model.textual_projection.weight.mul_(30)
+    return Embedder(model, tokenizer, batch_size=4)
+
+
+def test_zero_shot_equals_the_plain_way(data: Path, embedder: Embedder) -> None:
+    found = run_suite(embedder, "cifar10", data, FEW)
+    numbers = found["suite"]["cifar10"]["zero_shot"]
+    test = open_labelled(f"cifar10:{data / 'CIFAR10'}")
+    kept = [i for i in range(len(test)) if "torn" not in test.keys[i]]  # pyright: ignore[reportAttributeAccessIssue]
+    images = embedder.encode_image([test.image(i) for i in kept])
+    sentences = [
+        [p.replace("{}", name) for p in card("cifar10").prompts] for name in ("AIRPLANE", "bird", "cat")
+    ]
+    sentences[0] = [s.replace(" a AIR", " an AIR").replace("AIRPLANE", "airplane") for s in sentences[0]]
+    means = torch.stack([embedder.project_text(own).mean(0) for own in sentences])
+    scores = embedder.score(images, embedder.lift_text(means)).numpy()
+    assert len(set(scores.argmax(1))) > 1
+    right = scores.argmax(1) == test.labels[kept]
+    per_class = [right[test.labels[kept] == label].mean() for label in range(3)]
+    assert numbers["n"] == len(kept) and numbers["undecodable"] == 1
+    assert numbers["top1"] == pytest.approx(right.mean())
+    assert numbers["mean_per_class"] == pytest.approx(np.mean(per_class))
+    assert numbers["chance"] == {"top1": 1 / 3, "top5": 1.0, "mean_per_class": 1 / 3}
+    low, high = found["intervals"]["suite.cifar10.zero_shot.mean_per_class"]
+    assert low <= numbers["mean_per_class"] <= high
+
+
+def test_tower_features_ride_along(data: Path, embedder: Embedder) -> None:
+    test = open_labelled(f"tiny_imagenet:{data / 'tiny_imagenet'}")
+    with Progress(None, "x", stream=io.StringIO()) as progress:
+        seen = embed(embedder, test, np.array([1, 5, 6, 7, 11]), progress)
+    assert seen.features.shape == (5, embedder.model.config.vision.width)
+    lifted = embedder.model.lift_image(embedder.model.visual_projection(seen.features))
+    torch.testing.assert_close(lifted, seen.points, rtol=1e-4, atol=1e-4)
+    assert not embedder.model.visual._forward_hooks
+
+
+def test_hierarchy_of_imagenet_classes(data: Path, embedder: Embedder) -> None:
+    found = run_suite(embedder, "tiny_imagenet", data, FEW, heads=("softmax",))
+    tree = found["suite"]["tiny_imagenet"]["hierarchy"]
+    assert tree["nodes"] == 5 and tree["n"] == 12 and set(tree["chance"]) == set(NAMES)
+    # Leaves bird, cat under animal under thing, airplane under thing: distances 2 and 3, each class as often.
+    assert tree["chance"]["tie"] == pytest.approx((2 * (0 + 2 + 3) + (3 + 3 + 0)) / 9)
+    assert "no training part" in found["skipped"]["suite.tiny_imagenet.probe"]
+    assert "suite.tiny_imagenet.hierarchy.tie" in found["intervals"]
+
+
+def test_without_wordnet_the_hierarchy_is_skipped(data: Path, embedder: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "tiny-imagenet-200").symlink_to(data / "tiny_imagenet")
+    found = run_suite(embedder, "tiny_imagenet", tmp_path, FEW)
+    assert set(found["suite"]["tiny_imagenet"]) == {"zero_shot", "source", "seconds"}
+    assert "put data.noun" in found["skipped"]["suite.tiny_imagenet.hierarchy"]
+
+
+def test_imagenet_takes_its_names_from_wordnet(data: Path, embedder: Embedder, tmp_path: Path) -> None:
+    _, wnids = wordnet()
+    lay(tmp_path, {f"imagenet/val/{w}/{n}.JPEG": coloured("cat", n) for w in wnids for n in range(2)})
+    found = run_suite(embedder, "imagenet", tmp_path, FEW)
+    assert "nothing tells the names of its classes" in found["skipped"]["suite.imagenet"]
+    (tmp_path / "wordnet").symlink_to(data / "wordnet")
+    found = run_suite(embedder, "imagenet", tmp_path, FEW)
+    assert found["suite"]["imagenet"]["hierarchy"]["nodes"] == 5
+
+
+def test_all_runs_what_it_finds_and_names_the_rest(data: Path, embedder: Embedder) -> None:
+    found = run_suite(embedder, "all", data, FEW, limit=6, heads=("softmax",))
+    assert set(found["suite"]) == {"cifar10", "tiny_imagenet"}
+    assert found["suite"]["cifar10"]["zero_shot"]["n"] <= 6
+    assert found["suite"]["tiny_imagenet"]["zero_shot"]["n"] == 6
+    assert found["skipped"]["suite.food101"].endswith("'pizza', which the list of classes lacks")
+    assert "expected stl10/ with" in found["skipped"]["suite.stl10"]
+    names = {name.split(".")[1] for name in found["skipped"]} | set(found["suite"])
+    assert names == set(evaluations())
+
+
+def test_what_cannot_be_asked(data: Path, embedder: Embedder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="called 'cifar11'; nearest: cifar1"):
+        run_suite(embedder, "cifar11", data, FEW)
+    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+        run_suite(embedder, "all", tmp_path / "nowhere", FEW)
+    with pytest.raises(ValueError, match=r"holds no data set of the suite; it wants stl10 \(stl10/ with"):
+        run_suite(embedder, "stl10", tmp_path, FEW)
+    with pytest.raises(ValueError, match="the suite is empty"):
+        chosen(" , ", {})
+    assert chosen("b, a,b", {"a": None, "b": None}) == ["b", "a"]  # pyright: ignore[reportArgumentType]
+
+
+def test_folders_and_tars_are_found_by_name(tmp_path: Path) -> None:
+    find = folder_called("stl10", "stl10_binary")
+    assert find(tmp_path) is None
+    (tmp_path / "STL10_binary.tar.gz").touch()
+    assert find(tmp_path) == tmp_path / "STL10_binary.tar.gz"
+    (tmp_path / "Stl10").mkdir()
+    assert find(tmp_path) == tmp_path / "Stl10"
+
+
+def test_one_broken_data_set_does_not_cost_the_others(data: Path, embedder: Embedder) -> None:
+    def fails(*_: object) -> Outcome:
+        raise OSError("disk\n gone")
+
+    def works(*_: object) -> Outcome:
+        return Outcome({"block": {"r1": 0.5, "chance": {"r1": 0.1}, "n": 3}}, {"block.r1": (0.4, 0.6)})
+
+    def row(call):
+        return Evaluation("T", lambda folder: folder, call, "x")
+
+    table = {"bad": row(fails), "good": row(works), "none": row(lambda *_: "nothing to ask")}
+    found = run_suite(embedder, "all", data, FEW, table=table)
+    assert found["skipped"] == {"suite.bad": "disk gone", "suite.none": "nothing to ask"}
+    assert found["intervals"] == {"suite.good.block.r1": [0.4, 0.6]}
+
+
+def test_mean_per_class_equals_the_loop() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 7, 60) * 3  # classes that do not occur lie between
+    hits = (random.random(60) < 0.4).astype(float)
+    mean, (low, high) = mean_per_class(hits, truth, Bootstrap(draws=300))
+    assert mean == pytest.approx(np.mean([hits[truth == c].mean() for c in np.unique(truth)]))
+    drawn = []
+    for weight in np.concatenate(list(Bootstrap(draws=300).weights(60))):
+        own = [
+            np.average(hits[truth == c], weights=weight[truth == c])
+            for c in np.unique(truth)
+            if weight[truth == c].sum()
+        ]
+        drawn.append(np.mean(own))
+    np.testing.assert_allclose([low, high], np.quantile(drawn, [0.025, 0.975]))
+
+
+def test_blocks_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    points, vectors = torch.randn(11, 4), torch.randn(5, 4)
+    vectors[3] = vectors[1]  # a tie counts against the model
+    truth = np.arange(11) % 5
+    whole = rank_and_answer(lambda a, b: a @ b.T, points, vectors, truth)
+    monkeypatch.setattr("pipeline.assess.zero_shot.BLOCK", 3)
+    parts = rank_and_answer(lambda a, b: a @ b.T, points, vectors, truth)
+    np.testing.assert_array_equal(whole, parts)
+    assert (whole[0][truth == 3] >= 1).all()
+
+
+def test_every_name_and_prompt_weighs_alike(embedder: Embedder) -> None:
+    vectors = vectors_of(embedder, [["cat", "kitten"], ["elk"]], ["a photo of a {}", "one {}"])
+    cats = ["a photo of a cat", "a photo of a kitten", "one cat", "one kitten"]
+    for vector, sentences in zip(vectors, [cats, ["a photo of an elk", "one elk"]], strict=True):
+        plain = embedder.lift_text(embedder.project_text(sentences).mean(0))
+        torch.testing.assert_close(vector, plain, rtol=1e-4, atol=1e-4)
+
+
+def gaussians(seed: int, count: int) -> tuple[torch.Tensor, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, count)
+    centres = np.random.default_rng(9).normal(size=(3, 6)) * 1.5
+    return torch.from_numpy(centres[labels] + random.normal(size=(count, 6))).float(), labels
+
+
+def test_fit_finds_the_minimum() -> None:
+    features, labels = gaussians(0, 80)
+    x, y, penalty = features.double().numpy(), labels, 0.03
+
+    def loss(flat: np.ndarray) -> float:
+        weight, bias = flat[:18].reshape(3, 6), flat[18:]
+        logits = x @ weight.T + bias
+        highest = logits.max(1, keepdims=True)
+        norm = np.log(np.exp(logits - highest).sum(1)) + highest[:, 0]
+        return float((norm - logits[np.arange(80), y]).mean() + penalty / 2 * (weight**2).sum())
+
+    best = minimize(loss, np.zeros(21), tol=1e-10)
+    head = torch.nn.Linear(6, 3).double()
+    fit(head, features.double(), torch.from_numpy(labels), penalty)
+    np.testing.assert_allclose(head.weight.detach().numpy(), best.x[:18].reshape(3, 6), atol=2e-4)
+
+
+def test_probe_learns_what_is_there_and_no_more() -> None:
+    train, test = gaussians(0, 300), gaussians(1, 200)
+    found = probe(train, test, 3, FEW)
+    assert found.numbers["top1"] > 0.85 and found.numbers["training_images"] == 300
+    low, high = found.intervals["top1"]
+    assert low < found.numbers["top1"] < high
+    with torch.inference_mode():
+        again = probe(train, test, 3, FEW)
+    assert again.numbers == found.numbers, "seeded, and at home in inference mode"
+    random = np.random.default_rng(3)
+    blind = probe((train[0], random.permutation(train[1])), test, 3, FEW)
+    assert blind.numbers["top1"] < 0.6, "shuffled labels teach nothing"
+
+
+def test_the_penalty_is_chosen_without_the_test_part() -> None:
+    features, labels = gaussians(0, 60)
+    wide = torch.cat([features, torch.randn(60, 200, generator=torch.Generator().manual_seed(0))], 1)
+    penalty = sweep(HEADS["softmax"], wide, torch.from_numpy(labels), 3, 0)
+    assert penalty in PENALTIES and penalty > PENALTIES[-1], "noise asks for a penalty"
+    with pytest.raises(ValueError, match="4 training images are too few"):
+        probe((features[:4], labels[:4]), (features, labels), 3, FEW)
+
+
+def test_other_heads_plug_in(data: Path, embedder: Embedder) -> None:
+    train, test = gaussians(0, 200), gaussians(1, 100)
+    found = probe(train, test, 3, FEW, "maximum_separation")
+    assert found.numbers["top1"] > 0.85
+    both = run_suite(embedder, "cifar10", data, FEW, heads=("softmax", "maximum_separation"))
+    assert {"probe_softmax", "probe_maximum_separation"} <= set(both["suite"]["cifar10"])
+    few = (torch.randn(20, 2), np.arange(20) % 5)
+    with pytest.raises(ValueError, match="is too few"):
+        probe(few, few, 5, FEW, "maximum_separation")
+
+
+def metrics() -> dict:
+    return {
+        "run": "r",
+        "zero_shot": {
+            "top1": 0.5,
+            "top5": 0.9,
+            "chance": 0.1,
+            "chance_top5": 0.5,
+            "images": 20,
+            "classes": 10,
+        },
+        "retrieval": {"chance": {"way": {"r1": 0.02}}, "way": {"r1": 1.0}, "images": 30, "distinct": 9},
+        "geometry": {"curvature": 1.0},
+        "suite": {
+            "tiny_imagenet": {
+                "hierarchy": {"tie": 2.5, "chance": {"tie": 5.0}, "n": 40, "nodes": 9},
+                "probe_softmax": {"top1": 0.25, "penalty": 0.1, "chance": {"top1": 0.1}, "n": 40},
+                "source": "data/tiny",
+                "seconds": 1.5,
+            }
+        },
+        "intervals": {"zero_shot.top1": [0.4, 0.6], "suite.tiny_imagenet.hierarchy.tie": [2.25, 2.75]},
+        "skipped": {},
+        "assessed": {"source": "held out", "images": 30},
+        "seconds": 3.5,
+    }
+
+
+def test_figures_and_csv() -> None:
+    got = list(csv.reader(io.StringIO(csv_text(metrics()))))
+    assert got == [
+        list(COLUMNS),
+        ["zero_shot.top1", "0.5", "0.4", "0.6", "0.1", "20", "held out"],
+        ["zero_shot.top5", "0.9", "", "", "0.5", "20", "held out"],
+        ["retrieval.way.r1", "1.0", "", "", "0.02", "30", "held out"],
+        ["suite.tiny_imagenet.hierarchy.tie", "2.5", "2.25", "2.75", "5.0", "40", "data/tiny"],
+        ["suite.tiny_imagenet.probe_softmax.top1", "0.25", "", "", "0.1", "40", "data/tiny"],
+    ]
+    assert figures({"suite": {}, "zero_shot": None}) == []
+
+
+def test_table() -> None:
+    table = suite_table(metrics())
+    assert table is not None and table["note"].startswith("1 data set;")
+    tie, top1 = table["rows"]
+    assert (tie["name"], tie["value"], tie["interval"]) == (
+        "Tiny-ImageNet: hierarchy",
+        "2.50",
+        "2.25 to 2.75",
+    )
+    assert tie["note"] == "tree distance (TIE), lower is better, n = 40" and tie["gain"] == "2.5 below"
+    assert top1["name"] == "Tiny-ImageNet: linear probe" and top1["gain"] == "2.5 times"
+    assert suite_table({"suite": {}}) is None
+    words = rows({k: v for k, v in metrics().items() if k not in ("zero_shot", "retrieval", "geometry")})
+    assert words[0][0].startswith("Tiny-ImageNet: hierarchy (tree distance")
+
+
+def test_a_model_directory_from_the_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = tiny("euclid")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    words = ["assess", "--run", str(tmp_path / "model"), "--suite", "cifar10,stl10", "--data", str(data)]
+    said = command(monkeypatch, capsys, *words, "--set", "draws=100", "--set", "suite_images=20")
+    assert "CIFAR-10: zero-shot" in said and "not measured: suite.stl10: not in" in said
+    held = json.loads((tmp_path / "model/metrics.json").read_text())
+    assert set(held["suite"]["cifar10"]) == {"zero_shot", "probe_softmax", "source", "seconds"}
+    assert "suite.cifar10.probe_softmax.top1" in held["intervals"]
+    assert (
+        (tmp_path / "model/metrics.csv")
+        .read_text()
+        .startswith("name,value,low,high,chance,n,source\nsuite.cifar10")
+    )
+    page = (tmp_path / "model/report.html").read_text()
+    assert "Measured on 1 published data set." in page and "CIFAR-10: linear probe" in page
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str, status: int = 0
+) -> str:
+    """Run `hyco words` in this process; returns what it says."""
+    monkeypatch.setattr(sys, "argv", ["hyco", *words])
+    with pytest.raises(SystemExit) as left:
+        run_app(app)
+    said = capsys.readouterr()
+    assert (left.value.code or 0) == status, said.err
+    return said.err if status else said.out
+
+
+def test_a_suite_without_data_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = tiny()
+    model.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    said = command(monkeypatch, capsys, "assess", "--run", str(tmp_path), "--suite", "all", status=2)
+    assert said == "hyco: error: --suite needs --data: the directory your data sets lie in\n"
+    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+        assess_model(tmp_path, "all", tmp_path / "nowhere")
+    assess_model(tmp_path, "tiny_imagenet", data, config=AssessConfig(draws=100, probe_heads=()))
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_a_thousand_leaves_and_fifty_thousand_answers() -> None:
+    """Table look-ups, not loops: what took minutes leaf by leaf takes about a second."""
+    leaves = [(f"l{i}", f"g{i // 10}", ()) for i in range(1000)]
+    tree = Taxonomy.build([("root", None, ()), *((f"g{i}", "root", ()) for i in range(100)), *leaves])
+    random = np.random.default_rng(0)
+    truth, answer = random.integers(0, 1000, (2, 50_000))
+    found = tree_metrics(answer, truth, tree, FEW)
+    apart = np.where(answer == truth, 0, np.where(answer // 10 == truth // 10, 2, 4))
+    assert found.numbers["tie"] == pytest.approx(apart.mean())
+    accuracy = set_accuracy((answer != truth) * 1, truth, 1000, FEW)
+    assert accuracy.numbers["top1"] == pytest.approx((answer == truth).mean())
