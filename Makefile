@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all chaos bench lint format weights test-groundingdino clean
+.PHONY: help demo ui test test-all chaos bench lint format weights test-services sbom test-groundingdino clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -51,6 +51,25 @@ chaos: $(DEV) ## kill -9 in the middle of mining, packing and training
 
 bench: $(DEV) ## speed and memory beside a peer, equality first; ONLY=name runs one
 	@$(BIN)/python -m tests.perf $(ONLY)
+
+DOCKER := $(VENV)/.docker-installed
+
+$(DOCKER): $(DEV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e '.[dev,docker]' -c constraints.txt
+	@touch $@
+
+# The servers come from Debian's packages; installed here when they are absent and we may (root).
+test-services: $(DOCKER) ## docker/ without an engine: its topology as processes, its steps in a clean Debian (about 20 minutes)
+	@command -v redis-server debootstrap >/dev/null && ls -d /usr/lib/postgresql/*/bin >/dev/null 2>&1 \
+	    || apt-get install -y --no-install-recommends postgresql redis-server debootstrap
+	@$(BIN)/python -m pytest -m services tests/services
+
+sbom: $(BASE) ## build/sbom.json: every package that is installed, as CycloneDX
+	@test -x .venv-sbom/bin/cyclonedx-py || ($(PYTHON) -m venv .venv-sbom \
+	    && .venv-sbom/bin/python -m pip install --disable-pip-version-check --progress-bar off -qq cyclonedx-bom==7.5.0)
+	@mkdir -p build
+	@.venv-sbom/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON -o build/sbom.json
+	@echo "build/sbom.json written"
 
 GDINO := .venv-groundingdino
 
