@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.assess.beside import beside_table
 from pipeline.assess.charts import PER_CENT, interval_bar, number, plain_share, share
 from pipeline.assess.curves import curves
 from pipeline.assess.panels import Exhibits, space_panel, tree_panel
@@ -53,6 +54,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "neighbours": exhibits.neighbours,
         "neighbours_lead": view.neighbours_lead(),
         "tables": view.tables(),
+        "beside": beside_table(metrics),
         "skipped": [(SECTIONS.get(k, k), v) for k, v in (metrics.get("skipped") or {}).items()],
         "tree": tree_panel(exhibits),
         "space": space_panel(exhibits, metrics.get("geometry")),

@@ -45,10 +45,10 @@ def _row(figure: Figure, titles: dict[str, str]) -> dict[str, Any]:
     top = max(figure.value, figure.high or 0.0, figure.chance or 0.0) * 1.15 if low else 1.0
     span = None if figure.low is None or figure.high is None else (figure.low, figure.high)
     return {
-        "name": f"{titles.get(dataset, dataset)}: {', '.join(map(_word, path[:-1]))}".removesuffix(": "),
+        "name": f"{titles.get(dataset, dataset)}: {', '.join(map(word, path[:-1]))}".removesuffix(": "),
         "note": ", ".join(
             [
-                _word(path[-1]),
+                word(path[-1]),
                 *(["lower is better"] if low else []),
                 *([f"n = {figure.n:,}"] if figure.n else []),
             ]
@@ -61,7 +61,8 @@ def _row(figure: Figure, titles: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _word(key: str) -> str:
+def word(key: str) -> str:
+    """A key of metrics.json in words."""
     return WORDS.get(key) or (
         f"R@{key[1:]}" if key[:1] == "r" and key[1:].isdigit() else key.replace("_", " ")
     )

@@ -63,6 +63,10 @@ def assess(
     data: Annotated[
         str | None, typer.Option(metavar="DIR", help="The directory these data sets lie in, one folder each.")
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Another assessed run to show in the report; may be repeated."),
+    ] = None,
     assignments: Assignments = None,
 ) -> None:
     """Measure a trained run; writes metrics.json, metrics.csv and report.html into it.
@@ -81,7 +85,9 @@ def assess(
             raise ValueError("--suite needs --data: the directory your data sets lie in")
         show_metrics(assessing.assess_model(run, suite, data, config=config), Path(run))
         return
-    folder = Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
+    folder = _folder(run, home)
+    if beside:
+        config = config.replace(beside=tuple(str(_folder(other, home)) for other in beside))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
@@ -104,3 +110,8 @@ def assess(
         data=data,
     )
     show_metrics(metrics, folder)
+
+
+def _folder(run: str, home: str) -> Path:
+    """Directory of a run, given as such or by its name in HOME/runs."""
+    return Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run

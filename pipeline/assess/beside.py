@@ -1,0 +1,98 @@
+"""Other assessed runs beside this one: their numbers in metrics.json, and a table of the report with a column each."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.assess.charts import number, share
+from pipeline.assess.figures import figures
+from pipeline.assess.suite_table import LOWER_IS_BETTER, word
+
+
+def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """What the runs' own metrics.json and config.json say of them.
+
+    Each: run, recipe, images (kind of the image tower), samples_seen, seconds of training, source, numbers
+    {name: {value, interval}}.
+
+    Raises:
+        FileNotFoundError: a run that has not been assessed.
+    """
+    return [_read(Path(run)) for run in runs]
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    if not (folder / "metrics.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no metrics.json to show beside this run: give the directory of an assessed run"
+        )
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return summary(metrics, folder)
+
+
+def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The entry of one run, from its metrics and its config.json."""
+    path, train = folder / "config.json", metrics.get("train") or {}
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    recipe = config.get("recipe") or {}
+    return {
+        "run": metrics.get("run") or folder.name,
+        "recipe": recipe.get("name"),
+        "images": ((recipe.get("model") or {}).get("vision") or {}).get("kind", "vit"),
+        "samples_seen": train.get("samples_seen"),
+        "seconds": train.get("seconds"),
+        "source": (metrics.get("assessed") or {}).get("source"),
+        "numbers": {
+            f.name: {"value": f.value, "interval": None if f.low is None else [f.low, f.high]}
+            for f in figures(metrics)
+        },
+    }
+
+
+def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """Note, columns and rows for the template; None where no run was asked for.
+
+    Rows are the numbers that this run and at least one other have. The best value of a row is marked.
+    """
+    others = metrics.get("beside")
+    if not others:
+        return None
+    own = others[0]
+    runs = [own, *others[1:]]
+    rows = []
+    for name in own["numbers"]:
+        cells = [run["numbers"].get(name) for run in runs]
+        if sum(cell is not None for cell in cells) > 1:
+            rows.append(_row(name, cells))
+    facts = []
+    for label, key, told in (
+        ("recipe", "recipe", str),
+        ("image tower", "images", str),
+        ("samples seen in training", "samples_seen", lambda n: f"{n:,}"),
+        ("seconds of training", "seconds", number),
+    ):
+        values = [run.get(key) for run in runs]
+        facts.append({"name": label, "cells": ["" if v is None else told(v) for v in values]})
+    sources = {run["source"] for run in runs}
+    note = "the best of a row in bold; " + (
+        f"all on {own['source']}" if len(sources) == 1 else "NOT on the same held-out images"
+    )
+    return {"note": note, "columns": [run["run"] for run in runs], "facts": facts, "rows": rows}
+
+
+def _row(name: str, cells: list[dict[str, Any] | None]) -> dict[str, Any]:
+    *path, last = name.split(".")
+    low = last in LOWER_IS_BETTER
+    told = number if low else share
+    values = [cell["value"] for cell in cells if cell]
+    best = min(values) if low else max(values)
+    shown = []
+    for cell in cells:
+        if cell is None:
+            shown.append({"value": "", "interval": "", "best": False})
+            continue
+        interval = " to ".join(map(told, cell["interval"] or ()))
+        shown.append({"value": told(cell["value"]), "interval": interval, "best": cell["value"] == best})
+    note = ", ".join([word(last), *(["lower is better"] if low else [])])
+    return {"name": ", ".join(map(word, path)), "note": note, "cells": shown}

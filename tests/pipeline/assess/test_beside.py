@@ -1,0 +1,65 @@
+"""Other runs beside this one: what is read of them, the table, and that the page stays whole."""
+
+import json
+import re
+
+import pytest
+
+from pipeline.assess.beside import beside_table, read_beside, summary
+from pipeline.assess.panels import Exhibits
+from pipeline.assess.report import render
+
+
+def metrics(name, top1, source="held-out"):
+    return {
+        "run": name,
+        "zero_shot": {"top1": top1, "chance": 0.1, "images": 5, "classes": 10},
+        "hierarchy": {"tie": 4 - top1, "chance": {"tie": 5.0}, "images": 5},
+        "intervals": {"zero_shot.top1": [top1 - 0.1, top1 + 0.1]},
+        "train": {"samples_seen": 61_440, "seconds": 61.5},
+        "assessed": {"source": source},
+    }
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folders = []
+    for name, top1, kind in (("ours", 0.3, "poincare_resnet"), ("<b>vit", 0.4, "vit")):
+        folder = tmp_path / str(len(folders))
+        folder.mkdir()
+        (folder / "metrics.json").write_text(json.dumps(metrics(name, top1)))
+        recipe = {"name": f"demo_{kind}", "model": {"vision": {"kind": kind}}}
+        (folder / "config.json").write_text(json.dumps({"recipe": recipe}))
+        folders.append(folder)
+    return folders
+
+
+def test_rows_facts_and_the_best_of_each(runs):
+    table = beside_table({"beside": read_beside(runs)})
+    assert table["columns"] == ["ours", "<b>vit"] and table["note"].endswith("all on held-out")
+    facts = {row["name"]: row["cells"] for row in table["facts"]}
+    assert facts["image tower"] == ["poincare_resnet", "vit"]
+    assert facts["samples seen in training"] == ["61,440", "61,440"]
+    rows = {row["name"]: [cell["best"] for cell in row["cells"]] for row in table["rows"]}
+    assert rows == {"zero-shot": [False, True], "hierarchy": [False, True]}  # a lower tree distance is better
+    assert re.sub(r"\s", " ", table["rows"][0]["cells"][0]["interval"]) == "20.0 % to 40.0 %"
+
+
+def test_other_images_are_said_and_numbers_that_one_run_lacks_are_empty(runs):
+    other = metrics("other", 0.5, "another source") | {"hierarchy": None}
+    table = beside_table({"beside": [*read_beside(runs), summary(other, runs[0])]})
+    assert "NOT on the same" in table["note"]
+    assert [row["cells"][2]["value"] for row in table["rows"]][1:] == [""]
+    assert beside_table({}) is None
+
+
+def test_the_page_shows_the_table_with_names_escaped(runs):
+    shown = metrics("ours", 0.3) | {"beside": read_beside(runs)}
+    shown["zero_shot"] = None
+    html = render(shown | {"hierarchy": None}, Exhibits())
+    assert "Beside other runs" in html and "<b>vit" not in html and "&lt;b&gt;vit" in html
+
+
+def test_a_run_that_was_not_assessed_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere has no metrics\.json"):
+        read_beside([tmp_path / "nowhere"])
