@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.assess import exhibits, pictures, report, sections
+from pipeline.assess.beside import read_beside, summary
 from pipeline.assess.config import AssessConfig
 from pipeline.assess.data import Embedder
 from pipeline.assess.embedded import embed, work
@@ -40,6 +41,7 @@ SECTIONS = (
     "parts",
     "boxes",
     "compositional",
+    "traversal",
     "geometry",
 )
 
@@ -84,6 +86,7 @@ def assess(
     tree = Taxonomy.load(taxonomy) if taxonomy else None
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}
+    others = read_beside(config.beside)
     scenes = limit_regions(
         list(held_out(store, dataset, assess_source, config.max_images)), config.max_parts, config.seed
     )
@@ -107,8 +110,8 @@ def assess(
     else:
         with Progress(work(scenes), "assess", "items", listener) as progress, torch.inference_mode():
             embedded = embed(embedder, scenes, progress.advance)
-            answered = sections.measure(metrics, embedder, embedded, tree, run, boot, config.seed)
-            shown = pictures.draw(embedder, embedded, tree, answered, config)
+            measured = sections.measure(metrics, embedder, embedded, tree, run, boot, config)
+            shown = pictures.draw(embedder, embedded, tree, measured, config)
         metrics["assessed"] = {
             "source": assess_source or f"val split of {dataset.name}",
             "images": len(embedded.scenes),
@@ -119,6 +122,8 @@ def assess(
     metrics |= provenance(run, dataset)
     metrics["seconds"] = round(time.monotonic() - began, 2)
     metrics = _finite(metrics)
+    if others:
+        metrics["beside"] = [summary(metrics, run_dir), *others]
     write_numbers(run_dir, metrics)
     samples = exhibits.mined_samples(
         islice(training_samples(store, dataset, "train"), 400), config.samples, config.picture_side

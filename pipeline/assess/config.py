@@ -20,12 +20,15 @@ class AssessConfig(Config):
         samples: mined training samples shown in the report.
         answers: held-out images shown with the captions found for them.
         mistakes: wrongly named scenes shown in the report.
+        walks: images from which to walk to the root, drawn by seed.
+        strips: walks shown in the report, the first of them.
         picture_side: short side of the pictures in the report, in pixels.
         suite_images: at most this many images of each split of a data set of the suite, drawn by seed; 0 takes all.
+        beside: directories of other assessed runs, shown in the report beside this one.
         probe_heads: heads fitted on the frozen features of labelled sets: softmax, maximum_separation; () fits none.
     """
 
-    incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device"})
+    incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device", "beside"})
 
     max_images: int = Field(default=5000, ge=2)
     max_parts: int = Field(default=5000, ge=2)
@@ -36,6 +39,9 @@ class AssessConfig(Config):
     samples: int = Field(default=8, ge=0, le=60)
     answers: int = Field(default=12, ge=0, le=60)
     mistakes: int = Field(default=8, ge=0, le=60)
+    walks: int = Field(default=300, ge=2)
+    strips: int = Field(default=4, ge=0, le=20)
     picture_side: int = Field(default=224, ge=32, le=640)
     suite_images: int = Field(default=0, ge=0)
+    beside: tuple[str, ...] = ()
     probe_heads: tuple[Literal["softmax", "maximum_separation"], ...] = ("softmax",)

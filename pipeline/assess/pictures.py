@@ -7,6 +7,7 @@ from pipeline.assess.config import AssessConfig
 from pipeline.assess.embedded import Embedded
 from pipeline.assess.geometry import radii
 from pipeline.assess.hierarchy import family_confusion, where_errors_meet
+from pipeline.assess.sections import Measured
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
 
@@ -15,11 +16,12 @@ def draw(
     embedder: Embedder,
     embedded: Embedded,
     tree: Taxonomy | None,
-    answered: show.Answered | None,
+    measured: Measured,
     config: AssessConfig,
 ) -> dict[str, Any]:
     """The fields of panels.Exhibits that come from the embedded scenes."""
     found: dict[str, Any] = {}
+    answered = measured.answered
     side = config.picture_side
     if len(embedded.captions.texts):
         found["neighbours"] = show.neighbours(embedder, embedded, config.answers, 4, side, config.seed)

@@ -1,5 +1,6 @@
 """The measured sections of metrics.json, filled from embedded scenes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from pipeline.assess.boxes import measure_boxes
 from pipeline.assess.compositional import accuracy_by_kind, prefers
+from pipeline.assess.config import AssessConfig
 from pipeline.assess.embedded import Embedded
 from pipeline.assess.exhibits import Answered
 from pipeline.assess.geometry import HYCOCLIP_CONES, Cone, geometry_report
@@ -15,8 +17,17 @@ from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.parts import part_retrieval
 from pipeline.assess.retrieval import both_ways
 from pipeline.assess.taxonomy import Taxonomy
+from pipeline.assess.walks import Walks, traverse
 from pipeline.assess.zero_shot import accuracy, class_vectors
 from pipeline.embedder import Embedder
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the report draws besides the numbers: the answers on the tree, the walks to the root."""
+
+    answered: Answered | None
+    walks: Walks | None
 
 
 def measure(
@@ -26,9 +37,9 @@ def measure(
     tree: Taxonomy | None,
     run: dict[str, Any],
     boot: Bootstrap,
-    seed: int,
-) -> Answered | None:
-    """Fill the measured sections; returns the answers on the tree where there are any."""
+    config: AssessConfig,
+) -> Measured:
+    """Fill the measured sections; returns what the report draws besides."""
     captions, phrases = embedded.captions, embedded.phrases
     if len(captions.texts) > 1:
         found = both_ways(embedder.score, embedded.images, embedded.texts, captions, boot)
@@ -47,11 +58,17 @@ def measure(
         keep(metrics, "parts", "the held-out images have no parts: no objects in their json, none mined")
     keep(metrics, "boxes", _boxes(embedder, embedded, tree, boot))
     keep(metrics, "compositional", _foils(embedder, embedded, boot))
-    keep(metrics, "geometry", _geometry(embedder, embedded, run, seed))
+    keep(metrics, "geometry", _geometry(embedder, embedded, run, config.seed))
     answered = _classify(metrics, embedder, embedded, tree, boot)
     if answered and tree:
         keep(metrics, "hierarchy", tree_metrics(answered.predicted, answered.truth, tree, boot))
-    return answered
+    walked = None
+    if len(captions.texts) > 1:
+        found, walked = traverse(embedder, embedded, tree, boot, config.walks, config.seed)
+        keep(metrics, "traversal", found)
+    else:
+        keep(metrics, "traversal", "all held-out images share one caption: there is nothing to meet")
+    return Measured(answered, walked)
 
 
 def _boxes(embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, boot: Bootstrap) -> Outcome | str:

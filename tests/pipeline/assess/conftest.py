@@ -13,6 +13,8 @@ MODULES = (
     "hierarchy",
     "geometry",
     "taxonomy",
+    "traversal",
+    "walks",
     "boxes",
     "compositional",
     "files",

@@ -174,6 +174,10 @@ def test_everything_is_measured_on_a_labelled_source(world):
     foils = metrics["compositional"]
     assert list(foils) == ["noun", "count", "mean"] and foils["mean"]["pairs"] == 80
     assert foils["noun"]["n"] == 40 and foils["noun"]["chance"] == {"accuracy": 0.5}
+    walks = metrics["traversal"]
+    assert walks.keys() == {"texts", "pictures", "names"}
+    assert walks["texts"]["n"] == 40 and walks["names"]["n"] == single and walks["names"]["pool"] == 6
+    assert walks["pictures"]["pool"] == 40 + metrics["parts"]["crops"]
     geometry = metrics["geometry"]
     assert geometry["k"] == 0.2 and geometry["curvature"] == pytest.approx(1.0)
     assert (
@@ -255,6 +259,7 @@ def test_a_diverged_model_is_refused_and_a_euclidean_one_has_no_geometry(world):
         run(world, name="nan")
     write_run(world / "home" / "runs" / "flat", *tiny("euclid"))
     metrics = run(world, name="flat", **labelled(world))
+    assert metrics["traversal"]["texts"]["n"] == 40
     assert metrics["geometry"] is None and "Euclidean" in metrics["skipped"]["geometry"]
     assert 0 <= metrics["zero_shot"]["top1"] <= 1
 
