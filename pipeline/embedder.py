@@ -146,6 +146,7 @@ class Embedder:
 def save_model(folder: str | Path, model: DualEncoder, tokenizer: Tokenizer) -> None:
     """Write a model directory: model.safetensors, config.json, tokenizer.json, preprocessor_config.json."""
     model.save_pretrained(folder)
+    (Path(folder) / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     tokenizer.save(folder)
     size, config = model.config.vision.image_size, model.config
     # In the terms of transformers' image processors: what `whole` and DualEncoder.normalise do.

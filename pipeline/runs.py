@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
@@ -41,6 +41,14 @@ class RunConfig(Config):
     version: str
     recipe: Recipe
     environment: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, values: Any) -> Any:
+        """Runs started before image towers had kinds have a ViT."""
+        with contextlib.suppress(TypeError, KeyError, AttributeError):  # of what is wrong, validation tells
+            values["recipe"]["model"]["vision"].setdefault("kind", "vit")
+        return values
 
 
 def prepare(run_dir: str | Path, home: str, version: str, recipe: Recipe) -> RunConfig:

@@ -173,7 +173,7 @@ def _require_published(config: ClipConfig) -> VisionConfig:
         ("vision.patch_bias", vision.patch_bias, (True,)),
         ("text.activation", text.activation, ("gelu",)),
         ("text.norm_eps", text.norm_eps, (1e-5,)),
-        ("text.heads", text.heads, (text.width // TEXT_HEAD,)),
+        ("text.width / text.heads", text.width // text.heads, (TEXT_HEAD,)),
         # Their feature is at the highest id of a text.
         ("text.end_token", text.end_token, (text.vocab_size - 1,)),
     ):

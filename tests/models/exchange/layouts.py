@@ -37,7 +37,14 @@ def resblocks(prefix: str, width: int, depth: int) -> dict[str, Tensor]:
     return state
 
 
-def published(width: int = 48, text_width: int = 128, depth: int = 2, dim: int = 24, side: int = 4) -> dict:
+def published(
+    width: int = 48,
+    text_width: int = 128,
+    depth: int = 2,
+    dim: int = 24,
+    side: int = 4,
+    vocabulary: int = VOCABULARY,
+) -> dict:
     """A MERU or HyCoCLIP state dict: patches of 8 pixels, side x side of them."""
     state = {
         "visual.cls_token": draw(1, 1, width),
@@ -52,7 +59,7 @@ def published(width: int = 48, text_width: int = 128, depth: int = 2, dim: int =
         state |= linear(f"{at}.mlp.fc1", width, 4 * width) | linear(f"{at}.mlp.fc2", 4 * width, width)
     state |= norm("visual.norm", width)
     state |= {
-        "textual.token_embed.weight": draw(VOCABULARY, text_width),
+        "textual.token_embed.weight": draw(vocabulary, text_width),
         "textual.posit_embed": draw(CONTEXT, text_width),
         "textual.attn_mask": torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1),
     }

@@ -82,7 +82,7 @@ def test_what_we_train_can_be_written_if_it_is_of_that_architecture():
         model.encode_image(model.normalise(images)).double(), expected, atol=1e-5, rtol=1e-4
     )
     narrow = dataclasses.replace(ours, text=dataclasses.replace(ours.text, heads=2))
-    with pytest.raises(ValueError, match=r"text\.heads is 2 and the published architecture has 1 only"):
+    with pytest.raises(ValueError, match=r"text\.heads is 32 and the published architecture has 64 only"):
         to_published(DualEncoder(narrow))
     with pytest.raises(ValueError, match=r"geometry is product"):
         to_published(DualEncoder(dataclasses.replace(ours, geometry="product", factors=2)))

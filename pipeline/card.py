@@ -1,0 +1,138 @@
+"""The model card of a written model: what it is, what it was trained on, what was measured, what to mind."""
+
+from typing import Any
+
+from models.clip import DualEncoder
+from pipeline.assess.table import markdown_table
+
+USE = """```python
+from pipeline.embedder import Embedder
+
+model = Embedder.load("DIR")  # this directory
+texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])
+print(model.score(images, texts))  # minus the distance: larger is nearer
+```"""
+
+ONNX = """`image.onnx` takes `pixel_values` [B, 3, {size}, {size}] as preprocessor_config.json makes them and gives
+`image_embeds`; `text.onnx` takes `input_ids` [B, N], N up to {context}, as tokenizer.json makes them (start and end
+token included, padded with the end token) and gives `text_embeds`. Geometry and curvature are in their metadata."""
+
+SPACES = {
+    "euclid": "unit vectors; the score is their cosine",
+    "lorentz": "points of a hyperboloid of curvature -{c}, given by their space parts x with time part "
+    "sqrt(1/c + |x|^2); the score is minus the geodesic distance, never a cosine",
+    "product": "points of a product of {k} hyperboloids of curvatures -{c}, given by their space parts; the score is "
+    "minus the mean of the factors' distances, never a cosine",
+}
+
+
+def model_card(
+    name: str,
+    model: DualEncoder,
+    facts: list[tuple[str, str]],
+    metrics: dict[str, Any] | None,
+    licence: str | None,
+    onnx: bool = False,
+) -> str:
+    """README.md of a model directory.
+
+    Args:
+        name: of the model.
+        model: whose shape is described.
+        facts: where it comes from: data version, parent, recipe ...
+        metrics: metrics.json, None when the model has not been assessed.
+        licence: as an SPDX name, None when none was given.
+        onnx: whether the towers are there as ONNX.
+    """
+    config = model.config
+    vision, text = config.vision, config.text
+    counted = sum(value.numel() for value in model.parameters())
+    shape = [
+        (
+            "Image tower",
+            f"{vision.kind}, {vision.image_size} x {vision.image_size} pixels, width {vision.width}",
+        ),
+        (
+            "Text tower",
+            f"{text.depth} causal blocks of width {text.width}, {text.context_length} tokens of {text.vocab_size:,}",
+        ),
+        ("Embeddings", f"{config.dim} numbers: {_space(model)}"),
+        ("Parameters", f"{counted:,}"),
+    ]
+    parts = [
+        _front_matter(licence),
+        f"# {name}",
+        "A dual encoder of images and texts, made with Hyco. This card was generated when the model was written.",
+        "## Use",
+        USE,
+        *([ONNX.format(size=vision.image_size, context=text.context_length)] if onnx else []),
+        "## Model",
+        _table(shape),
+        "## Origin",
+        _table(facts),
+        "## Measured",
+        markdown_table(metrics)
+        if metrics
+        else "Nothing: the model was not assessed before it was written (`hyco assess`).",
+        *([_assessed(metrics)] if metrics else []),
+        "## Licence",
+        licence
+        or "None was named when the model was written. The licences of its training data and of any checkpoint it "
+        "started from apply.",
+        "## Limits",
+        _limits(model, metrics),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(licence: str | None) -> str:
+    return "\n".join(
+        [
+            "---",
+            f"license: {licence or 'other'}",
+            "pipeline_tag: zero-shot-image-classification",
+            "tags: [clip, hyperbolic, hyco]",
+            "---",
+        ]
+    )
+
+
+def _space(model: DualEncoder) -> str:
+    geometry = model.config.geometry
+    curvatures = model.curvature.detach().reshape(-1)
+    low, high = curvatures.min().item(), curvatures.max().item()
+    c = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    return SPACES[geometry].format(c=c, k=model.config.factors)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    pipe = "\\|"
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {value.replace('|', pipe)} |" for name, value in rows)]
+    )
+
+
+def _assessed(metrics: dict[str, Any]) -> str:
+    where = metrics.get("assessed") or {}
+    if not where:
+        return "Each number stands beside its chance level."
+    images, captions = where["images"], where["captions"]
+    return f"On {images:,} held-out images with {captions:,} captions; each number beside its chance level."
+
+
+def _limits(model: DualEncoder, metrics: dict[str, Any] | None) -> str:
+    config = model.config
+    said = [
+        "It knows what its training data showed it and repeats the data's biases; what is not in the table above was "
+        "not measured.",
+        "Scores rank; they are no probabilities. No threshold holds for every use.",
+        f"Texts beyond {config.text.context_length - 2} tokens are cut; images are scaled to "
+        f"{config.vision.image_size} pixels, so small things vanish.",
+    ]
+    if config.geometry != "euclid":
+        said.append(
+            "A cosine of these embeddings, or a vector store that uses one, ranks differently from the model."
+        )
+    if not metrics:
+        said.append("It was not assessed: find out what it can do before you rely on it.")
+    return "\n".join(f"- {line}" for line in said)

@@ -1,0 +1,65 @@
+"""Verbs of checkpoints: import and export."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.commands.app import Home, app, show
+
+Out = Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")]
+
+
+@app.command("import")
+def import_(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="MERU's or HyCoCLIP's .pth, an OpenCLIP directory or state dict, or a Hugging Face CLIP directory."
+        ),
+    ],
+    out: Out,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Directory with CLIP's tokenizer, for a checkpoint that brings none (a .pth)."),
+    ] = None,
+    vision_heads: Annotated[
+        int | None,
+        typer.Option(help="Attention heads of a published image tower that is not ViT-S, B or L.", min=1),
+    ] = None,
+    activation: Annotated[
+        Literal["gelu", "quick_gelu"] | None,
+        typer.Option(help="GELU of an OpenCLIP state dict without open_clip_config.json."),
+    ] = None,
+) -> None:
+    """Convert somebody else's checkpoint into a model directory of Hyco's."""
+    from pipeline.export import import_checkpoint
+
+    show(
+        import_checkpoint(
+            checkpoint, out, tokenizer=tokenizer, vision_heads=vision_heads, activation=activation
+        )
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(help="Directory of a finished run, its name in HOME/runs, or a model directory.")
+    ],
+    out: Out,
+    home: Home = "var",
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx", help="Both towers as ONNX too, compared with torch; exit code 1 if they differ."
+        ),
+    ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="A state dict in MERU's and HyCoCLIP's layout too.")
+    ] = False,
+    licence: Annotated[str | None, typer.Option(help="SPDX name of the licence, for the card.")] = None,
+) -> None:
+    """Write a trained model as a directory to give away: weights, tokenizer, preprocessor, model card."""
+    from pipeline import export as exporting
+
+    show(exporting.export(run, out, home=home, onnx=onnx, published=published, licence=licence))

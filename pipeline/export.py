@@ -1,0 +1,224 @@
+"""A trained model as a directory to give away, and a foreign checkpoint as a model directory of ours.
+
+model.safetensors, config.json, tokenizer.json, preprocessor_config.json, README.md (the model card); of a run also
+recipe.json and metrics.json; when asked for image.onnx, text.onnx and published.pth. Written whole or not at all.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.encoders.block import Activation
+from models.encoders.tokenizer import Tokenizer
+from models.exchange import read_checkpoint, to_published
+from pipeline.card import model_card
+from pipeline.config import digest
+from pipeline.embedder import Embedder, save_model
+from pipeline.runs import RunConfig
+from storage.store import Store
+from storage.versions import Versions
+
+PUBLISHED = "published.pth"
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    home: str = "var",
+    onnx: bool = False,
+    published: bool = False,
+    licence: str | None = None,
+) -> dict[str, Any]:
+    """Write the model of a run (or a model directory) with its card, and prove that it reads back the same.
+
+    Args:
+        source: directory of a finished run, its name in home/runs, or a model directory.
+        out: directory to make; must not exist, or be empty.
+        home: where runs and dataset versions are, for names and for what the card says of the data.
+        onnx: write both towers as ONNX too.
+        published: write MERU's and HyCoCLIP's state dict too.
+        licence: SPDX name for the card.
+
+    Returns:
+        out, files, and the largest differences found: reload, and one for each ONNX file.
+
+    Raises:
+        FileNotFoundError: no such run or model.
+        ValueError: out is taken; an architecture that the published layout has no place for.
+        RuntimeError: what was written does not compute the same.
+    """
+    run, model_dir = find_model(source, home)
+    embedder = Embedder.load(model_dir, device="cpu")
+    config = _run_config(run)
+    metrics = _json((run or model_dir) / "metrics.json")
+    result: dict[str, Any] = {"out": str(out)}
+    with _whole(Path(out)) as draft:
+        embedder.save(draft)
+        result["reload_difference"] = _reload_difference(embedder, draft)
+        if onnx:
+            from pipeline.onnx_towers import write_onnx
+
+            result["onnx_difference"] = write_onnx(embedder.model, draft)
+        if published:
+            torch.save({"model": to_published(embedder.model)}, draft / PUBLISHED)
+        name = run.name if run else model_dir.name
+        facts = _facts(config, _json(run / "train.json") if run else None, metrics) or [("Model", name)]
+        if config:
+            (draft / "recipe.json").write_text(config.recipe.model_dump_json(indent=1) + "\n")
+        if metrics:
+            shutil.copyfile((run or model_dir) / "metrics.json", draft / "metrics.json")
+        (draft / "README.md").write_text(model_card(name, embedder.model, facts, metrics, licence, onnx))
+        result["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+    return result
+
+
+def import_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | None = None,
+    vision_heads: int | None = None,
+    activation: Activation | None = None,
+) -> dict[str, Any]:
+    """Convert a published, Hugging Face or OpenCLIP checkpoint into a model directory.
+
+    Args:
+        path: the file or directory; see models.exchange.read_checkpoint.
+        out: directory to make; must not exist, or be empty.
+        tokenizer: directory with a CLIP tokenizer, for a checkpoint that brings none.
+        vision_heads: heads of a published image tower of unusual width.
+        activation: GELU of a bare OpenCLIP state dict.
+
+    Returns:
+        out, layout, geometry, dim and parameters.
+
+    Raises:
+        FileNotFoundError: no checkpoint, no tokenizer.
+        ValueError: out is taken; an unknown layout; no tokenizer given; a tokenizer of another vocabulary.
+    """
+    path = Path(path)
+    found = read_checkpoint(path, vision_heads=vision_heads, activation=activation)
+    where = tokenizer or found.tokenizer
+    if where is None:
+        raise ValueError(
+            f"{path} brings no tokenizer: give --tokenizer DIR with CLIP's tokenizer.json, or vocab.json and merges.txt"
+        )
+    words = Tokenizer.load(where, found.config.text.context_length)
+    text = found.config.text
+    if words.end != text.end_token or len(words) > text.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {where} has {len(words)} tokens and ends texts with {words.end}, but the text tower has "
+            f"{text.vocab_size} and {text.end_token}: give the tokenizer it was trained with"
+        )
+    model = found.model().eval()
+    facts = [("Imported from", path.name), ("Layout", found.layout)]
+    with _whole(Path(out)) as draft:
+        save_model(draft, model, words)
+        (draft / "README.md").write_text(model_card(path.stem, model, facts, None, None))
+    return {
+        "out": str(out),
+        "layout": found.layout,
+        "geometry": found.config.geometry,
+        "dim": found.config.dim,
+        "parameters": sum(value.numel() for value in model.parameters()),
+    }
+
+
+def find_model(source: str | Path, home: str) -> tuple[Path | None, Path]:
+    """(run, model directory) of a run, a name in home/runs, or a model directory, which has no run."""
+    for folder in (Path(source), Path(home) / "runs" / str(source)):
+        if (folder / "model" / "model.safetensors").is_file():
+            return folder, folder / "model"
+        if (folder / "model.safetensors").is_file():
+            return None, folder
+    raise FileNotFoundError(
+        f"no finished run and no model in {source} or {Path(home) / 'runs' / str(source)}: give the directory that "
+        "`hyco train` printed"
+    )
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A draft beside `out` that takes its name at the end, and vanishes when anything fails."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: name another directory, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.parent / f".tmp-{out.name}-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        yield draft
+        if out.exists():
+            out.rmdir()
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _reload_difference(embedder: Embedder, folder: Path) -> float:
+    """Largest difference of embeddings between a model and what was written of it; RuntimeError above 1e-6."""
+    again = Embedder.load(folder, device="cpu")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(3)]
+    texts = ["a dog", "a red square on white", "two people and a boat"]
+    worst = max(
+        float((again.encode_image(images) - embedder.encode_image(images)).abs().max()),
+        float((again.encode_text(texts) - embedder.encode_text(texts)).abs().max()),
+    )
+    if not worst <= 1e-6:
+        raise RuntimeError(
+            f"the written model differs from the one it was made of by {worst:.2g}: nothing was written"
+        )
+    return worst
+
+
+def _facts(
+    config: RunConfig | None, train: dict[str, Any] | None, metrics: dict[str, Any] | None
+) -> list[tuple[str, str]]:
+    """Data version, its parent and counts, recipe and training, as far as they are known here."""
+    facts = []
+    if config:
+        recipe, start = config.recipe, config.recipe.start
+        parent, counts = ((metrics or {}).get("versions") or {}).get("parent"), ""
+        with contextlib.suppress(OSError, ValueError):  # the data may have stayed behind
+            version = Versions(Store(config.home)).load(config.version)
+            parent = version.parent
+            counts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in version.counts.items() if n)
+        facts = [
+            ("Dataset version", config.version + (f": {counts}" if counts else "")),
+            ("Parent version", parent or "none"),
+            ("Recipe", f"{recipe.name} ({(train or {}).get('recipe_digest') or digest(recipe)})"),
+            (
+                "Code",
+                f"commit {config.environment.get('commit', 'unknown')}, torch {config.environment.get('torch')}",
+            ),
+        ]
+        if start.checkpoint:
+            facts.append(("Started from", f"{Path(start.checkpoint).name}, learning {start.learn}"))
+    if train:
+        facts.append(
+            (
+                "Training",
+                f"{train['steps']:,} steps, {train['samples_seen']:,} samples seen, {train['seconds']:,.0f} s on "
+                f"{train['device']}",
+            )
+        )
+    return facts
+
+
+def _run_config(run: Path | None) -> RunConfig | None:
+    if run is None or not (run / "config.json").is_file():
+        return None
+    return RunConfig.model_validate_json((run / "config.json").read_bytes())
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
