@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.assess.hierarchy import tree_metrics
 from pipeline.assess.outcome import Outcome
@@ -116,7 +117,11 @@ def embed(
     kept: list[int] = []
     points: list[Tensor] = []
     features: list[Tensor] = []
-    hook = embedder.model.visual.register_forward_hook(lambda module, inputs, output: features.append(output))
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        features.append(output)
+
+    hook = embedder.model.visual.register_forward_hook(keep)
     try:
         for indices, squares in _read(images, asked, embedder.size, embedder.batch_size):
             pairs = [(i, s) for i, s in zip(indices, squares, strict=True) if s is not None]
@@ -150,6 +155,26 @@ def _read(
             if waiting:
                 yield waiting[0], [future.result() for future in waiting[1]]
             waiting = coming
+
+
+def mean_of_paper_sets(found: dict[str, Any]) -> Outcome | None:
+    """Mean of the zero-shot mean_per_class over those of the paper's sixteen sets that were measured.
+
+    `found` is what `run_suite` returns. Its interval is that of a sum of independent estimates, from their own
+    intervals (MOVER, Zou and Donner 2008). None for fewer than two sets.
+    """
+    names = [known.name for known in cards() if known.paper and known.name in found["suite"]]
+    if len(names) < 2:
+        return None
+    blocks = [found["suite"][name]["zero_shot"] for name in names]
+    spans = [found["intervals"][f"suite.{name}.zero_shot.mean_per_class"] for name in names]
+    values = np.array([block["mean_per_class"] for block in blocks])
+    low, high = (np.sqrt(np.square(values - edge).sum()) / len(names) for edge in np.array(spans).T)
+    mean = float(values.mean())
+    chance = float(np.mean([block["chance"]["mean_per_class"] for block in blocks]))
+    numbers = {"mean_per_class": mean, "chance": {"mean_per_class": chance}, "n": len(names)}
+    span = (mean - float(low), mean + float(high))
+    return Outcome({"zero_shot": numbers}, {"zero_shot.mean_per_class": span})
 
 
 EVALUATIONS = {

@@ -8,7 +8,7 @@ from pipeline.assess.beside import beside_table
 from pipeline.assess.charts import PER_CENT, interval_bar, number, plain_share, share
 from pipeline.assess.curves import curves
 from pipeline.assess.panels import Exhibits, space_panel, tree_panel
-from pipeline.assess.suite_table import suite_table
+from pipeline.assess.suite_table import data_sets, suite_table
 
 WAYS = {
     "image_to_text": "Image to caption",
@@ -100,8 +100,9 @@ class _View:
                 f"Given a caption, it has the picture among its first ten {plain_share(value)} of the time. "
                 f"Chance would manage {plain_share(chance)}."
             )
-        if sets := self.m.get("suite"):
-            return f"Measured on {len(sets)} published data set{'s' * (len(sets) != 1)}."
+        if self.m.get("suite"):
+            sets = data_sets(self.m)
+            return f"Measured on {sets} published data set{'s' * (sets != 1)}."
         return "Nothing could be measured."
 
     def intro(self) -> str:

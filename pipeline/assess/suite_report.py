@@ -11,6 +11,7 @@ import torch
 from pipeline.assess import report
 from pipeline.assess.config import AssessConfig
 from pipeline.assess.figures import csv_text
+from pipeline.assess.labelled_sets import mean_of_paper_sets
 from pipeline.assess.outcome import Bootstrap
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.suite import run_suite
@@ -44,6 +45,9 @@ def add_suite(
         heads=config.probe_heads,
         listener=listener,
     )
+    if mean := mean_of_paper_sets(found):
+        found["suite"]["paper"] = mean.numbers
+        found["intervals"] |= {f"suite.paper.{key}": list(span) for key, span in mean.intervals.items()}
     metrics["suite"] = found["suite"]
     metrics["intervals"] |= found["intervals"]
     metrics["skipped"] |= found["skipped"]

@@ -31,11 +31,16 @@ def suite_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     found = [figure for figure in figures(metrics) if figure.name.startswith("suite.")]
     if not found:
         return None
-    titles = {name: row.title for name, row in evaluations().items()}
-    sets = metrics["suite"]
-    note = f"{len(sets)} data set{'s' * (len(sets) != 1)}; n is what an interval is drawn over"
+    titles = {name: row.title for name, row in evaluations().items()} | {"paper": "Mean of the paper's sets"}
+    sets = data_sets(metrics)
+    note = f"{sets} data set{'s' * (sets != 1)}; n is what an interval is drawn over"
     rows = [_row(figure, titles) for figure in found]
     return {"name": "Evaluation suite", "note": note, "rows": rows, "named": True}  # rows name their data set
+
+
+def data_sets(metrics: dict[str, Any]) -> int:
+    """How many data sets were measured; the mean over those of the paper is none."""
+    return len(set(metrics["suite"]) - {"paper"})
 
 
 def _row(figure: Figure, titles: dict[str, str]) -> dict[str, Any]:

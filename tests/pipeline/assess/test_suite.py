@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from pipeline.assess import AssessConfig, assess_model
 from pipeline.assess.figures import COLUMNS, csv_text, figures
 from pipeline.assess.hierarchy import NAMES, tree_metrics
-from pipeline.assess.labelled_sets import embed
+from pipeline.assess.labelled_sets import embed, mean_of_paper_sets
 from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.probe import HEADS, PENALTIES, fit, probe, sweep
 from pipeline.assess.suite import Evaluation, chosen, evaluations, folder_called, run_suite
@@ -177,6 +177,22 @@ def test_what_cannot_be_asked(data: Path, embedder: Embedder, tmp_path: Path) ->
     with pytest.raises(ValueError, match="the suite is empty"):
         chosen(" , ", {})
     assert chosen("b, a,b", {"a": None, "b": None}) == ["b", "a"]  # pyright: ignore[reportArgumentType]
+
+
+def test_mean_over_the_sets_of_the_paper() -> None:
+    def block(value: float) -> dict:
+        return {"zero_shot": {"mean_per_class": value, "chance": {"mean_per_class": value / 10}, "n": 50}}
+
+    suite = {"cifar10": block(0.8), "dtd": block(0.2), "tiny_imagenet": block(0.9)}
+    spans = {"cifar10": [0.74, 0.83], "dtd": [0.12, 0.24], "tiny_imagenet": [0.8, 1.0]}
+    intervals = {f"suite.{name}.zero_shot.mean_per_class": span for name, span in spans.items()}
+    found = mean_of_paper_sets({"suite": suite, "intervals": intervals})
+    assert found is not None
+    assert found.numbers["zero_shot"]["mean_per_class"] == pytest.approx(0.5)
+    assert found.numbers["zero_shot"]["chance"]["mean_per_class"] == pytest.approx(0.05)
+    assert found.numbers["zero_shot"]["n"] == 2, "Tiny-ImageNet is not of the sixteen"
+    assert found.intervals["zero_shot.mean_per_class"] == pytest.approx((0.45, 0.525))
+    assert mean_of_paper_sets({"suite": {"dtd": block(0.2)}, "intervals": {}}) is None
 
 
 def test_folders_and_tars_are_found_by_name(tmp_path: Path) -> None:

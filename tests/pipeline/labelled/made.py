@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ def picture(value: int, side: int = 8) -> bytes:
     return buffer.getvalue()
 
 
-def lay(root: Path, files: dict[str, bytes | str]) -> Path:
+def lay(root: Path, files: Mapping[str, bytes | str]) -> Path:
     """Write files below a folder; returns the folder."""
     for name, held in files.items():
         path = root / name
@@ -24,7 +25,7 @@ def lay(root: Path, files: dict[str, bytes | str]) -> Path:
     return root
 
 
-def tarred(path: Path, files: dict[str, bytes | str]) -> Path:
+def tarred(path: Path, files: Mapping[str, bytes | str]) -> Path:
     """Write files into a tar, compressed as its name says; returns the tar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as tar:
