@@ -1,0 +1,57 @@
+"""A classifier over a hyperbolic encoder that needs labels and no text: fixed prototypes on its hyperboloid.
+
+The prototypes stand in the directions of maximum separation (models/separation.py), all at one learned distance from
+the root; the frozen image points pass one linear map of the tangent space at the origin and are scored by distance,
+as everything else here is. Fitted like the linear probe: the penalty is swept on a fifth of the training part.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.separation import HyperbolicPrototypes
+from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.assess.probe import fit, sweep
+from pipeline.assess.zero_shot import rank_of_truth, set_accuracy
+
+
+def prototype_probe(
+    train: tuple[Float[Tensor, "N D"], Int[np.ndarray, " N"]],
+    test: tuple[Float[Tensor, "M D"], Int[np.ndarray, " M"]],
+    classes: int,
+    curvature: float | None,
+    bootstrap: Bootstrap,
+) -> Outcome:
+    """top1, top5 and mean_per_class of prototypes fitted on the training part; and their radius, sqrt(c) times.
+
+    Args:
+        train, test: space parts of image points on the hyperboloid of curvature -c, with their labels.
+        classes: C, at most D + 1. curvature: c; None (a Euclidean model) is refused.
+
+    Raises:
+        ValueError: no hyperboloid, fewer than ten training rows, more classes than D + 1.
+    """
+    points, labels = train
+    if curvature is None:
+        raise ValueError(
+            "prototypes stand on a hyperboloid and this model is Euclidean: use the softmax probe"
+        )
+    if len(labels) < 10:
+        raise ValueError(f"{len(labels)} training images are too few for prototypes")
+
+    def make(count: int, width: int) -> HyperbolicPrototypes:
+        return HyperbolicPrototypes(count, width, curvature, seed=bootstrap.seed)
+
+    with torch.inference_mode(False), torch.enable_grad():  # out of inference mode: the fit needs gradients
+        points = points.clone().float()
+        known = torch.from_numpy(labels).to(points.device)
+        penalty = sweep(make, points, known, classes, bootstrap.seed)
+        fitted = make(classes, points.shape[1]).to(points.device)
+        fit(fitted, points, known, penalty)
+        with torch.no_grad():
+            scores = fitted(test[0].clone().float()).cpu().numpy()
+            radius = fitted.log_radius.exp().item() * curvature**0.5
+    found = set_accuracy(rank_of_truth(scores, test[1]), test[1], classes, bootstrap)
+    found.numbers.update(penalty=penalty, training_images=len(labels), radius=radius)
+    return found
