@@ -3,10 +3,11 @@
 import os
 import subprocess
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+import flows.commands  # noqa: F401  registers deploy, worker and grown
 import pipeline.commands  # noqa: F401  registers the verbs that need no Prefect
 from flows.server import command, ensure_server, environment
 from flows.settings import use_home
@@ -24,6 +25,7 @@ from pipeline.commands.app import (
     run_app,
     show_metrics,
 )
+from pipeline.commands.registry import announcers
 
 
 @app.command()
@@ -67,11 +69,25 @@ def ui(
     """Serve the Prefect UI with the runs made under a home, on this machine only; Ctrl-C ends it."""
     use_home(home)
     typer.echo(f"Prefect UI: http://127.0.0.1:{port}/runs (Ctrl-C ends it)")
+    typer.echo(f"for deployments and workers: export PREFECT_API_URL=http://127.0.0.1:{port}/api")
     raise typer.Exit(subprocess.call(command(port), env=environment(port)))
+
+
+def announce(row: Any) -> None:
+    """Make an event and an artifact of a promotion, refusal or rollback, where a Prefect server is named."""
+    if not os.environ.get("PREFECT_API_URL"):
+        return
+    home = str(Path(row.run).parents[1])
+    use_home(home)
+    from flows.signals import decided, flush
+
+    decided(row, home)
+    flush()
 
 
 def main() -> None:
     """Entry point of the installed `hyco`."""
+    announcers.append(announce)
     run_app(app)
 
 

@@ -1,15 +1,13 @@
 """Assess: measure a trained run and write its report."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
+from flows import artifacts
 from flows.common import ProgressArtifact
 from pipeline import assess as assessing
 from pipeline.assess import AssessConfig
-from pipeline.assess.table import markdown_table
 
 
 @flow(name="assess", persist_result=True, result_serializer="json")
@@ -43,7 +41,5 @@ def assess(
         config=config,
         listener=ProgressArtifact("assess-progress", "assess"),
     )
-    create_markdown_artifact(
-        markdown_table(metrics), key="metrics", description=str(Path(run_dir) / "report.html")
-    )
+    artifacts.assessed(metrics, run_dir)
     return metrics

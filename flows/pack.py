@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 
-from flows.common import ProgressArtifact, task_engine, task_runner
+from flows import artifacts, signals
+from flows.common import ProgressArtifact
+from flows.tasks import task_engine, task_runner
 from pipeline import pack as packing
 from pipeline.mine import MineConfig
 from pipeline.pack import PackConfig
@@ -14,7 +15,7 @@ from pipeline.pack import PackConfig
 
 @flow(name="pack", task_runner=task_runner(), persist_result=True, result_serializer="json")
 def pack(mine: MineConfig, config: PackConfig, home: str = "var") -> dict[str, Any]:
-    """Apply thresholds, cut crops, write training shards and publish a version.
+    """Apply thresholds, cut crops, write training shards and publish a version; emits hyco.dataset.published.
 
     Args:
         mine: the configuration the source was mined with.
@@ -23,8 +24,8 @@ def pack(mine: MineConfig, config: PackConfig, home: str = "var") -> dict[str, A
     """
     with task_engine("pack") as engine:
         version = packing.pack(mine, config, home, engine, ProgressArtifact("pack-progress", "pack"))
-    rows = [{"what": name, "count": str(count)} for name, count in version.counts.items()]
-    create_table_artifact(table=rows, key="version", description=f"dataset version {version.name}")
+    artifacts.packed(version)
+    signals.published(version, home)
     return {
         "version": version.name,
         "counts": version.counts,

@@ -45,14 +45,27 @@ def ensure_server(home: str) -> str:
 
 def command(port: int) -> list[str]:
     """The server's command line, bound to the life of this process."""
-    guard = [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid())]
     uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    return [*guard, *uvicorn, "--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"]
+    return guarded([*uvicorn, "--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"])
+
+
+def guarded(command: list[str]) -> list[str]:
+    """The same command, bound to the life of this process."""
+    return [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid()), *command]
 
 
 def environment(port: int) -> dict[str, str]:
-    """The server's environment: its pages ask port 4200 unless they are told otherwise."""
+    """The server's environment: its pages ask port 4200 unless they are told otherwise.
+
+    Leases of concurrency slots are kept on disk, so that a server that was killed can give back what dead holders
+    had; flow runs, their logs and heartbeats go after a while.
+    """
+    kept = {
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    }
     return {
+        **kept,
         **os.environ,
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",

@@ -1,17 +1,46 @@
 """Train: one run in processes of its own under torchrun; started again, it goes on from its last checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
 
+from flows import artifacts
 from flows.common import ProgressArtifact
+from flows.tasks import slot
 from pipeline.journey import run_dir
 from pipeline.launch import launch
 from pipeline.recipes import Recipe
 from pipeline.runs import prepare
 from storage.store import Store
 from storage.versions import Versions
+
+
+def _not_a_mistake(task: Any, run: Any, state: Any) -> bool:
+    """A killed or stalled training is worth another try from its checkpoint; a refused configuration is not."""
+    try:
+        state.result()
+    except ValueError:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+@task(
+    name="training",
+    cache_policy=NO_CACHE,  # train.json says that it is done
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_not_a_mistake,
+)
+def training(folder: str, processes: int) -> dict[str, Any]:
+    """One training run; a retry goes on from the last checkpoint."""
+    return launch(folder, processes, get_run_logger().info, ProgressArtifact("train-progress", "train"))
 
 
 @flow(name="train", persist_result=True, result_serializer="json")
@@ -28,11 +57,9 @@ def train(
         processes: one for each GPU.
     """
     name = Versions(Store(home)).load(version).name
-    folder = run_dir(home, recipe, name, run)
+    folder: Path = run_dir(home, recipe, name, run)
     prepare(folder, home, name, recipe)
-    result = launch(folder, processes, get_run_logger().info, ProgressArtifact("train-progress", "train"))
-    rows = [
-        {"what": key, "value": str(value)} for key, value in result.items() if not isinstance(value, dict)
-    ]
-    create_table_artifact(table=rows, key="training", description=str(folder))
+    with slot():
+        result = training(str(folder), processes)
+    artifacts.trained(result, folder)
     return {**result, "run_dir": str(folder)}

@@ -51,13 +51,15 @@ PACKING: dict[str, PackConfig] = {
 }
 
 
-def compose(source: str, grounder: str, recipe: str, **rest: Any) -> JourneyConfig:
+def compose(source: str, grounder: str, recipe: str, filled: bool = True, **rest: Any) -> JourneyConfig:
     """A journey with the packing that suits the recipe of that name; `rest` are further fields of JourneyConfig.
 
+    The source must hold something already, unless `filled` is False: a folder that is watched may be empty yet.
     Raises ConfigError for an unknown recipe, ValueError or FileNotFoundError for an absent source or grounder.
     """
     found = by_name(recipe)
-    open_source(source)
+    if filled or "://" in source or not Path(source).is_dir():
+        open_source(source)
     family = next((name for name in PACKING if recipe.startswith(name)), None)
     packing = PACKING[family] if family else PackConfig()
     return JourneyConfig(

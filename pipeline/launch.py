@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 USER_ERROR = "hyco: error:"  # how pipeline.train begins the line about a mistake of the user's
 # "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", as pipeline.progress prints it
+STALL_S = 3600.0
 _PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 
 
@@ -24,6 +27,7 @@ def launch(
     processes: int = 1,
     on_line: Callable[[str], None] = print,
     on_progress: Callable[[dict[str, Any]], None] = lambda state: None,
+    stall_s: float = STALL_S,
 ) -> dict[str, Any]:
     """Train the run that `pipeline.train.prepare` set up, in `processes` processes, and return its train.json.
 
@@ -32,6 +36,7 @@ def launch(
         processes: one for each GPU; 1 on a CPU.
         on_line: gets every line that training prints.
         on_progress: gets {"done", "total", "text", "finished"} for every progress line.
+        stall_s: training that prints nothing for so long is ended; it prints a line every few seconds.
 
     Raises:
         ValueError: training refused its configuration or its checkpoint.
@@ -50,9 +55,19 @@ def launch(
     )
     last: deque[str] = deque(maxlen=200)
     assert process.stdout is not None
+    spoke, ended = [time.monotonic()], threading.Event()
+
+    def end_when_stalled() -> None:
+        while not ended.wait(min(5.0, stall_s / 4)):
+            if time.monotonic() - spoke[0] > stall_s:
+                last.append(f"no word for {stall_s:g} s")
+                process.kill()
+                return
+
+    threading.Thread(target=end_when_stalled, daemon=True).start()
     try:
         for line in process.stdout:
-            line = line.rstrip()
+            line, spoke[0] = line.rstrip(), time.monotonic()
             last.append(line)
             on_line(line)
             if match := _PROGRESS.match(line):
@@ -61,6 +76,7 @@ def launch(
                 on_progress({"done": done, "total": total, "text": text, "finished": done >= total})
         code = process.wait()
     finally:
+        ended.set()
         if process.poll() is None:
             process.terminate()
             process.wait()

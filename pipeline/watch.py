@@ -79,27 +79,43 @@ def unmined(config: RetrainConfig, home: str) -> list[Unit]:
 
 
 def unpublished(config: RetrainConfig, home: str) -> bool:
-    """Say whether the mined units make a version that does not exist yet."""
+    """Say whether the mined units make a version that does not exist yet, or that nobody has judged."""
     mine, pack = config.journey.mine, config.journey.pack
     store = Store(home)
-    records = Manifest(store, f"detections/{digest(mine)}/records").units()
-    if not records:
+    if not Manifest(store, f"detections/{digest(mine)}/records").units():
         return False
     if packing.plan(mine, pack, home):
         return True
-    version = newest(config, home)
-    units = packing.units_of(mine)
+    made = _versions(config, home)
     packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records").records()
-    made = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
-    return version is None or {shard.path for shard in version.shards["train"]} != made
+    units = packing.units_of(mine)
+    shards = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
+    if not made or {shard.path for shard in made[-1].shards["train"]} != shards:
+        return True
+    # Killed between publishing and the quality gate: the newest version of all, yet neither latest nor quarantined.
+    versions = Versions(store)
+    judged = versions.quarantined(made[-1].name) is not None or made[-1].name == _latest(versions)
+    return not judged and versions.list()[-1].name == made[-1].name
 
 
 def newest(config: RetrainConfig, home: str) -> Version | None:
-    """The newest version made with this mining and packing, None without one."""
+    """The newest version made with this mining and packing that is not in quarantine, None without one."""
+    versions = Versions(Store(home))
+    fit = [version for version in _versions(config, home) if versions.quarantined(version.name) is None]
+    return fit[-1] if fit else None
+
+
+def _versions(config: RetrainConfig, home: str) -> list[Version]:
     mine, pack = config.journey.mine, config.journey.pack
     wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
-    found = [version for version in Versions(Store(home)).list() if version.digests == wanted]
-    return found[-1] if found else None
+    return [version for version in Versions(Store(home)).list() if version.digests == wanted]
+
+
+def _latest(versions: Versions) -> str | None:
+    try:
+        return versions.load("latest").name
+    except ValueError:
+        return None
 
 
 def look(config: RetrainConfig, home: str) -> Sight | None:
@@ -126,4 +142,4 @@ def recipe_for(config: RetrainConfig, home: str) -> Recipe:
     recipe = config.journey.recipe
     if config.start_from == "scratch" or champion(home) is None:
         return recipe
-    return recipe.replace(start_from=str(champion_path(home)))
+    return recipe.replace(start=recipe.start.replace(checkpoint=str(champion_path(home))))

@@ -43,16 +43,17 @@ class Engine(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def open_engine(workers: int, threads: int | None = None) -> Engine:
+def open_engine(workers: int, threads: int | None = None, timeout_s: float | None = None) -> Engine:
     """Return an engine of `workers` processes; 0 works in this process.
 
     Args:
         workers: processes; each loads its own models.
         threads: CPU threads of each; by default the machine's cores shared out.
+        timeout_s: a process that is longer at one call is killed (WorkerDiedError); None waits for ever.
     """
     if workers < 0:
         raise ValueError(f"workers is {workers}: give 0 (this process) or more")
     if workers == 0:
         return InProcess()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return LocalEngine(workers, threads or max(1, cores // workers))
+    return LocalEngine(workers, threads or max(1, cores // workers), timeout_s=timeout_s)

@@ -63,6 +63,7 @@ class _Call:
     name: str
     future: Future[Any]
     report: Report | None
+    begun: float = 0.0  # when a worker got it
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
     call: _Call | None = None
+    overdue: bool = False
 
 
 class LocalEngine:
@@ -79,12 +81,16 @@ class LocalEngine:
         workers: at least 1.
         threads: for torch, BLAS and OpenMP in each worker.
         restarts: how many dead workers are replaced before the engine gives up.
+        timeout_s: a worker that is longer at one call is killed; None waits for ever.
     """
 
-    def __init__(self, workers: int, threads: int = 1, restarts: int = 8) -> None:
+    def __init__(
+        self, workers: int, threads: int = 1, restarts: int = 8, timeout_s: float | None = None
+    ) -> None:
         if workers < 1 or threads < 1:
             raise ValueError(f"workers is {workers} and threads {threads}: give at least 1 of each")
         self.workers, self.threads, self.restarts = workers, threads, restarts
+        self.timeout_s = timeout_s
         self._waiting: deque[_Call] = deque()
         self._lock = threading.Lock()
         self._closed = False
@@ -130,7 +136,8 @@ class LocalEngine:
         try:
             while not self._closed:
                 self._give_work(workers)
-                for ready in wait([self._ears, *(worker.pipe for worker in workers)]):
+                self._end_overdue(workers)
+                for ready in wait([self._ears, *(worker.pipe for worker in workers)], self._patience(workers)):
                     if ready is self._ears:
                         self._ears.recv(4096)
                     else:
@@ -151,6 +158,20 @@ class LocalEngine:
             elif call.future.set_running_or_notify_cancel():
                 call.future.set_exception(failure)
 
+    def _patience(self, workers: list[_Worker]) -> float | None:
+        """Seconds until the first running call is overdue; None when none can be."""
+        begun = [worker.call.begun for worker in workers if worker.call and not worker.overdue]
+        if self.timeout_s is None or not begun:
+            return None
+        return max(0.0, min(begun) + self.timeout_s - time.monotonic())
+
+    def _end_overdue(self, workers: list[_Worker]) -> None:
+        for worker in workers:
+            if self.timeout_s and worker.call and not worker.overdue:
+                worker.overdue = time.monotonic() - worker.call.begun >= self.timeout_s
+                if worker.overdue:
+                    worker.process.kill()  # its pipe says so in a moment
+
     def _give_work(self, workers: list[_Worker]) -> None:
         """Hand waiting calls to idle workers, starting workers up to the limit."""
         while True:
@@ -164,6 +185,7 @@ class LocalEngine:
             if idle is None:
                 idle = self._start()
                 workers.append(idle)
+            call.begun = time.monotonic()
             idle.call = call
             with contextlib.suppress(OSError):  # dead already: its pipe will say so
                 idle.pipe.send_bytes(call.payload)
@@ -194,6 +216,8 @@ class LocalEngine:
         code = worker.process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        if worker.overdue:
+            hint = f" (no end within {self.timeout_s:g} s)"
         if worker.call:
             worker.call.future.set_exception(
                 WorkerDiedError(f"worker {worker.process.pid} {how}{hint} in {worker.call.name}")

@@ -238,3 +238,18 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def sleep_once(folder):
+    """Hang at the first call, answer at the second."""
+    if not Path(folder, "hung").exists():
+        Path(folder, "hung").touch()
+        time.sleep(60)
+    return "done"
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path):
+    with LocalEngine(1, timeout_s=2.0) as engine:
+        with pytest.raises(WorkerDiedError, match=r"SIGKILL \(no end within 2 s\)"):
+            engine.submit(sleep_once, str(tmp_path)).result(30)
+        assert engine.submit(sleep_once, str(tmp_path)).result(30) == "done"

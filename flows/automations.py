@@ -1,0 +1,106 @@
+"""The automations: dead runs are marked, and what has changed is looked at."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+from flows.blueprint import DeployConfig, gathered
+from flows.signals import GROWN, PUBLISHED
+
+RUN = "prefect.flow-run."
+ANY_RUN = ResourceSpecification({"prefect.resource.id": f"{RUN}*"})
+# Events bear the name of the state, not its type, so every name that ends or suspends a run has to be here.
+ENDED = {"Completed", "NothingToDo", "Failed", "TimedOut", "Cancelled", "Crashed"}
+RESTING = {"Paused", "Suspended", "AwaitingRetry", "AwaitingConcurrencySlot", "Scheduled", "Cancelling"}
+
+
+def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCore]:
+    """All automations of a deployment of Hyco; `ids` are those of its deployments by full name."""
+    look = ids["watch/watch"]
+    later = gathered(config)
+    return [
+        _absence(
+            "hyco: a run without heartbeat is dead",
+            "heartbeat",
+            {"heartbeat"} | ENDED | RESTING,
+            config.dead_after_s,
+            "No heartbeat: the process, its worker or its machine died.",
+        ),
+        _absence(
+            "hyco: a run that never began is dead",
+            "Pending",
+            {"Running", "Retrying"} | ENDED | RESTING,
+            config.lost_after_s,
+            "Taken up by a worker that did not start it.",
+        ),
+        _then_look("hyco: the source has grown", {GROWN}, look, later, later),
+        _then_look("hyco: a dataset version was published", {PUBLISHED}, look, later, later),
+        _then_look(
+            "hyco: a training is over",
+            {f"{RUN}{name}" for name in ENDED - {"Cancelled"}},
+            look,
+            timedelta(0),
+            timedelta(seconds=10),
+            of=ids["retrain/retrain"],
+        ),
+        _then_look(
+            "hyco: a look has died",
+            {f"{RUN}Crashed"},
+            look,
+            timedelta(seconds=60),
+            timedelta(seconds=10),
+            of=look,
+        ),
+    ]
+
+
+def _absence(name: str, after: str, expect: set[str], within_s: float, message: str) -> AutomationCore:
+    """Mark a run Crashed when none of `expect` follows `after` in time."""
+    return AutomationCore(
+        name=name,
+        description=f"Marks a flow run Crashed {within_s:.0f} s after its last {after}.",
+        trigger=EventTrigger(
+            match=ANY_RUN,
+            for_each={"prefect.resource.id"},
+            after={f"{RUN}{after}"},
+            expect={f"{RUN}{event}" for event in expect},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=within_s),
+        ),
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)],
+    )
+
+
+def _then_look(
+    name: str, events: set[str], look: UUID, within: timedelta, after: timedelta, of: UUID | None = None
+) -> AutomationCore:
+    """Run the watch deployment `after` the first of some events; the others of the next `within` are covered by it.
+
+    `within` must not be longer than `after`: then the look is later than every event that it stands for.
+    """
+    related: dict[str, str | list[str]] = {"prefect.resource.id": f"prefect.deployment.{of}"} if of else {}
+    return AutomationCore(
+        name=name,
+        description="Runs watch/watch, which finds out what there is to do.",
+        trigger=EventTrigger(
+            expect=events,
+            match_related=ResourceSpecification(related),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                deployment_id=look,
+                parameters=None,
+                job_variables=None,
+                schedule_after=after,
+            )
+        ],
+    )

@@ -1,0 +1,117 @@
+"""Verbs of `hyco` that need a Prefect server: deploy, worker, grown."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.server import ensure_server, guarded
+from flows.settings import use_home
+from pipeline.commands.app import AssessSource, Assignments, Home, TaxonomyFile, app
+from storage.store import Store
+
+DEPLOYED = "deploy.json"
+
+
+@app.command()
+def deploy(
+    source: Annotated[str | None, typer.Option(help="Captioned images that are watched.")] = None,
+    grounder: Annotated[str | None, typer.Option(help="transformers:NAME_OR_DIR, onnx:FILE ...")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of pipeline/recipes.py.")] = None,
+    home: Home = "var",
+    assess_source: AssessSource = None,
+    taxonomy: TaxonomyFile = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Size of a training on new data: smoke, small, full.")
+    ] = None,
+    pool_type: Annotated[str | None, typer.Option(help="process, docker or kubernetes.")] = None,
+    assignments: Assignments = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say what differs; exit code 1 if anything.")
+    ] = False,
+    yaml: Annotated[
+        str | None, typer.Option(help="Write the deployments as prefect.yaml to this file.")
+    ] = None,
+) -> None:
+    """Create work pools, deployments, schedules, limits and automations on the Prefect server, or mend them.
+
+    The server is that of PREFECT_API_URL, else one on the home's database for the length of this command. The options
+    are kept in HOME/deploy.json: the next `hyco deploy` needs none of them. --set takes fields of DeployConfig:
+    retrain.min_new=500, heavy_pool=gpu, watch_every_s=60, retrain.journey.recipe.steps=2000 ...
+    """
+    from pipeline.config import override
+
+    use_home(home)
+    kept = Path(home) / DEPLOYED
+    # The models of configuration import no Prefect; flows.blueprint does, so the server has to be known before.
+    address = None if yaml else ensure_server(home)
+    from flows.blueprint import DeployConfig, blueprint, resolved, to_yaml
+    from pipeline.journey import compose
+    from pipeline.watch import RetrainConfig
+
+    if source and grounder and recipe:
+        journey = compose(source, grounder, recipe, False, assess_source=assess_source, taxonomy=taxonomy)
+        config = DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
+    elif kept.is_file() and not (source or grounder or recipe):
+        config = DeployConfig.model_validate_json(kept.read_bytes()).replace(home=home)
+    else:
+        raise ValueError(f"{kept} does not exist yet: give --source, --grounder and --recipe")
+    chosen = {"preset": preset, "pool_type": pool_type}
+    config = override(
+        config.replace(**{name: value for name, value in chosen.items() if value}), assignments or []
+    )
+    if yaml:
+        import yaml as writer
+
+        Path(yaml).write_text(writer.safe_dump(to_yaml(blueprint(config)), sort_keys=False, width=110))
+        return
+    from flows import deploy as deploying
+
+    config = resolved(config, Path.cwd())
+    lines = deploying.check(blueprint(config)) if check else deploying.apply(blueprint(config))
+    for line in lines:
+        typer.echo(("differs: " if check else "set: ") + line)
+    if check:
+        typer.echo(f"{len(lines)} differences on {address}")
+        raise typer.Exit(1 if lines else 0)
+    Store(home).replace(DEPLOYED, (json.dumps(config.model_dump(mode="json"), indent=1) + "\n").encode())
+    typer.echo(f"{len(lines)} changes on {address}; next: hyco worker --pool cpu --home {home}")
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool: cpu or gpu.")] = "cpu",
+    home: Home = "var",
+    limit: Annotated[int | None, typer.Option(help="Most flow runs at once.", min=1)] = None,
+) -> None:
+    """Run a Prefect worker for a pool until Ctrl-C; PREFECT_API_URL must name the server."""
+    use_home(home)
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ValueError(
+            f"PREFECT_API_URL is not set: start `hyco ui --home {home}` and export the address it prints"
+        )
+    from flows.templates import HEARTBEAT_S
+
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+    command += ["--limit", str(limit)] if limit else []
+    raise typer.Exit(subprocess.call(guarded(command)))
+
+
+@app.command()
+def grown(
+    source: Annotated[str, typer.Argument(help="The folder that has new shards.")],
+    home: Home = "var",
+) -> None:
+    """Tell the Prefect server that a source has new shards, so that it is looked at now and not at the next look."""
+    use_home(home)
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ValueError("PREFECT_API_URL is not set: name the server whose deployments watch the source")
+    from flows.signals import flush, grown
+
+    grown(str(Path(source).resolve()) if "://" not in source else source)
+    flush()

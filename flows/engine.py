@@ -1,0 +1,44 @@
+"""python -m flows.engine: one flow run in a process that does not outlive its worker, nor its own run.
+
+Work pools start this instead of `prefect.engine`. A killed `prefect worker` would leave its flow runs going, and a run
+that the server has marked dead (its heartbeats were lost, a person cancelled it) would go on beside its successor.
+"""
+
+import contextlib
+import os
+import runpy
+import threading
+import time
+
+from pipeline.engine.lifetime import bind
+
+LOOK_EVERY_S = 15.0
+STALE = 75  # exit code: the server had ended the run
+
+
+def main() -> None:
+    """Bind this process to its parent, watch the run's state, and run the flow."""
+    bind(os.getppid())
+    if run := os.environ.get("PREFECT__FLOW_RUN_ID"):
+        threading.Thread(target=_end_with, args=(run,), daemon=True).start()
+    runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+
+
+def _end_with(run: str) -> None:
+    """End this process when the server has said twice, LOOK_EVERY_S apart, that the run is over."""
+    from uuid import UUID
+
+    from prefect.client.orchestration import get_client
+
+    times_over = 0
+    while times_over < 2:
+        time.sleep(LOOK_EVERY_S)
+        with contextlib.suppress(Exception):  # a server that does not answer says nothing about the run
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(UUID(run)).state
+            times_over = times_over + 1 if state is not None and state.is_final() else 0
+    os._exit(STALE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Maintain: what nobody needs any more goes: files no record names, old flow runs with their logs, old results."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterEndTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from pydantic import Field
+
+from pipeline.config import Config
+from storage.garbage import collect
+from storage.store import Store
+
+_PAGE = 100
+
+
+class MaintainConfig(Config):
+    """How long things are kept.
+
+    Attributes:
+        runs_days: flow runs that ended, with their task runs; their logs and artifacts go with the server's vacuum.
+        results_days: result files of flow runs on this machine.
+        files_hours: files in the home that no record and no version names.
+        most_runs: at most so many flow runs are deleted at a time, so that the server stays responsive.
+    """
+
+    runs_days: float = Field(default=30, gt=0)
+    results_days: float = Field(default=30, gt=0)
+    files_hours: float = Field(default=24, gt=0)
+    most_runs: int = Field(default=2000, ge=1)
+
+
+@flow(name="maintain", persist_result=True, result_serializer="json", timeout_seconds=3600)
+def maintain(config: MaintainConfig | None = None, home: str = "var") -> dict[str, Any]:
+    """Delete what is old or orphaned, and say how much it was.
+
+    Args:
+        config: how long things are kept.
+        home: where everything Hyco makes is kept.
+    """
+    config = config or MaintainConfig()
+    done = {
+        "files of the home": clean_home(home, config.files_hours),
+        "flow runs": delete_runs(config.runs_days, config.most_runs),
+        "result files": delete_results(config.results_days),
+    }
+    rows = [{"deleted": name, "count": str(count)} for name, count in done.items()]
+    create_table_artifact(
+        table=rows, key="maintenance", description=f"{home}, {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    )
+    return done
+
+
+@task(name="files of the home", cache_policy=NO_CACHE, persist_result=False)
+def clean_home(home: str, hours: float) -> int:
+    """Delete unreferenced files older than this; return how many."""
+    return len(collect(Store(home), hours * 3600))
+
+
+@task(name="old flow runs", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=10)
+def delete_runs(days: float, most: int) -> int:
+    """Delete flow runs that ended longer ago than this, oldest first; return how many."""
+    before = datetime.now(UTC) - timedelta(days=days)
+    chosen = FlowRunFilter(
+        end_time=FlowRunFilterEndTime(before_=before),  # type: ignore[arg-type]
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
+    )
+    count = 0
+    with get_client(sync_client=True) as client:
+        while count < most:
+            page = client.read_flow_runs(flow_run_filter=chosen, limit=min(_PAGE, most - count))
+            if not page:
+                break
+            for run in page:
+                try:
+                    client.delete_flow_run(run.id)
+                except ObjectNotFound:
+                    get_run_logger().info("%s went with its parent", run.name)
+            count += len(page)
+    return count
+
+
+@task(name="old result files", cache_policy=NO_CACHE, persist_result=False)
+def delete_results(days: float) -> int:
+    """Delete result files of this machine older than this; return how many."""
+    folder = Path(get_current_settings().results.local_storage_path)
+    old = time.time() - days * 86400
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    gone = [path for path in files if path.stat().st_mtime < old]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return len(gone)

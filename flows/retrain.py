@@ -1,0 +1,95 @@
+"""Retrain: a challenger on the newest data, measured beside the champion, promoted or refused."""
+
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from flows import signals
+from flows.assess import assess
+from flows.common import ProgressArtifact
+from flows.train import train
+from pipeline import journey as journeys
+from pipeline.registry import Exam, challenge
+from pipeline.watch import RetrainConfig, Sight, look, recipe_for
+from storage.registry import Row
+from storage.store import Store
+from storage.versions import Versions
+
+
+@flow(name="retrain", persist_result=True, result_serializer="json")
+def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> dict[str, Any] | State:
+    """Train, assess and judge a model on the newest version, if enough samples are new; otherwise do nothing.
+
+    Killed at any point and started again it goes on: training from its checkpoint, the decision never twice.
+
+    Args:
+        config: what is trained, how much must be new, and by which numbers the challenger is judged.
+        home: where everything Hyco makes is kept; a directory of this machine.
+        force: train even if too few samples are new. A version that was judged already stays judged.
+    """
+    sight = look(config, home)
+    if sight is None or not (sight.due or force):
+        reason = sight.reason if sight else "there is no dataset version yet"
+        return Completed(name="NothingToDo", message=reason)
+    get_run_logger().info("training is due: %s", sight.reason)
+    recipe = recipe_for(config, home)
+    trained = train(recipe, home, sight.version, None, config.journey.processes)
+    exam = exam_of(config, sight)
+    held = journeys.held_out(config.journey)
+    metrics = assess(
+        trained["run_dir"],
+        home,
+        sight.version,
+        assess_source=exam.assess_source,
+        taxonomy=exam.taxonomy,
+        mining=_mining(config, home, sight, held),
+        config=exam.config,
+    )
+    row = judge(trained["run_dir"], home, exam, config, metrics, sight.key)
+    signals.decided(row, home)
+    return {
+        "decision": row.kind,
+        "reason": row.reason,
+        "model": row.model,
+        "run_dir": row.run,
+        "version": row.version,
+    }
+
+
+@task(name="judge", task_run_name="judge beside the champion", cache_policy=NO_CACHE, persist_result=False)
+def judge(
+    run_dir: str, home: str, exam: Exam, config: RetrainConfig, metrics: dict[str, Any], key: str
+) -> Row:
+    """Assess the champion on the same exam and write the decision into the registry."""
+    return challenge(
+        run_dir,
+        home,
+        exam,
+        config.gate,
+        metrics,
+        key=key,
+        listener=ProgressArtifact("champion-progress", "assess the champion"),
+    )
+
+
+def exam_of(config: RetrainConfig, sight: Sight) -> Exam:
+    """What challenger and champion are both asked."""
+    journey = config.journey
+    return Exam(
+        version=sight.version,
+        assess_source=journey.assess_source,
+        taxonomy=journey.taxonomy,
+        config=journey.assess,
+    )
+
+
+def _mining(config: RetrainConfig, home: str, sight: Sight, held: Any) -> dict[str, Any] | None:
+    """The mining section of the report; None where the held-out source is not mined."""
+    version = Versions(Store(home)).load(sight.version)
+    try:
+        return journeys.mining_report(config.journey.mine, config.journey.pack, home, version, held)
+    except ValueError as error:
+        get_run_logger().warning("mining is left out of the report: %s", error)
+        return None

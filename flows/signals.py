@@ -1,0 +1,45 @@
+"""The events Hyco emits and listens to; the automations of flows/blueprint.py are made of these names."""
+
+from typing import Any
+
+from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
+
+from flows import artifacts
+from storage.registry import PROMOTED, REFUSED, ROLLED_BACK, Row
+from storage.versions import Version
+
+GROWN = "hyco.source.grown"  # to be emitted by whoever adds shards; the schedule finds them too, only later
+PUBLISHED = "hyco.dataset.published"
+DECIDED = {
+    PROMOTED: "hyco.champion.promoted",
+    REFUSED: "hyco.challenger.refused",
+    ROLLED_BACK: "hyco.champion.rolled_back",
+}
+
+
+def grown(source: str) -> None:
+    """Say that a source has new shards."""
+    emit_event(GROWN, resource={"prefect.resource.id": f"hyco.source.{source}", "hyco.source": source})
+
+
+def published(version: Version, home: str) -> None:
+    """Say that a dataset version was published."""
+    _emit(PUBLISHED, f"hyco.version.{version.name}", version.name, home, {"counts": version.counts})
+
+
+def decided(row: Row, home: str) -> None:
+    """Say that a model was promoted, refused or rolled back to, and leave the artifact that tells why."""
+    payload = {"reason": row.reason, "run": row.run, "version": row.version, "before": row.before}
+    _emit(DECIDED[row.kind], f"hyco.model.{row.model}", row.model, home, payload)
+    artifacts.decided(row)
+
+
+def _emit(event: str, resource: str, name: str, home: str, payload: dict[str, Any]) -> None:
+    labels = {"prefect.resource.id": resource, "prefect.resource.name": name, "hyco.home": home}
+    emit_event(event, resource=labels, payload=payload)
+
+
+def flush() -> None:
+    """Wait until the events that were emitted have reached the server."""
+    EventsWorker.instance().drain()

@@ -1,0 +1,127 @@
+"""Base job templates of the work pools: what a worker of each type starts for a flow run."""
+
+import sys
+from typing import Any, Literal
+
+PoolType = Literal["process", "docker", "kubernetes"]
+
+# Every flow run sends a heartbeat this often, so that the automation of flows/blueprint.py can tell the dead ones.
+HEARTBEAT_S = 30
+_ENV = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "HF_HUB_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+}
+_TEXTS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "string"}}
+_NAMED = ("command", "env", "labels", "name")
+
+
+def template(kind: PoolType, gpu: bool, image: str, directory: str) -> dict[str, Any]:
+    """The base job template of a pool.
+
+    Args:
+        kind: type of the pool.
+        gpu: whether its runs ask for a GPU.
+        image: container image with Hyco in it, for docker and kubernetes.
+        directory: working directory of a process pool, so that relative paths mean what they do in a terminal.
+    """
+    if kind == "process":
+        return _filled(
+            {name: f"{{{{ {name} }}}}" for name in (*_NAMED, "stream_output", "working_dir")},
+            command=f"{sys.executable} -m flows.engine",
+            stream_output=True,
+            working_dir=directory,
+        )
+    if kind == "docker":
+        names = (*_NAMED, "image", "image_pull_policy", "networks", "auto_remove", "volumes", "mem_limit")
+        job: dict[str, Any] = {name: f"{{{{ {name} }}}}" for name in names}
+        if gpu:
+            job["container_create_kwargs"] = {
+                "device_requests": [{"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}],
+                "shm_size": "8g",
+            }
+        return _filled(
+            job,
+            command="python -m flows.engine",
+            image=image,
+            image_pull_policy="IfNotPresent",
+            networks=[],
+            auto_remove=True,
+            volumes=[],
+        )
+    return _filled(
+        {name: f"{{{{ {name} }}}}" for name in (*_NAMED, "namespace")} | {"job_manifest": _manifest(gpu)},
+        command="python -m flows.engine",
+        namespace="default",
+        image=image,
+        image_pull_policy="IfNotPresent",
+        finished_job_ttl=3600,
+        service_account_name=None,
+    )
+
+
+def _manifest(gpu: bool) -> dict[str, Any]:
+    needs: dict[str, Any] = {
+        "limits": {"memory": "{{ memory_limit }}"},
+        "requests": {"cpu": "{{ cpu_request }}", "memory": "{{ memory_request }}"},
+    }
+    if gpu:
+        needs["limits"]["nvidia.com/gpu"] = 1
+    container = {
+        "name": "prefect-job",
+        "env": "{{ env }}",
+        "image": "{{ image }}",
+        "imagePullPolicy": "{{ image_pull_policy }}",
+        "args": "{{ command }}",
+        "resources": needs,
+    }
+    pod = {
+        "parallelism": 1,
+        "completions": 1,
+        "restartPolicy": "Never",
+        "serviceAccountName": "{{ service_account_name }}",
+        "containers": [container],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "labels": "{{ labels }}",
+            "namespace": "{{ namespace }}",
+            "generateName": "{{ name }}-",
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "ttlSecondsAfterFinished": "{{ finished_job_ttl }}",
+            "template": {"spec": pod},
+        },
+    }
+
+
+def _filled(job: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """A template of a job whose placeholders are variables, with these defaults."""
+    properties: dict[str, Any] = {}
+    for name in sorted(_placeholders(job)):
+        properties[name] = {"title": name.replace("_", " ").capitalize(), **_type(defaults.get(name))}
+        if defaults.get(name) is not None:
+            properties[name]["default"] = defaults[name]
+    properties["env"] = {"title": "Environment variables", **_TEXTS, "default": _ENV}
+    properties["labels"] = {"title": "Labels", **_TEXTS}
+    return {"job_configuration": job, "variables": {"type": "object", "properties": properties}}
+
+
+def _type(value: Any) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"type": "boolean"}
+    if isinstance(value, int):
+        return {"type": "integer"}
+    return {"type": "array", "items": {"type": "string"}} if isinstance(value, list) else {"type": "string"}
+
+
+def _placeholders(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set().union(*map(_placeholders, value.values())) if value else set()
+    if isinstance(value, list):
+        return set().union(*map(_placeholders, value)) if value else set()
+    return {value[3:-3]} if isinstance(value, str) and value.startswith("{{ ") else set()

@@ -1,0 +1,41 @@
+"""Sizes of a run, from one that proves that everything works to the recipe as it is."""
+
+from typing import Literal
+
+from pipeline.assess import AssessConfig
+from pipeline.config import nearest
+from pipeline.recipes import Recipe
+
+Preset = Literal["smoke", "small", "full"]
+PRESETS: tuple[Preset, ...] = ("smoke", "small", "full")
+_SHARE = 10  # a small run takes a tenth of the steps
+
+
+def sized(recipe: Recipe, preset: str) -> Recipe:
+    """The recipe in one of PRESETS: smoke is 20 small steps, small a tenth of the steps, full the recipe itself.
+
+    Raises ValueError for another name.
+    """
+    if preset == "full":
+        return recipe
+    if preset == "small":
+        steps = max(20, recipe.steps // _SHARE)
+        ramp = recipe.entailment_ramp // _SHARE
+        warmup = min(recipe.optimiser.warmup_steps, steps // 5)
+        return recipe.replace(
+            steps=steps, entailment_ramp=ramp, optimiser=recipe.optimiser.replace(warmup_steps=warmup)
+        )
+    if preset == "smoke":
+        return recipe.replace(
+            steps=min(recipe.steps, 20),
+            batch_size=min(recipe.batch_size, 32),
+            entailment_ramp=0,
+            optimiser=recipe.optimiser.replace(warmup_steps=min(recipe.optimiser.warmup_steps, 5)),
+            log_every=1,
+        )
+    raise ValueError(f"unknown preset '{preset}'{nearest(preset, PRESETS)}")
+
+
+def asked(config: AssessConfig, preset: str) -> AssessConfig:
+    """The assessment that suits a preset: a smoke run is asked about 200 images at most."""
+    return config.replace(max_images=200, max_parts=200, draws=100) if preset == "smoke" else config

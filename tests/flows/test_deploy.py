@@ -1,0 +1,132 @@
+"""`hyco deploy` on a real server: twice is once, drift is said, and what is deployed can be loaded and filled in."""
+
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.flows import load_flow_from_entrypoint
+
+from flows.automations import automations
+from flows.blueprint import DeployConfig, blueprint, resolved, to_yaml
+from flows.deploy import apply, check
+from flows.templates import HEARTBEAT_S, template
+from pipeline.config import ConfigError
+from pipeline.journey import JourneyConfig
+from pipeline.mine import MineConfig
+from pipeline.recipes import demo
+from pipeline.watch import RetrainConfig
+
+
+def config(**changes):
+    mine = MineConfig(source="source", grounder="transformers:none", weights="w1")
+    journey = JourneyConfig(mine=mine, recipe=demo())
+    return DeployConfig(home="home", retrain=RetrainConfig(journey=journey), **changes)
+
+
+def test_twice_is_once_and_drift_is_said_and_mended():
+    plan = blueprint(config())
+    assert all("missing" in line for line in check(plan))
+    made = apply(plan)
+    assert len(made) == len(plan.pools) * 3 + len(plan.limits) + len(plan.deployments) + 6
+    assert check(plan) == [] == apply(plan)
+
+    with get_client(sync_client=True) as client:
+        watch = client.read_deployment_by_name("watch/watch")
+        assert watch.global_concurrency_limit.limit == 1 and watch.work_pool_name == "cpu"
+        assert (
+            watch.parameter_openapi_schema["definitions"]["RetrainConfig"]["properties"]["min_new"]["minimum"]
+            == 1
+        )
+        assert [schedule.schedule.interval for schedule in watch.schedules] == [timedelta(seconds=300)]
+        assert client.read_global_concurrency_limit_by_name("hyco-gpu").limit == 1
+        found = client.read_automations_by_name("hyco: a run without heartbeat is dead")
+        client.pause_automation(found[0].id)
+        client.upsert_global_concurrency_limit_by_name("hyco-gpu", 9)
+        client.delete_deployment(client.read_deployment_by_name("journey/smoke").id)
+    assert check(plan) == ["concurrency limit hyco-gpu: 9, not 1", "deployment journey/smoke: missing"]
+    apply(plan)
+    assert check(plan) == []
+
+    other = blueprint(config(watch_every_s=60, dead_after_s=120))
+    assert check(other) == [
+        "deployment watch/watch: another schedule, definition",
+        "automation 'hyco: a run without heartbeat is dead': other rules",
+    ]
+    apply(other)
+    with get_client(sync_client=True) as client:
+        (kept,) = client.read_automations_by_name("hyco: a run without heartbeat is dead")
+        assert kept.trigger.within == timedelta(seconds=120) and not kept.enabled, (
+            "who paused it keeps it paused"
+        )
+    with pytest.raises(ValueError, match="work pool cpu is of type process"):
+        check(blueprint(config(pool_type="docker")))
+
+
+@pytest.mark.parametrize("wanted", blueprint(config()).deployments, ids=lambda wanted: wanted.full_name)
+def test_every_deployment_loads_and_its_parameters_are_valid(wanted):
+    flow = load_flow_from_entrypoint(wanted.entrypoint, use_placeholder_flow=False)
+    assert flow.name == wanted.flow
+    given = dict(wanted.parameters, **({"run_dir": "x"} if wanted.flow == "assess" else {}))
+    flow.validate_parameters(given)
+
+
+def test_heavy_work_goes_where_the_gpu_is():
+    pools = {one.full_name: one.pool for one in blueprint(config(heavy_pool="gpu")).deployments}
+    assert pools["retrain/retrain"] == pools["watch/watch"] == pools["mine/mine"] == "gpu"
+    assert pools["pack/pack"] == pools["maintain/maintain"] == "cpu"
+
+
+def test_a_look_is_later_than_every_event_that_it_stands_for():
+    ids = {one.full_name: uuid4() for one in blueprint(config()).deployments}
+    looks = [one for one in automations(config(), ids) if one.actions[0].type == "run-deployment"]
+    gathering = [one for one in looks if "hyco." in next(iter(one.trigger.expect))]
+    assert len(gathering) == 2
+    assert all(one.trigger.within <= one.actions[0].schedule_after for one in gathering)
+
+
+def test_the_window_of_a_dead_run_holds_several_heartbeats_and_ends_within_two_minutes():
+    ids = {one.full_name: uuid4() for one in blueprint(config()).deployments}
+    dead = [one for one in automations(config(), ids) if one.actions[0].type == "change-flow-run-state"]
+    assert len(dead) == 2
+    assert all(one.trigger.within <= timedelta(seconds=110) for one in dead)
+    assert dead[0].trigger.within >= timedelta(seconds=2 * HEARTBEAT_S)
+
+
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_templates_ask_for_a_gpu_and_declare_every_variable(kind, gpu):
+    made = template(kind, gpu, "hyco:1", "/srv")
+    text = str(made["job_configuration"])
+    names = {part.split(" }}")[0] for part in text.split("{{ ")[1:]}
+    assert names <= set(made["variables"]["properties"]) | {"name"}
+    env = made["variables"]["properties"]["env"]["default"]
+    assert env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert made["variables"]["properties"]["command"]["default"].endswith("-m flows.engine")
+    asks = "'nvidia.com/gpu': 1" in text or "'capabilities': [['gpu']]" in text
+    assert asks == (gpu and kind != "process")
+
+
+def test_prefect_yaml_is_the_blueprint():
+    plan = blueprint(config())
+    entries = yaml.safe_load(yaml.safe_dump(to_yaml(plan)))["deployments"]
+    assert [entry["entrypoint"] for entry in entries] == [one.entrypoint for one in plan.deployments]
+    assert entries[3]["schedules"] == [{"interval": 300.0}] and entries[3]["concurrency_limit"]["limit"] == 1
+
+
+def test_paths_are_made_absolute_for_workers_elsewhere(tmp_path):
+    (tmp_path / "grounder").mkdir()
+    given = config()
+    mine = given.retrain.journey.mine.replace(grounder="transformers:grounder", source="s3://bucket/x")
+    journey = given.retrain.journey.replace(mine=mine, taxonomy="t.json")
+    done = resolved(given.replace(retrain=given.retrain.replace(journey=journey)), tmp_path)
+    assert done.home == str(tmp_path / "home") and done.directory == str(tmp_path)
+    assert done.retrain.journey.taxonomy == str(tmp_path / "t.json")
+    assert done.retrain.journey.mine.grounder == f"transformers:{tmp_path / 'grounder'}"
+    assert done.retrain.journey.mine.source == "s3://bucket/x" and done.retrain.journey.assess_source is None
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(ConfigError, match="pool_type"):
+        config(pool_type="lambda")

@@ -1,0 +1,164 @@
+"""What a look at a growing source finds: everything is read from the home, nothing is remembered between looks."""
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from pipeline import mine as mining
+from pipeline import pack as packing
+from pipeline.config import digest
+from pipeline.journey import JourneyConfig
+from pipeline.mine import MineConfig
+from pipeline.presets import sized
+from pipeline.recipes import demo
+from pipeline.watch import RetrainConfig, look, newest, recipe_for, unmined, unpublished, unsettled
+from storage.manifest import Manifest
+from storage.registry import Registry, Row
+from storage.shard import write_shard
+from storage.store import Store
+from storage.versions import Versions, shard_ref
+from tests.pipeline.training_data import sample, tiny_recipe
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Mining and packing are stood in for; the source, the records and the versions are real."""
+    monkeypatch.setattr("pipeline.ground.grounder_digest", lambda spec: "g1")
+    (tmp_path / "source").mkdir()
+    mine = MineConfig(source=str(tmp_path / "source"), grounder="transformers:none")
+    return RetrainConfig(journey=JourneyConfig(mine=mine, recipe=tiny_recipe()), min_new=10, settle_s=5)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return str(tmp_path / "home")
+
+
+def drop(config, name):
+    (Path(config.journey.mine.source) / f"{name}.jsonl").write_text(f'{{"{name}": 1}}\n')
+
+
+def work(config, home, at=[0]):  # noqa: B006
+    """Mine and pack what is new, five samples a unit, and publish."""
+    store, mine, pack = Store(home), config.journey.mine, config.journey.pack
+    mined = Manifest(store, f"{mining.prefix(mine)}/records")
+    packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records")
+    for unit in unmined(config, home):
+        mined.commit(unit.name, {"images": 5, "failed": 0, "detections": {"path": "x"}})
+    for unit in packing.plan(mine, pack, home):
+        samples = [sample(at[0] + i) for i in range(5)]
+        at[0] += 5
+        made = store.commit("shards/objects", ".tar", lambda file, s=samples: write_shard(file, s))
+        shards = {"train": [asdict(shard_ref(made, 5, 10))], "val": []}
+        packed.commit(unit.name, {"shards": shards, "counts": {"images": 5, "parts": 10}, "detectors": []})
+    version = packing.publish(mine, pack, home).name
+    Versions(store).point(version)  # as the quality gate does
+    return version
+
+
+def judged(home, version, key="", kind="promoted"):
+    registry = Registry(home)
+    row = Row(kind, "m", [], "because", version=version, key=key)
+    registry.append(row, len(registry.rows()))
+
+
+def test_an_empty_folder_has_nothing_new(config, home):
+    assert unmined(config, home) == [] and not unpublished(config, home)
+    assert look(config, home) is None
+
+
+def test_a_dropped_file_is_found_until_it_is_mined_and_a_renamed_one_is_not(config, home):
+    drop(config, "a")
+    (unit,) = unmined(config, home)
+    assert unit.path == "a.jsonl"
+    work(config, home)
+    assert unmined(config, home) == [] and not unpublished(config, home)
+    (Path(config.journey.mine.source) / "a.jsonl").rename(Path(config.journey.mine.source) / "z.jsonl")
+    assert unmined(config, home) == [] and not unpublished(config, home)
+
+
+def test_training_waits_for_enough_new_samples(config, home):
+    drop(config, "a")
+    version = work(config, home)
+    sight = look(config, home)
+    assert (sight.version, sight.new_samples, sight.due) == (version, 5, False)
+    assert sight.reason == "5 new samples, training begins at 10"
+    drop(config, "b")
+    version = work(config, home)
+    assert (look(config, home).version, look(config, home).new_samples, look(config, home).due) == (
+        version,
+        10,
+        True,
+    )
+
+
+def test_only_what_is_new_since_the_last_judgement_counts(config, home):
+    for name in "ab":
+        drop(config, name)
+    judged(home, work(config, home), look(config, home).key)
+    assert not look(config, home).due
+    drop(config, "c")
+    work(config, home)
+    assert (look(config, home).new_samples, look(config, home).due) == (5, False)
+    assert look(config.replace(min_new=5), home).due
+    judged(home, Versions(Store(home)).list()[0].name, kind="rolled_back")  # says nothing about data
+    assert look(config, home).new_samples == 5
+
+
+def test_a_version_is_judged_once_a_configuration(config, home):
+    drop(config, "a")
+    easy = config.replace(min_new=1)
+    judged(home, work(config, home), look(config, home).key, "refused")
+    assert not look(easy, home).due and "judged already" in look(easy, home).reason
+    assert look(config, home).key == look(config.replace(min_new=3, attempts=9), home).key
+    other = config.replace(journey=config.journey.replace(recipe=tiny_recipe(seed=5)))
+    assert look(other, home).key != look(config, home).key
+
+
+def test_a_version_in_quarantine_is_neither_trained_on_nor_made_again(config, home):
+    drop(config, "a")
+    first = work(config, home)
+    drop(config, "b")
+    second = work(config, home)
+    Versions(Store(home)).point(first)
+    Versions(Store(home)).quarantine(second, [])
+    assert newest(config, home).name == first and not unpublished(config, home)
+
+
+def test_a_version_that_was_killed_before_it_was_judged_is_packed_again(config, home):
+    drop(config, "a")
+    first = work(config, home)
+    drop(config, "b")
+    work(config, home)
+    Versions(Store(home)).point(first)
+    assert unpublished(config, home)
+
+
+def test_a_file_that_is_still_being_written_is_waited_for(config):
+    drop(config, "a")
+    source = config.journey.mine.source
+    assert 4 < unsettled(source, 5) <= 5
+    old = time.time() - 6
+    os.utime(Path(source) / "a.jsonl", (old, old))
+    assert unsettled(source, 5) == 0 == unsettled("memory://x", 5)
+
+
+def test_training_starts_from_the_champion_if_there_is_one(config, home, tmp_path):
+    assert recipe_for(config, home) == config.journey.recipe
+    judged(home, "v-x")
+    assert recipe_for(config, home).start.checkpoint == str(Registry(home).path("m"))
+    assert recipe_for(config.replace(start_from="scratch"), home) == config.journey.recipe
+
+
+def test_sizes_of_a_recipe():
+    recipe = demo()
+    assert sized(recipe, "full") == recipe
+    assert sized(recipe, "small").steps == recipe.steps // 10
+    smoke = sized(recipe, "smoke")
+    assert (smoke.steps, smoke.batch_size, smoke.optimiser.warmup_steps) == (20, 32, 5)
+    assert len({digest(one) for one in (recipe, smoke, sized(recipe, "small"))}) == 3
+    with pytest.raises(ValueError, match="did you mean 'small'"):
+        sized(recipe, "smal")
