@@ -257,11 +257,8 @@ class _Hyperboloids(_Sphere):
             far[index], stretch[index] = near.distance.detach().to(far.dtype), torch.inf
         elif many:
             stretch.masked_fill_(stretch == 0, torch.inf)
-        share = -self.scale * self.share
-        if self.factors == 1:
-            scores = far[0].to(share.dtype) * share
-        else:
-            scores = torch.tensordot(share, far.to(share.dtype), 1)
+        share, each = -self.scale * self.share, far.to(self.scale.dtype)
+        scores = each[0] * share if self.factors == 1 else torch.tensordot(share, each, 1)
         return _Block(span, scores, query, key, far, stretch, near)
 
     def gradients(self) -> Iterator[Tensor]:

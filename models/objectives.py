@@ -204,7 +204,9 @@ def loss(
             if geometry == "product":
                 general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
             outside = cone_excess(general, specific, curvature, row.eta, config.aperture)
-            term = outside.sum() / (count(row.general) * (_factors(curvature) if geometry == "product" else 1))
+            term = outside.sum() / (
+                count(row.general) * (_factors(curvature) if geometry == "product" else 1)
+            )
             total = total + entailment_share * row.weight * term
             terms[f"entail/{row.general}>{row.specific}"] = term.detach()
     return total, terms

@@ -12,7 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz
+from models.clip import ClipConfig, DualEncoder
+from models.encoders.text import TextConfig
+from models.encoders.vit import VisionConfig
+from models.hyperbolic import lorentz, product
 from models.objectives import (
     NODES,
     EntailmentRow,
@@ -30,6 +33,7 @@ ROWS = {
     "meru": (meru_objective(), "lorentz", twin.meru),
     "clip": (clip_objective(), "euclid", twin.clip),
     "clip_boxes": (clip_objective(boxes=True), "euclid", twin.clip_boxes),
+    "phyclip": (hycoclip_objective(), "product", twin.phyclip),
 }
 
 
@@ -41,14 +45,17 @@ def tangents(
     return {name: size * torch.randn(counts[name], dim, generator=g, dtype=torch.float64) for name in NODES}
 
 
+def lift(v, c, geometry):
+    if geometry == "euclid":
+        return F.normalize(v, dim=-1)
+    return product.exp0(v, c, len(c)) if geometry == "product" else lorentz.exp0(v, c)
+
+
 def ours(vectors, owner, config, geometry, log_scale, log_c, dtype):
     """Loss and gradients of tangent vectors, log scale and log curvature."""
     leaves = {name: v.to(dtype).clone().requires_grad_() for name, v in vectors.items()}
     s, c = log_scale.to(dtype).clone().requires_grad_(), log_c.to(dtype).clone().requires_grad_()
-    lifted = {
-        name: lorentz.exp0(v, c.exp()) if geometry == "lorentz" else F.normalize(v, dim=-1)
-        for name, v in leaves.items()
-    }
+    lifted = {name: lift(v, c.exp(), geometry) for name, v in leaves.items()}
     total, terms = loss(lifted, torch.tensor(owner, dtype=torch.long), s.exp(), c.exp(), config, geometry)
     total.backward()
     return total.detach(), [leaf.grad for leaf in (*leaves.values(), s, c)], terms
@@ -58,9 +65,13 @@ def plain(vectors, owner, function, geometry, log_scale, log_c):
     leaves = {name: v.clone().requires_grad_() for name, v in vectors.items()}
     s, c = log_scale.clone().requires_grad_(), log_c.clone().requires_grad_()
 
+    def lifted(v):
+        if geometry == "product":
+            return torch.cat([twin.lift(piece, own) for piece, own in twin.factors(v, c.exp())])
+        return twin.lift(v, c.exp()) if geometry == "lorentz" else v
+
     def points(name):
-        rows = leaves[name]
-        return torch.stack([twin.lift(v, c.exp()) for v in rows]) if geometry == "lorentz" else rows
+        return torch.stack([lifted(v) for v in leaves[name]])
 
     total = function(*(points(name) for name in NODES), owner, s.exp(), c.exp())
     total.backward()
@@ -74,14 +85,67 @@ def assert_same(mine, other, tolerance):
         torch.testing.assert_close(a.expand_as(b), b.expand_as(a), rtol=tolerance * 50, atol=tolerance * 5)
 
 
+def curvatures(geometry: str, factors: int) -> torch.Tensor:
+    """log c: one, or one for each factor."""
+    if geometry != "product":
+        return torch.tensor(-0.4, dtype=torch.float64)
+    return torch.linspace(-1.0, 1.0, factors, dtype=torch.float64)
+
+
+BATCHES = [(5, [0, 1, 2, 3, 4]), (3, [2, 0, 0, 1, 2, 2, 1]), (1, [0])]
+
+
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("batch, owner", [(5, [0, 1, 2, 3, 4]), (3, [2, 0, 0, 1, 2, 2, 1]), (1, [0])])
-def test_value_and_gradient_equal_the_twin(row, batch, owner):
+@pytest.mark.parametrize("batch, owner", BATCHES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-11)])
+def test_value_and_gradient_equal_the_twin(row, batch, owner, dtype, tolerance):
     config, geometry, function = ROWS[row]
     vectors = tangents(batch, len(owner), seed=batch)
-    log_scale, log_c = torch.tensor(2.0, dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)
+    log_scale, log_c = torch.tensor(2.0, dtype=torch.float64), curvatures(geometry, 3)
     expected = plain(vectors, owner, function, geometry, log_scale, log_c)
-    assert_same(ours(vectors, owner, config, geometry, log_scale, log_c, torch.float32), expected, 2e-5)
+    got = ours(vectors, owner, config, geometry, log_scale, log_c, dtype)
+    assert_same(got, expected, tolerance)
+
+
+def test_sixty_four_factors_equal_the_twin():
+    vectors = tangents(2, 3, dim=128, seed=1)
+    vectors["text"][1] = vectors["text"][0]
+    vectors["image_box"][2, :64] = vectors["text"][1, :64]  # coincident in half of the factors
+    log_scale, log_c = torch.tensor(3.0, dtype=torch.float64), curvatures("product", 64)
+    owner = [0, 1, 1]
+    expected = plain(vectors, owner, twin.phyclip, "product", log_scale, log_c)
+    got = ours(vectors, owner, hycoclip_objective(), "product", log_scale, log_c, torch.float32)
+    assert_same(got, expected, 2e-5)
+
+
+def test_one_factor_is_hycoclip():
+    vectors = tangents(5, 4, seed=2)
+    owner, log_scale, log_c = [0, 3, 3, 1], torch.tensor(2.0), torch.tensor(0.3)
+    one, whole = (
+        ours(vectors, owner, hycoclip_objective(), geometry, log_scale, c, torch.float32)
+        for geometry, c in (("product", log_c[None]), ("lorentz", log_c))
+    )
+    assert torch.equal(one[0], whole[0])
+    for a, b in zip(one[1], whole[1], strict=True):
+        torch.testing.assert_close(a.reshape(b.shape), b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("row", ["hycoclip", "phyclip", "clip_boxes"])
+@pytest.mark.parametrize("pairs_at_once", [1, 20, 47])
+def test_a_streamed_matrix_gives_what_a_whole_one_gives(row, pairs_at_once):
+    """Blocks of one query, of two, and with a remainder; a block of one query is less than one row of keys."""
+    config, geometry, _ = ROWS[row]
+    vectors, owner = tangents(9, 7, seed=4), [8, 0, 3, 3, 5, 1, 8]
+    vectors["text"][3] = vectors["image"][3]
+    log_scale, log_c = torch.tensor(2.0), curvatures(geometry, 3)
+    whole, streamed = (
+        ours(vectors, owner, replace(config, pairs_at_once=n), geometry, log_scale, log_c, torch.float64)
+        for n in (1 << 20, pairs_at_once)
+    )
+    assert streamed[0].item() == pytest.approx(whole[0].item(), rel=1e-12)
+    for a, b in zip(streamed[1], whole[1], strict=True):
+        if b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
 
 
 def test_repeated_captions_and_coincident_embeddings_equal_the_twin():
@@ -91,12 +155,12 @@ def test_repeated_captions_and_coincident_embeddings_equal_the_twin():
     vectors["text_box"][2] = vectors["text"][2]
     vectors["image_box"][3] = vectors["image"][3]
     vectors["text"][4] = vectors["image"][4]
-    log_scale, log_c = torch.tensor(2.5, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
-    owner = [0, 1, 2, 3, 4]
-    expected = plain(vectors, owner, twin.hycoclip, "lorentz", log_scale, log_c)
-    assert_same(
-        ours(vectors, owner, hycoclip_objective(), "lorentz", log_scale, log_c, torch.float32), expected, 2e-5
-    )
+    owner, log_scale = [0, 1, 2, 3, 4], torch.tensor(2.5, dtype=torch.float64)
+    for config, geometry, function in ROWS.values():
+        log_c = curvatures(geometry, 3)
+        expected = plain(vectors, owner, function, geometry, log_scale, log_c)
+        got = ours(vectors, owner, config, geometry, log_scale, log_c, torch.float32)
+        assert_same(got, expected, 2e-5)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e-4, 30.0])
@@ -159,6 +223,43 @@ def test_half_precision_embeddings_are_computed_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = loss(nodes, owner, scale, c, hycoclip_objective())[0]
     assert got.dtype == torch.float32 and torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("row", ["hycoclip", "phyclip"])
+@pytest.mark.parametrize("steps", [50, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_step_with_half_precision_encoders_gives_nan(half, row, steps):
+    """Rough training of random features: a high rate, repeated captions and images, batches without boxes."""
+    config, geometry, _ = ROWS[row]
+    torch.manual_seed(0)
+    vision = VisionConfig(image_size=8, patch_size=8, width=8, depth=1, heads=1)
+    text = TextConfig(vocab_size=8, context_length=4, width=8, depth=1, heads=1, end_token=0)
+    space = {"geometry": geometry, "factors": 4 if geometry == "product" else 1}
+    model = DualEncoder(ClipConfig(vision=vision, text=text, dim=16, **space))
+    encoders = torch.nn.ModuleDict({kind: torch.nn.Linear(6, 16) for kind in ("image", "text")})
+    learned = [p for p in (*encoders.parameters(), *model.parameters()) if p.ndim < 2 or p.shape == (16, 6)]
+    optimiser = torch.optim.AdamW(learned, lr=0.03)
+    for step in range(steps):
+        boxes = int(torch.randint(9, ())) if step % 7 else 0
+        counts = {"image": 8, "text": 8, "image_box": boxes, "text_box": boxes}
+        inputs = {
+            name: torch.randn(count, 6) * 10 ** float(torch.randn(())) for name, count in counts.items()
+        }
+        inputs["text"][1], inputs["image"][2] = inputs["text"][0], inputs["image"][3]
+        nodes = {}
+        for name, rows in inputs.items():
+            with torch.autocast("cpu", half):
+                features = encoders[name.removesuffix("_box")](rows)
+            assert features.dtype == half
+            nodes[name] = (model.lift_image if name.startswith("image") else model.lift_text)(features)
+        total, _ = loss(nodes, torch.randint(8, (boxes,)), model.scale, model.curvature, config, geometry)
+        optimiser.zero_grad()
+        total.backward()
+        assert torch.isfinite(total)
+        assert all(torch.isfinite(p.grad).all() for p in learned if p.grad is not None)
+        optimiser.step()
+        model.constrain_()
+    assert all(torch.isfinite(p).all() for p in learned)
 
 
 def test_scores_rank_by_distance_not_by_inner_product():

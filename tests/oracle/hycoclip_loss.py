@@ -101,3 +101,48 @@ def clip_boxes(image, text, image_box, text_box, owner: list[int], scale: Tensor
     i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
     boxes = cross_entropy(ib, t, owner, cosine, scale, c) + cross_entropy(tb, i, owner, cosine, scale, c)
     return clip(image, text, image_box, text_box, owner, scale, c) / 2 + boxes / 4
+
+
+def factors(x: Tensor, c: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The piece of a point in each factor of a product, with the factor's curvature."""
+    return list(zip(x.split(len(x) // len(c)), c, strict=True))
+
+
+def mean_distance(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    pairs = zip(factors(x, c), factors(y, c), strict=True)
+    return torch.stack([distance(a, b, own) for (a, own), (b, _) in pairs]).mean()
+
+
+def product_entailment(
+    general: list[Tensor], specific: list[Tensor], eta: float, k: float, c: Tensor
+) -> Tensor:
+    """Every factor has its own cone; the mean of their hinges."""
+    each = [
+        entailment([a], [b], eta, k, own)
+        for x, y in zip(general, specific, strict=True)
+        for (a, own), (b, _) in zip(factors(x, c), factors(y, c), strict=True)
+    ]
+    return torch.stack(each).mean()
+
+
+def phyclip(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor) -> Tensor:
+    """HyCoCLIP's rows in a product of hyperboloids with curvatures c [k]."""
+
+    def negative(x, y, c):
+        return -mean_distance(x, y, c)
+
+    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
+    own = list(range(len(i)))
+    contrast = (
+        cross_entropy(i, t, own, negative, scale, c)
+        + cross_entropy(t, i, own, negative, scale, c)
+        + cross_entropy(ib, t, owner, negative, scale, c)
+        + cross_entropy(tb, i, owner, negative, scale, c)
+    ) / 4
+    contained = (
+        product_entailment(t, i, 0.7, 0.1, c)
+        + product_entailment(tb, ib, 0.7, 0.1, c)
+        + product_entailment(ib, [i[o] for o in owner], 1.2, 0.1, c)
+        + product_entailment(tb, [t[o] for o in owner], 1.2, 0.1, c)
+    )
+    return contrast + 0.1 * contained
