@@ -29,9 +29,10 @@ from pipeline.images import encode_jpeg
 from pipeline.labelled import open_labelled
 from pipeline.labelled.card import card
 from pipeline.progress import Progress
-from tests.pipeline.assess.test_assess_run import tiny
+from tests.pipeline.assess.test_assess_run import run, tiny, world
 from tests.pipeline.labelled.made import lay
 
+__all__ = ["world"]  # a fixture
 FEW = Bootstrap(draws=100)
 COLOURS = {"airplane": (200, 60, 50), "bird": (60, 200, 50), "cat": (40, 60, 220)}
 
@@ -308,8 +309,8 @@ def test_other_heads_plug_in(data: Path, embedder: Embedder) -> None:
     train, test = gaussians(0, 200), gaussians(1, 100)
     found = probe(train, test, 3, FEW, "maximum_separation")
     assert found.numbers["top1"] > 0.85
-    both = run_suite(embedder, "cifar10", data, FEW, heads=("softmax", "maximum_separation"))
-    assert {"probe_softmax", "probe_maximum_separation"} <= set(both["suite"]["cifar10"])
+    both = run_suite(embedder, "cifar10", data, FEW, heads=("softmax", "maximum_separation", "prototypes"))
+    assert {"probe_softmax", "probe_maximum_separation", "probe_prototypes"} <= set(both["suite"]["cifar10"])
     few = (torch.randn(20, 2), np.arange(20) % 5)
     with pytest.raises(ValueError, match="is too few"):
         probe(few, few, 5, FEW, "maximum_separation")
@@ -391,6 +392,15 @@ def test_a_model_directory_from_the_command(
     )
     page = (tmp_path / "model/report.html").read_text()
     assert "Measured on 1 published data set." in page and "CIFAR-10: linear probe" in page
+
+
+def test_a_run_is_measured_on_both(data: Path, world: Path) -> None:
+    found = run(world, suite="tiny_imagenet", data=data)
+    assert found["retrieval"] and found["suite"]["tiny_imagenet"]["zero_shot"]["n"] == 12
+    held = (world / "home/runs/r/metrics.csv").read_text()
+    assert "retrieval.image_to_text.r1," in held and "suite.tiny_imagenet.hierarchy.tie," in held
+    with pytest.raises(ValueError, match="the suite 'all' needs --data"):
+        run(world, suite="all")
 
 
 def command(
