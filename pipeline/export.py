@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from models.encoders.block import Activation
-from models.encoders.tokenizer import Tokenizer
+from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
 from models.exchange import read_checkpoint, to_published
 from pipeline.card import model_card
 from pipeline.config import digest
@@ -93,7 +93,7 @@ def import_checkpoint(
     Args:
         path: the file or directory; see models.exchange.read_checkpoint.
         out: directory to make; must not exist, or be empty.
-        tokenizer: directory with a CLIP tokenizer, for a checkpoint that brings none.
+        tokenizer: directory with a CLIP tokenizer or CLIP's file of merges, for a checkpoint that brings none.
         vision_heads: heads of a published image tower of unusual width.
         activation: GELU of a bare OpenCLIP state dict.
 
@@ -109,7 +109,8 @@ def import_checkpoint(
     where = tokenizer or found.tokenizer
     if where is None:
         raise ValueError(
-            f"{path} brings no tokenizer: give --tokenizer DIR with CLIP's tokenizer.json, or vocab.json and merges.txt"
+            f"{path} brings no tokenizer: give --tokenizer with CLIP's {CLIP_MERGES}, or a directory with "
+            "tokenizer.json, or vocab.json and merges.txt"
         )
     words = Tokenizer.load(where, found.config.text.context_length)
     text = found.config.text

@@ -1,9 +1,12 @@
 """CLIP-style byte-pair tokenizer: lower case, byte level, words closed by </w> (Radford et al. 2021).
 
-Loaded from a CLIP tokenizer (a local directory, or a hub name in the hub's cache) or trained on captions.
+Loaded from a CLIP tokenizer (a local directory, the merges file that OpenAI's CLIP and OpenCLIP ship, or a hub name
+in the hub's cache) or trained on captions.
 """
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
+CLIP_TOKENS = 49408
+CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -45,6 +50,25 @@ def _with_specials(model: BPE) -> FastTokenizer:
     fast = _empty(model)
     fast.add_special_tokens([START, END])
     return fast
+
+
+def _in_clip_order(merges: list[tuple[str, str]]) -> BPE:
+    """The model whose ids are in the order of CLIP's vocabulary: bytes, bytes that close a word, merges, specials."""
+    alphabet = sorted(ByteLevel.alphabet())
+    joined = ("".join(pair) for pair in merges)
+    tokens = [*alphabet, *(c + WORD_END for c in alphabet), *joined, START, END]
+    ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return BPE(ids, merges, end_of_word_suffix=WORD_END)
+
+
+def _clip_merges(path: Path) -> list[tuple[str, str]]:
+    """The merges CLIP uses of its file: a title, then two symbols a line, more of them than it has room for."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1:]
+        pairs = [(left, right) for left, right in (line.split() for line in lines if line)]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} is not CLIP's {CLIP_MERGES}: {error}") from error
+    return pairs[: CLIP_TOKENS - 2 * 256 - 2]
 
 
 def _from_hub(name: str) -> str:
@@ -89,34 +113,28 @@ class Tokenizer:
                 f"vocab_size {vocab_size} has no room for the bytes and two specials; use at least 514"
             )
         learned = _empty(BPE(end_of_word_suffix=WORD_END))
-        alphabet = sorted(ByteLevel.alphabet())
         trainer = BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            initial_alphabet=alphabet,
+            initial_alphabet=sorted(ByteLevel.alphabet()),
             end_of_word_suffix=WORD_END,
             show_progress=False,
         )
         learned.train_from_iterator(sorted(captions), trainer)
         merges = [(left, right) for left, right in json.loads(learned.to_str())["model"]["merges"]][:room]
         # Rebuilt in the order of CLIP's vocabulary: bytes that closed no word in training get a token too.
-        tokens = [
-            *alphabet,
-            *(c + WORD_END for c in alphabet),
-            *("".join(pair) for pair in merges),
-            START,
-            END,
-        ]
-        ids = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-        return cls(_with_specials(BPE(ids, merges, end_of_word_suffix=WORD_END)), context_length)
+        return cls(_with_specials(_in_clip_order(merges)), context_length)
 
     @classmethod
     def load(cls, where: str | Path, context_length: int = 77) -> "Tokenizer":
-        """Read tokenizer.json, or vocab.json + merges.txt, from a directory or from the hub's local cache.
+        """Read tokenizer.json, vocab.json + merges.txt or CLIP's gzipped merges from a directory, the merges file
+        itself, or tokenizer.json from the hub's local cache.
 
-        FileNotFoundError naming what was looked for when neither has it.
+        FileNotFoundError naming what was looked for when none has it, ValueError for a broken merges file.
         """
         folder = Path(where)
+        if folder.is_file():
+            return cls(_with_specials(_in_clip_order(_clip_merges(folder))), context_length)
         if folder.is_dir():
             if (folder / "tokenizer.json").is_file():
                 return cls(FastTokenizer.from_file(str(folder / "tokenizer.json")), context_length)
@@ -125,7 +143,11 @@ class Tokenizer:
                     str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix=WORD_END
                 )
                 return cls(_with_specials(model), context_length)
-            raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json + merges.txt")
+            if (folder / CLIP_MERGES).is_file():
+                return cls.load(folder / CLIP_MERGES, context_length)
+            raise FileNotFoundError(
+                f"{folder} holds neither tokenizer.json nor vocab.json + merges.txt nor {CLIP_MERGES}"
+            )
         return cls(FastTokenizer.from_file(_from_hub(str(where))), context_length)
 
     def save(self, folder: str | Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.clip import ClipConfig, DualEncoder, config_from_dict, load_weights
 from models.encoders.block import Activation
+from models.encoders.tokenizer import CLIP_MERGES
 from models.exchange.huggingface import from_huggingface
 from models.exchange.openclip import from_openclip
 from models.exchange.published import from_published
@@ -145,7 +146,11 @@ def _weights(folder: Path, *names: str) -> dict[str, Tensor]:
 
 
 def _tokenizer(folder: Path) -> Path | None:
-    return folder if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")) else None
+    return (
+        folder
+        if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", CLIP_MERGES))
+        else None
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

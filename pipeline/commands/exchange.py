@@ -20,7 +20,9 @@ def import_(
     out: Out,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Directory with CLIP's tokenizer, for a checkpoint that brings none (a .pth)."),
+        typer.Option(
+            help="CLIP's bpe_simple_vocab_16e6.txt.gz or a directory with its tokenizer, where the checkpoint has none."
+        ),
     ] = None,
     vision_heads: Annotated[
         int | None,

@@ -1,5 +1,6 @@
 """The byte-pair tokenizer: trained, saved, loaded from CLIP's files; nothing is lost or ends a text early."""
 
+import gzip
 import json
 import random
 
@@ -86,3 +87,20 @@ def test_errors_name_the_value_and_the_way_out(tmp_path):
         Tokenizer.load("nobody/nothing")
     with pytest.raises(ValueError, match="context_length 2"):
         Tokenizer.train(CAPTIONS, vocab_size=600, context_length=2)
+
+
+def test_clip_s_own_file_of_merges(tmp_path):
+    """A title, then merges; ids: 256 bytes, the same closing a word, the merges in order, the two specials."""
+    path = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
+    path.write_bytes(gzip.compress(b'"bpe_simple_vocab_16e6.txt#version: 0.2\nr e\nre d</w>\na t</w>\n'))
+    for where in (path, tmp_path):
+        tokenizer = Tokenizer.load(where)
+        assert (len(tokenizer), tokenizer.start, tokenizer.end) == (517, 515, 516)
+        # "a" is 64 among the printable bytes; closing a word, 256 further on.
+        assert tokenizer(["Red  a at"]).tolist() == [[515, 513, 256 + 64, 514, 516]]
+    path.write_bytes(gzip.compress(b"title\none two three\n"))
+    with pytest.raises(ValueError, match="is not CLIP's bpe_simple_vocab"):
+        Tokenizer.load(path)
+    path.write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match="is not CLIP's bpe_simple_vocab"):
+        Tokenizer.load(path)

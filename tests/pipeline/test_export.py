@@ -243,7 +243,7 @@ def test_mistakes_are_one_line(home, words, tmp_path, capsys, monkeypatch):
     )
     torch.save(published(), path)
     heads = ("--vision-heads", "4")
-    assert "brings no tokenizer: give --tokenizer DIR" in error_of(
+    assert "brings no tokenizer: give --tokenizer with CLIP's bpe_simple" in error_of(
         capsys, monkeypatch, "import", path, "--out", out, *heads
     )
     assert "the text tower has 600 and 599: give the tokenizer it was trained with" in error_of(
