@@ -25,7 +25,8 @@ class AssessConfig(Config):
         picture_side: short side of the pictures in the report, in pixels.
         suite_images: at most this many images of each split of a data set of the suite, drawn by seed; 0 takes all.
         beside: directories of other assessed runs, shown in the report beside this one.
-        probe_heads: heads fitted on the frozen features of labelled sets: softmax, maximum_separation; () fits none.
+        probe_heads: heads fitted on the frozen features of labelled sets: softmax, maximum_separation,
+            and prototypes on the hyperboloid; () fits none.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device", "beside"})
@@ -44,4 +45,4 @@ class AssessConfig(Config):
     picture_side: int = Field(default=224, ge=32, le=640)
     suite_images: int = Field(default=0, ge=0)
     beside: tuple[str, ...] = ()
-    probe_heads: tuple[Literal["softmax", "maximum_separation"], ...] = ("softmax",)
+    probe_heads: tuple[Literal["softmax", "maximum_separation", "prototypes"], ...] = ("softmax",)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.assess.hierarchy import tree_metrics
 from pipeline.assess.outcome import Outcome
 from pipeline.assess.probe import probe
+from pipeline.assess.prototypes import prototype_probe
 from pipeline.assess.suite import Evaluation, Setting, folder_called
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.assess.zero_shot import rank_and_answer, set_accuracy, vectors_of
@@ -57,10 +58,16 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
             setting.skipped["hierarchy"] = NO_WORDNET
         if train is not None:
             learnt = embed(embedder, train, taught, setting.progress)
-            rows = (learnt.features, train.labels[learnt.kept]), (seen.features, truth)
+            known_labels, classes = train.labels[learnt.kept], len(test.classes)
             for head in setting.heads:
                 try:
-                    found[f"probe_{head}"] = probe(*rows, len(test.classes), setting.boot, head)
+                    if head == "prototypes":  # of points on the hyperboloid, not of features before it
+                        c = embedder.curvature if embedder.model.config.geometry == "lorentz" else None
+                        rows = (learnt.points, known_labels), (seen.points, truth)
+                        found[f"probe_{head}"] = prototype_probe(*rows, classes, c, setting.boot)
+                    else:
+                        rows = (learnt.features, known_labels), (seen.features, truth)
+                        found[f"probe_{head}"] = probe(*rows, classes, setting.boot, head)
                 except ValueError as error:  # too few features for so many classes
                     setting.skipped[f"probe_{head}"] = str(error)
         return Outcome(

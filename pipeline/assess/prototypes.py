@@ -27,16 +27,14 @@ def prototype_probe(
 
     Args:
         train, test: space parts of image points on the hyperboloid of curvature -c, with their labels.
-        classes: C, at most D + 1. curvature: c; None (a Euclidean model) is refused.
+        classes: C, at most D + 1. curvature: c; None (a Euclidean or product space) is refused.
 
     Raises:
         ValueError: no hyperboloid, fewer than ten training rows, more classes than D + 1.
     """
     points, labels = train
     if curvature is None:
-        raise ValueError(
-            "prototypes stand on a hyperboloid and this model is Euclidean: use the softmax probe"
-        )
+        raise ValueError("prototypes stand on one hyperboloid (geometry lorentz): use the softmax probe")
     if len(labels) < 10:
         raise ValueError(f"{len(labels)} training images are too few for prototypes")
 

@@ -29,7 +29,7 @@ class Setting:
         boot: draws the intervals.
         progress: tell it with `expect` how many images there are and with `advance` how many are done.
         limit: at most this many images of a split, drawn by seed; 0 takes all.
-        heads: probes fitted on labelled sets, names of pipeline.assess.probe.HEADS.
+        heads: probes fitted on labelled sets, names of pipeline.assess.probe.HEADS, or prototypes.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
     """
 

@@ -21,6 +21,7 @@ WORDS = {
     "zero_shot": "zero-shot",
     "probe_softmax": "linear probe",
     "probe_maximum_separation": "linear probe, maximum separation",
+    "probe_prototypes": "prototypes on the hyperboloid",
     "image_to_text": "image to caption",
     "text_to_image": "caption to image",
 }

@@ -38,7 +38,7 @@ def test_shuffled_labels_teach_nothing() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     train = clouds(0, 40, 1.0)
-    with pytest.raises(ValueError, match="this model is Euclidean"):
+    with pytest.raises(ValueError, match="geometry lorentz"):
         prototype_probe(train, train, 4, None, FEW)
     with pytest.raises(ValueError, match="dim 5 is too few: 7 prototypes"):
         prototype_probe(train, train, 7, 1.0, FEW)
