@@ -1,15 +1,21 @@
 """Poincare ResNet against plain float64 twins, in its own arithmetic and in the published one."""
 
 import copy
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 
 from models import poincare_resnet_compat as compat
+from models.clip import ClipConfig, DualEncoder, config_from_dict
+from models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
+from models.encoders.text import TextConfig
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.residual import residual_add
+from models.objectives import hycoclip_objective, loss
 from models.poincare_resnet import EuclideanResNet, PoincareResNet, ResNet, build
 from tests.oracle import poincare_resnet as oracle
 
@@ -286,3 +292,55 @@ def test_other_state_dicts_are_refused_by_name(change, message):
 
 def test_topology_is_typed():
     assert isinstance(build(8), ResNet) and isinstance(build(8, c=None), EuclideanResNet)
+
+
+# The image tower of a dual encoder.
+
+TOWER = PoincareResNetConfig(image_size=16, depth=8, widths=(4, 6, 8), learn_c=True, stem_stride=2)
+CLIP = ClipConfig(
+    vision=TOWER,
+    text=TextConfig(vocab_size=50, context_length=8, width=32, depth=1, heads=2, end_token=49),
+    dim=16,
+)
+
+
+def test_tower_is_trained_saved_and_loaded_like_any_other(tmp_path):
+    model = DualEncoder(CLIP)
+    images = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    tokens = torch.tensor([[48, 3, 4, 49], [48, 7, 49, 49], [48, 9, 8, 49], [48, 1, 2, 49]])
+    nodes, scale, curvature = model(images, tokens, images[:2], tokens[:2])
+    total, _ = loss(nodes, torch.tensor([0, 2]), scale, curvature, hycoclip_objective())
+    total.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    with torch.no_grad():
+        model.visual.curvature.log_c.fill_(-50)
+    model.constrain_()
+    assert model.visual.curvature().item() == pytest.approx(1e-3)
+    model.eval().save_pretrained(tmp_path)
+    again = DualEncoder.from_pretrained(tmp_path).eval()
+    assert again.config == CLIP
+    pixels = model.normalise(images)
+    assert torch.equal(again.encode_image(pixels), model.encode_image(pixels))
+    # Running statistics: an image's embedding does not depend on the others.
+    assert torch.allclose(
+        again.encode_image(pixels[:1]), again.encode_image(pixels)[:1], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_tower_starts_where_the_lift_expects_it():
+    """sqrt(c)|v| starts within a factor of four of one, as the vision transformer's does."""
+    model = DualEncoder(replace(CLIP, vision=replace(TOWER, widths=(8, 16, 32)), dim=32))
+    images = torch.randint(0, 256, (16, 16, 16, 3), dtype=torch.uint8)
+    radius = model.encode_image(model.normalise(images)).norm(dim=-1).asinh().mean().item()
+    assert 0.25 < radius < 4
+
+
+def test_pooling_adapts_and_impossible_configurations_are_refused():
+    tower = PoincareResNetTower(TOWER)
+    assert tower(torch.randn(2, 3, 16, 16)).shape == tower(torch.randn(2, 3, 24, 19)).shape == (2, 8)
+    with pytest.raises(ValueError, match="image_size 8 leaves nothing"):
+        PoincareResNetConfig(image_size=8, stem_stride=4)
+    values = json.loads(json.dumps(asdict(CLIP)))
+    values["vision"]["kind"] = "resnet"
+    with pytest.raises(ValueError, match="kind 'resnet' is unknown: use vit or poincare_resnet"):
+        config_from_dict(values)
