@@ -36,6 +36,12 @@ def report(home: str) -> Iterator[str]:
             continue
         yield f"run      {folder.name}  {run_state(folder)}"
         empty = False
+    fits = Path(home.removeprefix("file://")) / "fits" if store.local else None
+    for folder in sorted(fits.iterdir()) if fits and fits.is_dir() else []:
+        if not (folder / "config.json").is_file():
+            continue
+        yield f"fit      {folder.name}  {_fit_state(folder)}"
+        empty = False
     if empty:
         yield f"{home} holds nothing yet: start with `hyco mine` or `hyco journey`"
 
@@ -48,3 +54,10 @@ def run_state(folder: Path) -> str:
         found = json.loads((folder / "train.json").read_text())
         return f"trained, loss {found['loss_first']:.3f} to {found['loss_last']:.3f}, not assessed"
     return "training not finished"
+
+
+def _fit_state(folder: Path) -> str:
+    if (folder / "metrics.json").is_file():
+        found = json.loads((folder / "metrics.json").read_text())["classification"]
+        return f"trained, accuracy {found['accuracy']:.1%} on {found['images']:,} test images"
+    return "trained, not measured" if (folder / "train.json").is_file() else "training not finished"

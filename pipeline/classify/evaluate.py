@@ -25,8 +25,9 @@ from pipeline.classify.long_tail import shots
 from pipeline.classify.net import load_classifier
 from pipeline.classify.train import choose_device
 from pipeline.config import Config
-from pipeline.labelled import open_labelled
+from pipeline.labelled import LabelledSet, open_labelled
 from pipeline.progress import Progress
+from pipeline.source import Source, open_source
 from storage.store import Store
 
 CAPTIONED = "captioned"
@@ -172,19 +173,25 @@ def logits_of(model: nn.Module, images: Images, batch_size: int, label: str = "i
     return torch.cat(rows).numpy()
 
 
-def strange_images(spec: str, size: int, config: EvaluateConfig) -> tuple[str, Images]:
-    """(name, images) of a strange set: the name before "=", else the set's own."""
+def open_strange(spec: str) -> tuple[str, LabelledSet | Source]:
+    """(name, set) of a strange set: the name before "=", else the set's own. Its images are not read yet."""
     parts = re.fullmatch(r"(?:(\w+)=)?(\w+):(.+)", spec)
     if not parts:
         raise ValueError(
             f"strange set '{spec}' is not NAME:DIR, such as tiny_imagenet:DIR or scenes=captioned:DIR"
         )
     alias, name, place = parts.groups()
-    if name == CAPTIONED:
-        return alias or name, load_captioned(place, size, config.ood_limit)
-    found = open_labelled(f"{name}:{place}", "test")
+    found = open_source(place) if name == CAPTIONED else open_labelled(f"{name}:{place}", "test")
+    return alias or name, found
+
+
+def strange_images(spec: str, size: int, config: EvaluateConfig) -> tuple[str, Images]:
+    """(name, images) of a strange set, at most `config.ood_limit` of them."""
+    name, found = open_strange(spec)
+    if isinstance(found, Source):
+        return name, load_captioned(found, size, config.ood_limit)
     index = np.random.default_rng(config.seed).permutation(len(found))[: config.ood_limit]
-    return alias or name, load_images(found, size, np.sort(index))
+    return name, load_images(found, size, np.sort(index))
 
 
 def _put(metrics: dict[str, Any], section: str, numbers: dict[str, Any], intervals: dict[str, Any]) -> None:

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.images import decode
 from pipeline.labelled import LabelledSet
-from pipeline.source import open_source
+from pipeline.source import Source
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,9 @@ def load_images(found: LabelledSet, size: int, index: np.ndarray | None = None) 
     return Images(pixels, torch.from_numpy(np.asarray(found.labels, np.int64)[index]))
 
 
-def load_captioned(place: str, size: int, limit: int) -> Images:
+def load_captioned(source: Source, size: int, limit: int) -> Images:
     """The first `limit` images of a captioned source (pipeline.source), as images of no class (-1)."""
-    from pipeline.images import decode
-
-    source, rows = open_source(place), []
+    rows = []
     for unit in source.units():
         for sample in source.samples(unit, lambda failure: None):
             rows.append(torch.from_numpy(squared(decode(sample.image), size)).permute(2, 0, 1))
@@ -58,7 +57,7 @@ def load_captioned(place: str, size: int, limit: int) -> Images:
         if len(rows) == limit:
             break
     if not rows:
-        raise ValueError(f"{place} has no image that can be read")
+        raise ValueError(f"{source.store.url} has no image that can be read")
     return Images(torch.stack(rows), torch.full((len(rows),), -1))
 
 

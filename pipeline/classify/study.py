@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.classify.config import FitConfig, poincare
-from pipeline.classify.evaluate import EvaluateConfig, evaluate
+from pipeline.classify.evaluate import EvaluateConfig, evaluate, open_strange
 from pipeline.classify.tables import tables
 from pipeline.classify.train import fit
 from pipeline.config import Config, override
@@ -102,6 +102,8 @@ def run_study(
 
     HOME/STUDY.md gets the tables after each run; `doc`, where given, gets them between its marks at the end of it.
     """
+    for spec in study.measure.ood:  # what is missing should be said before an hour of training, not after
+        open_strange(spec)
     folder = Path(home) / "fits"
     results: dict[str, Any] = {}
     for name, config in study.arms():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.main import get_command
 
 from models.separation import MaximumSeparation, equal_radius
 from pipeline.classify import train
@@ -18,8 +19,10 @@ from pipeline.classify.config import FitConfig, fit_recipe
 from pipeline.classify.evaluate import EvaluateConfig, evaluate
 from pipeline.classify.net import MLR_SLOPE, load_classifier, make_classifier
 from pipeline.classify.train import fit, learning_rate, make_optimiser, training_images
+from pipeline.commands.app import app
 from pipeline.config import ConfigError
 from pipeline.labelled import open_labelled
+from pipeline.status import report
 from pipeline.steplog import StepLog, read_log
 
 ROOT = Path(__file__).parents[3]
@@ -229,3 +232,28 @@ def test_rates_and_decay(tiny: FitConfig) -> None:
     assert decayed["weight_decay"] == learned.weight_decay and spared["weight_decay"] == 0
     assert len(spared["params"]) == 2
     assert len(decayed["params"]) + 2 == len(list(model.parameters()))
+
+
+def test_the_command_trains_measures_and_is_listed(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["widths=[2,2,4]", "image_size=8", "batch_size=24", "steps=2", "log_every=1", "crop=1"]
+    words = [
+        "fit",
+        "resnet20",
+        "--data",
+        f"folder:{squares}",
+        "--home",
+        str(tmp_path),
+        "--head",
+        "separation",
+    ]
+    command = get_command(app)
+    command.main([*words, *(f"--set={field}" for field in sets)], standalone_mode=False)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["steps"] == 2 and shown["classification"]["images"] == 30
+    assert Path(shown["run_dir"]).name.startswith("folder-resnet20-separation-")
+    (line,) = report(str(tmp_path))
+    assert line.startswith("fit ") and "on 30 test images" in line
+    with pytest.raises(ValueError, match="did you mean 'separation'"):
+        command.main([*words, "--recipe", "seperation"], standalone_mode=False)
