@@ -8,7 +8,7 @@ readable names) lies in sets/NAME.toml.
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from pipeline.labelled.registry import ADAPTERS, Adapter
 SPLITS = ("train", "test", "all")
 
 
+@runtime_checkable
 class LabelledSet(Protocol):
     """Images with one label each.
 

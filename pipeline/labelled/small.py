@@ -84,7 +84,7 @@ def _cifar(
     try:
         base = files.anchor(meta)
     except FileNotFoundError as error:
-        pickled = ("batches.meta", "fine_label_names.txt", "meta")
+        pickled = ("batches.meta", "meta")
         if any(
             files.has(f"{folder}{mark}")
             for folder in ("", *(f"{f}/" for f in files.folders("")))

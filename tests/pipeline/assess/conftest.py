@@ -18,5 +18,8 @@ MODULES = (
     "boxes",
     "compositional",
     "files",
+    "labelled_sets",
+    "probe",
+    "suite",
 )
 install_import_hook([f"pipeline.assess.{name}" for name in MODULES], "beartype.beartype")
