@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.batchnorm import normalise
 from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.functional import cosh_sinhc, to_tangent
+from models.hyperbolic.nn.functional import cosh_sinhc, normalise, to_tangent
 from models.hyperbolic.nn.linear import Linear
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
 from models.hyperbolic.ops import asinhc

@@ -6,9 +6,8 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.batchnorm import normalise
 from models.hyperbolic.nn.conv import Sizes
-from models.hyperbolic.nn.functional import cosh_sinhc, to_tangent
+from models.hyperbolic.nn.functional import cosh_sinhc, normalise, to_tangent
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
 MaxPool2d = nn.MaxPool2d

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part, radial_slope
-from models.hyperbolic.ops import asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
+from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
 
 MAX_EXPONENT = 40.0
 """Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can come back from it."""
@@ -146,5 +146,5 @@ class _Respond(Function):
             d.mul_(scale)
         d_s = d_s / radial * radial_slope(s, radial)
         if d_time is not None:
-            d_s = d_s - torch.where(s > MAX_ANGLE**2, 0.0, d_time * radial / 2)
+            d_s = torch.addcmul(d_s, d_time * radial, 1 - above(s, MAX_ANGLE**2), value=-0.5)
         return d.mul_(radial), d_s, d_scale, d_shift, d_power, d_rate, None
