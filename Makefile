@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all chaos bench lint format weights test-services sbom test-groundingdino clean
+.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino clean classification
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -39,6 +39,16 @@ demo: $(BASE) ## the whole journey on the embedded world: scenes, mine, pack, tr
 
 ui: $(BASE) ## the Prefect UI with the runs of the demo in it (HOME_DIR=var/demo)
 	@$(BIN)/hyco ui --home $(HOME_DIR)
+
+STUDY  ?= cpu
+CIFAR  ?= cifar10:../shared/data/cifar10
+TINY   ?= tiny_imagenet:../shared/data/tiny_imagenet
+STUDIES := var/classification
+
+classification: $(BASE) ## the tables of docs/classification.md: nets x heads on CIFAR-10 (STUDY=cpu, hour, euclidean, full)
+	@$(BIN)/python -m demo scenes --out $(STUDIES)/scenes --train 50 --heldout 1000
+	@$(BIN)/python -m pipeline.classify.study $(STUDY) --data $(CIFAR) --ood $(TINY) \
+	    --ood scenes=captioned:$(STUDIES)/scenes/heldout --home $(STUDIES) --doc docs/classification.md
 
 test: $(DEV) ## the tests (under 12 minutes on 2 cores)
 	@$(BIN)/python -m pytest

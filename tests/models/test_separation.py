@@ -171,6 +171,28 @@ def test_at_equal_radius_sgd_moves_both_heads_alike() -> None:
         assert (nets[0](x) - first).abs().max() > 0.1, "nothing was learned, so nothing was compared"
 
 
+def test_a_regularised_probe_has_one_optimum_under_either_head() -> None:
+    torch.manual_seed(0)
+    x, labels = torch.randn(60, 6, dtype=torch.float64), torch.randint(4, (60,))
+    found = []
+    for head in (nn.Linear(6, 4).double(), MaximumSeparation(4, 6).double()):
+        weights = [value for value in head.parameters() if value.ndim > 1]
+        optimiser = torch.optim.LBFGS(
+            head.parameters(), max_iter=300, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        )
+
+        def closure(head=head, weights=weights, optimiser=optimiser) -> float:
+            optimiser.zero_grad()
+            loss = F.cross_entropy(head(x), labels) + 0.01 * weights[0].square().sum()
+            loss.backward()
+            return loss.item()
+
+        optimiser.step(closure)
+        found.append(head(x).log_softmax(-1).detach())
+    assert found[0].std() > 0.3
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("c", [0.3, 1.0, 4.0])
 def test_prototypes_against_the_twin(c: float) -> None:
     torch.manual_seed(0)
