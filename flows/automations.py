@@ -8,7 +8,7 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from flows.blueprint import DeployConfig, gathered
+from flows.deploy_config import DeployConfig
 from flows.signals import GROWN, PUBLISHED
 
 RUN = "prefect.flow-run."
@@ -21,7 +21,7 @@ RESTING = {"Paused", "Suspended", "AwaitingRetry", "AwaitingConcurrencySlot", "S
 def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCore]:
     """All automations of a deployment of Hyco; `ids` are those of its deployments by full name."""
     look = ids["watch/watch"]
-    later = gathered(config)
+    later = timedelta(seconds=config.gather_s)
     return [
         _absence(
             "hyco: a run without heartbeat is dead",

@@ -49,7 +49,9 @@ def deploy(
     kept = Path(home) / DEPLOYED
     # The models of configuration import no Prefect; flows.blueprint does, so the server has to be known before.
     address = None if yaml else ensure_server(home)
-    from flows.blueprint import DeployConfig, blueprint, resolved, to_yaml
+    from flows.blueprint import blueprint
+    from flows.deploy_config import DeployConfig, resolved
+    from flows.prefect_yaml import to_yaml
     from pipeline.journey import compose
     from pipeline.watch import RetrainConfig
 

@@ -4,44 +4,25 @@ Applying twice changes nothing the second time: only what differs is written, so
 runs that are waiting are left alone.
 """
 
-import functools
-import importlib
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
-from prefect.utilities.callables import parameter_schema
 
 from flows.automations import automations
-from flows.blueprint import QUEUES, Blueprint, Deployed, Pool
-from pipeline.config import digest
-
-ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
-GRACE_S = 300  # for a container to start before its place is given to another run
-
-
-@dataclass(frozen=True)
-class Drift:
-    """One difference and what mends it."""
-
-    what: str
-    mend: Callable[[], Any]
+from flows.blueprint import QUEUES, Blueprint, Pool
+from flows.deployments import Drift, deployments
 
 
 def apply(plan: Blueprint) -> list[str]:
     """Make the server as the blueprint says; return what was changed, one line each."""
     changed = []
     with get_client(sync_client=True) as client:
-        for part in (_pools, _limits, _deployments, _automations):
+        for part in (_pools, _limits, deployments, _automations):
             for drift in list(part(client, plan)):
                 drift.mend()
                 changed.append(drift.what)
@@ -51,7 +32,7 @@ def apply(plan: Blueprint) -> list[str]:
 def check(plan: Blueprint) -> list[str]:
     """Return how the server differs from the blueprint, one line each; nothing is changed."""
     with get_client(sync_client=True) as client:
-        parts = (_pools, _limits, _deployments, _automations)
+        parts = (_pools, _limits, deployments, _automations)
         return [drift.what for part in parts for drift in part(client, plan)]
 
 
@@ -110,92 +91,6 @@ def _limits(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
                 f"concurrency limit {name}: {'missing' if found is None else f'{found}, not {limit}'}",
                 lambda name=name, limit=limit: client.upsert_global_concurrency_limit_by_name(name, limit),
             )
-
-
-def _deployments(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
-    for wanted in plan.deployments:
-        schema = _schema(wanted.flow)
-        version = digest({"deployed": wanted, "schema": schema})
-        try:
-            found = client.read_deployment_by_name(wanted.full_name)
-        except ObjectNotFound:
-            yield Drift(
-                f"deployment {wanted.full_name}: missing", lambda w=wanted, v=version: _create(client, w, v)
-            )
-            continue
-        limit = found.global_concurrency_limit
-        there = {
-            "parameters": found.parameters,
-            "entrypoint": found.entrypoint,
-            "work pool": found.work_pool_name,
-            "work queue": found.work_queue_name,
-            "schedule": [_timing(schedule.schedule) for schedule in found.schedules],
-            "concurrency limit": limit.limit if limit else None,
-            "definition": found.version,
-        }
-        asked = {
-            "parameters": wanted.parameters,
-            "entrypoint": wanted.entrypoint,
-            "work pool": wanted.pool,
-            "work queue": wanted.queue,
-            "schedule": [_timing(schedule.schedule) for schedule in _schedules(wanted)],
-            "concurrency limit": wanted.limit,
-            "definition": version,
-        }
-        if other := [name for name in asked if there[name] != asked[name]]:
-            yield Drift(
-                f"deployment {wanted.full_name}: another {', '.join(other)}",
-                lambda w=wanted, v=version: _create(client, w, v),
-            )
-
-
-def _create(client: SyncPrefectClient, wanted: Deployed, version: str) -> UUID:
-    options = None
-    if wanted.limit is not None:
-        options = ConcurrencyOptions(
-            collision_strategy=ConcurrencyLimitStrategy(wanted.collision), grace_period_seconds=GRACE_S
-        )
-    return client.create_deployment(
-        flow_id=client.create_flow_from_name(wanted.flow),
-        name=wanted.name,
-        version=version,
-        schedules=_schedules(wanted),
-        concurrency_limit=wanted.limit,
-        concurrency_options=options,
-        parameters=wanted.parameters,
-        description=wanted.description,
-        work_pool_name=wanted.pool,
-        work_queue_name=wanted.queue,
-        tags=list(wanted.tags),
-        entrypoint=wanted.entrypoint,
-        parameter_openapi_schema=_schema(wanted.flow),
-        enforce_parameter_schema=True,
-        pull_steps=[],
-    )
-
-
-@functools.cache
-def _schema(name: str) -> dict[str, Any]:
-    """The typed form of a flow's parameters."""
-    flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    return json.loads(json.dumps(parameter_schema(flow).model_dump()))
-
-
-def _schedules(wanted: Deployed) -> list[DeploymentScheduleCreate]:
-    if wanted.every_s is not None:
-        schedule = IntervalSchedule(
-            interval=timedelta(seconds=wanted.every_s), anchor_date=ANCHOR, timezone="UTC"
-        )
-        return [DeploymentScheduleCreate(schedule=schedule, active=True)]
-    if wanted.cron is not None:
-        return [
-            DeploymentScheduleCreate(schedule=CronSchedule(cron=wanted.cron, timezone="UTC"), active=True)
-        ]
-    return []
-
-
-def _timing(schedule: Any) -> Any:
-    return getattr(schedule, "interval", None) or getattr(schedule, "cron", None)
 
 
 def _automations(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:

@@ -6,7 +6,9 @@ from prefect import flow
 
 from flows import artifacts
 from flows.common import ProgressArtifact
-from flows.tasks import slot, task_engine, task_runner
+from flows.slots import slot
+from flows.task_engine import task_engine
+from flows.tasks import task_runner
 from pipeline.mine import MineConfig, mine_all
 
 

@@ -7,7 +7,8 @@ from prefect import flow
 
 from flows import artifacts, signals
 from flows.common import ProgressArtifact
-from flows.tasks import task_engine, task_runner
+from flows.task_engine import task_engine
+from flows.tasks import task_runner
 from pipeline import pack as packing
 from pipeline.mine import MineConfig
 from pipeline.pack import PackConfig

@@ -9,7 +9,7 @@ from prefect.tasks import exponential_backoff
 
 from flows import artifacts
 from flows.common import ProgressArtifact
-from flows.tasks import slot
+from flows.slots import slot
 from pipeline.journey import run_dir
 from pipeline.launch import launch
 from pipeline.recipes import Recipe

@@ -9,8 +9,10 @@ from prefect.client.orchestration import get_client
 from prefect.flows import load_flow_from_entrypoint
 
 from flows.automations import automations
-from flows.blueprint import DeployConfig, blueprint, resolved, to_yaml
+from flows.blueprint import blueprint
 from flows.deploy import apply, check
+from flows.deploy_config import DeployConfig, resolved
+from flows.prefect_yaml import to_yaml
 from flows.templates import HEARTBEAT_S, template
 from pipeline.config import ConfigError
 from pipeline.journey import JourneyConfig

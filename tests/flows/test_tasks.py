@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from flows import tasks
-from flows.tasks import TaskEngine
+from flows import task_engine as tasks
+from flows.task_engine import TaskEngine
 from pipeline.engine import WorkerDiedError
 from pipeline.engine.units import run_units
 

@@ -96,13 +96,13 @@ def main() -> int:
     from flows.server import ensure_server
 
     api = ensure_server(str(folder / "home"))
-    from flows import tasks
+    from flows import task_engine
     from flows.mine import mine
     from pipeline import mine as mining
     from tests.services import many_shards
 
     if options.tasks:
-        tasks.MAX_TASKS = options.tasks
+        task_engine.MAX_TASKS = options.tasks
     mining.mine_shard = many_shards.mine_cheaply
     config = mining.MineConfig(source=str(folder / "source"), grounder="transformers:none", weights="none")
     pulse = Pulse(api)
@@ -111,7 +111,7 @@ def main() -> int:
     state = mine(config, str(folder / "home"), return_state=True)
     seconds = time.monotonic() - began
     run = str(state.state_details.flow_run_id)
-    size = -(-options.shards // tasks.MAX_TASKS)
+    size = -(-options.shards // task_engine.MAX_TASKS)
     expected = -(-options.shards // size)
     found = settle(api, run, expected, 120)
     pulse.over.set()

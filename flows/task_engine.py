@@ -1,0 +1,129 @@
+"""An engine whose calls are Prefect tasks: one task a shard, or a group of them where there are many."""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from prefect import get_run_logger
+
+from flows import artifacts
+from flows.tasks import PASSING, shard, worker_count
+from pipeline.engine import Engine, open_engine
+
+MAX_TASKS = 500  # of one flow run: the server loses task runs when thousands come at once
+
+
+@dataclass(slots=True)
+class _Call:
+    """One unit's work, and what became of it."""
+
+    path: str
+    start: Callable[[], Future[Any]]
+    outcome: Any = None
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class _Group:
+    calls: list[_Call]
+    task: Any = None
+
+    def work(self) -> int:
+        """Do the calls that have not ended, all at once; raise the first fault, a passing one before others."""
+        started = [(call, call.start()) for call in self.calls if not call.ended]
+        faults: list[Exception] = []
+        for call, future in started:
+            try:
+                call.outcome, call.ended = future.result(), True
+            except PASSING as error:  # tried again with the task
+                call.outcome = error
+                faults.insert(0, error)
+            except Exception as error:
+                call.outcome, call.ended = error, True
+        faults += [call.outcome for call in self.calls if call.ended and isinstance(call.outcome, Exception)]
+        if faults:
+            raise faults[0]
+        return len(self.calls)
+
+
+class _Later(Future[Any]):
+    """What TaskEngine.submit returns: asking for the result begins the work of all that were submitted."""
+
+    def __init__(self, engine: "TaskEngine", call: _Call) -> None:
+        super().__init__()
+        self.engine, self.call = engine, call
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the unit and return its record; raises what its work raised."""
+        group = self.engine.begin(self.call)
+        group.task.wait()
+        if self.call.outcome is None:
+            group.task.result()  # the task never ran: this says why
+        if isinstance(self.call.outcome, Exception):
+            raise self.call.outcome
+        return self.call.outcome
+
+
+@dataclass(slots=True)
+class TaskEngine:
+    """An engine whose calls are Prefect tasks on another engine, so that shards are seen in the UI.
+
+    Only to be used inside a flow. Up to MAX_TASKS units are a task each; more are shared out among so many tasks.
+    """
+
+    verb: str
+    engine: Engine
+    workers: int = field(init=False)
+    _waiting: list[_Call] = field(default_factory=list)
+    _groups: dict[int, _Group] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.workers = self.engine.workers
+
+    def submit(
+        self, function: Callable[..., Any], *args: Any, report: Callable[[Any], None] | None = None
+    ) -> Future[Any]:
+        """See Engine.submit; the last argument is the unit, whose path names the task run."""
+        call = _Call(args[-1].path, lambda: self.engine.submit(function, *args, report=report))
+        self._waiting.append(call)
+        return _Later(self, call)
+
+    def begin(self, call: _Call) -> _Group:
+        """Hand all that waits to Prefect and return the group that a call is in."""
+        waiting, self._waiting = self._waiting, []
+        size = max(1, math.ceil(len(waiting) / MAX_TASKS))
+        for start in range(0, len(waiting), size):
+            group = _Group(waiting[start : start + size])
+            more = f" and {len(group.calls) - 1} more" if len(group.calls) > 1 else ""
+            group.task = shard.submit(f"{self.verb} {group.calls[0].path}{more}", group.work)
+            self._groups |= {id(member): group for member in group.calls}
+        return self._groups[id(call)]
+
+    def failed(self) -> dict[str, Exception]:
+        """The faults of the units that failed, by the path of the unit."""
+        calls = [call for group in {id(g): g for g in self._groups.values()}.values() for call in group.calls]
+        return {call.path: call.outcome for call in calls if isinstance(call.outcome, Exception)}
+
+    def close(self) -> None:
+        """End the workers; units that failed are named in the log and in an artifact."""
+        self.engine.close()
+        if failed := self.failed():
+            for path, error in failed.items():
+                get_run_logger().error("%s of %s failed: %s", self.verb, path, error)
+            artifacts.failed_units(self.verb, failed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def task_engine(verb: str) -> TaskEngine:
+    """Open an engine of this host's workers whose calls are tasks of the current flow run."""
+    return TaskEngine(
+        verb, open_engine(worker_count(), timeout_s=float(os.environ.get("HYCO_SHARD_TIMEOUT_S", 7200)))
+    )
