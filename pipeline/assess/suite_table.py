@@ -6,6 +6,7 @@ from pipeline.assess.charts import interval_bar, number, share
 from pipeline.assess.figures import Figure, figures
 from pipeline.assess.suite import evaluations
 
+SPACE = "\N{NO-BREAK SPACE}"
 LOWER_IS_BETTER = ("tie", "lca")
 WORDS = {
     "tie": "tree distance (TIE)",
@@ -19,6 +20,7 @@ WORDS = {
     "map_distance": "mean average precision by distance",
     "mean_per_class": "mean per class",
     "zero_shot": "zero-shot",
+    "probe": "linear probe",
     "probe_softmax": "linear probe",
     "probe_maximum_separation": "linear probe, maximum separation",
     "probe_prototypes": "prototypes on the hyperboloid",
@@ -32,11 +34,17 @@ def suite_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     found = [figure for figure in figures(metrics) if figure.name.startswith("suite.")]
     if not found:
         return None
-    titles = {name: row.title for name, row in evaluations().items()} | {"paper": "Mean of the paper's sets"}
+    titles = _titles()
     sets = data_sets(metrics)
     note = f"{sets} data set{'s' * (sets != 1)}; n is what an interval is drawn over"
     rows = [_row(figure, titles) for figure in found]
     return {"name": "Evaluation suite", "note": note, "rows": rows, "named": True}  # rows name their data set
+
+
+def suite_name(key: str) -> str:
+    """A dotted key of the suite in words: suite.tiny_imagenet.probe is "Tiny-ImageNet: linear probe"."""
+    _, dataset, *path = key.split(".")
+    return f"{_titles().get(dataset, dataset)}: {', '.join(map(word, path))}".removesuffix(": ")
 
 
 def data_sets(metrics: dict[str, Any]) -> int:
@@ -56,7 +64,7 @@ def _row(figure: Figure, titles: dict[str, str]) -> dict[str, Any]:
             [
                 word(path[-1]),
                 *(["lower is better"] if low else []),
-                *([f"n = {figure.n:,}"] if figure.n else []),
+                *([f"n{SPACE}={SPACE}{figure.n:,}"] if figure.n else []),
             ]
         ),
         "value": told(figure.value),
@@ -65,6 +73,10 @@ def _row(figure: Figure, titles: dict[str, str]) -> dict[str, Any]:
         "chance": "" if figure.chance is None else told(figure.chance),
         "gain": "" if figure.chance is None else _gain(figure.value, figure.chance, low),
     }
+
+
+def _titles() -> dict[str, str]:
+    return {name: row.title for name, row in evaluations().items()} | {"paper": "Mean of the paper's sets"}
 
 
 def word(key: str) -> str:

@@ -17,9 +17,11 @@ from pipeline.assess.figures import COLUMNS, csv_text, figures
 from pipeline.assess.hierarchy import NAMES, tree_metrics
 from pipeline.assess.labelled_sets import embed, mean_of_paper_sets
 from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.assess.page import page
+from pipeline.assess.panels import Exhibits
 from pipeline.assess.probe import HEADS, PENALTIES, fit, probe, sweep
 from pipeline.assess.suite import Evaluation, chosen, evaluations, folder_called, run_suite
-from pipeline.assess.suite_table import suite_table
+from pipeline.assess.suite_table import suite_name, suite_table
 from pipeline.assess.table import rows
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.assess.zero_shot import mean_per_class, rank_and_answer, set_accuracy, vectors_of
@@ -376,9 +378,16 @@ def test_table() -> None:
         "2.50",
         "2.25 to 2.75",
     )
-    assert tie["note"] == "tree distance (TIE), lower is better, n = 40" and tie["gain"] == "2.5 below"
+    assert (
+        tie["note"] == "tree distance (TIE), lower is better, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}40"
+        and tie["gain"] == "2.5 below"
+    )
     assert top1["name"] == "Tiny-ImageNet: linear probe" and top1["gain"] == "2.5 times"
     assert suite_table({"suite": {}}) is None
+    assert suite_name("suite.tiny_imagenet.probe") == "Tiny-ImageNet: linear probe"
+    assert suite_name("suite.dtd") == "Describable Textures"
+    skipped = page({"skipped": {"suite.dtd": "why", "parts": "so"}}, Exhibits())["skipped"]
+    assert skipped == [("Describable Textures", "why"), ("Part and phrase retrieval", "so")]
     words = rows({k: v for k, v in metrics().items() if k not in ("zero_shot", "retrieval", "geometry")})
     assert words[0][0].startswith("Tiny-ImageNet: hierarchy (tree distance")
 
