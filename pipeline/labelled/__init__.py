@@ -16,6 +16,8 @@ from pipeline.labelled.files import Files, TarFiles, archives, open_places
 from pipeline.labelled.layouts import Labelled
 from pipeline.labelled.parquet import LAYOUT, parquet_files, read_parquet
 from pipeline.labelled.registry import ADAPTERS, Adapter
+from pipeline.labelled.shards import LAYOUT as SHARDS
+from pipeline.labelled.shards import read_shards, shard_files
 
 SPLITS = ("train", "test", "all")
 
@@ -76,7 +78,7 @@ def open_labelled(spec: str, split: str = "test") -> LabelledSet:
 
 
 def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: str) -> Labelled:
-    """From parquet files, the folder itself, or an archive in it when the folder lacks the layout."""
+    """From shards or parquet files, the folder itself, or an archive in it when the folder lacks the layout."""
 
     def of(place: Callable[[], Files]) -> Callable[[], Labelled]:
         return lambda: adapter.read(place(), split)
@@ -84,6 +86,8 @@ def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: 
     trials = [of(lambda place=place: place) for place in places]
     if root.is_dir() and parquet_files(root, split):
         trials.insert(0, lambda: read_parquet(name, root, split))
+    if root.is_dir() and shard_files(root, split):
+        trials.insert(0, lambda: read_shards(name, root, split))
     trials += [of(lambda path=path: TarFiles(path)) for path in archives(root)]
     failed: FileNotFoundError | None = None  # the last one: of an archive, where there is one
     for trial in trials:
@@ -95,4 +99,6 @@ def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: 
         if not len(found):
             raise ValueError(f"{name}:{root} has no images in its {split} split")
         return found
-    raise FileNotFoundError(f"{name}: {failed}; expected layout: {adapter.layout}, or {LAYOUT}") from failed
+    raise FileNotFoundError(
+        f"{name}: {failed}; expected layout: {adapter.layout}; {LAYOUT}; or {SHARDS}"
+    ) from failed

@@ -346,6 +346,24 @@ def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     assert first_pixels("folder", f"folder:{tmp_path}", "test") == ([0], [3])
 
 
+def test_shards(tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_text("black cat\nwhite dog\n")
+    tarred(
+        tmp_path / "test/0.tar", {"s0.jpg": picture(1), "s0.cls": "1", "s1.jpg": picture(2), "s1.cls": "0"}
+    )
+    tarred(tmp_path / "test/1.tar", {"s2.webp": picture(3), "s2.cls": "1\n"})
+    tarred(tmp_path / "train/0.tar", {"s0.png": picture(4), "s0.cls": "0"})
+    assert first_pixels("pets", f"pets:{tmp_path}", "test") == ([1, 0, 1], [1, 2, 3])
+    assert first_pixels("pets", f"pets:{tmp_path}", "all") == ([0, 1, 0, 1], [4, 1, 2, 3])
+    assert open_labelled(f"pets:{tmp_path}").names == (("black cat",), ("white dog",))
+    tarred(tmp_path / "test/2.tar", {"s3.jpg": picture(1)})
+    with pytest.raises(ValueError, match=r"2\.tar: s3\.jpg has the class 'no \.cls'"):
+        open_labelled(f"pets:{tmp_path}")
+    tarred(tmp_path / "test/2.tar", {"s3.jpg": picture(1), "s3.cls": "2"})
+    with pytest.raises(ValueError, match=r"class '2'; classnames\.txt has 2 classes"):
+        open_labelled(f"pets:{tmp_path}")
+
+
 def test_cards(tmp_path: Path) -> None:
     assert len(card("flowers").names) == 102
     assert card("unheard_of").prompts == ("a photo of a {}.",)
