@@ -25,6 +25,7 @@ from storage.sample import Failure, Sample, content_key
 from storage.store import Store
 
 _READERS = {".tar": readers.tar_rows, ".parquet": readers.parquet_rows, ".jsonl": readers.jsonl_rows}
+KINDS = tuple(_READERS)
 _MEMORY = 64 << 20
 _HASHERS = 4
 

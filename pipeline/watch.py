@@ -18,7 +18,7 @@ from pipeline.gate import GateConfig
 from pipeline.journey import JourneyConfig
 from pipeline.recipes import Recipe
 from pipeline.registry import champion, champion_path
-from pipeline.source import Unit
+from pipeline.source import KINDS, Unit
 from storage.manifest import Manifest
 from storage.registry import ROLLED_BACK, Registry
 from storage.store import Store
@@ -70,10 +70,10 @@ def unsettled(source: str, settle_s: float) -> float:
 
 
 def unmined(config: RetrainConfig, home: str) -> list[Unit]:
-    """The units of the source that are not mined; none while its folder holds nothing at all."""
+    """The units of the source that are not mined; none while its folder holds nothing that can be one."""
     store = Store(config.journey.mine.source)
     folder = Path(store.root)
-    if store.local and folder.is_dir() and not any(folder.iterdir()):
+    if store.local and folder.is_dir() and not any(path.suffix.lower() in KINDS for path in folder.iterdir()):
         return []
     return mining.plan(config.journey.mine, home).pending
 

@@ -66,6 +66,7 @@ def judged(home, version, key="", kind="promoted"):
 
 
 def test_an_empty_folder_has_nothing_new(config, home):
+    (Path(config.journey.mine.source) / ".00000.tar.part").touch()
     assert unmined(config, home) == [] and not unpublished(config, home)
     assert look(config, home) is None
 
