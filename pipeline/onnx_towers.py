@@ -62,6 +62,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> dict[str, float]:
                 dynamic_shapes={given: dynamic},
                 input_names=[given],
                 output_names=[gives],
+                custom_translation_table={torch.ops.prims.signbit.default: _negative},
                 verbose=False,
             )
         assert program is not None
@@ -109,6 +110,13 @@ def _ids(model: DualEncoder, count: int, length: int) -> Tensor:
     ids = torch.randint(text.vocab_size, (count, length), generator=torch.Generator().manual_seed(length))
     ids[:, -1] = text.end_token
     return ids
+
+
+def _negative(x):
+    """ONNX has no sign bit; torch's copysign (in Poincare layers) asks for one."""
+    from onnxscript import opset18
+
+    return opset18.Less(x, opset18.CastLike(0.0, x))
 
 
 @contextlib.contextmanager
