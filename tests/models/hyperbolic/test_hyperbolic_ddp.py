@@ -14,9 +14,36 @@ from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 
 
-def network():
-    torch.manual_seed(0)
-    c = Curvature(0.5, learnable=True)
+class Words(nn.Module):
+    """The layers on sequences: a table, a convolution, a residual sum and attention; [B, N] indices -> [B, D, N]."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.table, self.conv = hnn.Embedding(5, 4, std=0.3, c=c), hnn.Conv1d(4, 4, 3, padding=1, c=c)
+        self.add, self.attention = hnn.ResidualAdd(c=c), hnn.MultiheadAttention(4, 2, c=c)
+
+    def forward(self, index):
+        u = self.table(index).transpose(1, 2)
+        return self.attention(self.add(u, self.conv(u)).transpose(1, 2)).transpose(1, 2)
+
+
+class Network(nn.Module):
+    """Every layer with parameters: pictures and words to one vector."""
+
+    def __init__(self):
+        super().__init__()
+        c = Curvature(0.5, learnable=True)
+        self.words, self.pictures, self.head = Words(c), pictures(c), hnn.MLR(6, 3, c=c)
+        self.join, self.norm = hnn.ResidualAdd(c=c), hnn.BatchNorm1d(4, c=c)
+        self.linear = hnn.Linear(4, 6, c=c)
+
+    def forward(self, u):
+        index = (10 * u[:, 0, 0]).long().abs() % 5
+        words = self.words(index).mean(2)
+        return self.head(self.linear(self.norm(self.join(self.pictures(u), words))))
+
+
+def pictures(c):
     return nn.Sequential(
         hnn.Conv2d(3, 4, 3, padding=1, c=c),
         hnn.BatchNorm2d(4, c=c),
@@ -25,10 +52,12 @@ def network():
         hnn.ConvTranspose2d(4, 4, 2, c=c),
         hnn.AdaptiveAvgPool2d(1, c=c),
         hnn.Flatten(),
-        hnn.BatchNorm1d(4, c=c),
-        hnn.Linear(4, 6, c=c),
-        hnn.MLR(6, 3, c=c),
-    ).double()
+    )
+
+
+def network():
+    torch.manual_seed(0)
+    return Network().double()
 
 
 def batch():

@@ -21,6 +21,15 @@ def disk():
     return P.exp0(0.5 * torch.randn(N, D, dtype=torch.double), 1.5)
 
 
+def wide():
+    return 0.8 * torch.randn(N, 2 * D, dtype=torch.double)
+
+
+def two_factors(function):
+    """A function of `product` on two factors of dimension D, with curvatures c and 2c."""
+    return lambda *args: function(*args[:-1], torch.stack([args[-1], 2 * args[-1]]), 2)
+
+
 PLANE = torch.randn(2, D, dtype=torch.double)
 OFFSET = torch.tensor([0.2, -0.4], dtype=torch.double)
 FUNCTIONS = {
@@ -43,6 +52,7 @@ FUNCTIONS = {
     "lorentz.geodesic": (lambda x, y, c: L.geodesic(x, y, 0.3, c), sheet, 2),
     "lorentz.plane": (lambda x, z, c: L.hyperplane_distance(x, z, OFFSET.repeat(2)[:N], c), sheet, 2),
     "poincare.scale": (lambda x, c: P.scale(0.3, x, c), disk, 1),
+    "poincare.matvec": (lambda m, x, c: P.matvec(m, x, c), disk, 2),
     "poincare.geodesic": (lambda x, y, c: P.geodesic(x, y, 0.3, c), disk, 2),
     "poincare.plane": (lambda x, z, c: P.hyperplane_distance(x, z, OFFSET.repeat(2)[:N], c), disk, 2),
     "mean.midpoint": (lambda x, c: mean.midpoint(x, c), sheet, 1),
@@ -50,7 +60,11 @@ FUNCTIONS = {
     "mean.midpoint_klein": (lambda x, c: mean.midpoint_klein(x, c), disk, 1),
     "mean.frechet_mean": (lambda x, c: mean.frechet_mean(x, c, torch.tensor([1.0, 2.0, 0.5]).double()), sheet, 1),
     "mean.frechet_variance": (lambda x, c: mean.frechet_variance(x, c), sheet, 1),
-    "product.distance": (lambda x, y, c: product.distance(x, y, c, 3), sheet, 2),
+    **{f"product.{f.__name__}": (two_factors(f), wide, k) for f, k in (
+        (product.distance, 2), (product.pairwise_distance, 2), (product.exp0, 1), (product.log0, 1),
+        (product.half_aperture, 1), (product.exterior_angle, 2),
+    )},
+    "product.distance, l2": (lambda x, y, c: product.distance(x, y, c, 2, "l2"), wide, 2),
 }  # fmt: skip
 
 
