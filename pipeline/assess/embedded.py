@@ -84,7 +84,7 @@ def embed(embedder: Embedder, scenes: Iterable[Scene], report: Report = lambda n
     for scene in scenes:
         try:
             array = decode(scene.image)
-            cut = [_cut(array, region, embedder.size) for region in scene.regions]
+            cut = [cut_region(array, region, embedder.size) for region in scene.regions]
         except ImageError:
             undecodable += 1
             report(1)
@@ -133,7 +133,8 @@ def work(scenes: Sequence[Scene]) -> int:
     return len(scenes) + len((captions | phrases | foils) - {""})
 
 
-def _cut(array: np.ndarray, region: Region, size: int) -> np.ndarray:
+def cut_region(array: np.ndarray, region: Region, size: int) -> np.ndarray:
+    """The part as the model sees it: its packed crop, or its box cut out of the image, letterboxed."""
     if region.image is not None:
         return letterbox(decode(region.image), size)
     assert region.box is not None, "a region has a crop or a box"

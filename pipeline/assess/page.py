@@ -7,40 +7,22 @@ from typing import Any
 from pipeline.assess.beside import beside_table
 from pipeline.assess.charts import PER_CENT, interval_bar, number, plain_share, share
 from pipeline.assess.curves import curves
-from pipeline.assess.panels import Exhibits, space_panel, tree_panel
-from pipeline.assess.suite_table import data_sets, suite_table
+from pipeline.assess.panels import Exhibits, plane_panel, space_panel, tree_panel, walks_panel
+from pipeline.assess.suite_table import data_sets, suite_name
+from pipeline.assess.tables import span_text, tables, times
 
-WAYS = {
-    "image_to_text": "Image to caption",
-    "text_to_image": "Caption to image",
-    "crop_to_phrase": "Part to phrase",
-    "phrase_to_crop": "Phrase to part",
-}
-LOWER_IS_BETTER = ("tie", "lca")
-HIERARCHY = {
-    "tie": ("Tree distance (TIE)", "edges between answer and truth"),
-    "lca": ("Height of the common ancestor (LCA)", "1 is best"),
-    "jaccard": ("Shared ancestors (Jaccard)", ""),
-    "p_h": ("Hierarchical precision", ""),
-    "r_h": ("Hierarchical recall", ""),
-}
 SECTIONS = {
     "zero_shot": "Zero-shot classification",
     "retrieval": "Image and caption retrieval",
     "hierarchy": "Hierarchy metrics",
     "parts": "Part and phrase retrieval",
+    "boxes": "Ground-truth boxes",
+    "compositional": "Compositional test",
+    "traversal": "Walks to the root",
     "geometry": "Geometry report",
     "mining": "Mining summary",
     "train": "Training summary",
 }
-
-
-def times(value: float, chance: float) -> str:
-    """How many times chance a share is, in words."""
-    if chance <= 0 or value <= 0:
-        return ""
-    ratio = value / chance
-    return f"{ratio:,.0f} times chance" if ratio >= 9.95 else f"{ratio:.1f} times chance"
 
 
 def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
@@ -53,10 +35,12 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "cards": view.cards(),
         "neighbours": exhibits.neighbours,
         "neighbours_lead": view.neighbours_lead(),
-        "tables": view.tables(),
+        "tables": tables(metrics),
         "beside": beside_table(metrics),
-        "skipped": [(SECTIONS.get(k, k), v) for k, v in (metrics.get("skipped") or {}).items()],
+        "skipped": [(_section(k), v) for k, v in (metrics.get("skipped") or {}).items()],
         "tree": tree_panel(exhibits),
+        "walks": walks_panel(exhibits, metrics.get("traversal")),
+        "plane": plane_panel(exhibits),
         "space": space_panel(exhibits, metrics.get("geometry")),
         "samples": exhibits.samples,
         "mining": view.mining(),
@@ -74,10 +58,15 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
     }
     names = [("answers", "Answers"), ("numbers", "Numbers")]
     names += [("errors", "Errors")] if shown["tree"] else []
-    names += [("space", "Space")] if shown["space"] else []
+    names += [("walks", "Walks")] if shown["walks"] else []
+    names += [("space", "Space")] if shown["space"] or shown["plane"] else []
     names += [("data", "Data")] if shown["samples"] or shown["mining"] else []
     names += [("training", "Training")] if shown["curves"] else []
     return shown | {"sections": [{"id": i, "name": n} for i, n in [*names, ("origin", "Origin")]]}
+
+
+def _section(key: str) -> str:
+    return suite_name(key) if key.startswith("suite.") else SECTIONS.get(key, key)
 
 
 class _View:
@@ -167,79 +156,10 @@ class _View:
             "value": share(value).removesuffix(PER_CENT),
             "unit": "%",
             "bar": interval_bar(value, chance, span),
-            "interval": _span(span),
+            "interval": span_text(span),
             "chance": share(chance),
             "gain": times(value, chance),
         }
-
-    def _row(self, name: str, key: str, value: float, chance: float | None, note: str = "") -> dict[str, Any]:
-        span = self.spans.get(key)
-        return {
-            "name": name,
-            "note": note,
-            "value": share(value),
-            "bar": interval_bar(value, chance, span),
-            "interval": _span(span),
-            "chance": "" if chance is None else share(chance),
-            "gain": "" if chance is None else times(value, chance).removesuffix(" chance"),
-        }
-
-    def tables(self) -> list[dict[str, Any]]:
-        m, tables = self.m, []
-        if zero := m.get("zero_shot"):
-            rows = [
-                self._row("Right at first", "zero_shot.top1", zero["top1"], zero["chance"], "top 1"),
-                self._row("Right among five", "zero_shot.top5", zero["top5"], zero["chance_top5"], "top 5"),
-                self._row(
-                    "Mean per class", "zero_shot.mean_per_class", zero["mean_per_class"], zero["chance"]
-                ),
-            ]
-            note = f"{zero['images']:,} scenes with one kind of thing, {zero['classes']} classes"
-            tables.append({"name": "Zero-shot", "note": note, "rows": rows})
-        for section, name in (("retrieval", "Retrieval"), ("parts", "Parts")):
-            if found := m.get(section):
-                rows = [
-                    self._row(
-                        WAYS[way],
-                        f"{section}.{way}.{k}",
-                        found[way][k],
-                        found["chance"][way][k],
-                        f"R@{k[1:]}",
-                    )
-                    for way in WAYS
-                    if way in found
-                    for k in found[way]
-                ]
-                if section == "retrieval":
-                    note = f"{found['images']:,} images, {found['captions']:,} captions"
-                    note += f", {found['distinct']:,} of them distinct"
-                else:
-                    note = f"{found['crops']:,} cut-out parts, {found['phrases']:,} distinct phrases"
-                tables.append({"name": name, "note": note, "rows": rows})
-        if tree := m.get("hierarchy"):
-            rows = []
-            for key, (name, note) in HIERARCHY.items():
-                value, chance, span = tree[key], tree["chance"][key], self.spans.get(f"hierarchy.{key}")
-                low = key in LOWER_IS_BETTER
-                rows.append(
-                    {
-                        "name": name,
-                        "note": f"{note}, lower is better".strip(", ") if low else note,
-                        "value": number(value),
-                        "bar": interval_bar(
-                            value, chance, span, top=max(value, chance) * 1.15 if low else 1.0
-                        ),
-                        "interval": f"{number(span[0])} to {number(span[1])}" if span else "",
-                        "chance": number(chance),
-                        "gain": f"{number(abs(value - chance), 2)} {'below' if value < chance else 'above'}",
-                    }
-                )
-            tables.append(
-                {"name": "Hierarchy", "note": f"{tree['images']:,} answers on the tree", "rows": rows}
-            )
-        if suite := suite_table(m):
-            tables.append(suite)
-        return tables
 
     def neighbours_lead(self) -> str:
         if not self.x.neighbours:
@@ -285,7 +205,3 @@ def _facts(values: dict[str, Any] | None, names: Sequence[tuple[str, str]]) -> l
         for key, name, value in held
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-
-
-def _span(span: Sequence[float] | None) -> str:
-    return f"{share(span[0]).removesuffix(PER_CENT)} to {share(span[1])}" if span else ""

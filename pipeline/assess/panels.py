@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 
 from pipeline.assess.charts import number, ridges, share
 from pipeline.assess.curves import MINUS, NODE_NAMES, TONES
+from pipeline.assess.disk_chart import disk_chart
+from pipeline.assess.plane import View
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Exhibits:
     depth_examples: list[str] = field(default_factory=list)
     families: tuple[tuple[str, ...], Int[np.ndarray, "F F"]] | None = None
     mistakes: list[dict[str, Any]] = field(default_factory=list)
+    strips: list[dict[str, Any]] = field(default_factory=list)
+    plane: View | None = None
     config: dict[str, Any] = field(default_factory=dict)
     lineage: list[tuple[str, str]] = field(default_factory=list)
     draws: int = 1000
@@ -76,6 +80,44 @@ def tree_panel(x: Exhibits) -> dict[str, Any] | None:
         "families": families,
         "matrix": matrix,
         "mistakes": x.mistakes,
+    }
+
+
+def walks_panel(x: Exhibits, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Strips of walks to the root; None without them."""
+    if not x.strips or not found:
+        return None
+    texts = found["texts"]
+    lead = f"From a picture straight to the root it meets {number(texts['distinct'], 2)} different texts on average. "
+    ends = [texts.get(f"phrases_{end}") for end in ("near_image", "near_root")]
+    if None not in ends:
+        near, far = map(share, ends)
+        guess = share(texts["chance"]["phrases_near_root"])
+        lead += f"Near the picture {near} of what it meets are phrases, near the root {far}; of all texts, {guess} are."
+    return {"lead": lead, "strips": x.strips}
+
+
+def plane_panel(x: Exhibits) -> dict[str, Any] | None:
+    """The disk with its legend and what it shows; None without it."""
+    view = x.plane
+    if view is None:
+        return None
+    names = [name for name in ("image", "image_box", "text", "text_box") if name in view.points]
+    label = "Two-dimensional view: " + ", ".join(f"{len(view.points[n])} of {NODE_NAMES[n]}" for n in names)
+    kept = f"The plane keeps {share(view.kept)} of the mean squared distance between the points."
+    if view.flat:
+        how = "The unit vectors of a flat model by their two main directions; the rings are plain distances."
+    else:
+        how = (
+            "HoroPCA: each point moves along horospheres to a plane through the origin, drawn as Poincaré's disk; "
+            "the rings are radii √c |x|."
+        )
+    if view.factor is not None:
+        how += f" Shown is factor {view.factor + 1} of the product, the one the points spread most in."
+    return {
+        "chart": disk_chart([(TONES[n], view.points[n]) for n in names], label, not view.flat),
+        "legend": [{"name": NODE_NAMES[n], "tone": TONES[n], "value": "", "dashed": False} for n in names],
+        "note": f"{how} {kept}",
     }
 
 

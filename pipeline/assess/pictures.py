@@ -7,7 +7,9 @@ from pipeline.assess.config import AssessConfig
 from pipeline.assess.embedded import Embedded
 from pipeline.assess.geometry import radii
 from pipeline.assess.hierarchy import family_confusion, where_errors_meet
+from pipeline.assess.plane import plane_view
 from pipeline.assess.sections import Measured
+from pipeline.assess.strips import strips
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
 
@@ -29,6 +31,10 @@ def draw(
         c = embedder.curvatures
         nodes = embedded.nodes().items()
         found["radii"] = {name: radii(n.points, c)[n.occurrences] for name, n in nodes if len(n.occurrences)}
+    nodes = {name: node for name, node in embedded.nodes().items() if len(node.points)}
+    found["plane"] = plane_view(nodes, embedder.curvatures, config.seed)
+    if measured.walks:
+        found["strips"] = strips(embedded, measured.walks, config.strips, embedder.size, side)
     if answered and tree:
         found["depths"] = where_errors_meet(answered.predicted, answered.truth, tree)
         found["depth_examples"] = show.depth_examples(tree)

@@ -15,6 +15,8 @@ MODULES = (
     "taxonomy",
     "traversal",
     "walks",
+    "horopca",
+    "plane",
     "boxes",
     "compositional",
     "files",

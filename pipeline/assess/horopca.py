@@ -1,0 +1,77 @@
+"""HoroPCA: points of the hyperboloid laid down on a plane through the origin (Chami et al., ICML 2021).
+
+A direction w (a unit vector) is a point at infinity. Its Busemann function B_w(x) = log(x_t - w.x), on the unit
+hyperboloid, says how far x lies from it; the points where it is equal are a horosphere. The plane of two
+directions is spanned by the geodesics from the origin to them, and the horospherical projection moves x along
+horospheres: it goes to the point of the plane with the same two Busemann values, on the side of the geodesic
+between the two directions on which x lies. Points of the plane stay where they are.
+
+The directions are those that make the mean squared distance between the projected points largest (the paper's
+generalised variance), climbed to from the main directions of the tangent vectors; both at once, where the paper
+takes one after the other so that its components are nested. The base point is the origin, because in this
+space it means something: the general lies there.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.hyperbolic import lorentz
+
+STEPS = 40
+FITTED = 250  # points that the directions are fitted on; all are projected
+
+
+def busemann(x: Float[Tensor, "N D"], w: Float[Tensor, " D"]) -> Float[Tensor, " N"]:
+    """B_w(x) of points of the unit hyperboloid, 0 at the origin and negative towards w."""
+    return (lorentz.time(x, 1.0).squeeze(-1) - x @ w).log()
+
+
+def project(x: Float[Tensor, "N D"], directions: Float[Tensor, "2 D"]) -> Float[Tensor, "N 2"]:
+    """Horospherical projection of points of the unit hyperboloid, as coordinates of the plane's hyperboloid.
+
+    With orthonormal w_1, w_2 and a_i = exp B_i the null vectors p_i = (1, w_i) have <p_1, p_2> = -1, the part of
+    x in their span is a_2 p_1 + a_1 p_2, and what is left has the length r, r^2 = 2 a_1 a_2 - 1; the plane's
+    unit normal to the span is n = -(1, w_1 + w_2). The projection is a_2 p_1 + a_1 p_2 +- r n.
+    """
+    along = x @ directions.T
+    time = lorentz.time(x, 1.0)
+    a = time - along
+    left = (2 * a.prod(dim=1, keepdim=True) - 1).clamp(min=1e-24).sqrt()
+    side = torch.where(time - along.sum(dim=1, keepdim=True) >= 0, 1.0, -1.0)
+    return a.flip(1) - side * left
+
+
+@torch.inference_mode(False)
+def fit(points: Float[Tensor, "N D"], seed: int = 0) -> Float[Tensor, "2 D"]:
+    """The plane for points of the unit hyperboloid, as two orthonormal directions; found by L-BFGS."""
+    x = points.double().clone()
+    if len(x) > FITTED:
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:FITTED]
+        x = x[chosen.to(x.device)]
+    start = torch.linalg.svd(lorentz.log0(x, 1.0), full_matrices=False).Vh[:2]
+    w = start.contiguous().requires_grad_()
+    optimizer = torch.optim.LBFGS([w], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def climb() -> Tensor:
+        optimizer.zero_grad()
+        laid = project(x, orthonormal(w))
+        loss = -lorentz.pairwise_distance(laid, laid, 1.0).square().mean()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(climb)
+    return orthonormal(w.detach())
+
+
+def orthonormal(w: Float[Tensor, "2 D"]) -> Float[Tensor, "2 D"]:
+    """Two directions of length 1 at a right angle, the first kept (Gram and Schmidt)."""
+    first = w[0] / w[0].norm()
+    second = w[1] - (w[1] @ first) * first
+    return torch.stack([first, second / second.norm()])
+
+
+def disk(laid: Float[Tensor, "N 2"]) -> Float[Tensor, "N 2"]:
+    """Points of the unit hyperboloid in the Poincare disk: x / (1 + x_t)."""
+    return laid / (1 + lorentz.time(laid, 1.0))

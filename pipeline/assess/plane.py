@@ -1,0 +1,73 @@
+"""A look at the space in two dimensions: every type of node on one plane, as points of a disk.
+
+Hyperbolic points are laid down by HoroPCA (see horopca.py and decision 17), those of a product in the factor in
+which they spread most. Unit vectors of a Euclidean model are drawn by their two main directions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.hyperbolic import lorentz, product
+from pipeline.assess import horopca
+from pipeline.assess.geometry import Points
+
+MOST = 300  # points of each type of node
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Points by node type [n, 2] in the unit disk.
+
+    Attributes:
+        kept: share of the mean squared distance between the points that the plane keeps.
+        factor: which factor of a product is shown (from 0), None where there is one space.
+        flat: whether the model is Euclidean.
+    """
+
+    points: dict[str, Float[np.ndarray, "n 2"]]
+    kept: float
+    factor: int | None = None
+    flat: bool = False
+
+
+def plane_view(nodes: Mapping[str, Points], curvatures: Float[Tensor, " k"] | None, seed: int) -> View:
+    """At most MOST points of each node type, drawn by seed, on one plane."""
+    random = np.random.default_rng(seed)
+    drawn = {
+        name: node.points[torch.from_numpy(np.sort(random.permutation(len(node.points))[:MOST]))]
+        for name, node in nodes.items()
+        if len(node.points)
+    }
+    with torch.inference_mode(False):
+        everything = torch.cat(list(drawn.values())).clone().double()
+        factor = None
+        if curvatures is None:
+            laid, kept = _main_directions(everything)
+        else:
+            c = curvatures.clone().double()
+            if len(c) > 1:
+                each = product.split(product.log0(everything, c, len(c)), len(c))
+                factor = int(each.var(dim=0).sum(dim=-1).argmax())
+                everything, c = product.split(everything, len(c))[:, factor], c[factor : factor + 1]
+            unit = everything * c.sqrt()
+            flat = horopca.project(unit, horopca.fit(unit, seed))
+            kept = _spread(flat) / _spread(unit)
+            laid = horopca.disk(flat)
+    sizes = [len(points) for points in drawn.values()]
+    parts = np.split(laid.cpu().numpy(), np.cumsum(sizes)[:-1])
+    return View(dict(zip(drawn, parts, strict=True)), kept, factor, curvatures is None)
+
+
+def _spread(x: Tensor) -> float:
+    return float(lorentz.pairwise_distance(x, x, 1.0).square().mean())
+
+
+def _main_directions(x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N 2"], float]:
+    """Principal components of unit vectors, which stay in the unit disk."""
+    _, scale, directions = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    return x @ directions[:2].T, float(scale[:2].square().sum() / scale.square().sum().clamp(min=1e-30))
