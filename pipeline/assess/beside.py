@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.assess.charts import number, share
 from pipeline.assess.figures import figures
-from pipeline.assess.suite_table import LOWER_IS_BETTER, word
+from pipeline.assess.suite_table import COUNTS, LOWER_IS_BETTER, word
 
 
 def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
 def _row(name: str, cells: list[dict[str, Any] | None]) -> dict[str, Any]:
     *path, last = name.split(".")
     low = last in LOWER_IS_BETTER
-    told = number if low else share
+    told = number if low or last in COUNTS else share
     values = [cell["value"] for cell in cells if cell]
     best = min(values) if low else max(values)
     shown = []

@@ -8,6 +8,7 @@ from pipeline.assess.suite import evaluations
 
 SPACE = "\N{NO-BREAK SPACE}"
 LOWER_IS_BETTER = ("tie", "lca")
+COUNTS = ("distinct",)  # neither shares nor better when lower
 WORDS = {
     "tie": "tree distance (TIE)",
     "lca": "height of the common ancestor (LCA)",
