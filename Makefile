@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino clean classification
+.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino clean classification test-operations
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ test-all: $(DEV) ## every test but the service ones: slow and chaos too
 
 chaos: $(DEV) ## kill -9 in the middle of mining, packing and training
 	@$(BIN)/python -m pytest -m chaos
+
+test-operations: $(DEV) ## server, worker, hyco deploy: a dropped shard becomes a dataset version, a model and a decision
+	@$(BIN)/python -m pytest -m slow tests/flows/test_retrain.py
 
 bench: $(DEV) ## speed and memory beside a peer, equality first; ONLY=name runs one
 	@$(BIN)/python -m tests.perf $(ONLY)

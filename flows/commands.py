@@ -51,7 +51,7 @@ def deploy(
     address = None if yaml else ensure_server(home)
     from flows.blueprint import blueprint
     from flows.deploy_config import DeployConfig, resolved
-    from flows.prefect_yaml import to_yaml
+    from flows.prefect_yaml import demo_config, text
     from pipeline.journey import compose
     from pipeline.watch import RetrainConfig
 
@@ -60,6 +60,8 @@ def deploy(
         config = DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
     elif kept.is_file() and not (source or grounder or recipe):
         config = DeployConfig.model_validate_json(kept.read_bytes()).replace(home=home)
+    elif yaml and not (source or grounder or recipe):
+        config = demo_config()
     else:
         raise ValueError(f"{kept} does not exist yet: give --source, --grounder and --recipe")
     chosen = {"preset": preset, "pool_type": pool_type}
@@ -67,9 +69,7 @@ def deploy(
         config.replace(**{name: value for name, value in chosen.items() if value}), assignments or []
     )
     if yaml:
-        import yaml as writer
-
-        Path(yaml).write_text(writer.safe_dump(to_yaml(blueprint(config)), sort_keys=False, width=110))
+        Path(yaml).write_text(text(blueprint(config)))
         return
     from flows import deploy as deploying
 

@@ -2,7 +2,29 @@
 
 from typing import Any
 
+import yaml
+
 from flows.blueprint import Blueprint
+from flows.deploy_config import DeployConfig
+from pipeline.journey import PACKING, JourneyConfig
+from pipeline.mine import MineConfig
+from pipeline.recipes import demo
+from pipeline.watch import RetrainConfig
+
+WORLD = "var/demo/scenes"
+HEAD = "# The deployments of the embedded world (make demo), from flows/blueprint.py: hyco deploy --yaml prefect.yaml\n"
+
+
+def demo_config() -> DeployConfig:
+    """What the repository's own prefect.yaml deploys: the embedded world, with paths from the repository's root."""
+    journey = JourneyConfig(
+        mine=MineConfig(source=f"{WORLD}/train", grounder="transformers:demo/weights/grounder"),
+        pack=PACKING["demo"],
+        recipe=demo(),
+        assess_source=f"{WORLD}/heldout",
+        taxonomy=f"{WORLD}/taxonomy.json",
+    )
+    return DeployConfig(home="var/demo", retrain=RetrainConfig(journey=journey))
 
 
 def to_yaml(plan: Blueprint) -> dict[str, Any]:
@@ -26,3 +48,8 @@ def to_yaml(plan: Blueprint) -> dict[str, Any]:
             entry["concurrency_limit"] = {"limit": one.limit, "collision_strategy": one.collision}
         deployments.append(entry)
     return {"name": "hyco", "pull": None, "deployments": deployments}
+
+
+def text(plan: Blueprint) -> str:
+    """The same as a file."""
+    return HEAD + yaml.safe_dump(to_yaml(plan), sort_keys=False, width=110)

@@ -1,6 +1,7 @@
 """`hyco deploy` on a real server: twice is once, drift is said, and what is deployed can be loaded and filled in."""
 
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -12,13 +13,15 @@ from flows.automations import automations
 from flows.blueprint import blueprint
 from flows.deploy import apply, check
 from flows.deploy_config import DeployConfig, resolved
-from flows.prefect_yaml import to_yaml
+from flows.prefect_yaml import demo_config, text
 from flows.templates import HEARTBEAT_S, template
 from pipeline.config import ConfigError
 from pipeline.journey import JourneyConfig
 from pipeline.mine import MineConfig
 from pipeline.recipes import demo
 from pipeline.watch import RetrainConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 def config(**changes):
@@ -43,6 +46,9 @@ def test_twice_is_once_and_drift_is_said_and_mended():
         )
         assert [schedule.schedule.interval for schedule in watch.schedules] == [timedelta(seconds=300)]
         assert client.read_global_concurrency_limit_by_name("hyco-gpu").limit == 1
+        client.request("POST", f"/deployments/{watch.id}/schedule", json={"min_runs": 3})
+        waiting = [run for run in client.read_flow_runs() if run.deployment_id == watch.id]
+        assert len(waiting) >= 3, "the server's scheduler makes runs (with SQLAlchemy 2.1 it cannot)"
         found = client.read_automations_by_name("hyco: a run without heartbeat is dead")
         client.pause_automation(found[0].id)
         client.upsert_global_concurrency_limit_by_name("hyco-gpu", 9)
@@ -110,9 +116,11 @@ def test_templates_ask_for_a_gpu_and_declare_every_variable(kind, gpu):
     assert asks == (gpu and kind != "process")
 
 
-def test_prefect_yaml_is_the_blueprint():
-    plan = blueprint(config())
-    entries = yaml.safe_load(yaml.safe_dump(to_yaml(plan)))["deployments"]
+def test_prefect_yaml_is_the_blueprint(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = blueprint(demo_config())
+    assert (ROOT / "prefect.yaml").read_text() == text(plan), "run: hyco deploy --yaml prefect.yaml"
+    entries = yaml.safe_load(text(plan))["deployments"]
     assert [entry["entrypoint"] for entry in entries] == [one.entrypoint for one in plan.deployments]
     assert entries[3]["schedules"] == [{"interval": 300.0}] and entries[3]["concurrency_limit"]["limit"] == 1
 
