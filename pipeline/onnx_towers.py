@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,11 +113,12 @@ def _ids(model: DualEncoder, count: int, length: int) -> Tensor:
     return ids
 
 
-def _negative(x):
+def _negative(x: Any) -> Any:
     """ONNX has no sign bit; torch's copysign (in Poincare layers) asks for one."""
-    from onnxscript import opset18
+    import onnxscript
 
-    return opset18.Less(x, opset18.CastLike(0.0, x))
+    ops: Any = onnxscript.opset18
+    return ops.Less(x, ops.CastLike(ops.Constant(value_float=0.0), x))
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ class StartConfig(Config):
             for random weights. Its towers, dim and pixel statistics take the place of the recipe's.
         learn: "all", "heads" (projections and scalars; the towers stay as they are) or "lora" (the heads, and
             adapters in the last blocks).
+        digest: of the checkpoint's weights; filled in when the run is prepared, so that a run goes on, or is made
+            again, from the same ones.
         lora_rank: rank of an adapter, r of Hu et al. 2022.
         lora_alpha: its alpha; the adapter counts alpha / rank times.
         lora_blocks: how many of the last blocks of each tower have adapters.
@@ -55,6 +57,7 @@ class StartConfig(Config):
 
     checkpoint: str = ""
     learn: Literal["all", "heads", "lora"] = "all"
+    digest: str = ""
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
     lora_blocks: int = Field(default=4, ge=1)

@@ -1,7 +1,10 @@
 """Starting from a trained CLIP: its towers in the recipe, its weights in the model, and how much of it learns."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
+
+from torch import Tensor
 
 from models.clip import DualEncoder, load_weights
 from models.encoders.tokenizer import Tokenizer
@@ -42,7 +45,8 @@ def resolved(recipe: Recipe) -> Recipe:
         pixel_mean=found.config.pixel_mean,
         pixel_std=found.config.pixel_std,
     )
-    return recipe.replace(model=model, tokenizer=tokenizer, start=start.replace(checkpoint=str(path)))
+    known = start.replace(checkpoint=str(path), digest=_digest(found.weights))
+    return recipe.replace(model=model, tokenizer=tokenizer, start=known)
 
 
 def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
@@ -60,6 +64,11 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
     model = DualEncoder(recipe.model)
     if fresh:
         found = read_checkpoint(start.checkpoint)
+        if _digest(found.weights) != start.digest:
+            raise ValueError(
+                f"{start.checkpoint} holds other weights than when this run was prepared: put them back, or start "
+                "another run"
+            )
         own = model.state_dict()
         same = found.config.geometry == recipe.model.geometry and found.config.factors == recipe.model.factors
         taken = {
@@ -71,3 +80,12 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
     elif start.learn == "lora":
         adapt_(model, start.lora_rank, start.lora_alpha, start.lora_blocks)
     return model
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    """16 hex digits that prove the weights, whatever file they lie in."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode())
+        found.update(weights[name].contiguous().numpy().data)
+    return found.hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Training that starts from a trained CLIP: what learns, what stays, resuming, and a plain model at the end."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from models.exchange import read_checkpoint
 from pipeline.recipes import Recipe, StartConfig
 from pipeline.start import resolved, started
 from pipeline.steplog import StepLog, read_log
-from pipeline.train import make_optimiser, train
+from pipeline.train import make_optimiser, prepare, train
 from tests.models.exchange.layouts import transformers_clip
 from tests.pipeline.training_data import make_home, sample, tiny_recipe
 
@@ -161,6 +162,18 @@ def test_frozen_towers_stay_and_heads_learn(clip, home, tmp_path):
     after = DualEncoder.from_pretrained(tmp_path / "run" / "model").state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == {"visual_projection.weight", "textual_projection.weight", "log_scale"}
+
+
+def test_a_checkpoint_that_changed_after_the_run_was_prepared_is_refused(clip, home, tmp_path):
+    moving = tmp_path / "clip"
+    shutil.copytree(clip, moving)
+    run = tmp_path / "run"
+    prepare(run, home, "latest", recipe(moving))
+    other = read_checkpoint(clip).model()
+    other.log_scale.data += 1
+    other.save_pretrained(moving)
+    with pytest.raises(ValueError, match="other weights than when this run was prepared"):
+        train(run)
 
 
 def test_what_cannot_start_is_said(clip, home, tmp_path):
