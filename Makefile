@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino clean classification test-operations
+.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino clean classification test-operations ablation
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -83,6 +83,15 @@ sbom: $(BASE) ## build/sbom.json: every package that is installed, as CycloneDX
 	@mkdir -p build
 	@.venv-sbom/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --of JSON -o build/sbom.json
 	@echo "build/sbom.json written"
+
+ABLATION ?=
+
+ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, HyCoCLIP, PHyCLIP compared on the demo's world; ABLATION='--steps 1200'
+	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
+	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
+	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
+	    --recipe demo
+	@$(BIN)/python -m pipeline.ablation --world demo --home $(HOME_DIR) $(ABLATION)
 
 GDINO := .venv-groundingdino
 

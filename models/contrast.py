@@ -99,28 +99,32 @@ def _run(space: "_Sphere", table: Table, sums: Tensor, pairs_at_once: int, wants
     if table.back is None or table.back_weight is None:
         for span in spans:
             block, target = space.block(table, span), table.target[slice(*span), None]
-            lse = torch.logsumexp(block.scores, 1, keepdim=True)
-            sums[0] += (lse - block.scores.gather(1, target)).sum()
+            logs = torch.log_softmax(block.scores, 1)
+            sums[0] -= logs.gather(1, target).sum()
             if wants:
-                slopes = block.scores.sub_(lse).exp_().scatter_add_(1, target, -torch.ones_like(lse))
+                slopes = logs.exp_().scatter_add_(1, target, logs.new_full(target.shape, -1.0))
                 space.pull(table, block, slopes.mul_(table.weight))
         return
-    blocks: dict[tuple[int, int], _Block] = {}
-    row_lse = []
-    column_lse = space.scale.new_full((keys,), -torch.inf)
+    row_lse, column_lse = [], space.scale.new_full((1, keys), -torch.inf)
+    kept: tuple[_Block, Tensor, Tensor] | None = None
     for span in spans:
-        block, target = space.block(table, span), table.target[slice(*span), None]
-        row_lse.append(torch.logsumexp(block.scores, 1, keepdim=True))
-        sums[0] += (row_lse[-1] - block.scores.gather(1, target)).sum()
-        column_lse = torch.logaddexp(column_lse, torch.logsumexp(block.scores, 0))
+        block = space.block(table, span)
+        logs, column_logs = (torch.log_softmax(block.scores, dim) for dim in (1, 0))
+        sums[0] -= logs.gather(1, table.target[slice(*span), None]).sum()
         sums[1] -= block.scores[_inside(table.back, span)].sum()
-        if len(spans) == 1:
-            blocks[span] = block
+        # log_softmax is one fused pass, logsumexp four: the normaliser is read off the largest entry.
+        row_lse.append(block.scores.amax(1, keepdim=True) - logs.amax(1, keepdim=True))
+        own_lse = block.scores.amax(0, keepdim=True) - column_logs.amax(0, keepdim=True)
+        column_lse = torch.logaddexp(column_lse, own_lse)
+        kept = (block, logs, column_logs) if len(spans) == 1 else None
     sums[1] += column_lse.sum()
     for span, lse in zip(spans, row_lse, strict=True) if wants else ():
-        block = blocks.get(span) or space.block(table, span)
-        slopes = (block.scores - lse).exp_().mul_(table.weight)
-        slopes += block.scores.sub_(column_lse).exp_().mul_(table.back_weight)
+        if kept:
+            block, logs, column_logs = kept
+        else:
+            block = space.block(table, span)
+            logs, column_logs = block.scores - lse, block.scores - column_lse
+        slopes = logs.exp_().mul_(table.weight).add_(column_logs.exp_().mul_(table.back_weight))
         slopes.scatter_add_(1, table.target[slice(*span), None], -table.weight.expand_as(lse))
         inside = _inside(table.back, span)
         slopes.index_put_(inside, -table.back_weight.expand(len(inside[0])), accumulate=True)
@@ -159,14 +163,15 @@ class _Block:
     """Scores [q, K] of a span of queries and what their gradient needs.
 
     query [k, q, e] and key [k, K, e] are the charts whose product was taken, `far` [k, q, K] the distances in
-    the factors (cosines on the sphere), `stretch` dh / d far, infinite at pairs that do not go through h.
+    the factors (None where the scores stand for them), `stretch` dh / d far, infinite at pairs that do not go
+    through h.
     """
 
     span: tuple[int, int]
     scores: Tensor
     query: Tensor
     key: Tensor
-    far: Tensor
+    far: Tensor | None = None
     stretch: Tensor | None = None
     near: _Near | None = None
 
@@ -176,7 +181,7 @@ class _Sphere:
 
     def __init__(self, scale: Tensor, points: Sequence[Tensor], factors: int = 1) -> None:
         self.scale, self.points, self.factors = scale, points, factors
-        self.moment = scale.new_zeros(factors)  # sum over all pairs of slope times distance
+        self.moment = scale.new_zeros(factors)  # sum over all pairs of slope times distance, or times score
         # The gradient of a set's chart, gathered while it was queries and while it was keys.
         self.as_query: dict[int, Tensor] = {}
         self.as_key: dict[int, Tensor] = {}
@@ -184,24 +189,26 @@ class _Sphere:
     def block(self, table: Table, span: tuple[int, int]) -> _Block:
         query, key = self.points[table.query][None, slice(*span)], self.points[table.key][None]
         cosine = query @ key.transpose(1, 2)
-        return _Block(span, self.scale * cosine[0], query, key, cosine)
+        return _Block(span, cosine[0].mul_(self.scale), query, key)
 
     def pull(self, table: Table, block: _Block, slopes: Tensor) -> None:
         """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
-        self.moment += torch.mv(block.far.flatten(1), slopes.to(block.far.dtype).flatten()).to(slopes.dtype)
+        far = block.scores[None] if block.far is None else block.far
+        self.moment += torch.mv(far.flatten(1), slopes.to(far.dtype).flatten()).to(slopes.dtype)
         weight = slopes[None]
         if block.stretch is not None:
             weight = torch.div(weight, block.stretch, out=block.stretch)
         query, key = block.query, block.key
-        rows = self._buffer(self.as_query, table.query, query)[:, slice(*block.span)]
-        columns = self._buffer(self.as_key, table.key, key)
-        if weight.dtype == rows.dtype:
-            rows.baddbmm_(weight, key)
-            columns.baddbmm_(weight.transpose(1, 2), query)
+        columns_of = weight.transpose(1, 2)
+        if weight.dtype == self.scale.dtype:
+            rows = self._gather(self.as_query, table.query, block.span, weight, key)
+            columns = self._gather(self.as_key, table.key, (0, len(self.points[table.key])), columns_of, query)
         else:
             # So near to each other that what these products have in common must go before float32.
+            rows = self._buffer(self.as_query, table.query, query)[:, slice(*block.span)]
+            columns = self._buffer(self.as_key, table.key, key)
             rows[..., :-2] += _by_place(weight @ key, query)
-            columns[..., :-2] -= _by_place(_turned(weight.transpose(1, 2) @ query), _from_key(key))
+            columns[..., :-2] -= _by_place(_turned(columns_of @ query), _from_key(key))
         if block.near is not None:
             factor, row, column = block.near.index
             ends = (block.near.x, block.near.y)
@@ -212,14 +219,20 @@ class _Sphere:
 
     def gradients(self) -> Iterator[Tensor]:
         """By the scale, the curvatures and every set of points."""
-        yield self.moment[0]
+        yield self.moment[0] / self.scale
         yield self.scale.new_zeros(0)
         for place, points in enumerate(self.points):
-            total = torch.zeros_like(points)
-            for held in (self.as_query, self.as_key):
-                if place in held:
-                    total += held[place][0]
-            yield total.mul_(self.scale)
+            held = [grads[place][0] for grads in (self.as_query, self.as_key) if place in grads]
+            yield (sum(held[1:], start=held[0]) if held else torch.zeros_like(points)) * self.scale
+
+    def _gather(
+        self, held: dict[int, Tensor], place: int, span: tuple[int, int], left: Tensor, right: Tensor
+    ) -> Tensor:
+        """Add a product to the gradient of a span of a set; returns the span's gradient."""
+        if place not in held and span == (0, len(self.points[place])):
+            held[place] = left @ right
+            return held[place]
+        return self._buffer(held, place, right)[:, slice(*span)].baddbmm_(left, right)
 
     def _buffer(self, held: dict[int, Tensor], place: int, like: Tensor) -> Tensor:
         if place not in held:
@@ -257,25 +270,30 @@ class _Hyperboloids(_Sphere):
             far[index], stretch[index] = near.distance.detach().to(far.dtype), torch.inf
         elif many:
             stretch.masked_fill_(stretch == 0, torch.inf)
-        share, each = -self.scale * self.share, far.to(self.scale.dtype)
-        scores = each[0] * share if self.factors == 1 else torch.tensordot(share, each, 1)
-        return _Block(span, scores, query, key, far, stretch, near)
+        share, far = -self.scale * self.share, far.to(self.scale.dtype)
+        if self.factors == 1:
+            return _Block(span, far[0].mul_(share), query, key, None, stretch, near)
+        return _Block(span, torch.tensordot(share, far, 1), query, key, far, stretch, near)
 
     def gradients(self) -> Iterator[Tensor]:
-        by_root = self.scale * self.moment * self.share / self.root_c
+        # Where the moment is of scores, these are -scale * share times the distance.
+        moment = self.moment / (-self.scale * self.share) if self.factors == 1 else self.moment
+        by_root = self.scale * moment * self.share / self.root_c
         by_points = []
         for place, points in enumerate(self.points):
-            chart, total = self._chart(place), torch.zeros_like(self._chart(place))
-            if place in self.as_query:
-                total += self.as_query[place]
+            chart, total = self._chart(place), self.as_query.pop(place, None)
+            if total is None:
+                total = torch.zeros_like(chart)
             if place in self.as_key:
-                total += _turned(self.as_key[place])
+                turned = self.as_key.pop(place)
+                total[..., :-2] -= turned[..., :-2]
+                total[..., -2] += turned[..., -2:].sum(-1)
             # All scores are -scale * share times the distance.
             total = _by_place(total, chart).mul_((-self.scale * self.share)[:, None, None])
             by_root += torch.linalg.vecdot(total, chart[..., :-2]).sum(1) / self.root_c
             total *= self.root_c[:, None, None]
             by_points.append(total.transpose(0, 1).reshape(points.shape))
-        yield -torch.dot(self.share, self.moment)
+        yield -torch.dot(self.share, moment)
         yield by_root / (2 * self.root_c)
         yield from by_points
 

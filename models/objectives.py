@@ -200,7 +200,7 @@ def loss(
         for row in config.entailment:
             general, specific = nodes[row.general], nodes[row.specific]
             if row.general in BOXES and row.specific not in BOXES:
-                specific = specific[owner]
+                specific = specific.index_select(0, owner)
             if geometry == "product":
                 general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
             outside = cone_excess(general, specific, curvature, row.eta, config.aperture)

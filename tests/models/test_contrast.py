@@ -58,7 +58,7 @@ def test_near_pairs_keep_their_digits(factors, size, gap, pairs_at_once):
     ours, twin = both(points, c, pairs_at_once=pairs_at_once)
     assert ours[0].item() == pytest.approx(twin[0].item(), rel=1e-5, abs=1e-6)
     for got, want in zip(ours[1], twin[1], strict=True):
-        assert (got - want).abs().max() < 1e-3 * max(want.abs().max(), 1e-3)
+        assert (got - want).abs().max() < 1e-3 * max(want.abs().max(), 3e-3)
 
 
 def test_a_plain_float32_product_would_not_do():

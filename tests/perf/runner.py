@@ -19,8 +19,9 @@ class Case:
     """One comparison. ratio = theirs / ours: above 1, ours is the cheaper; `floor` is the least that is
     accepted.
 
-    ours and theirs: for unit "ms" a call to time (milliseconds of processor time), for "MB" a call returning
-    megabytes. equal: asserts equal results and says how equal (run once, before any timing).
+    ours and theirs: for unit "ms" a call to time (milliseconds of processor time), for another unit ("MB",
+    "s") a call returning the number itself, made once. equal: asserts equal results and says how equal (run
+    once, before any timing).
     """
 
     name: str
@@ -51,7 +52,7 @@ class Row:
 def measure(case: Case) -> Row:
     """Equality, two warm-up calls each, then rounds of ours and theirs in alternating order."""
     equal = case.equal()
-    if case.unit == "MB":
+    if case.unit != "ms":
         ours, theirs = case.ours(), case.theirs()
         assert ours and theirs
         return Row(case.name, case.peer, case.unit, ours, theirs, theirs / ours, equal, case.floor)

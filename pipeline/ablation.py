@@ -1,0 +1,218 @@
+"""The five models of the family under equal conditions: trained on the same samples, assessed, and compared.
+
+    python -m pipeline.ablation --world demo --home var/demo
+
+Each run is a directory HOME/runs/ablation-... of pipeline.train and pipeline.assess: a killed ablation goes on
+where it stopped, and a finished run is not repeated. The document is written from the metrics
+(pipeline/comparison.py), again after each round of seeds.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.assess import AssessConfig, assess
+from pipeline.comparison import section, write_section
+from pipeline.config import ConfigError, nearest
+from pipeline.journey import run_dir
+from pipeline.recipes import Recipe, by_name
+from pipeline.runs import finished, prepare
+from pipeline.train import train
+from storage.store import Store
+from storage.versions import Versions
+
+MODELS = ("clip", "clip_boxes", "meru", "hycoclip", "phyclip")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a comparison takes place.
+
+    Attributes:
+        recipe: HyCoCLIP's recipe there; the others are named after it.
+        heldout: captioned images to assess on, below the home; None takes the val split.
+        taxonomy: classes, below the home.
+        steps: of a run, by default.
+        seeds: runs of a model, by default.
+    """
+
+    recipe: str
+    heldout: str | None
+    taxonomy: str | None
+    steps: int
+    seeds: int
+
+
+WORLDS = {
+    "demo": World("demo", "scenes/heldout", "scenes/taxonomy.json", 480, 3),
+    "photos": World("photos", None, None, 240, 1),
+}
+
+TITLES = {"demo": "The embedded world", "photos": "Flickr8k"}
+PREFACE = """# How much is boxes, and how much is geometry?
+
+CLIP, CLIP + boxes, MERU, HyCoCLIP and PHyCLIP as rows of one trainer: the same towers, data, schedule and number
+of whole images seen; they differ in the rows of the objective and in the space. Models with boxes encode a part
+and a phrase beside each image and caption, so equal samples are not equal work. Each cell is the mean over the
+seeds [95 % bootstrap interval over the held-out images, ends averaged over the seeds] (least and most of the
+seeds). These are small models after a short training: the table compares them with each other, not with the
+papers. Everything below a heading is written from the runs' metrics.json by pipeline/comparison.py, sentences
+included. `make ablation` makes it again, on a GPU where there is one."""
+
+
+def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
+    """A member's recipe shortened to `steps`: warm-up and ramp keep their share of the run.
+
+    Raises ConfigError for an unknown member.
+    """
+    if model not in MODELS:
+        raise ConfigError(f"unknown model '{model}'{nearest(model, MODELS)}")
+    full = by_name(world.recipe if model == "hycoclip" else f"{world.recipe}_{model}")
+    share = steps / full.steps
+    return full.replace(
+        steps=steps,
+        seed=seed,
+        optimiser=full.optimiser.replace(warmup_steps=round(full.optimiser.warmup_steps * share)),
+        entailment_ramp=round(full.entailment_ramp * share),
+        keep_checkpoints=1,
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one model: its recipe, and where it lies."""
+
+    model: str
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """What metrics.json holds, None before the assessment."""
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Training and assessment together; None unless both are done."""
+        done, metrics = finished(self.folder), self.metrics
+        return done["seconds"] + metrics["seconds"] if done and metrics else None
+
+
+def plan(world: World, home: str, version: str, models: tuple[str, ...], steps: int, seeds: int) -> list[Run]:
+    """The runs, seed by seed, so that a comparison cut short still compares all models."""
+    runs = []
+    for seed in range(seeds):
+        for model in models:
+            recipe = recipe_of(world, model, steps, seed)
+            budget = f"{recipe.steps}x{recipe.batch_size}"
+            name = f"ablation-{recipe.name}-{budget}-s{seed}-{version.removeprefix('v-')[:8]}"
+            runs.append(Run(model, recipe, run_dir(home, recipe, version, name)))
+    return runs
+
+
+def time_left(runs: list[Run]) -> float | None:
+    """Seconds until all are done, from what the finished runs took; None while none is finished."""
+    took = {run.folder: run.seconds for run in runs}
+    by_model: dict[str, list[float]] = {}
+    for run in runs:
+        if (seconds := took[run.folder]) is not None:
+            by_model.setdefault(run.model, []).append(seconds)
+    known = [value for values in by_model.values() for value in values]
+    if not known:
+        return None
+    mean = sum(known) / len(known)
+    expected = {model: sum(values) / len(values) for model, values in by_model.items()}
+    return sum(expected.get(run.model, mean) for run in runs if took[run.folder] is None)
+
+
+def ablate(
+    name: str,
+    home: str,
+    out: Path,
+    *,
+    models: tuple[str, ...] = MODELS,
+    steps: int | None = None,
+    seeds: int | None = None,
+    device: str = "auto",
+    say: TextIO = sys.stderr,
+) -> list[Run]:
+    """Train and assess what is not yet done, and write the section of this world into `out`.
+
+    Raises:
+        FileNotFoundError: no dataset version in the home, no held-out images.
+        ValueError: an unknown model, a run directory with another recipe, a training that diverged.
+    """
+    world = WORLDS[name]
+    version = Versions(Store(home)).load("latest").name
+    heldout, taxonomy = ((Path(home) / part if part else None) for part in (world.heldout, world.taxonomy))
+    runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
+    for number, run in enumerate(runs, 1):
+        prepare(run.folder, home, version, run.recipe)  # says so if the directory holds another recipe
+        if run.seconds is None:
+            left = time_left(runs)
+            until = "" if left is None else f", about {left / 60:.0f} min left"
+            print(f"ablation: run {number} of {len(runs)}, {run.folder.name}{until}", file=say, flush=True)
+            began = time.monotonic()
+            train(run.folder, home, version, run.recipe, device=device)
+            source = None if heldout is None else str(heldout)
+            assess(run.folder, home, version, source, taxonomy, config=AssessConfig(device=device))
+            print(f"ablation: took {time.monotonic() - began:.0f} s", file=say, flush=True)
+        if number % len(models) == 0:
+            document(name, runs[:number], out)
+    return runs
+
+
+def document(name: str, runs: list[Run], out: Path) -> None:
+    """Write the section of a world from its finished runs."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if metrics := run.metrics:
+            by_model.setdefault(run.model, []).append(metrics)
+    first, recipe = runs[0].metrics, runs[0].recipe
+    assert first is not None and first["train"] is not None, "a run of the document is finished"
+    seen, held = recipe.steps * recipe.batch_size, first["assessed"]
+    note = (
+        f"`python -m pipeline.ablation --world {name} --steps {recipe.steps}`: recipes `{WORLDS[name].recipe}*`, "
+        f"{recipe.steps} steps of {recipe.batch_size}, so every run saw {seen:,} images "
+        f"({first['train']['epochs']:.1f} epochs); {len(runs) // len(by_model)} seeds; on "
+        f"{first['train']['device']}, data version {first['train']['version']}. Asked about {held['images']:,} "
+        f"held-out images with {held['captions']:,} captions and {held['parts']:,} parts."
+    )
+    write_section(out, name, section(TITLES[name], note, by_model), PREFACE)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare CLIP, CLIP + boxes, MERU, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
+    parser = argparse.ArgumentParser(prog="pipeline.ablation", description=main.__doc__)
+    parser.add_argument("--world", choices=list(WORLDS), default="demo", help="recipes and data")
+    parser.add_argument("--home", help="where the dataset version is, and the runs go; var/WORLD by default")
+    parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="the document")
+    parser.add_argument("--models", default=",".join(MODELS), help="some of %(default)s")
+    parser.add_argument("--steps", type=int, help="of each run; demo 480 of 128 samples, photos 240 of 256")
+    parser.add_argument("--seeds", type=int, help="runs of each model; demo 3, photos 1")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    given = parser.parse_args(arguments)
+    try:
+        ablate(
+            given.world,
+            given.home or f"var/{given.world}",
+            given.out,
+            models=tuple(given.models.split(",")),
+            steps=given.steps,
+            seeds=given.seeds,
+            device=given.device,
+        )
+    except (ValueError, OSError) as error:
+        print(f"hyco: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.out} is written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

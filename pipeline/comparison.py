@@ -1,0 +1,264 @@
+"""Runs of several models side by side in markdown: measures with intervals, geometry, and what it shows.
+
+Every sentence follows from the numbers by a rule stated here. A difference between two models is taken seed by
+seed; it counts when its interval over the seeds leaves out 0, and with one seed when the two bootstrap intervals
+do not meet.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by seed
+
+NAMES = {
+    "clip": "CLIP",
+    "clip_boxes": "CLIP + boxes",
+    "meru": "MERU",
+    "hycoclip": "HyCoCLIP",
+    "phyclip": "PHyCLIP",
+}
+NODES = {"text_box": "phrase", "image_box": "part", "text": "caption", "image": "image"}
+# Student's t at 97.5 %, by degrees of freedom.
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of metrics.json: where it is, what it is called, in what unit, and whether more is better."""
+
+    path: str
+    name: str
+    chance: str
+    share: bool = True
+    more_is_better: bool = True
+
+    def text(self, value: float) -> str:
+        """The value as a cell shows it."""
+        return f"{100 * value:.1f}" if self.share else f"{value:.2f}"
+
+    @property
+    def unit(self) -> str:
+        """What a difference is counted in."""
+        return "points" if self.share else "edges"
+
+
+MEASURES = (
+    Measure("zero_shot.top1", "zero-shot top-1, %", "zero_shot.chance"),
+    Measure("retrieval.image_to_text.r5", "image to caption R@5, %", "retrieval.chance.image_to_text.r5"),
+    Measure("retrieval.text_to_image.r5", "caption to image R@5, %", "retrieval.chance.text_to_image.r5"),
+    Measure("parts.crop_to_phrase.r5", "part to phrase R@5, %", "parts.chance.crop_to_phrase.r5"),
+    Measure("hierarchy.tie", "tree distance of the answer", "hierarchy.chance.tie", False, False),
+)
+STEPS = (
+    ("boxes", "clip", "clip_boxes"),
+    ("geometry and entailment, given boxes", "clip_boxes", "hycoclip"),
+    ("geometry and entailment, without boxes", "clip", "meru"),
+    ("a product of factors instead of one space", "hycoclip", "phyclip"),
+    ("all of HyCoCLIP", "clip", "hycoclip"),
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two models in one measure: mean over the seeds, its interval, and whether that leaves out 0."""
+
+    value: float
+    low: float
+    high: float
+    counts: bool
+
+    def text(self, measure: Measure) -> str:
+        """The mean and the interval in the measure's unit."""
+        factor = 100 if measure.share else 1
+        digits = 1 if measure.share else 2
+        low, mean, high = (f"{factor * v:+.{digits}f}" for v in (self.low, self.value, self.high))
+        return f"{mean} [{low}, {high}]"
+
+
+def look(metrics: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path, None where a section is null."""
+    value: Any = metrics
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def difference(runs: Runs, measure: Measure, before: str, after: str) -> Difference:
+    """After minus before: a t interval over paired seeds, or with one seed the ends of the two bootstraps."""
+    pairs = list(zip(runs[before], runs[after], strict=False))
+    values = np.array([look(b, measure.path) - look(a, measure.path) for a, b in pairs])
+    mean = float(values.mean())
+    if len(values) > 1:
+        reach = STUDENT.get(len(values) - 1, 2.0) * float(values.std(ddof=1)) / len(values) ** 0.5
+        low, high = mean - reach, mean + reach
+    else:
+        (a_low, a_high), (b_low, b_high) = (m["intervals"][measure.path] for m in pairs[0])
+        low, high = b_low - a_high, b_high - a_low
+    return Difference(mean, low, high, low > 0 or high < 0)
+
+
+def section(title: str, note: str, runs: Runs) -> str:
+    """The markdown of one world: conditions, table of measures, differences, geometry, statement."""
+    runs = {model: seeds for model, seeds in runs.items() if seeds}
+    measures = [m for m in MEASURES if all(look(s, m.path) is not None for r in runs.values() for s in r)]
+    steps = [step for step in STEPS if step[1] in runs and step[2] in runs]
+    seeds = min(map(len, runs.values()))
+    parts = [f"## {title}", note, _measures(runs, measures)]
+    if steps:
+        how = f"95 % t interval over {seeds} paired seeds"
+        if seeds == 1:
+            how = "one seed: from end to end of the two bootstrap intervals"
+        parts += [f"What each step changes ({how}):", _differences(runs, measures, steps)]
+    if geometry := _geometry(runs):
+        parts += ["Geometry, mean over the seeds (phrase / part / caption / image):", geometry]
+    parts += ["What it shows:", "\n".join(f"- {line}" for line in statements(runs, measures))]
+    return "\n\n".join(parts)
+
+
+def statements(runs: Runs, measures: Sequence[Measure]) -> list[str]:
+    """What the numbers say, one sentence a line."""
+    said = []
+    for what, before, after in STEPS:
+        if before in runs and after in runs:
+            verdicts = [_verdict(difference(runs, m, before, after), m) for m in measures]
+            said.append(f"{_capital(what)} ({NAMES[before]} to {NAMES[after]}): {'; '.join(verdicts)}.")
+    if {"clip", "clip_boxes", "hycoclip"} <= runs.keys():
+        said += [line for measure in measures if (line := _share_of_boxes(runs, measure))]
+    for model, seeds in runs.items():
+        if seeds[0].get("geometry"):
+            said += [f"{NAMES[model]}: {line}" for line in _shape(seeds)]
+    return said
+
+
+def _verdict(found: Difference, measure: Measure) -> str:
+    name = measure.name.removesuffix(", %")
+    if not found.counts:
+        return f"{name} no difference that counts"
+    better = (found.value > 0) == measure.more_is_better
+    size = measure.text(abs(found.value))
+    return f"{name} {'better' if better else 'worse'} by {size} {measure.unit}"
+
+
+def _share_of_boxes(runs: Runs, measure: Measure) -> str | None:
+    whole, boxes = (difference(runs, measure, "clip", after) for after in ("hycoclip", "clip_boxes"))
+    better = (whole.value > 0) == measure.more_is_better
+    name = measure.name.removesuffix(", %")
+    if not whole.counts or not better:
+        return f"In {name} HyCoCLIP has no gain over CLIP that counts, so there is none to divide."
+    share = boxes.value / whole.value
+    return f"Of HyCoCLIP's gain over CLIP in {name} ({measure.text(abs(whole.value))}), boxes alone give {share:.0%}."
+
+
+def _shape(seeds: list[dict[str, Any]]) -> list[str]:
+    """Near-Euclidean or not, and whether the cones are saturated, hold, or do not."""
+    radius = {n: _mean(seeds, f"geometry.radius.{n}.q50") for n in NODES}
+    far = max(v for v in radius.values() if v is not None)
+    felt = "beyond 1: the curvature is felt" if far > 1 else "so the space is used where it is near-Euclidean"
+    lines = [f"the largest median sqrt(c)|x| of a node type is {far:.2f}, {felt}."]
+    for name in seeds[0]["geometry"]["satisfied"]:
+        general, specific = (NODES[n] for n in name.split(">"))
+        true, shuffled = (
+            _mean(seeds, f"geometry.satisfied.{name}.{kind}") or 0.0 for kind in ("true", "shuffled")
+        )
+        saturated = _mean(seeds, f"geometry.saturated.{name.split('>')[0]}") or 0.0
+        state = "tells true from shuffled"
+        if saturated > 0.5:
+            state = f"says little, {saturated:.0%} of its cones being saturated"
+        elif true < 0.1:
+            state = "does not hold: training has not brought the pairs into their cones"
+        elif true < 2 * shuffled:
+            state = "hardly tells true from shuffled"
+        lines.append(
+            f"{general} holds {specific}: {true:.0%} of true pairs, {shuffled:.0%} shuffled; it {state}."
+        )
+    return lines
+
+
+def _measures(runs: Runs, measures: Sequence[Measure]) -> str:
+    lines = ["| model | " + " | ".join(m.name for m in measures) + " |", "|---" * (len(measures) + 1) + "|"]
+    for model, seeds in runs.items():
+        cells = []
+        for measure in measures:
+            values = [look(metrics, measure.path) for metrics in seeds]
+            ends = np.mean([metrics["intervals"][measure.path] for metrics in seeds], axis=0)
+            cell = f"{measure.text(sum(values) / len(values))} [{measure.text(ends[0])}, {measure.text(ends[1])}]"
+            if len(values) > 1:
+                cell += f" ({measure.text(min(values))}-{measure.text(max(values))})"
+            cells.append(cell)
+        lines.append(f"| {NAMES[model]} | " + " | ".join(cells) + " |")
+    first = next(iter(runs.values()))[0]
+    lines.append("| chance | " + " | ".join(m.text(look(first, m.chance)) for m in measures) + " |")
+    return "\n".join(lines)
+
+
+def _differences(runs: Runs, measures: Sequence[Measure], steps: Sequence[tuple[str, str, str]]) -> str:
+    lines = ["| step | " + " | ".join(m.name for m in measures) + " |", "|---" * (len(measures) + 1) + "|"]
+    for what, before, after in steps:
+        cells = [difference(runs, m, before, after).text(m) for m in measures]
+        lines.append(f"| {what}: {NAMES[before]} to {NAMES[after]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _geometry(runs: Runs) -> str:
+    shaped = {model: seeds for model, seeds in runs.items() if seeds[0].get("geometry")}
+    if not shaped:
+        return ""
+    head = ("model", "c", "median sqrt(c)\\|x\\|", "saturated cones, %", "true / shuffled pairs in their cones, %",
+            "radius in order, % of pairs")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for model, seeds in shaped.items():
+        shape = seeds[0]["geometry"]
+        cones = []
+        for name in shape["satisfied"]:
+            true, shuffled = (_percent(seeds, f"geometry.satisfied.{name}.{k}") for k in ("true", "shuffled"))
+            general, specific = (NODES[n] for n in name.split(">"))
+            cones.append(f"{general} > {specific} {true} / {shuffled}")
+        order = [
+            f"{' < '.join(NODES[n] for n in name.split('<'))} {_percent(seeds, f'geometry.order.{name}.pairs')}"
+            for name, entry in shape["order"].items()
+            if "pairs" in entry
+        ]
+        radius = [_mean(seeds, f"geometry.radius.{n}.q50") for n in NODES]
+        cells = (
+            f"{_mean(seeds, 'geometry.curvature') or 0:.2f}",
+            " / ".join("-" if r is None else f"{r:.2f}" for r in radius),
+            " / ".join(_percent(seeds, f"geometry.saturated.{n}") for n in NODES),
+            ", ".join(cones),
+            ", ".join(order),
+        )
+        lines.append(f"| {NAMES[model]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(seeds: list[dict[str, Any]], path: str) -> float | None:
+    values = [value for metrics in seeds if (value := look(metrics, path)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _percent(seeds: list[dict[str, Any]], path: str) -> str:
+    value = _mean(seeds, path)
+    return "-" if value is None else f"{100 * value:.0f}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def write_section(out: Path, world: str, text: str, preface: str) -> None:
+    """Put the section of a world into the document, in place of its last; the rest of the document stays."""
+    begin, end = f"<!-- {world}: written by pipeline.ablation -->", f"<!-- end of {world} -->"
+    block = f"{begin}\n\n{text}\n\n{end}\n"
+    known = out.read_text(encoding="utf-8") if out.is_file() else preface + "\n"
+    if begin in known and end in known:
+        before, rest = known.split(begin, 1)
+        known = before + block + rest.split(end, 1)[1].removeprefix("\n")
+    else:
+        known = known.rstrip("\n") + "\n\n" + block
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_suffix(".tmp")
+    draft.write_text(known, encoding="utf-8")
+    draft.replace(out)

