@@ -1,7 +1,9 @@
 """Challenges, refusals and rollbacks over real (tiny, untrained) models and a real assessment."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -130,6 +132,39 @@ def test_a_challenge_that_was_overtaken_is_judged_again(home, made, monkeypatch)
     rows = Registry(home).rows()
     assert [one.run[-1] for one in rows] == ["a", "b", "c"]
     assert judged == [rows[0].model, rows[1].model] and row.before == rows[1].model
+
+
+def killed_at_fsync(number, work):
+    """Do some work in a child process that is killed at its `number`-th fsync; False when it ended before that."""
+    child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    real, left = os.fsync, [number]
+
+    def fsync(handle):
+        real(handle)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = fsync
+    work()
+    os._exit(0)
+
+
+def test_kill_9_at_every_write_leaves_a_whole_promotion_or_none(home, made, monkeypatch):
+    monkeypatch.setattr(registries, "examine", lambda *rest: made[2])
+    take(home, made, "a")
+    first, kills = champion(str(home)), 0
+    while killed_at_fsync(kills + 1, lambda: take(home, made, "b", key="k2")):
+        kills += 1
+        now, rows = champion(str(home)), Registry(home).rows()
+        assert Registry(home).problem(now.model, now.files) is None
+        assert (now == first and rows == [first]) or (now.run.endswith("/b") and len(rows) == 2)
+        if len(rows) == 2:  # killed behind the one write that counts: asked again, it decides nothing
+            assert take(home, made, "b", key="k2") == rows[1]
+    assert kills >= 5, "model, run, report and row are written in more steps than that"
+    assert champion(str(home)).run.endswith("/b") and len(Registry(home).rows()) == 2
 
 
 def test_rollback_restores_the_very_bytes(home, made):
