@@ -109,7 +109,7 @@ def poincare_layers(c: float | Curvature, init: str = "identity", lean: bool = T
     """The layers of `models.hyperbolic.nn`, all of one curvature."""
     return Layers(
         conv=lambda i, o, k, s: hnn.Conv2d(i, o, k, s, k // 2, c=c, init=init, lean=lean),
-        norm=lambda width: hnn.BatchNorm2d(width, c=c),
+        norm=lambda width: hnn.BatchNorm2d(width, c=c, lean=lean),
         add=lambda: hnn.ResidualAdd(c=c, lean=lean),
         head=lambda width, classes: hnn.MLR(width, classes, c=c),
     )

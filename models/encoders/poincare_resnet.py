@@ -21,7 +21,7 @@ class PoincareResNetConfig:
         image_size: of the images it is given in training; pooling adapts, so other sizes work.
         depth: 6n + 2. widths: channels of the three stages. c: curvature of its layers is -c, apart from that
             of the space the feature is lifted into. learn_c: learn c. stem_stride: of the first convolution; 2
-            or 4 where images are large.
+            or 4 where images are large. init: of its convolutions, see `PoincareResNet`.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -33,6 +33,7 @@ class PoincareResNetConfig:
     c: float = 0.1
     learn_c: bool = False
     stem_stride: int = 1
+    init: Literal["identity", "normal"] = "identity"
 
     def __post_init__(self) -> None:
         if self.image_size < 4 * self.stem_stride:
@@ -57,6 +58,7 @@ class PoincareResNetTower(PoincareResNet):
             c=config.c,
             head=nn.Identity(),
             learn_c=config.learn_c,
+            init=config.init,
             stem_stride=config.stem_stride,
         )
         self.config = config

@@ -19,7 +19,7 @@ from models.hyperbolic.nn.functional import (
     to_tangent,
 )
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
-from models.hyperbolic.ops import asinhc, asinhc_slope
+from models.hyperbolic.ops import above, asinhc, asinhc_slope
 
 
 def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, lean: bool = True) -> Tensor:
@@ -85,9 +85,9 @@ class _ResidualAdd(Function):
         d_d = d_a * x_f * share * y_f
         d_y_f += d_a * x_f * share * d
         d_p = d_a * ((y_t + 2 * together) * radial_slope(p, x_f))
-        d_p -= torch.where(p > MAX_ANGLE**2, 0.0, d_a * together * share * x_f / 2)
+        d_p -= (d_a * together * share * x_f / 2).mul_(1 - above(p, MAX_ANGLE**2))
         d_q = d_y_f * radial_slope(q, y_f)
-        d_q += torch.where(q > MAX_ANGLE**2, 0.0, d_a * x_f * y_f / 2)
+        d_q += (d_a * x_f * y_f / 2).mul_(1 - above(q, MAX_ANGLE**2))
         d_rate = None
         if ctx.needs_input_grad[2]:
             # n has rate^2 in it, as p, q and d have.
