@@ -116,6 +116,45 @@ def test_euclidean_embeddings_are_unit_vectors_without_curvature():
     model.constrain_()
 
 
+PRODUCT = replace(TINY, geometry="product", factors=4)
+
+
+def test_a_product_has_a_curvature_and_a_lift_for_each_factor(tmp_path):
+    model = DualEncoder(PRODUCT)
+    assert model.curvature.tolist() == [1.0] * 4
+    assert model.visual_alpha.item() == pytest.approx(math.log((16 / 4) ** -0.5))
+    with torch.no_grad():
+        model.log_curvature.copy_(torch.tensor([-9.0, -1.0, 0.5, 9.0]))
+    model.constrain_()
+    c = model.curvature.tolist()
+    assert c == pytest.approx([0.1, math.exp(-1), math.exp(0.5), 10.0])
+    projected = model.project_text(TOKENS)
+    points = model.lift_text(projected)
+    each = []
+    for i in range(4):
+        own = DualEncoder(replace(TINY, dim=4))
+        with torch.no_grad():
+            own.textual_alpha.copy_(model.textual_alpha)
+            own.log_curvature.copy_(model.log_curvature[i])
+        piece = points[:, 4 * i : 4 * i + 4]
+        torch.testing.assert_close(piece, own.lift_text(projected[:, 4 * i : 4 * i + 4]))
+        each.append(own.score(piece, piece))
+    torch.testing.assert_close(model.score(points, points), sum(each) / 4, rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = DualEncoder.from_pretrained(tmp_path)
+    assert again.config == PRODUCT and torch.equal(again.encode_text(TOKENS), points)
+
+
+def test_a_product_reaches_every_parameter():
+    torch.manual_seed(0)
+    model = DualEncoder(PRODUCT)
+    nodes, scale, curvature = model(images(3), TOKENS, images(2, 1), BOX_TOKENS)
+    total, _ = loss(nodes, torch.tensor([0, 2]), scale, curvature, hycoclip_objective(), "product")
+    total.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert model.log_curvature.grad is not None and bool(model.log_curvature.grad.all())
+
+
 def test_save_and_load_give_the_same_embeddings(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = DualEncoder.from_pretrained(tmp_path)
@@ -145,6 +184,10 @@ def test_loading_says_what_differs(model, tmp_path):
 
 
 def test_impossible_configs_are_refused():
+    with pytest.raises(ValueError, match="factors 5 must divide dim 16"):
+        replace(PRODUCT, factors=5)
+    with pytest.raises(ValueError, match="factors 4 need geometry 'product', not 'lorentz'"):
+        replace(TINY, factors=4)
     with pytest.raises(ValueError, match="curvature 20"):
         ClipConfig(curvature=20.0)
     with pytest.raises(ValueError, match=r"temperature 0\.001"):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,14 @@ def test_families_differ_from_hycoclip_in_rows_and_geometry_only():
     meru = by_name("meru_vit_s")
     assert meru.replace(name="hycoclip_vit_s", objective=hycoclip_vit_s().objective) == hycoclip_vit_s()
     assert [(row.eta, row.weight) for row in meru.objective.entailment] == [(1.0, 0.2)]
+
+
+def test_phyclip_is_hycoclip_in_a_product_of_eight_dimensional_factors():
+    paper, base = by_name("phyclip_vit_s"), hycoclip_vit_s()
+    assert (paper.model.geometry, paper.model.factors, paper.model.dim) == ("product", 64, 512)
+    same = paper.replace(name=base.name, model=replace(paper.model, geometry="lorentz", factors=1))
+    assert same == base
+    assert by_name("demo_phyclip").model.factors == by_name("photos_phyclip").model.factors == 16
 
 
 def test_what_cannot_work_is_refused_in_one_line():

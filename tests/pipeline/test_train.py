@@ -1,5 +1,6 @@
 """Training: the loss falls, a killed run continues as if nothing had happened, errors say what differs."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -148,6 +149,16 @@ def test_a_diverging_run_stops_and_says_so(home, tmp_path):
     wild = tiny_recipe(optimiser=tiny_recipe().optimiser.replace(lr=1e30, warmup_steps=0))
     with pytest.raises(ValueError, match=r"loss is nan at step \d+: lower optimiser\.lr"):
         train(tmp_path / "run", home, "latest", wild)
+
+
+def test_a_product_logs_the_spread_of_its_curvatures_and_goes_on(home, tmp_path):
+    model = dataclasses.replace(tiny_recipe().model, geometry="product", factors=4)
+    result = train(tmp_path / "run", home, "latest", tiny_recipe(model=model, steps=4))
+    line = read_log(tmp_path / "run")[-1]
+    assert line["curvature_least"] <= line["curvature"] == result["curvature"] <= line["curvature_most"]
+    assert set(line["radius"]) == {"image", "text", "image_box", "text_box"}
+    loaded = DualEncoder.from_pretrained(tmp_path / "run" / "model")
+    assert loaded.curvature.shape == (4,)
 
 
 def test_clip_rows_need_no_boxes_and_have_no_curvature(home, tmp_path):

@@ -59,6 +59,35 @@ def test_a_space_built_in_order_reports_that_order():
     }  # fmt: skip
 
 
+def test_a_product_is_reported_factor_by_factor():
+    """Two factors: the first as in a plain space, in the second everything lies at a tenth of its radius."""
+    generator = torch.Generator().manual_seed(1)
+    general = torch.randn(50, 3, generator=generator)
+    specific = 1.5 * general + 0.2 * torch.randn(50, 3, generator=generator)
+    c = torch.tensor([4.0, 0.25])
+    pair = {("text", "image"): np.stack([np.arange(50)] * 2, 1)}
+    cone = [Cone("text", "image", 0.7)]
+
+    def report(x, y, c):
+        return geometry_report({"text": points(x), "image": points(y)}, pair, c, cones=cone)
+
+    parts = [report(s * general, s * specific, float(own)) for s, own in ((1.0, c[0]), (0.1, c[1]))]
+    whole = report(torch.cat([general, 0.1 * general], 1), torch.cat([specific, 0.1 * specific], 1), c)
+    assert whole["curvatures"] == [4.0, 0.25] and whole["curvature"] == 2.125
+    assert "curvatures" not in parts[0]
+
+    def mean(*names):
+        values = parts
+        for name in names:
+            values = [value[name] for value in values]
+        return pytest.approx(sum(values) / 2)
+
+    assert whole["radius"]["text"]["mean"] == mean("radius", "text", "mean")
+    assert whole["saturated"]["text"] == mean("saturated", "text") and 0 < whole["saturated"]["text"] < 1
+    for name in ("true", "shuffled", "true_angle", "aperture"):
+        assert whole["satisfied"]["text>image"][name] == mean("satisfied", "text>image", name)
+
+
 def test_occurrences_weigh_the_radii():
     nodes = {"text": Points(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), np.array([0, 0, 0, 1]))}
     assert geometry_report(nodes, {}, c=1.0)["radius"]["text"]["mean"] == pytest.approx(1.5)

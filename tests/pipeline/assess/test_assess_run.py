@@ -82,7 +82,7 @@ def packed(number):
     )
 
 
-def tiny(geometry="lorentz"):
+def tiny(geometry="lorentz", factors=1):
     captions = [text for n in range(40) for text in scene(n)[1]["captions"]]
     tokenizer = Tokenizer.train(captions, 600, 16)
     torch.manual_seed(0)
@@ -90,7 +90,8 @@ def tiny(geometry="lorentz"):
         vocab_size=len(tokenizer), context_length=16, width=32, depth=1, heads=2, end_token=tokenizer.end
     )
     vision = VisionConfig(image_size=SIZE, patch_size=16, width=32, depth=1, heads=2)
-    return DualEncoder(ClipConfig(vision=vision, text=text, dim=16, geometry=geometry)), tokenizer
+    space = {"dim": 16, "geometry": geometry, "factors": factors}
+    return DualEncoder(ClipConfig(vision=vision, text=text, **space)), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,13 @@ def test_everything_is_measured_on_a_labelled_source(world):
     assert states[-1]["finished"] and states[-1]["done"] == states[-1]["total"]
     report = (folder / "report.html").read_text()
     assert report.count("data:image/jpeg") >= 12 and "detector7" in report
+
+
+def test_a_product_of_hyperboloids_is_measured_like_one(world):
+    write_run(world / "home" / "runs" / "product", *tiny("product", 4))
+    metrics = run(world, name="product", **labelled(world))
+    assert len(metrics["geometry"]["curvatures"]) == 4 and metrics["skipped"].keys() == {"mining"}
+    assert 0 <= metrics["zero_shot"]["top1"] <= 1 and metrics["geometry"]["radius"]["image"]["mean"] > 0
 
 
 def test_the_same_run_gives_the_same_numbers(world):
