@@ -130,10 +130,12 @@ class _Respond(Function):
         d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
         d.mul_(w.square_().add_(1).sqrt_())
         d_power = (d * angle).sum_to_size(power.shape)
-        d.mul_(power).div_(torch.cosh(angle))
+        # sinh is wanted below, and a root is cheaper than cosh.
+        a = torch.sinh(angle)
+        d.mul_(power).mul_(torch.addcmul(a.new_ones(()), a, a).rsqrt_())
         # d is now the slope in a; the products m are (a + time shift) / (radial scale), and enter in sums
         # only.
-        slope = torch.sinh(angle).mul_(d)
+        slope = a.mul_(d)
         d_shift = d_scale = d_time = None
         d_s = slope.sum_to_size(s.shape)
         if shift is not None:
