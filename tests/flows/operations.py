@@ -112,14 +112,14 @@ class Operation:
         held = ["--assess-source", str(self.folder / "held" / "heldout")]
         return self.hyco("deploy", *where, *held, *chosen)
 
-    def drop(self, number: int, images: int = 40) -> Path:
+    def drop(self, number: int, images: int = 30) -> Path:
         """Put a new shard into the watched folder, as a person would who copies a file there."""
         out = self.folder / f"made{number}"
         write_shard(str(out), "train", number, images, seed=7, size=128)
         (made,) = (out / "train").glob("*.tar")
         return made.rename(self.source / made.name)
 
-    def hold(self, images: int = 40) -> None:
+    def hold(self, images: int = 30) -> None:
         """Make the held-out source that champion and challengers are asked about."""
         write_shard(str(self.folder / "held"), "heldout", 0, images, seed=7, size=128)
 

@@ -30,9 +30,9 @@ def operation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operation]:
 
 
 def test_a_new_shard_becomes_a_decision(operation: Operation) -> None:
-    first = operation.deploy("watch_every_s=15", "gather_s=2")
+    first = operation.deploy("watch_every_s=30", "gather_s=2")
     assert "set: deployment watch/watch: missing" in first and "set: automation" in first
-    assert operation.deploy("watch_every_s=15", "gather_s=2").splitlines()[0].startswith("0 changes")
+    assert operation.deploy("watch_every_s=30", "gather_s=2").splitlines()[0].startswith("0 changes")
     assert operation.hyco("deploy", "--home", str(operation.home), "--check").startswith("0 differences")
     operation.start_worker()
 
@@ -41,7 +41,7 @@ def test_a_new_shard_becomes_a_decision(operation: Operation) -> None:
     operation.wait("a champion", lambda: registry.champion(), 400)
     (row,) = registry.rows()
     assert (row.kind, row.before, row.source) == ("promoted", None, str(operation.source))
-    assert Path(row.run, "report.html").is_file() and json.loads(row.metrics)["retrieval"]["images"] == 40
+    assert Path(row.run, "report.html").is_file() and json.loads(row.metrics)["retrieval"]["images"] == 30
     operation.wait("the run to end", lambda: operation.states("retrain") == ["Completed"], 60)
 
     operation.drop(1)
