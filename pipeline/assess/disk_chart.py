@@ -32,11 +32,11 @@ def disk_chart(
     outer = math.sinh(2 * math.atanh(min(edge, 0.9999))) if hyperbolic else edge
     for mark in ticks(0.0, outer, 5)[1:]:
         radius = math.tanh(math.asinh(mark) / 2) if hyperbolic else mark
-        if radius < edge:
+        if radius < 0.97 * edge:
             ring = round(scale * radius, 1)
             parts.append(f'<circle class="ring" cx="{middle}" cy="{middle}" r="{ring}"/>')
             parts.append(
-                f'<text class="mark" x="{middle}" y="{round(middle - ring - 3, 1)}">{tick_text(mark)}</text>'
+                f'<text class="mark" x="{middle}" y="{round(middle - ring + 4, 1)}">{tick_text(mark)}</text>'
             )
     for tone, values in groups:
         dots = "".join(f"M{at(x)} {at(-y)}h0" for x, y in values)
