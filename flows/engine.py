@@ -19,6 +19,8 @@ STALE = 75  # exit code: the server had ended the run
 def main() -> None:
     """Bind this process to its parent, watch the run's state, and run the flow."""
     bind(os.getppid())
+    import prefect.client.orchestration  # noqa: F401  before the thread: two threads that import Prefect at once deadlock
+
     if run := os.environ.get("PREFECT__FLOW_RUN_ID"):
         threading.Thread(target=_end_with, args=(run,), daemon=True).start()
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
