@@ -71,7 +71,7 @@ class _BatchNorm(HyperbolicModule):
         rate, c = self.rate(), self.curvature()
         # [B, C, N]: positions last, so that all sums over coordinates are small matrix products.
         x = (u.flatten(2) if u.dim() > 2 else u.T.unsqueeze(0)).contiguous()
-        bias = x.new_zeros(self.num_features) if self.bias is None else to_space(self.bias, rate)
+        bias = x.new_zeros(self.num_features) if self.bias is None else self.bias
         wanted = c * (x.new_ones(()) if self.weight is None else F.softplus(self.weight))
         given = None
         if not self.training and self.running_mean is not None:

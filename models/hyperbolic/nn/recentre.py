@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, normalise
+from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, normalise, to_space
 from models.hyperbolic.ops import asinhc, sinhc
 
 
@@ -38,7 +38,7 @@ def recentre(
 
     Args:
         x: tangent vectors at the origin.
-        bias: the mean to give them, [C], a space part on the unit hyperboloid.
+        bias: the mean to give them, [C], a tangent vector too.
         wanted: the mean squared angle to give them (0-dim); slack is added to the one they have.
         rate: angle per unit of tangent length.
         given: statistics to use instead of the points' own.
@@ -46,6 +46,7 @@ def recentre(
     """
     t, f = cosh_sinhc(x, rate, 1)
     mean = given.mean if given else _mean(x, t, f, together)
+    bias = to_space(bias, rate)
     pair = torch.stack([mean, bias])
     pair_t = (1 + pair.square().sum(1, keepdim=True)).sqrt()
     many = pair.expand(x.shape[0], -1, -1)

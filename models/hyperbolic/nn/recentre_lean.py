@@ -61,6 +61,7 @@ class _Kept(NamedTuple):
     pair_t: Tensor  # their time parts, [2, 1]
     mix: Tensor  # mixed = mix cosh, [2, 2]
     gain: Tensor  # turn = gain angle, 0-dim
+    lift: Tensor  # the learned mean's space part is lift times the tangent vector, 0-dim
 
 
 class _Recentre(Function):
@@ -74,7 +75,9 @@ class _Recentre(Function):
         t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh.mul_(rate).div_(r)
         sums = x.new_empty(0) if given else sum_points(x, t, f, together)
         mean = mean.clone() if given else normalise(sums[:-2], sums[-2], sums[-1])
-        pair = torch.stack([mean, bias])
+        n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
+        lift = (n * rate).clamp_(max=MAX_ANGLE).sinh_().div_(n)
+        pair = torch.stack([mean, bias * lift])
         pair_t = pair.square().sum(1, keepdim=True).add_(1).sqrt_()
         many = pair.expand(batch, -1, -1)
         along = torch.bmm(many, x)
@@ -89,7 +92,7 @@ class _Recentre(Function):
         sinh_out, sinh_in = turn.sinh(), sinh_half.mul_(cosh_half)
         cosh_out, k = torch.addcmul(one, sinh_out, sinh_out).sqrt_(), (sinh_out / sinh_in).mul_(0.5)
 
-        between = pair_t.prod() - mean.dot(bias)
+        between = pair_t.prod() - pair[0].dot(pair[1])
         mix = (torch.stack([-one, -one, between, -one]) / (1 + between)).view(2, 2)
         mixed = torch.bmm(mix.expand(batch, -1, -1), cosh)
         factors = mixed * k
@@ -101,7 +104,7 @@ class _Recentre(Function):
         out = torch.mul(x, (k * f).mul_(shrink), out=buffer)
         out.baddbmm_(many.transpose(1, 2), factors * shrink)
         kept = _Kept(r, t, f, along, cosh, half, sinh_in, turn, sinh_out, cosh_out, k, mixed, factors, w_t, w_n,
-                     shrink, sums, pair, pair_t, mix, gain)  # fmt: skip
+                     shrink, sums, pair, pair_t, mix, gain, lift)  # fmt: skip
         return out, mean, spread, *kept
 
     @staticmethod
@@ -188,13 +191,24 @@ class _Recentre(Function):
             d_rate = d_rate + ((d_f * p.f).sum() - (d_shrink * p.shrink).sum()) / rate
         d_x = torch.mul(x, d_n2, out=buffer).addcmul_(grad, k_f.mul_(p.shrink))
         d_x.baddbmm_(vectors.T.expand(batch, -1, -1), rows)
+        d_bias, slope = _lift_backward(p, rate, d_pair[1])
+        d_rate = None if d_rate is None else d_rate + slope
         d_given = (d_pair[0], d_slack) if ctx.given else (None, None)
-        return d_x, d_pair[1], d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None
+        return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """[B, 2, N] x 2 -> [B, 1, N]; reducing so short a dimension costs three times this."""
     return (a[:, :1] * b[:, :1]).addcmul_(a[:, 1:], b[:, 1:])
+
+
+def _lift_backward(p: _Kept, rate: Rate, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes in the learned mean's tangent vector [C] and in the rate (0-dim), from that in its space part."""
+    bias, cosh = p.pair[1] / p.lift, p.pair_t[1, 0]
+    n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
+    cosh = cosh * (MAX_ANGLE - n * rate).sign_().clamp_(min=0)
+    along = grad.dot(bias)
+    return torch.addcmul(grad * p.lift, bias, (rate * cosh - p.lift) * along / (n * n)), along * cosh
 
 
 def _normalise_backward(sums: Tensor, mean: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
