@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.clip import DualEncoder
 from models.encoders.block import Activation
 from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
 from models.exchange import read_checkpoint, to_published
@@ -69,13 +70,18 @@ def export(
             result["onnx_difference"] = write_onnx(embedder.model, draft)
         if published:
             torch.save({"model": to_published(embedder.model)}, draft / PUBLISHED)
-        name = run.name if run else model_dir.name
-        facts = _facts(config, _json(run / "train.json") if run else None, metrics) or [("Model", name)]
+        origin = _json(model_dir / "origin.json") or {}
+        name = run.name if run else origin.get("name", model_dir.name)
+        facts = _facts(config, _json(run / "train.json") if run else None, metrics)
+        facts = facts or [(fact, said) for fact, said in origin.get("facts", [("Model", name)])]
         if config:
             (draft / "recipe.json").write_text(config.recipe.model_dump_json(indent=1) + "\n")
+        elif (model_dir / "recipe.json").is_file():
+            shutil.copyfile(model_dir / "recipe.json", draft / "recipe.json")
         if metrics:
             shutil.copyfile((run or model_dir) / "metrics.json", draft / "metrics.json")
-        (draft / "README.md").write_text(model_card(name, embedder.model, facts, metrics, licence, onnx))
+        licence = licence or origin.get("licence")
+        _describe(draft, name, embedder.model, facts, metrics, licence, onnx)
         result["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
     return result
 
@@ -123,7 +129,7 @@ def import_checkpoint(
     facts = [("Imported from", path.name), ("Layout", found.layout)]
     with _whole(Path(out)) as draft:
         save_model(draft, model, words)
-        (draft / "README.md").write_text(model_card(path.stem, model, facts, None, None))
+        _describe(draft, path.stem, model, facts, None, None, False)
     return {
         "out": str(out),
         "layout": found.layout,
@@ -139,7 +145,8 @@ def find_model(source: str | Path, home: str) -> tuple[Path | None, Path]:
         if (folder / "model" / "model.safetensors").is_file():
             return folder, folder / "model"
         if (folder / "model.safetensors").is_file():
-            return None, folder
+            run = folder.resolve().parent
+            return (run if folder.name == "model" and (run / "train.json").is_file() else None), folder
     raise FileNotFoundError(
         f"no finished run and no model in {source} or {Path(home) / 'runs' / str(source)}: give the directory that "
         "`hyco train` printed"
@@ -162,6 +169,21 @@ def _whole(out: Path) -> Iterator[Path]:
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _describe(
+    folder: Path,
+    name: str,
+    model: DualEncoder,
+    facts: list[tuple[str, str]],
+    metrics: dict[str, Any] | None,
+    licence: str | None,
+    onnx: bool,
+) -> None:
+    """Write the card and origin.json."""
+    (folder / "README.md").write_text(model_card(name, model, facts, metrics, licence, onnx))
+    origin = {"name": name, "licence": licence, "facts": facts}
+    (folder / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
 
 
 def _reload_difference(embedder: Embedder, folder: Path) -> float:

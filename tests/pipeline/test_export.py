@@ -165,12 +165,14 @@ def test_the_card_tells_origin_numbers_licence_and_use(home, written, tmp_path):
 
 
 def test_a_product_of_factors_goes_out_and_comes_back(home, tmp_path):
-    export("product", tmp_path / "once", home=str(home))
+    export("product", tmp_path / "once", home=str(home), licence="cc0-1.0")
     export(tmp_path / "once", tmp_path / "twice")  # a model directory is a source too
     first, second = (Embedder.load(tmp_path / name, "cpu") for name in ("once", "twice"))
     assert second.model.config.factors == 4 and second.model.curvature.shape == (4,)
     assert torch.equal(first.encode_text(TEXTS), second.encode_text(TEXTS))
-    assert "a product of 4 hyperboloids" in (tmp_path / "twice" / "README.md").read_text()
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("once", "twice")]
+    assert cards[0] == cards[1] and "a product of 4 hyperboloids" in cards[0]  # origin and licence came along
+    assert (tmp_path / "twice" / "recipe.json").is_file()
 
 
 def test_a_published_checkpoint_comes_in_and_goes_back_out(words, tmp_path):
@@ -256,4 +258,4 @@ def test_mistakes_are_one_line(home, words, tmp_path, capsys, monkeypatch):
 def test_runs_and_models_are_found_by_path_or_name(home):
     run = home / "runs" / "product"
     assert find_model(run, "elsewhere") == find_model("product", str(home)) == (run, run / "model")
-    assert find_model(run / "model", "elsewhere") == (None, run / "model")
+    assert find_model(run / "model", "elsewhere") == (run, run / "model")
