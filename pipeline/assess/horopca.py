@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.hyperbolic import lorentz
 
-STEPS = 40
+STEPS = 60
 FITTED = 250  # points that the directions are fitted on; all are projected
 
 
@@ -44,25 +44,34 @@ def project(x: Float[Tensor, "N D"], directions: Float[Tensor, "2 D"]) -> Float[
 
 @torch.inference_mode(False)
 def fit(points: Float[Tensor, "N D"], seed: int = 0) -> Float[Tensor, "2 D"]:
-    """The plane for points of the unit hyperboloid, as two orthonormal directions; found by L-BFGS."""
+    """The plane for points of the unit hyperboloid, as two orthonormal directions.
+
+    Gradient ascent whose steps are halved until they climb (Armijo); torch's own optimisers would load its
+    compiler first, which takes longer than the fit.
+    """
     x = points.double().clone()
     if len(x) > FITTED:
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:FITTED]
         x = x[chosen.to(x.device)]
-    start = torch.linalg.svd(lorentz.log0(x, 1.0), full_matrices=False).Vh[:2]
-    w = start.contiguous().requires_grad_()
-    optimizer = torch.optim.LBFGS([w], max_iter=STEPS, line_search_fn="strong_wolfe")
+    w = torch.linalg.svd(lorentz.log0(x, 1.0), full_matrices=False).Vh[:2]
 
-    def climb() -> Tensor:
-        optimizer.zero_grad()
-        laid = project(x, orthonormal(w))
-        loss = -lorentz.pairwise_distance(laid, laid, 1.0).square().mean()
-        loss.backward()
-        return loss
+    def spread(directions: Tensor) -> Tensor:
+        laid = project(x, directions)
+        return lorentz.pairwise_distance(laid, laid, 1.0).square().mean()
 
-    with torch.enable_grad():
-        optimizer.step(climb)
-    return orthonormal(w.detach())
+    step = 1.0
+    for _ in range(STEPS):
+        with torch.enable_grad():
+            free = w.clone().requires_grad_()
+            value = spread(orthonormal(free))
+            (slope,) = torch.autograd.grad(value, free)
+        rise = float(slope.square().sum())
+        while step * rise > 1e-12 and spread(orthonormal(w + step * slope)) < value + 1e-4 * step * rise:
+            step /= 2
+        if not step * rise > 1e-12:  # at the top, or no slope to speak of
+            break
+        w, step = orthonormal(w + step * slope), 2 * step
+    return w
 
 
 def orthonormal(w: Float[Tensor, "2 D"]) -> Float[Tensor, "2 D"]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.hyperbolic import lorentz, product
 from pipeline.assess import horopca
@@ -54,9 +55,11 @@ def plane_view(nodes: Mapping[str, Points], curvatures: Float[Tensor, " k"] | No
                 each = product.split(product.log0(everything, c, len(c)), len(c))
                 factor = int(each.var(dim=0).sum(dim=-1).argmax())
                 everything, c = product.split(everything, len(c))[:, factor], c[factor : factor + 1]
-            unit = everything * c.sqrt()
+            unit = F.pad(
+                everything * c.sqrt(), (0, max(0, 2 - everything.shape[1]))
+            )  # a factor may be a line
             flat = horopca.project(unit, horopca.fit(unit, seed))
-            kept = _spread(flat) / _spread(unit)
+            kept = _spread(flat) / max(_spread(unit), 1e-30)
             laid = horopca.disk(flat)
     sizes = [len(points) for points in drawn.values()]
     parts = np.split(laid.cpu().numpy(), np.cumsum(sizes)[:-1])

@@ -88,6 +88,12 @@ def test_a_product_is_shown_in_the_factor_it_spreads_in():
     assert alone.factor is None and np.allclose(alone.points["image"], view.points["image"])
 
 
+@pytest.mark.parametrize("x", [torch.zeros(9, 4), torch.ones(9, 4), torch.arange(9.0)[:, None] / 4])
+def test_collapsed_points_and_lines_are_drawn(x):
+    view = plane_view(nodes({"image": x}), torch.ones(1), 0)
+    assert np.isfinite(view.points["image"]).all() and np.isfinite(view.kept)
+
+
 def test_a_flat_model_is_shown_by_its_main_directions():
     x = torch.nn.functional.normalize(points(500, 6) * torch.tensor([3, 2, 0.1, 0.1, 0.1, 0.1]), dim=1)
     view = plane_view(nodes({"image": x, "text": x[:20]}), None, 0)
