@@ -16,7 +16,6 @@ import torch
 from pipeline.assess import exhibits, pictures, report, sections
 from pipeline.assess.beside import read_beside, summary
 from pipeline.assess.config import AssessConfig
-from pipeline.assess.data import Embedder
 from pipeline.assess.embedded import embed, work
 from pipeline.assess.held_out import held_out, training_samples
 from pipeline.assess.outcome import Bootstrap
@@ -25,6 +24,7 @@ from pipeline.assess.provenance import lineage, provenance
 from pipeline.assess.scenes import limit_regions
 from pipeline.assess.suite_report import add_suite, assess_model, write_numbers
 from pipeline.assess.taxonomy import Taxonomy
+from pipeline.embedder import Embedder
 from pipeline.progress import Listener, Progress
 from pipeline.steplog import read_log
 from storage.store import Store

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from pipeline.assess.data import Embedder
 from pipeline.assess.embedded import Embedded
 from pipeline.assess.hierarchy import meeting_depth
 from pipeline.assess.retrieval import same_text
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.crop import shrink_to_short_side
+from pipeline.embedder import Embedder
 from pipeline.images import decode, encode_jpeg
 from storage.sample import Part, TrainingSample
 

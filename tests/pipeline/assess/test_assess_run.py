@@ -14,10 +14,10 @@ from models.encoders.text import TextConfig
 from models.encoders.tokenizer import Tokenizer
 from models.encoders.vit import VisionConfig
 from pipeline.assess import AssessConfig, assess
-from pipeline.assess.data import Embedder, whole
 from pipeline.assess.embedded import embed, work
 from pipeline.assess.scenes import Region, Scene, limit_regions
 from pipeline.crop import crop_box, letterbox
+from pipeline.embedder import Embedder, whole
 from pipeline.images import decode, encode_jpeg
 from storage.sample import Part, Sample, TrainingSample
 from storage.shard import write_shard
