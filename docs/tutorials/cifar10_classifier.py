@@ -39,7 +39,9 @@ def hyperbolic(classes: int, c: float) -> nn.Module:
             hnn.MaxPool2d(2),
         ]
     # The midpoint of the 16 pixels that are left, and the signed distances to a hyperplane for each class.
-    return nn.Sequential(*layers, hnn.AdaptiveAvgPool2d(1, c=c), nn.Flatten(), hnn.MLR(after, classes, c=c))
+    return nn.Sequential(
+        *layers, hnn.AdaptiveAvgPool2d(1, c=c), nn.Flatten(), hnn.MLR(WIDTHS[-1], classes, c=c)
+    )
 
 
 def euclidean(classes: int) -> nn.Module:
@@ -47,7 +49,7 @@ def euclidean(classes: int) -> nn.Module:
     layers: list[nn.Module] = []
     for before, after in zip((3, *WIDTHS), WIDTHS, strict=False):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(after, classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], classes))
 
 
 def load(spec: str, split: str, samples: int, seed: int) -> tuple[Tensor, Tensor]:

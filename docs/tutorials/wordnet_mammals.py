@@ -161,7 +161,7 @@ def picture(points: Tensor, kinds: Kinds, file: Path) -> None:
     curves = poincare.geodesic(points[parent].unsqueeze(0), points[child].unsqueeze(0), share, 1.0).numpy()
     for at, kind in enumerate(child.tolist()):
         axes.plot(*curves[:, at].T, color=branch[kind], linewidth=0.5, alpha=0.35, zorder=1)
-    axes.scatter(*points.T.numpy(), s=7, c=branch, linewidths=0, zorder=2)
+    axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=7, c=branch, linewidths=0, zorder=2)
     taken: list[np.ndarray] = []
     for label in LABELS.split():
         if label not in kinds.names:
@@ -228,12 +228,13 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     points = train(kinds, options)
     rank, precision = reconstruction(points, kinds)
     print(f"{options.dimensions} dimensions: mean rank {rank:.2f}, MAP {precision:.3f}")
-    radius = 2 * torch.atanh(points.norm(dim=1))
-    depth = kinds.related.sum(1)
-    order = torch.corrcoef(torch.stack([radius, depth.double()]))[0, 1].item()
-    print(
-        f"distance from the origin: root {radius[0]:.2f}, median {radius.median():.2f}; with depth {order:.2f}"
-    )
+    radius, below = 2 * torch.atanh(points.norm(dim=1)), kinds.related.sum(0) - 1
+    for least, most in ((0, 0), (1, 4), (5, 29), (30, len(kinds))):
+        found = radius[(below >= least) & (below <= most)]
+        if len(found):
+            print(
+                f"  {len(found):4d} kinds with {least} to {most} below them: median distance {found.median():.2f}"
+            )
     if options.picture:
         picture(points, kinds, options.picture)
     return rank, precision

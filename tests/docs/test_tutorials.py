@@ -26,6 +26,7 @@ NOUNS = """  1 This is where the licence stands.
 
 def tutorial(name):
     spec = importlib.util.spec_from_file_location(f"tutorial_{name}", TUTORIALS / f"{name}.py")
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -74,7 +74,7 @@ class _BatchNorm(HyperbolicModule):
         bias = x.new_zeros(self.num_features) if self.bias is None else self.bias
         wanted = c * (x.new_ones(()) if self.weight is None else F.softplus(self.weight))
         given = None
-        if not self.training and self.running_mean is not None:
+        if not self.training and self.running_mean is not None and self.running_var is not None:
             given = Statistics(to_space(self.running_mean, rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
         recentre_here = recentre_lean if self.lean else recentre
