@@ -40,17 +40,18 @@ def deploy(
     """Create work pools, deployments, schedules, limits and automations on the Prefect server, or mend them.
 
     The server is that of PREFECT_API_URL, else one on the home's database for the length of this command. The options
-    are kept in HOME/deploy.json: the next `hyco deploy` needs none of them. --set takes fields of DeployConfig:
+    are kept in HOME/deploy.json: the next `hyco deploy` needs none of them, and the first watches HOME/source with the
+    embedded grounder and recipe demo if it is given none. --set takes fields of DeployConfig:
     retrain.min_new=500, heavy_pool=gpu, watch_every_s=60, retrain.journey.recipe.steps=2000 ...
     """
     from pipeline.config import override
 
     use_home(home)
-    kept = Path(home) / DEPLOYED
+    store = Store(home)
     # The models of configuration import no Prefect; flows.blueprint does, so the server has to be known before.
     address = None if yaml else ensure_server(home)
     from flows.blueprint import blueprint
-    from flows.deploy_config import DeployConfig, resolved
+    from flows.deploy_config import DeployConfig, first, resolved
     from flows.prefect_yaml import demo_config, text
     from pipeline.journey import compose
     from pipeline.watch import RetrainConfig
@@ -58,12 +59,16 @@ def deploy(
     if source and grounder and recipe:
         journey = compose(source, grounder, recipe, False, assess_source=assess_source, taxonomy=taxonomy)
         config = DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
-    elif kept.is_file() and not (source or grounder or recipe):
-        config = DeployConfig.model_validate_json(kept.read_bytes()).replace(home=home)
-    elif yaml and not (source or grounder or recipe):
+    elif source or grounder or recipe:
+        raise ValueError("--source, --grounder and --recipe belong together: give all three or none")
+    elif yaml:
         config = demo_config()
+    elif store.exists(DEPLOYED):
+        config = DeployConfig.model_validate_json(store.read_bytes(DEPLOYED)).replace(home=home)
     else:
-        raise ValueError(f"{kept} does not exist yet: give --source, --grounder and --recipe")
+        config = first(home)
+        if store.local:
+            Path(config.retrain.journey.mine.source).mkdir(parents=True, exist_ok=True)
     chosen = {"preset": preset, "pool_type": pool_type}
     config = override(
         config.replace(**{name: value for name, value in chosen.items() if value}), assignments or []
@@ -80,7 +85,8 @@ def deploy(
     if check:
         typer.echo(f"{len(lines)} differences on {address}")
         raise typer.Exit(1 if lines else 0)
-    Store(home).replace(DEPLOYED, (json.dumps(config.model_dump(mode="json"), indent=1) + "\n").encode())
+    store.replace(DEPLOYED, (json.dumps(config.model_dump(mode="json"), indent=1) + "\n").encode())
+    typer.echo(f"watched: {config.retrain.journey.mine.source}, recipe {config.retrain.journey.recipe.name}")
     typer.echo(f"{len(lines)} changes on {address}; next: hyco worker --pool cpu --home {home}")
 
 

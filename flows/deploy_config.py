@@ -7,8 +7,13 @@ from pydantic import Field
 
 from flows.templates import PoolType
 from pipeline.config import Config
+from pipeline.journey import PACKING, JourneyConfig
+from pipeline.mine import MineConfig
 from pipeline.presets import Preset
+from pipeline.recipes import demo
 from pipeline.watch import RetrainConfig
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "demo" / "weights" / "grounder"
 
 
 class DeployConfig(Config):
@@ -45,6 +50,13 @@ class DeployConfig(Config):
     gather_s: float = Field(default=20, ge=1)
     dead_after_s: float = Field(default=90, ge=60)
     lost_after_s: float = Field(default=110, ge=60)
+
+
+def first(home: str) -> DeployConfig:
+    """What is deployed where nobody has said anything: HOME/source, the embedded grounder, recipe demo."""
+    mine = MineConfig(source=f"{home.rstrip('/')}/source", grounder=f"transformers:{EMBEDDED}")
+    journey = JourneyConfig(mine=mine, pack=PACKING["demo"].replace(holdout=0.1), recipe=demo())
+    return DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
 
 
 def resolved(config: DeployConfig, root: Path) -> DeployConfig:

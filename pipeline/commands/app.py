@@ -27,7 +27,12 @@ Source = Annotated[
     ),
 ]
 Grounder = Annotated[str, typer.Option(help="transformers:NAME_OR_DIR, onnx:FILE or groundingdino:DIR.")]
-Home = Annotated[str, typer.Option(help="Where everything Hyco makes is kept: a directory or an fsspec URL.")]
+Home = Annotated[
+    str,
+    typer.Option(
+        help="Where everything Hyco makes is kept: a directory or an fsspec URL.", envvar="HYCO_HOME"
+    ),
+]
 Workers = Annotated[
     int, typer.Option(help="Worker processes on this machine; 0 works in this process.", min=0)
 ]

@@ -12,7 +12,7 @@ from prefect.flows import load_flow_from_entrypoint
 from flows.automations import automations
 from flows.blueprint import blueprint
 from flows.deploy import apply, check
-from flows.deploy_config import DeployConfig, resolved
+from flows.deploy_config import DeployConfig, first, resolved
 from flows.prefect_yaml import demo_config, text
 from flows.templates import HEARTBEAT_S, template
 from pipeline.config import ConfigError
@@ -135,6 +135,12 @@ def test_paths_are_made_absolute_for_workers_elsewhere(tmp_path):
     assert done.retrain.journey.taxonomy == str(tmp_path / "t.json")
     assert done.retrain.journey.mine.grounder == f"transformers:{tmp_path / 'grounder'}"
     assert done.retrain.journey.mine.source == "s3://bucket/x" and done.retrain.journey.assess_source is None
+
+
+def test_the_first_deployment_needs_to_be_told_nothing(tmp_path):
+    made = first(str(tmp_path))
+    assert made.retrain.journey.mine.source == f"{tmp_path}/source" and made.retrain.journey.pack.holdout > 0
+    assert made.retrain.journey.mine.weights, "the embedded grounder is there"
 
 
 def test_unknown_settings_are_refused():

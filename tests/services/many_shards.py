@@ -1,7 +1,7 @@
 """One mining run over thousands of shards: does the server stay responsive, and does it lose a task run?
 
 python -m tests.services.many_shards --shards 2000              a server of its own, on SQLite
-PREFECT_API_URL=... python -m tests.services.many_shards ...     a server that is there, on PostgreSQL say
+python -m tests.services.many_shards --team                     docker/compose.yaml's: PostgreSQL, Redis, two processes
 
 The flow, its tasks, the engine and the manifest are the real ones; only the grounding of a shard is stood in for, by a
 record that is written at once, so that nothing but Prefect is under load. Prints one JSON object; exit code 1 when a
@@ -9,6 +9,7 @@ task run is missing or not Completed.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -86,13 +87,24 @@ def main() -> int:
     parser.add_argument(
         "--tasks", type=int, help="most task runs of the flow run; Hyco's own bound by default"
     )
+    parser.add_argument("--team", action="store_true", help="PostgreSQL and Redis, as in docker/compose.yaml")
     options = parser.parse_args()
     os.environ.setdefault("HYCO_WORKERS", "2")
     folder = Path(tempfile.mkdtemp(prefix="many-shards-"))
     (folder / "source").mkdir()
     for number in range(options.shards):
         (folder / "source" / f"{number:05d}.tar").write_text(f"shard {number}")
+    with contextlib.ExitStack() as stack:
+        if options.team:
+            from tests.services.topology import AUTH, Team
 
+            team = stack.enter_context(Team(folder / "home"))
+            os.environ |= {"PREFECT_API_URL": f"{team.url}/api", "PREFECT_API_AUTH_STRING": AUTH}
+        return measure(options, folder)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> int:
+    """Mine the shards and print what came of it."""
     from flows.server import ensure_server
 
     api = ensure_server(str(folder / "home"))
@@ -128,10 +140,10 @@ def main() -> int:
         "answer_median_s": round(statistics.median(ordered), 3),
         "answer_p95_s": round(ordered[int(0.95 * (len(ordered) - 1))], 3),
         "answer_worst_s": round(ordered[-1], 3),
-        "database": os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL", "sqlite").partition(":")[0],
+        "database": "postgresql" if options.team else "sqlite",
     }
     database = Path(os.environ["PREFECT_HOME"]) / "prefect.db"
-    if database.is_file():
+    if not options.team and database.is_file():
         report["database_mb"] = round(database.stat().st_size / 1e6, 1)
     print(json.dumps(report, indent=1))
     return 1 if report["lost"] or report["mined"] != options.shards else 0
