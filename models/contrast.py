@@ -162,9 +162,9 @@ class _Near:
 class _Block:
     """Scores [q, K] of a span of queries and what their gradient needs.
 
-    query [k, q, e] and key [k, K, e] are the charts whose product was taken, `far` [k, q, K] the distances in
-    the factors (None where the scores stand for them), `stretch` dh / d far, infinite at pairs that do not go
-    through h.
+    query [k, q, e] and key [k, K, e] are the charts that were multiplied (unit vectors on the sphere), `far`
+    [k, q, K] the distances in the factors (None where the scores stand for them), `stretch` dh / d far, infinite
+    at pairs that do not go through h.
     """
 
     span: tuple[int, int]
@@ -177,68 +177,42 @@ class _Block:
 
 
 class _Sphere:
-    """Cosines of unit vectors, and the gradient of a loss that its slopes in the scores make."""
+    """Cosines of unit vectors, and the gradient that the slopes of a loss by its scores make."""
 
     def __init__(self, scale: Tensor, points: Sequence[Tensor], factors: int = 1) -> None:
         self.scale, self.points, self.factors = scale, points, factors
         self.moment = scale.new_zeros(factors)  # sum over all pairs of slope times distance, or times score
-        # The gradient of a set's chart, gathered while it was queries and while it was keys.
-        self.as_query: dict[int, Tensor] = {}
-        self.as_key: dict[int, Tensor] = {}
+        # What a set has gathered: weighted sums of the points that it was multiplied with.
+        self.pulled: dict[int, Tensor] = {}
 
     def block(self, table: Table, span: tuple[int, int]) -> _Block:
         query, key = self.points[table.query][None, slice(*span)], self.points[table.key][None]
-        cosine = query @ key.transpose(1, 2)
-        return _Block(span, cosine[0].mul_(self.scale), query, key)
+        return _Block(span, (query @ key.transpose(1, 2))[0].mul_(self.scale), query, key)
 
     def pull(self, table: Table, block: _Block, slopes: Tensor) -> None:
         """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
-        far = block.scores[None] if block.far is None else block.far
-        self.moment += torch.mv(far.flatten(1), slopes.to(far.dtype).flatten()).to(slopes.dtype)
-        weight = slopes[None]
-        if block.stretch is not None:
-            weight = torch.div(weight, block.stretch, out=block.stretch)
-        query, key = block.query, block.key
-        columns_of = weight.transpose(1, 2)
-        if weight.dtype == self.scale.dtype:
-            rows = self._gather(self.as_query, table.query, block.span, weight, key)
-            columns = self._gather(self.as_key, table.key, (0, len(self.points[table.key])), columns_of, query)
-        else:
-            # So near to each other that what these products have in common must go before float32.
-            rows = self._buffer(self.as_query, table.query, query)[:, slice(*block.span)]
-            columns = self._buffer(self.as_key, table.key, key)
-            rows[..., :-2] += _by_place(weight @ key, query)
-            columns[..., :-2] -= _by_place(_turned(columns_of @ query), _from_key(key))
-        if block.near is not None:
-            factor, row, column = block.near.index
-            ends = (block.near.x, block.near.y)
-            weights = slopes[row, column].to(block.near.distance.dtype)
-            by_x, by_y = torch.autograd.grad(block.near.distance, ends, weights)
-            rows[..., :-2].index_put_((factor, row), by_x.to(rows.dtype), accumulate=True)
-            columns[..., :-2].index_put_((factor, column), -by_y.to(rows.dtype), accumulate=True)
+        self.moment += torch.dot(block.scores.flatten(), slopes.flatten())
+        everything = (0, len(self.points[table.key]))
+        self._gather(self.pulled, table.query, block.span, slopes[None], block.key)
+        self._gather(self.pulled, table.key, everything, slopes.T[None], block.query)
 
     def gradients(self) -> Iterator[Tensor]:
         """By the scale, the curvatures and every set of points."""
         yield self.moment[0] / self.scale
         yield self.scale.new_zeros(0)
         for place, points in enumerate(self.points):
-            held = [grads[place][0] for grads in (self.as_query, self.as_key) if place in grads]
-            yield (sum(held[1:], start=held[0]) if held else torch.zeros_like(points)) * self.scale
+            yield self.pulled[place][0] * self.scale if place in self.pulled else torch.zeros_like(points)
 
     def _gather(
-        self, held: dict[int, Tensor], place: int, span: tuple[int, int], left: Tensor, right: Tensor
+        self, held: dict[int, Tensor], place: int, span: tuple[int, int], weight: Tensor, with_: Tensor
     ) -> Tensor:
-        """Add a product to the gradient of a span of a set; returns the span's gradient."""
+        """Add a product to what a span of a set holds; returns the span's part."""
         if place not in held and span == (0, len(self.points[place])):
-            held[place] = left @ right
+            held[place] = weight @ with_
             return held[place]
-        return self._buffer(held, place, right)[:, slice(*span)].baddbmm_(left, right)
-
-    def _buffer(self, held: dict[int, Tensor], place: int, like: Tensor) -> Tensor:
         if place not in held:
-            shape = (self.factors, len(self.points[place]), like.shape[-1])
-            held[place] = self.points[place].new_zeros(shape)
-        return held[place]
+            held[place] = weight.new_zeros(self.factors, len(self.points[place]), with_.shape[-1])
+        return held[place][:, slice(*span)].baddbmm_(weight, with_)
 
 
 class _Hyperboloids(_Sphere):
@@ -248,21 +222,22 @@ class _Hyperboloids(_Sphere):
         super().__init__(scale, points, len(c))
         self.root_c = c.sqrt()
         self.share = 1 / (self.factors * self.root_c)  # of a factor's distance in the mean
-        self.charts: dict[int, Tensor] = {}
+        self.charts = [_chart(each, self.root_c) for each in points]
         self.keys: dict[int, Tensor] = {}
+        self.times: dict[int, Tensor] = {}  # as `pulled`, of time parts
 
     def block(self, table: Table, span: tuple[int, int]) -> _Block:
+        query, key = self.charts[table.query][:, slice(*span)], self.charts[table.key]
         if table.key not in self.keys:
-            self.keys[table.key] = _as_key(self._chart(table.key))
-        query, key = self._chart(table.query)[:, slice(*span)], self.keys[table.key]
+            self.keys[table.key] = _as_key(key)
         rows, keys = self.points[table.query][slice(*span)], self.points[table.key]
-        h = query @ key.transpose(1, 2)
+        h = query @ self.keys[table.key].transpose(1, 2)
         index, near = _close(h, query, key), None
         many = index is not None and len(index[0]) > max(h.shape[1:])
         if many:
             wide = self.root_c.double()
-            query, key = _chart(rows.double(), wide), _as_key(_chart(keys.double(), wide))
-            h, index = (query @ key.transpose(1, 2)).clamp_(min=0), None
+            query, key = _chart(rows.double(), wide), _chart(keys.double(), wide)
+            h, index = (query @ _as_key(key).transpose(1, 2)).clamp_(min=0), None
         stretch = (h + 2).mul_(h).sqrt_()
         far = h.add_(stretch).log1p_()
         if index is not None:
@@ -275,32 +250,59 @@ class _Hyperboloids(_Sphere):
             return _Block(span, far[0].mul_(share), query, key, None, stretch, near)
         return _Block(span, torch.tensordot(share, far, 1), query, key, far, stretch, near)
 
+    def pull(self, table: Table, block: _Block, slopes: Tensor) -> None:
+        assert block.stretch is not None, "a block of hyperboloids has one"
+        far = block.scores[None] if block.far is None else block.far
+        self.moment += torch.mv(far.flatten(1), slopes.flatten())
+        weight = torch.div(slopes[None], block.stretch, out=block.stretch)
+        everything = (0, len(self.points[table.key]))
+        parts = []
+        for place, span, own, other, pairs in (
+            (table.query, block.span, block.query, block.key, weight),
+            (table.key, everything, block.key, block.query, weight.transpose(1, 2)),
+        ):
+            x, x_t, y, y_t = own[..., :-2], own[..., -2:-1] + 1, other[..., :-2], other[..., -2:-1] + 1
+            if pairs.dtype != slopes.dtype:
+                # So near to each other that what both sums have in common must go before float32.
+                apart = torch.addcmul(pairs @ y, x, (pairs @ y_t) / x_t, value=-1).to(slopes.dtype)
+                parts.append(self._add(place, span, apart))
+            else:
+                self._gather(self.times, place, span, pairs, y_t)
+                parts.append(self._gather(self.pulled, place, span, pairs, y))
+        if block.near is not None:
+            factor, row, column = block.near.index
+            ends = (block.near.x, block.near.y)
+            weights = slopes[row, column].to(block.near.distance.dtype)
+            by_ends = torch.autograd.grad(block.near.distance, ends, weights)
+            for part, end, by_end in zip(parts, (row, column), by_ends, strict=True):
+                part.index_put_((factor, end), -by_end.to(part.dtype), accumulate=True)
+
     def gradients(self) -> Iterator[Tensor]:
         # Where the moment is of scores, these are -scale * share times the distance.
         moment = self.moment / (-self.scale * self.share) if self.factors == 1 else self.moment
         by_root = self.scale * moment * self.share / self.root_c
         by_points = []
         for place, points in enumerate(self.points):
-            chart, total = self._chart(place), self.as_query.pop(place, None)
-            if total is None:
-                total = torch.zeros_like(chart)
-            if place in self.as_key:
-                turned = self.as_key.pop(place)
-                total[..., :-2] -= turned[..., :-2]
-                total[..., -2] += turned[..., -2:].sum(-1)
-            # All scores are -scale * share times the distance.
-            total = _by_place(total, chart).mul_((-self.scale * self.share)[:, None, None])
-            by_root += torch.linalg.vecdot(total, chart[..., :-2]).sum(1) / self.root_c
+            chart = self.charts[place]
+            x, x_t = chart[..., :-2], 1 + chart[..., -2:-1]
+            # dh/dx = y_t x / x_t - y, and all scores are -scale * share times the distance.
+            total = self.pulled.pop(place, None)
+            total = torch.zeros_like(x) if total is None else total
+            if place in self.times:
+                total.addcmul_(x, self.times.pop(place) / x_t, value=-1)
+            total *= (self.scale * self.share)[:, None, None]
+            by_root += torch.linalg.vecdot(total, x).sum(1) / self.root_c
             total *= self.root_c[:, None, None]
             by_points.append(total.transpose(0, 1).reshape(points.shape))
         yield -torch.dot(self.share, moment)
         yield by_root / (2 * self.root_c)
         yield from by_points
 
-    def _chart(self, place: int) -> Tensor:
-        if place not in self.charts:
-            self.charts[place] = _chart(self.points[place], self.root_c)
-        return self.charts[place]
+    def _add(self, place: int, span: tuple[int, int], values: Tensor) -> Tensor:
+        if place not in self.pulled:
+            self.pulled[place] = values.new_zeros(self.factors, len(self.points[place]), values.shape[-1])
+        part = self.pulled[place][:, slice(*span)]
+        return part.add_(values)
 
 
 def _chart(points: Tensor, root_c: Tensor) -> Tensor:
@@ -321,26 +323,9 @@ def _as_key(chart: Tensor) -> Tensor:
     return key
 
 
-def _from_key(key: Tensor) -> Tensor:
-    """[y, u, 1] of its key form."""
-    return torch.cat([-key[..., :-2], key[..., -1:], torch.ones_like(key[..., -1:])], -1)
-
-
-def _turned(by_key: Tensor) -> Tensor:
-    """The gradient of [y, u, 1] from that of its key form; the last column stays 0."""
-    by_u = by_key[..., -2:].sum(-1, keepdim=True)
-    return torch.cat([-by_key[..., :-2], by_u, torch.zeros_like(by_u)], -1)
-
-
-def _by_place(by_chart: Tensor, chart: Tensor) -> Tensor:
-    """The gradient of x from that of its chart: u = x_t - 1, so du/dx = x / x_t. [k, N, e] -> [k, N, d]."""
-    x, x_t = chart[..., :-2], 1 + chart[..., -2]
-    return torch.addcmul(by_chart[..., :-2], x, (by_chart[..., -2] / x_t)[..., None])
-
-
 def _close(h: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Index (factor, query, key) of the pairs whose h is lost to cancellation; None without any."""
-    u, v = query[..., -2, None], key[..., -1]
+    u, v = query[..., -2, None], key[..., -2]
     most = v.amax(-1)[:, None, None]
     bound = NEAR * (u * (1 + most) + most)  # at least the bound of each pair of a row
     if not bool((h.amin(-1, keepdim=True) <= bound).any()):
