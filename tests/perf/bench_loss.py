@@ -149,6 +149,6 @@ def peak_and_seconds(step: Callable[[], float]) -> tuple[float, float, float]:
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
         peak = max(peak, held)
     return peak / 1e6, seconds, value
