@@ -28,9 +28,13 @@ def from_huggingface(folder: Path, state: Mapping[str, Tensor]) -> tuple[ClipCon
 
     ValueError for what is not a CLIPModel of a square vision transformer and a text transformer.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig
 
-    theirs = CLIPConfig.from_pretrained(folder)
+    try:
+        theirs = CLIPConfig.from_pretrained(folder)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / 'config.json'} is not a CLIP's: {error}") from error
     config = _config(folder, theirs.vision_config, theirs.text_config, theirs.projection_dim)
     positions = {name for name in state if name.endswith("position_ids")}  # counted, in files of old versions
     tensors = Tensors(
@@ -84,6 +88,8 @@ def _config(folder: Path, vision: Any, text: Any, dim: Any) -> ClipConfig:
         raise ValueError(f"{folder}: num_channels is {vision.num_channels}, not 3")
     # transformers' own rule: 2 stands in files made before the id was corrected, and means the highest id.
     end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    if not isinstance(end, int):
+        raise ValueError(f"{folder}: eos_token_id is {end}; Hyco reads a text at one end token")
     mean, std = _pixels(folder, vision.image_size)
     return ClipConfig(
         vision=VisionConfig(

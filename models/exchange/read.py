@@ -140,8 +140,11 @@ def _weights(folder: Path, *names: str) -> dict[str, Tensor]:
             return read_weights(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            pieces = sorted(set(_json(index)["weight_map"].values()))
-            return {k: v for piece in pieces for k, v in read_weights(folder / Path(piece).name).items()}
+            named = _json(index).get("weight_map")
+            if not isinstance(named, dict) or not named:
+                raise ValueError(f"{index} names no weights: the download is incomplete")
+            pieces = sorted({Path(str(piece)).name for piece in named.values()})  # of this directory alone
+            return {k: v for piece in pieces for k, v in read_weights(folder / piece).items()}
     raise FileNotFoundError(f"{folder} has no {' and no '.join(names)}")
 
 

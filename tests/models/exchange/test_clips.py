@@ -57,10 +57,34 @@ def test_pieces_named_by_an_index_and_half_precision(tmp_path):
     index = {"weight_map": {name: piece for piece, held in pieces.items() for name in held}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     found = read_checkpoint(tmp_path).weights
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.safetensors"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no weights"):
+        read_checkpoint(tmp_path)
     assert all(value.dtype == torch.float32 for value in found.values())
     torch.testing.assert_close(
         found["textual_projection.weight"], theirs.text_projection.weight, atol=1e-3, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    "part, field, value, message",
+    [
+        ("vision_config", "hidden_size", "wide", r"config\.json is not a CLIP's: .*hidden_size"),
+        ("vision_config", "num_hidden_layers", 3, r"no tensor vision_model\.encoder\.layers\.2\."),
+        ("vision_config", "patch_size", 16, "image_size 24 is not a multiple of patch_size 16"),
+        ("text_config", "eos_token_id", None, "eos_token_id is None"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(tmp_path, part, field, value, message):
+    transformers_clip(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    said[part][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path)
 
 
 def test_other_activations_and_models_are_refused(tmp_path):
