@@ -95,6 +95,12 @@ def worker(
     pool: Annotated[str, typer.Option(help="Work pool: cpu or gpu.")] = "cpu",
     home: Home = "var",
     limit: Annotated[int | None, typer.Option(help="Most flow runs at once.", min=1)] = None,
+    health: Annotated[
+        bool,
+        typer.Option(
+            "--health", help="Tell at port 8080 (/health) whether the worker polls, for a container."
+        ),
+    ] = False,
 ) -> None:
     """Run a Prefect worker for a pool until Ctrl-C; PREFECT_API_URL must name the server."""
     use_home(home)
@@ -107,6 +113,7 @@ def worker(
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
     command += ["--limit", str(limit)] if limit else []
+    command += ["--with-healthcheck"] if health else []
     raise typer.Exit(subprocess.call(guarded(command)))
 
 

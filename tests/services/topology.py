@@ -152,7 +152,7 @@ class Team:
         self.start("services", COMPOSE["services"]["services"]["command"], "services")
 
     def start_worker(self, pool: str = "cpu") -> None:
-        self.start(f"{pool}-worker", ["prefect", "worker", "start", "--pool", pool], "cpu-worker")
+        self.start(f"{pool}-worker", ["hyco", "worker", "--pool", pool], "cpu-worker")
 
     def health(self) -> int:
         return status(f"{self.url}/api/health")
