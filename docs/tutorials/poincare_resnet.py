@@ -239,7 +239,8 @@ def train(data: str, steps: int, out: str) -> None:
     print(
         f"{done['samples_seen']} images in {done['seconds']:.0f} s, {done['samples_per_second']:.0f} a second"
     )
-    print({name: value for name, value in measured.items() if name in ("accuracy", "intervals")})
+    right, span = measured["classification"]["accuracy"], measured["intervals"]["classification.accuracy"]
+    print(f"test accuracy {100 * right:.1f} %, 95 % interval {100 * span[0]:.1f} to {100 * span[1]:.1f}")
 
 
 def main() -> None:
