@@ -9,6 +9,7 @@ task run is missing or not Completed.
 """
 
 import argparse
+import base64
 import contextlib
 import json
 import os
