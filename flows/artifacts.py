@@ -1,55 +1,76 @@
-"""What a flow run leaves in the Prefect UI: tables of what was mined, packed, trained, decided and what failed."""
+"""What a flow run leaves in the Prefect UI: what was mined, packed, trained, assessed, decided and what failed."""
 
+import functools
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from pipeline.assess.table import markdown_table
+from pipeline import stories
 from pipeline.mine import MineConfig
-from storage.registry import Row
+from pipeline.quality_gate import Check
+from storage.registry import Registry, Row
+from storage.store import Store
 from storage.versions import Version
 
 
-def mined(found: dict[str, Any], config: MineConfig) -> None:
-    """The counts of a source, and its failures by code."""
-    rows = [
-        {"what": name, "count": str(value)} for name, value in found.items() if not isinstance(value, dict)
-    ]
-    rows += [{"what": f"failures: {code}", "count": str(n)} for code, n in found["failures_by_code"].items()]
-    create_table_artifact(table=rows, key="mining", description=f"{config.source} with {config.grounder}")
+def _harmless(tell: Callable[..., None]) -> Callable[..., None]:
+    """A page that cannot be made is a warning in the log: the work it tells of is done."""
+
+    @functools.wraps(tell)
+    def told(*args: Any) -> None:
+        try:
+            tell(*args)
+        except Exception as error:
+            logging.getLogger(__name__).warning("no artifact, %s: %s", tell.__name__, error)
+
+    return told
 
 
-def packed(version: Version) -> None:
-    """The counts of a dataset version."""
-    rows = [{"what": name, "count": str(count)} for name, count in version.counts.items()]
-    create_table_artifact(table=rows, key="version", description=f"dataset version {version.name}")
+@_harmless
+def mined(found: dict[str, Any], config: MineConfig, home: str) -> None:
+    """What was found in a source, how good it is, and its failures by code."""
+    text = stories.mining(config, home, found)
+    create_markdown_artifact(text, key="mining", description=f"{config.source} with {config.grounder}")
 
 
-def trained(result: dict[str, Any], folder: Path) -> None:
-    """The numbers of a training run."""
-    rows = [
-        {"what": key, "value": str(value)} for key, value in result.items() if not isinstance(value, dict)
-    ]
-    create_table_artifact(table=rows, key="training", description=str(folder))
-
-
-def assessed(metrics: dict[str, Any], run_dir: str) -> None:
-    """The metrics with their intervals and chance levels."""
+@_harmless
+def packed(version: Version, checks: list[Check], home: str) -> None:
+    """A dataset version: counts, the quality gate's verdict, pictures. Also of one that was quarantined."""
+    fit = all(check.passed for check in checks)
     create_markdown_artifact(
-        markdown_table(metrics), key="metrics", description=str(Path(run_dir) / "report.html")
+        stories.version(version, checks, home),
+        key="version",
+        description=f"dataset version {version.name}{'' if fit else ', in quarantine'}",
     )
 
 
+@_harmless
+def trained(result: dict[str, Any], folder: Path, home: str) -> None:
+    """The numbers of a training run, its last steps and its curves."""
+    create_markdown_artifact(stories.training(result, folder, home), key="training", description=str(folder))
+
+
+@_harmless
+def assessed(metrics: dict[str, Any], run_dir: str, home: str) -> None:
+    """The metrics with their intervals and chance levels, beside the champion's."""
+    champion = Registry(home).champion() if Store(home).local else None
+    text = stories.assessment(metrics, Path(run_dir), home, champion)
+    create_markdown_artifact(text, key="metrics", description=str(Path(run_dir) / "report.html"))
+
+
+@_harmless
 def failed_units(verb: str, failed: dict[str, Exception]) -> None:
     """The units that failed, by path, with what each died of."""
     rows = [{"unit": path, "error": f"{type(error).__name__}: {error}"} for path, error in failed.items()]
     create_table_artifact(table=rows, key=f"{verb}-failed", description=f"{len(rows)} units failed to {verb}")
 
 
-def decided(row: Row) -> None:
-    """A promotion, refusal or rollback: why, each number beside the champion's, and where the model came from."""
+def decided(row: Row, home: str) -> None:
+    """A promotion, refusal or rollback: why, each number beside the champion's, and where the models came from."""
     lines = [f"# {row.kind.replace('_', ' ').capitalize()}: {row.model}", "", row.reason, ""]
     comparisons = json.loads(row.verdict).get("comparisons") or []
     if comparisons:
@@ -69,3 +90,12 @@ def decided(row: Row) -> None:
     }
     lines += ["", "| lineage | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lineage.items())]
     create_markdown_artifact("\n".join(lines), key="decision", description=f"{row.kind} {row.model}")
+    _lineage(home)
+
+
+@_harmless
+def _lineage(home: str) -> None:
+    rows = Registry(home).rows()[::-1]
+    create_markdown_artifact(
+        stories.lineage(rows, home), key="lineage", description=f"{len(rows)} decisions of {home}"
+    )

@@ -41,5 +41,5 @@ def assess(
         config=config,
         listener=ProgressArtifact("assess-progress", "assess"),
     )
-    artifacts.assessed(metrics, run_dir)
+    artifacts.assessed(metrics, run_dir, home)
     return metrics

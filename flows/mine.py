@@ -22,5 +22,5 @@ def mine(config: MineConfig, home: str = "var") -> dict[str, Any]:
     """
     with slot(gpu_only=True), task_engine("mine") as engine:
         found = mine_all(config, home, engine, ProgressArtifact("mine-progress", "mine"))
-    artifacts.mined(found, config)
+    artifacts.mined(found, config, home)
     return found

@@ -12,6 +12,9 @@ from flows.tasks import task_runner
 from pipeline import pack as packing
 from pipeline.mine import MineConfig
 from pipeline.pack import PackConfig
+from pipeline.quality_gate import Check, QualityError
+from storage.store import Store
+from storage.versions import Versions
 
 
 @flow(name="pack", task_runner=task_runner(), persist_result=True, result_serializer="json")
@@ -23,9 +26,15 @@ def pack(mine: MineConfig, config: PackConfig, home: str = "var") -> dict[str, A
         config: thresholds, sizes and the held-out share.
         home: where everything Hyco makes is kept.
     """
-    with task_engine("pack") as engine:
-        version = packing.pack(mine, config, home, engine, ProgressArtifact("pack-progress", "pack"))
-    artifacts.packed(version)
+    checks: list[Check] = []
+    try:
+        with task_engine("pack") as engine:
+            progress = ProgressArtifact("pack-progress", "pack")
+            version = packing.pack(mine, config, home, engine, progress, checks.extend)
+    except QualityError as error:
+        artifacts.packed(Versions(Store(home)).load(error.version), error.checks, home)
+        raise
+    artifacts.packed(version, checks, home)
     signals.published(version, home)
     return {
         "version": version.name,

@@ -32,7 +32,7 @@ def decided(row: Row, home: str) -> None:
     """Say that a model was promoted, refused or rolled back to, and leave the artifact that tells why."""
     payload = {"reason": row.reason, "run": row.run, "version": row.version, "before": row.before}
     _emit(DECIDED[row.kind], f"hyco.model.{row.model}", row.model, home, payload)
-    artifacts.decided(row)
+    artifacts.decided(row, home)
 
 
 def _emit(event: str, resource: str, name: str, home: str, payload: dict[str, Any]) -> None:

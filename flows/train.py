@@ -61,5 +61,5 @@ def train(
     prepare(folder, home, name, recipe)
     with slot():
         result = training(str(folder), processes)
-    artifacts.trained(result, folder)
+    artifacts.trained(result, folder, home)
     return {**result, "run_dir": str(folder)}

@@ -223,7 +223,12 @@ def summary(config: MineConfig, home: str) -> dict[str, Any]:
 
 
 def phrase_quality(
-    config: MineConfig, home: str, threshold: float = 0.35, nms_iou: float | None = 0.6, iou: float = 0.5
+    config: MineConfig,
+    home: str,
+    threshold: float = 0.35,
+    nms_iou: float | None = 0.6,
+    iou: float = 0.5,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """Compare what was mined with what a labelled source says ("objects" in its json).
 
@@ -233,6 +238,7 @@ def phrase_quality(
 
     Args:
         threshold, nms_iou: as in pipeline.choose.
+        most: look at so many units only, the first; at all when None.
 
     Returns:
         recall, precision (None without labels or boxes), labelled, boxes, right, images.
@@ -242,7 +248,7 @@ def phrase_quality(
     store = Store(home)
     manifest, source = _manifest(config, store), open_source(config.source)
     tally = Tally(threshold, nms_iou, iou)
-    for unit in source.units():
+    for unit in source.units()[:most]:
         if (record := manifest.record(unit.name)) is None:
             raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
         with store.open(record["detections"]["path"]) as file:

@@ -22,7 +22,7 @@ from pipeline.engine import Engine, InProcess
 from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.progress import Listener, Progress
-from pipeline.quality_gate import QualityConfig, gate, scores_of
+from pipeline.quality_gate import Check, QualityConfig, gate, scores_of
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
@@ -68,6 +68,7 @@ def pack(
     home: str,
     engine: Engine | None = None,
     listener: Listener | None = None,
+    judged: Callable[[list[Check]], None] = lambda checks: None,
 ) -> Version:
     """Pack every mined unit that is not packed, publish the version, and make it `latest` if it is fit.
 
@@ -77,6 +78,7 @@ def pack(
         home: the home directory, a local path or fsspec URL.
         engine: where the units are packed, see pipeline.engine; in this process when None.
         listener: gets the progress, see pipeline.progress.
+        judged: gets the checks that the version passed.
 
     Raises:
         QualityError: the version was quarantined, see pipeline.quality_gate.
@@ -92,7 +94,7 @@ def pack(
 
         run_units(submit, pending, lambda record: None)
     version = publish(mine, config, home)
-    gate(Store(home), version, config.gate)
+    judged(gate(Store(home), version, config.gate))
     return version
 
 

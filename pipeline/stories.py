@@ -1,0 +1,228 @@
+"""What a run has to tell, as markdown for the Prefect UI: of a mining, a version, a training, an assessment, a lineage.
+
+Pictures are links to `hyco serve`, whose address is HYCO_SERVE_URL: the UI shows pictures by address and strips
+those that are inside the text. Texts that came from data are escaped.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.assess.table import rows as metric_rows
+from pipeline.mine import MineConfig, phrase_quality, prefix
+from pipeline.quality_gate import SCORE_BINS, Check, score_histogram, verdict
+from pipeline.source import open_source
+from pipeline.steplog import read_log
+from storage.detections import read_detections, read_failures
+from storage.manifest import Manifest
+from storage.registry import Row
+from storage.store import Store
+from storage.versions import Version
+
+SERVE_URL = "http://127.0.0.1:8300"
+UNITS = 4  # of which scores, labels and failures are read: a story must cost little beside the work
+PICTURES = 6
+EXAMPLES = 3  # failures of one code
+LONGEST = 120
+BAR = 24  # characters of the longest bar
+
+
+def serve_url() -> str:
+    """Address of `hyco serve` as the reader's browser sees it, without a slash at its end."""
+    return os.environ.get("HYCO_SERVE_URL", SERVE_URL).rstrip("/")
+
+
+def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
+    """Counts of a mined source, how right its boxes are where it is labelled, scores, failures with examples.
+
+    Args:
+        found: the result of pipeline.mine.summary.
+    """
+    images, phrases = max(1, found["images"]), max(1, found["phrases"])
+    counts = {
+        "shards": f"{found['units_done']:,} of {found['units']:,}",
+        "images": f"{found['images']:,}",
+        "captions": f"{found['captions']:,}",
+        "phrases": f"{found['phrases']:,}",
+        "boxes, before any threshold": f"{found['boxes']:,}",
+        "boxes an image": f"{found['boxes'] / images:.2f}",
+        "phrases with a box": f"{found['phrases_with_boxes'] / phrases:.1%}",
+        "images a second": "" if found["images_per_second"] is None else f"{found['images_per_second']:.2f}",
+        "images that failed": f"{found['failures']:,}",
+    }
+    store = Store(home)
+    records = Manifest(store, f"{prefix(config)}/records")
+    some = [
+        (unit, record)
+        for unit in open_source(config.source).units()[:UNITS]
+        if (record := records.record(unit.name))
+    ]
+    if len(some) == min(UNITS, found["units"]) and _labelled(config, some[0][0]):
+        quality = phrase_quality(config, home, most=UNITS)
+        for name in ("recall", "precision"):
+            value = quality[name]
+            note = f"{name} of boxes, by the labels of {quality['images']:,} images (score 0.35, IoU 0.5)"
+            counts[note] = "none to measure" if value is None else f"{value:.1%}"
+    scores = np.zeros(0)
+    for _, record in some:
+        with store.open(record["detections"]["path"]) as file:
+            scores = np.append(scores, read_detections(file)["score"].drop_null().to_numpy())
+    lines = [*_table(("", ""), counts.items())]
+    if len(scores):
+        lines += ["", f"Scores of all boxes in the first {len(some)} shards:", ""]
+        lines += _bars(np.histogram(scores, SCORE_BINS, (0.0, 1.0))[0])
+    return "\n".join(lines + _failures(store, records, found["failures_by_code"]))
+
+
+def version(made: Version, checks: list[Check], home: str) -> str:
+    """Counts of a dataset version, the verdict of the quality gate, scores, and pictures of its first samples."""
+    page = f"{serve_url()}/versions/{made.name}"
+    failed = [check for check in checks if not check.passed]
+    lines = [
+        f"**{made.name}** " + ("is in quarantine" if failed else "is the latest") + f": [its page]({page})",
+        "",
+    ]
+    if failed:
+        lines += [
+            "Training refuses it. Look at it, then mend the source, or:",
+            "",
+            f"    hyco release {made.name} --home {home}",
+            "",
+        ]
+    judged = verdict(checks)
+    head = ("check", "value", "previous", "limit", "verdict")
+    lines += _table(head, ([_plain(row[name]) for name in head] for row in judged))
+    lines += [
+        "",
+        *_table(("count", ""), ((name.replace("_", " "), f"{n:,}") for name, n in made.counts.items())),
+    ]
+    lines += ["", f"per image: {made.counts['parts'] / max(1, made.counts['images']):.2f} accepted boxes", ""]
+    histogram = score_histogram(Store(home), made)
+    lines += ["Scores of the accepted boxes:", "", *_bars(histogram), ""] if histogram.sum() else []
+    samples = min(PICTURES, sum(shard.samples for shard in made.shards.get("train", [])))
+    for sample in range(samples):
+        lines.append(f"[![sample {sample}]({page}/samples/{sample}/whole.jpg)]({page})")
+    return "\n".join(lines + _served(home))
+
+
+def training(result: dict[str, Any], folder: Path, home: str) -> str:
+    """The numbers of a training run, its last logged steps and its curves."""
+    lines = [
+        *_table(
+            ("", ""), ((_plain(name), _number(v)) for name, v in result.items() if not isinstance(v, dict))
+        )
+    ]
+    logged = read_log(folder)[-5:]
+    if logged:
+        terms = sorted({name for line in logged for name in line.get("terms", {})})
+        head = ("step", "loss", *terms, "samples a second")
+        lines += ["", "The last steps that were logged:", ""]
+        lines += _table(head, ([str(line["step"]), _number(line["loss"]),
+                                *(_number(line.get("terms", {}).get(name, "")) for name in terms),
+                                _number(line.get("samples_per_second", ""))] for line in logged))  # fmt: skip
+    picture = f"{serve_url()}/runs/{folder.name}/curves.svg"
+    return "\n".join([*lines, "", f"[![curves]({picture})]({picture})", *_served(home)])
+
+
+def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Row | None) -> str:
+    """The metrics with intervals and chance levels, beside what the champion had when it was promoted."""
+    beside: dict[str, str] = {}
+    if champion is not None:
+        with contextlib.suppress(KeyError, TypeError):  # numbers of an earlier Hyco may have another form
+            beside = {row[0]: row[1] for row in metric_rows(json.loads(champion.metrics))}
+    head = ("measure", "this run", "95 % interval", *(("champion",) if champion else ()), "chance")
+    body = [
+        [_plain(cell) for cell in ((*row[:3], beside.get(row[0], ""), row[3]) if champion else row)]
+        for row in metric_rows(metrics)
+    ]
+    lines = [
+        f"[Report]({serve_url()}/runs/{folder.name}/report.html) of run {_plain(folder.name)}",
+        "",
+        *_table(head, body),
+        "",
+    ]
+    if champion is not None:
+        text = f"The champion {champion.model} is shown as it was measured when it was promoted"
+        lines += [f"{text}; the decision, where one follows, compares both on the same questions.", ""]
+    lines += [f"- {_plain(name)}: not measured, {_plain(why)}" for name, why in metrics["skipped"].items()]
+    return "\n".join(lines + _served(home))
+
+
+def lineage(decisions: list[Row], home: str) -> str:
+    """Where the newest models came from, as a picture and as a table; `decisions` newest first."""
+    url = serve_url()
+    head = ("when", "what", "model", "before", "version", "run", "source", "detections")
+    body = (
+        [row.time[:19].replace("T", " "), row.kind.replace("_", " "), row.model, row.before or "",
+         f"[{row.version}]({url}/versions/{row.version})",
+         f"[{_plain(Path(row.run).name)}]({url}/runs/{Path(row.run).name}/report.html)",
+         _plain(row.source), _plain(row.detections)]
+        for row in decisions[:12]
+    )  # fmt: skip
+    return "\n".join([f"[![lineage]({url}/lineage.svg)]({url}/)", "", *_table(head, body), *_served(home)])
+
+
+def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[str]:
+    if not codes:
+        return []
+    examples: dict[str, list[str]] = {code: [] for code in codes}
+    failing = (record for record in records.records().values() if record["failed"])
+    for _, record in zip(range(UNITS * 4), failing, strict=False):
+        with store.open(record["failures"]["path"]) as file:
+            for failure in read_failures(file):
+                examples.setdefault(failure.code, []).append(
+                    f"{_plain(failure.key)}: {_plain(failure.message)}"
+                )
+    body = ((_plain(code), f"{n:,}", "<br>".join(examples[code][:EXAMPLES])) for code, n in codes.items())
+    return ["", "What failed, with the keys of the first:", "", *_table(("code", "images", "examples"), body)]
+
+
+def _labelled(config: MineConfig, unit: Any) -> bool:
+    first = next(iter(open_source(config.source).samples(unit, lambda failure: None)), None)
+    return first is not None and isinstance(first.meta.get("objects"), list)
+
+
+def _bars(histogram: np.ndarray) -> list[str]:
+    """A histogram of SCORE_BINS bins of [0, 1] as a table with bars, without the empty bins at its ends."""
+    full = np.flatnonzero(histogram)
+    top = histogram.max()
+    body = (
+        (f"{n / SCORE_BINS:.2f} to {(n + 1) / SCORE_BINS:.2f}", f"{int(histogram[n]):,}",
+         "█" * round(BAR * histogram[n] / top))
+        for n in range(full[0], full[-1] + 1)
+    )  # fmt: skip
+    return _table(("score", "boxes", ""), body)
+
+
+def _table(head: Iterable[str], body: Iterable[Iterable[str]]) -> list[str]:
+    names = list(head)
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    return lines + ["| " + " | ".join(row) + " |" for row in body]
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else _plain(value)
+
+
+def _plain(value: Any) -> str:
+    """Text of data as one line that markdown and HTML leave alone."""
+    text = " ".join(str(value).split())
+    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return re.sub(
+        r"([\\`*_{}\[\]()#+!|~])",
+        r"\\\1",
+        text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
+    )
+
+
+def _served(home: str) -> list[str]:
+    return [
+        "",
+        f"Pictures and pages come from `hyco serve --home {home}` ({serve_url()}, set by HYCO_SERVE_URL).",
+    ]

@@ -1,0 +1,147 @@
+"""What a run has to tell: numbers that were counted, nothing from data taken for markup."""
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline import stories
+from pipeline.mine import MineConfig, prefix, summary
+from pipeline.quality_gate import Check
+from pipeline.source import open_source
+from storage.detections import SCHEMA, write_detections, write_failures
+from storage.manifest import Manifest
+from storage.registry import Row
+from storage.sample import Failure
+from storage.store import Store
+from storage.versions import ShardRef, Version
+from tests.pipeline.training_data import sample
+
+BAD = "a | b <img src=x onerror=alert(1)> `c` [d](javascript:e)\nnext"
+LABELS = [
+    {"phrase": "a red square", "box": [0.1, 0.1, 0.5, 0.5]},
+    {"phrase": "a fish", "box": [0.6, 0.6, 0.9, 0.9]},
+]
+
+
+@pytest.fixture
+def mined(tmp_path: Path) -> tuple[MineConfig, str]:
+    """One labelled image with two boxes of one phrase, one of them right, and a failure with an evil message."""
+    source, home = tmp_path / "source", tmp_path / "home"
+    source.mkdir()
+    made = sample(1)
+    with tarfile.open(source / "00000.tar", "w") as tar:
+        texts = {"jpg": made.image, "txt": b"a red square", "json": json.dumps({"objects": LABELS}).encode()}
+        for suffix, data in texts.items():
+            member = tarfile.TarInfo(f"0.{suffix}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    config = MineConfig(source=str(source), grounder="transformers:none", weights="w1")
+    (unit,) = open_source(config.source).units()
+    (read,) = open_source(config.source).samples(unit, lambda failure: None)
+    row = {"key": read.key, "caption": 0, "text": "a red square", "image_sha256": "0", "width": 24, "height": 24,
+           "phrase": "a red square", "span_start": 0, "span_end": 12, "rule": "chunk", "expression": "a red square",
+           "detector": "d", "rules": "r"}  # fmt: skip
+    boxes = [((0.1, 0.1, 0.5, 0.5), 0.92), ((0.5, 0.5, 0.9, 0.9), 0.41)]
+    rows = [
+        {**row, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)), "score": score}
+        for box, score in boxes
+    ]
+    store = Store(home)
+    folder = f"{prefix(config)}/objects"
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    written = store.commit(folder, ".parquet", lambda file: write_detections(file, table))
+    failed = store.commit(
+        folder, ".parquet", lambda file: write_failures(file, [Failure("k7", "decode", "torn", BAD)])
+    )
+    record = {"detections": {"path": written.path}, "failures": {"path": failed.path}, "images": 1, "captions": 1,
+              "phrases": 1, "boxes": 2, "phrases_with_boxes": 1, "failed": 1, "failed_by_code": {"torn": 1},
+              "started": 0.0, "finished": 2.0, "seconds": {"total": 2.0}}  # fmt: skip
+    Manifest(store, f"{prefix(config)}/records").commit(unit.name, record)
+    return config, str(home)
+
+
+def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfig, str]) -> None:
+    text = stories.mining(*mined, summary(*mined))
+    assert "| boxes an image | 2.00 |" in text and "| phrases with a box | 100.0% |" in text
+    assert "| recall of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
+    assert "| precision of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
+    assert f"| 0.90 to 0.95 | 1 | {'█' * stories.BAR} |" in text and "| 0.00 to 0.05 |" not in text
+    assert "| torn | 1 | k7: a \\| b" in text
+
+
+def test_nothing_from_data_is_markup(mined: tuple[MineConfig, str]) -> None:
+    text = stories.mining(*mined, summary(*mined))
+    assert "<img" not in text and "[d](" not in text and "`c`" not in text
+    (line,) = [line for line in text.splitlines() if "k7" in line]
+    assert line.replace("\\|", "").count("|") == 4, "a row of three cells stays one"
+
+
+def test_a_quarantined_version_says_why_and_how_it_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYCO_SERVE_URL", "https://hyco.example.org/")
+    counts = {"images": 3, "parts": 6, "train_images": 3}
+    shards = {"train": [ShardRef("shards/objects/a.tar", "a", 1, 3, 6)]}
+    made = Version("v-1", None, {}, {"mine": "m", "pack": "p"}, shards, counts)
+    checks = [
+        Check("boxes an image", 0.5, 2.0, "within 50%", False, "0.50 boxes an image after 2.00"),
+        Check("shards intact", 0.0, None, 0.0, True),
+    ]
+    text = stories.version(made, checks, str(tmp_path))
+    assert "is in quarantine" in text and f"    hyco release v-1 --home {tmp_path}" in text
+    assert "| boxes an image | 0.5 | 2 | within 50% | failed: 0.50 boxes an image after 2.00 |" in text
+    page = "https://hyco.example.org/versions/v-1"
+    assert text.count(f"({page}/samples/") == 3 and f"![sample 2]({page}/samples/2/whole.jpg)" in text
+    assert "hyco release" not in stories.version(made, checks[1:], str(tmp_path))
+
+
+def test_training_shows_its_last_steps_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    lines = [
+        {"step": n, "loss": 9.0 - n, "terms": {"contrast": 1.5}, "samples_per_second": 40.0}
+        for n in range(1, 9)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = stories.training({"loss_last": 1.0, "config": {}}, folder, str(tmp_path))
+    steps = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| ") and "1.5" in line]
+    assert steps == [[f"| {n}", str(9 - n)] for n in range(4, 9)]
+    assert "/runs/one/curves.svg)" in text
+
+
+def test_an_assessment_is_shown_beside_the_champion(tmp_path: Path) -> None:
+    def metrics(r1: float) -> dict[str, Any]:
+        both: dict[str, Any] = {"r1": r1, "r5": r1, "r10": r1, "median_rank": 1.0}
+        found: dict[str, Any] = {
+            "images": 9,
+            "captions": 9,
+            "distinct": 9,
+            "image_to_text": both,
+            "text_to_image": both,
+        }
+        found["chance"] = {"image_to_text": both, "text_to_image": both}
+        return {"retrieval": found, "intervals": {}, "skipped": {"zero_shot": BAD}}
+
+    champion = Row("promoted", "c" * 16, [], "first", metrics=json.dumps(metrics(0.25)))
+    alone = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), None)
+    beside = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), champion)
+    assert "| measure | this run | 95 % interval | champion | chance |" in beside and "champion" not in alone
+    row = next(line for line in beside.splitlines() if "75.0" in line)
+    older = replace(champion, metrics="{}")
+    assert "75.0" in stories.assessment(metrics(0.75), tmp_path, str(tmp_path), older)
+    assert "25.0" in row.split(" | ")[3] and "<img" not in beside
+
+
+def test_a_lineage_links_version_and_report() -> None:
+    row = Row(
+        "rolled_back", "m" * 16, [], "drill", before="n" * 16, version="v-2", run="/h/runs/two", source=BAD
+    )
+    text = stories.lineage([row], "/h")
+    assert "[v-2](http://127.0.0.1:8300/versions/v-2)" in text and "/runs/two/report.html)" in text
+    assert "| rolled back | " + "m" * 16 in text and "<img" not in text
