@@ -175,7 +175,7 @@ def picture(points: Tensor, kinds: Kinds, file: Path) -> None:
             box = np.array([[middle[0] - wide, middle[1] - 0.016], [middle[0] + wide, middle[1] + 0.016]])
             if all((box[0] > other[1]).any() or (box[1] < other[0]).any() for other in taken):
                 taken.append(box)
-                axes.text(*middle, label.replace("_", " "), fontsize=8.5, ha="center", va="center",
+                axes.text(middle[0], middle[1], label.replace("_", " "), fontsize=8.5, ha="center", va="center",
                           color=branch[kind], zorder=4, fontweight="bold",
                           bbox={"facecolor": "#fbfaf7", "alpha": 0.75, "pad": 0.6, "linewidth": 0})  # fmt: skip
                 axes.scatter([x], [y], s=22, color=branch[kind], edgecolors="white", linewidths=0.6, zorder=3)
