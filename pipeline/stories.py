@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipeline.assess.table import rows as metric_rows
 from pipeline.mine import MineConfig, phrase_quality, prefix
@@ -26,6 +27,8 @@ from storage.store import Store
 from storage.versions import Version
 
 SERVE_URL = "http://127.0.0.1:8300"
+SCORE = 0.35  # packing's threshold unless it is told another
+NOISE = 0.1  # a grounder gives every phrase many boxes that it does not believe in
 UNITS = 4  # of which scores, labels and failures are read: a story must cost little beside the work
 PICTURES = 6
 EXAMPLES = 3  # failures of one code
@@ -44,15 +47,14 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
     Args:
         found: the result of pipeline.mine.summary.
     """
-    images, phrases = max(1, found["images"]), max(1, found["phrases"])
+    images = max(1, found["images"])
     counts = {
         "shards": f"{found['units_done']:,} of {found['units']:,}",
         "images": f"{found['images']:,}",
         "captions": f"{found['captions']:,}",
         "phrases": f"{found['phrases']:,}",
         "boxes, before any threshold": f"{found['boxes']:,}",
-        "boxes an image": f"{found['boxes'] / images:.2f}",
-        "phrases with a box": f"{found['phrases_with_boxes'] / phrases:.1%}",
+        "boxes an image, before any threshold": f"{found['boxes'] / images:.2f}",
         "images a second": "" if found["images_per_second"] is None else f"{found['images_per_second']:.2f}",
         "images that failed": f"{found['failures']:,}",
     }
@@ -64,19 +66,35 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
         if (record := records.record(unit.name))
     ]
     if len(some) == min(UNITS, found["units"]) and _labelled(config, some[0][0]):
-        quality = phrase_quality(config, home, most=UNITS)
+        quality = phrase_quality(config, home, SCORE, most=UNITS)
         for name in ("recall", "precision"):
             value = quality[name]
-            note = f"{name} of boxes, by the labels of {quality['images']:,} images (score 0.35, IoU 0.5)"
+            note = f"{name} of boxes, by the labels of {quality['images']:,} images (score {SCORE}, IoU 0.5)"
             counts[note] = "none to measure" if value is None else f"{value:.1%}"
-    scores = np.zeros(0)
+    scores, best, keys = np.zeros(0), np.zeros(0), 0
     for _, record in some:
         with store.open(record["detections"]["path"]) as file:
-            scores = np.append(scores, read_detections(file)["score"].drop_null().to_numpy())
+            table = read_detections(file)
+        scores = np.append(scores, table["score"].drop_null().to_numpy())
+        phrases = table.filter(pc.is_valid(table["phrase"])).group_by(
+            ["key", "caption", "span_start", "phrase"]
+        )
+        best = np.append(best, phrases.aggregate([("score", "max")])["score_max"].fill_null(0.0).to_numpy())
+        keys += len(table["key"].unique())
+    of = f"of {keys:,} images"
+    counts[f"boxes an image with a score of {SCORE} or more, {of}"] = (
+        f"{(scores >= SCORE).sum() / max(1, keys):.2f}"
+    )
+    if len(best):
+        counts[f"phrases with such a box, {of}"] = f"{(best >= SCORE).mean():.1%}"
     lines = [*_table(("", ""), counts.items())]
-    if len(scores):
-        lines += ["", f"Scores of all boxes in the first {len(some)} shards:", ""]
-        lines += _bars(np.histogram(scores, SCORE_BINS, (0.0, 1.0))[0])
+    if (scores >= NOISE).any():
+        lines += [
+            "",
+            f"Scores of the boxes {of} ({(scores < NOISE).sum():,} below {NOISE} are left out):",
+            "",
+        ]
+        lines += _bars(np.histogram(scores[scores >= NOISE], SCORE_BINS, (0.0, 1.0))[0])
     return "\n".join(lines + _failures(store, records, found["failures_by_code"]))
 
 

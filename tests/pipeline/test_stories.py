@@ -52,6 +52,8 @@ def mined(tmp_path: Path) -> tuple[MineConfig, str]:
         {**row, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)), "score": score}
         for box, score in boxes
     ]
+    unbelieved = {"phrase": "a fish", "span_start": 13, "span_end": 19, "score": 0.05}
+    rows.append({**rows[0], **unbelieved})
     store = Store(home)
     folder = f"{prefix(config)}/objects"
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -60,7 +62,7 @@ def mined(tmp_path: Path) -> tuple[MineConfig, str]:
         folder, ".parquet", lambda file: write_failures(file, [Failure("k7", "decode", "torn", BAD)])
     )
     record = {"detections": {"path": written.path}, "failures": {"path": failed.path}, "images": 1, "captions": 1,
-              "phrases": 1, "boxes": 2, "phrases_with_boxes": 1, "failed": 1, "failed_by_code": {"torn": 1},
+              "phrases": 2, "boxes": 3, "phrases_with_boxes": 2, "failed": 1, "failed_by_code": {"torn": 1},
               "started": 0.0, "finished": 2.0, "seconds": {"total": 2.0}}  # fmt: skip
     Manifest(store, f"{prefix(config)}/records").commit(unit.name, record)
     return config, str(home)
@@ -68,7 +70,9 @@ def mined(tmp_path: Path) -> tuple[MineConfig, str]:
 
 def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfig, str]) -> None:
     text = stories.mining(*mined, summary(*mined))
-    assert "| boxes an image | 2.00 |" in text and "| phrases with a box | 100.0% |" in text
+    assert "| boxes an image, before any threshold | 3.00 |" in text
+    assert "| boxes an image with a score of 0.35 or more, of 1 images | 2.00 |" in text
+    assert "| phrases with such a box, of 1 images | 50.0% |" in text and "(1 below 0.1 are left out)" in text
     assert "| recall of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
     assert "| precision of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
     assert f"| 0.90 to 0.95 | 1 | {'█' * stories.BAR} |" in text and "| 0.00 to 0.05 |" not in text
