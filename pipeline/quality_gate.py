@@ -72,7 +72,7 @@ def judge(store: Store, version: Version, config: QualityConfig) -> list[Check]:
     if config.verify:
         problems = versions.verify(version)
         why = f"{len(problems)} damaged shards, the first: {problems[0]}" if problems else ""
-        checks.append(Check("shards intact", float(len(problems)), None, 0.0, not problems, why))
+        checks.append(Check("damaged shards", float(len(problems)), None, 0.0, not problems, why))
     parent = versions.load(version.parent) if version.parent in versions.names() else None
     if parent is not None and parent.digests == version.digests:
         checks += _drift(store, version, parent, config)

@@ -1,7 +1,7 @@
 """What a run has to tell, as markdown for the Prefect UI: of a mining, a version, a training, an assessment, a lineage.
 
 Pictures are links to `hyco serve`, whose address is HYCO_SERVE_URL: the UI shows pictures by address and strips
-those that are inside the text. Texts that came from data are escaped.
+those that are inside the text, or inside a link. Texts that came from data are escaped.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.assess.table import rows as metric_rows
 from pipeline.mine import MineConfig, phrase_quality, prefix
 from pipeline.quality_gate import SCORE_BINS, Check, score_histogram, verdict
+from pipeline.serve.home import Home
 from pipeline.source import open_source
 from pipeline.steplog import read_log
 from storage.detections import read_detections, read_failures
@@ -31,6 +32,7 @@ SCORE = 0.35  # packing's threshold unless it is told another
 NOISE = 0.1  # a grounder gives every phrase many boxes that it does not believe in
 UNITS = 4  # of which scores, labels and failures are read: a story must cost little beside the work
 PICTURES = 6
+PARTS = 3
 EXAMPLES = 3  # failures of one code
 LONGEST = 120
 BAR = 24  # characters of the longest bar
@@ -123,10 +125,7 @@ def version(made: Version, checks: list[Check], home: str) -> str:
     lines += ["", f"per image: {made.counts['parts'] / max(1, made.counts['images']):.2f} accepted boxes", ""]
     histogram = score_histogram(Store(home), made)
     lines += ["Scores of the accepted boxes:", "", *_bars(histogram), ""] if histogram.sum() else []
-    samples = min(PICTURES, sum(shard.samples for shard in made.shards.get("train", [])))
-    for sample in range(samples):
-        lines.append(f"[![sample {sample}]({page}/samples/{sample}/whole.jpg)]({page})")
-    return "\n".join(lines + _served(home))
+    return "\n".join(lines + _samples(made, home, f"{page}/samples") + _served(home))
 
 
 def training(result: dict[str, Any], folder: Path, home: str) -> str:
@@ -145,7 +144,7 @@ def training(result: dict[str, Any], folder: Path, home: str) -> str:
                                 *(_number(line.get("terms", {}).get(name, "")) for name in terms),
                                 _number(line.get("samples_per_second", ""))] for line in logged))  # fmt: skip
     picture = f"{serve_url()}/runs/{folder.name}/curves.svg"
-    return "\n".join([*lines, "", f"[![curves]({picture})]({picture})", *_served(home)])
+    return "\n".join([*lines, "", f"![curves]({picture})", *_served(home)])
 
 
 def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Row | None) -> str:
@@ -183,7 +182,18 @@ def lineage(decisions: list[Row], home: str) -> str:
          _plain(row.source), _plain(row.detections)]
         for row in decisions[:12]
     )  # fmt: skip
-    return "\n".join([f"[![lineage]({url}/lineage.svg)]({url}/)", "", *_table(head, body), *_served(home)])
+    return "\n".join([f"![lineage]({url}/lineage.svg)", "", *_table(head, body), *_served(home)])
+
+
+def _samples(made: Version, home: str, url: str) -> list[str]:
+    """The first images of a version with a caption each and the parts that were cut out."""
+    body = []
+    for number, sample in enumerate(Home(home).samples(made.name)[:PICTURES]):
+        parts = (
+            f"![{_plain(part.phrase)}]({url}/{number}/{n}.jpg)" for n, part in enumerate(sample.parts[:PARTS])
+        )
+        body.append((f"![{number}]({url}/{number}/whole.jpg)", _plain(sample.captions[0]), " ".join(parts)))
+    return _table(("image", "caption", "its first parts"), body) if body else []
 
 
 def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[str]:
@@ -233,7 +243,7 @@ def _plain(value: Any) -> str:
     text = " ".join(str(value).split())
     text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return re.sub(
-        r"([\\`*_{}\[\]()#+!|~])",
+        r"([\\`*_\[\]!|~])",
         r"\\\1",
         text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
     )

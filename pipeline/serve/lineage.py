@@ -8,7 +8,7 @@ from storage.registry import Row, champion_of
 
 COLUMNS = ("source", "detections", "version", "run", "decision")
 MOST = 12
-LONGEST = 26  # characters in a box
+LONGEST = 24  # characters in a box
 
 
 def draw(rows: list[Row]) -> bytes:

@@ -18,8 +18,9 @@ from storage.detections import SCHEMA, write_detections, write_failures
 from storage.manifest import Manifest
 from storage.registry import Row
 from storage.sample import Failure
+from storage.shard import write_shard
 from storage.store import Store
-from storage.versions import ShardRef, Version
+from storage.versions import Versions, shard_ref
 from tests.pipeline.training_data import sample
 
 BAD = "a | b <img src=x onerror=alert(1)> `c` [d](javascript:e)\nnext"
@@ -91,17 +92,20 @@ def test_a_quarantined_version_says_why_and_how_it_is_released(
 ) -> None:
     monkeypatch.setenv("HYCO_SERVE_URL", "https://hyco.example.org/")
     counts = {"images": 3, "parts": 6, "train_images": 3}
-    shards = {"train": [ShardRef("shards/objects/a.tar", "a", 1, 3, 6)]}
-    made = Version("v-1", None, {}, {"mine": "m", "pack": "p"}, shards, counts)
+    samples = [sample(n) for n in range(3)]
+    written = Store(tmp_path).commit("shards/objects", ".tar", lambda file: write_shard(file, samples))
+    shards = {"train": [shard_ref(written, 3, 6)]}
+    made = Versions(Store(tmp_path)).publish({}, {"mine": "m", "pack": "p"}, shards, counts)
     checks = [
         Check("boxes an image", 0.5, 2.0, "within 50%", False, "0.50 boxes an image after 2.00"),
-        Check("shards intact", 0.0, None, 0.0, True),
+        Check("damaged shards", 0.0, None, 0.0, True),
     ]
     text = stories.version(made, checks, str(tmp_path))
-    assert "is in quarantine" in text and f"    hyco release v-1 --home {tmp_path}" in text
+    assert "is in quarantine" in text and f"    hyco release {made.name} --home {tmp_path}" in text
     assert "| boxes an image | 0.5 | 2 | within 50% | failed: 0.50 boxes an image after 2.00 |" in text
-    page = "https://hyco.example.org/versions/v-1"
-    assert text.count(f"({page}/samples/") == 3 and f"![sample 2]({page}/samples/2/whole.jpg)" in text
+    page = f"https://hyco.example.org/versions/{made.name}"
+    row = f"| ![2]({page}/samples/2/whole.jpg) | {samples[2].captions[0]} | ![{samples[2].parts[0].phrase}]"
+    assert text.count("/whole.jpg)") == 3 and row in text
     assert "hyco release" not in stories.version(made, checks[1:], str(tmp_path))
 
 
