@@ -323,7 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args(arguments)
     if "LOCAL_RANK" in os.environ:
-        die_with(os.getppid())  # torchrun starts workers in sessions of their own: they would outlive it
+        # torchrun starts workers in sessions of their own: they would outlive it. It may be dead by now, before torch
+        # was imported; then the parent is another one already.
+        die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
     try:
         train(options.run, options.home, device=options.device)
     except (ValueError, OSError) as error:

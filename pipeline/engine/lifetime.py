@@ -35,4 +35,5 @@ def bind(parent: int) -> None:
 
 if __name__ == "__main__":
     bind(int(sys.argv[1]))
+    os.environ["HYCO_LAUNCHER"] = str(os.getpid())  # for children too slow to ask who their parent was
     os.execvp(sys.argv[2], sys.argv[2:])
