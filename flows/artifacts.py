@@ -1,7 +1,6 @@
 """What a flow run leaves in the Prefect UI: what was mined, packed, trained, assessed, decided and what failed."""
 
 import functools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -71,25 +70,8 @@ def failed_units(verb: str, failed: dict[str, Exception]) -> None:
 
 def decided(row: Row, home: str) -> None:
     """A promotion, refusal or rollback: why, each number beside the champion's, and where the models came from."""
-    lines = [f"# {row.kind.replace('_', ' ').capitalize()}: {row.model}", "", row.reason, ""]
-    comparisons = json.loads(row.verdict).get("comparisons") or []
-    if comparisons:
-        lines += ["| metric | challenger | 95 % interval | champion | worse |", "|---|---|---|---|---|"]
-        for one in comparisons:
-            span = " to ".join(f"{end:.4g}" for end in one["interval"]) if one["interval"] else ""
-            numbers = ["" if one[who] is None else f"{one[who]:.4g}" for who in ("challenger", "champion")]
-            worse = "yes" if one["worse"] else "no"
-            lines.append(f"| {one['metric']} | {numbers[0]} | {span} | {numbers[1]} | {worse} |")
-    lineage = {
-        "source": row.source,
-        "detections": row.detections,
-        "version": row.version,
-        "run": row.run,
-        "report": row.report or "",
-        "champion before": row.before or "",
-    }
-    lines += ["", "| lineage | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lineage.items())]
-    create_markdown_artifact("\n".join(lines), key="decision", description=f"{row.kind} {row.model}")
+    text = stories.decision(row, home)
+    create_markdown_artifact(text, key="decision", description=f"{row.kind} {row.model}")
     _lineage(home)
 
 

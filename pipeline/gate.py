@@ -81,7 +81,7 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
     if champion is None:
         missing = [one.metric for one in kept if one.challenger is None]
         assert not missing
-        return Verdict(True, "the first model: there is no champion yet", kept)
+        return Verdict(True, "the first model: there was no champion to be compared with", kept)
     if not worse:
         return Verdict(True, f"no worse than the champion in {len(kept)} of {len(kept)} metrics", kept)
     return Verdict(False, "worse than the champion: " + "; ".join(map(_tell, worse)), kept)

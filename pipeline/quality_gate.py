@@ -59,7 +59,7 @@ class QualityError(ValueError):
     def __init__(self, version: str, checks: list[Check]) -> None:
         reasons = "; ".join(check.why for check in checks if not check.passed)
         super().__init__(
-            f"dataset version {version} is quarantined: {reasons}. Mend the source or change pack.quality, "
+            f"dataset version {version} is quarantined: {reasons}. Mend the source or change pack.gate, "
             f"or look at it and run: hyco release {version}"
         )
         self.version, self.checks = version, checks

@@ -6,9 +6,6 @@ those that are inside the text, or inside a link. Texts that came from data are 
 
 import contextlib
 import json
-import os
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.assess.table import rows as metric_rows
+from pipeline.markdown import bars, number, plain, serve_url, served, table
 from pipeline.mine import MineConfig, phrase_quality, prefix
 from pipeline.quality_gate import SCORE_BINS, Check, score_histogram, verdict
 from pipeline.serve.home import Home
@@ -27,20 +25,12 @@ from storage.registry import Row
 from storage.store import Store
 from storage.versions import Version
 
-SERVE_URL = "http://127.0.0.1:8300"
 SCORE = 0.35  # packing's threshold unless it is told another
 NOISE = 0.1  # a grounder gives every phrase many boxes that it does not believe in
 UNITS = 4  # of which scores, labels and failures are read: a story must cost little beside the work
 PICTURES = 6
 PARTS = 3
 EXAMPLES = 3  # failures of one code
-LONGEST = 120
-BAR = 24  # characters of the longest bar
-
-
-def serve_url() -> str:
-    """Address of `hyco serve` as the reader's browser sees it, without a slash at its end."""
-    return os.environ.get("HYCO_SERVE_URL", SERVE_URL).rstrip("/")
 
 
 def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
@@ -76,27 +66,27 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
     scores, best, keys = np.zeros(0), np.zeros(0), 0
     for _, record in some:
         with store.open(record["detections"]["path"]) as file:
-            table = read_detections(file)
-        scores = np.append(scores, table["score"].drop_null().to_numpy())
-        phrases = table.filter(pc.is_valid(table["phrase"])).group_by(
+            found_here = read_detections(file)
+        scores = np.append(scores, found_here["score"].drop_null().to_numpy())
+        phrases = found_here.filter(pc.is_valid(found_here["phrase"])).group_by(
             ["key", "caption", "span_start", "phrase"]
         )
         best = np.append(best, phrases.aggregate([("score", "max")])["score_max"].fill_null(0.0).to_numpy())
-        keys += len(table["key"].unique())
+        keys += len(found_here["key"].unique())
     of = f"of {keys:,} images"
     counts[f"boxes an image with a score of {SCORE} or more, {of}"] = (
         f"{(scores >= SCORE).sum() / max(1, keys):.2f}"
     )
     if len(best):
         counts[f"phrases with such a box, {of}"] = f"{(best >= SCORE).mean():.1%}"
-    lines = [*_table(("", ""), counts.items())]
+    lines = [*table(("", ""), counts.items())]
     if (scores >= NOISE).any():
         lines += [
             "",
             f"Scores of the boxes {of} ({(scores < NOISE).sum():,} below {NOISE} are left out):",
             "",
         ]
-        lines += _bars(np.histogram(scores[scores >= NOISE], SCORE_BINS, (0.0, 1.0))[0])
+        lines += bars(np.histogram(scores[scores >= NOISE], SCORE_BINS, (0.0, 1.0))[0])
     return "\n".join(lines + _failures(store, records, found["failures_by_code"]))
 
 
@@ -117,34 +107,32 @@ def version(made: Version, checks: list[Check], home: str) -> str:
         ]
     judged = verdict(checks)
     head = ("check", "value", "previous", "limit", "verdict")
-    lines += _table(head, ([_plain(row[name]) for name in head] for row in judged))
+    lines += table(head, ([plain(row[name]) for name in head] for row in judged))
     lines += [
         "",
-        *_table(("count", ""), ((name.replace("_", " "), f"{n:,}") for name, n in made.counts.items())),
+        *table(("count", ""), ((name.replace("_", " "), f"{n:,}") for name, n in made.counts.items())),
     ]
     lines += ["", f"per image: {made.counts['parts'] / max(1, made.counts['images']):.2f} accepted boxes", ""]
     histogram = score_histogram(Store(home), made)
-    lines += ["Scores of the accepted boxes:", "", *_bars(histogram), ""] if histogram.sum() else []
-    return "\n".join(lines + _samples(made, home, f"{page}/samples") + _served(home))
+    lines += ["Scores of the accepted boxes:", "", *bars(histogram), ""] if histogram.sum() else []
+    return "\n".join(lines + _samples(made, home, f"{page}/samples") + served(home))
 
 
 def training(result: dict[str, Any], folder: Path, home: str) -> str:
     """The numbers of a training run, its last logged steps and its curves."""
     lines = [
-        *_table(
-            ("", ""), ((_plain(name), _number(v)) for name, v in result.items() if not isinstance(v, dict))
-        )
+        *table(("", ""), ((plain(name), number(v)) for name, v in result.items() if not isinstance(v, dict)))
     ]
     logged = read_log(folder)[-5:]
     if logged:
         terms = sorted({name for line in logged for name in line.get("terms", {})})
         head = ("step", "loss", *terms, "samples a second")
         lines += ["", "The last steps that were logged:", ""]
-        lines += _table(head, ([str(line["step"]), _number(line["loss"]),
-                                *(_number(line.get("terms", {}).get(name, "")) for name in terms),
-                                _number(line.get("samples_per_second", ""))] for line in logged))  # fmt: skip
+        lines += table(head, ([str(line["step"]), number(line["loss"]),
+                                *(number(line.get("terms", {}).get(name, "")) for name in terms),
+                                number(line.get("samples_per_second", ""))] for line in logged))  # fmt: skip
     picture = f"{serve_url()}/runs/{folder.name}/curves.svg"
-    return "\n".join([*lines, "", f"![curves]({picture})", *_served(home)])
+    return "\n".join([*lines, "", f"![curves]({picture})", *served(home)])
 
 
 def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Row | None) -> str:
@@ -153,22 +141,44 @@ def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Row |
     if champion is not None:
         with contextlib.suppress(KeyError, TypeError):  # numbers of an earlier Hyco may have another form
             beside = {row[0]: row[1] for row in metric_rows(json.loads(champion.metrics))}
-    head = ("measure", "this run", "95 % interval", *(("champion",) if champion else ()), "chance")
+    head = ("measure", "this run", *(("champion",) if champion else ()), "chance", "95 % interval")
     body = [
-        [_plain(cell) for cell in ((*row[:3], beside.get(row[0], ""), row[3]) if champion else row)]
+        [plain(cell) for cell in (*row[:2], *((beside.get(row[0], ""),) if champion else ()), row[3], row[2])]
         for row in metric_rows(metrics)
     ]
     lines = [
-        f"[Report]({serve_url()}/runs/{folder.name}/report.html) of run {_plain(folder.name)}",
+        f"[Report]({serve_url()}/runs/{folder.name}/report.html) of run {plain(folder.name)}",
         "",
-        *_table(head, body),
+        *table(head, body),
         "",
     ]
     if champion is not None:
         text = f"The champion {champion.model} is shown as it was measured when it was promoted"
         lines += [f"{text}; the decision, where one follows, compares both on the same questions.", ""]
-    lines += [f"- {_plain(name)}: not measured, {_plain(why)}" for name, why in metrics["skipped"].items()]
-    return "\n".join(lines + _served(home))
+    lines += [f"- {plain(name)}: not measured, {plain(why)}" for name, why in metrics["skipped"].items()]
+    return "\n".join(lines + served(home))
+
+
+def decision(row: Row, home: str) -> str:
+    """A promotion, refusal or rollback: why, each number beside the champion's, and where the model came from."""
+    lines = [f"# {row.kind.replace('_', ' ').capitalize()}: {row.model}", "", plain(row.reason, 2000), ""]
+    if comparisons := json.loads(row.verdict).get("comparisons"):
+        body = (
+            [one["metric"], *("" if one[who] is None else f"{one[who]:.4g}" for who in ("challenger", "champion")),
+             "yes" if one["worse"] else "no",
+             " to ".join(f"{end:.4g}" for end in one["interval"]) if one["interval"] else ""]
+            for one in comparisons
+        )  # fmt: skip
+        lines += [*table(("metric", "challenger", "champion", "worse", "95 % interval"), body), ""]
+    version, run = f"{serve_url()}/versions/{row.version}", f"{serve_url()}/runs/{Path(row.run).name}"
+    origin = {
+        "source": plain(row.source),
+        "detections": plain(row.detections),
+        "version": f"[{row.version}]({version})",
+        "run": f"{plain(row.run)}: [report]({run}/report.html), [curves]({run}/curves.svg)",
+        "champion before": row.before or "",
+    }
+    return "\n".join(lines + table(("where it came from", ""), origin.items()) + served(home))
 
 
 def lineage(decisions: list[Row], home: str) -> str:
@@ -178,22 +188,22 @@ def lineage(decisions: list[Row], home: str) -> str:
     body = (
         [row.time[:19].replace("T", " "), row.kind.replace("_", " "), row.model, row.before or "",
          f"[{row.version}]({url}/versions/{row.version})",
-         f"[{_plain(Path(row.run).name)}]({url}/runs/{Path(row.run).name}/report.html)",
-         _plain(row.source), _plain(row.detections)]
+         f"[{plain(Path(row.run).name)}]({url}/runs/{Path(row.run).name}/report.html)",
+         plain(row.source), plain(row.detections)]
         for row in decisions[:12]
     )  # fmt: skip
-    return "\n".join([f"![lineage]({url}/lineage.svg)", "", *_table(head, body), *_served(home)])
+    return "\n".join([f"![lineage]({url}/lineage.svg)", "", *table(head, body), *served(home)])
 
 
 def _samples(made: Version, home: str, url: str) -> list[str]:
     """The first images of a version with a caption each and the parts that were cut out."""
     body = []
-    for number, sample in enumerate(Home(home).samples(made.name)[:PICTURES]):
+    for place, sample in enumerate(Home(home).samples(made.name)[:PICTURES]):
         parts = (
-            f"![{_plain(part.phrase)}]({url}/{number}/{n}.jpg)" for n, part in enumerate(sample.parts[:PARTS])
+            f"![{plain(part.phrase)}]({url}/{place}/{n}.jpg)" for n, part in enumerate(sample.parts[:PARTS])
         )
-        body.append((f"![{number}]({url}/{number}/whole.jpg)", _plain(sample.captions[0]), " ".join(parts)))
-    return _table(("image", "caption", "its first parts"), body) if body else []
+        body.append((f"![{place}]({url}/{place}/whole.jpg)", plain(sample.captions[0]), " ".join(parts)))
+    return table(("image", "caption", "its first parts"), body) if body else []
 
 
 def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[str]:
@@ -205,52 +215,12 @@ def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[st
         with store.open(record["failures"]["path"]) as file:
             for failure in read_failures(file):
                 examples.setdefault(failure.code, []).append(
-                    f"{_plain(failure.key)}: {_plain(failure.message)}"
+                    f"{plain(failure.key)}: {plain(failure.message)}"
                 )
-    body = ((_plain(code), f"{n:,}", "<br>".join(examples[code][:EXAMPLES])) for code, n in codes.items())
-    return ["", "What failed, with the keys of the first:", "", *_table(("code", "images", "examples"), body)]
+    body = ((plain(code), f"{n:,}", "<br>".join(examples[code][:EXAMPLES])) for code, n in codes.items())
+    return ["", "What failed, with the keys of the first:", "", *table(("code", "images", "examples"), body)]
 
 
 def _labelled(config: MineConfig, unit: Any) -> bool:
     first = next(iter(open_source(config.source).samples(unit, lambda failure: None)), None)
     return first is not None and isinstance(first.meta.get("objects"), list)
-
-
-def _bars(histogram: np.ndarray) -> list[str]:
-    """A histogram of SCORE_BINS bins of [0, 1] as a table with bars, without the empty bins at its ends."""
-    full = np.flatnonzero(histogram)
-    top = histogram.max()
-    body = (
-        (f"{n / SCORE_BINS:.2f} to {(n + 1) / SCORE_BINS:.2f}", f"{int(histogram[n]):,}",
-         "█" * round(BAR * histogram[n] / top))
-        for n in range(full[0], full[-1] + 1)
-    )  # fmt: skip
-    return _table(("score", "boxes", ""), body)
-
-
-def _table(head: Iterable[str], body: Iterable[Iterable[str]]) -> list[str]:
-    names = list(head)
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in body]
-
-
-def _number(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else _plain(value)
-
-
-def _plain(value: Any) -> str:
-    """Text of data as one line that markdown and HTML leave alone."""
-    text = " ".join(str(value).split())
-    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return re.sub(
-        r"([\\`*_\[\]!|~])",
-        r"\\\1",
-        text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
-    )
-
-
-def _served(home: str) -> list[str]:
-    return [
-        "",
-        f"Pictures and pages come from `hyco serve --home {home}` ({serve_url()}, set by HYCO_SERVE_URL).",
-    ]

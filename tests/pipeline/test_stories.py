@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import stories
+from pipeline import markdown, stories
 from pipeline.mine import MineConfig, prefix, summary
 from pipeline.quality_gate import Check
 from pipeline.source import open_source
@@ -76,7 +76,7 @@ def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfi
     assert "| phrases with such a box, of 1 images | 50.0% |" in text and "(1 below 0.1 are left out)" in text
     assert "| recall of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
     assert "| precision of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
-    assert f"| 0.90 to 0.95 | 1 | {'█' * stories.BAR} |" in text and "| 0.00 to 0.05 |" not in text
+    assert f"| 0.90 to 0.95 | 1 | {'█' * markdown.BAR} |" in text and "| 0.00 to 0.05 |" not in text
     assert "| torn | 1 | k7: a \\| b" in text
 
 
@@ -139,11 +139,11 @@ def test_an_assessment_is_shown_beside_the_champion(tmp_path: Path) -> None:
     champion = Row("promoted", "c" * 16, [], "first", metrics=json.dumps(metrics(0.25)))
     alone = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), None)
     beside = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), champion)
-    assert "| measure | this run | 95 % interval | champion | chance |" in beside and "champion" not in alone
+    assert "| measure | this run | champion | chance | 95 % interval |" in beside and "champion" not in alone
     row = next(line for line in beside.splitlines() if "75.0" in line)
     older = replace(champion, metrics="{}")
     assert "75.0" in stories.assessment(metrics(0.75), tmp_path, str(tmp_path), older)
-    assert "25.0" in row.split(" | ")[3] and "<img" not in beside
+    assert "25.0" in row.split(" | ")[2] and "<img" not in beside
 
 
 def test_a_lineage_links_version_and_report() -> None:
@@ -153,3 +153,20 @@ def test_a_lineage_links_version_and_report() -> None:
     text = stories.lineage([row], "/h")
     assert "[v-2](http://127.0.0.1:8300/versions/v-2)" in text and "/runs/two/report.html)" in text
     assert "| rolled back | " + "m" * 16 in text and "<img" not in text
+
+
+def test_a_decision_shows_both_and_links_the_report() -> None:
+    metric = "retrieval.image_to_text.r5"
+    compared = {
+        "metric": metric,
+        "challenger": 0.0667,
+        "interval": [0, 0.1333],
+        "champion": 0.1667,
+        "worse": True,
+    }
+    verdict = json.dumps({"comparisons": [compared]})
+    row = Row("refused", "m" * 16, [], BAD, version="v-2", run="/h/runs/two", verdict=verdict)
+    text = stories.decision(row, "/h")
+    assert text.startswith("# Refused: " + "m" * 16) and "<img" not in text and "next" in text
+    assert "| retrieval.image_to_text.r5 | 0.0667 | 0.1667 | yes | 0 to 0.1333 |" in text
+    assert "[report](http://127.0.0.1:8300/runs/two/report.html)" in text

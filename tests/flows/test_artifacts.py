@@ -1,0 +1,60 @@
+"""Pages of the Prefect UI: a quarantined version has one too, and a page that cannot be made stops no work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.artifacts import Artifact
+
+from flows import artifacts
+from flows.pack import pack
+from pipeline.mine import MineConfig
+from pipeline.pack import PackConfig
+from pipeline.quality_gate import Check, QualityError
+from storage.registry import Registry, Row
+from storage.shard import write_shard
+from storage.store import Store
+from storage.versions import Versions, shard_ref
+from tests.pipeline.training_data import sample
+
+
+def data_of(key: str) -> Any:
+    found = Artifact.get(key)
+    assert found is not None
+    return found.data
+
+
+def test_a_quarantine_is_told_with_the_whole_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, samples = Store(tmp_path), [sample(n) for n in range(3)]
+    written = store.commit("shards/objects", ".tar", lambda file: write_shard(file, samples))
+    counts = {"images": 3, "parts": 6, "train_images": 3}
+    shards = {"train": [shard_ref(written, 3, 6)]}
+    name = Versions(store).publish({}, {"mine": "m", "pack": "p"}, shards, counts, latest=False).name
+    why = "3 training images, fewer than 100"
+    checks = [
+        Check("training images", 3, None, 100, False, why),
+        Check("damaged shards", 0.0, None, 0.0, True),
+    ]
+
+    def refuse(*args: Any) -> None:
+        raise QualityError(name, checks)
+
+    monkeypatch.setattr("flows.pack.packing.pack", refuse)
+    mine = MineConfig(source=str(tmp_path), grounder="transformers:none", weights="w1")
+    with pytest.raises(QualityError, match="quarantined"):
+        pack(mine, PackConfig(), str(tmp_path))
+    text = data_of("version")
+    assert f"hyco release {name}" in text and why in text and "| damaged shards |" in text
+
+
+def test_a_page_that_cannot_be_made_stops_nothing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    mine = MineConfig(source=str(tmp_path / "gone"), grounder="transformers:none", weights="w1")
+    artifacts.mined({}, mine, str(tmp_path))
+    assert "no artifact, mined" in caplog.text
+
+
+def test_a_decision_leaves_the_lineage_too(tmp_path: Path) -> None:
+    row = Registry(tmp_path).append(Row("refused", "m" * 16, [], "worse", version="v-9", run="/h/runs/r9"), 0)
+    artifacts.decided(row, str(tmp_path))
+    assert data_of("decision").startswith("# Refused: " + "m" * 16)
+    assert "lineage.svg" in data_of("lineage") and "[v-9](" in data_of("lineage")
