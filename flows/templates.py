@@ -1,6 +1,7 @@
 """Base job templates of the work pools: what a worker of each type starts for a flow run."""
 
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
 PoolType = Literal["process", "docker", "kubernetes"]
@@ -29,7 +30,7 @@ def template(kind: PoolType, gpu: bool, image: str, directory: str) -> dict[str,
     if kind == "process":
         return _filled(
             {name: f"{{{{ {name} }}}}" for name in (*_NAMED, "stream_output", "working_dir")},
-            command=f"{sys.executable} -m flows.engine",
+            command=f"{_python()} -m flows.engine",
             stream_output=True,
             working_dir=directory,
         )
@@ -59,6 +60,12 @@ def template(kind: PoolType, gpu: bool, image: str, directory: str) -> dict[str,
         finished_job_ttl=3600,
         service_account_name=None,
     )
+
+
+def _python() -> str:
+    """This interpreter by its plain name: python and python3.11 of one environment are no drift."""
+    plain = Path(sys.executable).with_name("python")
+    return str(plain) if plain.exists() else sys.executable
 
 
 def _manifest(gpu: bool) -> dict[str, Any]:
