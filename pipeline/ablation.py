@@ -1,4 +1,4 @@
-"""The five models of the family under equal conditions: trained on the same samples, assessed, and compared.
+"""The models of the family under equal conditions: trained on the same samples, assessed, and compared.
 
     python -m pipeline.ablation --world demo --home var/demo
 
@@ -25,7 +25,7 @@ from pipeline.train import train
 from storage.store import Store
 from storage.versions import Versions
 
-MODELS = ("clip", "clip_boxes", "meru", "hycoclip", "phyclip")
+MODELS = ("clip", "clip_boxes", "meru", "lorentz_boxes", "hycoclip", "phyclip")
 
 
 @dataclass(frozen=True)

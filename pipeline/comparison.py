@@ -18,6 +18,7 @@ NAMES = {
     "clip": "CLIP",
     "clip_boxes": "CLIP + boxes",
     "meru": "MERU",
+    "lorentz_boxes": "hyperboloid + boxes",
     "hycoclip": "HyCoCLIP",
     "phyclip": "PHyCLIP",
 }
@@ -55,6 +56,8 @@ MEASURES = (
 )
 STEPS = (
     ("boxes", "clip", "clip_boxes"),
+    ("geometry, given boxes", "clip_boxes", "lorentz_boxes"),
+    ("entailment, given boxes and geometry", "lorentz_boxes", "hycoclip"),
     ("geometry and entailment, given boxes", "clip_boxes", "hycoclip"),
     ("geometry and entailment, without boxes", "clip", "meru"),
     ("a product of factors instead of one space", "hycoclip", "phyclip"),

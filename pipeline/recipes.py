@@ -233,6 +233,8 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("meru", meru_objective(), "lorentz"),
             named("clip", clip_objective(), "euclid"),
             named("clip_boxes", clip_objective(boxes=True), "euclid"),
+            # No paper's: HyCoCLIP's contrast on its hyperboloid without cones, to tell geometry from entailment.
+            named("lorentz_boxes", clip_objective(boxes=True), "lorentz"),
         ]
     )
 
