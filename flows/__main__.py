@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +82,11 @@ def announce(row: Any) -> None:
     use_home(home)
     from flows.signals import decided, flush
 
-    decided(row, home)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # Prefect would rather have artifacts made inside a flow
+        decided(row, home)
     flush()
 
 

@@ -79,7 +79,7 @@ def explain(owner: type, error: pydantic.ValidationError) -> str:
     for item in error.errors(include_url=False):
         path = item["loc"]
         holder, names = _follow(owner, path)
-        where = ".".join(names) or owner.__name__
+        where = ".".join(names)
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, ConfigError):  # a nested Config has already said it well
             lines.append(str(inner))
@@ -89,6 +89,8 @@ def explain(owner: type, error: pydantic.ValidationError) -> str:
             )
         elif item["type"] == "missing":
             lines.append(f"option '{where}' of {owner.__name__} is required")
+        elif not names:  # what several options have to satisfy together: the text names them
+            lines.append(f"{owner.__name__}: {item['msg'].removeprefix('Value error, ')}")
         else:
             text = item["msg"].removeprefix("Value error, ")
             lines.append(f"option '{where}' of {owner.__name__} is {_short(item['input'])}: {text}")

@@ -29,7 +29,7 @@ SCORE = 0.35  # packing's threshold unless it is told another
 NOISE = 0.1  # a grounder gives every phrase many boxes that it does not believe in
 UNITS = 4  # of which scores, labels and failures are read: a story must cost little beside the work
 PICTURES = 6
-PARTS = 3
+PARTS = 2  # side by side: a cell shows one picture below the other
 EXAMPLES = 3  # failures of one code
 
 
@@ -94,28 +94,25 @@ def version(made: Version, checks: list[Check], home: str) -> str:
     """Counts of a dataset version, the verdict of the quality gate, scores, and pictures of its first samples."""
     page = f"{serve_url()}/versions/{made.name}"
     failed = [check for check in checks if not check.passed]
+    state = "is in quarantine" if failed else "is the latest"
     lines = [
-        f"**{made.name}** " + ("is in quarantine" if failed else "is the latest") + f": [its page]({page})",
+        f"**{made.name}** {state}: [its page]({page})",
+        "",
+        *(f"- {plain(check.why)}" for check in failed),
         "",
     ]
     if failed:
-        lines += [
-            "Training refuses it. Look at it, then mend the source, or:",
-            "",
-            f"    hyco release {made.name} --home {home}",
-            "",
-        ]
-    judged = verdict(checks)
+        lines += ["Training refuses it. Look at it, then mend the source, or:", ""]
+        lines += [f"    hyco release {made.name} --home {home}", ""]
     head = ("check", "value", "previous", "limit", "verdict")
-    lines += table(head, ([plain(row[name]) for name in head] for row in judged))
-    lines += [
-        "",
-        *table(("count", ""), ((name.replace("_", " "), f"{n:,}") for name, n in made.counts.items())),
-    ]
-    lines += ["", f"per image: {made.counts['parts'] / max(1, made.counts['images']):.2f} accepted boxes", ""]
+    lines += [*table(head, ([plain(row[name]) for name in head] for row in verdict(checks))), ""]
+    lines += [*_samples(made, home, f"{page}/samples"), ""]
+    counts = {name.replace("_", " "): f"{n:,}" for name, n in made.counts.items()}
+    counts["accepted boxes an image"] = f"{made.counts['parts'] / max(1, made.counts['images']):.2f}"
+    lines += [*table(("count", ""), counts.items()), ""]
     histogram = score_histogram(Store(home), made)
     lines += ["Scores of the accepted boxes:", "", *bars(histogram), ""] if histogram.sum() else []
-    return "\n".join(lines + _samples(made, home, f"{page}/samples") + served(home))
+    return "\n".join(lines + served(home))
 
 
 def training(result: dict[str, Any], folder: Path, home: str) -> str:
@@ -184,12 +181,12 @@ def decision(row: Row, home: str) -> str:
 def lineage(decisions: list[Row], home: str) -> str:
     """Where the newest models came from, as a picture and as a table; `decisions` newest first."""
     url = serve_url()
-    head = ("when", "what", "model", "before", "version", "run", "source", "detections")
+    head = ("when", "what", "model", "version", "run", "before", "source", "detections")
     body = (
-        [row.time[:19].replace("T", " "), row.kind.replace("_", " "), row.model, row.before or "",
+        [row.time[:16].replace("T", " "), row.kind.replace("_", " "), row.model,
          f"[{row.version}]({url}/versions/{row.version})",
-         f"[{plain(Path(row.run).name)}]({url}/runs/{Path(row.run).name}/report.html)",
-         plain(row.source), plain(row.detections)]
+         f"[report]({url}/runs/{Path(row.run).name}/report.html)",
+         row.before or "", plain(row.source), plain(row.detections)]
         for row in decisions[:12]
     )  # fmt: skip
     return "\n".join([f"![lineage]({url}/lineage.svg)", "", *table(head, body), *served(home)])
@@ -199,11 +196,12 @@ def _samples(made: Version, home: str, url: str) -> list[str]:
     """The first images of a version with a caption each and the parts that were cut out."""
     body = []
     for place, sample in enumerate(Home(home).samples(made.name)[:PICTURES]):
-        parts = (
+        parts = [
             f"![{plain(part.phrase)}]({url}/{place}/{n}.jpg)" for n, part in enumerate(sample.parts[:PARTS])
-        )
-        body.append((f"![{place}]({url}/{place}/whole.jpg)", plain(sample.captions[0]), " ".join(parts)))
-    return table(("image", "caption", "its first parts"), body) if body else []
+        ]
+        parts += [""] * (PARTS - len(parts))
+        body.append((f"![{place}]({url}/{place}/whole.jpg)", *parts, plain(sample.captions[0])))
+    return table(("image", *["part"] * PARTS, "caption"), body) if body else []
 
 
 def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[str]:

@@ -101,10 +101,11 @@ def test_a_quarantined_version_says_why_and_how_it_is_released(
         Check("damaged shards", 0.0, None, 0.0, True),
     ]
     text = stories.version(made, checks, str(tmp_path))
-    assert "is in quarantine" in text and f"    hyco release {made.name} --home {tmp_path}" in text
+    assert "is in quarantine" in text and "- 0.50 boxes an image after 2.00" in text
+    assert f"    hyco release {made.name} --home {tmp_path}" in text
     assert "| boxes an image | 0.5 | 2 | within 50% | failed: 0.50 boxes an image after 2.00 |" in text
     page = f"https://hyco.example.org/versions/{made.name}"
-    row = f"| ![2]({page}/samples/2/whole.jpg) | {samples[2].captions[0]} | ![{samples[2].parts[0].phrase}]"
+    row = f"| ![2]({page}/samples/2/whole.jpg) | ![{samples[2].parts[0].phrase}]({page}/samples/2/0.jpg) |"
     assert text.count("/whole.jpg)") == 3 and row in text
     assert "hyco release" not in stories.version(made, checks[1:], str(tmp_path))
 
