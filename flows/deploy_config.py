@@ -45,7 +45,7 @@ class DeployConfig(Config):
     directory: str = "."
     gpus: int = Field(default=1, ge=1)
     cpu_trainings: int = Field(default=1, ge=1)
-    watch_every_s: float = Field(default=300, ge=10)
+    watch_every_s: float = Field(default=300.0, ge=10)
     maintain_cron: str = "17 3 * * *"
     gather_s: float = Field(default=20, ge=1)
     dead_after_s: float = Field(default=90, ge=60)

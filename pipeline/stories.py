@@ -68,7 +68,7 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
         with store.open(record["detections"]["path"]) as file:
             found_here = read_detections(file)
         scores = np.append(scores, found_here["score"].drop_null().to_numpy())
-        phrases = found_here.filter(pc.is_valid(found_here["phrase"])).group_by(
+        phrases = found_here.filter(pc.field("phrase").is_valid()).group_by(
             ["key", "caption", "span_start", "phrase"]
         )
         best = np.append(best, phrases.aggregate([("score", "max")])["score_max"].fill_null(0.0).to_numpy())

@@ -63,7 +63,8 @@ class Block(nn.Module):
                 f"width {width} is not a multiple of {heads} heads; choose another number of heads"
             )
         hidden = round(width * mlp_ratio)
-        self.heads, self.causal, self.activation = heads, causal, activation
+        self.heads, self.causal = heads, causal
+        self.activation: Activation = activation
         self.attention_norm = nn.LayerNorm(width, norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)

@@ -68,14 +68,18 @@ def promote(
     from pipeline.gate import GateConfig
     from pipeline.registry import Exam, challenge
     from pipeline.runs import RunConfig
-    from storage.registry import PROMOTED
+    from storage.registry import PROMOTED, Registry
 
     folder = find_run(run, home)
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
     exam = Exam(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
     metrics = assess(folder, home, known.version, assess_source, taxonomy, config=exam.config)
     gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
+    known_rows = len(Registry(home).rows())
     row = challenge(folder, home, exam, gate, metrics, anyway=anyway)
+    if row.number <= known_rows:
+        typer.echo(f"{row.model} is the champion already")
+        return
     _announce(row)
     typer.echo(f"{row.kind}: {row.reason}")
     if row.kind != PROMOTED:

@@ -137,7 +137,9 @@ class LocalEngine:
             while not self._closed:
                 self._give_work(workers)
                 self._end_overdue(workers)
-                for ready in wait([self._ears, *(worker.pipe for worker in workers)], self._patience(workers)):
+                for ready in wait(
+                    [self._ears, *(worker.pipe for worker in workers)], self._patience(workers)
+                ):
                     if ready is self._ears:
                         self._ears.recv(4096)
                     else:
