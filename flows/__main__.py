@@ -10,7 +10,7 @@ import typer
 
 import flows.commands  # noqa: F401  registers deploy, worker and grown
 import pipeline.commands  # noqa: F401  registers the verbs that need no Prefect
-from flows.server import command, ensure_server, environment
+from flows.server import command, ensure_server, environment, reach
 from flows.settings import use_home
 from pipeline.commands.app import (
     CORES,
@@ -77,6 +77,11 @@ def ui(
 def announce(row: Any) -> None:
     """Make an event and an artifact of a promotion, refusal or rollback, where a Prefect server is named."""
     if not os.environ.get("PREFECT_API_URL"):
+        return
+    try:
+        reach(os.environ["PREFECT_API_URL"])
+    except RuntimeError as error:  # the decision stands in the registry all the same
+        typer.echo(f"no event and no artifact: {error}", err=True)
         return
     home = str(Path(row.run).parents[1])
     use_home(home)

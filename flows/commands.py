@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.server import ensure_server, guarded
+from flows.server import ensure_server, guarded, reach
 from flows.settings import use_home
 from pipeline.commands.app import AssessSource, Assignments, Home, TaxonomyFile, app
 from storage.store import Store
@@ -108,6 +108,7 @@ def worker(
         raise ValueError(
             f"PREFECT_API_URL is not set: start `hyco ui --home {home}` and export the address it prints"
         )
+    reach(os.environ["PREFECT_API_URL"])
     from flows.templates import HEARTBEAT_S
 
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
@@ -126,6 +127,7 @@ def grown(
     use_home(home)
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: name the server whose deployments watch the source")
+    reach(os.environ["PREFECT_API_URL"])
     from flows.signals import flush, grown
 
     grown(str(Path(source).resolve()) if "://" not in source else source)

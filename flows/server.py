@@ -4,6 +4,7 @@ Prefect's own temporary server outlives a command that is killed; this one is bo
 """
 
 import atexit
+import base64
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ def ensure_server(home: str) -> str:
     """
     folder = use_home(home)
     if known := os.environ.get("PREFECT_API_URL"):
+        reach(known)
         return known
     assert "prefect" not in sys.modules, "Prefect reads its settings once, when it is imported"
     port = _free_port()
@@ -41,6 +43,29 @@ def ensure_server(home: str) -> str:
     _wait(process, f"{address}/health", log)
     os.environ["PREFECT_API_URL"] = address
     return address
+
+
+def reach(address: str) -> None:
+    """Raise RuntimeError, in words, when nothing answers at an API's address or it refuses the password."""
+    if os.environ.get("PREFECT_API_KEY"):  # Prefect Cloud, which has other paths
+        return
+    request = urllib.request.Request(f"{address}/admin/version")
+    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=30):
+            return
+    except urllib.error.HTTPError as error:
+        remedy = (
+            "set PREFECT_API_AUTH_STRING=user:password"
+            if error.code in (401, 403)
+            else "is it Prefect's API?"
+        )
+        raise RuntimeError(f"{address} (PREFECT_API_URL) answers {error.code}: {remedy}") from None
+    except OSError as error:
+        raise RuntimeError(
+            f"nothing answers at {address} (PREFECT_API_URL): {error}; is `hyco ui` running?"
+        ) from None
 
 
 def command(port: int) -> list[str]:
@@ -63,6 +88,8 @@ def environment(port: int) -> dict[str, str]:
     kept = {
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        # Prefect's default lets the pages of any site that the same browser shows read and start runs.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite on a busy machine: wait for the lock, do not fail
     }
     return {
