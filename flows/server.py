@@ -64,7 +64,7 @@ def reach(address: str) -> None:
         raise RuntimeError(f"{address} (PREFECT_API_URL) answers {error.code}: {remedy}") from None
     except OSError as error:
         raise RuntimeError(
-            f"nothing answers at {address} (PREFECT_API_URL): {error}; is `hyco ui` running?"
+            f"nothing answers at {address} (PREFECT_API_URL): {getattr(error, 'reason', error)}; is `hyco ui` running?"
         ) from None
 
 

@@ -33,7 +33,7 @@ def test_every_secret_comes_from_the_environment() -> None:
 
 def test_only_the_loopback_is_open() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert published == ["127.0.0.1:4200:4200"]
+    assert published == ["127.0.0.1:4200:4200", "127.0.0.1:8300:8300"]
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - ONE_SHOT))

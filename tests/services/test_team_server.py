@@ -1,6 +1,5 @@
 """The topology of docker/compose.yaml as real processes: PostgreSQL, Redis, server, services, worker."""
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,14 +63,13 @@ def test_a_second_deploy_changes_nothing(team: Team) -> None:
 
 def test_a_worker_runs_a_deployment_and_the_server_may_die_meanwhile(team: Team) -> None:
     """`maintain` needs no data; the server is killed and started again while its run waits or runs."""
-    started = team.run("deploy", ["prefect", "deployment", "run", "maintain/maintain", "--output", "json"])
-    run = json.loads(started[started.index("{") :])["id"]
+    start = "from prefect.deployments import run_deployment as r; print(r('maintain/maintain', timeout=0).id)"
+    run = team.run("deploy", ["python", "-c", start]).split()[-1]
     team.kill("server")
     team.start_server()
 
     def finished() -> bool:
-        out = team.run("deploy", ["prefect", "flow-run", "inspect", run, "--output", "json"])
-        state = json.loads(out[out.index("{") :])["state"]["type"]
+        state = team.read(f"flow_runs/{run}")["state"]["type"]
         assert state not in ("FAILED", "CRASHED"), Path(team.folder / "cpu-worker.log").read_text()[-3000:]
         return state == "COMPLETED"
 

@@ -4,6 +4,7 @@ PostgreSQL and Redis come from Debian's packages; the Prefect commands and every
 compose file, so that what is proven here is what the compose file says.
 """
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -157,6 +159,13 @@ class Team:
     def health(self) -> int:
         return status(f"{self.url}/api/health")
 
+    def read(self, path: str) -> Any:
+        """What the API answers, with the password."""
+        request = urllib.request.Request(f"{self.url}/api/{path}")
+        request.add_header("Authorization", "Basic " + b64encode(AUTH.encode()).decode())
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
     def migrate(self) -> None:
         self.run("migrate", COMPOSE["services"]["migrate"]["command"])
 
@@ -190,8 +199,6 @@ def status(url: str, auth: str | None = None, **headers: str) -> int:
 
 def answer(url: str, auth: str | None = None, **headers: str) -> tuple[int, dict[str, Any]]:
     """HTTP status and headers of a GET; (0, {}) when nobody answers."""
-    from base64 import b64encode
-
     request = urllib.request.Request(url, headers={key.replace("_", "-"): v for key, v in headers.items()})
     if auth:
         request.add_header("Authorization", "Basic " + b64encode(auth.encode()).decode())
