@@ -20,7 +20,7 @@ from tests.pipeline.training_data import sample
 
 def data_of(key: str) -> Any:
     found = Artifact.get(key)
-    assert found is not None
+    assert isinstance(found, Artifact)
     return found.data
 
 

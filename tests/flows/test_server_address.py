@@ -18,7 +18,7 @@ class Guarded(http.server.BaseHTTPRequestHandler):
         self.send_response(200 if self.headers.get("Authorization") == wanted else 401)
         self.end_headers()
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
