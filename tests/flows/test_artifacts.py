@@ -19,8 +19,8 @@ from tests.pipeline.training_data import sample
 
 
 def data_of(key: str) -> Any:
-    found = Artifact.get(key)
-    assert isinstance(found, Artifact)
+    found: Any = Artifact.get(key)
+    assert found is not None
     return found.data
 
 
