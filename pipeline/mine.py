@@ -25,6 +25,7 @@ from pipeline.images import ImageError, decode
 from pipeline.mine_rows import Clock, Rows
 from pipeline.nouns import NounConfig, NounExtractor
 from pipeline.progress import Listener, Progress
+from pipeline.rows import Limits
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
@@ -46,6 +47,7 @@ class MineConfig(Config):
         grounder: which detector, see pipeline.ground.
         weights: digest of the grounder's files, so that other weights are another configuration. It sets
             itself wherever the files are; where they are not, a saved one is believed (packing needs no detector).
+        limits: what a sample may weigh; larger ones fail, by name.
         nouns: how phrases are found.
         per_phrase: boxes kept for each phrase, the best by rank.
         max_captions: captions of an image that are used, the first ones.
@@ -63,6 +65,7 @@ class MineConfig(Config):
     source: str
     grounder: str
     weights: str = Field(default="", validate_default=True)
+    limits: Limits = Field(default_factory=Limits)
     nouns: NounConfig = Field(default_factory=NounConfig)
     per_phrase: int = Field(default=16, ge=1)
     max_captions: int = Field(default=8, ge=1)
@@ -100,7 +103,7 @@ def plan(config: MineConfig, home: str) -> Plan:
     """Say what is left to mine, and leave the resolved configuration beside the records."""
     store = Store(home)
     finished = set(_manifest(config, store).units())
-    units = open_source(config.source).units()
+    units = open_source(config.source, config.limits).units()
     store.create(f"{prefix(config)}/config.json", config.model_dump_json(indent=1).encode())
     return Plan(
         [unit for unit in units if unit.name in finished],
@@ -131,7 +134,7 @@ def mine_shard(
     with clock("load"):
         extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
-    samples = clock.iterate("source", open_source(config.source).samples(unit, failures.append))
+    samples = clock.iterate("source", open_source(config.source, config.limits).samples(unit, failures.append))
     try:
         while chunk := list(islice(samples, config.chunk)):
             _mine_chunk(config, chunk, extractor, detector, rows, failures, counts, clock)
@@ -202,7 +205,7 @@ def summary(config: MineConfig, home: str) -> dict[str, Any]:
     """
     store = Store(home)
     records = _manifest(config, store).records()
-    units = open_source(config.source).units()
+    units = open_source(config.source, config.limits).units()
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     total: Counter[str] = Counter(dict.fromkeys(names, 0))
@@ -246,7 +249,7 @@ def phrase_quality(
     from pipeline.quality import Tally
 
     store = Store(home)
-    manifest, source = _manifest(config, store), open_source(config.source)
+    manifest, source = _manifest(config, store), open_source(config.source, config.limits)
     tally = Tally(threshold, nms_iou, iou)
     for unit in source.units()[:most]:
         if (record := manifest.record(unit.name)) is None:

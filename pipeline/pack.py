@@ -217,7 +217,7 @@ def split_of(key: str, holdout: float) -> str:
 
 def units_of(mine: Any) -> list[Unit]:
     """Return the units of the source that a MineConfig names."""
-    return open_source(mine.source).units()
+    return open_source(mine.source, mine.limits).units()
 
 
 def _mined(store: Store, mine: Config) -> Manifest:
@@ -238,7 +238,7 @@ def _training_samples(
     report: Report,
 ) -> Iterator[TrainingSample]:
     """Read the unit's images again and cut their parts; what mining has already failed is passed over."""
-    for sample in open_source(mine.source).samples(unit, lambda failure: None):
+    for sample in open_source(mine.source, mine.limits).samples(unit, lambda failure: None):
         if sample.key not in chosen:
             continue
         report(1)

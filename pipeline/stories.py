@@ -54,7 +54,7 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
     records = Manifest(store, f"{prefix(config)}/records")
     some = [
         (unit, record)
-        for unit in open_source(config.source).units()[:UNITS]
+        for unit in open_source(config.source, config.limits).units()[:UNITS]
         if (record := records.record(unit.name))
     ]
     if len(some) == min(UNITS, found["units"]) and _labelled(config, some[0][0]):
@@ -220,5 +220,5 @@ def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[st
 
 
 def _labelled(config: MineConfig, unit: Any) -> bool:
-    first = next(iter(open_source(config.source).samples(unit, lambda failure: None)), None)
+    first = next(iter(open_source(config.source, config.limits).samples(unit, lambda failure: None)), None)
     return first is not None and isinstance(first.meta.get("objects"), list)

@@ -17,6 +17,7 @@ from pipeline import mine as mining
 from pipeline.config import digest, override
 from pipeline.engine import InProcess, LocalEngine
 from pipeline.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
+from pipeline.rows import Limits
 from storage.detections import SCHEMA, read_detections, read_failures
 from storage.manifest import Manifest
 from storage.store import Store
@@ -257,6 +258,13 @@ def test_a_bad_image_is_a_failure_and_not_the_end(tmp_path, home, detector):
     }
     assert len(set(rows_of(record, home)["key"].to_pylist())) == 8
     assert summary(mine, home)["failures_by_code"] == {"undecodable": 2}
+
+
+def test_limits_are_part_of_the_configuration(source, home, detector):
+    strict = config(source, error_budget=1.0, limits=Limits(max_pixels=16))
+    record = mine_shard(strict, home, plan(strict, home).pending[0])
+    assert record["images"] == 0 and record["failed_by_code"] == {"too_many_pixels": 5}
+    assert digest(strict) != digest(config(source))
 
 
 def test_past_the_error_budget_the_shard_is_named_and_nothing_is_visible(tmp_path, home, detector):

@@ -18,6 +18,7 @@ from pipeline.config import Config, digest
 from pipeline.images import decode, encode_jpeg, inspect
 from pipeline.pack import PackConfig, pack, pack_shard, plan, publish, split_of
 from pipeline.quality_gate import QualityConfig
+from pipeline.rows import Limits
 from pipeline.source import Unit, open_source
 from storage.detections import read_failures, write_detections
 from storage.garbage import collect
@@ -35,6 +36,7 @@ class Mined(Config):
 
     incidental: ClassVar[frozenset[str]] = frozenset({"source"})
     source: str
+    limits: Limits = Limits()
     per_phrase: int = 1
 
 
