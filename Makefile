@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino clean classification test-operations ablation
+.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino test-operations ablation clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
