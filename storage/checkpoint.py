@@ -1,6 +1,5 @@
 """Training checkpoints: folders that appear whole or not at all."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,7 +7,9 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
+
+from storage.files import fsync_directory, sha256_of
 
 _NAME = re.compile(r"step-(\d{9,})")
 _RECORD = "complete.json"
@@ -49,12 +50,12 @@ class Checkpoints:
         try:
             record = {name: _write(draft / _plain_name(name), content) for name, content in files.items()}
             _write(draft / _RECORD, json.dumps({"step": step, "files": record}, indent=1).encode())
-            _fsync(draft)
+            fsync_directory(draft)
             draft.rename(final)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        _fsync(self.folder)
+        fsync_directory(self.folder)
         return final
 
     def latest(self) -> tuple[int, Path] | None:
@@ -103,7 +104,7 @@ def _problem(folder: Path, deep: bool = True) -> str | None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             return f"{path} is missing or not {size} bytes long"
-        if deep and _sha256(path) != sha256:
+        if deep and sha256_of(path) != sha256:
             return f"{path} has changed since it was written"
     return None
 
@@ -124,17 +125,4 @@ def _write(path: Path, content: Content) -> tuple[str, int]:
         file.flush()
         os.fsync(file.fileno())
         size = file.seek(0, os.SEEK_END)
-    return _sha256(path), size
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-
-
-def _fsync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return sha256_of(path), size

@@ -17,11 +17,12 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.files import fsync_directory, sha256_of
 from storage.store import Store
 
 LOG, MODELS = "registry/log", "registry/models"
@@ -127,13 +128,13 @@ class Registry:
             try:
                 for file in files:
                     _copy(Path(folder) / file["name"], draft / file["name"])
-                _fsync(draft)
+                fsync_directory(draft)
                 draft.rename(final)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 if not final.is_dir():  # another process was faster with the same bytes
                     raise
-            _fsync(final.parent)
+            fsync_directory(final.parent)
         if problem := self.problem(digest_of(files), files):
             raise ValueError(problem)
         return digest_of(files), files
@@ -178,7 +179,7 @@ def fingerprint(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if "model.safetensors" not in names or any((folder / name).is_dir() for name in names):
         raise ValueError(f"{folder} is not a model: it must hold model.safetensors and files beside it")
     return [
-        {"name": name, "sha256": _sha256(folder / name), "size": (folder / name).stat().st_size}
+        {"name": name, "sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size}
         for name in names
     ]
 
@@ -194,16 +195,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(read, write, 1 << 20)
         write.flush()
         os.fsync(write.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-
-
-def _fsync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,6 +22,8 @@ import fsspec
 import fsspec.utils
 from fsspec.implementations.local import LocalFileSystem
 
+from storage.files import fsync_directory
+
 Paths = list[str]  # named here because Store.list hides the builtin inside the class
 
 _TEMPORARY = ".tmp-"
@@ -142,7 +144,7 @@ class Store:
             path = f"{prefix}/{sha256}{suffix}"
             # Replacing an equal object also renews its time, so that garbage collection spares it.
             temporary.replace(self.path(path))
-            _fsync_directory(temporary.parent)
+            fsync_directory(temporary.parent)
         return Object(path, sha256, size)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -172,7 +174,7 @@ class Store:
                     text = f"{self.url} lies on a filesystem without hard links, so records cannot be created safely"
                     raise OSError(error.errno, f"{text}: choose another") from None
                 raise
-            _fsync_directory(temporary.parent)
+            fsync_directory(temporary.parent)
         return True
 
     def replace(self, path: str, data: bytes) -> None:
@@ -187,7 +189,7 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(target)
-            _fsync_directory(temporary.parent)
+            fsync_directory(temporary.parent)
 
     def delete(self, path: str) -> bool:
         """Remove a file; return False when it was absent already."""
@@ -288,11 +290,3 @@ def _sha256(file: Any) -> str:
     while block := file.read(_BLOCK):
         hasher.update(block)
     return hasher.hexdigest()
-
-
-def _fsync_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
