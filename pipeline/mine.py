@@ -134,7 +134,9 @@ def mine_shard(
     with clock("load"):
         extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
-    samples = clock.iterate("source", open_source(config.source, config.limits).samples(unit, failures.append))
+    samples = clock.iterate(
+        "source", open_source(config.source, config.limits).samples(unit, failures.append)
+    )
     try:
         while chunk := list(islice(samples, config.chunk)):
             _mine_chunk(config, chunk, extractor, detector, rows, failures, counts, clock)
