@@ -63,8 +63,12 @@ def test_a_new_shard_becomes_a_decision(operation: Operation) -> None:
     decisions = operation.wait("artifacts", lambda: operation.artifacts("decision")[1:], 30)
     assert row.model in decisions[-1]["data"] and "| retrieval.image_to_text.r5 |" in decisions[-1]["data"]
     operation.wait("events", lambda: len(operation.events("hyco.dataset.published")) >= 2, 30)
-    told = operation.events("hyco.champion.promoted") + operation.events("hyco.challenger.refused")
-    assert {event["resource"]["prefect.resource.name"] for event in told} == {row.model, second.model}
+
+    def told() -> set[str]:
+        found = operation.events("hyco.champion.promoted") + operation.events("hyco.challenger.refused")
+        return {event["resource"]["prefect.resource.name"] for event in found}
+
+    operation.wait("both events", lambda: told() == {row.model, second.model}, 30)
 
 
 def test_a_rollback_is_one_command_an_event_and_an_artifact(operation: Operation) -> None:
