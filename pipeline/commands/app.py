@@ -60,6 +60,11 @@ def hyco(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+def run_folder(run: str, home: str) -> Path:
+    """Directory of a run, given as such or by its name in HOME/runs."""
+    return Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
+
+
 def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
     """Print the numbers with their chance levels, and where the files lie."""
     from rich.console import Console

@@ -13,6 +13,7 @@ from pipeline.commands.app import (
     TaxonomyFile,
     Version,
     app,
+    run_folder,
     show,
     show_metrics,
 )
@@ -85,9 +86,9 @@ def assess(
             raise ValueError("--suite needs --data: the directory your data sets lie in")
         show_metrics(assessing.assess_model(run, suite, data, config=config), Path(run))
         return
-    folder = _folder(run, home)
+    folder = run_folder(run, home)
     if beside:
-        config = config.replace(beside=tuple(str(_folder(other, home)) for other in beside))
+        config = config.replace(beside=tuple(str(run_folder(other, home)) for other in beside))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
@@ -110,8 +111,3 @@ def assess(
         data=data,
     )
     show_metrics(metrics, folder)
-
-
-def _folder(run: str, home: str) -> Path:
-    """Directory of a run, given as such or by its name in HOME/runs."""
-    return Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.app import AssessSource, Home, TaxonomyFile, app, show
+from pipeline.commands.app import AssessSource, Home, TaxonomyFile, app, run_folder, show
 
 Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
 
@@ -119,7 +119,7 @@ def rollback(
 
 def find_run(run: str, home: str) -> Path:
     """The directory of a finished run, given as a path or by its name; FileNotFoundError when there is none."""
-    folder = Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
+    folder = run_folder(run, home)
     if not (folder / "model").is_dir():
         raise FileNotFoundError(
             f"no finished run in {run} or {folder}: give the directory that `hyco train` printed"

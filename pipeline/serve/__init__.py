@@ -27,7 +27,6 @@ from pipeline.serve.home import Home
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
-PORT = 8300
 RUN_FILES = {
     "report.html": "text/html",
     "metrics.json": "application/json",

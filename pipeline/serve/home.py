@@ -19,7 +19,6 @@ from storage.versions import Version, Versions
 
 SAMPLES = 24
 SIDE = 320  # pixels of the shorter side of the pictures in a page
-FAILURES = 5  # examples of each code
 
 
 class Home:
@@ -126,10 +125,9 @@ class Home:
     def _failures(self, version: Version) -> dict[str, list[Any]]:
         """Examples of what could not be used, by stage and code."""
         found: dict[str, list[Any]] = {}
-        for folder, field in ((f"detections/{version.digests.get('mine')}", "failures"),
-                              (f"packs/{version.digests.get('pack')}", "failures")):  # fmt: skip
+        for folder in (f"detections/{version.digests.get('mine')}", f"packs/{version.digests.get('pack')}"):
             for record in Manifest(self.store, f"{folder}/records").records().values():
-                path = record.get(field)
+                path = record.get("failures")
                 path = path["path"] if isinstance(path, dict) else path
                 if not path:
                     continue

@@ -58,11 +58,12 @@ def entailment(general: list[Tensor], specific: list[Tensor], eta: float, k: flo
     return torch.stack(each).mean()
 
 
-def hycoclip(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor) -> Tensor:
-    """hCC + 0.1 hCE with eta 0.7 between and 1.2 within modalities, K = 0.1."""
+def rows(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor, apart, held) -> Tensor:
+    """hCC + 0.1 hCE with eta 0.7 between and 1.2 within modalities, K = 0.1, in the space of distance `apart` and of
+    entailment `held`."""
 
     def negative(x, y, c):
-        return -distance(x, y, c)
+        return -apart(x, y, c)
 
     i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
     own = list(range(len(i)))
@@ -73,12 +74,16 @@ def hycoclip(image, text, image_box, text_box, owner: list[int], scale: Tensor, 
         + cross_entropy(tb, i, owner, negative, scale, c)
     ) / 4
     contained = (
-        entailment(t, i, 0.7, 0.1, c)
-        + entailment(tb, ib, 0.7, 0.1, c)
-        + entailment(ib, [i[o] for o in owner], 1.2, 0.1, c)
-        + entailment(tb, [t[o] for o in owner], 1.2, 0.1, c)
+        held(t, i, 0.7, 0.1, c)
+        + held(tb, ib, 0.7, 0.1, c)
+        + held(ib, [i[o] for o in owner], 1.2, 0.1, c)
+        + held(tb, [t[o] for o in owner], 1.2, 0.1, c)
     )
     return contrast + 0.1 * contained
+
+
+def hycoclip(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor) -> Tensor:
+    return rows(image, text, image_box, text_box, owner, scale, c, distance, entailment)
 
 
 def meru(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor) -> Tensor:
@@ -127,22 +132,4 @@ def product_entailment(
 
 def phyclip(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor) -> Tensor:
     """HyCoCLIP's rows in a product of hyperboloids with curvatures c [k]."""
-
-    def negative(x, y, c):
-        return -mean_distance(x, y, c)
-
-    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
-    own = list(range(len(i)))
-    contrast = (
-        cross_entropy(i, t, own, negative, scale, c)
-        + cross_entropy(t, i, own, negative, scale, c)
-        + cross_entropy(ib, t, owner, negative, scale, c)
-        + cross_entropy(tb, i, owner, negative, scale, c)
-    ) / 4
-    contained = (
-        product_entailment(t, i, 0.7, 0.1, c)
-        + product_entailment(tb, ib, 0.7, 0.1, c)
-        + product_entailment(ib, [i[o] for o in owner], 1.2, 0.1, c)
-        + product_entailment(tb, [t[o] for o in owner], 1.2, 0.1, c)
-    )
-    return contrast + 0.1 * contained
+    return rows(image, text, image_box, text_box, owner, scale, c, mean_distance, product_entailment)

@@ -20,13 +20,7 @@ from tests.pipeline.training_data import make_home, sample, tiny_recipe
 LORA = {"learn": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_blocks": 1}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Sums depend on the number of threads, and runs are compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,7 @@ from tests.pipeline.training_data import make_home, tiny_recipe
 CURVE = ("step", "loss", "terms", "lr", "curvature", "temperature", "radius", "epoch")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For the whole module, so that the run others are compared with is made under it too: sums depend on threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
