@@ -20,6 +20,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this module, whose default arguments hold the process group of that moment. Imported
+# after the group is made, it keeps the group's threads alive into Python's shutdown, and now and then they abort it.
+import torch.distributed.nn.functional
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import nn

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before a group is made: see pipeline/train.py
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import nn

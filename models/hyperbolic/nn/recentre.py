@@ -9,9 +9,10 @@ cosh d(b, x) alone: with k = sinh(g d(m, x)) / sinh d(m, x) and q = cosh d(m, b)
 The cost is two dot products and one combination a point; all else happens once a point, not once a coordinate.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, normalise, to_space
@@ -94,7 +95,22 @@ def average(x: Tensor, together: bool) -> Tensor:
 
 def all_reduce(x: Tensor) -> Tensor:
     """Sum over processes, with its gradient."""
-    # It does not import where distributed is not built.
-    from torch.distributed.nn import functional
+    return _AllReduce.apply(x)
 
-    return functional.all_reduce(x)
+
+class _AllReduce(torch.autograd.Function):
+    # torch.distributed.nn.functional has one too; it is deprecated.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _summed(grads[0])
+
+
+def _summed(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total

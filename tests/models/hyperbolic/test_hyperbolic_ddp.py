@@ -2,10 +2,12 @@
 whole batch."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before a group is made: see pipeline/train.py
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -74,16 +76,24 @@ def results(net, u, label):
     }
 
 
-def worker(rank, path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
+def share(rank):
     net = DistributedDataParallel(network())
     u, label = batch()
     # Uneven shares would need weighted losses; 4 and 4 make DDP's mean of means the mean.
-    found = results(net, u[rank::2], label[rank::2])
+    return results(net, u[rank::2], label[rank::2])
+
+
+def worker(rank, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
+    found = share(rank)
+    dist.destroy_process_group()
     if rank == 1:
         torch.save(found, f"{path}/found.pt")
-    dist.destroy_process_group()
+    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in threads if "gloo" in name], (
+        "a thread of the group lives on: it may abort the exit"
+    )
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
