@@ -199,20 +199,6 @@ EUCLIDEAN = Layers(
 )
 
 
-def build(
-    depth: int = 20,
-    widths: tuple[int, ...] = (8, 16, 32),
-    num_classes: int = 10,
-    c: float | None = 0.1,
-    head: nn.Module | None = None,
-    learn_c: bool = False,
-) -> ResNet:
-    """A residual network by its numbers: Poincare with curvature -c, or Euclidean where c is None."""
-    if c is None:
-        return EuclideanResNet(depth, widths, num_classes, head)
-    return PoincareResNet(depth, widths, num_classes, c, head, learn_c)
-
-
 def _copies(module: nn.Module, prefix: str) -> list[str]:
     """Names that the layers give to log c of the curvature they share."""
     shared = [name for name, m in module.named_modules(remove_duplicate=False) if m is module.curvature]

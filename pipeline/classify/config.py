@@ -19,6 +19,7 @@ class FitConfig(Config):
         data: labelled set, NAME:DIR as in pipeline.labelled; its train split is trained on. DIR may change.
         widths: channels of the three stages.
         curvature: c > 0 of a Poincare net, -c being its curvature; learn_curvature learns it from there on.
+        init: of a Poincare net's convolutions; "identity" or "normal" (docs/poincare_resnet.md).
         head: "softmax" is the net's own last layer (linear, or hyperbolic logistic regression), "linear" a linear
             layer on the (tangent) features, "separation" maximum separation (models/separation.py).
         radius: of the separation head. "equal" gives logits as steep as the softmax head's, so that both have one
@@ -41,6 +42,7 @@ class FitConfig(Config):
     widths: tuple[int, int, int] = (8, 16, 32)
     curvature: float = Field(default=0.1, gt=0)
     learn_curvature: bool = False
+    init: Literal["identity", "normal"] = "identity"
     head: Literal["softmax", "linear", "separation"] = "softmax"
     radius: float | Literal["equal", "learned"] = "equal"
     imbalance: float = Field(default=1.0, gt=0, le=1)

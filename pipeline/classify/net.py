@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.clip import load_weights
-from models.poincare_resnet import build
+from models.poincare_resnet import EuclideanResNet, PoincareResNet
 from models.separation import MaximumSeparation, equal_radius
 from pipeline.classify.config import FitConfig
 from storage.store import Store
@@ -71,13 +71,17 @@ def make_head(config: FitConfig, features: int, classes: int) -> nn.Module | Non
 
 def make_classifier(config: FitConfig, classes: int, mean: list[float], std: list[float]) -> Classifier:
     """A fresh net as the configuration has it; the same from the same torch seed."""
-    net = build(
+    head = make_head(config, config.widths[-1], classes)
+    if not config.hyperbolic:
+        return Classifier(EuclideanResNet(config.depth, config.widths, classes, head), mean, std)
+    net = PoincareResNet(
         config.depth,
         config.widths,
         classes,
-        config.curvature if config.hyperbolic else None,
-        make_head(config, config.widths[-1], classes),
-        config.learn_curvature and config.hyperbolic,
+        config.curvature,
+        head,
+        config.learn_curvature,
+        config.init,
     )
     return Classifier(net, mean, std)
 

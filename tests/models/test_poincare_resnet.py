@@ -16,7 +16,7 @@ from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.residual import residual_add
 from models.objectives import hycoclip_objective, loss
-from models.poincare_resnet import EuclideanResNet, PoincareResNet, ResNet, build
+from models.poincare_resnet import EuclideanResNet, PoincareResNet
 from tests.oracle import poincare_resnet as oracle
 
 SMALL = {"depth": 8, "widths": (4, 6, 8), "num_classes": 5}
@@ -141,7 +141,7 @@ def test_identity_initialisation_keeps_norms_where_the_published_ones_lose_them(
 
 @pytest.mark.parametrize("size", [(32, 32), (31, 45), (8, 8)])
 def test_images_of_any_size(size):
-    for model in (build(8, (4, 6, 8), 7), build(8, (4, 6, 8), 7, c=None)):
+    for model in (PoincareResNet(8, (4, 6, 8), 7), EuclideanResNet(8, (4, 6, 8), 7)):
         assert model.features(torch.randn(2, 3, *size)).shape == (2, 8)
         assert model(torch.randn(2, 3, *size)).shape == (2, 7)
 
@@ -156,7 +156,7 @@ def test_twins_have_one_topology():
 
 def test_a_head_takes_the_place_of_the_classifier():
     head = nn.Linear(8, 3)
-    model = build(8, (4, 6, 8), head=head)
+    model = PoincareResNet(8, (4, 6, 8), head=head)
     assert model.head is head and model(torch.randn(2, 3, 8, 8)).shape == (2, 3)
 
 
@@ -288,10 +288,6 @@ def test_other_state_dicts_are_refused_by_name(change, message):
     change(state)
     with pytest.raises(ValueError, match=message):
         compat.load_published(state)
-
-
-def test_topology_is_typed():
-    assert isinstance(build(8), ResNet) and isinstance(build(8, c=None), EuclideanResNet)
 
 
 # The image tower of a dual encoder.

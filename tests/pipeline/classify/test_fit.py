@@ -164,6 +164,16 @@ def test_equal_radius_is_the_temperature_of_the_softmax_head(
     assert separated.radius.item() == pytest.approx(slope * equal_radius(3))
 
 
+def test_the_initialisation_is_that_of_the_configuration(tiny: FitConfig) -> None:
+    """Taps beside the centre are zero in an identity and not in a normal kernel."""
+    beside = {}
+    for init in ("identity", "normal"):
+        model = make_classifier(tiny.replace(model="poincare_resnet20", init=init), 3, [0.5] * 3, [0.2] * 3)
+        kernels = [p for p in model.parameters() if p.shape[2:] == (3, 3) and p.shape[0] == p.shape[1]]
+        beside[init] = sum(k.detach()[..., 0, 0].abs().sum().item() for k in kernels)
+    assert beside["identity"] == 0 < beside["normal"]
+
+
 def test_known_classes_are_drawn_and_the_rest_is_open_set(tiny: FitConfig, tmp_path: Path) -> None:
     config = tiny.replace(known=2, steps=4)
     fit(tmp_path, config)
