@@ -79,36 +79,50 @@ def unmined(config: RetrainConfig, home: str) -> list[Unit]:
 
 
 def unpublished(config: RetrainConfig, home: str) -> bool:
-    """Say whether the mined units make a version that does not exist yet, or that nobody has judged."""
+    """Say whether the mined units make a version that does not exist yet, or that the quality gate has to judge.
+
+    It has to when the source went back to what an earlier version holds, or packing was killed before the gate.
+    """
     mine, pack = config.journey.mine, config.journey.pack
     store = Store(home)
     if not Manifest(store, f"detections/{digest(mine)}/records").units():
         return False
     if packing.plan(mine, pack, home):
         return True
-    made = _versions(config, home)
     packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records").records()
     units = packing.units_of(mine)
     shards = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
-    if not made or {shard.path for shard in made[-1].shards["train"]} != shards:
-        return True
-    # Killed between publishing and the quality gate: the newest version of all, yet neither latest nor quarantined.
     versions = Versions(store)
-    judged = versions.quarantined(made[-1].name) is not None or made[-1].name == _latest(versions)
-    return not judged and versions.list()[-1].name == made[-1].name
+    made = _versions(config, versions)
+    present = [
+        version.name for version in made if {shard.path for shard in version.shards["train"]} == shards
+    ]
+    if any(versions.quarantined(name) is not None for name in present):
+        return False
+    chosen = newest(config, home)
+    if chosen is None or chosen.name not in present:
+        return True
+    # Where `latest` is another configuration's: the newest version of all was killed before the gate.
+    return chosen.name != _latest(versions) and versions.list()[-1].name == chosen.name
 
 
 def newest(config: RetrainConfig, home: str) -> Version | None:
-    """The newest version made with this mining and packing that is not in quarantine, None without one."""
+    """The version made with this mining and packing that passed the quality gate last; None without one.
+
+    That is `latest`, which a source that lost a shard moves back to an older version. Where `latest` is another
+    configuration's, it is the newest one that is not in quarantine.
+    """
     versions = Versions(Store(home))
-    fit = [version for version in _versions(config, home) if versions.quarantined(version.name) is None]
-    return fit[-1] if fit else None
+    fit = [version for version in _versions(config, versions) if versions.quarantined(version.name) is None]
+    latest = _latest(versions)
+    passed = [version for version in fit if version.name == latest]
+    return (passed or fit or [None])[-1]
 
 
-def _versions(config: RetrainConfig, home: str) -> list[Version]:
+def _versions(config: RetrainConfig, versions: Versions) -> list[Version]:
     mine, pack = config.journey.mine, config.journey.pack
     wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
-    return [version for version in Versions(Store(home)).list() if version.digests == wanted]
+    return [version for version in versions.list() if version.digests == wanted]
 
 
 def _latest(versions: Versions) -> str | None:

@@ -138,6 +138,36 @@ def test_a_version_that_was_killed_before_it_was_judged_is_packed_again(config, 
     assert unpublished(config, home)
 
 
+def test_a_withdrawn_file_is_packed_away_once_and_no_longer_trained_on(config, home):
+    drop(config, "a")
+    first = work(config, home)
+    drop(config, "b")
+    second = work(config, home)
+    assert newest(config, home).name == second
+    (Path(config.journey.mine.source) / "b.jsonl").unlink()
+    assert unmined(config, home) == [] and unpublished(config, home)
+    assert work(config, home) == first, "the same content is the same version"
+    assert not unpublished(config, home)
+    assert newest(config, home).name == look(config, home).version == first
+    drop(config, "b")
+    assert unpublished(config, home) and work(config, home) == second and not unpublished(config, home)
+    assert look(config, home).version == second
+
+
+def test_latest_of_another_configuration_is_left_alone_unless_the_source_went_back(config, home):
+    other = config.replace(journey=config.journey.replace(pack=config.journey.pack.replace(threshold=0.9)))
+    for name in "ab":
+        drop(config, name)
+        work(config, home)
+    theirs = work(other, home)
+    assert not unpublished(config, home) and not unpublished(other, home)
+    assert newest(other, home).name == theirs != newest(config, home).name
+    (Path(config.journey.mine.source) / "b.jsonl").unlink()
+    assert unpublished(config, home)
+    assert newest(config, home).name != work(config, home) == newest(config, home).name
+    assert not unpublished(config, home)
+
+
 def test_a_file_that_is_still_being_written_is_waited_for(config):
     drop(config, "a")
     source = config.journey.mine.source
