@@ -16,6 +16,7 @@ from pipeline.assess.retrieval import Pairing, both_ways
 from pipeline.assess.suite import Evaluation, Setting
 from pipeline.embedder import Embedder
 
+COCO_FOLDERS = ("coco", "coco2017", "mscoco")
 FLICKR_FOLDERS = (
     "Images",
     "images",
@@ -145,7 +146,7 @@ def folder_with(names: tuple[str, ...], *marks: str) -> Callable[[Path], Path | 
 EVALUATIONS = {
     "coco": Evaluation(
         "COCO",
-        folder_with(("coco", "coco2017", "mscoco"), "annotations/captions_val2017.json"),
+        folder_with(COCO_FOLDERS, "annotations/captions_val2017.json"),
         measure(read_coco),
         "coco/ with annotations/captions_val2017.json and val2017/",
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.assess.boxes import measure_boxes
-from pipeline.assess.caption_sets import folder_with
+from pipeline.assess.caption_sets import COCO_FOLDERS, folder_with
 from pipeline.assess.files import ahead, load_image, read_json
 from pipeline.assess.outcome import Outcome
 from pipeline.assess.suite import Evaluation, Setting
@@ -105,7 +105,7 @@ def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | st
 EVALUATIONS = {
     "coco_boxes": Evaluation(
         "COCO boxes",
-        folder_with(("coco", "coco2017", "mscoco"), "annotations/instances_val2017.json"),
+        folder_with(COCO_FOLDERS, "annotations/instances_val2017.json"),
         evaluate,
         "coco/ with annotations/instances_val2017.json and val2017/",
     )

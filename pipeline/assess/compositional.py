@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.assess.caption_sets import folder_with
+from pipeline.assess.caption_sets import COCO_FOLDERS, folder_with
 from pipeline.assess.files import embed_files, read_json
 from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.retrieval import Score
@@ -168,7 +168,8 @@ def measure(embedder: Embedder, asked: Foils, setting: Setting) -> Outcome:
 
 def sugarcrepe(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
     """SugarCrepe on the photographs of COCO, which may lie beside it or in it."""
-    places = (folder / "val2017", setting.data / "coco" / "val2017", setting.data / "val2017")
+    coco = folder_with(COCO_FOLDERS, "val2017")(setting.data) or setting.data / "coco"
+    places = (folder / "val2017", coco / "val2017", setting.data / "val2017")
     photographs = next((place for place in places if place.is_dir()), None)
     if photographs is None:
         return f"SugarCrepe needs the photographs of COCO: put them in {places[1]}"

@@ -1,5 +1,6 @@
 """Evaluations on labelled image sets: zero-shot, the hierarchy of ImageNet's classes, a linear probe."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,10 +39,10 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
     def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
         spec = f"{known.name}:{folder}"
         test = open_labelled(spec, "test")
-        train = _training_part(spec, setting) if known.probe and setting.heads else None
+        train = _training_part(spec, test, setting) if known.probe and setting.heads else None
         path = find_wordnet(setting.data) if known.name in ON_WORDNET else None
         wordnet = WordNet(path) if path else None
-        names = _names(test, wordnet)
+        names = class_names(test, wordnet)
         if names is None:
             return f"nothing tells the names of its classes: {NO_WORDNET}, or LOC_synset_mapping.txt beside the images"
         asked, taught = setting.choose(len(test)), setting.choose(len(train or ()))
@@ -57,19 +58,12 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
         elif known.name in ON_WORDNET:
             setting.skipped["hierarchy"] = NO_WORDNET
         if train is not None:
-            learnt = embed(embedder, train, taught, setting.progress)
-            known_labels, classes = train.labels[learnt.kept], len(test.classes)
-            for head in setting.heads:
-                try:
-                    if head == "prototypes":  # of points on the hyperboloid, not of features before it
-                        c = embedder.curvature if embedder.model.config.geometry == "lorentz" else None
-                        rows = (learnt.points, known_labels), (seen.points, truth)
-                        found[f"probe_{head}"] = prototype_probe(*rows, classes, c, setting.boot)
-                    else:
-                        rows = (learnt.features, known_labels), (seen.features, truth)
-                        found[f"probe_{head}"] = probe(*rows, classes, setting.boot, head)
-                except ValueError as error:  # too few features for so many classes
-                    setting.skipped[f"probe_{head}"] = str(error)
+            try:
+                learnt = embed(embedder, train, taught, setting.progress)
+                labels = train.labels[learnt.kept], truth
+                found |= _probes(embedder, learnt, seen, labels, len(test.classes), setting)
+            except ValueError as error:  # too few images of it can be decoded
+                setting.skipped["probe"] = str(error)
         return Outcome(
             {block: outcome.numbers for block, outcome in found.items()},
             {f"{block}.{key}": span for block, o in found.items() for key, span in o.intervals.items()},
@@ -78,21 +72,35 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
     return evaluate
 
 
-def _training_part(spec: str, setting: Setting) -> LabelledSet | None:
+def _training_part(spec: str, test: LabelledSet, setting: Setting) -> LabelledSet | None:
+    """The training part; None without one of the test part's classes: labels are numbers within a part."""
     try:
-        return open_labelled(spec, "train")
-    except FileNotFoundError as error:
+        train = open_labelled(spec, "train")
+    except (OSError, ValueError) as error:
         setting.skipped["probe"] = f"no training part: {error}"
         return None
+    if train.classes != test.classes:
+        odd = ", ".join(sorted(set(train.classes) ^ set(test.classes))[:3]) or "in another order"
+        setting.skipped["probe"] = f"the training part has other classes than the test part ({odd})"
+        return None
+    return train
 
 
-def _names(test: LabelledSet, wordnet: WordNet | None) -> Sequence[Sequence[str]] | None:
-    """Readable names of the classes; those of WordNet where the set tells nothing but wnids."""
-    if any(
-        own != (label,) or not is_wnid(label) for own, label in zip(test.names, test.classes, strict=True)
-    ):
+def class_names(test: LabelledSet, wordnet: WordNet | None) -> Sequence[Sequence[str]] | None:
+    """Readable names of the classes: the set's own.
+
+    WordNet's where the set tells nothing but wnids (None without WordNet), or where classes share all their names.
+    """
+    wnids = all(map(is_wnid, test.classes))
+    if wnids and all(own == (label,) for own, label in zip(test.names, test.classes, strict=True)):
+        return wordnet.names(test.classes) if wordnet else None
+    if not wordnet or not wnids:
         return test.names
-    return wordnet.names(test.classes) if wordnet else None
+    often = Counter(name for own in test.names for name in set(own))
+    return [
+        tuple(name for name in own if often[name] == 1) or told
+        for own, told in zip(test.names, wordnet.names(test.classes), strict=True)
+    ]
 
 
 def _on_the_tree(
@@ -142,6 +150,30 @@ def embed(
             f"{images.name}: {len(kept)} of {len(asked)} images can be decoded: too few to measure"
         )
     return Embedded(torch.cat(points), torch.cat(features), np.array(kept, np.int64))
+
+
+def _probes(
+    embedder: Embedder,
+    learnt: Embedded,
+    seen: Embedded,
+    labels: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]],
+    classes: int,
+    setting: Setting,
+) -> dict[str, Outcome]:
+    """A block for each head, learnt on the training part and asked about the test part; `labels` are of both."""
+    found = {}
+    for head in setting.heads:
+        try:
+            if head == "prototypes":  # of points on the hyperboloid, not of features before it
+                c = embedder.curvature if embedder.model.config.geometry == "lorentz" else None
+                rows = (learnt.points, labels[0]), (seen.points, labels[1])
+                found[f"probe_{head}"] = prototype_probe(*rows, classes, c, setting.boot)
+            else:
+                rows = (learnt.features, labels[0]), (seen.features, labels[1])
+                found[f"probe_{head}"] = probe(*rows, classes, setting.boot, head)
+        except ValueError as error:  # too few features for so many classes
+            setting.skipped[f"probe_{head}"] = str(error)
+    return found
 
 
 def _read(

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.labelled.card import card
 from pipeline.labelled.layouts import PARTS, Labelled
-from pipeline.labelled.wordnet import common_names
-from pipeline.labelled.wordnet_tree import read_wnids
+from pipeline.labelled.wordnet import common_names, read_wnids
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "pixel_values")
 LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "target", "class")
@@ -22,16 +21,17 @@ LAYOUT = "*/SPLIT-*.parquet with columns image and label"
 
 
 def parquet_files(root: Path, split: str) -> list[Path]:
-    """Files of a split, at most two folders deep: their name or their folder's begins with the split's."""
+    """Files of a split, at most two folders deep: their name or their folder's begins with the split's.
+
+    A part published without its labels (ImageNet's test) stands for a split only where no other does.
+    """
     found = sorted(path for level in ("", "*/", "*/*/") for path in root.glob(level + "*.parquet"))
     parts = ("train", "test") if split == "all" else (split,)
     wanted = []
     for part in parts:
-        for alias in PARTS[part]:
-            own = [path for path in found if alias in _marks(path, root)]
-            if own:
-                wanted += own
-                break
+        named = [[path for path in found if alias in _marks(path, root)] for alias in PARTS[part]]
+        named = [paths for paths in named if paths]
+        wanted += next((paths for paths in named if not _withheld(paths)), named[0] if named else [])
     return wanted
 
 
@@ -46,20 +46,20 @@ def read_parquet(name: str, root: Path, split: str) -> Labelled:
     if not names:
         if not pa.types.is_string(rows.schema.field(rows.label).type):
             raise ValueError(f"{paths[0]}: column {rows.label} has numbers and the schema no names for them")
-        names = sorted(set(column))
-        column = [names.index(label) for label in column]
+        names = sorted(set(column) - {None})
+        number = {label: index for index, label in enumerate(names)}
+        column = [number.get(label) for label in column]
+    keys = [f"{path.name}[{i}]" for path, n in zip(paths, rows.counts, strict=True) for i in range(n)]
+    for key, label in zip(keys, column, strict=True):
+        if label not in range(len(names)):
+            raise ValueError(f"{root}: {key} has the label {label}; there are {len(names)} classes")
     labels = np.array(column, np.int64)
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
-        raise ValueError(
-            f"{paths[0]}: a label is {labels.max()} or below 0, there are {len(names)} class names"
-        )
     wnids = read_wnids()
     if name == "imagenet" and len(names) == len(wnids):  # published in the order of the wnids
         told = [common_names([word.strip() for word in own.split(",")]) for own in names]
         classes: list[str] = wnids
     else:
         classes, told = list(names), [card(name).readable(label) for label in names]
-    keys = [f"{path.name}[{i}]" for path, n in zip(paths, rows.counts, strict=True) for i in range(n)]
     return Labelled(name, tuple(classes), tuple(told), labels, rows.image, keys)
 
 
@@ -105,6 +105,11 @@ class _Rows:
         if found is None:
             raise ValueError(f"{path} has the columns {self.schema.names}, none of {', '.join(wanted)}")
         return found
+
+
+def _withheld(paths: list[Path]) -> bool:
+    """Whether no row of the files has a label: it is -1, or null."""
+    return all(label in (-1, None) for path in paths for label in _Rows([path]).labels())
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str]:

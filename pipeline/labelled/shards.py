@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.labelled.files import TarFiles
 from pipeline.labelled.layouts import PARTS, Labelled, is_image
-from pipeline.labelled.wordnet_tree import read_wnids
+from pipeline.labelled.wordnet import read_wnids
 
 LAYOUT = "classnames.txt and SPLIT/*.tar with KEY.jpg, KEY.cls"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 HYPERNYMS = ("@", "@i")  # is a kind of, is an instance of
 PLACES = ("wordnet/data.noun", "WordNet-3.0/dict/data.noun", "wordnet/dict/data.noun", "data.noun")
 ENDS = ("", ".xz", ".gz")
+IMAGENET = Path(__file__).with_name("imagenet_wnids.txt")
 
 Node = tuple[str, str | None, tuple[str, ...]]
 
@@ -117,6 +118,15 @@ class WordNet:
 def is_wnid(word: str) -> bool:
     """Whether a word looks like the id of a noun synset: n01440764."""
     return len(word) == 9 and word[0] == "n" and word[1:].isdigit()
+
+
+def read_wnids(path: str | Path = IMAGENET) -> list[str]:
+    """The wnids of a file: the first word of every line (wnids.txt, LOC_synset_mapping.txt), or all words of it."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no list of wnids at {path}")
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [word for row in rows for word in (row if all(is_wnid(w) for w in row) else row[:1])]
 
 
 def common_names(words: Sequence[str]) -> tuple[str, ...]:

@@ -11,18 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.labelled.wordnet import WordNet, is_wnid
-
-IMAGENET = Path(__file__).with_name("imagenet_wnids.txt")
-
-
-def read_wnids(path: str | Path = IMAGENET) -> list[str]:
-    """The wnids of a file: the first word of every line (wnids.txt, LOC_synset_mapping.txt), or all words of it."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no list of wnids at {path}")
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [word for row in rows for word in (row if all(is_wnid(w) for w in row) else row[:1])]
+from pipeline.labelled.wordnet import IMAGENET, WordNet, read_wnids
 
 
 def tree_of(wordnet: WordNet, wnids: Sequence[str]) -> dict[str, Any]:

@@ -237,6 +237,12 @@ def test_sugarcrepe_by_kind(tmp_path):
         read_sugarcrepe(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["COCO2017", "mscoco"])
+def test_sugarcrepe_finds_coco_under_any_of_its_names(tmp_path, name):
+    crepe(tmp_path / "sugarcrepe", tmp_path / name / "val2017")
+    assert suite(tmp_path, "sugarcrepe")["suite"]["sugarcrepe"]["mean"]["pairs"] == 4
+
+
 def test_vl_checklist_by_kind(tmp_path):
     folder = tmp_path / "vl_checklist"
     paint(folder / "vg" / "VG_100K" / "1.jpg", "red")

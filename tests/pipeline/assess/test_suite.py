@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from pipeline.assess import AssessConfig, assess_model
 from pipeline.assess.figures import COLUMNS, csv_text, figures
 from pipeline.assess.hierarchy import NAMES, tree_metrics
-from pipeline.assess.labelled_sets import embed, mean_of_paper_sets
+from pipeline.assess.labelled_sets import class_names, embed, mean_of_paper_sets
 from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.page import page
 from pipeline.assess.panels import Exhibits
@@ -30,6 +30,7 @@ from pipeline.embedder import Embedder
 from pipeline.images import encode_jpeg
 from pipeline.labelled import open_labelled
 from pipeline.labelled.card import card
+from pipeline.labelled.wordnet import WordNet
 from pipeline.progress import Progress
 from tests.pipeline.assess.test_assess_run import run, tiny, world
 from tests.pipeline.labelled.made import lay
@@ -167,6 +168,56 @@ def test_imagenet_takes_its_names_from_wordnet(data: Path, embedder: Embedder, t
     (tmp_path / "wordnet").symlink_to(data / "wordnet")
     found = run_suite(embedder, "imagenet", tmp_path, FEW)
     assert found["suite"]["imagenet"]["hierarchy"]["nodes"] == 5
+
+
+@pytest.mark.parametrize("train", [("bird", "cat", "airplane"), ("bird", "airplane"), ("bird", "dog")])
+def test_a_training_part_of_other_classes_costs_the_probe_alone(
+    train: tuple[str, ...], embedder: Embedder, tmp_path: Path
+) -> None:
+    for split, kinds in {"train": train, "test": ("bird", "cat")}.items():
+        lay(
+            tmp_path / f"eurosat/{split}",
+            {f"{k}/{n}.jpg": coloured("cat", n) for k in kinds for n in range(9)},
+        )
+    found = run_suite(embedder, "eurosat", tmp_path, FEW, heads=("softmax",))
+    assert set(found["suite"]["eurosat"]) == {"zero_shot", "source", "seconds"}
+    odd = ", ".join(sorted({"bird", "cat"} ^ set(train)))
+    said = found["skipped"]["suite.eurosat.probe"]
+    assert said == f"the training part has other classes than the test part ({odd})"
+
+
+def test_a_broken_training_part_costs_the_probe_alone(embedder: Embedder, tmp_path: Path) -> None:
+    root = tmp_path / "food101"
+    pictures = {f"images/{k}/{n}.jpg": coloured("cat", n) for k in ("pie", "tart") for n in range(2)}
+    test = "".join(f"{k}/{n}\n" for k in ("pie", "tart") for n in range(2))
+    lists = {"meta/classes.txt": "pie\ntart\n", "meta/test.txt": test, "meta/train.txt": "pizza/1\n"}
+    lay(root, lists | pictures)
+    found = run_suite(embedder, "food101", tmp_path, FEW, heads=("softmax",))
+    assert found["suite"]["food101"]["zero_shot"]["n"] == 4
+    assert "'pizza', which the list of classes lacks" in found["skipped"]["suite.food101.probe"]
+    lay(root, {"meta/train.txt": "pie/7\ntart/8\n", "images/pie/7.jpg": b"no", "images/tart/8.jpg": b"no"})
+    found = run_suite(embedder, "food101", tmp_path, FEW, heads=("softmax",))
+    assert found["suite"]["food101"]["zero_shot"]["n"] == 4
+    assert "0 of 2 images can be decoded" in found["skipped"]["suite.food101.probe"]
+
+
+def test_names_that_two_classes_share_are_told_apart(tmp_path: Path) -> None:
+    words = ("thing", "animal", "crane", "crane", "cat")
+    text, place = "", []
+    for word, above in zip(words, (None, 0, 0, 1, 1), strict=True):
+        pointers = "000" if above is None else f"001 @ {place[above]} n 0000"
+        place.append(f"{len(text):08d}")
+        text += f"{place[-1]} 03 n 01 {word} 0 {pointers} | gloss  \n"
+    lay(tmp_path, {"data.noun": text})
+    wnids = [f"n{place[at]}" for at in (2, 3, 4)]
+    mapping = "".join(f"{w} {name}\n" for w, name in zip(wnids, ("crane", "crane", "cat, puss"), strict=True))
+    solution = "ImageId,PredictionString\n" + "".join(f"v{n},{w} 1 2 3 4\n" for n, w in enumerate(wnids))
+    lists = {"LOC_synset_mapping.txt": mapping, "LOC_val_solution.csv": solution}
+    pictures = {f"ILSVRC/Data/CLS-LOC/val/v{n}.JPEG": coloured("cat", n) for n in range(3)}
+    test = open_labelled(f"imagenet:{lay(tmp_path / 'imagenet', lists | pictures)}", "test")
+    told = class_names(test, WordNet(tmp_path / "data.noun"))
+    assert told == [("crane (thing)",), ("crane (animal)",), ("cat", "puss")]
+    assert class_names(test, None) == test.names
 
 
 def test_all_runs_what_it_finds_and_names_the_rest(data: Path, embedder: Embedder) -> None:

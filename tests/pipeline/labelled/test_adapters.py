@@ -335,6 +335,24 @@ def test_parquet_of_imagenet_has_the_wnids(tmp_path: Path) -> None:
     assert found.classes[1] == "n01443537" and found.names[1] == ("thing 1",)
 
 
+def test_a_part_published_without_labels_is_passed_over(tmp_path: Path) -> None:
+    """ImageNet on the hub: its test part has -1 everywhere, so its validation part is the test."""
+    names = [f"thing {i}" for i in range(1000)]
+    hugging_face(tmp_path / "data/train-00000-of-00001.parquet", [1], [4], names, "label")
+    hugging_face(tmp_path / "data/validation-00000-of-00001.parquet", [2, 3], [5, 6], names, "label")
+    hugging_face(tmp_path / "data/test-00000-of-00001.parquet", [7, 8], [-1, -1], names, "label")
+    assert first_pixels("imagenet", f"imagenet:{tmp_path}", "test") == ([5, 6], [2, 3])
+    assert first_pixels("imagenet", f"imagenet:{tmp_path}", "all") == ([4, 5, 6], [1, 2, 3])
+
+
+@pytest.mark.parametrize("odd", [-1, 2, None])
+def test_a_label_that_is_no_class_is_named_with_its_file(tmp_path: Path, odd: int) -> None:
+    hugging_face(tmp_path / "test-0.parquet", [1], [0], ["cat", "dog"], "label")
+    hugging_face(tmp_path / "test-1.parquet", [1, 2], [1, odd], ["cat", "dog"], "label")
+    with pytest.raises(ValueError, match=rf"test-1\.parquet\[1\] has the label {odd}; there are 2 classes"):
+        open_labelled(f"folder:{tmp_path}")
+
+
 def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": [b""], "label": [1]}), tmp_path / "test.parquet")
     with pytest.raises(ValueError, match=r"columns \['picture', 'label'\], none of image"):

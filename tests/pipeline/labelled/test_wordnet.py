@@ -2,12 +2,14 @@
 
 import json
 import lzma
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.labelled.wordnet import WordNet, common_names, find_wordnet
-from pipeline.labelled.wordnet_tree import main, read_wnids
+from pipeline.labelled.wordnet import WordNet, common_names, find_wordnet, read_wnids
+from pipeline.labelled.wordnet_tree import main
 
 REAL = Path(__file__).parents[4] / "shared/data/wordnet/data.noun.xz"
 # word -> what it is a kind of; "fish" has two, of which the first counts.
@@ -122,6 +124,12 @@ def test_command(
     assert read_wnids(tmp_path / "map.txt") == ["n01440764", "n01443537"]
     with pytest.raises(FileNotFoundError, match="no list of wnids"):
         read_wnids(tmp_path / "none.txt")
+
+
+def test_the_command_warns_of_nothing() -> None:
+    command = [sys.executable, "-W", "error", "-m", "pipeline.labelled.wordnet_tree", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_imagenet_has_1372_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
