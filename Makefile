@@ -90,7 +90,7 @@ ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, HyCoCLIP, PHyCLIP compared on the
 	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
 	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
 	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
-	    --recipe demo
+	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
 	@$(BIN)/python -m pipeline.ablation --world demo --home $(HOME_DIR) $(ABLATION)
 
 GDINO := .venv-groundingdino

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from flows.templates import PoolType
 from pipeline.config import Config
-from pipeline.journey import PACKING, JourneyConfig
+from pipeline.journey import JourneyConfig, packing_for
 from pipeline.mine import MineConfig
 from pipeline.presets import Preset
 from pipeline.recipes import demo
@@ -55,7 +55,7 @@ class DeployConfig(Config):
 def first(home: str) -> DeployConfig:
     """What is deployed where nobody has said anything: HOME/source, the embedded grounder, recipe demo."""
     mine = MineConfig(source=f"{home.rstrip('/')}/source", grounder=f"transformers:{EMBEDDED}")
-    journey = JourneyConfig(mine=mine, pack=PACKING["demo"].replace(holdout=0.1), recipe=demo())
+    journey = JourneyConfig(mine=mine, pack=packing_for("demo", None), recipe=demo())
     return DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
 
 

@@ -6,7 +6,7 @@ import yaml
 
 from flows.blueprint import Blueprint
 from flows.deploy_config import DeployConfig
-from pipeline.journey import PACKING, JourneyConfig
+from pipeline.journey import JourneyConfig, packing_for
 from pipeline.mine import MineConfig
 from pipeline.recipes import demo
 from pipeline.watch import RetrainConfig
@@ -17,11 +17,12 @@ HEAD = "# The deployments of the embedded world (make demo), from flows/blueprin
 
 def demo_config() -> DeployConfig:
     """What the repository's own prefect.yaml deploys: the embedded world, with paths from the repository's root."""
+    held = f"{WORLD}/heldout"
     journey = JourneyConfig(
         mine=MineConfig(source=f"{WORLD}/train", grounder="transformers:demo/weights/grounder"),
-        pack=PACKING["demo"],
+        pack=packing_for("demo", held),
         recipe=demo(),
-        assess_source=f"{WORLD}/heldout",
+        assess_source=held,
         taxonomy=f"{WORLD}/taxonomy.json",
     )
     return DeployConfig(home="var/demo", retrain=RetrainConfig(journey=journey))

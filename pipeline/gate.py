@@ -75,7 +75,9 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
     kept = tuple(one for one in found if one.challenger is not None or one.champion is not None)
     if not kept:
         raise ValueError(
-            f"none of the gate's metrics ({', '.join(config.metrics)}) was measured: give a taxonomy or name others"
+            f"none of the gate's metrics ({', '.join(config.metrics)}) was measured: assess on held-out images "
+            "(assess_source, or pack.holdout above 0), give a taxonomy where zero_shot and hierarchy are asked, or "
+            "name others"
         )
     worse = [one for one in kept if one.worse]
     if champion is None:

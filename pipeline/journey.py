@@ -25,7 +25,7 @@ class JourneyConfig(Config):
         recipe: what is trained.
         assess: how it is assessed.
         assess_source: held-out captioned images, mined and labelled like the source; None assesses on the val split
-            (then pack.holdout must be above 0).
+            (then pack.holdout must be above 0, as `packing_for` makes it).
         taxonomy: taxonomy.json with the classes of zero-shot and hierarchy; None leaves both out.
         run: name of the run; by default made of recipe, version and configuration, so that the same journey goes on
             in the same run.
@@ -44,11 +44,23 @@ class JourneyConfig(Config):
     processes: int = Field(default=1, ge=1)
 
 
-# Packing that suits a recipe: crops of the size it trains on, thresholds of the detector it is meant for.
-PACKING: dict[str, PackConfig] = {
+HELD_OUT = 0.1  # share of the images that is kept for assessment where no other images are given for it
+
+_PACKING: dict[str, PackConfig] = {
     "demo": PackConfig(image_size=96, threshold=0.3, min_area_px=None, quality=92),
-    "photos": PackConfig(image_size=128, threshold=0.35, holdout=0.1),
+    "photos": PackConfig(image_size=128, threshold=0.35, holdout=HELD_OUT),
 }
+
+
+def packing_for(recipe: str, assess_source: str | None) -> PackConfig:
+    """Packing that suits a recipe: crops of the size it trains on, thresholds of the detector it is meant for.
+
+    Without an assess_source a share HELD_OUT of the images is held out: a model that nothing was measured of can be
+    neither judged nor promoted.
+    """
+    family = next((name for name in _PACKING if recipe.startswith(name)), None)
+    packing = _PACKING[family] if family else PackConfig()
+    return packing if assess_source or packing.holdout else packing.replace(holdout=HELD_OUT)
 
 
 def compose(source: str, grounder: str, recipe: str, filled: bool = True, **rest: Any) -> JourneyConfig:
@@ -60,8 +72,7 @@ def compose(source: str, grounder: str, recipe: str, filled: bool = True, **rest
     found = by_name(recipe)
     if filled or "://" in source or not Path(source).is_dir():
         open_source(source)
-    family = next((name for name in PACKING if recipe.startswith(name)), None)
-    packing = PACKING[family] if family else PackConfig()
+    packing = packing_for(recipe, rest.get("assess_source"))
     return JourneyConfig(
         mine=MineConfig(source=source, grounder=grounder), pack=packing, recipe=found, **rest
     )

@@ -6,6 +6,7 @@ import typer
 
 from pipeline.commands.app import (
     CORES,
+    AssessSource,
     Assignments,
     Grounder,
     Home,
@@ -44,19 +45,21 @@ def pack(
     grounder: Grounder,
     recipe: RecipeName = "hycoclip_vit_s",
     home: Home = "var",
+    assess_source: AssessSource = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
     """Cut crops from the mined boxes and publish a dataset version. Runs no detector.
 
-    The packing suits the recipe; --set takes fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.1 ...
+    The packing suits the recipe, and a tenth of the images is held out unless --assess-source names others. --set takes
+    fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.2 ...
     """
     from pipeline import pack as packing
     from pipeline.config import override
     from pipeline.engine import open_engine
     from pipeline.journey import compose
 
-    config = override(compose(source, grounder, recipe), assignments or [])
+    config = override(compose(source, grounder, recipe, assess_source=assess_source), assignments or [])
     with open_engine(workers) as engine:
         version = packing.pack(config.mine, config.pack, home, engine)
     show({"version": version.name, "counts": version.counts})
