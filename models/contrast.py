@@ -94,6 +94,7 @@ class _Contrast(torch.autograd.Function):
 def _run(space: "_Sphere", table: Table, sums: Tensor, pairs_at_once: int, wants: bool) -> None:
     """Add the cross-entropies of one table to `sums` and its gradient to the space's."""
     count, keys = (len(space.points[place]) for place in (table.query, table.key))
+    weight = table.weight.to(sums.dtype)
     rows = max(1, pairs_at_once // max(1, keys * space.factors))
     spans = [(low, min(low + rows, count)) for low in range(0, count, rows)]
     if table.back is None or table.back_weight is None:
@@ -103,8 +104,9 @@ def _run(space: "_Sphere", table: Table, sums: Tensor, pairs_at_once: int, wants
             sums[0] -= logs.gather(1, target).sum()
             if wants:
                 slopes = logs.exp_().scatter_add_(1, target, logs.new_full(target.shape, -1.0))
-                space.pull(table, block, slopes.mul_(table.weight))
+                space.pull(table, block, slopes.mul_(weight))
         return
+    back_weight = table.back_weight.to(sums.dtype)
     row_lse, column_lse = [], space.scale.new_full((1, keys), -torch.inf)
     kept: tuple[_Block, Tensor, Tensor] | None = None
     for span in spans:
@@ -124,10 +126,10 @@ def _run(space: "_Sphere", table: Table, sums: Tensor, pairs_at_once: int, wants
         else:
             block = space.block(table, span)
             logs, column_logs = block.scores - lse, block.scores - column_lse
-        slopes = logs.exp_().mul_(table.weight).add_(column_logs.exp_().mul_(table.back_weight))
-        slopes.scatter_add_(1, table.target[slice(*span), None], -table.weight.expand_as(lse))
+        slopes = logs.exp_().mul_(weight).add_(column_logs.exp_().mul_(back_weight))
+        slopes.scatter_add_(1, table.target[slice(*span), None], -weight.expand_as(lse))
         inside = _inside(table.back, span)
-        slopes.index_put_(inside, -table.back_weight.expand(len(inside[0])), accumulate=True)
+        slopes.index_put_(inside, -back_weight.expand(len(inside[0])), accumulate=True)
         space.pull(table, block, slopes)
 
 

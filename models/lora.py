@@ -4,6 +4,8 @@ An adapted layer computes W x + (alpha / rank) B A x with B = 0 at the start, so
 made; `merge_` adds the product to W, after which the model is a plain one. The adapters are peft's.
 """
 
+from importlib.util import find_spec
+
 from torch import nn
 
 from models.clip import DualEncoder
@@ -17,11 +19,19 @@ def freeze_(model: DualEncoder) -> None:
         tower.requires_grad_(False)
 
 
+def require_peft() -> None:
+    """ValueError where peft, an extra, is not installed."""
+    if find_spec("peft") is None:
+        raise ValueError("LoRA needs peft: pip install -e '.[lora]' -c constraints.txt")
+
+
 def adapt_(model: DualEncoder, rank: int, alpha: int, last_blocks: int) -> None:
     """Freeze the towers and put adapters into every linear layer of the last blocks of each.
 
-    A tower of fewer blocks has them in all. ValueError for a tower that is not made of transformer blocks.
+    A tower of fewer blocks has them in all. ValueError without peft, and for a tower that is not made of transformer
+    blocks.
     """
+    require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     names = []

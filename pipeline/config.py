@@ -164,8 +164,8 @@ def _essence(value: Any) -> Any:
 def override(config: C, assignments: typing.Iterable[str]) -> C:
     """Return `config` with FIELD=VALUE assignments applied; FIELD may be dotted (`nouns.batch_size=64`).
 
-    VALUE is read as JSON where it is JSON and as a plain string otherwise. Raises ConfigError for an
-    assignment without "=", an unknown field (with the nearest name) or a value of the wrong type.
+    VALUE is read as JSON where it is JSON, and as a plain string otherwise or where the field holds text. Raises
+    ConfigError for an assignment without "=", an unknown field (with the nearest name) or a value of the wrong type.
     """
     values = config.model_dump()
     for assignment in assignments:
@@ -182,5 +182,10 @@ def override(config: C, assignments: typing.Iterable[str]) -> C:
             target = target.setdefault(parent, {}) if isinstance(target, dict) else None
             if not isinstance(target, dict):
                 raise ConfigError(f"option '{parent}' of {type(config).__name__} in '{name}' holds no fields")
-        target[last] = value
+        holder, _ = _follow(type(config), tuple(name.split(".")))
+        annotation = _fields(holder).get(last)
+        # A name may look like a number.
+        target[last] = (
+            text if annotation in (str, str | None) and not isinstance(value, annotation) else value
+        )
     return type(config).model_validate(values)

@@ -22,7 +22,7 @@ from torch import Tensor
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from pipeline.crop import letterbox
-from pipeline.images import decode
+from pipeline.images import decode, rgb_of
 
 Report = Callable[[int], None]
 T = TypeVar("T")
@@ -33,7 +33,7 @@ Picture = np.ndarray | Image.Image | str | Path
 def pixels_of(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
     """RGB bytes of a picture; FileNotFoundError for an absent file, ValueError for what is no image."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return rgb_of(image)
     if isinstance(image, (str, Path)):
         return decode(Path(image).read_bytes())
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -93,11 +93,13 @@ class Embedder:
         return self.model.curvature.detach().reshape(-1)
 
     def encode_image(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
-        """Whole images of any size -> points."""
+        """Whole images of any size -> points. ValueError for one picture in place of a list."""
+        _refuse_one(images, "pictures")
         return self.encode_pixels(whole(pixels_of(image), self.size) for image in images)
 
     def encode_part(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
-        """Cut-out parts of any shape -> points."""
+        """Cut-out parts of any shape -> points. ValueError for one picture in place of a list."""
+        _refuse_one(images, "pictures")
         return self.encode_pixels(letterbox(pixels_of(image), self.size) for image in images)
 
     @torch.inference_mode()
@@ -111,7 +113,11 @@ class Embedder:
 
     @torch.inference_mode()
     def project_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
-        """Projected text features before the lift; texts of a length share a batch, so little is padding."""
+        """Projected text features before the lift; texts of a length share a batch, so little is padding.
+
+        ValueError for one text in place of a list.
+        """
+        _refuse_one(texts, "texts")
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out = torch.zeros(len(texts), self.model.config.dim, device=self.device)
         for batch in batched(order, 4 * self.batch_size):
@@ -126,7 +132,7 @@ class Embedder:
         return self.model.lift_text(features)
 
     def encode_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
-        """Texts -> points."""
+        """Texts -> points. ValueError for one text in place of a list."""
         return self.lift_text(self.project_text(texts, report))
 
     @torch.inference_mode()
@@ -141,6 +147,12 @@ class Embedder:
                 "look at the loss in log.jsonl and train again with a lower learning rate"
             )
         return points
+
+
+def _refuse_one(items: Sequence[Picture], what: str) -> None:
+    """A str is a sequence too: of its letters."""
+    if isinstance(items, (str, Path, Image.Image)):
+        raise ValueError(f"{items!r} is no list of {what}: give [{items!r}]")
 
 
 def save_model(folder: str | Path, model: DualEncoder, tokenizer: Tokenizer) -> None:

@@ -22,6 +22,7 @@ from models.exchange import read_checkpoint, to_published
 from pipeline.card import model_card
 from pipeline.config import digest
 from pipeline.embedder import Embedder, save_model
+from pipeline.onnx_towers import require_onnx, write_onnx
 from pipeline.runs import RunConfig
 from storage.store import Store
 from storage.versions import Versions
@@ -53,9 +54,12 @@ def export(
 
     Raises:
         FileNotFoundError: no such run or model.
-        ValueError: out is taken; an architecture that the published layout has no place for.
+        ValueError: out is taken; an architecture that the published layout has no place for; the extra `onnx` is
+            not installed.
         RuntimeError: what was written does not compute the same.
     """
+    if onnx:
+        require_onnx()
     run, model_dir = find_model(source, home)
     embedder = Embedder.load(model_dir, device="cpu")
     config = _run_config(run)
@@ -65,8 +69,6 @@ def export(
         embedder.save(draft)
         result["reload_difference"] = _reload_difference(embedder, draft)
         if onnx:
-            from pipeline.onnx_towers import write_onnx
-
             result["onnx_difference"] = write_onnx(embedder.model, draft)
         if published:
             torch.save({"model": to_published(embedder.model)}, draft / PUBLISHED)

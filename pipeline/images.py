@@ -70,16 +70,20 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
         except ValueError:
             pass  # simplejpeg refuses warnings too; PIL passes harmless ones and refuses truncated data
     with _open(data, max_pixels, max_bytes) as image:
-        orientation = _orientation(
-            image
-        )  # before loading: some plugins learn more, later, than `inspect` saw
-        try:
-            pixels = _to_rgb(image)
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
-            raise ImageError("undecodable", f"{image.format} image cannot be decoded: {error}") from None
-        if orientation in _TURNS:
-            pixels = pixels.transpose(_TURNS[orientation])
-        return np.asarray(pixels)
+        return rgb_of(image)
+
+
+def rgb_of(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image that PIL has opened, as `decode` gives those of its bytes; ImageError likewise."""
+    orientation = _orientation(image)  # before loading: some plugins learn more, later, than `inspect` saw
+    try:
+        pixels = _to_rgb(image)
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
+        what = image.format or image.mode
+        raise ImageError("undecodable", f"{what} image cannot be decoded: {error}") from None
+    if orientation in _TURNS:
+        pixels = pixels.transpose(_TURNS[orientation])
+    return np.asarray(pixels)
 
 
 def encode_jpeg(array: np.ndarray, quality: int = 90) -> bytes:

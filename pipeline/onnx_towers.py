@@ -5,6 +5,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ class _TextTower(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.model.encode_text(input_ids)
+
+
+def require_onnx() -> None:
+    """ValueError where a package of the extra `onnx` is not installed."""
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise ValueError(f"ONNX needs {' and '.join(missing)}: pip install -e '.[onnx]' -c constraints.txt")
 
 
 def write_onnx(model: DualEncoder, folder: Path) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.clip import DualEncoder, load_weights
 from models.encoders.tokenizer import Tokenizer
 from models.exchange import read_checkpoint
-from models.lora import adapt_, freeze_
+from models.lora import adapt_, freeze_, require_peft
 from pipeline.recipes import Recipe
 
 # What a model has whatever its space; alphas, curvature and temperature belong to the space.
@@ -20,7 +20,7 @@ def resolved(recipe: Recipe) -> Recipe:
     """The recipe with its checkpoint's towers, dim, pixel statistics and tokenizer; itself without a checkpoint.
 
     Geometry, curvature and temperature stay the recipe's. FileNotFoundError or ValueError where the checkpoint
-    cannot be read or has no tokenizer and the recipe names none.
+    cannot be read or has no tokenizer and the recipe names none, or LoRA is asked for without peft.
     """
     start = recipe.start
     if not start.checkpoint:
@@ -30,6 +30,8 @@ def resolved(recipe: Recipe) -> Recipe:
                 "directory, or start.learn to 'all'"
             )
         return recipe
+    if start.learn == "lora":
+        require_peft()
     path = Path(start.checkpoint).expanduser().resolve()
     found = read_checkpoint(path)
     tokenizer = recipe.tokenizer

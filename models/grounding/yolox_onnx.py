@@ -55,7 +55,9 @@ class YoloxOnnx:
         try:
             import onnxruntime
         except ImportError:
-            raise ValueError("the onnx backend needs onnxruntime: `pip install 'hyco[onnx]'`") from None
+            raise ValueError(
+                "the onnx backend needs onnxruntime: pip install -e '.[onnx]' -c constraints.txt"
+            ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = (
             1  # the engine runs one process for each core

@@ -20,6 +20,13 @@ app = typer.Typer(
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+
+def plain_home(home: str) -> str:
+    """The home as every part reads it alike: ~ expanded, no file://."""
+    plain = home.removeprefix("file://")
+    return plain if "://" in plain else str(Path(plain).expanduser())
+
+
 Source = Annotated[
     str,
     typer.Option(
@@ -30,7 +37,9 @@ Grounder = Annotated[str, typer.Option(help="transformers:NAME_OR_DIR, onnx:FILE
 Home = Annotated[
     str,
     typer.Option(
-        help="Where everything Hyco makes is kept: a directory or an fsspec URL.", envvar="HYCO_HOME"
+        help="Where everything Hyco makes is kept: a directory or an fsspec URL.",
+        envvar="HYCO_HOME",
+        callback=plain_home,
     ),
 ]
 Workers = Annotated[

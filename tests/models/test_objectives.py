@@ -107,6 +107,26 @@ def test_value_and_gradient_equal_the_twin(row, batch, owner, dtype, tolerance):
     assert_same(got, expected, tolerance)
 
 
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("pairs_at_once", [1 << 20, 4])
+def test_points_of_another_type_than_the_scalars(row, pairs_at_once):
+    """Float64 points, as an assessment has them, with the float32 scale and curvature of a model."""
+    config, geometry, _ = ROWS[row]
+    config = replace(config, pairs_at_once=pairs_at_once)
+    c = curvatures(geometry, 3).exp().float()
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = {name: v.requires_grad_() for name, v in tangents(3, 4).items()}
+        scale, own_c = (x.to(dtype).requires_grad_() for x in (torch.tensor(7.0), c))
+        points = {name: lift(v, c.double(), geometry) for name, v in leaves.items()}
+        total, _ = loss(points, torch.tensor([2, 0, 0, 1]), scale, own_c, config, geometry)
+        total.backward()
+        assert total.dtype == torch.float64
+        found.append((total.detach(), [v.grad for v in leaves.values() if v.grad is not None], scale.grad))
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found[0][2].double(), found[1][2], rtol=1e-6, atol=1e-7)
+
+
 def test_sixty_four_factors_equal_the_twin():
     vectors = tangents(2, 3, dim=128, seed=1)
     vectors["text"][1] = vectors["text"][0]

@@ -87,6 +87,30 @@ def test_no_version_to_train_on(tmp_path: Path, capsys, monkeypatch) -> None:
     assert "run mine and pack first" in said
 
 
+def test_a_home_in_tilde_or_as_a_file_url_is_one_home(tmp_path: Path, capsys, monkeypatch) -> None:
+    """The shell leaves ~ alone in --home=~/x and in a file of the environment."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (home / "fits" / "first").mkdir(parents=True)
+    (home / "fits" / "first" / "config.json").write_text("{}")
+    for words, environment in (
+        (["--home=~/home"], {}),
+        ([], {"HYCO_HOME": "~/home"}),
+        ([f"--home=file://{home}"], {}),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+            patch.setattr(sys, "argv", ["hyco", "status", *words])
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            main()
+        said = capsys.readouterr().out
+        assert left.value.code == 0 and "first  training not finished" in said
+    missing = ["assess", "--run", "nothing_here"]
+    for option in ("--home=~/home", f"--home=file://{home}"):
+        said = fails(capsys, monkeypatch, *missing, option)
+        assert f"or {home}/runs/nothing_here" in said
+
+
 def test_no_run_to_assess(tmp_path: Path, capsys, monkeypatch) -> None:
     assert "nothing_here" in fails(
         capsys, monkeypatch, "assess", "--run", "nothing_here", "--home", str(tmp_path)

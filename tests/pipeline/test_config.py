@@ -83,6 +83,19 @@ def test_digest_names_what_matters() -> None:
     assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
 
 
+def test_a_name_may_look_like_a_number() -> None:
+    class Named(Config):
+        run: str = ""
+        parent: str | None = None
+        names: tuple[str, ...] = ()
+        inner: Inner = Inner()
+
+    asked = override(Named(), ["run=2024", "parent=null", "inner.device=0", 'names=["a"]'])
+    assert asked == Named(run="2024", parent=None, inner=Inner(device="0"), names=("a",))
+    assert override(Named(), ["run=null", "parent=1e3"]) == Named(run="null", parent="1e3")
+    assert override(Named(), ['run="2024"']).run == "2024"
+
+
 def test_override() -> None:
     changed = override(Outer(), ["rate=0.5", "inner.width=7", "inner.device=cpu"])
     assert changed == Outer(rate=0.5, inner=Inner(width=7, device="cpu"))

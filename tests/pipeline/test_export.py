@@ -223,6 +223,21 @@ def test_pictures_are_arrays_images_or_paths(written, tmp_path):
         model.encode_image(["nowhere.jpg"])
 
 
+def test_one_picture_or_text_is_no_list(home):
+    model = Embedder.load(home / "runs" / "lorentz" / "model", "cpu")
+    with pytest.raises(ValueError, match=r"'a dog' is no list of texts: give \['a dog'\]"):
+        model.encode_text("a dog")
+    for encode in (model.encode_image, model.encode_part):
+        with pytest.raises(ValueError, match=r"'photo.jpg' is no list of pictures: give \['photo.jpg'\]"):
+            encode("photo.jpg")
+
+
+def test_onnx_without_its_extra_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"ONNX needs onnxscript: pip install -e '\.\[onnx\]'"):
+        export("no run", tmp_path / "out", onnx=True)
+
+
 def error_of(capsys, monkeypatch, *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["hyco", *words])
     with pytest.raises(SystemExit) as left:

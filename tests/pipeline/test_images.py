@@ -4,8 +4,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from pipeline.embedder import pixels_of
 from pipeline.images import ImageError, decode, encode_jpeg, inspect, is_plain_jpeg
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -97,6 +98,10 @@ def test_exif_rotation(kind: str, orientation: int) -> None:
     assert inspect(data)[:2] == (40, 20)
     if orientation > 1:
         assert not is_plain_jpeg(data)
+    opened = Image.open(io.BytesIO(data))
+    assert np.array_equal(pixels_of(opened), pixels)
+    assert np.array_equal(pixels_of(opened.convert("RGB")), pixels), "the header goes with the copy"
+    assert np.array_equal(pixels_of(ImageOps.exif_transpose(opened)), pixels), "not turned twice"
 
 
 def test_a_broken_exif_block_costs_nothing() -> None:
@@ -118,6 +123,7 @@ def test_transparency_lies_over_white(mode: str) -> None:
         data = encoded(image, "GIF")
     pixels = decode(data)
     assert near(pixels[4, 1], (0, 0, 0)) and near(pixels[4, 6], WHITE)
+    assert np.array_equal(pixels_of(Image.open(io.BytesIO(data))), pixels)
 
 
 def test_sixteen_bit_grey_keeps_its_range() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,13 @@ def test_frozen_towers_stay_and_heads_learn(clip, home, tmp_path):
     after = DualEncoder.from_pretrained(tmp_path / "run" / "model").state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == {"visual_projection.weight", "textual_projection.weight", "log_scale"}
+
+
+def test_lora_without_peft_is_refused_before_a_run_is_made(clip, home, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"LoRA needs peft: pip install -e '\.\[lora\]'"):
+        prepare(tmp_path / "run", home, "latest", recipe(clip, **LORA))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_changed_after_the_run_was_prepared_is_refused(clip, home, tmp_path):

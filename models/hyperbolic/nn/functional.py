@@ -135,8 +135,3 @@ def normalise(space: Tensor, total: Tensor, least: float | Tensor = 1.0, dim: in
         space
         * (torch.maximum(square, floor) if isinstance(floor, Tensor) else square.clamp(min=floor)).rsqrt()
     )
-
-
-def capped_share(u: Tensor, rate: Rate, dim: int = -1) -> Tensor:
-    """Share of the points (0-dim) that lie beyond MAX_ANGLE; anything above zero deserves a look."""
-    return ((rate * rate) * square_norm(u.detach(), dim) > MAX_ANGLE**2).float().mean()
