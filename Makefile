@@ -115,5 +115,6 @@ format: $(DEV) ## let ruff rewrite
 weights: $(DEV) ## train the embedded grounder again (demo/weights/grounder)
 	@$(BIN)/python -m demo.train_grounder --out demo/weights/grounder
 
-clean: ## remove what the other targets made, but not .venv
-	rm -rf var build dist .pytest_cache .ruff_cache
+# var itself is the default home of every command and may hold a champion.
+clean: ## remove what the targets here made (var/demo, var/classification, build, caches); no other home, not .venv
+	rm -rf var/demo $(STUDIES) build dist .pytest_cache .hypothesis .ruff_cache .venv-sbom $(GDINO)
