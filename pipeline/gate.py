@@ -9,18 +9,20 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from pipeline.assess.suite_table import LOWER_IS_BETTER
 from pipeline.config import Config
 
-# Distances and ranks: less is better. Everything else in metrics.json that a gate may name is a share or a score.
-LESS_IS_BETTER = ("hierarchy.tie", "hierarchy.lca")
+# Of these sections of metrics.json more is better, but for distances in a tree. Of losses, in any section, less is.
+SCORES = ("zero_shot", "retrieval", "hierarchy", "parts", "boxes", "compositional", "suite")
 
 
 class GateConfig(Config):
     """What a challenger is judged by.
 
     Attributes:
-        metrics: dotted names in metrics.json, such as "zero_shot.top1". One that neither model has (no taxonomy was
-            given, say) is passed over; one that only the challenger lacks refuses it.
+        metrics: dotted names in metrics.json, such as "zero_shot.top1", of the sections SCORES or of losses. One that
+            neither model has (no taxonomy was given, say) is passed over; one that only the challenger lacks
+            refuses it.
         tolerance: how much worse than its interval allows a number may be, as a share of the champion's.
     """
 
@@ -38,6 +40,8 @@ class GateConfig(Config):
     def _named(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         if not given:
             raise ValueError("a gate needs at least one metric, such as zero_shot.top1")
+        for name in given:
+            less_is_better(name)
         return given
 
 
@@ -101,8 +105,21 @@ def _compare(
         return Comparison(name, ours, theirs, interval, True)
     low, high = interval or (ours, ours)
     slack = tolerance * abs(theirs)
-    worse = low > theirs + slack if name in LESS_IS_BETTER else high < theirs - slack
+    worse = low > theirs + slack if less_is_better(name) else high < theirs - slack
     return Comparison(name, ours, theirs, interval, worse)
+
+
+def less_is_better(name: str) -> bool:
+    """Which way a metric is better; ValueError for a name that tells neither, such as a radius or a duration."""
+    section, last = name.partition(".")[0], name.rpartition(".")[2]
+    if last in LOWER_IS_BETTER or last.partition("_")[0] == "loss":
+        return True
+    if section in SCORES:
+        return False
+    raise ValueError(
+        f"metric '{name}': whether more or less of it is better is not known; name a loss, or a number of "
+        f"{', '.join(SCORES)}"
+    )
 
 
 def number(metrics: dict[str, Any] | None, name: str) -> float | None:

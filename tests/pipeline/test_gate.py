@@ -79,6 +79,24 @@ def test_a_section_is_not_a_number():
         judge(metrics(), metrics(), GateConfig(metrics=("zero_shot",)))
 
 
+@pytest.mark.parametrize("name", ["train.loss_last", "suite.imagenet.zero_shot.tie", "hierarchy.lca"])
+def test_less_of_a_loss_or_a_distance_is_better(name):
+    def told(value):
+        for step in reversed(name.split(".")):
+            value = {step: value}
+        return value
+
+    gate = GateConfig(metrics=(name,))
+    assert judge(told(1.0), told(2.0), gate).passed
+    assert not judge(told(2.0), told(1.0), gate).passed
+
+
+@pytest.mark.parametrize("name", ["train.seconds", "geometry.radius.text.mean", "mining.boxes", "seconds"])
+def test_a_number_that_is_neither_better_nor_worse_is_refused(name):
+    with pytest.raises(ConfigError, match=f"'{name}': whether more or less"):
+        GateConfig(metrics=("zero_shot.top1", name))
+
+
 def test_a_gate_without_metrics_is_refused():
     with pytest.raises(ConfigError, match="at least one metric"):
         GateConfig(metrics=())
