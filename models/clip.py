@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
 from models.encoders.text import TextConfig, TextTransformer
 from models.encoders.vit import VisionConfig, VisionTransformer
+from models.files import read_json, read_safetensors
 from models.hyperbolic import lorentz, product
 from models.objectives import Geometry, scores
 
@@ -53,6 +54,9 @@ class ClipConfig:
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
+        if self.geometry not in (known := get_args(Geometry)):
+            one_of = f"{', '.join(known[:-1])} or {known[-1]}"
+            raise ValueError(f"geometry '{self.geometry}' is unknown: use {one_of}")
         if not 0 < self.curvature_min <= self.curvature <= self.curvature_max:
             raise ValueError(
                 f"curvature {self.curvature} must lie in [{self.curvature_min}, {self.curvature_max}] > 0"
@@ -206,28 +210,27 @@ class DualEncoder(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "DualEncoder":
         """Read what `save_pretrained` wrote; FileNotFoundError or ValueError naming what is wrong."""
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}; give the model directory of a finished run")
-        model = cls(config_from_dict(json.loads((folder / "config.json").read_text())))
-        load_weights(model, load_file(folder / "model.safetensors"), str(folder))
+        config = folder / "config.json"
+        model = cls(config_from_dict(read_json(config), str(config)))
+        load_weights(model, read_safetensors(folder / "model.safetensors"), str(folder))
         return model.to(device)
 
 
-def config_from_dict(values: dict[str, Any]) -> ClipConfig:
-    """ClipConfig from its `asdict` form as read from JSON."""
+def config_from_dict(values: dict[str, Any], source: str) -> ClipConfig:
+    """ClipConfig from its `asdict` form as read from JSON; ValueError naming where that comes from."""
     values = dict(values)
-    for name in ("pixel_mean", "pixel_std"):
-        if name in values:
-            values[name] = tuple(values[name])
     try:
+        for name in ("pixel_mean", "pixel_std"):
+            if name in values:
+                values[name] = tuple(values[name])
         text = TextConfig(**values.pop("text"))
         return ClipConfig(vision=_image_config(values.pop("vision")), text=text, **values)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"not a dual encoder's config.json: {error}") from error
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{source} is not a dual encoder's: {error}") from error
 
 
 def _image_config(values: dict[str, Any]) -> ImageConfig:

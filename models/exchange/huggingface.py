@@ -4,7 +4,6 @@ Radford et al. 2021: class token, learned positions, a norm before the first blo
 layers, quick GELU in OpenAI's weights.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from models.encoders.block import Activation
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
 from models.exchange.names import Tensors
+from models.files import read_json
 
 ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 # Statistics of OpenAI's training images, which nearly every CLIP uses.
@@ -134,7 +134,7 @@ def _pixels(folder: Path, size: int) -> tuple[tuple[float, float, float], tuple[
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return OPENAI_MEAN, OPENAI_STD
-    said = json.loads(path.read_text())
+    said = read_json(path)
     crop = said.get("crop_size", size)
     side = crop.get("height", size) if isinstance(crop, dict) else crop
     if side != size:

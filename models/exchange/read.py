@@ -1,14 +1,11 @@
 """One door for every layout: a file or a directory -> configuration, weights and where its tokenizer lies."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from models.clip import ClipConfig, DualEncoder, config_from_dict, load_weights
@@ -17,6 +14,7 @@ from models.encoders.tokenizer import CLIP_MERGES
 from models.exchange.huggingface import from_huggingface
 from models.exchange.openclip import from_openclip
 from models.exchange.published import from_published
+from models.files import read_json, read_safetensors
 
 # Names that wrappers put around a state dict, and around every name in it.
 BOXES = ("model", "state_dict")
@@ -80,19 +78,16 @@ def read_checkpoint(
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors or torch file, out of the boxes and prefixes that trainers put around them."""
+    if path.suffix == ".safetensors":
+        return _bare(read_safetensors(path), path)
     try:
-        if path.suffix == ".safetensors":
-            return _bare(load_file(path), path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
     except OSError:
         raise
-    except Exception as error:  # whatever the bytes lead torch.load to
-        first = str(error).strip().partition("\n")[0]
+    except Exception as error:  # whatever the bytes lead torch.load to; its words advise unpickling
         raise ValueError(
-            f"{path} cannot be read as tensors alone, and Hyco unpickles nothing else ({first}): "
-            "save its state dict with torch.save or safetensors"
+            f"{path} cannot be read as tensors alone (it is torn, no checkpoint, or holds other objects), and Hyco "
+            "unpickles nothing else: save its state dict with torch.save or safetensors"
         ) from error
     return _bare(loaded, path)
 
@@ -124,7 +119,9 @@ def _directory(folder: Path) -> Checkpoint:
         return Checkpoint("openclip", *from_openclip(state, str(folder), described), _tokenizer(folder))
     if "geometry" in said:
         state = _weights(folder, "model.safetensors")
-        return Checkpoint("hyco", config_from_dict(said), state, _tokenizer(folder))
+        return Checkpoint(
+            "hyco", config_from_dict(said, str(folder / "config.json")), state, _tokenizer(folder)
+        )
     kind = said.get("model_type")
     raise ValueError(
         f"{folder} holds no CLIP that Hyco knows"
@@ -157,10 +154,4 @@ def _tokenizer(folder: Path) -> Path | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        said = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    return said if isinstance(said, dict) else {}
+    return read_json(path) if path.is_file() else {}

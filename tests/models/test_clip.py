@@ -183,7 +183,28 @@ def test_loading_says_what_differs(model, tmp_path):
         load_weights(nn.Linear(2, 2), {"bias": torch.zeros(2)}, "here")
 
 
+def test_torn_files_are_named_with_what_to_do(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"/model\.safetensors is not a safetensors file .*: .* again"):
+        DualEncoder.from_pretrained(tmp_path)
+    for said, fault in (
+        ("{", r"/config\.json is not JSON .*: .* again"),
+        ("[]", r"/config\.json holds a list, not an object"),
+        ('{"vision": 5, "text": {}}', r"/config\.json is not a dual encoder's"),
+        ('{"vision": {}, "text": {}, "pixel_mean": 1}', r"/config\.json is not a dual encoder's"),
+    ):
+        config.write_text(said)
+        with pytest.raises(ValueError, match=fault):
+            DualEncoder.from_pretrained(tmp_path)
+
+
 def test_impossible_configs_are_refused():
+    odd = ClipConfig()
+    object.__setattr__(odd, "geometry", "sphere")  # past the type check that tests alone have
+    with pytest.raises(ValueError, match="geometry 'sphere' is unknown: use lorentz, product or euclid"):
+        odd.__post_init__()
     with pytest.raises(ValueError, match="factors 5 must divide dim 16"):
         replace(PRODUCT, factors=5)
     with pytest.raises(ValueError, match="factors 4 need geometry 'product', not 'lorentz'"):

@@ -339,4 +339,4 @@ def test_pooling_adapts_and_impossible_configurations_are_refused():
     values = json.loads(json.dumps(asdict(CLIP)))
     values["vision"]["kind"] = "resnet"
     with pytest.raises(ValueError, match="kind 'resnet' is unknown: use vit or poincare_resnet"):
-        config_from_dict(values)
+        config_from_dict(values, "here")

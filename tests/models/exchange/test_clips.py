@@ -44,6 +44,9 @@ def test_pixel_statistics_come_from_the_preprocessor(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said | {"crop_size": 224}))
     with pytest.raises(ValueError, match="crops to 224 pixels and the model takes 24"):
         read_checkpoint(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1,')
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is not JSON .* again"):
+        read_checkpoint(tmp_path)
 
 
 def test_pieces_named_by_an_index_and_half_precision(tmp_path):
@@ -166,6 +169,9 @@ def test_files_that_are_not_tensors_alone_are_refused(tmp_path, capsys):
     torch.save({"model": Hostile()}, path)
     with pytest.raises(ValueError, match="cannot be read as tensors alone"):
         read_checkpoint(path)
+    with pytest.raises(ValueError) as refused:
+        read_checkpoint(path)
+    assert "weights_only" not in str(refused.value), "no advice to unpickle whatever comes"
     assert "must not run" not in capsys.readouterr().out
     path.write_bytes(b"not a checkpoint" * 10)
     with pytest.raises(ValueError, match="cannot be read as tensors alone"):
