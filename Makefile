@@ -86,7 +86,7 @@ sbom: $(BASE) ## build/sbom.json: every package that is installed, as CycloneDX
 
 ABLATION ?=
 
-ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, HyCoCLIP, PHyCLIP compared on the demo's world; ABLATION='--steps 1200'
+ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP, PHyCLIP compared on the demo's world; ABLATION='--steps 240' as in docs/ablation.md
 	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
 	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
 	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \

@@ -55,13 +55,14 @@ WORLDS = {
 TITLES = {"demo": "The embedded world", "photos": "Flickr8k"}
 PREFACE = """# How much is boxes, and how much is geometry?
 
-CLIP, CLIP + boxes, MERU, HyCoCLIP and PHyCLIP as rows of one trainer: the same towers, data, schedule and number
-of whole images seen; they differ in the rows of the objective and in the space. Models with boxes encode a part
-and a phrase beside each image and caption, so equal samples are not equal work. Each cell is the mean over the
-seeds [95 % bootstrap interval over the held-out images, ends averaged over the seeds] (least and most of the
+CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP as rows of one trainer: the same towers, data,
+schedule and number of whole images seen; they differ in the rows of the objective and in the space. Models with boxes
+encode a part and a phrase beside each image and caption, so equal samples are not equal work. Each cell is the mean
+over the seeds [95 % bootstrap interval over the held-out images, ends averaged over the seeds] (least and most of the
 seeds). These are small models after a short training: the table compares them with each other, not with the
 papers. Everything below a heading is written from the runs' metrics.json by pipeline/comparison.py, sentences
-included. `make ablation` makes it again, on a GPU where there is one."""
+included. The command below a heading makes it again, on a GPU where there is one; for the embedded world
+`make ablation ABLATION='--steps 240'` makes the data first."""
 
 
 def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
@@ -187,7 +188,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare CLIP, CLIP + boxes, MERU, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
+    """Compare CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
     parser = argparse.ArgumentParser(prog="pipeline.ablation", description=main.__doc__)
     parser.add_argument("--world", choices=list(WORLDS), default="demo", help="recipes and data")
     parser.add_argument("--home", help="where the dataset version is, and the runs go; var/WORLD by default")

@@ -1,7 +1,7 @@
 """A training step of the Poincare ResNet-20 beside its Euclidean twin: forward, backward, batch 32 of 32 x 32.
 
 The authors' code takes 28 times the time and 33 times the saved memory of the Euclidean network
-(/work/shared/design/mathematics.md, section 3); the floors here are 5 and 6 times.
+(our own measurement, docs/poincare_resnet.md); the floors here are 5 and 6 times.
 """
 
 from collections.abc import Callable, Iterator
