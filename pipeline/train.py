@@ -129,7 +129,7 @@ def _train(
     optimiser = make_optimiser(model, recipe.optimiser)
 
     # Resume: weights, optimiser and the reader's position; the log forgets what came after the checkpoint.
-    step, seconds, position = 0, 0.0, START
+    step, seconds, position, substituted = 0, 0.0, START, 0
     if found:
         step, folder = found
         load_weights(model, load_file(folder / "model.safetensors"), str(folder))
@@ -137,10 +137,11 @@ def _train(
         optimiser.load_state_dict(state)
         saved = json.loads((folder / "state.json").read_text())
         seconds, position = saved["seconds"], saved["position"]
+        substituted = saved.get("substituted", 0)  # older checkpoints do not tell
     log = StepLog(run_dir, step) if lead else None
 
     def save(step: int) -> None:
-        state = {"step": step, "seconds": seconds, "position": position}
+        state = {"step": step, "seconds": seconds, "position": position, "substituted": substituted}
         checkpoints.save(
             step,
             {
@@ -161,7 +162,7 @@ def _train(
         total = recipe.steps * recipe.batch_size
         progress = Progress(total, "train", "samples", listener, done=step * recipe.batch_size)
     saved_at = window_start = time.perf_counter()
-    waited, window_steps, substituted = 0.0, 0, 0
+    waited, window_steps = 0.0, 0
     model.train()
     try:
         while step < recipe.steps:

@@ -15,6 +15,7 @@ import torch
 import pipeline.train
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
+from pipeline.batches import START, Batches
 from pipeline.recipes import Recipe
 from pipeline.runs import alone
 from pipeline.steplog import StepLog, read_log
@@ -97,6 +98,26 @@ def test_an_interrupted_run_continues_exactly(straight, home, tmp_path, monkeypa
     assert curve(run) == curve(straight)
     ours, theirs = (DualEncoder.from_pretrained(r / "model").state_dict().values() for r in (run, straight))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_undecodable_samples_of_before_an_interruption_are_counted(home, tmp_path, monkeypatch):
+    """One sample of each batch could not be decoded; the run is stopped at step 13, after its checkpoint of step 10."""
+    start, write = Batches.start, StepLog.write
+
+    def broken(self, position=START):
+        return (dataclasses.replace(batch, substituted=1) for batch in start(self, position))
+
+    def stopping(self, step, values):
+        write(self, step, values)
+        if step == 13:
+            raise StoppedError
+
+    monkeypatch.setattr(Batches, "start", broken)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(StepLog, "write", stopping)
+        train(tmp_path, home, "latest", tiny_recipe())
+    assert train(tmp_path)["substituted"] == 20
+    assert [line["substituted"] for line in read_log(tmp_path)] == list(range(1, 21))
 
 
 def test_a_finished_run_is_not_trained_again(straight, home, monkeypatch):
