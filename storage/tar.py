@@ -39,7 +39,7 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
         name: what to call the archive in errors.
 
     Raises:
-        TornTarError: not a tar, cut short anywhere, or without end-of-archive mark.
+        TornTarError: not a tar, cut short anywhere, without end-of-archive mark, or with data after it.
     """
     stream = _Stream(file, name)
     long_name: str | None = None
@@ -55,6 +55,10 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
         except tarfile.HeaderError as error:
             what = "is not a tar archive" if start == 0 else f"has a broken header at byte {start}"
             raise TornTarError(f"{name} {what} ({error}): {_REMEDY}") from None
+        if info.size < 0:
+            raise TornTarError(
+                f"{name} has a broken header at byte {start} (a size of {info.size}): {_REMEDY}"
+            )
         if info.type in _LONG_HEADERS:
             if info.size > _LONGEST_HEADER:
                 raise TornTarError(f"{name} has a header of {info.size} bytes at byte {start}: not sane")
@@ -132,10 +136,13 @@ class _Stream:
         return data
 
     def drain_zeros(self, start: int) -> None:
-        """After the first zero block: zeros alone are an empty archive, zeros and then data are no tar."""
+        """After the first zero block only zeros may follow: what else does would be lost without a word."""
         while block := self._take(_LONGEST_HEADER):
-            if start == 0 and block.strip(b"\0"):
-                raise TornTarError(f"{self.name} is not a tar archive (it begins with zeros)")
+            if block.strip(b"\0"):
+                what = "has data after its end-of-archive mark (two archives joined?): make it again"
+                raise TornTarError(
+                    f"{self.name} {what if start else 'is not a tar archive (it begins with zeros)'}"
+                )
 
 
 class _Body:

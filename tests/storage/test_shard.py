@@ -40,6 +40,13 @@ def shard(samples: Iterable[TrainingSample]) -> bytes:
     return file.getvalue()
 
 
+def of_size(size: int) -> bytes:
+    """The header of a member that claims this size."""
+    info = tarfile.TarInfo("a.jpg")
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
 def test_round_trip_and_equal_bytes() -> None:
     samples = [sample(i, parts) for i, parts in enumerate((2, 0, 12))]
     data = shard(samples)
@@ -158,6 +165,8 @@ def test_a_key_twice_is_refused() -> None:
         (b"PK\x03\x04" + b"z" * 4000, "x is not a tar archive"),
         (bytes(600) + b"z", "begins with zeros"),
         (shard([sample(0)])[:-1024] + b"garbage!" * 128, "broken header at byte"),
+        (shard([sample(0)]) + shard([sample(1)]), r"after its end-of-archive mark \(two archives joined\?\)"),
+        (of_size(-4096) + bytes(8192), r"broken header at byte 0 \(a size of -4096\)"),
     ],
 )
 def test_what_is_no_tar(data: bytes, message: str) -> None:
