@@ -51,7 +51,8 @@ def launch(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     last: deque[str] = deque(maxlen=200)
     assert process.stdout is not None
