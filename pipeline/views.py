@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config
 from storage.sample import TrainingSample
@@ -41,6 +41,14 @@ class DataConfig(Config):
     cache_bytes: int = Field(default=2 << 30, ge=0)
     threads: int = Field(default=2, ge=1)
     prefetch: int = Field(default=4, ge=1)
+
+    @field_validator("crop_scale", "part_crop_scale", "crop_ratio")
+    @classmethod
+    def _in_order(cls, given: Range, info: ValidationInfo) -> Range:
+        (low, high), share = given, info.field_name != "crop_ratio"
+        if not 0 < low <= high or (share and high > 1):
+            raise ValueError("expected 0 < from <= to" + share * " <= 1")
+        return given
 
 
 @dataclass(frozen=True)

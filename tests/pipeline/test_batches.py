@@ -196,3 +196,18 @@ def test_no_flip_by_default_and_flips_when_asked(tokenizer):
     assert plain is not None and flipped is not None
     assert np.array_equal(plain.image, flipped.image[:, ::-1])
     assert not np.array_equal(plain.image, flipped.image)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("crop_scale", (-0.5, 1.0)),
+        ("crop_scale", (0.5, 1.5)),
+        ("part_crop_scale", (0.9, 0.5)),
+        ("crop_ratio", (0.0, 1.0)),
+    ],
+)
+def test_ranges_that_no_crop_can_have_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"option '{field}' of DataConfig.*expected 0 < from <= to"):
+        DataConfig(**{field: value})
+    assert DataConfig(crop_ratio=(0.1, 10.0)).crop_ratio == (0.1, 10.0)
