@@ -28,8 +28,8 @@ def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
         mine(held, home)
     packed = pack(config.mine, config.pack, home)
     version = Versions(Store(home)).load(packed["version"])
-    trained = train(config.recipe, home, version.name, config.run, config.processes)
     found = journeys.mining_report(config.mine, config.pack, home, version, held)
+    trained = train(config.recipe, home, version.name, config.run, config.processes)
     metrics = assess(
         trained["run_dir"],
         home,

@@ -25,7 +25,7 @@ from pipeline.images import ImageError, decode
 from pipeline.mine_rows import Clock, Rows
 from pipeline.nouns import NounConfig, NounExtractor
 from pipeline.progress import Listener, Progress
-from pipeline.rows import Limits
+from pipeline.rows import Limits, objects_of
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
@@ -259,7 +259,7 @@ def phrase_quality(
         with store.open(record["detections"]["path"]) as file:
             table = read_detections(file)
         labels = {
-            sample.key: sample.meta.get("objects") for sample in source.samples(unit, lambda failure: None)
+            sample.key: objects_of(sample.meta) for sample in source.samples(unit, lambda failure: None)
         }
         tally.add(table, labels)
     return tally.result()
@@ -289,7 +289,7 @@ def _mine_chunk(
     clock: "Clock",
 ) -> None:
     with clock("decode"):
-        images = [_pixels(sample, failures) for sample in chunk]
+        images = [_pixels(sample, config.limits, failures) for sample in chunk]
     good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
     with clock("nouns"):
         captions = [sample.captions[: config.max_captions] for sample, _ in good]
@@ -311,9 +311,9 @@ def _mine_chunk(
         rows.add(sample, image.shape[:2], each, texts, detection, counts)
 
 
-def _pixels(sample: Sample, failures: list[Failure]) -> np.ndarray | None:
+def _pixels(sample: Sample, limits: Limits, failures: list[Failure]) -> np.ndarray | None:
     try:
-        return decode(sample.image)
+        return decode(sample.image, limits.max_pixels, limits.max_bytes)
     except ImageError as error:
         failures.append(Failure(sample.key, "decode", error.code, str(error)))
         return None

@@ -23,6 +23,7 @@ from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.progress import Listener, Progress
 from pipeline.quality_gate import Check, QualityConfig, gate, scores_of
+from pipeline.rows import Limits
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
@@ -247,13 +248,15 @@ def _training_samples(
             if not config.keep_partless:
                 continue
         try:
-            yield _training_sample(sample, chosen[sample.key], config)
+            yield _training_sample(sample, chosen[sample.key], config, mine.limits)
         except ImageError as error:
             failures.append(Failure(sample.key, "pack", error.code, str(error)))
 
 
-def _training_sample(sample: Sample, choices: list[Choice], config: PackConfig) -> TrainingSample:
-    pixels = decode(sample.image)
+def _training_sample(
+    sample: Sample, choices: list[Choice], config: PackConfig, limits: Limits
+) -> TrainingSample:
+    pixels = decode(sample.image, limits.max_pixels, limits.max_bytes)
     crops: dict[tuple[float, ...], bytes] = {}  # several captions often name one box
     for box in {choice.box for choice in choices}:
         crops[box] = encode_jpeg(crop_box(pixels, box, config.image_size), config.quality)

@@ -20,15 +20,15 @@ class Tally:
         )
         self.images = self.labelled = self.boxes = self.right = 0
 
-    def add(self, table: pa.Table, labels: dict[str, Any]) -> None:
-        """Count one unit: its detections, and image key -> "objects" (images without are left out)."""
+    def add(self, table: pa.Table, labels: dict[str, list[dict[str, Any]] | None]) -> None:
+        """Count one unit: its detections, and image key -> `pipeline.rows.objects_of` (those of None are left out)."""
         chosen = choose(table, self.rules)
         for key, objects in labels.items():
-            if not isinstance(objects, list) or key not in chosen:
+            if objects is None or key not in chosen:
                 continue
             truth: dict[str, set[tuple[float, ...]]] = defaultdict(set)
             for item in objects:
-                truth[item["phrase"].lower()].add(tuple(item["box"]))
+                truth[item["phrase"].lower()].add(tuple(map(float, item["box"])))
             found: dict[str, dict[tuple[float, ...], Choice]] = defaultdict(dict)
             for choice in chosen[
                 key

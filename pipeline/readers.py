@@ -98,8 +98,8 @@ def parquet_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit:
                 yield _parquet_row(f"{path}:{number}", values, image, captions, limits, admit)
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        if isinstance(error, OSError) and (error.errno or type(error) is not OSError):
+            raise  # of the disk or the network; pyarrow's own have no number and no class
         first = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole parquet file ({first}): fetch it or make it again") from None
 
@@ -108,7 +108,7 @@ def _columns(schema: pa.Schema, path: str) -> tuple[str, list[str]]:
     def holds_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind):
             return any(part.name == "bytes" and holds_bytes(part.type) for part in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
     listed = ", ".join(f"{column.name} ({column.type})" for column in schema)
     binary = [column.name for column in schema if holds_bytes(column.type)]
@@ -220,7 +220,7 @@ def _unwrap(data: bytes | RowError) -> bytes:
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         return False
     return True

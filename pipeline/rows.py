@@ -1,6 +1,7 @@
 """A row of a source file before and after checking: name, image, captions and what else the file says of them."""
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +12,16 @@ from pipeline.images import MAX_BYTES, MAX_PIXELS
 CAPTIONS = ("captions", "caption", "text", "texts", "sentences")
 """Names under which captions are looked for, in this order."""
 
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 as shares of an image's width and height."""
+
 
 class Limits(Config):
     """What a sample may weigh.
 
     Attributes:
         max_bytes: of an encoded image.
-        max_pixels: width * height, from the header.
+        max_pixels: width * height, from the header. Pillow's own limit of 179 million stays, for all but plain JPEGs.
         max_caption: characters; a longer caption is set aside, and a sample with no other fails.
         max_text: bytes of a .txt or .json member, or of a line of jsonl.
     """
@@ -55,15 +59,46 @@ def captions_of(meta: dict[str, Any]) -> list[Any]:
     return []
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object in `data`; RowError "bad_json" for anything else."""
+def objects_of(meta: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The labels of a source: its "objects" that have a phrase and a box, others are passed over.
+
+    None where nobody labelled: no list of that name, or one of another form.
+    """
+    objects = meta.get("objects")
+    if not isinstance(objects, list):
+        return None
+    found = [item for item in objects if isinstance(item, dict) and _is_label(item)]
+    return found if found or not objects else None
+
+
+def _is_label(item: dict[str, Any]) -> bool:
+    phrase = item.get("phrase")
+    return isinstance(phrase, str) and bool(phrase.strip()) and box_of(item.get("box")) is not None
+
+
+def box_of(value: Any) -> Box | None:
+    """Four finite numbers in order, rounded so that the same box from two captions is one part; else None."""
     try:
-        value = json.loads(data)
+        x0, y0, x1, y1 = (round(float(v), 4) for v in value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < 2 else None
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data`, NaN and infinities as null; RowError "bad_json" for anything else."""
+    try:
+        value = json.loads(data, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise RowError("bad_json", f"json cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise RowError("bad_json", f"json holds a {type(value).__name__}, expected an object")
     return value
+
+
+def _finite(text: str) -> float | None:
+    """JSON has no other numbers, though Python reads and writes NaN, Infinity and 1e999."""
+    return value if math.isfinite(value := float(text)) else None
 
 
 def clean(row: Row, limits: Limits) -> tuple[list[str], dict[str, Any]]:
@@ -111,7 +146,9 @@ def _check_text(text: str) -> None:
 
 
 def _points_at(item: Any, moved: dict[int, tuple[int, int]]) -> bool:
-    return not isinstance(item, dict) or "caption" not in item or item["caption"] in moved
+    if not isinstance(item, dict) or "caption" not in item:
+        return True
+    return isinstance(item["caption"], int | float) and item["caption"] in moved
 
 
 def _follow(item: Any, moved: dict[int, tuple[int, int]]) -> Any:
@@ -119,7 +156,7 @@ def _follow(item: Any, moved: dict[int, tuple[int, int]]) -> Any:
         return item
     caption, shift = moved[item["caption"]]
     span = (
-        [position - shift for position in item["span"]]
+        [place - shift if isinstance(place, int | float) else place for place in item["span"]]
         if isinstance(item.get("span"), list)
         else item.get("span")
     )

@@ -75,7 +75,7 @@ def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "S
             raise FileNotFoundError(f"source {text} does not exist")
         return Source(store, [name], limits or Limits())
     try:
-        names = whole.names()
+        names = [name for name in whole.names() if not name.startswith(".")]  # "._00.tar": a note of macOS
     except FileNotFoundError:
         raise FileNotFoundError(f"source {text} does not exist") from None
     by_kind = {kind: [name for name in names if name.lower().endswith(kind)] for kind in _READERS}
@@ -128,7 +128,7 @@ class Source:
                 try:
                     captions, meta = clean(row, self.limits)
                 except RowError as error:
-                    on_failure(Failure(row.name, "source", error.code, str(error)))
+                    on_failure(Failure(_unicode(row.name), "source", error.code, _unicode(str(error))))
                     continue
                 draft = merged.setdefault(row.key, _Draft([], {**meta, "source_key": row.name}))
                 draft.captions += (
@@ -198,6 +198,11 @@ def _file_sha256(path: str, size: int, modified_ns: int) -> str:
     """Hash a local file once a process, as long as its size and time stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unicode(text: str) -> str:
+    """Half surrogate pairs written out: a name that is not UTF-8 holds some, and no table can."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _kinds() -> str:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.assess.retrieval import same_text
+from pipeline.rows import Box, box_of, objects_of
 from storage.sample import Sample, TrainingSample
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +51,18 @@ class Scene:
     @classmethod
     def of_sample(cls, sample: Sample) -> "Scene":
         """From a source: parts and labels as its json says, entries without phrase and box passed over."""
-        found = []
-        objects = sample.meta.get("objects")
-        for item in objects if isinstance(objects, list) else ():
-            box = _box(item.get("box")) if isinstance(item, dict) else None
-            if box and isinstance(item.get("phrase"), str) and item["phrase"].strip():
-                found.append((box, None, item["phrase"], item.get("caption"), item.get("leaf")))
+        found = [
+            (box, None, item["phrase"], item.get("caption"), item.get("leaf"))
+            for item in objects_of(sample.meta) or ()
+            if (box := box_of(item["box"]))
+        ]
         return cls._of(sample, found)
 
     @classmethod
     def of_training(cls, sample: TrainingSample) -> "Scene":
         """From a packed shard: the mined parts."""
         found = [
-            (_box(p.box) or (index,), p.image, p.phrase, p.caption, None)
+            (box_of(p.box) or (index,), p.image, p.phrase, p.caption, None)
             for index, p in enumerate(sample.parts)
         ]
         return cls._of(sample, found)
@@ -76,15 +74,6 @@ class Scene:
 
 
 Found = tuple[tuple, bytes | None, str, Any, Any]  # box or number, crop, phrase, caption, label
-
-
-def _box(value: Any) -> Box | None:
-    """Four finite numbers in order, rounded so that the same box from two captions is one part; else None."""
-    try:
-        x0, y0, x1, y1 = (round(float(v), 4) for v in value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < 2 else None
 
 
 def _labels(meta: dict[str, Any]) -> tuple[str, ...] | None:

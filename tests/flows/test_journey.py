@@ -4,6 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -90,3 +91,12 @@ def test_the_form_of_the_journey_shows_typed_fields() -> None:
     assert definitions["PackConfig"]["properties"]["threshold"]["type"] == "number"
     assert definitions["MineConfig"]["properties"]["source"]["type"] == "string"
     assert definitions["Recipe"]["properties"]["steps"]["minimum"] == 1
+
+
+def test_what_the_report_needs_of_mining_is_read_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = MagicMock()
+    for name in ("mine", "pack", "train", "assess", "journeys", "Versions"):
+        monkeypatch.setattr(f"flows.journey.{name}", getattr(stages, name))
+    journey.fn(MagicMock(), "home")
+    names = [call[0] for call in stages.method_calls]
+    assert names.index("mine") < names.index("journeys.mining_report") < names.index("train")

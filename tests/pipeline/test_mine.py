@@ -16,6 +16,7 @@ from pipeline import ground
 from pipeline import mine as mining
 from pipeline.config import digest, override
 from pipeline.engine import InProcess, LocalEngine
+from pipeline.images import MAX_BYTES
 from pipeline.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
 from pipeline.rows import Limits
 from storage.detections import SCHEMA, read_detections, read_failures
@@ -267,6 +268,14 @@ def test_limits_are_part_of_the_configuration(source, home, detector):
     assert digest(strict) != digest(config(source))
 
 
+def test_limits_can_be_raised(tmp_path, home, detector):
+    large = picture("red") + bytes(MAX_BYTES)
+    write_tar(tmp_path / "s" / "0.tar", [("a", large, {"captions": ["a red block"]})])
+    for limits, images in ((Limits(), 0), (Limits(max_bytes=len(large)), 1)):
+        mine = config(tmp_path / "s", error_budget=1.0, limits=limits)
+        assert mine_shard(mine, home, plan(mine, home).pending[0])["images"] == images
+
+
 def test_past_the_error_budget_the_shard_is_named_and_nothing_is_visible(tmp_path, home, detector):
     spoiled(tmp_path / "s", 3)
     mine = config(tmp_path / "s", error_budget=0.2)
@@ -363,6 +372,26 @@ def test_quality_against_a_labelled_source(tmp_path, home, detector):
     assert found == {"recall": 2 / 3, "precision": 2 / 4, "labelled": 3, "boxes": 4, "right": 2, "images": 4}
     assert phrase_quality(mine, home, threshold=0.1, nms_iou=None)["boxes"] == 8
     assert phrase_quality(mine, home, threshold=0.95)["precision"] is None
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        [{"bbox": [0, 0, 9, 9], "category": "dog"}],
+        ["dog"],
+        [{"phrase": "a red block", "box": None}],
+        [{"phrase": None, "box": BOX}],
+        [{"phrase": "a red block", "box": [0, 0, 60, 40]}],  # pixels
+    ],
+)
+def test_objects_of_another_form_are_no_labels(tmp_path, home, detector, objects):
+    known = {"captions": ["a red block"], "objects": [*objects, {"phrase": "A red block", "box": BOX}]}
+    foreign = {"captions": ["a red block"], "objects": objects}
+    write_tar(tmp_path / "s" / "0.tar", [("a", picture("red"), known), ("b", picture("red", 1), foreign)])
+    mine = config(tmp_path / "s")
+    mine_all(mine, home, InProcess())
+    found = phrase_quality(mine, home)
+    assert found == {"recall": 1.0, "precision": 1.0, "labelled": 1, "boxes": 1, "right": 1, "images": 1}
 
 
 def die_in_the_middle(config, home, unit):

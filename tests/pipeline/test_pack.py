@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import pack as packing
 from pipeline.config import Config, digest
-from pipeline.images import decode, encode_jpeg, inspect
+from pipeline.images import MAX_BYTES, decode, encode_jpeg, inspect
 from pipeline.pack import PackConfig, pack, pack_shard, plan, publish, split_of
 from pipeline.quality_gate import QualityConfig
 from pipeline.rows import Limits
@@ -71,7 +71,7 @@ def write_source(folder: Path, units: int, samples: int) -> Path:
 
 
 def rows_of(sample: Any) -> list[dict[str, Any]]:
-    width, height, _ = inspect(sample.image)
+    width, height, _ = inspect(sample.image, max_bytes=len(sample.image))
     base = {"key": sample.key, "image_sha256": hashlib.sha256(sample.image).hexdigest(), "width": width}
     base |= {"height": height, "detector": "d0", "rules": "r", "rule": "expression"}
     rows = []
@@ -97,7 +97,7 @@ def rows_of(sample: Any) -> list[dict[str, Any]]:
 
 def mine(mined: Mined, home: str, skip: tuple[str, ...] = ()) -> list[Unit]:
     """Write detections as pipeline.mine would, of a detector that sees through our scenes."""
-    store, source = Store(home), open_source(mined.source)
+    store, source = Store(home), open_source(mined.source, mined.limits)
     for unit in source.units():
         if unit.path in skip:
             continue
@@ -180,7 +180,7 @@ def test_packing_again_does_nothing(made: tuple[Mined, str], monkeypatch: pytest
     config = packing_config(image_size=SIZE)
     version = pack(mined, config, home)
     files = {path: Store(home).read_bytes(path) for path in Store(home).list()}
-    monkeypatch.setattr(packing, "decode", lambda data: pytest.fail("an image was decoded again"))
+    monkeypatch.setattr(packing, "decode", lambda *_: pytest.fail("an image was decoded again"))
     assert plan(mined, config, home) == []
     assert pack(mined, config, home) == version
     assert {path: Store(home).read_bytes(path) for path in Store(home).list()} == files
@@ -233,6 +233,19 @@ def test_small_plain_jpegs_go_in_byte_for_byte(made: tuple[Mined, str]) -> None:
     mined, home = made
     samples = samples_of(home, pack(mined, packing_config(image_size=96), home))
     assert samples[0].image == encode_jpeg(scene(0), 95)
+
+
+def test_limits_can_be_raised(tmp_path: Path) -> None:
+    large, told = encode_jpeg(scene(0), 95) + bytes(MAX_BYTES), {"captions": ["a red square", "two squares"]}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for suffix, data in {"jpg": large, "json": json.dumps(told).encode()}.items():
+            info = tarfile.TarInfo(f"0.{suffix}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    mined = Mined(source=str(tmp_path / "0.tar"), limits=Limits(max_bytes=len(large)))
+    mine(mined, str(tmp_path / "home"))
+    version = pack(mined, packing_config(image_size=SIZE), str(tmp_path / "home"))
+    assert version.counts["images"] == 1 and version.counts["pack_failures"] == 0
 
 
 def test_an_image_that_cannot_be_decoded_is_a_failure(tmp_path: Path) -> None:

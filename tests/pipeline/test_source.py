@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import tarfile
@@ -10,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import readers
 from pipeline.images import encode_jpeg
 from pipeline.rows import Limits
 from pipeline.source import Source, open_source
+from storage.detections import read_failures, write_failures
 from storage.sample import Failure, Sample, content_key
 from storage.store import Store
 
@@ -181,6 +184,55 @@ def test_a_long_caption_among_others_is_set_aside_and_objects_follow(tmp_path: P
     assert sample.captions[0][2:5] == "dog"
 
 
+def test_objects_that_point_nowhere_cost_nobody_else(tmp_path: Path) -> None:
+    told = {
+        "captions": [" a dog"],
+        "objects": [{"caption": [0]}, {"caption": 0, "span": ["x", None, 3]}, "dog"],
+    }
+    (sample,), failures = read(
+        open_source(tar(tmp_path / "x.tar", {"a.jpg": jpeg(0), "a.json": json.dumps(told)}))
+    )
+    assert sample.meta["objects"] == [{"caption": 0, "span": ["x", None, 2]}, "dog"] and not failures
+
+
+def test_names_that_are_not_unicode_fit_into_the_table_of_failures(tmp_path: Path) -> None:
+    tar(tmp_path / "tar/x.tar", {"caf\udce9.jpg": jpeg(0), "good.jpg": jpeg(1), "good.txt": "good"})
+    (tmp_path / "jsonl").mkdir()
+    (tmp_path / "jsonl/x.jsonl").write_text('{"file": "\\ud800.jpg", "caption": "x"}\n')
+    for kind, good, key in (("tar", 1, "caf\\udce9"), ("jsonl", 0, "x.jsonl:1")):
+        samples, failures = read(open_source(tmp_path / kind))
+        table = io.BytesIO()
+        write_failures(table, failures)
+        assert len(samples) == good and [failure.key for failure in read_failures(table)] == [key]
+
+
+def test_numbers_that_json_cannot_hold_are_no_part_of_a_sample(tmp_path: Path) -> None:
+    told = '{"caption": "a dog", "a": NaN, "b": [-Infinity, 1e999, 0.1, 1e3], "c": {"d": 2}}'
+    tar(tmp_path / "tar/x.tar", {"a.jpg": jpeg(0), "a.json": told})
+    (tmp_path / "parquet").mkdir()
+    columns = {"image": [jpeg(0)], "text": ["a dog"], "a": [float("nan")], "b": [[float("inf")]], "c": [0.5]}
+    pq.write_table(pa.table(columns), tmp_path / "parquet/x.parquet")
+    ((of_tar,), _), ((of_parquet,), _) = (read(open_source(tmp_path / kind)) for kind in ("tar", "parquet"))
+    assert of_tar.meta == {"a": None, "b": [None, None, 0.1, 1e3], "c": {"d": 2}, "source_key": "a"}
+    assert of_parquet.meta == {"c": 0.5, "source_key": "x.parquet:0"}
+
+
+def test_two_archives_joined_are_an_error_and_not_the_first_of_them(tmp_path: Path) -> None:
+    one, two = (tar(tmp_path / f"{n}.tar", {f"{n}.jpg": jpeg(n), f"{n}.txt": "x"}) for n in range(2))
+    joined = tmp_path / "joined/x.tar"
+    joined.parent.mkdir()
+    joined.write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(ValueError, match=r"x\.tar has data after its end-of-archive mark"):
+        read(open_source(joined))
+
+
+def test_files_of_the_system_are_no_units(tmp_path: Path) -> None:
+    tar(tmp_path / "00.tar", {"0.jpg": jpeg(0), "0.txt": "x"})
+    (tmp_path / "._00.tar").write_bytes(b"\0\5\x16\7 a note of macOS")
+    (tmp_path / ".a.jsonl").write_text("{}")
+    assert [unit.path for unit in open_source(tmp_path).units()] == ["00.tar"]
+
+
 def test_a_tar_cut_anywhere_is_an_error_and_yields_nothing(tmp_path: Path) -> None:
     members: dict[str, bytes | str] = {}
     for i in range(3):
@@ -263,6 +315,27 @@ def test_a_torn_parquet(tmp_path: Path) -> None:
         (tmp_path / "0.parquet").write_bytes(torn)
         with pytest.raises(ValueError, match=r"0\.parquet is not a whole parquet file"):
             read(open_source(tmp_path))
+
+
+def test_a_full_disk_is_not_called_a_broken_parquet_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [jpeg(0)], "text": ["x"]}), tmp_path / "0.parquet")
+    for fault in (OSError(errno.ENOSPC, "No space left on device"), ConnectionError("gone")):
+
+        def refuse(data: bytes, fault: OSError = fault) -> str:
+            raise fault
+
+        with (
+            (tmp_path / "0.parquet").open("rb") as file,
+            pytest.raises(type(fault), match=str(fault.args[-1])),
+        ):
+            list(readers.parquet_rows(file, "0.parquet", Store(tmp_path), Limits(), refuse))
+
+
+def test_parquet_of_views(tmp_path: Path) -> None:
+    columns = {"image": pa.array([jpeg(0)], pa.binary_view()), "text": pa.array(["one"], pa.string_view())}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    (sample,), _ = read(open_source(tmp_path))
+    assert sample.image == jpeg(0) and sample.captions == ("one",)
 
 
 def test_folder_with_jsonl(tmp_path: Path) -> None:
