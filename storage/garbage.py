@@ -1,4 +1,4 @@
-"""What nothing refers to any more: objects of killed workers and of deleted versions."""
+"""What nothing refers to any more: objects of killed workers and of deleted versions, and half-written files."""
 
 import json
 import re
@@ -11,6 +11,7 @@ LEASE_S = 24 * 3600.0
 
 _OBJECT = re.compile(r"(.+/)?objects/[0-9a-f]{64}\.\w+")
 _FOLDERS = ("shards", "detections", "packs", "versions")
+_KEPT = ("registry", "quarantine", "runs", "fits")  # here only temporaries are rubbish
 
 
 def referenced(store: Store) -> set[str]:
@@ -29,11 +30,14 @@ def referenced(store: Store) -> set[str]:
 def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
     """Delete unreferenced objects and temporaries older than the lease; return their paths.
 
+    In the registry, in quarantine and among runs only temporaries go: files and folders named `.tmp-...`.
     Safe beside running workers as long as none takes longer than the lease from committing an object to
     creating the record that names it.
     """
     keep = referenced(store)
-    return [path for folder in _FOLDERS for path in store.collect(folder, keep, older_than_s)]
+    removed = [path for folder in _FOLDERS for path in store.collect(folder, keep, older_than_s)]
+    half = [path for folder in _KEPT for path in store.collect_temporaries(folder, older_than_s)]
+    return removed + half
 
 
 def _strings(value: Any, found: set[str]) -> None:

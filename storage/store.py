@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -224,6 +225,29 @@ class Store:
                 deleted.append(path)
         return deleted
 
+    def collect_temporaries(self, prefix: str, older_than_s: float) -> Paths:
+        """Delete temporary files and folders of dead writers below `prefix`, and nothing else.
+
+        One is spared while anything in it is younger than `older_than_s` seconds. Object stores have none: there an
+        upload appears whole.
+
+        Returns:
+            The relative paths that were deleted, sorted.
+        """
+        deleted: Paths = []
+        for folder, folders, files in os.walk(self.path(prefix)) if self.local else ():
+            for path in (Path(folder) / name for name in (*folders, *files) if _is_temporary(name)):
+                with contextlib.suppress(FileNotFoundError):  # its writer may take it away meanwhile
+                    if time.time() - _touched(path) < older_than_s:
+                        continue
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+                    deleted.append(path.relative_to(self.root).as_posix())
+            folders[:] = [name for name in folders if not _is_temporary(name)]
+        return sorted(deleted)
+
     def _refuse_torn_writes(self) -> None:
         if not self._atomic:
             raise ValueError(
@@ -279,6 +303,11 @@ def _timestamp(info: dict[str, Any]) -> float:
         if when is not None
         else time.time()
     )
+
+
+def _touched(path: Path) -> float:
+    """When a file, or a folder or anything below it, was last changed."""
+    return max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
 
 
 def _is_temporary(path: str) -> bool:

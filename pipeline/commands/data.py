@@ -118,7 +118,7 @@ def collect(
     home: Home = "var",
     older_than_hours: Annotated[float, typer.Option(help="Leave younger files alone.", min=0)] = 24,
 ) -> None:
-    """Delete files that no record and no version names: what killed workers left behind."""
+    """Delete what killed workers left behind: files that no record and no version names, and half-written ones."""
     from storage.garbage import collect as collect_garbage
     from storage.store import Store
 

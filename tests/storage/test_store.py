@@ -114,6 +114,32 @@ def test_garbage_is_what_no_record_names(store: Store) -> None:
     assert len(store.list()) == 5
 
 
+def test_what_killed_promotions_and_trainings_left_goes_and_nothing_beside_it(tmp_path: Path) -> None:
+    left = [
+        "registry/models/.tmp-1-abc/model.safetensors",
+        "registry/models/.tmp-1-abc/inner/config.json",
+        "registry/log/.tmp-2-abc",
+        "quarantine/.tmp-3-abc",
+        "runs/a/.tmp-model-4/model.safetensors",
+        "runs/a/checkpoints/.tmp-5-abc/optimiser.pt",
+        "fits/b/.tmp-model-6/model.safetensors",
+    ]
+    kept = ["registry/models/abc/model.safetensors", "registry/log/000000001.parquet", "quarantine/v-1.json"]
+    kept += ["runs/a/log.jsonl", "runs/a/model/x.tmp-1", "runs/b/.tmp-young/old", "source/.tmp-mine/0.tar"]
+    for path in (*left, *kept):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "runs/a/.tmp-model-7").mkdir()
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (0, 0))
+    (tmp_path / "runs/b/.tmp-young/new").touch()  # its writer lives
+    removed = collect(Store(tmp_path), older_than_s=3600)
+    there = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert there == sorted([*kept, "runs/b/.tmp-young/new"])
+    assert len(removed) == 7 and not (tmp_path / "runs/a/.tmp-model-7").exists()
+    assert collect(Store(tmp_path), older_than_s=3600) == []
+
+
 def test_manifest(store: Store) -> None:
     manifest = Manifest(store, "packs/x/records")
     assert manifest.record("00001-abc") is None
