@@ -19,6 +19,7 @@ from models.clip import DualEncoder
 from models.encoders.block import Activation
 from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
 from models.exchange import read_checkpoint, to_published
+from models.files import read_json
 from pipeline.card import model_card
 from pipeline.config import digest
 from pipeline.embedder import Embedder, save_model
@@ -246,4 +247,4 @@ def _run_config(run: Path | None) -> RunConfig | None:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None

@@ -81,9 +81,20 @@ def assess(
     from pipeline.runs import RunConfig
 
     config = override(assessing.AssessConfig(), assignments or [])
-    if suite and (Path(run) / "model.safetensors").is_file():
-        if data is None:
-            raise ValueError("--suite needs --data: the directory your data sets lie in")
+    if suite is None and data is not None:
+        raise ValueError("--data needs --suite: all, or names of data sets")
+    if suite is not None and data is None:
+        raise ValueError("--suite needs --data: the directory your data sets lie in")
+    if (Path(run) / "model.safetensors").is_file():
+        if suite is None or data is None:
+            raise ValueError(
+                f"{run} is a model directory, not a run: give --suite and --data, or the directory of its run"
+            )
+        of_runs = {"--beside": beside, "--taxonomy": taxonomy, "--assess-source": assess_source}
+        if given := [name for name, value in of_runs.items() if value]:
+            raise ValueError(
+                f"of a model directory Hyco measures the suite alone: leave out {', '.join(given)}"
+            )
         show_metrics(assessing.assess_model(run, suite, data, config=config), Path(run))
         return
     folder = run_folder(run, home)

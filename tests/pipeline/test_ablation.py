@@ -4,7 +4,9 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from pipeline import ablation
 from pipeline.comparison import MEASURES, difference, section, statements, write_section
@@ -45,6 +47,16 @@ RUNS = {
     "clip_boxes": [metrics(0.16, 0.51), metrics(0.18, 0.49), metrics(0.17, 0.5)],
     "hycoclip": [metrics(0.19, 0.5, 2.0, shape()), metrics(0.20, 0.5, 2.0, shape()), metrics(0.21, 0.5, 2.0, shape())],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [2, 10, 11, 31, 80])
+def test_the_interval_is_student_s(seeds):
+    tops = [0.1 + 0.01 * (n % 2) for n in range(seeds)]
+    runs = {"clip": [metrics(0.0)] * seeds, "clip_boxes": [metrics(top) for top in tops]}
+    found = difference(runs, MEASURES[0], "clip", "clip_boxes")
+    reach = student.ppf(0.975, seeds - 1) * np.std(tops, ddof=1) / seeds**0.5
+    assert (found.high - found.low) / 2 == pytest.approx(reach, rel=0.03 if seeds > 31 else 1e-3)
+    assert (found.high - found.low) / 2 > reach * 0.9995, "never narrower than the level"
 
 
 def test_differences_are_paired_over_seeds():

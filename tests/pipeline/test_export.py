@@ -238,6 +238,13 @@ def test_onnx_without_its_extra_is_refused_before_any_work(tmp_path, monkeypatch
         export("no run", tmp_path / "out", onnx=True)
 
 
+def test_a_torn_file_beside_the_model_is_named(written, tmp_path):
+    shutil.copytree(written, tmp_path / "torn")
+    (tmp_path / "torn" / "metrics.json").write_text('{"run":')
+    with pytest.raises(ValueError, match=r"torn/metrics\.json is not JSON .* again"):
+        export(tmp_path / "torn", tmp_path / "out")
+
+
 def error_of(capsys, monkeypatch, *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["hyco", *words])
     with pytest.raises(SystemExit) as left:

@@ -499,6 +499,33 @@ def test_a_suite_without_data_is_refused(
     assert (tmp_path / "metrics.csv").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "is a model directory, not a run: give --suite and --data, or the directory of its run"),
+        (("--data", "sets"), "--data needs --suite: all, or names of data sets"),
+        (
+            ("--suite", "all", "--data", "sets", "--beside", "r"),
+            "measures the suite alone: leave out --beside",
+        ),
+        (
+            ("--suite", "all", "--data", "sets", "--taxonomy", "t.json", "--assess-source", "held"),
+            "measures the suite alone: leave out --taxonomy, --assess-source",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny()[0].save_pretrained(tmp_path)
+    (line,) = command(monkeypatch, capsys, "assess", "--run", str(tmp_path), *words, status=2).splitlines()
+    assert said in line
+
+
 def test_a_thousand_leaves_and_fifty_thousand_answers() -> None:
     """Table look-ups, not loops: what took minutes leaf by leaf takes about a second."""
     leaves = [(f"l{i}", f"g{i // 10}", ()) for i in range(1000)]
