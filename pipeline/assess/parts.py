@@ -25,11 +25,14 @@ def part_retrieval(
 ) -> Outcome:
     """R@k of crop_to_phrase and phrase_to_crop, each with its chance level.
 
-    `pairing` pairs crops (as its images) with phrases (as its texts); crops of one scene are drawn together.
+    `pairing` pairs crops (as its images) with phrases (as its texts). From crop to phrase the crops of one scene
+    are drawn together, from phrase to crop the phrases one by one; each way has its count of these as "n".
     """
     names = ("crop_to_phrase", "phrase_to_crop")
     outcome = both_ways(
         score, crops, phrases, pairing, bootstrap, names=names, copies=False, clusters=scenes, ks=ks
     )
+    outcome.numbers["crop_to_phrase"]["n"] = len(np.unique(scenes[pairing.image]))
+    outcome.numbers["phrase_to_crop"]["n"] = len(pairing.texts)
     outcome.numbers.update(crops=pairing.images, phrases=len(pairing.texts))
     return outcome

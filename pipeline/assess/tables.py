@@ -107,7 +107,7 @@ def _retrieval(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 )
                 for way in WAYS
                 if way in found
-                for k in found[way]
+                for k in found["chance"][way]
             ]
             if section == "retrieval":
                 note = f"{found['images']:,} images, {found['captions']:,} captions"

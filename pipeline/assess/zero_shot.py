@@ -1,7 +1,8 @@
 """Zero-shot classification: the class whose vector lies nearest.
 
-A class vector is the lift of the mean, over names and prompts, of the projected text feature (mathematics.md,
-section 2): the mean is taken in the tangent space at the origin, where it is a plain mean.
+A class vector is the lift of the mean, over names and prompts, of the projected text feature (MERU; mathematics.md,
+section 2): the mean is taken in the tangent space at the origin, where it is a plain mean. In Euclidean geometry it
+is the normalised mean of the unit vectors of the prompts (CLIP).
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ BLOCK = 4096  # images scored at once
 class TextSide(Protocol):
     """What a class vector needs of an embedder."""
 
+    @property
+    def curvature(self) -> float | None:
+        """None in Euclidean geometry."""
+        ...
+
     def project_text(self, texts: Sequence[str]) -> Tensor:
         """Projected text features [K, D] before the lift."""
         ...
@@ -40,12 +46,14 @@ def class_vectors(embedder: TextSide, taxonomy: Taxonomy) -> Float[Tensor, "C D"
 def vectors_of(
     embedder: TextSide, names: Sequence[Sequence[str]], prompts: Sequence[str]
 ) -> Float[Tensor, "C D"]:
-    """One point for each class: every prompt with every name of it, averaged before the lift."""
+    """One point for each class: the mean over every prompt with every name of it."""
     sentences, owner = [], []
     for row, own in enumerate(names):
         sentences += [fill(prompt, name) for prompt in prompts for name in own]
         owner += [row] * (len(prompts) * len(own))
     features = embedder.project_text(sentences)
+    if embedder.curvature is None:
+        features = embedder.lift_text(features)
     index = torch.tensor(owner, device=features.device)
     total = features.new_zeros(len(names), features.shape[1]).index_add_(0, index, features)
     return embedder.lift_text(total / torch.bincount(index)[:, None])

@@ -172,6 +172,8 @@ def test_zero_shot_chance_is_what_guessing_scores():
 
 def test_class_vectors_average_before_the_lift():
     class Side:
+        curvature = 1.0
+
         def project_text(self, texts):
             return torch.tensor([[float(len(t)), float(t.count("a"))] for t in texts])
 

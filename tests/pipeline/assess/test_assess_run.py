@@ -1,5 +1,6 @@
 """A whole assessment of a tiny untrained model on made-up scenes, and the pieces it is made of."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -168,6 +169,10 @@ def test_everything_is_measured_on_a_labelled_source(world):
             == metrics["retrieval"]["chance"][way].keys()
             == {"r1", "r5", "r10"}
         )
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    drawn = {row["name"]: row["n"] for row in rows if row["name"].startswith("parts.")}
+    ways = {"crop_to_phrase": "40", "phrase_to_crop": "8"}  # scenes, and phrases one by one
+    assert drawn == {f"parts.{way}.r{k}": n for way, n in ways.items() for k in (1, 5, 10)}
     boxes = metrics["boxes"]
     assert boxes["classification"]["boxes"] == metrics["parts"]["crops"]
     assert boxes["classification"]["classes"] == boxes["classification"]["classes_seen"] == 4

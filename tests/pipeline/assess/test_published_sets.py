@@ -25,7 +25,9 @@ class ColourEmbedder(Embedder):
 
     def __init__(self):
         self.size, self.batch_size, self.device = 8, 3, torch.device("cpu")
-        self.model = SimpleNamespace(scale=torch.tensor(5.0), config=SimpleNamespace(dim=3))
+        self.model = SimpleNamespace(
+            scale=torch.tensor(5.0), config=SimpleNamespace(dim=3, geometry="euclid")
+        )
 
     def encode_pixels(self, images):
         means = [image.reshape(-1, 3).mean(0) / 255 for image in images]

@@ -313,6 +313,17 @@ def test_blocks_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (whole[0][truth == 3] >= 1).all()
 
 
+def test_prompts_of_a_euclidean_model_are_unit_vectors_before_their_mean() -> None:
+    """As CLIP's own zero-shot has it: a prompt of a long feature weighs no more than the others."""
+    model, tokenizer = tiny("euclid")
+    embedder = Embedder(model, tokenizer)
+    sentences = ["a photo of a cat", "one cat", "many of the cats there"]
+    prompts = [sentence.replace("cat", "{}", 1) for sentence in sentences]
+    (vector,) = vectors_of(embedder, [["cat"]], prompts)
+    mean = embedder.encode_text(sentences).mean(0)
+    torch.testing.assert_close(vector, mean / mean.norm(), rtol=1e-5, atol=1e-6)
+
+
 def test_every_name_and_prompt_weighs_alike(embedder: Embedder) -> None:
     vectors = vectors_of(embedder, [["cat", "kitten"], ["elk"]], ["a photo of a {}", "one {}"])
     cats = ["a photo of a cat", "a photo of a kitten", "one cat", "one kitten"]
