@@ -11,6 +11,10 @@ import yaml
 from prefect.settings import Settings
 from prefect.settings.legacy import Setting, _get_settings_fields
 
+from flows.deploy_config import first
+from flows.server import environment
+from pipeline.config import override
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker/compose.yaml").read_text()
 COMPOSE = yaml.safe_load(TEXT)
@@ -62,6 +66,30 @@ def test_nothing_that_two_processes_share_stays_in_memory(name: str) -> None:
     for key in kept:
         assert "redis" in environment.get(key, "memory"), f"{key} is kept in memory"
     assert environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"].startswith("postgresql+asyncpg://")
+
+
+@pytest.mark.parametrize("name", ["server", "services", "migrate"])
+def test_logs_and_artifacts_of_deleted_runs_are_removed(name: str) -> None:
+    wanted = environment(4200)["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"]
+    assert SERVICES[name]["environment"]["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"] == wanted
+
+
+def test_the_folder_that_is_mounted_is_watched_by_the_pool_that_is_chosen() -> None:
+    command = SERVICES["deploy"]["command"]
+    assert "heavy_pool=${HYCO_HEAVY_POOL:-cpu}" in command
+    (place,) = [mount.split(":")[-2] for mount in SERVICES["deploy"]["volumes"] if "HYCO_SOURCES" in mount]
+    assert f"retrain.journey.mine.source={place}" in command
+    settings = [word.replace("${HYCO_HEAVY_POOL:-cpu}", "gpu") for word in command if "=" in word]
+    made = override(first("/data"), settings)
+    assert made.heavy_pool == "gpu" and made.retrain.journey.mine.source == "/sources"
+
+
+def test_an_index_of_torch_alone_is_asked_for_torch_alone() -> None:
+    """PyTorch's index has torch's dependencies in versions of its own, not always in those of constraints.txt."""
+    lines = [
+        line for stage in STAGES for line in re.findall(r"pip install .*", stage) if "--index-url" in line
+    ]
+    assert lines and all(" torch --no-deps " in line for line in lines)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.split()[2])

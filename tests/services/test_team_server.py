@@ -17,7 +17,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if reason := topology.missing():
         pytest.skip(reason)
     with Team(tmp_path_factory.mktemp("home")) as team:
-        team.run("deploy", ["hyco", "deploy"])
+        team.deploy()
         team.start_worker()
         yield team
 

@@ -57,15 +57,9 @@ class Team:
 
     def environment(self, service: str) -> dict[str, str]:
         """A service's settings as the compose file has them, with this machine's ports and secrets."""
-        values = {"HYCO_AUTH": AUTH, "POSTGRES_PASSWORD": "p", "REDIS_PASSWORD": "r", "HYCO_URL": self.url}
-        values["HYCO_HOME"] = str(self.home)
-
-        def fill(match: re.Match[str]) -> str:
-            return values.get(match[1], match[2] or "")
-
         found = {}
         for key, value in COMPOSE["services"][service]["environment"].items():
-            text = re.sub(r"\$\{([A-Z_]+)(?::?[-?]([^}]*))?\}", fill, str(value))
+            text = self.filled(str(value))
             for host, port in (("postgres", 5432), ("redis", 6379), ("server", 4200)):
                 text = text.replace(f"{host}:{port}", f"127.0.0.1:{self.ports[host]}")
             if text:
@@ -78,6 +72,18 @@ class Team:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
         prefect = {"PREFECT_HOME": str(self.folder / f"prefect-{service}"), "DO_NOT_TRACK": "1"}
         return kept | prefect | {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"} | found
+
+    def filled(self, text: str) -> str:
+        """A text of the compose file with this machine's values for its variables."""
+        values = {"HYCO_AUTH": AUTH, "POSTGRES_PASSWORD": "p", "REDIS_PASSWORD": "r", "HYCO_URL": self.url}
+        values["HYCO_HOME"] = str(self.home)
+        return re.sub(
+            r"\$\{([A-Z_]+)(?::?[-?]([^}]*))?\}", lambda found: values.get(found[1], found[2] or ""), text
+        )
+
+    def deploy(self) -> str:
+        """The one-off service `deploy`, with its own command."""
+        return self.run("deploy", [self.filled(word) for word in COMPOSE["services"]["deploy"]["command"]])
 
     def run(self, service: str, command: list[str], timeout: float = 180) -> str:
         """Run a command to its end in a service's environment; its output. AssertionError when it fails."""
