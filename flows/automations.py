@@ -34,7 +34,7 @@ def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCo
             "hyco: a run that never began is dead",
             "Pending",
             {"Running", "Retrying"} | ENDED | RESTING,
-            config.lost_after_s,
+            config.begin_within_s,
             "Taken up by a worker that did not start it.",
         ),
         _then_look("hyco: the source has grown", {GROWN}, look, later, later),

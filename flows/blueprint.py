@@ -62,12 +62,13 @@ class Blueprint:
 
 def blueprint(config: DeployConfig) -> Blueprint:
     """Work out everything that a configuration asks for."""
+    where = (config.image, config.directory, config.volumes, config.networks, config.claim)
     pools = tuple(
         Pool(
             name,
             config.pool_type,
             f"Hyco's work that needs {need} GPU",
-            template(config.pool_type, name == "gpu", config.image, config.directory),
+            template(config.pool_type, name == "gpu", *where),
         )
         for name, need in (("cpu", "no"), ("gpu", "a"))
     )

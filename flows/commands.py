@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.server import ensure_server, guarded, reach
+from flows.server import ensure_server, reach
 from flows.settings import use_home
 from pipeline.commands.app import AssessSource, Assignments, Home, TaxonomyFile, app
 from storage.store import Store
@@ -42,7 +41,8 @@ def deploy(
     The server is that of PREFECT_API_URL, else one on the home's database for the length of this command. The options
     are kept in HOME/deploy.json: the next `hyco deploy` needs none of them, and the first watches HOME/source with the
     embedded grounder and recipe demo if it is given none. --set takes fields of DeployConfig:
-    retrain.min_new=500, heavy_pool=gpu, watch_every_s=60, retrain.journey.recipe.steps=2000 ...
+    retrain.min_new=500, heavy_pool=gpu, watch_every_s=60, retrain.journey.recipe.steps=2000 ... --yaml asks no server
+    and keeps nothing: it writes the deployments that the same words would make.
     """
     from pipeline.config import override
 
@@ -52,7 +52,7 @@ def deploy(
     address = None if yaml else ensure_server(home)
     from flows.blueprint import blueprint
     from flows.deploy_config import DeployConfig, first, resolved
-    from flows.prefect_yaml import demo_config, text
+    from flows.prefect_yaml import text
     from pipeline.journey import compose
     from pipeline.watch import RetrainConfig
 
@@ -61,33 +61,39 @@ def deploy(
         config = DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
     elif source or grounder or recipe:
         raise ValueError("--source, --grounder and --recipe belong together: give all three or none")
-    elif yaml:
-        config = demo_config()
     elif store.exists(DEPLOYED):
         config = DeployConfig.model_validate_json(store.read_bytes(DEPLOYED)).replace(home=home)
     else:
-        config = first(home)
-        if store.local:
+        config = first(home, assess_source)
+        if store.local and not yaml:
             Path(config.retrain.journey.mine.source).mkdir(parents=True, exist_ok=True)
-    chosen = {"preset": preset, "pool_type": pool_type}
-    config = override(
-        config.replace(**{name: value for name, value in chosen.items() if value}), assignments or []
-    )
+    chosen = {
+        "preset": preset,
+        "pool_type": pool_type,
+        "retrain.journey.assess_source": assess_source,
+        "retrain.journey.taxonomy": taxonomy,
+    }
+    config = override(config, [f"{name}={value}" for name, value in chosen.items() if value])
+    config = override(config, assignments or [])
     if yaml:
         Path(yaml).write_text(text(blueprint(config)))
         return
     from flows import deploy as deploying
 
     config = resolved(config, Path.cwd())
-    lines = deploying.check(blueprint(config)) if check else deploying.apply(blueprint(config))
+    plan = blueprint(config)
+    lines = deploying.check(plan) if check else deploying.apply(plan)
     for line in lines:
         typer.echo(("differs: " if check else "set: ") + line)
     if check:
+        for line in deploying.pauses(plan):
+            typer.echo(f"note: {line}")
         typer.echo(f"{len(lines)} differences on {address}")
         raise typer.Exit(1 if lines else 0)
     store.replace(DEPLOYED, (json.dumps(config.model_dump(mode="json"), indent=1) + "\n").encode())
     typer.echo(f"watched: {config.retrain.journey.mine.source}, recipe {config.retrain.journey.recipe.name}")
-    typer.echo(f"{len(lines)} changes on {address}; next: hyco worker --pool cpu --home {home}")
+    workers = [f"hyco worker --pool {pool} --home {home}" for pool in sorted({"cpu", config.heavy_pool})]
+    typer.echo(f"{len(lines)} changes on {address}; next: {' and '.join(workers)}")
 
 
 @app.command()
@@ -109,13 +115,10 @@ def worker(
             f"PREFECT_API_URL is not set: start `hyco ui --home {home}` and export the address it prints"
         )
     reach(os.environ["PREFECT_API_URL"])
-    from flows.templates import HEARTBEAT_S
-
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", str(HEARTBEAT_S))
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
     command += ["--limit", str(limit)] if limit else []
     command += ["--with-healthcheck"] if health else []
-    raise typer.Exit(subprocess.call(guarded(command)))
+    os.execv(sys.executable, command)  # Prefect's worker gets every signal itself, in a container too
 
 
 @app.command()

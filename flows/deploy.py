@@ -4,6 +4,7 @@ Applying twice changes nothing the second time: only what differs is written, so
 runs that are waiting are left alone.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -34,6 +35,22 @@ def check(plan: Blueprint) -> list[str]:
     with get_client(sync_client=True) as client:
         parts = (_pools, _limits, deployments, _automations)
         return [drift.what for part in parts for drift in part(client, plan)]
+
+
+def pauses(plan: Blueprint) -> list[str]:
+    """Return what somebody has paused on the server, one line each: no difference, and left as it is."""
+    found = []
+    with get_client(sync_client=True) as client:
+        for pool in plan.pools:
+            with contextlib.suppress(ObjectNotFound):
+                if client.read_work_pool(pool.name).is_paused:
+                    found.append(f"work pool {pool.name} is paused")
+        for wanted in plan.deployments:
+            with contextlib.suppress(ObjectNotFound):
+                there = client.read_deployment_by_name(wanted.full_name)
+                if there.paused or not all(schedule.active for schedule in there.schedules):
+                    found.append(f"deployment {wanted.full_name} is paused")
+    return found
 
 
 def _pools(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:

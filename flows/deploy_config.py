@@ -1,9 +1,9 @@
-"""What `hyco deploy` is told: typed, kept in HOME/deploy.json. Imports no Prefect."""
+"""What `hyco deploy` is told: typed, kept in HOME/deploy.json. Imports Prefect only when a cron is checked."""
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 
 from flows.templates import PoolType
 from pipeline.config import Config
@@ -13,6 +13,7 @@ from pipeline.presets import Preset
 from pipeline.recipes import demo
 from pipeline.watch import RetrainConfig
 
+IMAGE_PULL_S = 600.0  # what a container's image may take to come before its run begins
 EMBEDDED = Path(__file__).resolve().parents[1] / "demo" / "weights" / "grounder"
 
 
@@ -26,6 +27,9 @@ class DeployConfig(Config):
         pool_type: what workers start a flow run in.
         heavy_pool: where what needs a GPU runs: "gpu", or "cpu" where there is none.
         image: container image with Hyco in it, for docker and kubernetes.
+        volumes: of docker containers, NAME_OR_FOLDER:PLACE; the home and the source have to be among them.
+        networks: of docker containers; the server has to be in one.
+        claim: PersistentVolumeClaim of kubernetes pods, mounted at /data; the home and the source have to be in it.
         directory: working directory of process workers.
         gpus: trainings and minings at once, over all GPUs.
         cpu_trainings: trainings at once on CPUs.
@@ -33,7 +37,8 @@ class DeployConfig(Config):
         maintain_cron: when old things are deleted.
         gather_s: events are gathered for so many seconds before a look.
         dead_after_s: a run without a heartbeat for so long is marked Crashed.
-        lost_after_s: a run that was taken up and has not begun after so long is marked Crashed.
+        lost_after_s: a run that was taken up and has not begun after so long is marked Crashed; 600 s at least where
+            a container's image may have to come first.
     """
 
     home: str
@@ -41,7 +46,10 @@ class DeployConfig(Config):
     preset: Preset = "full"
     pool_type: PoolType = "process"
     heavy_pool: Literal["cpu", "gpu"] = "cpu"
-    image: str = "hyco:latest"
+    image: str = "hyco-gpu:latest"
+    volumes: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    claim: str | None = None
     directory: str = "."
     gpus: int = Field(default=1, ge=1)
     cpu_trainings: int = Field(default=1, ge=1)
@@ -51,11 +59,28 @@ class DeployConfig(Config):
     dead_after_s: float = Field(default=90, ge=60)
     lost_after_s: float = Field(default=110, ge=60)
 
+    @field_validator("maintain_cron")
+    @classmethod
+    def _cron(cls, given: str) -> str:
+        from prefect.client.schemas.schedules import CronSchedule
 
-def first(home: str) -> DeployConfig:
+        try:
+            return CronSchedule(cron=given).cron
+        except ValidationError:
+            raise ValueError(
+                f"'{given}' is no cron schedule; one is '17 3 * * *', at 3:17 every night"
+            ) from None
+
+    @property
+    def begin_within_s(self) -> float:
+        """Seconds after which a run that was taken up must have begun."""
+        return self.lost_after_s if self.pool_type == "process" else max(self.lost_after_s, IMAGE_PULL_S)
+
+
+def first(home: str, assess_source: str | None = None) -> DeployConfig:
     """What is deployed where nobody has said anything: HOME/source, the embedded grounder, recipe demo."""
     mine = MineConfig(source=f"{home.rstrip('/')}/source", grounder=f"transformers:{EMBEDDED}")
-    journey = JourneyConfig(mine=mine, pack=packing_for("demo", None), recipe=demo())
+    journey = JourneyConfig(mine=mine, pack=packing_for("demo", assess_source), recipe=demo())
     return DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
 
 

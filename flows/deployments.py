@@ -43,7 +43,7 @@ def deployments(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
                 f"deployment {wanted.full_name}: missing", lambda w=wanted, v=version: _create(client, w, v)
             )
             continue
-        limit = found.global_concurrency_limit
+        limit, options = found.global_concurrency_limit, found.concurrency_options
         there = {
             "parameters": found.parameters,
             "entrypoint": found.entrypoint,
@@ -51,6 +51,7 @@ def deployments(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
             "work queue": found.work_queue_name,
             "schedule": [_timing(schedule.schedule) for schedule in found.schedules],
             "concurrency limit": limit.limit if limit else None,
+            "collision strategy": options.collision_strategy if limit and options else None,
             "definition": found.version,
         }
         asked = {
@@ -60,16 +61,19 @@ def deployments(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
             "work queue": wanted.queue,
             "schedule": [_timing(schedule.schedule) for schedule in _schedules(wanted)],
             "concurrency limit": wanted.limit,
+            "collision strategy": wanted.collision if wanted.limit is not None else None,
             "definition": version,
         }
         if other := [name for name in asked if there[name] != asked[name]]:
+            active = all(schedule.active for schedule in found.schedules)
             yield Drift(
                 f"deployment {wanted.full_name}: another {', '.join(other)}",
-                lambda w=wanted, v=version: _create(client, w, v),
+                lambda w=wanted, v=version, a=active: _create(client, w, v, a),
             )
 
 
-def _create(client: SyncPrefectClient, wanted: Deployed, version: str) -> UUID:
+def _create(client: SyncPrefectClient, wanted: Deployed, version: str, active: bool = True) -> UUID:
+    """Create or replace a deployment; a schedule that somebody paused stays paused (`active`)."""
     options = None
     if wanted.limit is not None:
         options = ConcurrencyOptions(
@@ -79,7 +83,7 @@ def _create(client: SyncPrefectClient, wanted: Deployed, version: str) -> UUID:
         flow_id=client.create_flow_from_name(wanted.flow),
         name=wanted.name,
         version=version,
-        schedules=_schedules(wanted),
+        schedules=_schedules(wanted, active),
         concurrency_limit=wanted.limit,
         concurrency_options=options,
         parameters=wanted.parameters,
@@ -101,15 +105,15 @@ def _schema(name: str) -> dict[str, Any]:
     return json.loads(json.dumps(parameter_schema(flow).model_dump()))
 
 
-def _schedules(wanted: Deployed) -> list[DeploymentScheduleCreate]:
+def _schedules(wanted: Deployed, active: bool = True) -> list[DeploymentScheduleCreate]:
     if wanted.every_s is not None:
         schedule = IntervalSchedule(
             interval=timedelta(seconds=wanted.every_s), anchor_date=ANCHOR, timezone="UTC"
         )
-        return [DeploymentScheduleCreate(schedule=schedule, active=True)]
+        return [DeploymentScheduleCreate(schedule=schedule, active=active)]
     if wanted.cron is not None:
         return [
-            DeploymentScheduleCreate(schedule=CronSchedule(cron=wanted.cron, timezone="UTC"), active=True)
+            DeploymentScheduleCreate(schedule=CronSchedule(cron=wanted.cron, timezone="UTC"), active=active)
         ]
     return []
 

@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import Field
@@ -72,7 +73,7 @@ def clean_home(home: str, hours: float) -> int:
 
 @task(name="old flow runs", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=10)
 def delete_runs(days: float, most: int) -> int:
-    """Delete flow runs that ended longer ago than this, oldest first; return how many."""
+    """Delete flow runs that ended longer ago than this, the first to start first; return how many."""
     before = datetime.now(UTC) - timedelta(days=days)
     chosen = FlowRunFilter(
         end_time=FlowRunFilterEndTime(before_=before),  # type: ignore[arg-type]
@@ -81,15 +82,17 @@ def delete_runs(days: float, most: int) -> int:
     count = 0
     with get_client(sync_client=True) as client:
         while count < most:
-            page = client.read_flow_runs(flow_run_filter=chosen, limit=min(_PAGE, most - count))
+            page = client.read_flow_runs(
+                flow_run_filter=chosen, sort=FlowRunSort.START_TIME_ASC, limit=min(_PAGE, most - count)
+            )
             if not page:
                 break
             for run in page:
                 try:
                     client.delete_flow_run(run.id)
+                    count += 1
                 except ObjectNotFound:
                     get_run_logger().info("%s went with its parent", run.name)
-            count += len(page)
     return count
 
 

@@ -1,18 +1,27 @@
-"""prefect.yaml, for those who would rather type `prefect deploy --all` than `hyco deploy`."""
+"""prefect.yaml, for those who would rather type `prefect deploy --all` than `hyco deploy`.
 
+python -m flows.prefect_yaml > prefect.yaml   makes the repository's own again
+"""
+
+import sys
 from typing import Any
 
 import yaml
 
-from flows.blueprint import Blueprint
+from flows.blueprint import Blueprint, blueprint
 from flows.deploy_config import DeployConfig
+from flows.deployments import GRACE_S
 from pipeline.journey import JourneyConfig, packing_for
 from pipeline.mine import MineConfig
 from pipeline.recipes import demo
 from pipeline.watch import RetrainConfig
 
 WORLD = "var/demo/scenes"
-HEAD = "# The deployments of the embedded world (make demo), from flows/blueprint.py: hyco deploy --yaml prefect.yaml\n"
+HEAD = """\
+# What `hyco deploy` deploys, for `prefect deploy --all`; made by `hyco deploy --yaml FILE`. The repository's own is the
+# embedded world (make demo): python -m flows.prefect_yaml > prefect.yaml
+# Work pools, limits and automations are made by `hyco deploy` alone; without pools `prefect deploy --all` exits with 1.
+"""
 
 
 def demo_config() -> DeployConfig:
@@ -46,7 +55,11 @@ def to_yaml(plan: Blueprint) -> dict[str, Any]:
         if one.cron is not None:
             entry["schedules"] = [{"cron": one.cron, "timezone": "UTC"}]
         if one.limit is not None:
-            entry["concurrency_limit"] = {"limit": one.limit, "collision_strategy": one.collision}
+            entry["concurrency_limit"] = {
+                "limit": one.limit,
+                "collision_strategy": one.collision,
+                "grace_period_seconds": GRACE_S,
+            }
         deployments.append(entry)
     return {"name": "hyco", "pull": None, "deployments": deployments}
 
@@ -54,3 +67,7 @@ def to_yaml(plan: Blueprint) -> dict[str, Any]:
 def text(plan: Blueprint) -> str:
     """The same as a file."""
     return HEAD + yaml.safe_dump(to_yaml(plan), sort_keys=False, width=110)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text(blueprint(demo_config())))

@@ -5,6 +5,7 @@ Prefect's own temporary server outlives a command that is killed; this one is bo
 
 import atexit
 import base64
+import http.client
 import os
 import socket
 import subprocess
@@ -62,7 +63,7 @@ def reach(address: str) -> None:
             else "is it Prefect's API?"
         )
         raise RuntimeError(f"{address} (PREFECT_API_URL) answers {error.code}: {remedy}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise RuntimeError(
             f"nothing answers at {address} (PREFECT_API_URL): {getattr(error, 'reason', error)}; is `hyco ui` running?"
         ) from None

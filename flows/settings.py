@@ -1,10 +1,13 @@
-"""Prefect's environment for a run that finds no server: a database under the home, no telemetry, JSON results.
+"""Prefect's environment for a run that finds no server: a database under the home, no telemetry, JSON, heartbeats.
 
 Imports no Prefect, because Prefect reads these variables once, when it is imported.
 """
 
 import os
 from pathlib import Path
+
+# Every flow run sends a heartbeat this often, so that the automation of flows/automations.py can tell the dead ones.
+HEARTBEAT_S = 30
 
 
 def use_home(home: str) -> Path:
@@ -19,6 +22,7 @@ def use_home(home: str) -> Path:
         "DO_NOT_TRACK": "1",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_CLI_COLORS": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from flows.settings import HEARTBEAT_S
+
 PoolType = Literal["process", "docker", "kubernetes"]
 
-# Every flow run sends a heartbeat this often, so that the automation of flows/blueprint.py can tell the dead ones.
-HEARTBEAT_S = 30
+CLAIMED_AT = "/data"  # where a claim is mounted: the home of compose, and a volume of the images
+_GROUP = 10001  # of the images' user, who has to be able to write there
 _ENV = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
@@ -18,7 +20,15 @@ _TEXTS: dict[str, Any] = {"type": "object", "additionalProperties": {"type": "st
 _NAMED = ("command", "env", "labels", "name")
 
 
-def template(kind: PoolType, gpu: bool, image: str, directory: str) -> dict[str, Any]:
+def template(
+    kind: PoolType,
+    gpu: bool,
+    image: str,
+    directory: str,
+    volumes: tuple[str, ...] = (),
+    networks: tuple[str, ...] = (),
+    claim: str | None = None,
+) -> dict[str, Any]:
     """The base job template of a pool.
 
     Args:
@@ -26,6 +36,9 @@ def template(kind: PoolType, gpu: bool, image: str, directory: str) -> dict[str,
         gpu: whether its runs ask for a GPU.
         image: container image with Hyco in it, for docker and kubernetes.
         directory: working directory of a process pool, so that relative paths mean what they do in a terminal.
+        volumes: of docker containers, NAME_OR_FOLDER:PLACE.
+        networks: of docker containers.
+        claim: PersistentVolumeClaim of kubernetes pods, mounted at CLAIMED_AT.
     """
     if kind == "process":
         return _filled(
@@ -37,22 +50,22 @@ def template(kind: PoolType, gpu: bool, image: str, directory: str) -> dict[str,
     if kind == "docker":
         names = (*_NAMED, "image", "image_pull_policy", "networks", "auto_remove", "volumes", "mem_limit")
         job: dict[str, Any] = {name: f"{{{{ {name} }}}}" for name in names}
+        job["container_create_kwargs"] = {"shm_size": "8g"}
         if gpu:
-            job["container_create_kwargs"] = {
-                "device_requests": [{"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}],
-                "shm_size": "8g",
-            }
+            asked = {"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}
+            job["container_create_kwargs"]["device_requests"] = [asked]
         return _filled(
             job,
             command="python -m flows.engine",
             image=image,
             image_pull_policy="IfNotPresent",
-            networks=[],
+            networks=list(networks),
             auto_remove=True,
-            volumes=[],
+            volumes=list(volumes),
         )
     return _filled(
-        {name: f"{{{{ {name} }}}}" for name in (*_NAMED, "namespace")} | {"job_manifest": _manifest(gpu)},
+        {name: f"{{{{ {name} }}}}" for name in (*_NAMED, "namespace")}
+        | {"job_manifest": _manifest(gpu, claim)},
         command="python -m flows.engine",
         namespace="default",
         image=image,
@@ -68,13 +81,19 @@ def _python() -> str:
     return str(plain) if plain.exists() else sys.executable
 
 
-def _manifest(gpu: bool) -> dict[str, Any]:
+def _manifest(gpu: bool, claim: str | None) -> dict[str, Any]:
     needs: dict[str, Any] = {
         "limits": {"memory": "{{ memory_limit }}"},
         "requests": {"cpu": "{{ cpu_request }}", "memory": "{{ memory_request }}"},
     }
     if gpu:
         needs["limits"]["nvidia.com/gpu"] = 1
+    # The loaders of a training share memory, of which a pod has 64 MB by default.
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    if claim:
+        volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": "data", "mountPath": CLAIMED_AT})
     container = {
         "name": "prefect-job",
         "env": "{{ env }}",
@@ -82,13 +101,16 @@ def _manifest(gpu: bool) -> dict[str, Any]:
         "imagePullPolicy": "{{ image_pull_policy }}",
         "args": "{{ command }}",
         "resources": needs,
+        "volumeMounts": mounts,
     }
     pod = {
         "parallelism": 1,
         "completions": 1,
         "restartPolicy": "Never",
         "serviceAccountName": "{{ service_account_name }}",
+        "securityContext": {"fsGroup": _GROUP},
         "containers": [container],
+        "volumes": volumes,
     }
     return {
         "apiVersion": "batch/v1",

@@ -7,14 +7,16 @@ from uuid import uuid4
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.flows import load_flow_from_entrypoint
 
 from flows.automations import automations
 from flows.blueprint import blueprint
-from flows.deploy import apply, check
+from flows.deploy import apply, check, pauses
 from flows.deploy_config import DeployConfig, first, resolved
 from flows.prefect_yaml import demo_config, text
-from flows.templates import HEARTBEAT_S, template
+from flows.settings import HEARTBEAT_S
+from flows.templates import template
 from pipeline.config import ConfigError
 from pipeline.journey import JourneyConfig
 from pipeline.mine import MineConfig
@@ -72,6 +74,40 @@ def test_twice_is_once_and_drift_is_said_and_mended():
         check(blueprint(config(pool_type="docker")))
 
 
+def test_who_paused_a_schedule_keeps_it_paused_and_check_says_so():
+    plan = blueprint(config())
+    apply(plan)
+    assert pauses(plan) == []
+    with get_client(sync_client=True) as client:
+        watch = client.read_deployment_by_name("watch/watch")
+        client.update_deployment_schedule(watch.id, watch.schedules[0].id, active=False)
+        client.pause_deployment(client.read_deployment_by_name("journey/small").id)
+        client.update_work_pool("gpu", WorkPoolUpdate(is_paused=True))
+    paused = [
+        "work pool gpu is paused",
+        "deployment watch/watch is paused",
+        "deployment journey/small is paused",
+    ]
+    assert pauses(plan) == paused and check(plan) == []
+    apply(blueprint(config(watch_every_s=60, preset="small")))
+    apply(plan)
+    assert pauses(plan) == paused and check(plan) == []
+
+
+def test_another_collision_strategy_is_drift():
+    plan = blueprint(config())
+    apply(plan)
+    with get_client(sync_client=True) as client:
+        watch = client.read_deployment_by_name("watch/watch")
+        options = {"collision_strategy": "ENQUEUE", "grace_period_seconds": 300}
+        client.request(
+            "PATCH", "/deployments/{id}", path_params={"id": watch.id}, json={"concurrency_options": options}
+        )
+    assert check(plan) == ["deployment watch/watch: another collision strategy"]
+    apply(plan)
+    assert check(plan) == []
+
+
 @pytest.mark.parametrize("wanted", blueprint(config()).deployments, ids=lambda wanted: wanted.full_name)
 def test_every_deployment_loads_and_its_parameters_are_valid(wanted):
     flow = load_flow_from_entrypoint(wanted.entrypoint, use_placeholder_flow=False)
@@ -116,13 +152,54 @@ def test_templates_ask_for_a_gpu_and_declare_every_variable(kind, gpu):
     assert asks == (gpu and kind != "process")
 
 
+def test_containers_see_the_home_and_have_memory_to_share():
+    asked = config(volumes=("hyco_home:/data",), networks=("hyco_default",), claim="hyco")
+    for gpu, name in enumerate(("cpu", "gpu")):
+        docker = blueprint(asked.replace(pool_type="docker")).pools[gpu]
+        given = {
+            key: value.get("default") for key, value in docker.template["variables"]["properties"].items()
+        }
+        assert docker.name == name and given["image"] == "hyco-gpu:latest"
+        assert given["volumes"] == ["hyco_home:/data"] and given["networks"] == ["hyco_default"]
+        made = docker.template["job_configuration"]["container_create_kwargs"]
+        assert made["shm_size"] == "8g" and ("device_requests" in made) == bool(gpu)
+        job = blueprint(asked.replace(pool_type="kubernetes")).pools[gpu].template["job_configuration"]
+        pod = job["job_manifest"]["spec"]["template"]["spec"]
+        assert [list(volume)[1] for volume in pod["volumes"]] == ["emptyDir", "persistentVolumeClaim"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts == {"shm": "/dev/shm", "data": "/data"}
+        assert [volume["name"] for volume in pod["volumes"]] == list(mounts)
+    assert str(pod["volumes"]).count("hyco") == 1
+    without = template("kubernetes", False, "hyco:1", "/srv")["job_configuration"]["job_manifest"]
+    assert len(without["spec"]["template"]["spec"]["volumes"]) == 1
+
+
+def test_an_image_has_time_to_come():
+    ids = {one.full_name: uuid4() for one in blueprint(config()).deployments}
+    for kind, seconds in {"process": 110, "docker": 600, "kubernetes": 600}.items():
+        (lost,) = [one for one in automations(config(pool_type=kind), ids) if "never began" in one.name]
+        assert lost.trigger.within == timedelta(seconds=seconds)
+
+
+def test_a_schedule_that_is_none_is_refused_before_anything_is_made():
+    with pytest.raises(
+        ConfigError, match=r"maintain_cron.*'nonsense' is no cron schedule; one is '17 3 \* \* \*'"
+    ):
+        config(maintain_cron="nonsense")
+    assert config(maintain_cron="0 4 * * 1").maintain_cron == "0 4 * * 1"
+
+
 def test_prefect_yaml_is_the_blueprint(monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = blueprint(demo_config())
-    assert (ROOT / "prefect.yaml").read_text() == text(plan), "run: hyco deploy --yaml prefect.yaml"
+    assert (ROOT / "prefect.yaml").read_text() == text(plan), (
+        "run: python -m flows.prefect_yaml > prefect.yaml"
+    )
     entries = yaml.safe_load(text(plan))["deployments"]
     assert [entry["entrypoint"] for entry in entries] == [one.entrypoint for one in plan.deployments]
-    assert entries[3]["schedules"] == [{"interval": 300.0}] and entries[3]["concurrency_limit"]["limit"] == 1
+    assert entries[3]["schedules"] == [{"interval": 300.0}]
+    limit = {"limit": 1, "collision_strategy": "CANCEL_NEW", "grace_period_seconds": 300}
+    assert entries[3]["concurrency_limit"] == limit
 
 
 def test_paths_are_made_absolute_for_workers_elsewhere(tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -44,6 +45,20 @@ def test_an_address_where_nothing_listens_is_said() -> None:
         RuntimeError, match=r"nothing answers at http://127.0.0.1:9/api .*is `hyco ui` running"
     ):
         reach("http://127.0.0.1:9/api")
+
+
+def test_an_address_of_something_that_is_not_http_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            one, _ = listener.accept()
+            with one:
+                one.recv(4096)
+                one.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(RuntimeError, match=r"nothing answers at http://127.0.0.1.*SSH-2.0"):
+            reach(f"http://127.0.0.1:{listener.getsockname()[1]}/api")
 
 
 def test_only_the_own_pages_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,94 @@
+"""`hyco deploy` applies every option wherever the configuration comes from; `hyco worker` ends as its worker does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.settings import PREFECT_API_URL
+
+from flows.__main__ import main as hyco
+from flows.settings import use_home
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def deploy(tmp_path, monkeypatch):
+    """Run hyco deploy in this process; the configuration that was kept."""
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+
+    def run(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["hyco", "deploy", "--home", str(tmp_path), *words])
+        with pytest.raises(SystemExit) as left:
+            hyco()
+        assert left.value.code == code
+        return json.loads((tmp_path / "deploy.json").read_bytes())
+
+    return run
+
+
+def test_the_exam_and_the_classes_are_taken_with_or_without_a_source(deploy, tmp_path, capsys):
+    kept = deploy("--assess-source", "held", "--set", "heavy_pool=gpu")["retrain"]["journey"]
+    assert kept["assess_source"] == str(Path("held").resolve()) and kept["taxonomy"] is None
+    assert kept["pack"]["holdout"] == 0, "there is an exam already"
+    told = capsys.readouterr().out
+    assert f"next: hyco worker --pool cpu --home {tmp_path} and hyco worker --pool gpu --home" in told
+    kept = deploy("--taxonomy", "s3://bucket/taxonomy.json")["retrain"]["journey"]
+    assert kept["assess_source"] == str(Path("held").resolve())
+    assert kept["taxonomy"] == "s3://bucket/taxonomy.json"
+
+
+def test_a_file_of_deployments_is_that_of_the_home(deploy, tmp_path):
+    out = tmp_path / "prefect.yaml"
+
+    def journey():
+        entries = yaml.safe_load(out.read_text())["deployments"]
+        (one,) = [entry for entry in entries if entry["name"] == "retrain"]
+        assert one["parameters"]["home"] == str(tmp_path)
+        return one["parameters"]["config"]["journey"]
+
+    assert not (tmp_path / "deploy.json").exists()
+    with pytest.raises(FileNotFoundError):
+        deploy("--yaml", str(out))
+    assert journey()["mine"]["source"] == f"{tmp_path}/source" and not (tmp_path / "source").exists()
+    deploy("--set", "retrain.journey.mine.source=s3://bucket/images")
+    deploy("--yaml", str(out), "--assess-source", "held")
+    assert journey()["mine"]["source"] == "s3://bucket/images" and journey()["assess_source"] == "held"
+
+
+def test_flow_runs_of_a_terminal_send_heartbeats(tmp_path, monkeypatch):
+    name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv(name, "45")
+    use_home(str(tmp_path))
+    assert os.environ[name] == "45"
+    monkeypatch.delenv(name)
+    use_home(str(tmp_path))
+    assert os.environ[name] == "30"
+
+
+def test_a_worker_takes_its_leave_when_it_is_asked_to(deploy, tmp_path):
+    deploy()
+    env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONUNBUFFERED": "1"}
+    log = tmp_path / "worker.log"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "flows", "worker", "--home", str(tmp_path)]
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 90
+        while b"started!" not in log.read_bytes():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+    assert "Received SIGTERM" in log.read_text()
