@@ -50,10 +50,8 @@ def template(
     if kind == "docker":
         names = (*_NAMED, "image", "image_pull_policy", "networks", "auto_remove", "volumes", "mem_limit")
         job: dict[str, Any] = {name: f"{{{{ {name} }}}}" for name in names}
-        job["container_create_kwargs"] = {"shm_size": "8g"}
-        if gpu:
-            asked = {"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}
-            job["container_create_kwargs"]["device_requests"] = [asked]
+        asked = [{"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}] if gpu else []
+        job["container_create_kwargs"] = {"shm_size": "8g", "device_requests": asked}
         return _filled(
             job,
             command="python -m flows.engine",

@@ -162,7 +162,7 @@ def test_containers_see_the_home_and_have_memory_to_share():
         assert docker.name == name and given["image"] == "hyco-gpu:latest"
         assert given["volumes"] == ["hyco_home:/data"] and given["networks"] == ["hyco_default"]
         made = docker.template["job_configuration"]["container_create_kwargs"]
-        assert made["shm_size"] == "8g" and ("device_requests" in made) == bool(gpu)
+        assert made["shm_size"] == "8g" and bool(made["device_requests"]) == bool(gpu)
         job = blueprint(asked.replace(pool_type="kubernetes")).pools[gpu].template["job_configuration"]
         pod = job["job_manifest"]["spec"]["template"]["spec"]
         assert [list(volume)[1] for volume in pod["volumes"]] == ["emptyDir", "persistentVolumeClaim"]
