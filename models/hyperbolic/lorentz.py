@@ -27,6 +27,7 @@ from models.hyperbolic.ops import (
     square_norm,
     unit,
 )
+from models.hyperbolic.poincare import rotate
 
 MAX_RADIUS = math.asinh(2.0**15)
 """Largest sqrt(c)|v| that `exp0` lifts; further out float32 has no digits left for distances."""
@@ -39,9 +40,9 @@ def time(x: Tensor, c: Curvature) -> Tensor:
 
 
 def inner(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
-    """Lorentz inner product <x, y> = x.y - x_t y_t, at most -1/c: [..., D] x [..., D] -> [...]."""
-    x, y = promote(x), promote(y)
-    return (x * y).sum(-1) - (time(x, c) * time(y, c)).squeeze(-1)
+    """Lorentz inner product <x, y> = x.y - x_t y_t = -(1 + q/2) / c, q from `chord`, so at most -1/c: [...,
+    D] x [..., D] -> [...]."""
+    return -(1 + chord(x, y, c).squeeze(-1) / 2) / c
 
 
 def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
@@ -92,6 +93,12 @@ def exp0(v: Tensor, c: Curvature, max_radius: float = MAX_RADIUS) -> Tensor:
     s = keep(c) * square_norm(v)
     inside = s.clamp(max=max_radius**2)
     return v * sinhc(inside) * (s / max_radius**2).clamp(min=1).rsqrt()
+
+
+def project(x: Tensor, c: Curvature) -> Tensor:
+    """Pull points beyond MAX_RADIUS, sqrt(c)|x| = 2^15, back to it along their ray: [..., D] -> [..., D]."""
+    x = promote(x)
+    return x * (keep(c) * square_norm(x) / 2.0**30).clamp(min=1).rsqrt()
 
 
 def log0(x: Tensor, c: Curvature) -> Tensor:
@@ -184,8 +191,19 @@ def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
 
 def gyration(x: Tensor, y: Tensor, z: Tensor, c: Curvature) -> Tensor:
     """The rotation gyr[x, y] z = -(x + y) + (x + (y + z)) by which gyrovector addition fails to associate:
-    [..., D] x 3."""
-    return add(-add(x, y, c), add(x, add(y, z, c), c), c)
+    [..., D] x 3 -> [..., D].
+
+    In closed form; it is linear in z and the rotation of the same points x, y on the ball.
+    """
+    root_c = keep(root(c))
+    x, y, z = promote(x) * root_c, promote(y) * root_c, promote(z)
+    x_t, y_t = time(x, 1.0), time(y, 1.0)
+    a, b = 1 + x_t, 1 + y_t
+    ball_x, ball_y = x / a, y / b
+    # ball_x + ball_y, written with x + y and x_t - y_t so that opposite points cancel to what is left of them.
+    later = ((x - y) * (x + y)).sum(-1, keepdim=True) / (x_t + y_t)
+    total = torch.where(a > b, (x + y + ball_y * later) / a, (x + y - ball_x * later) / b)
+    return rotate(ball_x, ball_y, total, 2 / a, 2 / b, z, 1.0)
 
 
 def scale(t: float | Tensor, x: Tensor, c: Curvature) -> Tensor:
@@ -201,8 +219,15 @@ def matvec(m: Tensor, x: Tensor, c: Curvature) -> Tensor:
 
 def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
     """Point at share t of the way from x to y (t = 0 is x, 1 is y); a tensor t broadcasts: [..., D] x 2 ->
-    [..., D]."""
-    return exp(x, t * log(x, y, c), c)
+    [..., D].
+
+    (sinh((1 - t) u) x + sinh(t u) y) / sinh(u) with u = sqrt(c) d(x, y): exp_x(t log_x y) without its
+    cancellation far out.
+    """
+    x, y = promote(x), promote(y)
+    q = chord(x, y, c)
+    s = q * asinhc(q / 4) ** 2
+    return ((1 - t) * sinhc((1 - t) ** 2 * s) * x + t * sinhc(t * t * s) * y) / sinhc(s)
 
 
 def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvature) -> Tensor:

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from models.hyperbolic import lorentz
-from models.hyperbolic.ops import Curvature, asinhc, keep, promote, root, safe_norm, square_norm, unit
+from models.hyperbolic.ops import (
+    Curvature,
+    asinhc,
+    keep,
+    promote,
+    root,
+    safe_norm,
+    safe_sqrt,
+    square_norm,
+    unit,
+)
 
 
 def midpoint(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
@@ -43,13 +53,17 @@ def _check_dim(dim: int) -> None:
 
 def midpoint_poincare(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
     """Weighted gyromidpoint on the ball: [..., N, D] -> [..., D] (Ungar 2008, definition 3.53; c: float or
-    0-dim)."""
+    0-dim).
+
+    `midpoint` on the hyperboloid is the exact one: here, at radius 12, the gamma factors lose tens of times
+    what rounding the coordinates of float32 points does.
+    """
     _check_dim(dim)
     x = promote(x)
     gamma = 2 / (1 - keep(c) * square_norm(x))
     w = 1.0 if weights is None else weights.unsqueeze(-1)
     frac = (w * gamma * x).sum(dim) / (w * (gamma - 1)).sum(dim)
-    return frac / (1 + (1 - keep(c) * square_norm(frac)).clamp(min=0).sqrt())
+    return frac / (1 + safe_sqrt(1 - keep(c) * square_norm(frac)))
 
 
 def midpoint_klein(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
@@ -66,23 +80,31 @@ def frechet_mean(x: Tensor, c: Curvature, weights: Tensor | None = None, iterati
     float or 0-dim.
 
     Newton's method from the midpoint, a fixed number of steps (quadratic: 12 are ample for points within 15
-    of the origin); the last step carries the gradient in x, weights and c, which makes it the implicit-
-    function gradient.
+    of the origin, whatever their weights); a step that would raise the variance is not taken and the next is
+    a quarter as long. The last step is a whole one, and carries the gradient in x, weights and c, which makes
+    it the implicit-function gradient.
     """
     x = promote(x)
     w = torch.ones_like(x[..., 0]) if weights is None else weights
     w = w / w.sum(-1, keepdim=True)
     with torch.no_grad():
         mean = midpoint(x, c, w)
+        best = frechet_variance(x, c, mean, w)
+        share = torch.ones_like(best)
         for _ in range(iterations):
-            mean = _newton(mean, x, c, w)
-    return _newton(mean, x, c, w)
+            step = share.unsqueeze(-1) * _newton(mean, x, c, w)
+            tried = lorentz.add(mean, lorentz.exp0(step, c), c)
+            variance = frechet_variance(x, c, tried, w)
+            better = variance <= best
+            mean = torch.where(better.unsqueeze(-1), tried, mean)
+            best = torch.where(better, variance, best)
+            share = torch.where(better, (4 * share).clamp(max=1), share / 4)
+    return lorentz.add(mean, lorentz.exp0(_newton(mean, x, c, w), c), c)
 
 
 def _newton(mean: Tensor, x: Tensor, c: Curvature, w: Tensor) -> Tensor:
-    """One Newton step: move `mean` to the origin, solve with the Hessian of the mean squared distance, move
-    back."""
-    mean = mean.detach()
+    """A Newton step, as a tangent vector at the origin to which `mean` is moved: solve with the Hessian of
+    the mean squared distance."""
     v = lorentz.log0(lorentz.add(-mean.unsqueeze(-2), x, c), c)
     pull = (w.unsqueeze(-1) * v).sum(-2)
     with torch.no_grad():
@@ -94,8 +116,7 @@ def _newton(mean: Tensor, x: Tensor, c: Curvature, w: Tensor) -> Tensor:
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         outer = ((w.unsqueeze(-1) * (1 - across)) * n).transpose(-1, -2) @ n
         hessian = (w.unsqueeze(-1) * across).sum(-2).unsqueeze(-1) * eye + outer
-    step = torch.linalg.solve(hessian, pull.unsqueeze(-1)).squeeze(-1)
-    return lorentz.add(mean, lorentz.exp0(step, c), c)
+    return torch.linalg.solve(hessian, pull.unsqueeze(-1)).squeeze(-1)
 
 
 def frechet_variance(

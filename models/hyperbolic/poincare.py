@@ -109,13 +109,23 @@ def log(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
 
 def gyration(x: Tensor, y: Tensor, z: Tensor, c: Curvature) -> Tensor:
     """The rotation gyr[x, y] z in closed form; z may be a point or a tangent vector: [..., D] x 3 -> [...,
-    D]."""
-    x, y, z, k = promote(x), promote(y), promote(z), keep(c)
-    xx, yy = square_norm(x), square_norm(y)
-    xy, xz, yz = ((p * q).sum(-1, keepdim=True) for p, q in ((x, y), (x, z), (y, z)))
-    a = k * yz - k * k * (xz * yy - 2 * xy * yz)
-    b = -k * xz - k * k * yz * xx
-    return z + 2 * (a * x + b * y) / (1 + 2 * k * xy + k * k * xx * yy)
+    D].
+
+    Regrouped by x + y as `add` is: exact at y = -x, with a denominator that stays positive.
+    """
+    x, y, z = promote(x), promote(y), promote(z)
+    return rotate(x, y, x + y, _inside(x, c), _inside(y, c), z, keep(c))
+
+
+def rotate(
+    x: Tensor, y: Tensor, total: Tensor, inside_x: Tensor, inside_y: Tensor, z: Tensor, k: Curvature
+) -> Tensor:
+    """gyr[x, y] z from total = x + y and inside_x = 1 - k|x|^2, inside_y likewise, which the hyperboloid
+    knows exactly."""
+    square = k * square_norm(total)
+    along, yz = (total * z).sum(-1, keepdim=True), (y * z).sum(-1, keepdim=True)
+    turn = (along * inside_y + yz * square) * x - (along - yz * inside_x) * total
+    return z + 2 * k * turn / (inside_x * inside_y + square)
 
 
 def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:

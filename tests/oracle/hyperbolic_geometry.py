@@ -1,5 +1,6 @@
 """Twins of models/hyperbolic in mpmath, 50 digits, written from the definitions without any safe form."""
 
+import math
 import random
 
 import mpmath as mp
@@ -101,6 +102,41 @@ def hyperplane_distance(x, z, offset, c):
     return mp.asinh(s * a) / s
 
 
+def tangent_norm(x, v, c):
+    return mp.sqrt(dot(v, v) - v_time(x, v, c) ** 2)
+
+
+def project_tangent(x, g, c):
+    return plus(g, mul(c * dot(x, g), x))
+
+
+def gyration(x, y, z, c):
+    return add(mul(-1, add(x, y, c)), add(x, add(y, z, c), c), c)
+
+
+def quarter_scale(x, c):
+    return exp0(mul(mp.mpf("0.25"), log0(x, c)), c)
+
+
+def shear(x):
+    """The matrix [[1, 0, ...], [1, 1, 0, ...], ..., [0, ..., 1, 1]] times x."""
+    return plus(x, [mp.mpf(0), *x[:-1]])
+
+
+def sheared(x, c):
+    return exp0(shear(log0(x, c)), c)
+
+
+def quarter_geodesic(x, y, c):
+    return exp(x, mul(mp.mpf("0.25"), log(x, y, c)), c)
+
+
+def midpoint(x, y, c):
+    """Of two points with the weights 1 and 2."""
+    space, at = plus(x, y, y), time(x, c) + 2 * time(y, c)
+    return mul(1 / mp.sqrt(c * (at * at - dot(space, space))), space)
+
+
 # ---- Poincare ball
 
 
@@ -145,10 +181,38 @@ def ball_log(x, y, c):
     return mul(2 / conformal(x, c), ball_log0(mobius_add(mul(-1, x), y, c), c))
 
 
-def ball_transport(x, y, v, c):
+def mobius_gyration_of_vector(x, y, v, c):
     """Gyration is linear in z: apply it to a point, scaled so that it lies inside the ball."""
     small = mp.mpf(10) ** -25 / (1 + norm(v))
-    return mul(conformal(x, c) / conformal(y, c) / small, mobius_gyration(y, mul(-1, x), mul(small, v), c))
+    return mul(1 / small, mobius_gyration(x, y, mul(small, v), c))
+
+
+def ball_transport(x, y, v, c):
+    return mul(conformal(x, c) / conformal(y, c), mobius_gyration_of_vector(y, mul(-1, x), v, c))
+
+
+def ball_inner(x, u, v, c):
+    return conformal(x, c) ** 2 * dot(u, v)
+
+
+def ball_project_tangent(x, g, c):
+    return mul(1 / conformal(x, c) ** 2, g)
+
+
+def ball_quarter_scale(x, c):
+    return ball_exp0(mul(mp.mpf("0.25"), ball_log0(x, c)), c)
+
+
+def ball_sheared(x, c):
+    return ball_exp0(shear(ball_log0(x, c)), c)
+
+
+def ball_quarter_geodesic(x, y, c):
+    return ball_exp(x, mul(mp.mpf("0.25"), ball_log(x, y, c)), c)
+
+
+def ball_midpoint(x, y, c):
+    return ball(midpoint(to_lorentz(x, c), to_lorentz(y, c), c), c)
 
 
 def tensor(values, dtype=torch.float64):
@@ -167,8 +231,10 @@ def excess(got, function, tensors, c, eps, digits, size=0.0):
 
     Allowed are `digits` of the size of the result (or of `size`, if larger), or ten times what it moves (the
     largest of four random trials) when every input vector moves by eps of its length, which is what rounding
-    the inputs does.
+    the inputs does. Infinite where `got` is not finite.
     """
+    if not got.isfinite().all():
+        return math.inf
     vectors, draw = [vec(t) for t in tensors], random.Random(7)
     want, moved = flat(function(*vectors, c)), mp.mpf(0)
     for _ in range(4):
@@ -188,3 +254,30 @@ def to_lorentz(x, c):
 
 def quarter_plane_distance(x, z, c):
     return hyperplane_distance(x, z, mp.mpf("0.25"), c)
+
+
+def ball_quarter_plane_distance(x, z, c):
+    return quarter_plane_distance(to_lorentz(x, c), z, c)
+
+
+# ---- Klein ball
+
+
+def klein(x, c):
+    return mul(1 / (mp.sqrt(c) * time(x, c)), x)
+
+
+def klein_to_lorentz(x, c):
+    return mul(1 / mp.sqrt(1 - c * dot(x, x)), x)
+
+
+def klein_to_ball(x, c):
+    return ball(klein_to_lorentz(x, c), c)
+
+
+def ball_to_klein(x, c):
+    return klein(to_lorentz(x, c), c)
+
+
+def klein_midpoint(x, y, c):
+    return klein(midpoint(klein_to_lorentz(x, c), klein_to_lorentz(y, c), c), c)

@@ -14,7 +14,10 @@ class ChangeManifold(HyperbolicModule):
 
     `source` and `target` are "tangent" (tangent vectors in the coordinates of `model`, what layers take and
     give; Euclidean features are these), "poincare", "lorentz" or "klein" (points, by their coordinates; the
-    hyperboloid by its space part).
+    hyperboloid by its space part). Targets have a rim: balls the margin of `poincare.project`, which is a
+    distance of 14.5 / sqrt(c) from the origin on the Poincare ball and of 7.3 / sqrt(c) on Klein's in
+    float32; the hyperboloid `lorentz.MAX_RADIUS`, 11.09 / sqrt(c), which is a tangent vector of 5.545 /
+    sqrt(c) with model="poincare". Points beyond keep their direction.
 
     Args:
         source, target: the spaces.
@@ -59,10 +62,11 @@ class ChangeManifold(HyperbolicModule):
         if self.target == "tangent":
             out = v / half
         elif self.target == "poincare":
-            out = poincare.exp0(v / 2, to_c)
+            out = poincare.project(poincare.exp0(v / 2, to_c), to_c)
         else:
             out = lorentz.exp0(v, to_c)
-            out = isometry.lorentz_to_klein(out, to_c) if self.target == "klein" else out
+            if self.target == "klein":
+                out = poincare.project(isometry.lorentz_to_klein(out, to_c), to_c)
         return out.movedim(-1, self.dim)
 
     def extra_repr(self) -> str:

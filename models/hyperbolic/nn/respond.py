@@ -10,6 +10,9 @@ from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direct
 
 MAX_EXPONENT = 40.0
 """Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can come back from it."""
+MAX_OFFSET = 30.0
+"""Largest hyperbolic distance of a hyperplane from the origin, straight-through too: with MAX_ANGLE, what
+`asinh` takes."""
 
 
 def planes(
@@ -26,6 +29,7 @@ def planes(
     if bias is None:
         return scales, powers, None
     r = rate * bias
+    r = r + (r.clamp(-MAX_OFFSET, MAX_OFFSET) - r).detach()
     return scales * torch.cosh(r), powers, torch.sinh(r)
 
 

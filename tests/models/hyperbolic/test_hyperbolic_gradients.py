@@ -8,7 +8,9 @@ import torch
 
 from models.hyperbolic import isometry, mean, ops, product
 from models.hyperbolic import lorentz as L
+from models.hyperbolic import nn as hnn
 from models.hyperbolic import poincare as P
+from models.hyperbolic.nn.respond import planes
 
 N, D = 3, 3
 
@@ -132,6 +134,8 @@ def test_gradients_are_finite_everywhere(dtype):
             "add": (L.add, (x.clamp(-1e5, 1e5), y.clamp(-1e5, 1e5))),
             "exp": (L.exp, (x.clamp(-1e2, 1e2), v)),
             "transport": (L.transport, (x, y, v)),
+            "gyration": (L.gyration, (x, y, v)),
+            "geodesic": (lambda p, q, c: L.geodesic(p, q, 0.3, c), (x, y)),
             **{n: (getattr(L, n), (x,)) for n in ("time", "log0", "half_aperture")},
             "exp0": (L.exp0, (tangent,)),
             "ball exp0": (P.exp0, (tangent,)),
@@ -140,8 +144,18 @@ def test_gradients_are_finite_everywhere(dtype):
                 f"ball {n}": (getattr(P, n), (ball_x, ball_y))
                 for n in ("distance", "add", "log", "difference")
             },
+            "ball transport": (P.transport, (ball_x, ball_y, v)),
+            "ball gyration": (P.gyration, (ball_x, ball_y, v)),
             "variance": (lambda p, q, c: mean.frechet_variance(torch.stack([p, q], -2), c, p), (x, y)),
             "midpoint": (lambda p, q, c: mean.midpoint(torch.stack([p, q], -2), c), (x, y)),
+            "ball midpoint": (
+                lambda p, q, c: mean.midpoint_poincare(torch.stack([p, q], -2), c),
+                (ball_x, ball_y),
+            ),
+            "Klein midpoint": (
+                lambda p, q, c: mean.midpoint_klein(torch.stack([p, q], -2), c),
+                (ball_x, ball_y),
+            ),
         }
         for name, (function, inputs) in cases.items():
             inputs = [p.clone().requires_grad_() for p in inputs]
@@ -155,6 +169,29 @@ def test_gradients_are_finite_everywhere(dtype):
                     at,
                     pairs[int((~t.isfinite()).nonzero()[0][0])] if t.dim() else t,
                 )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: hnn.Linear(4, 4),
+        lambda: hnn.Linear(4, 4, lean=False),
+        lambda: hnn.Conv1d(4, 4, 1),
+        lambda: hnn.Conv1d(4, 4, 1, lean=False),
+        lambda: hnn.MLR(4, 4),
+    ],
+)
+def test_far_hyperplanes_leave_outputs_and_gradients_finite(make):
+    """cosh(2 * 50) is no float32; the cap is straight-through, so an offset can come back from it."""
+    layer = make()
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([50.0, -50.0, 1e6, 0.1]))
+    for size in (0.0, 0.1, 1e3):
+        out = layer(size * torch.randn(2, 4, *[1] * (layer.weight.dim() - 2)))
+        slopes = torch.autograd.grad(out.square().sum(), list(layer.parameters()))
+        assert all(t.isfinite().all() for t in (out, *slopes)), size
+    scales, _, _ = planes(torch.ones(1, 4), layer.bias[:1], 2.0)
+    assert torch.autograd.grad(scales.sum(), layer.bias)[0][0] > 0
 
 
 def test_gradients_at_the_origin_are_those_of_the_limit():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.hyperbolic import lorentz as L
+from models.hyperbolic import mean
 from tests.oracle import hyperbolic_geometry as O
 
 RADII = (1e-8, 1e-4, 1e-2, 0.3, 1.0, 4.0, 8.0, 15.0)
@@ -36,10 +37,12 @@ def test_every_function_agrees_with_fifty_digits(dtype):
     it."""
     worst: dict[str, float] = {}
     eps, digits = torch.finfo(dtype).eps, 1e-12 if dtype == torch.float64 else 2e-6
-    offset = torch.tensor([0.25], dtype=dtype)
+    offset, weights = torch.tensor([0.25], dtype=dtype), torch.tensor([1.0, 2.0], dtype=dtype)
+    shear = torch.eye(4, dtype=dtype) + torch.eye(4, dtype=dtype).roll(1, 0).tril()
     for c, v, x, y in points(dtype):
         move = v / L.tangent_norm(x, v, c) / c.sqrt()
         plane = L.hyperplane_distance(x, v[None], offset, c)
+        middle = mean.midpoint(torch.stack([x, y]), c, weights)
         for name, got, twin, tensors in (
             ("time", L.time(x, c), O.time, (x,)),
             ("distance", L.distance(x, y, c), O.distance, (x, y)),
@@ -52,11 +55,19 @@ def test_every_function_agrees_with_fifty_digits(dtype):
             ("half_aperture", L.half_aperture(x, c), O.half_aperture, (x,)),
             ("exterior_angle", L.exterior_angle(x, y, c), O.exterior_angle, (x, y)),
             ("plane", plane, O.quarter_plane_distance, (x, v)),
+            ("inner", L.inner(x, y, c), O.inner, (x, y)),
+            ("gyration", L.gyration(x, y, v, c), O.gyration, (x, y, v)),
+            ("scale", L.scale(0.25, x, c), O.quarter_scale, (x,)),
+            ("matvec", L.matvec(shear, x, c), O.sheared, (x,)),
+            ("geodesic", L.geodesic(x, y, 0.25, c), O.quarter_geodesic, (x, y)),
+            ("tangent_norm", L.tangent_norm(x, move, c), O.tangent_norm, (x, move)),
+            ("project_tangent", L.project_tangent(x, v, c), O.project_tangent, (x, v)),
+            ("midpoint", middle, O.midpoint, (x, y)),
         ):
             worst[name] = max(
                 worst.get(name, 0.0), O.excess(got, twin, tensors, mp.mpf(float(c)), eps, digits)
             )
-    assert len(worst) == 11 and max(worst.values()) < 1, worst
+    assert len(worst) == 19 and max(worst.values()) < 1, worst
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -81,8 +92,30 @@ def test_pairwise_equals_paired_for_close_points_in_float32():
     got = L.pairwise_distance(x, y, 1.0).diagonal()
     want = L.distance(x.double(), y.double(), 1.0)
     assert (got / want - 1).abs().max() < 1e-5
-    naive = torch.acosh((-L.inner(x, y, 1.0)).clamp(min=1 + 1e-8))
+    inner = (x * y).sum(-1) - (L.time(x, 1.0) * L.time(y, 1.0)).squeeze(-1)
+    naive = torch.acosh((-inner).clamp(min=1 + 1e-8))
     assert (naive / want - 1).abs().max() > 0.05
+
+
+def test_a_number_that_is_not_finite_fails_the_comparison_with_fifty_digits():
+    x = torch.ones(3)
+    for bad in (math.nan, math.inf):
+        assert O.excess(bad * x, O.log0, (x,), mp.mpf(1), 1e-7, 1e-6) == math.inf
+
+
+def test_inner_product_keeps_its_bound():
+    for r in (0.0, 1e-3, 4.0, 10.0):
+        x = math.sinh(r) * torch.tensor([0.6, 0.8, 0.0])
+        assert L.inner(x, x, 1.0) == -1 and L.inner(x, 1.1 * x, 2.0) <= -0.5
+
+
+def test_geodesic_takes_a_share_for_each_point():
+    x, y = torch.randn(2, 5, 3, dtype=torch.double).unbind()
+    t = torch.linspace(-0.5, 1.5, 5, dtype=torch.double)
+    curve = L.geodesic(x, y, t[:, None, None], 0.7)
+    assert curve.shape == (5, 5, 3)
+    for share, at in zip(t.tolist(), curve, strict=True):
+        assert torch.allclose(at, L.exp(x, share * L.log(x, y, 0.7), 0.7))
 
 
 def test_lift_keeps_direction_beyond_its_cap():

@@ -10,26 +10,39 @@ import torch
 from hypll.manifolds.poincare_ball.math import diffgeom as hypll
 from hypll.manifolds.poincare_ball.math import linalg as hypll_linalg
 
-from models.hyperbolic import isometry, product
+from models.hyperbolic import isometry, mean, product
 from models.hyperbolic import lorentz as L
+from models.hyperbolic import nn as hnn
 from models.hyperbolic import poincare as P
 from models.hyperbolic.curvature import Curvature
 from tests.oracle import hyperbolic_geometry as O
 
 
-def ball_points(radii=(1e-8, 1e-3, 0.3, 2.0, 6.0, 15.0), cs=(1e-3, 1.0, 10.0)):
+def ball_points(dtype):
+    """(c, x, y, v, z): x, y in the ball and z in Klein's at chosen radii, x and y unrelated, nearly equal and
+    opposite; v of length 1."""
     torch.manual_seed(5)
-    for c, r, s in itertools.product(cs, radii, radii):
-        d, e, f = torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.double))
-        scale = c**-0.5
-        yield c, scale * d * math.tanh(r / 2), scale * e * math.tanh(s / 2), f
+    radii = (1e-8, 1e-3, 0.3, 2.0, 6.0, 15.0 if dtype == torch.float64 else 12.0)
+    for c, r, s in itertools.product((1e-3, 1.0, 10.0), radii, radii):
+        for kind in ("random", "near", "opposite") if r == s else ("random",):
+            d, e, f = torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.double))
+            near = torch.nn.functional.normalize(d + 1e-3 * e, dim=0)
+            e = {"random": e, "near": near, "opposite": -d}[kind]
+            c_here, scale = torch.tensor(c, dtype=dtype), c**-0.5
+            points = (d * math.tanh(r / 2), e * math.tanh(s / 2), c**0.5 * f, d * math.tanh(min(r, 8)))
+            yield c_here, *((scale * p).to(dtype) for p in points)
 
 
-def test_ball_agrees_with_fifty_digits():
-    """To 1e-12 of the result, or ten roundings of the input: near the boundary these weigh lambda = cosh(r)
-    each."""
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_ball_agrees_with_fifty_digits(dtype):
+    """To 1e-12 (float32: 2e-6) of the result, or ten roundings of the input: near the boundary these weigh
+    lambda = cosh(r) each."""
     worst: dict[str, float] = {}
-    for c, x, y, v in ball_points():
+    eps, digits = torch.finfo(dtype).eps, 1e-12 if dtype == torch.float64 else 2e-6
+    offset = torch.tensor([0.25], dtype=dtype)
+    shear = torch.eye(4, dtype=dtype) + torch.eye(4, dtype=dtype).roll(1, 0).tril()
+    for c, x, y, v, z in ball_points(dtype):
+        sheet = isometry.poincare_to_lorentz(x, c)
         short = v / P.conformal(x, c)
         for name, got, twin, tensors in (
             ("add", P.add(x, y, c), O.mobius_add, (x, y)),
@@ -40,10 +53,35 @@ def test_ball_agrees_with_fifty_digits():
             ("exp", P.exp(x, short, c), O.ball_exp, (x, short)),
             ("log", P.log(x, y, c), O.ball_log, (x, y)),
             ("transport", P.transport(x, y, v, c), O.ball_transport, (x, y, v)),
-            ("chart", isometry.poincare_to_lorentz(x, c), O.to_lorentz, (x,)),
+            ("gyration", P.gyration(x, y, v, c), O.mobius_gyration_of_vector, (x, y, v)),
+            ("scale", P.scale(0.25, x, c), O.ball_quarter_scale, (x,)),
+            ("matvec", P.matvec(shear, x, c), O.ball_sheared, (x,)),
+            ("geodesic", P.geodesic(x, y, 0.25, c), O.ball_quarter_geodesic, (x, y)),
+            ("inner", P.inner(x, v, y, c), O.ball_inner, (x, v, y)),
+            ("project_tangent", P.project_tangent(x, v, c), O.ball_project_tangent, (x, v)),
+            ("plane", P.hyperplane_distance(x, v[None], offset, c), O.ball_quarter_plane_distance, (x, v)),
+            ("ball to hyperboloid", sheet, O.to_lorentz, (x,)),
+            ("hyperboloid to ball", isometry.lorentz_to_poincare(sheet, c), O.ball, (sheet,)),
+            ("hyperboloid to Klein", isometry.lorentz_to_klein(sheet, c), O.klein, (sheet,)),
+            ("Klein to hyperboloid", isometry.klein_to_lorentz(z, c), O.klein_to_lorentz, (z,)),
+            ("ball to Klein", isometry.poincare_to_klein(x, c), O.ball_to_klein, (x,)),
+            ("Klein to ball", isometry.klein_to_poincare(z, c), O.klein_to_ball, (z,)),
         ):
-            worst[name] = max(worst.get(name, 0.0), O.excess(got, twin, tensors, mp.mpf(c), 2.2e-16, 1e-12))
-    assert len(worst) == 9 and max(worst.values()) < 1, worst
+            worst[name] = max(
+                worst.get(name, 0.0), O.excess(got, twin, tensors, mp.mpf(float(c)), eps, digits)
+            )
+    assert len(worst) == 21 and max(worst.values()) < 1, worst
+
+
+def test_midpoints_of_the_balls_agree_with_fifty_digits_in_float64():
+    weights = torch.tensor([1.0, 2.0], dtype=torch.double)
+    for c, x, y, *_ in ball_points(torch.float64):
+        k, m = (isometry.poincare_to_klein(p, c) for p in (x, y))
+        ball = mean.midpoint_poincare(torch.stack([x, y]), c, weights)
+        klein = mean.midpoint_klein(torch.stack([k, m]), c, weights)
+        curvature = mp.mpf(float(c))
+        assert O.excess(ball, O.ball_midpoint, (x, y), curvature, 2.2e-16, 1e-12) < 1
+        assert O.excess(klein, O.klein_midpoint, (k, m), curvature, 2.2e-16, 1e-12) < 1
 
 
 def test_hypll_and_geoopt_agree_on_the_ball():
@@ -147,6 +185,27 @@ def test_hyperplane_distance_is_the_distance_to_the_plane():
         x = L.exp0(t * z[0] / 5, 0.5)
         got = L.hyperplane_distance(x, z, torch.tensor([0.7], dtype=torch.double), 0.5)
         assert torch.allclose(got, torch.tensor([t - 0.7], dtype=torch.double), atol=1e-12)
+
+
+def test_transport_to_itself_changes_nothing_at_the_rim():
+    """The textbook denominator is 0 here in float32."""
+    x = P.project(P.exp0(torch.tensor([[7.0, 5.0, 3.0]]), 1.0), 1.0)
+    v = torch.tensor([[0.1, 0.2, 0.3]])
+    assert torch.equal(P.transport(x, x, v, 1.0), v)
+
+
+@pytest.mark.parametrize("space", ["poincare", "klein", "lorentz"])
+def test_changes_of_manifold_stay_inside_in_float32(space):
+    """Far tangent vectors come back along their ray, no longer than they were and at least the stated rim
+    long."""
+    rim = {"poincare": 14.0, "klein": 7.0, "lorentz": L.MAX_RADIUS - 1e-3}[space] / 2
+    there, back = hnn.ChangeManifold("tangent", space), hnn.ChangeManifold(space, "tangent")
+    for s in (3.0, 5.0, 5.5, 9.0, 10.0, 100.0):
+        v = torch.tensor([[s, 0.0, 0.0], [0.0, 0.6 * s, 0.8 * s]], requires_grad=True)
+        again = back(there(v))
+        assert torch.allclose(torch.nn.functional.normalize(again), v / s, atol=1e-6)
+        assert (again.norm(dim=-1) >= min(s, rim) * 0.99).all() and (again.norm(dim=-1) <= s * 1.01).all(), s
+        assert torch.autograd.grad(again.norm(dim=-1).sum(), v)[0].isfinite().all(), s
 
 
 def test_projection_pulls_back_to_the_margin():

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,6 +130,19 @@ def test_frechet_mean_is_where_the_logs_cancel(case):
     assert (
         mean.frechet_variance(x, c) <= mean.frechet_variance(x, c, mean.midpoint(x, c)) * (1 + 1e-9) + 1e-12
     )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 0.2)])
+def test_frechet_mean_converges_for_unequal_weights_far_out(dtype, tolerance):
+    """Whole Newton steps overshoot here: one in twelve of these means was off by its radius."""
+    torch.manual_seed(1)
+    rays = torch.nn.functional.normalize(torch.randn(60, 5, 3, dtype=dtype), dim=-1)
+    x = L.exp0(15 * torch.rand(60, 5, 1, dtype=dtype) * rays, 1.0, max_radius=99)
+    w = torch.rand(60, 5, dtype=dtype) ** 4
+    m = mean.frechet_mean(x, 1.0, w).double()
+    logs = L.log0(L.add(-m.unsqueeze(1).expand_as(x), x.double(), 1.0), 1.0)
+    pull = (logs * (w / w.sum(1, keepdim=True)).unsqueeze(-1)).sum(1)
+    assert pull.norm(dim=-1).max() < tolerance
 
 
 @laws
