@@ -43,8 +43,12 @@ class PointsMixin:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # torch hooks the step of each class it has made an optimiser of; ours is hooked, so theirs must not be.
+        ordinary = super().step.__func__  # type: ignore[misc]
+        if getattr(ordinary, "hooked", False):
+            ordinary = ordinary.__wrapped__
         with self._only_ordinary():
-            super().step()  # type: ignore[misc]
+            ordinary(self)
         for group in self.param_groups:
             if group.get("manifold") is not None:
                 self._move_group(group)
@@ -64,7 +68,7 @@ def riemannian_gradient(x: nn.Parameter, group: dict[str, Any]) -> Tensor:
     """Tangent vector at x of steepest ascent, weight decay and `maximize` included."""
     assert x.grad is not None
     if x.grad.is_sparse:
-        raise ValueError("Riemannian steps need dense gradients; build the embedding with sparse=False")
+        raise ValueError("torch.nn.Embedding(sparse=True) tables cannot be points; use hnn.Embedding")
     grad = -x.grad if group["maximize"] else x.grad
     if group["weight_decay"] != 0:
         grad = grad.add(x, alpha=group["weight_decay"])
@@ -79,12 +83,10 @@ def geometry(group: dict[str, Any]):
 
 
 def move_(x: nn.Parameter, step: Tensor, group: dict[str, Any], carried: list[Tensor]) -> None:
-    """Move x along the geodesic with velocity `step`, in place, and transport the `carried` tangent vectors
-    with it."""
+    """Move x along the geodesic with velocity `step`, in place and no further out than `project` allows, and
+    transport the `carried` tangent vectors with it."""
     space, c = geometry(group), group["c"]
-    target = space.exp(x, step, c)
-    if space is poincare:
-        target = poincare.project(target, c)
+    target = space.project(space.exp(x, step, c), c)
     for vector in carried:
         vector.copy_(space.transport(x, target, vector, c))
     x.copy_(target)

@@ -104,6 +104,41 @@ def test_mixed_groups_and_a_saved_state():
     assert losses[-1] < 0.3 * losses[0] and net[0].weight.norm(dim=1).max() < 1
 
 
+@pytest.mark.parametrize("make", [
+    lambda g: RiemannianSGD(g, lr=0.02, momentum=0.9),
+    lambda g: RiemannianAdam(g, lr=0.1),
+])  # fmt: skip
+@pytest.mark.parametrize("model", ["poincare", "lorentz"])
+def test_points_that_repel_each_other_stop_at_the_rim(make, model):
+    torch.manual_seed(0)
+    space = {"poincare": poincare, "lorentz": lorentz}[model]
+    table = hnn.Embedding(4, 3, points=True, std=0.5, model=model)
+    optimiser = make(parameter_groups(table))
+    for _ in range(150):
+        optimiser.zero_grad()
+        (-space.pairwise_distance(table.weight, table.weight, 1.0).sum()).backward()
+        optimiser.step()
+    radii = space.distance(table.weight, torch.zeros(4, 3), 1.0)
+    assert table.weight.isfinite().all() and (radii > 7).all()
+    assert radii.max() < {"poincare": 15, "lorentz": lorentz.MAX_RADIUS + 1e-3}[model]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(RiemannianSGD, torch.optim.SGD), (RiemannianAdam, torch.optim.Adam)]
+)
+def test_step_hooks_run_once_a_step(ours, theirs):
+    """Also where torch has hooked its own class, which it does when one is made."""
+    theirs([nn.Parameter(torch.zeros(1))])
+    points, plain = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    optimiser = ours([{"params": [plain]}, {"params": [points], "manifold": "poincare", "c": 1.0}], lr=0.1)
+    calls = []
+    optimiser.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimiser.register_step_post_hook(lambda *_: calls.append("after"))
+    points.grad, plain.grad = torch.ones(2, 2), torch.ones(2)
+    optimiser.step()
+    assert calls == ["before", "after"] and (points != 0).all() and (plain != 0).all()
+
+
 def test_bad_groups_are_named():
     p = nn.Parameter(torch.zeros(2, 2))
     p.grad = torch.ones(2, 2)
@@ -111,3 +146,6 @@ def test_bad_groups_are_named():
         RiemannianSGD([{"params": [p], "manifold": "sphere", "c": 1.0}], lr=0.1).step()
     with pytest.raises(ValueError, match="amsgrad"):
         RiemannianAdam([{"params": [p], "manifold": "poincare", "c": 1.0}], lr=0.1, amsgrad=True).step()
+    p.grad = p.grad.to_sparse()
+    with pytest.raises(ValueError, match="use hnn"):
+        RiemannianSGD([{"params": [p], "manifold": "poincare", "c": 1.0}], lr=0.1).step()
