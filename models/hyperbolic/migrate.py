@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from models.hyperbolic import isometry, poincare
+from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.batchnorm import _BatchNorm
 from models.hyperbolic.nn.conv import _Conv
 from models.hyperbolic.nn.linear import Linear
@@ -24,8 +26,10 @@ def load_hypll(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a HypLL state dict into `module`, whose layers have the same attribute names; see docs/coming-
     from-hypll.md.
 
-    Ordinary torch layers in the module are loaded as they are. Running statistics, which HypLL does not
-    have, keep their initial values: call `recalibrate` or train on before using eval mode.
+    Tangent vectors get the length they have in the layer's model, and embeddings, which are points in HypLL,
+    become what the table holds. Ordinary torch layers in the module are loaded as they are. Running
+    statistics, which HypLL does not have, keep their initial values: call `recalibrate` or train on before
+    using eval mode.
 
     Raises:
         ValueError: a missing or unused tensor, a shape that does not fit, a batch-norm weight that is not
@@ -34,20 +38,23 @@ def load_hypll(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     left = dict(state)
     for name, layer in module.named_modules():
         prefix = f"{name}." if name else ""
+        double = 2 if isinstance(layer, HyperbolicModule) and layer.model == "lorentz" else 1
         if isinstance(layer, HyperbolicModule):
             _check_curvature(prefix, layer, left)
         if isinstance(layer, Linear):
             _copy(layer.weight, left, f"{prefix}z", lambda z: z.T)
-            _copy(layer.bias, left, f"{prefix}bias")
+            _copy(layer.bias, left, f"{prefix}bias", lambda r, k=double: k * r)
         elif isinstance(layer, _Conv):
             shape = layer.weight.shape
             _copy(layer.weight, left, f"{prefix}weights", lambda z, shape=shape: z.T.reshape(shape))
-            _copy(layer.bias, left, f"{prefix}bias")
+            _copy(layer.bias, left, f"{prefix}bias", lambda r, k=double: k * r)
         elif isinstance(layer, _BatchNorm):
             inner = f"{prefix}norm." if f"{prefix}norm.weight" in left else prefix
             _copy(layer.weight, left, f"{inner}weight", lambda w, at=inner: _unsoftplus(w, at))
-            _copy(layer.bias, left, f"{inner}bias")
-        elif isinstance(layer, Embedding) or not isinstance(layer, HyperbolicModule):
+            _copy(layer.bias, left, f"{inner}bias", lambda r, k=double: k * r)
+        elif isinstance(layer, Embedding):
+            _copy(layer.weight, left, f"{prefix}weight", lambda x, layer=layer: _rows(x, layer))
+        elif not isinstance(layer, HyperbolicModule | Curvature):
             for key, target in layer.state_dict(keep_vars=True).items():
                 if "." not in key:
                     _copy(target, left, f"{prefix}{key}")
@@ -67,6 +74,14 @@ def _copy(target: Tensor | None, left: dict[str, Tensor], key: str, change=lambd
     if value.shape != target.shape:
         raise ValueError(f"{key!r} has shape {list(value.shape)} where {list(target.shape)} is wanted")
     target.copy_(value)
+
+
+def _rows(x: Tensor, layer: Embedding) -> Tensor:
+    """What the table holds in the place of HypLL's points of the ball."""
+    c = layer.curvature()
+    if layer.points:
+        return isometry.poincare_to_lorentz(x, c) if layer.model == "lorentz" else x
+    return poincare.log0(x, c) * (2 if layer.model == "lorentz" else 1)
 
 
 def _unsoftplus(weight: Tensor, at: str) -> Tensor:

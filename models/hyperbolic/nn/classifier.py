@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
 from models.hyperbolic.nn.respond import planes, scores
 from models.hyperbolic.ops import asinh, square_norm
 
@@ -59,6 +59,7 @@ class MLR(HyperbolicModule):
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] -> [..., num_classes]."""
+        check_coordinates(u, self.in_features)
         return mlr(u, self.weight, self.bias, self.curvature(), self.rate())
 
     def extra_repr(self) -> str:

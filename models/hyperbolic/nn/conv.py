@@ -6,12 +6,12 @@ ordinary convolution and the squared norm of the patch is a box sum of squared n
 behind them is hyperbolic. Padding adds points at the origin.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair, _single
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.flatten import beta_ratio
@@ -22,6 +22,25 @@ from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]
+
+
+def sizes(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
+    """An argument of a window, one number for each of `dims` dimensions; ValueError unless all are at least
+    `least`."""
+    each = tuple(value) if isinstance(value, Iterable) else (value,) * dims
+    if len(each) != dims or not all(isinstance(k, SupportsIndex) and k >= least for k in each):
+        hint = '; "same" is dilation * (kernel_size - 1) // 2' if value == "same" else ""
+        raise ValueError(f"{name} takes {dims} integers, or one, of at least {least}; got {value!r}{hint}")
+    return each
+
+
+def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
+    """Raise ValueError where the channels do not fall into groups."""
+    if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"{in_channels} and {out_channels} channels are not positive multiples of {groups} groups; "
+            "groups divides both"
+        )
 
 
 def convolve(
@@ -76,6 +95,11 @@ def window_sum(
         if around:
             x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (around, around))
         span = x.shape[dim] - apart * (size - 1)
+        if span < 1:
+            raise ValueError(
+                f"a kernel of {size} with dilation {apart} does not fit into the {x.shape[dim]} positions of "
+                f"dimension {dim}, padding included; padding={(size - 1) * apart // 2} is enough"
+            )
         taps = [x.narrow(dim, i * apart, span) for i in range(size)]
         x = sum(taps[1:], taps[0])
         if step > 1:
@@ -85,7 +109,7 @@ def window_sum(
 
 class _Conv(HyperbolicModule):
     _convolution: Callable[..., Tensor]
-    _sizes: Callable[[Sizes], tuple[int, ...]]
+    _space: int
 
     def __init__(
         self,
@@ -103,15 +127,14 @@ class _Conv(HyperbolicModule):
         lean: bool = True,
     ) -> None:
         super().__init__(c, model)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"{in_channels} and {out_channels} channels are not multiples of {groups} groups"
-            )
+        check_channels(in_channels, out_channels, groups)
         if init not in ("identity", "normal", "hypll"):
             raise ValueError(f'init must be "identity", "normal" or "hypll"; got {init!r}')
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = type(self)._sizes(kernel_size), type(self)._sizes(stride)
-        self.padding, self.dilation = type(self)._sizes(padding), type(self)._sizes(dilation)
+        self.kernel_size = sizes("kernel_size", kernel_size, self._space, 1)
+        self.stride = sizes("stride", stride, self._space, 1)
+        self.padding = sizes("padding", padding, self._space, 0)
+        self.dilation = sizes("dilation", dilation, self._space, 1)
         self.init, self.lean = init, lean
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -171,7 +194,7 @@ class Conv1d(_Conv):
     `Conv2d`."""
 
     _convolution = staticmethod(F.conv1d)
-    _sizes = staticmethod(_single)
+    _space = 1
 
 
 class Conv2d(_Conv):
@@ -179,11 +202,11 @@ class Conv2d(_Conv):
     1.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in torch; padding
-        adds points at the origin. c, model: see `HyperbolicModule`. init: "identity" (default), "normal" or
-        "hypll"; see `reset_parameters`. lean: hand-written backward that keeps the input and the
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in torch; padding,
+        in numbers, adds points at the origin. c, model: see `HyperbolicModule`. init: "identity" (default),
+        "normal" or "hypll"; see `reset_parameters`. lean: hand-written backward that keeps the input and the
         convolution's output only; False: plain autograd.
     """
 
     _convolution = staticmethod(F.conv2d)
-    _sizes = staticmethod(_pair)
+    _space = 2

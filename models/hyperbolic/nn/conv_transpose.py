@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.conv import Sizes
+from models.hyperbolic.nn.conv import Sizes, check_channels, sizes
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
 from models.hyperbolic.nn.respond import planes, respond, respond_plain
@@ -45,13 +44,11 @@ class ConvTranspose2d(HyperbolicModule):
         lean: bool = True,
     ) -> None:
         super().__init__(c, model)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"{in_channels} and {out_channels} channels are not multiples of {groups} groups"
-            )
+        check_channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride, self.padding = _pair(kernel_size), _pair(stride), _pair(padding)
-        self.output_padding, self.dilation, self.lean = _pair(output_padding), _pair(dilation), lean
+        self.kernel_size, self.stride = sizes("kernel_size", kernel_size, 2, 1), sizes("stride", stride, 2, 1)
+        self.padding, self.dilation = sizes("padding", padding, 2, 0), sizes("dilation", dilation, 2, 1)
+        self.output_padding, self.lean = sizes("output_padding", output_padding, 2, 0), lean
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()

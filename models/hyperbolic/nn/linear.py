@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
 from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
@@ -64,6 +64,7 @@ class Linear(HyperbolicModule):
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
+        check_coordinates(u, self.in_features)
         return linear(u, self.weight, self.bias, self.rate(), self.lean)
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class HyperbolicModule(nn.Module):
         vector, the same point.
 
     Raises:
-        ValueError: c not positive, or another model.
+        ValueError: c not positive, a `Curvature` with a size, or another model; later, `.half()` or
+        `.bfloat16()` of the layer.
     """
 
     def __init__(self, c: float | Curvature = 1.0, model: str = "poincare") -> None:
@@ -34,7 +35,19 @@ class HyperbolicModule(nn.Module):
             raise ValueError(f'model must be "poincare" or "lorentz"; got {model!r}')
         if not isinstance(c, Curvature) and not 0 < c < math.inf:
             raise ValueError(f"c must be positive (the curvature is -c); got {c}")
+        if isinstance(c, Curvature) and c.log_c.dim():
+            raise ValueError(f"a layer has one curvature, not {c.log_c.numel()}; leave out the size of {c}")
         self.c, self.model = c, model
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"{type(self).__name__} does not compute in {tensor.dtype}; keep its parameters in float32 "
+                    "(.float()) and run it under torch.autocast"
+                )
+        return self
 
     def curvature(self) -> Rate:
         """The value of c: a float, or a 0-dim tensor when it comes from a `Curvature`."""
@@ -52,13 +65,20 @@ class HyperbolicModule(nn.Module):
         return f"{c}model={self.model}"
 
 
+def check_coordinates(u: Tensor, size: int) -> None:
+    """Raise ValueError where the last dimension of u does not have `size` coordinates."""
+    if u.shape[-1:] != (size,):
+        raise ValueError(f"expected a tensor of shape [..., {size}], got {list(u.shape)}")
+
+
 def full_precision(forward: F) -> F:
     """Run a forward method in at least float32: autocast off, half-precision tensors promoted."""
 
     @functools.wraps(forward)
     def wrapped(self: nn.Module, *inputs: Any, **options: Any) -> Any:
-        inputs = tuple(promote(x) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-        kind = next((x.device.type for x in inputs if isinstance(x, Tensor)), "cpu")
+        inputs = tuple(promote(x) if isinstance(x, Tensor) else x for x in inputs)
+        options = {name: promote(x) if isinstance(x, Tensor) else x for name, x in options.items()}
+        kind = next((x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor)), "cpu")
         if not torch.is_autocast_enabled(kind):
             return forward(self, *inputs, **options)
         with torch.autocast(kind, enabled=False):

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.conv import Sizes
+from models.hyperbolic.nn.conv import Sizes, sizes
 from models.hyperbolic.nn.functional import cosh_sinhc, normalise, to_tangent
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
@@ -23,7 +22,7 @@ class AvgPool2d(HyperbolicModule):
 
     Args:
         kernel_size, stride, padding, ceil_mode: as in torch.
-        count_include_pad: whether padding counts as points at the origin.
+        count_include_pad: whether padding (not what ceil_mode adds) counts as points at the origin.
         c, model: see `HyperbolicModule`.
     """
 
@@ -34,34 +33,30 @@ class AvgPool2d(HyperbolicModule):
         padding: Sizes = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
+        *,
         c: float | Curvature = 1.0,
         model: str = "poincare",
     ) -> None:
         super().__init__(c, model)
-        self.kernel_size = _pair(kernel_size)
-        self.stride = self.kernel_size if stride is None else _pair(stride)
-        self.padding, self.ceil_mode, self.count_include_pad = _pair(padding), ceil_mode, count_include_pad
+        self.kernel_size = sizes("kernel_size", kernel_size, 2, 1)
+        self.stride = self.kernel_size if stride is None else sizes("stride", stride, 2, 1)
+        self.padding = sizes("padding", padding, 2, 0)
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W']."""
+        _check_images(u)
         rate = self.rate()
         t, f = cosh_sinhc(u, rate, dim=1)
-        space, padding = u * f, self.padding
-        if self.count_include_pad and any(padding):
-            # A point at the origin has space part 0 and time part 1.
-            around = (padding[1], padding[1], padding[0], padding[0])
-            space, t, padding = F.pad(space, around), F.pad(t, around, value=1.0), (0, 0)
-        options = {
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "padding": padding,
-            "ceil_mode": self.ceil_mode,
-            "divisor_override": 1,
-        }
-        count = F.avg_pool2d(t.new_ones(1, 1, *t.shape[2:]), **options)
-        pooled = normalise(F.avg_pool2d(space, **options), F.avg_pool2d(t, **options), count, dim=1)
-        return to_tangent(pooled, rate, dim=1)
+        window = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
+        ones = t.new_ones(1, 1, *t.shape[2:])
+        space, total, count = (F.avg_pool2d(x, *window, divisor_override=1) for x in (u * f, t, ones))
+        if self.count_include_pad and any(self.padding):
+            # A point at the origin has space part 0 and time part 1; torch's mean of ones tells their number.
+            padded = (count / F.avg_pool2d(ones, *window)).round() - count
+            total, count = total + padded, count + padded
+        return to_tangent(normalise(space, total, count, dim=1), rate, dim=1)
 
     def extra_repr(self) -> str:
         """Window, curvature and model."""
@@ -82,6 +77,7 @@ class AdaptiveAvgPool2d(HyperbolicModule):
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, h, w]."""
+        _check_images(u)
         rate = self.rate()
         t, f = cosh_sinhc(u, rate, dim=1)
         space = F.adaptive_avg_pool2d(u * f, self.output_size)
@@ -91,6 +87,13 @@ class AdaptiveAvgPool2d(HyperbolicModule):
     def extra_repr(self) -> str:
         """Grid, curvature and model."""
         return f"output_size={self.output_size}, {super().extra_repr()}"
+
+
+def _check_images(u: Tensor) -> None:
+    if u.dim() != 4:
+        raise ValueError(
+            f"expected a tensor of shape [B, C, H, W], got {list(u.shape)}; u.unsqueeze(0) adds a batch dimension"
+        )
 
 
 def midpoint(u: Tensor, rate: float | Tensor, weights: Tensor | None = None, dim: int = -2) -> Tensor:

@@ -27,6 +27,7 @@ class Embedding(HyperbolicModule):
         self,
         num_embeddings: int,
         embedding_dim: int,
+        *,
         points: bool = False,
         std: float = 1e-2,
         c: float | Curvature = 1.0,

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models.hyperbolic import lorentz, mean, poincare
 from models.hyperbolic import nn as hnn
+from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.classifier import mlr
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.pooling import midpoint
@@ -153,8 +154,6 @@ def trained(norm):
 
 
 def hnn_curvature():
-    from models.hyperbolic.curvature import Curvature
-
     return Curvature(0.9, learnable=True)
 
 
@@ -174,6 +173,8 @@ def test_second_derivatives_are_right_or_refused():
     assert torch.autograd.gradgradcheck(
         hnn.AvgPool2d(2, c=0.7), points(1, 2, 2, 2).requires_grad_(), atol=1e-5
     )
+    attention, words = hnn.MultiheadAttention(2, 1, c=0.7, lean=False).double(), points(1, 2, 2)
+    assert torch.autograd.gradgradcheck(attention, words.requires_grad_(), atol=1e-5)
 
 
 def test_batch_norm_passes_gradcheck_in_everything():
@@ -309,6 +310,19 @@ def test_average_pooling_is_the_midpoint_of_the_window():
     assert torch.allclose(whole, midpoint(u.flatten(2).transpose(1, 2), 2 * 0.7**0.5), **EXACT)
 
 
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("ceil", [True, False])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [(3, 2, 2, 1), (7, 3, 2, 1), (6, 3, 4, 1), (8, 4, 3, 2), (5, (3, 2), (2, 1), (0, 1))],
+)
+def test_average_pooling_near_the_origin_is_torchs(size, kernel, stride, padding, ceil, include):
+    u = points(2, 3, size, size)
+    window = (kernel, stride, padding, ceil, include)
+    got = hnn.AvgPool2d(*window, c=0.7)(1e-5 * u) / 1e-5
+    assert torch.allclose(got, nn.AvgPool2d(*window)(u), rtol=1e-8, atol=1e-8)
+
+
 def test_midpoint_equals_hypll_and_its_variance_averages_the_wrong_axis():
     c, w = 0.7, torch.rand(9, dtype=torch.double)
     x = poincare.exp0(points(9, 4), c)
@@ -395,6 +409,19 @@ def test_attention_is_attention():
         hnn.MultiheadAttention(4, 3)
 
 
+@pytest.mark.parametrize(("angle", "value_bound", "slope_bound"), [(4, 5e-5, 5e-4), (6, 2e-3, 2e-2)])
+def test_attention_far_out_has_the_digits_it_says(angle, value_bound, slope_bound):
+    u = F.normalize(torch.randn(1, 8, 4), dim=-1) * angle
+    u = torch.cat([u, u + 0.02 * torch.randn(1, 8, 4)], 1)
+    layer, sides = hnn.MultiheadAttention(4, 1, c=1.0, model="lorentz"), []
+    for dtype in (torch.float, torch.double):
+        v = u.to(dtype).requires_grad_()
+        out = layer.to(dtype)(v)
+        sides.append([out.double(), torch.autograd.grad(out.square().sum(), v)[0].double()])
+    for got, want, bound in zip(*sides, (value_bound, slope_bound), strict=True):
+        assert (got - want).norm() < bound * want.norm()
+
+
 def test_identity_initialisation_keeps_norms_where_hypll_loses_them():
     u = torch.randn(8, 16, 6, 6) * 0.2
     ours, theirs = u, u
@@ -443,8 +470,36 @@ def test_bad_arguments_are_named():
         (lambda: hnn.BatchNorm2d(3)(torch.zeros(2, 3)), r"\[2, 3\]"),
         (lambda: hnn.ResidualAdd()(torch.zeros(2, 3), torch.zeros(2, 1)), r"\[2, 1\]"),
         (lambda: hnn.Embedding(3, 4, points=True, c=hnn_curvature()), "fixed curvature"),
+        (lambda: hnn.AvgPool2d(2)(torch.zeros(3, 6, 6)), r"\[3, 6, 6\]; u.unsqueeze\(0\)"),
+        (lambda: hnn.AdaptiveAvgPool2d(1)(torch.zeros(3, 6, 6)), r"\[3, 6, 6\]; u.unsqueeze\(0\)"),
+        (lambda: hnn.Linear(4, 6, c=Curvature(0.5, size=6)), "not 6; leave out the size"),
+        (lambda: hnn.Conv2d(3, 4, 3, padding="same"), r"'same'; \"same\" is dilation \* \(kernel_size - 1\)"),
+        (lambda: hnn.ConvTranspose2d(3, 4, 3, padding="same"), "padding takes 2 integers"),
+        (lambda: hnn.Conv2d(3, 4, 0), "kernel_size takes 2 integers, or one, of at least 1; got 0"),
+        (lambda: hnn.Conv2d(3, 4, (3,)), r"kernel_size takes 2 integers, or one, of at least 1; got \(3,\)"),
+        (lambda: hnn.Conv1d(3, 4, (3, 3)), "kernel_size takes 1 integers"),
+        (lambda: hnn.AvgPool2d((2, 2, 2)), "kernel_size takes 2 integers"),
+        (lambda: hnn.Conv2d(3, 4, 3, groups=0), "0 groups"),
+        (lambda: hnn.ConvTranspose2d(3, 4, 3, groups=0), "0 groups"),
+        (lambda: hnn.Conv2d(3, 4, 7)(torch.zeros(1, 3, 5, 6)), "kernel of 7 .* 5 positions .* padding=3"),
+        (lambda: hnn.Linear(3, 4)(torch.zeros(2, 5)), r"\[\.\.\., 3\], got \[2, 5\]"),
+        (lambda: hnn.MLR(3, 4)(torch.zeros(2, 5)), r"\[\.\.\., 3\], got \[2, 5\]"),
+        (lambda: hnn.MultiheadAttention(4, 2)(torch.zeros(2, 3, 5)), r"\[\.\.\., 4\], got \[2, 3, 5\]"),
+        (lambda: hnn.MultiheadAttention(4, 2)(torch.zeros(3, 4)), r"\[3, 4\], .*unsqueeze\(0\) adds a batch"),
+        (lambda: hnn.MultiheadAttention(4, 2)(torch.zeros(1, 3, 4), mask=torch.zeros(3, 3)), "mask == 0"),
     ):
         with pytest.raises(ValueError, match=words):
+            make()
+
+
+def test_arguments_that_torch_counts_otherwise_have_to_be_named():
+    for make in (
+        lambda: hnn.Embedding(5, 3, 2),  # torch: padding_idx
+        lambda: hnn.MultiheadAttention(8, 2, 0.0),  # torch: dropout
+        lambda: hnn.MultiheadAttention(4, 2)(*[torch.zeros(3, 3, 4)] * 3, torch.ones(3, 3, dtype=torch.bool)),
+        lambda: hnn.AvgPool2d(2, 2, 0, False, True, 4),  # torch: divisor_override
+    ):
+        with pytest.raises(TypeError, match="positional"):
             make()
 
 

@@ -8,6 +8,7 @@ import torch
 from hypll.manifolds.poincare_ball import Curvature, PoincareBall
 from torch import nn
 
+from models.hyperbolic import curvature, isometry
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.migrate import load_hypll, recalibrate
 from models.hyperbolic.nn.pooling import midpoint
@@ -22,11 +23,11 @@ def theirs(ball):
     return net
 
 
-def ours(c):
+def ours(c, model="poincare"):
     net = nn.Module()
-    net.conv1 = hnn.Conv2d(3, 4, 3, padding=1, c=c)
-    net.bn1 = hnn.BatchNorm2d(4, eps=1e-6, c=c)
-    net.fc = hnn.Linear(4, 5, c=c)
+    net.conv1 = hnn.Conv2d(3, 4, 3, padding=1, c=c, model=model)
+    net.bn1 = hnn.BatchNorm2d(4, eps=1e-6, c=c, model=model)
+    net.fc = hnn.Linear(4, 5, c=c, model=model)
     return net
 
 
@@ -34,7 +35,10 @@ def plain(net):
     return {k: getattr(v, "tensor", v).detach().clone() for k, v in net.state_dict().items()}
 
 
-def test_a_hypll_state_dict_loads_and_computes_the_same():
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("model", ["poincare", "lorentz"])
+def test_a_hypll_state_dict_loads_and_computes_the_same(model, shared):
+    """In both models, whose tangent vectors have different lengths, and with a curvature shared by the layers."""
     torch.manual_seed(0)
     ball = PoincareBall(Curvature(0.1))
     source = theirs(ball)
@@ -46,14 +50,27 @@ def test_a_hypll_state_dict_loads_and_computes_the_same():
     assert abs(c - 0.744) < 1e-3
     state = plain(source)
     assert "conv1.weights" in state and "fc.z" in state
-    target = ours(c)
+    target, twice = ours(curvature.Curvature(c) if shared else c, model), 2 if model == "lorentz" else 1
     load_hypll(target, state)
     u = 0.2 * torch.randn(2, 3, 6, 6)
     hidden = hypll_run(source.bn1, hypll_run(source.conv1, u, ball), ball)
-    got = target.bn1(target.conv1(u))
+    got = target.bn1(target.conv1(twice * u)) / twice
     assert torch.allclose(got, hidden, atol=1e-4)
     rows = 0.3 * torch.randn(7, 4)
-    assert torch.allclose(target.fc(rows), hypll_run(source.fc, rows, ball, -1), atol=1e-4)
+    assert torch.allclose(target.fc(twice * rows) / twice, hypll_run(source.fc, rows, ball, -1), atol=1e-4)
+
+
+@pytest.mark.parametrize("points", [False, True])
+@pytest.mark.parametrize("model", ["poincare", "lorentz"])
+def test_an_embedding_keeps_its_points(model, points):
+    torch.manual_seed(0)
+    c = math.log1p(math.exp(0.1))
+    source = hypll.HEmbedding(5, 3, manifold=PoincareBall(Curvature(0.1)))
+    table = hnn.Embedding(5, 3, points=points, c=c, model=model)
+    load_hypll(table, plain(source))
+    there = hnn.ChangeManifold(model if points else "tangent", "lorentz", c=c, model=model)
+    want = isometry.poincare_to_lorentz(source.weight.tensor.detach(), c)
+    assert torch.allclose(there(table(torch.arange(5))), want, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_named():

@@ -127,6 +127,22 @@ def test_lives_like_an_ordinary_module(name):
         assert module(inputs.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_half_precision_parameters_are_refused_where_it_happens(name):
+    module, inputs = make(name)
+    if not list(module.parameters()) + list(module.buffers()):
+        return
+    for convert in (nn.Module.half, nn.Module.bfloat16):
+        with pytest.raises(ValueError, match=r"float32 \(\.float\(\)\) and run it under torch.autocast"):
+            convert(module)
+        assert module.float()(inputs).dtype == torch.float32
+
+
+def test_keyword_inputs_are_as_positional_ones():
+    layer, u = make("Linear")
+    assert torch.equal(layer(u=u.bfloat16()), layer(u.bfloat16()))
+
+
 def test_a_shared_curvature_is_one_parameter_and_learns():
     c = Curvature(0.5, learnable=True)
     net = nn.Sequential(hnn.Linear(4, 4, c=c), hnn.BatchNorm1d(4, c=c), hnn.MLR(4, 3, c=c))
