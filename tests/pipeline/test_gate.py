@@ -74,6 +74,12 @@ def test_other_images_cannot_be_compared():
         judge(metrics(images=40), metrics(images=41), GATE)
 
 
+def test_the_same_images_under_another_spelling_are_compared():
+    champion = metrics()
+    champion["assessed"]["source"] = "/srv/held"
+    assert judge(metrics(), champion, GATE).passed
+
+
 def test_a_section_is_not_a_number():
     with pytest.raises(ValueError, match="'zero_shot' is not a number but dict"):
         judge(metrics(), metrics(), GateConfig(metrics=("zero_shot",)))
