@@ -31,7 +31,7 @@ class RetrainConfig(Config):
     Attributes:
         journey: what is mined, packed, trained and assessed.
         gate: the numbers that decide between challenger and champion.
-        min_new: training samples that must be new since the last model that was judged.
+        min_new: training samples that must be in no version that a judged model was trained on.
         start_from: where training begins: at the champion's weights, or at random ones.
         attempts: how often one version is tried to be trained on before it waits for a person.
         settle_s: a source whose newest file is younger than this is still being written to, and left alone.
@@ -139,9 +139,9 @@ def look(config: RetrainConfig, home: str) -> Sight | None:
         return None
     key = f"train:{version.name}:{digest(config)}"
     judged = [row for row in Registry(home).rows() if row.kind != ROLLED_BACK]
-    seen: set[str] = set()
-    if judged and judged[-1].version in Versions(Store(home)).names():
-        seen = {shard.path for shard in Versions(Store(home)).load(judged[-1].version).shards["train"]}
+    known = {row.version for row in judged}
+    versions = [one for one in Versions(Store(home)).list() if one.name in known]
+    seen = {shard.path for one in versions for shard in one.shards["train"]}
     fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
     if any(row.key == key for row in judged):
         return Sight(version.name, fresh, key, False, f"{version.name} was trained on and judged already")

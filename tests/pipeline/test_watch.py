@@ -109,6 +109,19 @@ def test_only_what_is_new_since_the_last_judgement_counts(config, home):
     assert look(config, home).new_samples == 5
 
 
+def test_a_refusal_of_an_older_version_makes_nothing_new(config, home):
+    drop(config, "a")
+    first = work(config, home)
+    for name in "bc":
+        drop(config, name)
+    judged(home, work(config, home), look(config, home).key)
+    drop(config, "d")
+    work(config, home)
+    judged(home, first, kind="refused")  # by hand
+    judged(home, "v-gone", kind="refused")  # of a version that is no longer there
+    assert (look(config, home).new_samples, look(config, home).due) == (5, False)
+
+
 def test_a_version_is_judged_once_a_configuration(config, home):
     drop(config, "a")
     easy = config.replace(min_new=1)
