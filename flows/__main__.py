@@ -27,6 +27,7 @@ from pipeline.commands.app import (
     show_metrics,
 )
 from pipeline.commands.registry import announcers
+from storage.store import Store
 
 
 @app.command()
@@ -74,17 +75,17 @@ def ui(
     raise typer.Exit(subprocess.call(command(port), env=environment(port)))
 
 
-def announce(row: Any) -> None:
+def announce(row: Any, home: str) -> None:
     """Make an event and an artifact of a promotion, refusal or rollback, where a Prefect server is named."""
     if not os.environ.get("PREFECT_API_URL"):
         return
+    home = Store(home).url
     try:
         reach(os.environ["PREFECT_API_URL"])
-    except RuntimeError as error:  # the decision stands in the registry all the same
+        use_home(home)
+    except (RuntimeError, OSError) as error:  # the decision stands in the registry all the same
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
-    home = str(Path(row.run).parents[1])
-    use_home(home)
     from flows.signals import decided, flush
 
     with warnings.catch_warnings():

@@ -10,8 +10,8 @@ from pipeline.commands.app import AssessSource, Home, TaxonomyFile, app, run_fol
 
 Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
 
-# Where `hyco` runs with Prefect, flows/__main__.py puts here what makes an event and an artifact of a row.
-announcers: list[Callable[[Any], None]] = []
+# Where `hyco` runs with Prefect, flows/__main__.py puts here what makes an event and an artifact of a home's new row.
+announcers: list[Callable[[Any, str], None]] = []
 
 
 @app.command()
@@ -80,7 +80,7 @@ def promote(
     if row.number <= known_rows:
         typer.echo(f"{row.model} is the champion already")
         return
-    _announce(row)
+    _announce(row, home)
     typer.echo(f"{row.kind}: {row.reason}")
     if row.kind != PROMOTED:
         raise typer.Exit(1)
@@ -96,7 +96,7 @@ def refuse(
     from pipeline.registry import refuse as refuse_run
 
     row = refuse_run(find_run(run, home), home, reason)
-    _announce(row)
+    _announce(row, home)
     typer.echo(f"{row.kind}: {row.reason}")
 
 
@@ -113,7 +113,7 @@ def rollback(
     from pipeline.registry import rollback as go_back
 
     row = go_back(home, to, reason)
-    _announce(row)
+    _announce(row, home)
     typer.echo(f"champion {row.model} of run {Path(row.run).name}, in place of {row.before}")
 
 
@@ -127,6 +127,6 @@ def find_run(run: str, home: str) -> Path:
     return folder
 
 
-def _announce(row: Any) -> None:
+def _announce(row: Any, home: str) -> None:
     for announce in announcers:
-        announce(row)
+        announce(row, home)

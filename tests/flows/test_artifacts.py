@@ -1,12 +1,15 @@
 """Pages of the Prefect UI: a quarantined version has one too, and a page that cannot be made stops no work."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.artifacts import Artifact
+from prefect.settings import PREFECT_API_URL
 
 from flows import artifacts
+from flows.__main__ import announce
 from flows.pack import pack
 from pipeline.mine import MineConfig
 from pipeline.pack import PackConfig
@@ -51,6 +54,32 @@ def test_a_page_that_cannot_be_made_stops_nothing(caplog: pytest.LogCaptureFixtu
     mine = MineConfig(source=str(tmp_path / "gone"), grounder="transformers:none", weights="w1")
     artifacts.mined({}, mine, str(tmp_path))
     assert "no artifact, mined" in caplog.text
+
+
+@pytest.fixture
+def named_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a command that names the server of these tests, and no Prefect home."""
+    kept = {name: value for name, value in os.environ.items() if name != "PREFECT_HOME"}
+    monkeypatch.setattr(os, "environ", {**kept, "PREFECT_API_URL": str(PREFECT_API_URL.value())})
+
+
+@pytest.mark.usefixtures("named_server")
+def test_a_decision_about_a_run_that_lies_elsewhere_is_told_of_its_home(tmp_path: Path) -> None:
+    home, run = tmp_path / "home", tmp_path / "other" / "folder" / "run"
+    row = Registry(home).append(Row("refused", "r" * 16, [], "by hand", version="v-9", run=str(run)), 0)
+    announce(row, str(home))
+    assert data_of("decision").startswith("# Refused: " + "r" * 16)
+    assert (home / "prefect").is_dir() and not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("named_server")
+def test_a_decision_stands_where_prefect_gets_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prefect").touch()
+    row = Registry(tmp_path).append(Row("refused", "s" * 16, [], "by hand", run="/h/runs/r"), 0)
+    announce(row, str(tmp_path))
+    assert "no event and no artifact: " in capsys.readouterr().err
 
 
 def test_a_decision_leaves_the_lineage_too(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from pipeline import registry as registries
 from pipeline.assess import AssessConfig, assess
+from pipeline.commands import registry as commands
 from pipeline.gate import GateConfig
 from pipeline.registry import Exam, challenge, champion, champion_path, examine, refuse, rollback
 from pipeline.runs import prepare
@@ -88,6 +90,27 @@ def test_the_champion_is_asked_the_same_questions_once(home, made, monkeypatch):
     assert metrics["retrieval"] == made[2]["retrieval"] and metrics["assessed"] == made[2]["assessed"]
     monkeypatch.setattr(registries, "assess", None)
     assert examine(row, str(home), made[1]) == metrics
+
+
+def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp_path, monkeypatch):
+    row = take(home, made, "a")
+    monkeypatch.chdir(tmp_path)
+    with Path("held.tar").open("wb") as file:
+        write_shard(file, [sample(n) for n in range(8)])
+    examine(row, str(home), made[1].replace(assess_source=str(tmp_path / "held.tar")))  # as a deployment asks
+    exam = made[1].replace(assess_source="held.tar")
+    metrics = assess(home / "runs" / "b", str(home), exam.version, exam.assess_source, config=exam.config)
+    monkeypatch.setattr(registries, "assess", None)  # the champion has answered already
+    assert challenge(home / "runs" / "b", str(home), exam, GATE, metrics).before == row.model
+
+
+def test_what_is_decided_by_hand_is_told_with_its_home(home, made, monkeypatch):
+    told = []
+    monkeypatch.setattr(commands, "announcers", [lambda row, where: told.append((row.kind, where))])
+    commands.promote(str(home / "runs" / "a"), str(home), anyway=True, metric=list(GATE.metrics))
+    shutil.move(home / "runs" / "b", home.parent / "elsewhere")
+    commands.refuse(str(home.parent / "elsewhere"), "x", str(home))
+    assert told == [("promoted", str(home)), ("refused", str(home))]
 
 
 def test_a_worse_challenger_is_refused_and_nothing_else_changes(home, made):
