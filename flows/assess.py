@@ -6,6 +6,7 @@ from prefect import flow
 
 from flows import artifacts
 from flows.common import ProgressArtifact
+from flows.slots import slot
 from pipeline import assess as assessing
 from pipeline.assess import AssessConfig
 
@@ -31,15 +32,16 @@ def assess(
         mining: summary of mining for the report.
         config: sizes, seeds, device.
     """
-    metrics = assessing.assess(
-        run_dir,
-        home,
-        version,
-        assess_source,
-        taxonomy,
-        mining,
-        config=config,
-        listener=ProgressArtifact("assess-progress", "assess"),
-    )
+    with slot(gpu_only=True):
+        metrics = assessing.assess(
+            run_dir,
+            home,
+            version,
+            assess_source,
+            taxonomy,
+            mining,
+            config=config,
+            listener=ProgressArtifact("assess-progress", "assess"),
+        )
     artifacts.assessed(metrics, run_dir, home)
     return metrics

@@ -9,6 +9,7 @@ from prefect.states import Completed, State
 from flows import signals
 from flows.assess import assess
 from flows.common import ProgressArtifact
+from flows.slots import slot
 from flows.train import train
 from pipeline import journey as journeys
 from pipeline.registry import Exam, challenge
@@ -47,7 +48,8 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
         mining=_mining(config, home, sight, held),
         config=exam.config,
     )
-    row = judge(trained["run_dir"], home, exam, config, metrics, sight.key)
+    with slot(gpu_only=True):  # the champion is assessed
+        row = judge(trained["run_dir"], home, exam, config, metrics, sight.key)
     signals.decided(row, home)
     return {
         "decision": row.kind,

@@ -59,7 +59,7 @@ def train(
     name = Versions(Store(home)).load(version).name
     folder: Path = run_dir(home, recipe, name, run)
     prepare(folder, home, name, recipe)
-    with slot():
+    with slot(gpus=processes):
         result = training(str(folder), processes)
     artifacts.trained(result, folder, home)
     return {**result, "run_dir": str(folder)}
