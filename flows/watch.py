@@ -5,11 +5,14 @@ at a time, and one training at a time: what comes meanwhile is found by the look
 """
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
     DeploymentFilter,
     DeploymentFilterName,
     FlowFilter,
@@ -20,12 +23,16 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
 
+from flows import signals
 from flows.mine import mine
 from flows.pack import pack
 from pipeline import journey as journeys
-from pipeline.watch import RetrainConfig, Sight, look, unmined, unpublished, unsettled
+from pipeline.watch import RetrainConfig, Sight, look, newest, unmined, unpublished, unsettled
+from storage.registry import Registry
+from storage.store import Store
 
 RETRAIN = "retrain/retrain"
 UNDER_WAY = [
@@ -44,7 +51,7 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
 
     Args:
         config: the source, how it is mined and packed, and when training begins.
-        home: where everything Hyco makes is kept; a directory of this machine.
+        home: where everything Hyco makes is kept; in a remote one it is mined and packed, but not trained.
     """
     journey = config.journey
     rounds = 0
@@ -57,6 +64,11 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
         if (held := journeys.held_out(journey)) is not None:
             mine(held, home)
         pack(journey.mine, journey.pack, home)
+    if not Store(home).local:
+        made = newest(config, home)
+        told = f"home {home} is remote: copy its versions and shards to a local home and train there"
+        return {"version": made.name if made else None, "training": told}
+    _tell_untold(home)
     sight = look(config, home)
     if sight is None:
         return {"version": None, "training": "there is nothing in the source yet"}
@@ -68,14 +80,18 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
 def start(config: RetrainConfig, home: str, sight: Sight) -> str:
     """Start the training of what is due, at most once for each version and configuration; return what was done.
 
-    A run that crashed or failed is followed by another one, up to `attempts`; each goes on where the last stopped.
+    A run that crashed or failed is followed by another one, up to `attempts`; each goes on where the last stopped. One
+    that a person cancelled is not.
     """
     keys = [f"{sight.key}:{attempt}" for attempt in range(1, config.attempts + 1)]
     with get_client(sync_client=True) as client:
         if busy := _runs(client, FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))):
             return f"{busy[0].name} is under way; another look follows it"
-        earlier = {run.idempotency_key for run in _runs(client, key=FlowRunFilterIdempotencyKey(any_=keys))}
-    left = [key for key in keys if key not in earlier]
+        earlier = _runs(client, key=FlowRunFilterIdempotencyKey(any_=keys))
+    if cancelled := [run.name for run in earlier if run.state_type == StateType.CANCELLED]:
+        return f"{cancelled[0]} was cancelled: to train after all, run the deployment {RETRAIN} by hand"
+    tried = {run.idempotency_key for run in earlier}
+    left = [key for key in keys if key not in tried]
     if not left:
         return f"{config.attempts} attempts have failed: mend the cause, then run the deployment {RETRAIN} by hand"
     run: Any = run_deployment(
@@ -87,6 +103,25 @@ def start(config: RetrainConfig, home: str, sight: Sight) -> str:
         flow_run_name=f"{sight.version} attempt {config.attempts - len(left) + 1}",
     )
     return f"started {run.name}"
+
+
+def _tell_untold(home: str) -> None:
+    """Tell of the newest decision if the training that made it died before it could; only within a day of it.
+
+    Artifacts are deleted with their runs, so a decision that has none after that was told long ago.
+    """
+    rows = Registry(home).rows()
+    if not rows or not rows[-1].key:  # decided by hand: told by the command
+        return
+    row = rows[-1]
+    if datetime.now(UTC) - datetime.fromisoformat(row.time) > timedelta(days=1):
+        return
+    with get_client(sync_client=True) as client:
+        busy = _runs(client, FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY)))
+        decisions = ArtifactFilter(key=ArtifactFilterKey(any_=["decision"]))
+        told = client.read_artifacts(artifact_filter=decisions, sort=ArtifactSort.CREATED_DESC)
+    if not busy and not any(row.model in (artifact.description or "") for artifact in told):
+        signals.decided(row, home)
 
 
 def _runs(

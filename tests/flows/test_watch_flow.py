@@ -1,4 +1,4 @@
-"""The look at a growing source starts one training for what is due, follows a dead one with another, and then stops."""
+"""The look at a growing source: one training for what is due, another after a dead one, none after a cancelled one."""
 
 from dataclasses import replace
 
@@ -6,15 +6,21 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed
 
 from flows.blueprint import blueprint
 from flows.deploy import apply
 from flows.maintain import MaintainConfig, maintain
-from flows.watch import start
+from flows.watch import start, watch
+from pipeline.config import digest
+from pipeline.pack import pack_digest
 from pipeline.watch import Sight
+from storage.registry import Registry, Row
+from storage.shard import write_shard
 from storage.store import Store
+from storage.versions import Versions, shard_ref
 from tests.flows.test_deploy import config
+from tests.pipeline.training_data import sample
 
 SIGHT = Sight("v-000000000000", 1000, "train:v-000000000000:abc", True, "1000 new samples")
 
@@ -55,6 +61,56 @@ def test_a_dead_training_is_followed_until_the_attempts_are_used_up(retrain):
         assert end(Crashed()) == 1
     assert start(retrain, "home", sight).startswith("3 attempts have failed: mend the cause")
     assert end(Crashed()) == 0
+
+
+def test_a_training_that_a_person_cancelled_is_not_started_again(retrain):
+    sight = replace(SIGHT, key="train:v-333333333333:abc")
+    start(retrain, "home", sight)
+    assert end(Crashed()) == 1
+    name = start(retrain, "home", sight).removeprefix("started ")
+    assert end(Cancelled()) == 1
+    told = start(retrain, "home", sight)
+    assert told == f"{name} was cancelled: to train after all, run the deployment retrain/retrain by hand"
+    assert end(Cancelled()) == 0
+
+
+def watching(folder):
+    journey = config().retrain.journey
+    return config().retrain.replace(journey=journey.replace(mine=journey.mine.replace(source=str(folder))))
+
+
+def test_a_remote_home_is_mined_and_packed_and_says_where_to_train(tmp_path):
+    home, asked = f"memory://{tmp_path.name}", watching(tmp_path)
+    assert watch(asked, home)["version"] is None
+    store, samples = Store(home), [sample(n) for n in range(3)]
+    written = store.commit("shards/objects", ".tar", lambda file: write_shard(file, samples))
+    digests = {
+        "mine": digest(asked.journey.mine),
+        "pack": pack_digest(asked.journey.mine, asked.journey.pack),
+    }
+    shards = {"train": [shard_ref(written, 3, 6)]}
+    name = Versions(store).publish({}, digests, shards, {"images": 3}).name
+    found = watch(asked, home)
+    assert found["version"] == name
+    assert found["training"].startswith(f"home {home} is remote: copy its versions and shards")
+
+
+def test_a_decision_that_was_killed_before_it_was_told_is_told_once(tmp_path):
+    def told():
+        with get_client(sync_client=True) as client:
+            return [one for one in client.read_artifacts() if one.description == f"refused {model}"]
+
+    (tmp_path / "source").mkdir()
+    asked, home = watching(tmp_path / "source"), str(tmp_path / "home")
+    model, registry = "d" * 16, Registry(home)
+    registry.append(Row("refused", model, [], "worse", key="train:v-9:x", version="v-9", run="/h/r"), 0)
+    for _ in range(2):
+        watch(asked, home)
+        assert len(told()) == 1
+    model = "e" * 16
+    registry.append(Row("refused", model, [], "by hand", version="v-9", run="/h/r"), 1)
+    watch(asked, home)
+    assert told() == [], "the command that made it tells of it"
 
 
 def test_maintenance_deletes_what_is_old_and_leaves_the_rest(tmp_path):
