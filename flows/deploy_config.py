@@ -31,7 +31,7 @@ class DeployConfig(Config):
         networks: of docker containers; the server has to be in one.
         claim: PersistentVolumeClaim of kubernetes pods, mounted at /data; the home and the source have to be in it.
         directory: working directory of process workers.
-        gpus: trainings and minings at once, over all GPUs.
+        gpus: how many GPUs trainings, minings and assessments hold at once.
         cpu_trainings: trainings at once on CPUs.
         watch_every_s: seconds between looks at the source; events make them sooner.
         maintain_cron: when old things are deleted.

@@ -188,7 +188,7 @@ def demo() -> Recipe:
 def demo_poincare_resnet() -> Recipe:
     """The demo with a Poincare ResNet-8 for images: a stride of 4 makes a step cost about what the ViT's does."""
     base = demo()
-    vision = PoincareResNetConfig(image_size=48, depth=8, widths=(32, 64, 128), stem_stride=4)
+    vision = PoincareResNetConfig(image_size=48, depth=8, widths=(32, 64, 128), init="normal", stem_stride=4)
     return base.replace(name="demo_poincare_resnet", model=replace(base.model, vision=vision))
 
 

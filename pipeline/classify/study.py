@@ -66,10 +66,19 @@ def cpu(data: str, ood: tuple[str, ...]) -> StudyConfig:
 
 
 def heads(data: str, ood: tuple[str, ...]) -> StudyConfig:
-    """The question of the heads alone, on the net that is cheap: `cpu` halved to 16 pixels, with three seeds."""
+    """The question of the heads alone, on the net that is cheap: five epochs at 16 pixels, with three seeds."""
     whole = cpu(data, ood)
-    base = whole.base.replace(image_size=16, crop=2)
+    base = whole.base.replace(steps=1950, image_size=16, crop=2)
     return whole.replace(name="heads", base=base, models=("resnet20",), seeds=(0, 1, 2))
+
+
+def normal(data: str, ood: tuple[str, ...]) -> StudyConfig:
+    """The Poincare net from normal kernels, at the budget of `heads`, balanced."""
+    small = heads(data, ood)
+    base = small.base.replace(init="normal")
+    return small.replace(
+        name="normal", base=base, models=("poincare_resnet20",), imbalances=(1.0,), seeds=(0,)
+    )
 
 
 def full(data: str, ood: tuple[str, ...]) -> StudyConfig:
@@ -84,7 +93,7 @@ def full(data: str, ood: tuple[str, ...]) -> StudyConfig:
     )
 
 
-STUDIES = {"cpu": cpu, "heads": heads, "full": full}
+STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full}
 
 
 def run_study(

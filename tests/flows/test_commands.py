@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.__main__ import main as hyco
@@ -76,6 +77,9 @@ def test_flow_runs_of_a_terminal_send_heartbeats(tmp_path, monkeypatch):
 
 def test_a_worker_takes_its_leave_when_it_is_asked_to(deploy, tmp_path):
     deploy()
+    with get_client(sync_client=True) as client:  # a run that is due now would keep it
+        for one in client.read_deployments():
+            client.delete_deployment(one.id)
     env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONUNBUFFERED": "1"}
     log = tmp_path / "worker.log"
     with log.open("wb") as file:
@@ -87,7 +91,7 @@ def test_a_worker_takes_its_leave_when_it_is_asked_to(deploy, tmp_path):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(90)
     finally:
         process.kill()
         process.wait()

@@ -32,6 +32,21 @@ def config(**changes):
     return DeployConfig(home="home", retrain=RetrainConfig(journey=journey), **changes)
 
 
+@pytest.fixture
+def bare():
+    """The server as it was before other tests deployed to it."""
+    with get_client(sync_client=True) as client:
+        for one in client.read_deployments():
+            client.delete_deployment(one.id)
+        for limit in client.read_global_concurrency_limits():
+            client.delete_global_concurrency_limit_by_name(limit.name)
+        for pool in client.read_work_pools():
+            client.delete_work_pool(pool.name)
+        for automation in client.read_automations():
+            client.delete_automation(automation.id)
+
+
+@pytest.mark.usefixtures("bare")
 def test_twice_is_once_and_drift_is_said_and_mended():
     plan = blueprint(config())
     assert all("missing" in line for line in check(plan))
