@@ -16,6 +16,7 @@ from pipeline.assess.table import rows as metric_rows
 from pipeline.markdown import bars, number, plain, serve_url, served, table
 from pipeline.mine import MineConfig, phrase_quality, prefix
 from pipeline.quality_gate import SCORE_BINS, Check, score_histogram, verdict
+from pipeline.rows import objects_of
 from pipeline.serve.home import Home
 from pipeline.source import open_source
 from pipeline.steplog import read_log
@@ -221,4 +222,4 @@ def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[st
 
 def _labelled(config: MineConfig, unit: Any) -> bool:
     first = next(iter(open_source(config.source, config.limits).samples(unit, lambda failure: None)), None)
-    return first is not None and isinstance(first.meta.get("objects"), list)
+    return first is not None and objects_of(first.meta) is not None
