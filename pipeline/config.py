@@ -21,12 +21,15 @@ class Config(pydantic.BaseModel):
     """Base of every configuration: immutable, unknown keys refused, one-line errors.
 
     Fields named in `incidental` change how the work is done, never its result (batch size, device,
-    workers): they stay out of `digest`, so changing them repeats nothing.
+    workers): they stay out of `digest`, so changing them repeats nothing. Fields named in `digest_if_set` were
+    added when homes with digests existed: they enter the digest only where they differ from their default, so
+    that everything made before keeps its name. A plain dataclass inside a Config may name such fields too.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     incidental: ClassVar[frozenset[str]] = frozenset()
+    digest_if_set: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -148,17 +151,35 @@ def _first_with_fields(annotation: Any) -> Any:
 
 
 def _essence(value: Any) -> Any:
-    """Plain JSON value of a configuration without its incidental fields."""
+    """Plain JSON value of a configuration without its incidental fields and unset later ones."""
     if isinstance(value, Config):
-        kept = [name for name in type(value).model_fields if name not in type(value).incidental]
-        return {name: _essence(getattr(value, name)) for name in kept}
+        fields = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in type(value).model_fields.items()
+        }
+        kept = [name for name in fields if name not in type(value).incidental]
+        return _named(value, kept, fields)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _essence(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: _default(field) for field in dataclasses.fields(value)}
+        return _named(value, list(fields), fields)
     if isinstance(value, dict):
         return {str(key): _essence(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_essence(item) for item in value]
     return pydantic_core.to_jsonable_python(value)
+
+
+def _named(value: Any, names: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    later = getattr(type(value), "digest_if_set", frozenset())
+    return {
+        name: _essence(getattr(value, name))
+        for name in names
+        if name not in later or getattr(value, name) != defaults[name]
+    }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def override(config: C, assignments: typing.Iterable[str]) -> C:
