@@ -34,6 +34,7 @@ from demo.grounder import IMAGE_SIZE, build_model, build_processor, save
 from demo.grounder_loss import LossConfig, grounding_loss, hit_rate
 from demo.grounder_prompts import batch_of, load_lessons, world_words
 from demo.scenes import World
+from storage.files import atomic_directory
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -259,10 +260,9 @@ def run(recipe: Recipe, out: Path, work: Path, every: float = 60.0) -> None:
     for folder in (out.parent, work):
         folder.mkdir(parents=True, exist_ok=True)
     if not (work / "processor").exists():  # kept, so that a resumed run speaks the same language
-        with tempfile.TemporaryDirectory(dir=work) as folder:
+        with atomic_directory(work / "processor") as draft:
             words = world_words(World(size=IMAGE_SIZE), min(1000, recipe.scenes))
-            build_processor(words).save_pretrained(Path(folder) / "processor")
-            (Path(folder) / "processor").rename(work / "processor")
+            build_processor(words).save_pretrained(draft)
     (work / "meeting").unlink(missing_ok=True)  # left by a run that was killed
     context = multiprocessing.get_context("spawn")
     helpers = [

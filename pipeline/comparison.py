@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.store import Store
+
 Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by seed
 
 NAMES = {
@@ -268,7 +270,4 @@ def write_section(out: Path, world: str, text: str, preface: str) -> None:
         known = before + block + rest.split(end, 1)[1].removeprefix("\n")
     else:
         known = known.rstrip("\n") + "\n\n" + block
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_suffix(".tmp")
-    draft.write_text(known, encoding="utf-8")
-    draft.replace(out)
+    Store(out.parent).replace(out.name, known.encode())

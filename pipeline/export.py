@@ -6,7 +6,6 @@ recipe.json and metrics.json; when asked for image.onnx, text.onnx and published
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from pipeline.config import digest
 from pipeline.embedder import Embedder, save_model
 from pipeline.onnx_towers import require_onnx, write_onnx
 from pipeline.runs import RunConfig
+from storage.files import atomic_directory
 from storage.store import Store
 from storage.versions import Versions
 
@@ -161,17 +161,8 @@ def _whole(out: Path) -> Iterator[Path]:
     """A draft beside `out` that takes its name at the end, and vanishes when anything fails."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name another directory, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.parent / f".tmp-{out.name}-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
+    with atomic_directory(out) as draft:
         yield draft
-        if out.exists():
-            out.rmdir()
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _describe(

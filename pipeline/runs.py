@@ -7,9 +7,7 @@ at the end model/ and train.json, whose presence says that the run is finished.
 import contextlib
 import fcntl
 import json
-import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from pipeline.embedder import save_model
 from pipeline.recipes import Recipe
 from pipeline.start import resolved
 from pipeline.steplog import read_log
+from storage.files import atomic_directory
 from storage.store import Store
 from storage.versions import Versions
 
@@ -118,10 +117,8 @@ def finish(
     """Write model/ whole or not at all, adapters merged into it, then train.json, and return what it holds."""
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
     merge_(model)
-    draft, final = run_dir / f".tmp-model-{os.getpid()}", run_dir / "model"
-    save_model(draft, model, tokenizer)
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
+    with atomic_directory(run_dir / "model", replace=True) as draft:
+        save_model(draft, model, tokenizer)
 
     lines = read_log(run_dir)
     last = lines[-1]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.hyperbolic import product
+from storage.store import Store
 
 QUANTILES = (0.05, 0.5, 0.95)
 
@@ -91,6 +92,4 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_log(path.parent) if line["step"] <= step]
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    draft.replace(path)
+    Store(path.parent).replace(path.name, "".join(json.dumps(line) + "\n" for line in kept).encode())

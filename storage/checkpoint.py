@@ -4,16 +4,15 @@ import json
 import os
 import re
 import shutil
-import uuid
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from storage.files import fsync_directory, sha256_of
+from storage.files import TEMPORARY, atomic_directory, sha256_of
 
 _NAME = re.compile(r"step-(\d{9,})")
 _RECORD = "complete.json"
-_TEMPORARY = ".tmp-"
 
 Content = bytes | Callable[[BinaryIO], object]
 
@@ -23,11 +22,12 @@ class Checkpoints:
 
     A checkpoint is written under a temporary name, every file fsynced, a record of sizes and hashes added,
     and the folder renamed: a crash at any instruction leaves the older checkpoints and rubbish that `prune`
-    removes.
+    removes. A checkpoint is whole when every file has the sha256 that the record holds; nothing less counts.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._saved: int | None = None  # step of the last `save`
 
     def save(self, step: int, files: Mapping[str, Content]) -> Path:
         """Write a checkpoint and return its folder; one that is there already and whole is kept as it is.
@@ -41,28 +41,31 @@ class Checkpoints:
                 f"checkpoint of step {step} with {len(files)} files: give a step >= 0 and a file"
             )
         final = self.folder / f"step-{step:09d}"
-        if final.exists():
-            if _problem(final) is None:
-                return final
-            shutil.rmtree(final)
-        draft = self.folder / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
-        draft.mkdir(parents=True)
-        try:
-            record = {name: _write(draft / _plain_name(name), content) for name, content in files.items()}
-            _write(draft / _RECORD, json.dumps({"step": step, "files": record}, indent=1).encode())
-            fsync_directory(draft)
-            draft.rename(final)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        fsync_directory(self.folder)
+        if verify_checkpoint(final) is not None:
+            with atomic_directory(final, replace=True) as draft:
+                record = {name: _write(draft / _plain_name(name), content) for name, content in files.items()}
+                _write(draft / _RECORD, json.dumps({"step": step, "files": record}, indent=1).encode())
+        self._saved = step
         return final
 
-    def latest(self) -> tuple[int, Path] | None:
-        """Return (step, folder) of the newest whole checkpoint, skipping torn ones; None if there is none."""
+    def latest(self, tell: Callable[[str], object] | None = None) -> tuple[int, Path] | None:
+        """Return (step, folder) of the newest whole checkpoint; None if there is none.
+
+        `tell` gets a line for every damaged one that is passed over, and what happens instead; by default it is
+        printed to stderr.
+        """
+        tell = tell or _to_stderr
+        passed_over = False
         for step, path in reversed(self.list()):
-            if _problem(path) is None:
+            problem = verify_checkpoint(path)
+            if problem is None:
+                if passed_over:
+                    tell(f"going on from the checkpoint of step {step}")
                 return step, path
+            tell(f"the checkpoint of step {step} is damaged and passed over: {problem}")
+            passed_over = True
+        if passed_over:
+            tell(f"{self.folder} holds no whole checkpoint: beginning again at step 0")
         return None
 
     def list(self) -> "list[tuple[int, Path]]":
@@ -75,38 +78,52 @@ class Checkpoints:
     def prune(self, keep: int) -> "list[int]":
         """Delete all but the newest `keep` whole checkpoints; return the steps of the deleted ones.
 
-        Torn checkpoints and temporary folders go too, so this is only for the process that writes the run.
+        The one that this object saved last always stays and counts. Damaged checkpoints and temporary folders go too,
+        so this is only for the process that writes the run. Reads the bytes of up to `keep` checkpoints.
         """
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least one checkpoint must stay")
-        whole = [step for step, path in self.list() if _problem(path, deep=False) is None]
-        deleted = [(step, path) for step, path in self.list() if step not in whole[-keep:]]
-        for _, path in deleted:
-            shutil.rmtree(path)
+        kept = [self._saved] if self._saved is not None else []
+        deleted = []
+        for step, path in reversed(self.list()):
+            if step in kept:
+                continue
+            if len(kept) < keep and verify_checkpoint(path) is None:
+                kept.append(step)
+            else:
+                deleted.append(step)
+                shutil.rmtree(path)
         if self.folder.is_dir():
-            for path in self.folder.glob(f"{_TEMPORARY}*"):
+            for path in self.folder.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(path, ignore_errors=True)
-        return [step for step, _ in deleted]
+        return sorted(deleted)
 
 
 def verify_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     """Return what is wrong with a checkpoint, or None when every file is whole."""
-    return _problem(Path(folder))
-
-
-def _problem(folder: Path, deep: bool = True) -> str | None:
-    """What is wrong with a checkpoint; without `deep` only names and sizes are looked at."""
+    folder = Path(folder)
     try:
-        record = json.loads((folder / _RECORD).read_bytes())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        record = json.loads((folder / _RECORD).read_bytes())
+        files = {str(name): (str(sha256), int(size)) for name, (sha256, size) in record["files"].items()}
+        step = int(record["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{folder}: no readable {_RECORD} ({error})"
-    for name, (sha256, size) in record.items():
+    if folder.name != f"step-{step:09d}" or not files:
+        return f"{folder / _RECORD} speaks of step {step} with {len(files)} files"
+    for name, (sha256, size) in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            return f"{path} is missing or not {size} bytes long"
-        if deep and sha256_of(path) != sha256:
-            return f"{path} has changed since it was written"
+        try:
+            if not path.is_file() or path.stat().st_size != size:
+                return f"{path} is missing or not {size} bytes long"
+            if sha256_of(path) != sha256:
+                return f"{path} has changed since it was written"
+        except OSError as error:
+            return f"{path} cannot be read ({error})"
     return None
+
+
+def _to_stderr(text: str) -> None:
+    print(f"hyco: {text}", file=sys.stderr, flush=True)
 
 
 def _plain_name(name: str) -> str:

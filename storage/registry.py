@@ -8,12 +8,12 @@ promotion: a process killed at any instruction has either made that file or has 
 once one gets the number, and the other has to look at the log again before it may go on.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import os
 import shutil
-import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.files import fsync_directory, sha256_of
+from storage.files import atomic_directory, sha256_of
 from storage.store import Store
 
 LOG, MODELS = "registry/log", "registry/models"
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"
-_TEMPORARY = ".tmp-"
 _FILE = pa.struct([("name", pa.string()), ("sha256", pa.string()), ("size", pa.int64())])
 
 SCHEMA = pa.schema(
@@ -123,18 +122,10 @@ class Registry:
         files = fingerprint(folder)
         final = self.path(digest_of(files))
         if not final.is_dir():
-            draft = final.parent / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
-            draft.mkdir(parents=True)
-            try:
-                for file in files:
-                    _copy(Path(folder) / file["name"], draft / file["name"])
-                fsync_directory(draft)
-                draft.rename(final)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                if not final.is_dir():  # another process was faster with the same bytes
-                    raise
-            fsync_directory(final.parent)
+            with contextlib.suppress(FileExistsError):  # another process was faster with the same bytes
+                with atomic_directory(final) as draft:
+                    for file in files:
+                        shutil.copyfile(Path(folder) / file["name"], draft / file["name"])
         if problem := self.problem(digest_of(files), files):
             raise ValueError(problem)
         return digest_of(files), files
@@ -188,10 +179,3 @@ def digest_of(files: list[dict[str, Any]]) -> str:
     """Return the 16 hex digits that name a model: the start of the sha256 over its files' names and hashes."""
     text = "\n".join(f"{file['name']} {file['sha256']}" for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as read, target.open("x+b") as write:
-        shutil.copyfileobj(read, write, 1 << 20)
-        write.flush()
-        os.fsync(write.fileno())

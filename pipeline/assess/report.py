@@ -15,6 +15,7 @@ from markupsafe import Markup
 from pipeline.assess.charts import share
 from pipeline.assess.page import page
 from pipeline.assess.panels import Exhibits
+from storage.store import Store
 
 FOLDER = Path(__file__).parent
 
@@ -37,6 +38,4 @@ def render(metrics: dict[str, Any], exhibits: Exhibits) -> str:
 
 def write(path: Path, metrics: dict[str, Any], exhibits: Exhibits) -> None:
     """Render to a file; it is there whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(render(metrics, exhibits), encoding="utf-8")
-    partial.replace(path)
+    Store(path.parent).replace(path.name, render(metrics, exhibits).encode())

@@ -22,6 +22,7 @@ from pipeline.classify.tables import tables
 from pipeline.classify.train import fit
 from pipeline.config import Config, override
 from pipeline.runs import finished
+from storage.store import Store
 
 BEGIN, END = "<!-- study {}: begin -->", "<!-- study {}: end -->"
 
@@ -113,7 +114,7 @@ def run_study(
         measured = measured or evaluate(folder / name, study.measure, device)
         results[name] = {"fit": json.loads(config.model_dump_json()), "train": trained, "metrics": measured}
         text = tables(results, folder, study.measure)
-        (Path(home) / f"{study.name}.md").write_text(text, encoding="utf-8")
+        Store(home).replace(f"{study.name}.md", text.encode())
         if doc is not None:
             insert(Path(doc), study.name, text)
     return results
@@ -126,7 +127,8 @@ def insert(path: Path, name: str, text: str) -> None:
     if begin not in held or end not in held:
         raise ValueError(f"{path} has no place for the study: add the lines '{begin}' and '{end}'")
     before, _, rest = held.partition(begin)
-    path.write_text(f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    text = f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
+    Store(path.parent).replace(path.name, text.encode())
 
 
 def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:

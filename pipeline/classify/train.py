@@ -8,7 +8,6 @@ the end model/ and train.json, whose presence says that it is finished.
 import contextlib
 import json
 import math
-import os
 import platform
 import shutil
 import time
@@ -34,6 +33,7 @@ from pipeline.progress import Listener, Progress
 from pipeline.runs import alone, current_commit, finished
 from pipeline.steplog import StepLog, read_log
 from storage.checkpoint import Checkpoints
+from storage.files import atomic_directory
 from storage.store import Store
 
 ENDS = 20  # logged steps that the first and the last loss are averaged over
@@ -244,10 +244,8 @@ def _fit(run_dir: Path, config: FitConfig, device: torch.device, listener: Liste
 
 def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
     """Write model/ whole or not at all, then train.json."""
-    draft, final = run_dir / f".tmp-model-{os.getpid()}", run_dir / "model"
-    save_classifier(draft, model, config, facts)
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
+    with atomic_directory(run_dir / "model", replace=True) as draft:
+        save_classifier(draft, model, config, facts)
     lines = read_log(run_dir)
     last, losses = lines[-1], [line["loss"] for line in lines]
     result = {

@@ -86,11 +86,11 @@ def test_a_copy_killed_half_way_leaves_no_model(tmp_path):
     model(tmp_path / "run", b"x" * 1000)
     script = (
         "import os, sys, storage.registry as r\n"
-        "original, done = r._copy, []\n"
+        "original, done = r.shutil.copyfile, []\n"
         "def killed(source, target):\n"
         "    if done: os.kill(os.getpid(), 9)\n"
         "    done.append(original(source, target))\n"
-        "r._copy = killed\n"
+        "r.shutil.copyfile = killed\n"
         "r.Registry(sys.argv[1]).keep(sys.argv[2])\n"
     )
     home = tmp_path / "home"
