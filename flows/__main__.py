@@ -27,6 +27,7 @@ from pipeline.commands.app import (
     show_metrics,
 )
 from pipeline.commands.registry import announcers
+from pipeline.stop import terminable
 from storage.store import Store
 
 
@@ -58,7 +59,8 @@ def journey(
 
     if not os.environ.get("HYCO_DEBUG"):
         quiet_terminal()
-    result = flow(config, home)
+    with terminable():
+        result = flow(config, home)
     show_metrics(result["metrics"], Path(result["run_dir"]))
     typer.echo(f"Prefect UI with these runs: hyco ui --home {home}")
 

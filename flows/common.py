@@ -43,7 +43,10 @@ class ProgressArtifact:
     def __call__(self, state: dict[str, Any]) -> None:
         """Take the state of a Progress."""
         with self._lock:
-            if not state["finished"] and time.monotonic() - self._last < ARTIFACT_EVERY_S:
+            ended = state["finished"] or state.get(
+                "stopped"
+            )  # of a training that is another process, no `stopped`
+            if not ended and time.monotonic() - self._last < ARTIFACT_EVERY_S:
                 return
             self._last = time.monotonic()
             share = (

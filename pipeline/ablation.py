@@ -21,6 +21,7 @@ from pipeline.config import ConfigError, nearest
 from pipeline.journey import run_dir
 from pipeline.recipes import Recipe, by_name
 from pipeline.runs import finished, prepare
+from pipeline.stop import TerminatedError, terminable, told
 from pipeline.train import train
 from storage.store import Store
 from storage.versions import Versions
@@ -199,18 +200,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     given = parser.parse_args(arguments)
     try:
-        ablate(
-            given.world,
-            given.home or f"var/{given.world}",
-            given.out,
-            models=tuple(given.models.split(",")),
-            steps=given.steps,
-            seeds=given.seeds,
-            device=given.device,
-        )
+        with terminable():
+            ablate(
+                given.world,
+                given.home or f"var/{given.world}",
+                given.out,
+                models=tuple(given.models.split(",")),
+                steps=given.steps,
+                seeds=given.seeds,
+                device=given.device,
+            )
     except (ValueError, OSError) as error:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2
+    except (TerminatedError, KeyboardInterrupt) as error:
+        return told(error)
     print(f"{given.out} is written")
     return 0
 

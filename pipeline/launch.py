@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from pipeline.stop import GRACE_S, StoppedError, TerminatedError, terminable, where
 
 USER_ERROR = "hyco: error:"  # how pipeline.train begins the line about a mistake of the user's
 # "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", as pipeline.progress prints it
@@ -38,54 +40,90 @@ def launch(
         on_progress: gets {"done", "total", "text", "finished"} for every progress line.
         stall_s: training that prints nothing for so long is ended; it prints a line every few seconds.
 
+    SIGTERM and Ctrl-C end the training at a checkpoint, at most GRACE_S seconds later: TerminatedError and
+    KeyboardInterrupt then say at which step.
+
     Raises:
         ValueError: training refused its configuration or its checkpoint.
+        StoppedError: the processes themselves got SIGTERM; they have saved a checkpoint.
         RuntimeError: training failed otherwise; the text is its last line. Started again, it goes on from its last
             checkpoint.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "pipeline.train", str(run_dir)]
+    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.train", str(run_dir)]
     guard = [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid())]
-    process = subprocess.Popen(
-        [*guard, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        encoding="utf-8",
-        errors="replace",
-    )
-    last: deque[str] = deque(maxlen=200)
-    assert process.stdout is not None
-    spoke, ended = [time.monotonic()], threading.Event()
+    with terminable():
+        process = subprocess.Popen(
+            [*guard, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
+        )
+        last: deque[str] = deque(maxlen=200)
+        spoke, ended = [time.monotonic()], threading.Event()
 
-    def end_when_stalled() -> None:
-        while not ended.wait(min(5.0, stall_s / 4)):
-            if time.monotonic() - spoke[0] > stall_s:
-                last.append(f"no word for {stall_s:g} s")
-                process.kill()
-                return
+        def end_when_stalled() -> None:
+            while not ended.wait(min(5.0, stall_s / 4)):
+                if time.monotonic() - spoke[0] > stall_s:
+                    last.append(f"no word for {stall_s:g} s")
+                    process.kill()
+                    return
 
-    threading.Thread(target=end_when_stalled, daemon=True).start()
-    try:
-        for line in process.stdout:
-            line, spoke[0] = line.rstrip(), time.monotonic()
-            last.append(line)
-            on_line(line)
-            if match := _PROGRESS.match(line):
-                done, total = (int(group.replace(",", "")) for group in match.groups())
-                text = line.partition(": ")[2]
-                on_progress({"done": done, "total": total, "text": text, "finished": done >= total})
-        code = process.wait()
-    finally:
-        ended.set()
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        threading.Thread(target=end_when_stalled, daemon=True).start()
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                line, spoke[0] = line.rstrip(), time.monotonic()
+                last.append(line)
+                if where(line) is None:
+                    on_line(line)
+                if match := _PROGRESS.match(line):
+                    done, total = (int(group.replace(",", "")) for group in match.groups())
+                    text = line.partition(": ")[2]
+                    on_progress({"done": done, "total": total, "text": text, "finished": done >= total})
+            code = process.wait()
+        except BaseException as error:
+            lines = _end(process)
+            _explain(run_dir, lines)
+            if isinstance(error, KeyboardInterrupt | TerminatedError) and (at := _stopped_at(lines)):
+                error.args = (at,)
+            raise
+        finally:
+            ended.set()
+    if (at := _stopped_at(last)) is not None:
+        raise StoppedError(at)
     if code != 0:
-        what = f"training in {run_dir} failed"
-        if told := [line for line in last if line.startswith(USER_ERROR)]:
-            raise ValueError(f"{what}: {told[-1].removeprefix(USER_ERROR).strip()}")
+        _explain(run_dir, last)
         raise RuntimeError(
-            f"{what} with code {code}: {next((line for line in reversed(last) if line), 'no word')}"
+            f"training in {run_dir} failed with code {code}: "
+            f"{next((line for line in reversed(last) if line), 'no word')}"
         )
     return json.loads((Path(run_dir) / "train.json").read_text())
+
+
+def _end(process: subprocess.Popen[str]) -> list[str]:
+    """Ask a training to stop, wait until it has, and return what it said meanwhile.
+
+    torchrun passes SIGTERM on, waits GRACE_S seconds and kills what is left; it is killed itself if it hangs.
+    """
+    process.terminate()
+    killer = threading.Timer(GRACE_S + 10, process.kill)
+    killer.start()
+    try:
+        said, _ = process.communicate()
+    finally:
+        killer.cancel()
+    return said.splitlines()
+
+
+def _explain(run_dir: str | Path, lines: Iterable[str]) -> None:
+    """Raise ValueError if training told of a mistake of the user's."""
+    if told := [line for line in lines if line.startswith(USER_ERROR)]:
+        raise ValueError(f"training in {run_dir} failed: {told[-1].removeprefix(USER_ERROR).strip()}")
+
+
+def _stopped_at(lines: Iterable[str]) -> str | None:
+    return next((at for line in lines if (at := where(line)) is not None), None)

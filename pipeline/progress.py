@@ -22,7 +22,8 @@ class Progress:
         label: what is being done, such as "mine".
         unit: what is counted, such as "images".
         listener: called with {"label", "unit", "done", "total", "rate", "seconds", "left", "finished",
-            "text"} at most every `every` seconds and once at the end; left and rate (a second) may be None.
+            "stopped", "text"} at most every `every` seconds and once at the end; left and rate (a second) may
+            be None. At the end either `finished` is true or, when an error or a person ended the work, `stopped`.
             Its errors are its own.
         done: what was done before this run; it counts towards the total, not towards the rate.
         stream: where to write; stderr by default.
@@ -47,7 +48,7 @@ class Progress:
         self._clock = clock
         self._lock = threading.RLock()
         self._start = self._told = clock()
-        self._open = True
+        self._finished = self._stopped = False
         self._bar = self._make_bar() if self._stream.isatty() else None
         if self._bar:
             self._bar.start()
@@ -84,16 +85,17 @@ class Progress:
             "left": max(0, self.total - self.done) / rate
             if known and self.total is not None and rate
             else None,
-            "finished": not self._open,
+            "finished": self._finished,
+            "stopped": self._stopped,
         }
         return {**state, "text": _note(state)}
 
-    def close(self) -> None:
-        """Show the final count and stop."""
+    def close(self, finished: bool = True) -> None:
+        """Show the final count and stop; say "done" only if the work is `finished`."""
         with self._lock:
-            if not self._open:
+            if self._finished or self._stopped:
                 return
-            self._open = False
+            self._finished, self._stopped = finished, not finished
             if self._bar:
                 self._bar.update(self._task, completed=self.done, note=self.state()["text"])
                 self._bar.stop()
@@ -103,7 +105,7 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self.close(finished=error[0] is None)
 
     def _tell(self) -> None:
         self._told = self._clock()
@@ -141,6 +143,8 @@ def _note(state: dict[str, Any]) -> str:
         parts.append(f"{state['rate']:.1f} {state['unit']}/s")
     if state["finished"]:
         parts.append(f"done in {duration(state['seconds'])}")
+    elif state["stopped"]:
+        parts.append(f"stopped after {duration(state['seconds'])}")
     elif state["left"] is not None:
         parts.append(f"{duration(state['left'])} left")
     return ", ".join(parts)

@@ -39,6 +39,7 @@ from pipeline.recipes import OptimiserConfig, Recipe
 from pipeline.runs import RunConfig, alone, finish, finished, open_run, prepare
 from pipeline.start import started
 from pipeline.steplog import StepLog, radii
+from pipeline.stop import StopRequest, TerminatedError, stop_request, told
 from storage.checkpoint import Checkpoints
 from storage.shard import read_shard
 from storage.store import Store
@@ -72,19 +73,27 @@ def train(
         FileNotFoundError: no config.json and no recipe.
         ValueError: another recipe or architecture than the run was started with, data that does not fill a
             batch, a loss that is not finite.
+        TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
+            finished and a checkpoint saved, from which the next call goes on.
     """
     run_dir = Path(run_dir)
     run = open_run(run_dir, home, version, recipe)
     done = finished(run_dir)
     if done is not None:
         return done
-    with _processes(device) as (rank, ranks, where):
+    with stop_request() as stop, _processes(device) as (rank, ranks, where):
         with alone(run_dir) if rank == 0 else contextlib.nullcontext():
-            return _train(run_dir, run, rank, ranks, where, listener)
+            return _train(run_dir, run, rank, ranks, where, listener, stop)
 
 
 def _train(
-    run_dir: Path, run: RunConfig, rank: int, ranks: int, device: torch.device, listener: Listener | None
+    run_dir: Path,
+    run: RunConfig,
+    rank: int,
+    ranks: int,
+    device: torch.device,
+    listener: Listener | None,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     recipe = run.recipe
     if recipe.batch_size % ranks:
@@ -119,7 +128,7 @@ def _train(
 
     # Model: random weights with the tokenizer's vocabulary, or a trained CLIP. All processes share the seed.
     checkpoints = Checkpoints(run_dir / "checkpoints")
-    found = checkpoints.latest()
+    found = checkpoints.latest(None if lead else lambda text: None)
     torch.manual_seed(recipe.seed)
     if recipe.start.checkpoint:
         model = started(recipe, tokenizer, fresh=found is None).to(device)
@@ -155,6 +164,7 @@ def _train(
     net: nn.Module = model
     if ranks > 1:
         net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    control = dist.new_group(backend="gloo") if ranks > 1 else None  # on the CPU: asking waits for no GPU
     half = recipe.precision == "bfloat16"
     stream = batches.start(position)
     progress = None
@@ -164,8 +174,9 @@ def _train(
     saved_at = window_start = time.perf_counter()
     waited, window_steps = 0.0, 0
     model.train()
+    complete, stopping = step == recipe.steps, False
     try:
-        while step < recipe.steps:
+        while step < recipe.steps and not stopping:
             asked = time.perf_counter()
             batch = next(stream)
             waited += time.perf_counter() - asked
@@ -232,16 +243,22 @@ def _train(
 
             due = step % recipe.checkpoint_steps == 0 or step == recipe.steps
             due |= time.perf_counter() - saved_at > 60 * recipe.checkpoint_minutes
+            stopping = _any(bool(stop), control)
+            due |= stopping
             if lead and due:
                 _require_finite(loss.item(), step, recipe)  # no checkpoint of a run that has diverged
                 save(step)
                 saved_at = time.perf_counter()
+        complete = step == recipe.steps
     finally:
         stream.close()
         if log and progress:
             log.close()
-            progress.close()
+            progress.close(complete)
 
+    if not complete:
+        _barrier(ranks)  # the others end when the checkpoint is there
+        stop.end(f"at step {step} of {recipe.steps}")
     result = finish(run_dir, run, model, tokenizer, ranks) if lead else {}
     _barrier(ranks)
     return result
@@ -315,13 +332,22 @@ def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
         dist.destroy_process_group()
 
 
+def _any(here: bool, group: Any) -> bool:
+    """Whether any process says so: all get the same answer, so that all stop after the same step."""
+    if group is None:
+        return here
+    said = torch.tensor(int(here))
+    dist.all_reduce(said, dist.ReduceOp.MAX, group=group)
+    return bool(said.item())
+
+
 def _barrier(ranks: int) -> None:
     if ranks > 1:
         dist.barrier()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train the run that a directory's config.json describes."""
+    """Train the run that a directory's config.json describes. SIGTERM saves a checkpoint and ends with 0."""
     parser = argparse.ArgumentParser(prog="pipeline.train", description=main.__doc__)
     parser.add_argument("run", help="run directory with a config.json")
     parser.add_argument("--home", help="where the data lies, if not where the run was prepared")
@@ -336,6 +362,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2
+    except (TerminatedError, KeyboardInterrupt) as error:
+        return told(error, quiet=os.environ.get("RANK", "0") != "0")
     return 0
 
 

@@ -22,6 +22,7 @@ from pipeline.classify.tables import tables
 from pipeline.classify.train import fit
 from pipeline.config import Config, override
 from pipeline.runs import finished
+from pipeline.stop import TerminatedError, terminable, told
 from storage.store import Store
 
 BEGIN, END = "<!-- study {}: begin -->", "<!-- study {}: end -->"
@@ -153,10 +154,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         study = override(STUDIES[options.study](options.data, tuple(options.ood)), options.set)
-        run_study(study, options.home, options.device, options.doc)
+        with terminable():
+            run_study(study, options.home, options.device, options.doc)
     except (ValueError, OSError) as error:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2
+    except (TerminatedError, KeyboardInterrupt) as error:
+        return told(error)
     return 0
 
 

@@ -32,6 +32,7 @@ from pipeline.labelled import open_labelled
 from pipeline.progress import Listener, Progress
 from pipeline.runs import alone, current_commit, finished
 from pipeline.steplog import StepLog, read_log
+from pipeline.stop import StopRequest, stop_request
 from storage.checkpoint import Checkpoints
 from storage.files import atomic_directory
 from storage.store import Store
@@ -67,14 +68,16 @@ def fit(
         FileNotFoundError: no config.json and no configuration, or absent data.
         ValueError: another configuration than the run was started with, data that fill no batch, a loss that is not
             finite.
+        TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
+            finished and a checkpoint saved, from which the next call goes on.
     """
     run_dir = Path(run_dir)
     config = prepare(run_dir, config)
     done = finished(run_dir)
     if done is not None:
         return done
-    with alone(run_dir):
-        return _fit(run_dir, config, choose_device(device), listener)
+    with stop_request() as stop, alone(run_dir):
+        return _fit(run_dir, config, choose_device(device), listener, stop)
 
 
 def prepare(run_dir: Path, config: FitConfig | None) -> FitConfig:
@@ -141,7 +144,9 @@ def known_classes(classes: int, config: FitConfig) -> np.ndarray:
     return np.sort(drawn[: config.known])
 
 
-def _fit(run_dir: Path, config: FitConfig, device: torch.device, listener: Listener | None) -> dict[str, Any]:
+def _fit(
+    run_dir: Path, config: FitConfig, device: torch.device, listener: Listener | None, stop: StopRequest
+) -> dict[str, Any]:
     images, facts = training_images(config)
     mean, std = statistics(images.pixels)
     images = images.to(device)
@@ -181,8 +186,9 @@ def _fit(run_dir: Path, config: FitConfig, device: torch.device, listener: Liste
     window, window_steps, saved_at = time.perf_counter(), 0, time.perf_counter()
     epoch_number, epoch = -1, None
     model.train()
+    complete, stopping = step == steps, False
     try:
-        while step < steps:
+        while step < steps and not stopping:
             if epoch is None or step // per_epoch != epoch_number:
                 epoch_number = step // per_epoch
                 epoch = Epoch.draw(
@@ -230,15 +236,19 @@ def _fit(run_dir: Path, config: FitConfig, device: torch.device, listener: Liste
                 window_steps = 0
             progress.advance(config.batch_size)
 
-            due = step % config.checkpoint_steps == 0 or step == steps
+            stopping = bool(stop)
+            due = step % config.checkpoint_steps == 0 or step == steps or stopping
             if due or time.perf_counter() - saved_at > 60 * config.checkpoint_minutes:
                 if not math.isfinite(loss.item()):  # no checkpoint of a run that has diverged
                     raise ValueError(f"the loss is {loss.item()} at step {step}: lower lr, in another run")
                 save()
                 saved_at = time.perf_counter()
+        complete = step == steps
     finally:
         log.close()
-        progress.close()
+        progress.close(complete)
+    if not complete:
+        stop.end(f"at step {step} of {steps}")
     return _finish(run_dir, config, model, facts)
 
 

@@ -8,9 +8,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from pipeline.stop import StoppedError, TerminatedError, told
+
+
+class _Group(TyperGroup):
+    """Typer ends a program at Ctrl-C without a word; an Abort reaches `run_app`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise typer.Abort(*error.args) from error
+
 
 app = typer.Typer(
     name="hyco",
+    cls=_Group,
     help="From captioned images to an assessed hyperbolic CLIP.",
     no_args_is_help=False,
     add_completion=False,
@@ -106,9 +121,8 @@ def run_app(command: Callable[..., Any]) -> None:
         sys.exit(command(standalone_mode=False) or 0)
     except typer.Exit as error:
         sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        print("hyco: stopped; the same command goes on where it left off", file=sys.stderr)
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt, TerminatedError, StoppedError) as error:
+        sys.exit(told(error))
     except (typer.TyperException, ValueError, OSError, RuntimeError) as error:
         if os.environ.get("HYCO_DEBUG"):
             raise

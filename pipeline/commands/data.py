@@ -16,6 +16,7 @@ from pipeline.commands.app import (
     app,
     show,
 )
+from pipeline.stop import terminable
 
 
 @app.command()
@@ -35,7 +36,7 @@ def mine(
     from pipeline.mine import MineConfig, mine_all
 
     config = override(MineConfig(source=source, grounder=grounder), assignments or [])
-    with open_engine(workers) as engine:
+    with terminable(), open_engine(workers) as engine:
         show(mine_all(config, home, engine))
 
 
@@ -60,7 +61,7 @@ def pack(
     from pipeline.journey import compose
 
     config = override(compose(source, grounder, recipe, assess_source=assess_source), assignments or [])
-    with open_engine(workers) as engine:
+    with terminable(), open_engine(workers) as engine:
         version = packing.pack(config.mine, config.pack, home, engine)
     show({"version": version.name, "counts": version.counts})
 

@@ -36,6 +36,17 @@ def test_plain_lines_every_so_often_and_at_the_end():
     assert heard[0]["text"] in out.getvalue() and heard[0]["label"] == "mine" and heard[0]["unit"] == "images"
 
 
+def test_work_that_an_error_or_a_person_ended_is_not_done():
+    clock, out, heard = Clock(), io.StringIO(), []
+    with pytest.raises(KeyboardInterrupt):
+        with Progress(5, "mine", "images", heard.append, stream=out, clock=clock) as progress:
+            clock.now += 2
+            progress.advance(1)
+            raise KeyboardInterrupt
+    assert out.getvalue() == "mine: 1/5 images, 0.5 images/s, stopped after 2 s\n"
+    assert heard[-1]["stopped"] and not heard[-1]["finished"]
+
+
 def test_without_a_total_nothing_is_promised_until_one_is_known():
     clock, out = Clock(), io.StringIO()
     progress = Progress(None, "mine", stream=out, clock=clock)

@@ -24,6 +24,8 @@ from pipeline.config import ConfigError
 from pipeline.labelled import open_labelled
 from pipeline.status import report
 from pipeline.steplog import StepLog, read_log
+from pipeline.stop import TerminatedError
+from storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[3]
 ATTACKED = 12
@@ -267,3 +269,25 @@ def test_the_command_trains_measures_and_is_listed(
     assert line.startswith("fit ") and "on 30 test images" in line
     with pytest.raises(ValueError, match="did you mean 'separation'"):
         command.main([*words, "--recipe", "seperation"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGTERM, TerminatedError), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_saves_the_running_step_and_the_run_goes_on_from_there(
+    tiny: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[BaseException]
+) -> None:
+    write = StepLog.write
+
+    def signalled(self, step, values):
+        write(self, step, values)
+        if step == 7:
+            os.kill(os.getpid(), number)
+
+    heard = []
+    with monkeypatch.context() as patched, pytest.raises(kind, match="at step 7 of 30"):
+        patched.setattr(StepLog, "write", signalled)
+        fit(tmp_path, tiny.replace(checkpoint_steps=10**6), listener=heard.append)
+    assert [step for step, _ in Checkpoints(tmp_path / "checkpoints").list()] == [7]
+    assert heard[-1]["stopped"] and not heard[-1]["finished"]
+    assert fit(tmp_path)["steps"] == 30
