@@ -6,6 +6,7 @@ at a time, and one training at a time: what comes meanwhile is found by the look
 
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -30,7 +31,8 @@ from flows import signals
 from flows.mine import mine
 from flows.pack import pack
 from pipeline import journey as journeys
-from pipeline.watch import RetrainConfig, Sight, look, newest, unmined, unpublished, unsettled
+from pipeline.watch import RetrainConfig, Sight, look, newest, recipe_for, unmined, unpublished, unsettled
+from storage.checkpoint import Checkpoints
 from storage.registry import Registry
 from storage.store import Store
 
@@ -43,6 +45,8 @@ UNDER_WAY = [
     StateType.CANCELLING,
 ]
 MOST_ROUNDS = 20
+_PAGE = 100  # attempts that are asked for at once; Prefect answers with at most 200 runs
+_FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it goes on from
 
 
 @flow(name="watch", persist_result=True, result_serializer="json")
@@ -80,29 +84,69 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
 def start(config: RetrainConfig, home: str, sight: Sight) -> str:
     """Start the training of what is due, at most once for each version and configuration; return what was done.
 
-    A run that crashed or failed is followed by another one, up to `attempts`; each goes on where the last stopped. One
-    that a person cancelled is not.
+    A run that crashed or failed is followed by another one, up to `attempts`; each goes on where the last stopped, and
+    one that went on from a later checkpoint than all before it does not count. One that a person cancelled has no
+    follower.
     """
-    keys = [f"{sight.key}:{attempt}" for attempt in range(1, config.attempts + 1)]
     with get_client(sync_client=True) as client:
         if busy := _runs(client, FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))):
             return f"{busy[0].name} is under way; another look follows it"
-        earlier = _runs(client, key=FlowRunFilterIdempotencyKey(any_=keys))
+        earlier = _attempts(client, sight.key)
     if cancelled := [run.name for run in earlier if run.state_type == StateType.CANCELLED]:
         return f"{cancelled[0]} was cancelled: to train after all, run the deployment {RETRAIN} by hand"
-    tried = {run.idempotency_key for run in earlier}
-    left = [key for key in keys if key not in tried]
-    if not left:
-        return f"{config.attempts} attempts have failed: mend the cause, then run the deployment {RETRAIN} by hand"
+    begun_at = [_begun_at(run) for run in earlier]
+    step = _saved_step(config, home, sight)
+    if fruitless([*begun_at, step]) > config.attempts:
+        return (
+            f"{config.attempts} attempts have failed without getting further: fix the cause, "
+            f"then run the deployment {RETRAIN} by hand"
+        )
+    number = max((_number(run) for run in earlier), default=0) + 1
     run: Any = run_deployment(
         RETRAIN,
         parameters={"config": config.model_dump(mode="json"), "home": home},
-        idempotency_key=left[0],
+        idempotency_key=f"{sight.key}:{number}",
+        tags=[f"{_FROM_STEP}{step}"],
         timeout=0,
         as_subflow=False,
-        flow_run_name=f"{sight.version} attempt {config.attempts - len(left) + 1}",
+        flow_run_name=f"{sight.version} attempt {number}",
     )
     return f"started {run.name}"
+
+
+def fruitless(steps: list[int]) -> int:
+    """How many attempts, given by the step that each began at, began no further than one before them."""
+    return sum(not index or step <= max(steps[:index]) for index, step in enumerate(steps))
+
+
+def _saved_step(config: RetrainConfig, home: str, sight: Sight) -> int:
+    """The step of the checkpoint that training would go on from; 0 without one."""
+    folder = journeys.run_dir(home, recipe_for(config, home), sight.version)
+    found = Checkpoints(folder / "checkpoints").latest(
+        lambda text: None
+    )  # training itself tells of damaged ones
+    return found[0] if found else 0
+
+
+def _attempts(client: SyncPrefectClient, key: str) -> list[FlowRun]:
+    """The runs that were started for a key of Sight, in order."""
+    found: list[FlowRun] = []
+    for first in count(1, _PAGE):
+        keys = [f"{key}:{number}" for number in range(first, first + _PAGE)]
+        found += _runs(client, key=FlowRunFilterIdempotencyKey(any_=keys))
+        if keys[-1] not in {run.idempotency_key for run in found}:
+            break
+    return sorted(found, key=_number)
+
+
+def _number(run: FlowRun) -> int:
+    return int((run.idempotency_key or "").rpartition(":")[2])
+
+
+def _begun_at(run: FlowRun) -> int:
+    """The step that an attempt began at; 0 for those of a Hyco that did not note it."""
+    noted = [tag.removeprefix(_FROM_STEP) for tag in run.tags if tag.startswith(_FROM_STEP)]
+    return int(noted[0]) if noted else 0
 
 
 def _tell_untold(home: str) -> None:

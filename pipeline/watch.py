@@ -33,7 +33,8 @@ class RetrainConfig(Config):
         gate: the numbers that decide between challenger and champion.
         min_new: training samples that must be in no version that a judged model was trained on.
         start_from: where training begins: at the champion's weights, or at random ones.
-        attempts: how often one version is tried to be trained on before it waits for a person.
+        attempts: how often one version is tried to be trained on before it waits for a person; attempts that went on
+            from a later checkpoint than those before do not count.
         settle_s: a source whose newest file is younger than this is still being written to, and left alone.
     """
 

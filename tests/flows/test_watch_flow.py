@@ -11,10 +11,12 @@ from prefect.states import Cancelled, Completed, Crashed
 from flows.blueprint import blueprint
 from flows.deploy import apply
 from flows.maintain import MaintainConfig, maintain
-from flows.watch import start, watch
+from flows.watch import fruitless, start, watch
 from pipeline.config import digest
+from pipeline.journey import run_dir
 from pipeline.pack import pack_digest
 from pipeline.watch import Sight
+from storage.checkpoint import Checkpoints
 from storage.registry import Registry, Row
 from storage.shard import write_shard
 from storage.store import Store
@@ -59,8 +61,34 @@ def test_a_dead_training_is_followed_until_the_attempts_are_used_up(retrain):
     for attempt in range(1, retrain.attempts + 1):
         assert start(retrain, "home", sight).endswith(f"attempt {attempt}")
         assert end(Crashed()) == 1
-    assert start(retrain, "home", sight).startswith("3 attempts have failed: mend the cause")
+    assert start(retrain, "home", sight).startswith("3 attempts have failed without getting further: fix")
     assert end(Crashed()) == 0
+
+
+def test_attempts_that_get_further_do_not_count(retrain, tmp_path):
+    """Three stops of a machine that each left a later checkpoint end no training; three without progress do."""
+    sight = replace(SIGHT, key="train:v-444444444444:abc")
+    folder = run_dir(str(tmp_path), retrain.journey.recipe, sight.version)
+    for attempt in range(1, 6):
+        assert start(retrain, str(tmp_path), sight).endswith(f"attempt {attempt}")
+        assert end(Crashed()) == 1
+        Checkpoints(folder / "checkpoints").save(100 * attempt, {"state.json": b"{}"})
+    harmed = Checkpoints(folder / "checkpoints").save(600, {"state.json": b"{}"}) / "state.json"
+    harmed.write_bytes(b"}{")  # it looks like progress, and training will pass it over
+    assert start(retrain, str(tmp_path), sight).endswith("attempt 6"), "from step 500, the first one there"
+    assert end(Crashed()) == 1
+    for attempt in (7, 8):
+        assert start(retrain, str(tmp_path), sight).endswith(f"attempt {attempt}")
+        assert end(Crashed()) == 1
+    assert "3 attempts have failed without getting further" in start(retrain, str(tmp_path), sight)
+
+
+@pytest.mark.parametrize(
+    ("steps", "counted"),
+    [([0], 1), ([0, 0], 2), ([0, 500, 900], 1), ([0, 500, 500], 2), ([0, 500, 0, 500], 3), ([500, 500], 2)],
+)
+def test_what_counts_as_an_attempt_without_progress(steps, counted):
+    assert fruitless(steps) == counted
 
 
 def test_a_training_that_a_person_cancelled_is_not_started_again(retrain):
