@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from flows.settings import use_home
+from flows.settings import spare_loopback, use_home
 
 STARTUP_S = 120.0
 
@@ -35,7 +35,12 @@ def ensure_server(home: str) -> str:
     log = folder / "server.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command(port), stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(port)
+            command(port),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment(port),
+            process_group=0,  # Ctrl-C in a terminal must not end it before this process has told it how the runs ended
         )
     # Prefect empties its queues of logs and events when the interpreter exits. Exit handlers run last in, first out:
     # registered before Prefect's, this one stops the server after they are empty.
@@ -50,6 +55,7 @@ def reach(address: str) -> None:
     """Raise RuntimeError, in words, when nothing answers at an API's address or it refuses the password."""
     if os.environ.get("PREFECT_API_KEY"):  # Prefect Cloud, which has other paths
         return
+    spare_loopback()
     request = urllib.request.Request(f"{address}/admin/version")
     if password := os.environ.get("PREFECT_API_AUTH_STRING"):
         request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")

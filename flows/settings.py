@@ -10,10 +10,26 @@ from pathlib import Path
 HEARTBEAT_S = 30
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def spare_loopback() -> None:
+    """Keep what talks to a server of this machine (urllib, httpx, websockets; ours and Prefect's) from asking a proxy.
+
+    A machine behind a proxy has http_proxy set and often no no_proxy; the proxy cannot reach our server on loopback.
+    """
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [name.strip() for name in known.split(",") if name.strip()]
+    if "*" not in names:
+        names += [name for name in LOOPBACK if name not in names]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
+
+
 def use_home(home: str) -> Path:
     """Point Prefect at `home`/prefect unless the environment already names a server or a Prefect home.
 
-    Returns the directory that holds the Prefect database. Call before the first `import prefect`.
+    What is asked of loopback goes by no proxy. Returns the directory that holds the Prefect database. Call before the
+    first `import prefect`.
     """
     directory = Path(home).absolute() / "prefect" if "://" not in home else Path.home() / ".hyco" / "prefect"
     defaults = {
@@ -24,6 +40,7 @@ def use_home(home: str) -> Path:
         "PREFECT_CLI_COLORS": "false",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
     }
+    spare_loopback()
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     chosen = Path(os.environ["PREFECT_HOME"])

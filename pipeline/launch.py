@@ -50,6 +50,7 @@ def launch(
             checkpoint.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["--local-addr=127.0.0.1"]  # all on this machine, whose own name need not resolve
     command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.train", str(run_dir)]
     guard = [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid())]
     with terminable():
@@ -60,7 +61,9 @@ def launch(
             stdin=subprocess.DEVNULL,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
+            # Gloo would look for the interface that the machine's name leads to.
+            env={"GLOO_SOCKET_IFNAME": "lo", **os.environ} if sys.platform == "linux" else None,
+            process_group=0,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
         )
         last: deque[str] = deque(maxlen=200)
         spoke, ended = [time.monotonic()], threading.Event()

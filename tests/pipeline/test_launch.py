@@ -1,10 +1,16 @@
-"""Training that says nothing any more is ended; what it says need not be text."""
+"""Training that says nothing any more is ended; what it says need not be text; the machine's name need not resolve."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.launch import launch
+from pipeline.runs import prepare
+from tests.pipeline.training_data import make_home, tiny_recipe
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_training_that_stalls_is_ended(tmp_path):
@@ -21,3 +27,20 @@ def test_a_line_that_is_not_utf_8_ends_no_training(tmp_path, monkeypatch):
     lines = []
     assert launch(tmp_path, on_line=lines.append) == {"steps": 1}
     assert lines == ["caf\ufffd", "done"]
+
+
+def test_a_machine_whose_own_name_does_not_resolve_trains(tmp_path, monkeypatch):
+    """torchrun would look for itself under that name for ten minutes, with a warning every few seconds."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "socket.gethostname = lambda: 'nowhere.invalid'\n"
+        "socket.getfqdn = lambda name='': name or 'nowhere.invalid'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    make_home(tmp_path / "home", counts=(64,))
+    prepare(tmp_path / "run", str(tmp_path / "home"), "latest", tiny_recipe(steps=4, batch_size=8))
+
+    def on_line(line):
+        assert "nowhere.invalid" not in line
+
+    assert launch(tmp_path / "run", 2, on_line)["processes"] == 2
