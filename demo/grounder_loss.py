@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 SEPARATOR = 1012  # id of "."; every phrase of a prompt ends with one
@@ -127,6 +126,8 @@ def match(cost: Float[Tensor, "Q M"], copies: int = 1) -> tuple[Tensor, Tensor]:
 
     copies: how many queries each true box may claim (never more than there are queries for).
     """
+    from scipy.optimize import linear_sum_assignment  # of the extra `dev`: only training needs it
+
     queries, truths = cost.shape
     copies = max(1, min(copies, queries // max(truths, 1)))
     row, column = linear_sum_assignment(np.tile(cost.cpu().numpy(), (1, copies)))

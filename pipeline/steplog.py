@@ -1,4 +1,4 @@
-"""The step log of a run: log.jsonl and, where tensorboard is installed, the same values for TensorBoard."""
+"""The step log of a run: log.jsonl and the same values for TensorBoard."""
 
 import contextlib
 import json
@@ -22,29 +22,25 @@ class StepLog:
         path = run_dir / "log.jsonl"
         _keep_until(path, step)
         self._file = path.open("a", encoding="utf-8")
-        self._board = None
-        with contextlib.suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, and readers of logs need none
 
-            # purge_step hides what a killed process had written beyond the checkpoint.
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        # purge_step hides what a killed process had written beyond the checkpoint.
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add a line; nested dicts become slashed names in TensorBoard."""
         line = {"step": step, **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._board:
-            for name, value in flat(values).items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+        for name, value in flat(values).items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Make the lines durable."""
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._board:
-            self._board.close()
+        self._board.close()
 
 
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
