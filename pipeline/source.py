@@ -16,18 +16,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from pipeline import readers
 from pipeline.images import ImageError, inspect
-from pipeline.rows import Limits, RowError, clean
-from storage.sample import Failure, Sample, content_key
+from pipeline.readers import READERS, jsonl_sizes
+from pipeline.reading import READING, read_otherwise
+from pipeline.rows import Limits, RowError, clean, join_objects
+from storage.sample import Failure, Sample, content_key, short
 from storage.store import Store
 
-_READERS = {".tar": readers.tar_rows, ".parquet": readers.parquet_rows, ".jsonl": readers.jsonl_rows}
-KINDS = tuple(_READERS)
+KINDS = tuple(READERS)
 _MEMORY = 64 << 20
 _HASHERS = 4
+_BLOCK = 1 << 20
+_MESSAGE = 500
 
 OnFailure = Callable[[Failure], None]
 
@@ -39,12 +41,15 @@ class Unit:
     Attributes:
         name: the start of its hash, so that a moved folder or a renamed file still holds the same units.
         path: the file's name in the source's folder, for people.
-        sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them.
+        sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them. Where the
+            rules of reading have changed what is read (pipeline.reading), of that and of the rules' version.
+        before: its name under the rules before, "" where they read the same.
     """
 
     name: str
     path: str
     sha256: str
+    before: str = ""
 
 
 def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "Source":
@@ -64,8 +69,8 @@ def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "S
     whole = Store(text)
     if whole.local and not Path(whole.root).exists():
         raise FileNotFoundError(f"source {text} does not exist")
-    if (whole.local and Path(whole.root).is_file()) or (not whole.local and suffix in _READERS):
-        if suffix not in _READERS:
+    if (whole.local and Path(whole.root).is_file()) or (not whole.local and suffix in READERS):
+        if suffix not in READERS:
             raise ValueError(
                 f"source {text} has the unknown extension {suffix!r}: give {_kinds()} or a folder of them"
             )
@@ -74,11 +79,13 @@ def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "S
         if not store.exists(name):
             raise FileNotFoundError(f"source {text} does not exist")
         return Source(store, [name], limits or Limits())
+    if whole.local and not Path(whole.root).is_dir():
+        raise ValueError(f"source {text} is a pipe or a device: give a file or a folder")
     try:
         names = [name for name in whole.names() if not name.startswith(".")]  # "._00.tar": a note of macOS
     except FileNotFoundError:
         raise FileNotFoundError(f"source {text} does not exist") from None
-    by_kind = {kind: [name for name in names if name.lower().endswith(kind)] for kind in _READERS}
+    by_kind = {kind: [name for name in names if name.lower().endswith(kind)] for kind in READERS}
     stems = {name[:-4] for name in by_kind[".tar"]}
     by_kind[".parquet"] = [name for name in by_kind[".parquet"] if name.rsplit(".", 1)[0] not in stems]
     found = [kind for kind, files in by_kind.items() if files]
@@ -103,10 +110,10 @@ class Source:
     def units(self) -> list[Unit]:
         """Return the units in the order of their file names; files of equal content are one unit."""
         with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
-            hashes = list(pool.map(self._identity, self.files))
+            found = list(pool.map(self._unit, self.files))
         units: dict[str, Unit] = {}
-        for path, sha256 in zip(self.files, hashes, strict=True):
-            units.setdefault(sha256, Unit(sha256[:12], path, sha256))
+        for unit in found:
+            units.setdefault(unit.sha256, unit)
         return list(units.values())
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
@@ -123,36 +130,46 @@ class Source:
         """
         merged: dict[str, _Draft] = {}
         with _Spool(self.limits) as spool, self.store.open(unit.path) as file:
-            read = _READERS[self.kind]
+            read = READERS[self.kind]
             for row in read(file, unit.path, self.store, self.limits, spool.admit):
                 try:
                     captions, meta = clean(row, self.limits)
                 except RowError as error:
-                    on_failure(Failure(_unicode(row.name), "source", error.code, _unicode(str(error))))
+                    name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
+                    on_failure(Failure(name, "source", error.code, message))
                     continue
-                draft = merged.setdefault(row.key, _Draft([], {**meta, "source_key": row.name}))
-                draft.captions += (
-                    captions if not draft.captions else [c for c in captions if c not in draft.captions]
-                )
+                draft = merged.get(row.key)
+                if draft is None:
+                    merged[row.key] = _Draft(captions, {**meta, "source_key": short(row.name)})
+                    continue
+                draft.captions += [caption for caption in captions if caption not in draft.captions]
+                draft.meta = join_objects(draft.meta, meta, [draft.captions.index(text) for text in captions])
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
-    def _identity(self, path: str) -> str:
-        if self.store.local:
-            full = Path(self.store.path(path))
-            stat = full.stat()
-            content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
-        else:
+    def _unit(self, path: str) -> Unit:
+        identity, otherwise = self._identity(path)
+        if not otherwise:
+            return Unit(identity[:12], path, identity)
+        sha256 = hashlib.sha256(f"{identity} reading {READING}".encode()).hexdigest()
+        return Unit(sha256[:12], path, sha256, identity[:12])
+
+    def _identity(self, path: str) -> tuple[str, bool]:
+        """What names a file's content, and whether the rules of reading before read it otherwise."""
+        if not self.store.local:
             info = self.store.fs.info(self.store.path(path))
             mark = next(
                 (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(name)), ""
             )
-            content = hashlib.sha256(f"{mark} {info.get('size')}".encode()).hexdigest()
-        if self.kind != ".jsonl" or not self.store.local:
-            return content
-        # A jsonl only names its images; reading them all would be dear, so their sizes stand for them.
-        sizes = readers.jsonl_sizes(self.store, path)
-        return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
+            return hashlib.sha256(f"{mark} {info.get('size')}".encode()).hexdigest(), False
+        full = Path(self.store.path(path))
+        stat = full.stat()
+        content, otherwise = _file_identity(self.kind, str(full), stat.st_size, stat.st_mtime_ns)
+        if self.kind != ".jsonl":
+            return content, otherwise
+        # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
+        sizes = jsonl_sizes(self.store, path)
+        return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest(), otherwise
 
 
 @dataclass(slots=True)
@@ -193,11 +210,35 @@ class _Spool:
         return self.file.read(size)
 
 
+class _Hashing:
+    """A file that hashes what is read of it, so that a tar is looked through while it is hashed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def read(self, count: int) -> bytes:
+        data = self.file.read(count)
+        self.sha256.update(data)
+        return data
+
+    def rest(self) -> str:
+        """Read to the end and return the hash of the whole file."""
+        while self.read(_BLOCK):
+            pass
+        return self.sha256.hexdigest()
+
+
 @functools.lru_cache(1 << 16)
-def _file_sha256(path: str, size: int, modified_ns: int) -> str:
-    """Hash a local file once a process, as long as its size and time stay the same."""
+def _file_identity(kind: str, path: str, size: int, modified_ns: int) -> tuple[str, bool]:
+    """Hash a local file, and look whether it is read otherwise, once a process as long as size and time stay."""
     with open(path, "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        hashing = _Hashing(file)
+        otherwise = kind == ".tar" and read_otherwise(kind, cast(BinaryIO, hashing), path)
+        sha256 = hashing.rest()
+        if kind != ".tar":
+            file.seek(0)
+            otherwise = read_otherwise(kind, file, path)
+    return sha256, otherwise
 
 
 def _unicode(text: str) -> str:
@@ -206,4 +247,4 @@ def _unicode(text: str) -> str:
 
 
 def _kinds() -> str:
-    return ", ".join(_READERS)
+    return ", ".join(READERS)
