@@ -23,7 +23,7 @@ _LIMITS = Limits()
 
 
 def read_otherwise(kind: str, file: BinaryIO, path: str) -> bool:
-    """Say whether version 1 read other captions, or other pairs, out of a file; False for one that is damaged."""
+    """Say whether version 1 read other captions, or other pairs, out of a file, up to where it may be damaged."""
     try:
         return any(_differs(kind, file, path))
     except (ValueError, OSError, pa.ArrowException):
