@@ -1,7 +1,6 @@
 """One image in several units is one sample of a version; an image that changed since mining is a failure by name."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -116,12 +115,16 @@ def test_a_source_without_repeated_images_is_packed_as_ever(tmp_path: Path) -> N
     assert plan(mined, packing_config(image_size=SIZE), home) == []
 
 
+def padded(number: int) -> bytes:
+    """An image of a fixed size in bytes: what follows the end of a JPEG is no part of it."""
+    data = encode_jpeg(scene(number), 95)
+    return data + bytes(20_000 - len(data))
+
+
 def with_jsonl(folder: Path, numbers: list[int]) -> Path:
     folder.mkdir()
-    size = max(len(encode_jpeg(scene(n), 95)) for n in numbers)
     for n in numbers:
-        data = encode_jpeg(scene(n), 95)
-        (folder / f"{n}.jpg").write_bytes(data + bytes(size - len(data)))
+        (folder / f"{n}.jpg").write_bytes(padded(n))
     rows = [json.dumps({"file": f"{n}.jpg", "captions": CAPTIONS}) for n in numbers]
     (folder / "x.jsonl").write_text("\n".join(rows) + "\n")
     return folder
@@ -138,10 +141,7 @@ def test_an_image_replaced_by_another_of_equal_size_is_a_failure_and_the_remedy_
     source, home = with_jsonl(tmp_path / "source", [0, 1, 2]), str(tmp_path / "home")
     mined, config = Mined(source=str(source / "x.jsonl")), packing_config(image_size=SIZE)
     mine(mined, home)
-    other = encode_jpeg(scene(9), 95)
-    size = (source / "1.jpg").stat().st_size
-    (source / "1.jpg").write_bytes((other + bytes(size))[:size] if len(other) < size else other)
-    os.truncate(source / "1.jpg", size)
+    (source / "1.jpg").write_bytes(padded(9))
     ((code, message),) = failures(home, mined, config)
     assert code == "image_replaced" and "1.jpg" in message and "x.jsonl" in message
     with (source / "x.jsonl").open("a") as file:
