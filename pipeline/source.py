@@ -43,13 +43,11 @@ class Unit:
         path: the file's name in the source's folder, for people.
         sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them. Where the
             rules of reading have changed what is read (pipeline.reading), of that and of the rules' version.
-        before: its name under the rules before, "" where they read the same.
     """
 
     name: str
     path: str
     sha256: str
-    before: str = ""
 
 
 def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "Source":
@@ -148,11 +146,10 @@ class Source:
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
     def _unit(self, path: str) -> Unit:
-        identity, otherwise = self._identity(path)
-        if not otherwise:
-            return Unit(identity[:12], path, identity)
-        sha256 = hashlib.sha256(f"{identity} reading {READING}".encode()).hexdigest()
-        return Unit(sha256[:12], path, sha256, identity[:12])
+        sha256, otherwise = self._identity(path)
+        if otherwise:
+            sha256 = hashlib.sha256(f"{sha256} reading {READING}".encode()).hexdigest()
+        return Unit(sha256[:12], path, sha256)
 
     def _identity(self, path: str) -> tuple[str, bool]:
         """What names a file's content, and whether the rules of reading before read it otherwise."""

@@ -1,5 +1,6 @@
 """Mining with a detector that counts its calls: what is kept, what is never done twice, what a bad sample costs."""
 
+import hashlib
 import io
 import json
 import os
@@ -287,6 +288,20 @@ def test_past_the_error_budget_the_shard_is_named_and_nothing_is_visible(tmp_pat
     ):
         mine_shard(mine, home, plan(mine, home).pending[0])
     assert Store(home).list(f"{prefix(mine)}/records") == [] and plan(mine, home).done == []
+
+
+def test_of_an_older_home_only_units_that_are_read_otherwise_are_mined_again(source, home, detector):
+    name, image, _ = next(samples(1, start=20))
+    write_tar(source / "00002.tar", [(name, image, {"captions": ["a red <b>block</b> &amp; a wall"]})])
+    mine = config(source)
+    manifest = Manifest(Store(home), f"{prefix(mine)}/records")
+    for path in source.iterdir():  # named by their bytes alone, as an older Hyco did
+        manifest.commit(hashlib.sha256(path.read_bytes()).hexdigest()[:12], {"images": 1, "failed": 0})
+    work = plan(mine, home)
+    assert [unit.path for unit in work.done] == ["00000.tar", "00001.tar"]
+    assert [unit.path for unit in work.pending] == ["00002.tar"]
+    record = mine_shard(mine, home, work.pending[0])
+    assert {"a red block & a wall"} == set(rows_of(record, home)["text"].to_pylist())
 
 
 def test_rows_that_were_never_downloaded_are_counted_and_no_failures(tmp_path, home, detector):
