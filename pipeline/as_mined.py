@@ -1,7 +1,7 @@
 """What packing finds in a source that is no longer as it was mined: every such image is a failure by name.
 
 A jsonl's unit is named by the sizes of its images, so an image that was replaced by another of equal size leaves the
-unit mined; a remote file is named by its store's mark, so an older Hyco may have read other captions out of it.
+unit mined; and an older Hyco may have read other captions out of a file than are read now.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ class AsMined:
         mined = self.texts[sample.key]
         if all(sample.captions[caption : caption + 1] == (text,) for caption, text in mined.items()):
             return None
-        text = f"its captions are read otherwise than when {self.unit.path} was mined: mine that unit again"
+        text = f"its captions are read otherwise than when {self.unit.path} was mined: run mine, then pack"
         return Failure(sample.key, "pack", "captions_changed", text)
 
     def rest(self) -> list[Failure]:

@@ -25,8 +25,9 @@ from pipeline.images import ImageError, decode
 from pipeline.mine_rows import Clock, Rows, noting, remedy
 from pipeline.nouns import NounConfig, NounExtractor
 from pipeline.progress import Listener, Progress
+from pipeline.reading import READING
 from pipeline.rows import NOT_DOWNLOADED, Limits, objects_of
-from pipeline.source import Unit, open_source
+from pipeline.source import Source, Unit, open_source
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
 from storage.sample import Failure, Sample
@@ -100,15 +101,34 @@ def prefix(config: MineConfig) -> str:
 
 
 def plan(config: MineConfig, home: str) -> Plan:
-    """Say what is left to mine, and leave the resolved configuration beside the records."""
+    """Say what is left to mine, and leave the resolved configuration beside the records.
+
+    Records of before the present rules of reading are forgotten where those read the unit otherwise.
+    """
     store = Store(home)
+    source = open_source(config.source, config.limits)
+    units = source.units()
+    _forget_misread(config, store, source, units)
     finished = set(_manifest(config, store).units())
-    units = open_source(config.source, config.limits).units()
     store.create(f"{prefix(config)}/config.json", config.model_dump_json(indent=1).encode())
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
     )
+
+
+def _forget_misread(config: MineConfig, store: Store, source: Source, units: list[Unit]) -> None:
+    """Forget the records of units that older rules read otherwise; each unit of an old home is looked at once."""
+    manifest, looked = _manifest(config, store), f"{prefix(config)}/reading-{READING}"
+    seen = {path.rpartition("/")[2] for path in store.list(looked)}
+    records = manifest.records()
+    for unit in units:
+        if unit.name not in records or unit.name in seen or records[unit.name].get("reading", 1) >= READING:
+            continue
+        if source.read_otherwise(unit):
+            manifest.forget(unit.name)
+        else:
+            store.create(f"{looked}/{unit.name}", b"")
 
 
 def mine_shard(
@@ -167,6 +187,7 @@ def mine_shard(
         NOT_DOWNLOADED: counts[NOT_DOWNLOADED],
         "detector": detector.digest,
         "rules": extractor.config.rules,
+        "reading": READING,
         "started": round(started, 3),
         "finished": round(time.time(), 3),
         "seconds": clock.seconds(),

@@ -1,7 +1,7 @@
 """Which files of a source the present rules of reading read otherwise than those of before.
 
-Homes were mined when mark-up in captions was kept and the members of two joined tars were mixed up. A file in which
-that makes a difference is another unit, so it is mined again; every other file keeps its name and what was made of it.
+Homes were mined when mark-up in captions was kept and the members of two joined tars were mixed up. Files in which
+that makes a difference are mined again (pipeline.mine.plan); all others keep what was made of them.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ READING = 2
 _LIMITS = Limits()
 
 
-def read_otherwise(kind: str, file: BinaryIO, path: str) -> bool:
+def differs(kind: str, file: BinaryIO, path: str) -> bool:
     """Say whether version 1 read other captions, or other pairs, out of a file, up to where it may be damaged."""
     try:
-        return any(_differs(kind, file, path))
+        return any(_differences(kind, file, path))
     except (ValueError, OSError, pa.ArrowException):
         return False
 
 
-def _differs(kind: str, file: BinaryIO, path: str) -> Iterator[bool]:
+def _differences(kind: str, file: BinaryIO, path: str) -> Iterator[bool]:
     if kind == ".parquet":
         yield from (_marked(text) for text in caption_texts(file, path))
     elif kind == ".jsonl":

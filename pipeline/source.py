@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from pipeline.images import ImageError, inspect
 from pipeline.readers import READERS, jsonl_sizes
-from pipeline.reading import READING, read_otherwise
+from pipeline.reading import differs
 from pipeline.rows import Limits, RowError, clean, join_objects
 from storage.sample import Failure, Sample, content_key, short
 from storage.store import Store
@@ -28,7 +28,6 @@ from storage.store import Store
 KINDS = tuple(READERS)
 _MEMORY = 64 << 20
 _HASHERS = 4
-_BLOCK = 1 << 20
 _MESSAGE = 500
 
 OnFailure = Callable[[Failure], None]
@@ -41,9 +40,7 @@ class Unit:
     Attributes:
         name: the start of its hash, so that a moved folder or a renamed file still holds the same units.
         path: the file's name in the source's folder, for people.
-        sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them. Where the
-            rules of reading have changed what is read (pipeline.reading), of that and of the rules' version.
-    """
+        sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them."""
 
     name: str
     path: str
@@ -108,10 +105,10 @@ class Source:
     def units(self) -> list[Unit]:
         """Return the units in the order of their file names; files of equal content are one unit."""
         with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
-            found = list(pool.map(self._unit, self.files))
+            hashes = list(pool.map(self._identity, self.files))
         units: dict[str, Unit] = {}
-        for unit in found:
-            units.setdefault(unit.sha256, unit)
+        for path, sha256 in zip(self.files, hashes, strict=True):
+            units.setdefault(sha256, Unit(sha256[:12], path, sha256))
         return list(units.values())
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
@@ -145,28 +142,27 @@ class Source:
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
-    def _unit(self, path: str) -> Unit:
-        sha256, otherwise = self._identity(path)
-        if otherwise:
-            sha256 = hashlib.sha256(f"{sha256} reading {READING}".encode()).hexdigest()
-        return Unit(sha256[:12], path, sha256)
+    def read_otherwise(self, unit: Unit) -> bool:
+        """Say whether older rules read other captions or pairs out of a unit, see pipeline.reading; reads it once."""
+        with self.store.open(unit.path) as file:
+            return differs(self.kind, file, unit.path)
 
-    def _identity(self, path: str) -> tuple[str, bool]:
-        """What names a file's content, and whether the rules of reading before read it otherwise."""
-        if not self.store.local:
+    def _identity(self, path: str) -> str:
+        if self.store.local:
+            full = Path(self.store.path(path))
+            stat = full.stat()
+            content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
+        else:
             info = self.store.fs.info(self.store.path(path))
             mark = next(
                 (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(name)), ""
             )
-            return hashlib.sha256(f"{mark} {info.get('size')}".encode()).hexdigest(), False
-        full = Path(self.store.path(path))
-        stat = full.stat()
-        content, otherwise = _file_identity(self.kind, str(full), stat.st_size, stat.st_mtime_ns)
-        if self.kind != ".jsonl":
-            return content, otherwise
+            content = hashlib.sha256(f"{mark} {info.get('size')}".encode()).hexdigest()
+        if self.kind != ".jsonl" or not self.store.local:
+            return content
         # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
         sizes = jsonl_sizes(self.store, path)
-        return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest(), otherwise
+        return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
 
 
 @dataclass(slots=True)
@@ -207,35 +203,11 @@ class _Spool:
         return self.file.read(size)
 
 
-class _Hashing:
-    """A file that hashes what is read of it, so that a tar is looked through while it is hashed."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def read(self, count: int) -> bytes:
-        data = self.file.read(count)
-        self.sha256.update(data)
-        return data
-
-    def rest(self) -> str:
-        """Read to the end and return the hash of the whole file."""
-        while self.read(_BLOCK):
-            pass
-        return self.sha256.hexdigest()
-
-
 @functools.lru_cache(1 << 16)
-def _file_identity(kind: str, path: str, size: int, modified_ns: int) -> tuple[str, bool]:
-    """Hash a local file, and look whether it is read otherwise, once a process as long as size and time stay."""
+def _file_sha256(path: str, size: int, modified_ns: int) -> str:
+    """Hash a local file once a process, as long as its size and time stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123
-        hashing = _Hashing(file)
-        otherwise = kind == ".tar" and read_otherwise(kind, cast(BinaryIO, hashing), path)
-        sha256 = hashing.rest()
-        if kind != ".tar":
-            file.seek(0)
-            otherwise = read_otherwise(kind, file, path)
-    return sha256, otherwise
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unicode(text: str) -> str:

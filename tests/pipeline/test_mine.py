@@ -1,6 +1,5 @@
 """Mining with a detector that counts its calls: what is kept, what is never done twice, what a bad sample costs."""
 
-import hashlib
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from pipeline.engine import InProcess, LocalEngine
 from pipeline.images import MAX_BYTES
 from pipeline.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
 from pipeline.rows import Limits
+from pipeline.source import Source
 from storage.detections import SCHEMA, read_detections, read_failures
 from storage.manifest import Manifest
 from storage.store import Store
@@ -290,18 +290,28 @@ def test_past_the_error_budget_the_shard_is_named_and_nothing_is_visible(tmp_pat
     assert Store(home).list(f"{prefix(mine)}/records") == [] and plan(mine, home).done == []
 
 
-def test_of_an_older_home_only_units_that_are_read_otherwise_are_mined_again(source, home, detector):
+def test_of_an_older_home_only_units_that_are_read_otherwise_are_mined_again(
+    source, home, detector, monkeypatch
+):
     name, image, _ = next(samples(1, start=20))
     write_tar(source / "00002.tar", [(name, image, {"captions": ["a red <b>block</b> &amp; a wall"]})])
     mine = config(source)
     manifest = Manifest(Store(home), f"{prefix(mine)}/records")
-    for path in source.iterdir():  # named by their bytes alone, as an older Hyco did
-        manifest.commit(hashlib.sha256(path.read_bytes()).hexdigest()[:12], {"images": 1, "failed": 0})
+    for unit in plan(mine, home).pending:
+        record = mine_shard(mine, home, unit)
+        assert record.pop("reading") == 2
+        manifest.forget(unit.name)
+        manifest.commit(unit.name, record)  # as an older Hyco left it
+    before = {path: Store(home).read_bytes(path) for path in Store(home).list(f"{prefix(mine)}/records")}
     work = plan(mine, home)
     assert [unit.path for unit in work.done] == ["00000.tar", "00001.tar"]
     assert [unit.path for unit in work.pending] == ["00002.tar"]
+    for path in Store(home).list(f"{prefix(mine)}/records"):
+        assert Store(home).read_bytes(path) == before[path]
     record = mine_shard(mine, home, work.pending[0])
     assert {"a red block & a wall"} == set(rows_of(record, home)["text"].to_pylist())
+    monkeypatch.setattr(Source, "read_otherwise", lambda *_: pytest.fail("a unit was looked at again"))
+    assert plan(mine, home).pending == []
 
 
 def test_rows_that_were_never_downloaded_are_counted_and_no_failures(tmp_path, home, detector):
