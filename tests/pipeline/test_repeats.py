@@ -171,3 +171,13 @@ def test_captions_other_than_those_that_were_mined_are_never_packed(tmp_path: Pa
     with Store(home).open(record["failures"]) as file:
         assert [(f.code, f.key) for f in read_failures(file)] == [("captions_changed", key(0))]
     assert record["counts"]["images"] == 1
+
+
+def test_captions_without_nouns_are_not_blamed_on_thresholds(doubled: tuple[Mined, str]) -> None:
+    mined, home = doubled
+    records = Manifest(Store(home), f"detections/{digest(mined)}/records")
+    for name, record in records.records().items():
+        records.forget(name)
+        records.commit(name, {**record, "phrases": 0})
+    with pytest.raises(ValueError, match=r"no noun was found in any caption of 7 images.*nouns\.model"):
+        pack(mined, packing_config(image_size=SIZE, threshold=0.95), home)
