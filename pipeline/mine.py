@@ -22,11 +22,12 @@ from pipeline import ground
 from pipeline.config import Config, ConfigError, digest
 from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode
-from pipeline.mine_rows import Clock, Rows
+from pipeline.mine_rows import Clock, Rows, noting, remedy
 from pipeline.nouns import NounConfig, NounExtractor
 from pipeline.progress import Listener, Progress
-from pipeline.rows import Limits, objects_of
-from pipeline.source import Unit, open_source
+from pipeline.reading import READING
+from pipeline.rows import NOT_DOWNLOADED, Limits, objects_of
+from pipeline.source import Source, Unit, open_source
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
 from storage.sample import Failure, Sample
@@ -100,15 +101,34 @@ def prefix(config: MineConfig) -> str:
 
 
 def plan(config: MineConfig, home: str) -> Plan:
-    """Say what is left to mine, and leave the resolved configuration beside the records."""
+    """Say what is left to mine, and leave the resolved configuration beside the records.
+
+    Records of before the present rules of reading are forgotten where those read the unit otherwise.
+    """
     store = Store(home)
+    source = open_source(config.source, config.limits)
+    units = source.units()
+    _forget_misread(config, store, source, units)
     finished = set(_manifest(config, store).units())
-    units = open_source(config.source, config.limits).units()
     store.create(f"{prefix(config)}/config.json", config.model_dump_json(indent=1).encode())
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
     )
+
+
+def _forget_misread(config: MineConfig, store: Store, source: Source, units: list[Unit]) -> None:
+    """Forget the records of units that older rules read otherwise; each unit of an old home is looked at once."""
+    manifest, looked = _manifest(config, store), f"{prefix(config)}/reading-{READING}"
+    seen = {path.rpartition("/")[2] for path in store.list(looked)}
+    records = manifest.records()
+    for unit in units:
+        if unit.name not in records or unit.name in seen or records[unit.name].get("reading", 1) >= READING:
+            continue
+        if source.read_otherwise(unit):
+            manifest.forget(unit.name)
+        else:
+            store.create(f"{looked}/{unit.name}", b"")
 
 
 def mine_shard(
@@ -135,7 +155,7 @@ def mine_shard(
         extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
     samples = clock.iterate(
-        "source", open_source(config.source, config.limits).samples(unit, failures.append)
+        "source", open_source(config.source, config.limits).samples(unit, noting(failures, counts))
     )
     try:
         while chunk := list(islice(samples, config.chunk)):
@@ -164,8 +184,10 @@ def mine_shard(
         "phrases_with_boxes": counts["phrases_with_boxes"],
         "failed": len(failures),
         "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
+        NOT_DOWNLOADED: counts[NOT_DOWNLOADED],
         "detector": detector.digest,
         "rules": extractor.config.rules,
+        "reading": READING,
         "started": round(started, 3),
         "finished": round(time.time(), 3),
         "seconds": clock.seconds(),
@@ -202,19 +224,20 @@ def summary(config: MineConfig, home: str) -> dict[str, Any]:
     """Return the counts of a source's mined units.
 
     Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, failures (number),
-    failures_by_code, seconds (of work, all workers together), images_per_second (while at least one worker
-    worked).
+    failures_by_code, not_downloaded (img2dataset's own failed rows, which are no failures), seconds (of work, all
+    workers together), images_per_second (while at least one worker worked).
     """
     store = Store(home)
     records = _manifest(config, store).records()
     units = open_source(config.source, config.limits).units()
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
-    total: Counter[str] = Counter(dict.fromkeys(names, 0))
+    total: Counter[str] = Counter(dict.fromkeys((*names, NOT_DOWNLOADED), 0))
     codes: Counter[str] = Counter()
     for record in mine:
         total.update({name: record[name] for name in names})
         codes.update(record["failed_by_code"])
+        total[NOT_DOWNLOADED] += record.get(NOT_DOWNLOADED, 0)
     busy = _covered([(record["started"], record["finished"]) for record in mine])
     return {
         "units": len(units),
@@ -343,7 +366,7 @@ def _check_budget(unit: Unit, failures: list[Failure], good: int, budget: float)
     codes = ", ".join(f"{code} {number}" for code, number in Counter(f.code for f in failures).most_common(4))
     raise ValueError(
         f"{unit.path}: {len(failures)} of {total} samples failed ({codes}), more than the error budget of "
-        f"{budget:.0%}; the first is {failures[0].key}: {failures[0].message}. Mend the shard or raise error_budget"
+        f"{budget:.0%}; the first is {failures[0].key}: {failures[0].message}. {remedy(failures, good)}"
     )
 
 

@@ -1,9 +1,11 @@
 """What mining one unit gathers: the rows of its detections file and where the time went."""
 
 import hashlib
+import math
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.nouns import Phrase
-from storage.sample import Sample
+from pipeline.rows import NOT_DOWNLOADED
+from storage.sample import Failure, Sample
 
 if TYPE_CHECKING:
     from models.grounding.detector import Detection
@@ -83,6 +86,33 @@ class Rows:
         for name, value in (("detector", detector), ("rules", rules)):
             table = table.append_column(name, pa.repeat(value, table.num_rows))
         return table
+
+
+def noting(failures: list[Failure], counts: Counter[str]) -> Callable[[Failure], None]:
+    """Return what takes in the failures of a source: rows that were never downloaded are only counted."""
+
+    def note(failure: Failure) -> None:
+        if failure.code == NOT_DOWNLOADED:
+            counts[NOT_DOWNLOADED] += 1
+        else:
+            failures.append(failure)
+
+    return note
+
+
+_LIMIT_NAMED = re.compile(r"\(limits\.(max_\w+)\)|more than \d+ (pixels|bytes) are refused")
+
+
+def remedy(failures: list[Failure], good: int) -> str:
+    """What helps against failures beyond the error budget. Raising it mines nothing where nothing is good."""
+    named = [found[1] or f"max_{found[2]}" for f in failures if (found := _LIMIT_NAMED.search(f.message))]
+    ways = [f"raise limits.{name} (--set limits.{name}=N)" for name, _ in Counter(named).most_common(1)]
+    ways.append("fix the shard")
+    if good:
+        needed = math.ceil(100 * len(failures) / (good + len(failures))) / 100
+        ways.append(f"raise error_budget (--set error_budget={needed})")
+    text = f"{', or '.join(ways)}; hyco journey calls these mine.limits and mine.error_budget"
+    return text[0].upper() + text[1:]
 
 
 class Clock:

@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from pydantic import Field
 
+from pipeline.as_mined import AsMined
 from pipeline.choose import Choice, ChoiceConfig, choose
 from pipeline.config import Config, digest
 from pipeline.crop import crop_box, shrink_to_short_side
@@ -23,6 +24,7 @@ from pipeline.engine.units import run_units
 from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.progress import Listener, Progress
 from pipeline.quality_gate import Check, QualityConfig, gate, scores_of
+from pipeline.repeats import mark, repeats
 from pipeline.rows import Limits
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_failures
@@ -87,11 +89,13 @@ def pack(
     engine = engine or InProcess()
     pending = plan(mine, config, home)
     mined = _mined(Store(home), mine).records()
+    others = _repeats(Store(home), mine, config, units_of(mine))
     total = sum(mined[unit.name].get("images", 0) for unit in pending)
     with Progress(total, "pack", "images", listener) as progress:
 
         def submit(unit: Unit) -> Future[Any]:
-            return engine.submit(pack_shard, mine, config, home, unit, report=progress.advance)
+            without = others.get(unit.name, ())
+            return engine.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
         run_units(submit, pending, lambda record: None)
     version = publish(mine, config, home)
@@ -108,22 +112,34 @@ def plan(mine: Config, config: PackConfig, home: str) -> list[Unit]:
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not mined ({names}): run mine with this config first"
         )
-    packed = set(_packed(store, mine, config).units())
-    return [unit for unit in units if unit.name not in packed]
+    packed, others = _packed(store, mine, config).records(), _repeats(store, mine, config, units)
+    return [unit for unit in units if not _is_without(packed.get(unit.name), others.get(unit.name, ()))]
 
 
 def pack_shard(
-    mine: Config, config: PackConfig, home: str, unit: Unit, report: Report = lambda done: None
+    mine: Config,
+    config: PackConfig,
+    home: str,
+    unit: Unit,
+    without: tuple[str, ...] | None = None,
+    report: Report = lambda done: None,
 ) -> dict[str, Any]:
     """Pack one mined unit into training shards and return its record; the record there is, when it is done.
+
+    `without` holds the keys of images that other units pack, as pipeline.repeats has them; None looks for them.
 
     The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a
     histogram of the parts' scores), "detectors" and "seconds".
     """
     store = Store(home)
     records = _packed(store, mine, config)
-    if (done := records.record(unit.name)) is not None:
+    if without is None:
+        without = _repeats(store, mine, config, units_of(mine)).get(unit.name, ())
+    done = records.record(unit.name)
+    if _is_without(done, without):
         return done
+    if done is not None:  # packed when other units were in the source
+        records.forget(unit.name)
     began = time.monotonic()
     mined = _mined(store, mine).record(unit.name)
     if mined is None:
@@ -141,7 +157,13 @@ def pack_shard(
         made = store.commit(SHARDS, ".tar", lambda file: write_shard(file, samples))
         shards[split].append(shard_ref(made, len(samples), sum(len(sample.parts) for sample in samples)))
 
-    for sample in _training_samples(mine, config, unit, choose(table, config), failures, counts, report):
+    as_mined = AsMined(store, unit, mined, table)
+    chosen = choose(table, config)
+    for key in without:
+        chosen.pop(key, None)
+    if without:
+        counts["repeated"] = len(without)
+    for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report):
         split = split_of(sample.key, config.holdout)
         counts.update(
             {"images": 1, f"{split}_images": 1, "captions": len(sample.captions), "parts": len(sample.parts)}
@@ -167,6 +189,7 @@ def pack_shard(
             "detections": mined["detections"]["path"],
             "shards": {split: [dataclasses.asdict(shard) for shard in shards[split]] for split in SPLITS},
             "failures": table_of_failures,
+            "without": mark(without),
             "counts": dict(counts),
             "scores": scores_of(scores),
             "detectors": sorted(table["detector"].unique().to_pylist()),
@@ -183,7 +206,8 @@ def publish(mine: Config, config: PackConfig, home: str) -> Version:
     store = Store(home)
     units = units_of(mine)
     packed, mined = _packed(store, mine, config).records(), _mined(store, mine).records()
-    if missing := [unit.path for unit in units if unit.name not in packed]:
+    others = _repeats(store, mine, config, units)
+    if missing := [u.path for u in units if not _is_without(packed.get(u.name), others.get(u.name, ()))]:
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not packed ({missing[0]} ...): run pack first"
         )
@@ -200,6 +224,11 @@ def publish(mine: Config, config: PackConfig, home: str) -> Version:
         counts["mine_failures"] += mined.get(unit.name, {}).get("failed", 0)
         detectors.update(record["detectors"])
     counts["failures"] = counts["mine_failures"] + counts["pack_failures"]
+    if not shards["train"] and not any(mined.get(unit.name, {}).get("phrases", 1) for unit in units):
+        raise ValueError(
+            f"no noun was found in any caption of {counts['mined_images']} images, so there is nothing to train on: "
+            "give captions in the language of the spaCy pipeline (nouns.model), or set nouns.model to one for theirs"
+        )
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
     return Versions(store).publish(config_of, digests, shards, dict(counts), sorted(detectors), latest=False)
@@ -221,6 +250,15 @@ def units_of(mine: Any) -> list[Unit]:
     return open_source(mine.source, mine.limits).units()
 
 
+def _repeats(store: Store, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
+    return repeats(store, units, _mined(store, mine).records(), config, config.keep_partless)
+
+
+def _is_without(packed: dict[str, Any] | None, without: tuple[str, ...]) -> TypeGuard[dict[str, Any]]:
+    """Whether a unit was packed without just the images that other units pack."""
+    return packed is not None and packed.get("without", "") == mark(without)
+
+
 def _mined(store: Store, mine: Config) -> Manifest:
     return Manifest(store, f"detections/{digest(mine)}/records")
 
@@ -234,15 +272,20 @@ def _training_samples(
     config: PackConfig,
     unit: Unit,
     chosen: dict[str, list[Choice]],
+    as_mined: AsMined,
     failures: list[Failure],
     counts: Counter[str],
     report: Report,
 ) -> Iterator[TrainingSample]:
     """Read the unit's images again and cut their parts; what mining has already failed is passed over."""
     for sample in open_source(mine.source, mine.limits).samples(unit, lambda failure: None):
+        changed = as_mined.check(sample)
         if sample.key not in chosen:
             continue
         report(1)
+        if changed:
+            failures.append(changed)
+            continue
         if not chosen[sample.key]:
             counts["partless"] += 1
             if not config.keep_partless:
@@ -251,6 +294,7 @@ def _training_samples(
             yield _training_sample(sample, chosen[sample.key], config, mine.limits)
         except ImageError as error:
             failures.append(Failure(sample.key, "pack", error.code, str(error)))
+    failures += as_mined.rest()
 
 
 def _training_sample(

@@ -3,17 +3,31 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.images import MAX_BYTES, MAX_PIXELS
+from pipeline.markup import plain_text
+from storage.sample import short
+
+NOT_DOWNLOADED = "not_downloaded"
+"""Code of img2dataset's own failed rows: they are counted, and no failure of the shard."""
+
+MAX_DEPTH = 64
+"""Levels of arrays and objects in a sample's JSON: deeper ones could break a reader with a deeper stack than ours."""
+
+_RAW_FACTOR = 4  # a caption longer than so many times the limit is not searched for mark-up
 
 CAPTIONS = ("captions", "caption", "text", "texts", "sentences")
 """Names under which captions are looked for, in this order."""
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 as shares of an image's width and height."""
+
+Places = Callable[[float], float]
+"""Position in a caption as it was read to that in the caption as it is used."""
 
 
 class Limits(Config):
@@ -85,6 +99,23 @@ def box_of(value: Any) -> Box | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < 2 else None
 
 
+def failed_download(meta: dict[str, Any]) -> RowError | None:
+    """The error of a row without an image that img2dataset could not download; None for other rows."""
+    status = meta.get("status")
+    if not isinstance(status, str) or status in ("", "success"):
+        return None
+    return RowError(NOT_DOWNLOADED, f"img2dataset has no image here: {short(status)}")
+
+
+def depth_of(value: Any) -> int:
+    """How many arrays and objects of a JSON value lie inside one another; 0 for a plain value."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list | tuple)]:
+        depth += 1
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
 def parse_object(data: bytes) -> dict[str, Any]:
     """Return the JSON object in `data`, NaN and infinities as null; RowError "bad_json" for anything else."""
     try:
@@ -93,6 +124,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
         raise RowError("bad_json", f"json cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise RowError("bad_json", f"json holds a {type(value).__name__}, expected an object")
+    if (depth := depth_of(value)) > MAX_DEPTH:
+        raise RowError("bad_json", f"json is nested {depth} levels deep: more than {MAX_DEPTH} are refused")
     return value
 
 
@@ -104,29 +137,30 @@ def _finite(text: str) -> float | None:
 def clean(row: Row, limits: Limits) -> tuple[list[str], dict[str, Any]]:
     """Return a row's usable captions and its meta; RowError when there is none.
 
-    Line breaks and tabs become spaces, ends are stripped, empty and over-long captions are set aside.
-    "objects" in meta, which point at captions by index and characters, follow.
+    Mark-up is undone (pipeline.markup), line breaks and tabs become spaces, ends are stripped, empty and over-long
+    captions are set aside. "objects" in meta, which point at captions by index and characters, follow.
     """
     if row.error:
         raise row.error
     kept: list[str] = []
-    moved: dict[int, tuple[int, int]] = {}  # old index -> new index, characters stripped at the start
+    moved: dict[int, tuple[int, Places]] = {}  # old index -> new index, where its characters went
     long = 0
     for index, caption in enumerate(row.captions):
         if caption is None:
             continue
         if not isinstance(caption, str):
             raise RowError("bad_text", f"caption {index} is a {type(caption).__name__}, expected text")
-        flat = re.sub(r"\s", " ", caption)
-        text = flat.strip()
+        text, places = _clean_text(caption, limits.max_caption)
         if len(text) > limits.max_caption:
             long += 1
         elif text:
             _check_text(text)
-            moved[index] = (len(kept), len(flat) - len(flat.lstrip()))
+            moved[index] = (len(kept), places)
             kept.append(text)
     if not kept and long:
-        raise RowError("caption_too_long", f"no caption of at most {limits.max_caption} characters")
+        raise RowError(
+            "caption_too_long", f"no caption of at most {limits.max_caption} characters (limits.max_caption)"
+        )
     if not kept:
         raise RowError("empty_caption" if row.captions else "no_caption", "no caption with any text in it")
     objects = row.meta.get("objects")
@@ -138,6 +172,40 @@ def clean(row: Row, limits: Limits) -> tuple[list[str], dict[str, Any]]:
     return kept, row.meta
 
 
+def _clean_text(caption: str, longest: int) -> tuple[str, Places]:
+    """The text of a caption without mark-up, and what becomes of a position in it."""
+    flat = re.sub(r"\s", " ", caption)
+    places: list[int] | None = None
+    if len(flat) <= _RAW_FACTOR * longest:
+        flat, places = plain_text(flat)
+        flat = re.sub(r"\s", " ", flat)  # an entity may stand for a line break
+    text = flat.strip()
+    shift = len(flat) - len(flat.lstrip())
+    if places is None:
+        return text, lambda place: place - shift
+    return text, lambda place: _moved(places, place) - shift
+
+
+def _moved(places: list[int], place: float) -> int:
+    """Where a position went; one outside of the caption goes to its nearer end, as objects come unchecked."""
+    return places[min(max(int(place), 0), len(places) - 1)]
+
+
+def join_objects(meta: dict[str, Any], other: dict[str, Any], places: list[int]) -> dict[str, Any]:
+    """The meta of a sample with the labels of a further row of its image; its captions are now at `places`."""
+    more = other.get("objects")
+    if not isinstance(more, list) or not isinstance(meta.get("objects", []), list):
+        return meta
+    moved = [
+        {**item, "caption": places[int(item["caption"])]}
+        if isinstance(item, dict) and "caption" in item
+        else item
+        for item in more
+    ]
+    known = meta.get("objects", [])
+    return {**meta, "objects": known + [item for item in moved if item not in known]}
+
+
 def _check_text(text: str) -> None:
     try:
         text.encode()
@@ -145,19 +213,22 @@ def _check_text(text: str) -> None:
         raise RowError("bad_text", f"caption is not Unicode text: {error}") from None
 
 
-def _points_at(item: Any, moved: dict[int, tuple[int, int]]) -> bool:
+def _points_at(item: Any, moved: dict[int, tuple[int, Places]]) -> bool:
     if not isinstance(item, dict) or "caption" not in item:
         return True
     return isinstance(item["caption"], int | float) and item["caption"] in moved
 
 
-def _follow(item: Any, moved: dict[int, tuple[int, int]]) -> Any:
-    if not isinstance(item, dict) or "caption" not in item:
+def _follow(item: Any, moved: dict[int, tuple[int, Places]]) -> Any:
+    """A label as it belongs to the clean captions: its phrase without mark-up, its caption and span moved."""
+    if not isinstance(item, dict):
         return item
-    caption, shift = moved[item["caption"]]
-    span = (
-        [place - shift if isinstance(place, int | float) else place for place in item["span"]]
-        if isinstance(item.get("span"), list)
-        else item.get("span")
-    )
+    if isinstance(item.get("phrase"), str):
+        item = {**item, "phrase": plain_text(item["phrase"])[0]}
+    if "caption" not in item:
+        return item
+    caption, place_of = moved[item["caption"]]
+    span = item.get("span")
+    if isinstance(span, list):
+        span = [place_of(place) if isinstance(place, int | float) else place for place in span]
     return {**item, "caption": caption, "span": span}

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import readers
 from pipeline.images import ImageError, inspect
-from pipeline.rows import Limits, RowError, clean
-from storage.sample import Failure, Sample, content_key
+from pipeline.readers import READERS, jsonl_sizes
+from pipeline.reading import differs
+from pipeline.rows import Limits, RowError, clean, join_objects
+from storage.sample import Failure, Sample, content_key, short
 from storage.store import Store
 
-_READERS = {".tar": readers.tar_rows, ".parquet": readers.parquet_rows, ".jsonl": readers.jsonl_rows}
-KINDS = tuple(_READERS)
+KINDS = tuple(READERS)
 _MEMORY = 64 << 20
 _HASHERS = 4
+_MESSAGE = 500
 
 OnFailure = Callable[[Failure], None]
 
@@ -39,8 +40,7 @@ class Unit:
     Attributes:
         name: the start of its hash, so that a moved folder or a renamed file still holds the same units.
         path: the file's name in the source's folder, for people.
-        sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them.
-    """
+        sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them."""
 
     name: str
     path: str
@@ -64,8 +64,8 @@ def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "S
     whole = Store(text)
     if whole.local and not Path(whole.root).exists():
         raise FileNotFoundError(f"source {text} does not exist")
-    if (whole.local and Path(whole.root).is_file()) or (not whole.local and suffix in _READERS):
-        if suffix not in _READERS:
+    if (whole.local and Path(whole.root).is_file()) or (not whole.local and suffix in READERS):
+        if suffix not in READERS:
             raise ValueError(
                 f"source {text} has the unknown extension {suffix!r}: give {_kinds()} or a folder of them"
             )
@@ -74,11 +74,13 @@ def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "S
         if not store.exists(name):
             raise FileNotFoundError(f"source {text} does not exist")
         return Source(store, [name], limits or Limits())
+    if whole.local and not Path(whole.root).is_dir():
+        raise ValueError(f"source {text} is a pipe or a device: give a file or a folder")
     try:
         names = [name for name in whole.names() if not name.startswith(".")]  # "._00.tar": a note of macOS
     except FileNotFoundError:
         raise FileNotFoundError(f"source {text} does not exist") from None
-    by_kind = {kind: [name for name in names if name.lower().endswith(kind)] for kind in _READERS}
+    by_kind = {kind: [name for name in names if name.lower().endswith(kind)] for kind in READERS}
     stems = {name[:-4] for name in by_kind[".tar"]}
     by_kind[".parquet"] = [name for name in by_kind[".parquet"] if name.rsplit(".", 1)[0] not in stems]
     found = [kind for kind, files in by_kind.items() if files]
@@ -123,19 +125,27 @@ class Source:
         """
         merged: dict[str, _Draft] = {}
         with _Spool(self.limits) as spool, self.store.open(unit.path) as file:
-            read = _READERS[self.kind]
+            read = READERS[self.kind]
             for row in read(file, unit.path, self.store, self.limits, spool.admit):
                 try:
                     captions, meta = clean(row, self.limits)
                 except RowError as error:
-                    on_failure(Failure(_unicode(row.name), "source", error.code, _unicode(str(error))))
+                    name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
+                    on_failure(Failure(name, "source", error.code, message))
                     continue
-                draft = merged.setdefault(row.key, _Draft([], {**meta, "source_key": row.name}))
-                draft.captions += (
-                    captions if not draft.captions else [c for c in captions if c not in draft.captions]
-                )
+                draft = merged.get(row.key)
+                if draft is None:
+                    merged[row.key] = _Draft(captions, {**meta, "source_key": short(row.name)})
+                    continue
+                draft.captions += [caption for caption in captions if caption not in draft.captions]
+                draft.meta = join_objects(draft.meta, meta, [draft.captions.index(text) for text in captions])
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
+
+    def read_otherwise(self, unit: Unit) -> bool:
+        """Say whether older rules read other captions or pairs out of a unit, see pipeline.reading; reads it once."""
+        with self.store.open(unit.path) as file:
+            return differs(self.kind, file, unit.path)
 
     def _identity(self, path: str) -> str:
         if self.store.local:
@@ -150,8 +160,8 @@ class Source:
             content = hashlib.sha256(f"{mark} {info.get('size')}".encode()).hexdigest()
         if self.kind != ".jsonl" or not self.store.local:
             return content
-        # A jsonl only names its images; reading them all would be dear, so their sizes stand for them.
-        sizes = readers.jsonl_sizes(self.store, path)
+        # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
+        sizes = jsonl_sizes(self.store, path)
         return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
 
 
@@ -206,4 +216,4 @@ def _unicode(text: str) -> str:
 
 
 def _kinds() -> str:
-    return ", ".join(_READERS)
+    return ", ".join(READERS)

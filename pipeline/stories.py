@@ -51,6 +51,8 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
         "images a second": "" if found["images_per_second"] is None else f"{found['images_per_second']:.2f}",
         "images that failed": f"{found['failures']:,}",
     }
+    if found.get("not_downloaded"):
+        counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     store = Store(home)
     records = Manifest(store, f"{prefix(config)}/records")
     some = [

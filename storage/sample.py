@@ -26,6 +26,14 @@ def check_key(key: str) -> str:
     return key
 
 
+def short(text: str, most: int = 200) -> str:
+    """A name or message of any length for a person to read: a long one keeps its two ends and says how long it was."""
+    if len(text) <= most:
+        return text
+    half = most // 2 - 16
+    return f"{text[:half]}... ({len(text)} characters) ...{text[-half:]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One captioned image as the source gave it.

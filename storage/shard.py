@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from storage.sample import Part, TrainingSample, check_key
+from storage.sample import Part, TrainingSample, check_key, short
 from storage.tar import TornTarError, read_members, write_end, write_member
 
 _MOST_PARTS = 1000  # parent000 ... parent999
@@ -57,7 +57,7 @@ def read_shard(file: BinaryIO, name: str = "shard", samples: int | None = None) 
             count, members = count + 1, {}
         key = head
         if suffix in members:
-            raise ValueError(f"{name}: {member.name} appears twice: make the shard again")
+            raise ValueError(f"{name}: {short(member.name)} appears twice: make the shard again")
         members[suffix] = member.read()
     if key is not None:
         yield _sample(key, members, name)
@@ -109,18 +109,24 @@ def _sample(key: str, members: dict[str, bytes], shard: str) -> TrainingSample:
         raise ValueError(
             f"{shard}: sample {key} has numparents {text!r}: expected a number up to {_MOST_PARTS}"
         )
-    record: dict[str, Any] = json.loads(members.get("meta.json", b"{}"))
-    known = record.get("parts", [])
-    parts = tuple(
-        _part(
-            need(f"parent{index:03d}.jpg"),
-            need(f"parent{index:03d}.txt"),
-            known[index] if index < len(known) else {},
+    try:
+        record: dict[str, Any] = json.loads(members.get("meta.json", b"{}"))
+        known = record.get("parts", [])
+        parts = tuple(
+            _part(
+                need(f"parent{index:03d}.jpg"),
+                need(f"parent{index:03d}.txt"),
+                known[index] if index < len(known) else {},
+            )
+            for index in range(int(text))
         )
-        for index in range(int(text))
-    )
-    captions = tuple(record.get("captions") or (need("child.txt").decode(),))
-    return TrainingSample(key, need("child.jpg"), captions, parts, record.get("source", {}))
+        captions = tuple(record.get("captions") or (need("child.txt").decode(),))
+        return TrainingSample(key, need("child.jpg"), captions, parts, record.get("source", {}))
+    except (RecursionError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+        if str(error).startswith(f"{shard}: sample {key} "):
+            raise
+        what = f"{type(error).__name__}: {short(str(error))}"
+        raise ValueError(f"{shard}: sample {key} cannot be read ({what}): make the shard again") from None
 
 
 def _part(image: bytes, phrase: bytes, known: dict[str, Any]) -> Part:

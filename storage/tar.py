@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from storage.sample import short
+
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _LONGEST_HEADER = 1 << 20
@@ -74,7 +76,9 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
         size = info.size if long_size is None else long_size
         long_name = long_size = None
         if info.type == tarfile.GNUTYPE_SPARSE:
-            raise TornTarError(f"{name} holds the sparse file {member!r}: write the archive without --sparse")
+            raise TornTarError(
+                f"{name} holds the sparse file {short(member)!r}: write the archive without --sparse"
+            )
         body_reader = _Body(stream, size, member)
         if info.isreg():
             yield Member(member, size, body_reader.read)
@@ -149,7 +153,7 @@ class _Body:
     """The bytes of one member: read once, or dropped (the stream may not seek, and a cut must show)."""
 
     def __init__(self, stream: _Stream, size: int, member: str) -> None:
-        self.stream, self.member, self.left, self.size = stream, member, size, size
+        self.stream, self.member, self.left, self.size = stream, short(member), size, size
 
     def read(self) -> bytes:
         assert self.left == self.size, "a member is read once, before the next one is asked for"

@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import re
 import signal
 import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tiny_dino import save_tiny
@@ -19,6 +22,7 @@ from pipeline.engine import InProcess, LocalEngine
 from pipeline.images import MAX_BYTES
 from pipeline.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
 from pipeline.rows import Limits
+from pipeline.source import Source
 from storage.detections import SCHEMA, read_detections, read_failures
 from storage.manifest import Manifest
 from storage.store import Store
@@ -284,6 +288,82 @@ def test_past_the_error_budget_the_shard_is_named_and_nothing_is_visible(tmp_pat
     ):
         mine_shard(mine, home, plan(mine, home).pending[0])
     assert Store(home).list(f"{prefix(mine)}/records") == [] and plan(mine, home).done == []
+
+
+def test_of_an_older_home_only_units_that_are_read_otherwise_are_mined_again(
+    source, home, detector, monkeypatch
+):
+    name, image, _ = next(samples(1, start=20))
+    write_tar(source / "00002.tar", [(name, image, {"captions": ["a red <b>block</b> &amp; a wall"]})])
+    mine = config(source)
+    manifest = Manifest(Store(home), f"{prefix(mine)}/records")
+    for unit in plan(mine, home).pending:
+        record = mine_shard(mine, home, unit)
+        assert record.pop("reading") == 2
+        manifest.forget(unit.name)
+        manifest.commit(unit.name, record)  # as an older Hyco left it
+    before = {path: Store(home).read_bytes(path) for path in Store(home).list(f"{prefix(mine)}/records")}
+    work = plan(mine, home)
+    assert [unit.path for unit in work.done] == ["00000.tar", "00001.tar"]
+    assert [unit.path for unit in work.pending] == ["00002.tar"]
+    for path in Store(home).list(f"{prefix(mine)}/records"):
+        assert Store(home).read_bytes(path) == before[path]
+    record = mine_shard(mine, home, work.pending[0])
+    assert {"a red block & a wall"} == set(rows_of(record, home)["text"].to_pylist())
+    monkeypatch.setattr(Source, "read_otherwise", lambda *_: pytest.fail("a unit was looked at again"))
+    assert plan(mine, home).pending == []
+
+
+def test_rows_that_were_never_downloaded_are_counted_and_no_failures(tmp_path, home, detector):
+    images = [image if n % 2 else None for n, (_, image, _) in enumerate(samples(10))]
+    columns = {
+        "jpg": images,
+        "caption": [f"a red block {n}" for n in range(10)],
+        "status": ["failed_to_download" if image is None else "success" for image in images],
+    }
+    (tmp_path / "s").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "s" / "00000.parquet")
+    mine = config(tmp_path / "s", error_budget=0.0)
+    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    assert (record["images"], record["failed"], record["not_downloaded"]) == (5, 0, 5)
+    found = summary(mine, home)
+    assert (found["failures"], found["not_downloaded"]) == (0, 5)
+    manifest = Manifest(Store(home), f"{prefix(mine)}/records")
+    (name,) = manifest.units()
+    manifest.forget(name)
+    manifest.commit(name, {key: value for key, value in record.items() if key != "not_downloaded"})
+    assert summary(mine, home)["not_downloaded"] == 0, "a record of an older Hyco"
+
+
+@pytest.mark.parametrize(
+    ("limits", "spoil"),
+    [
+        (Limits(max_caption=30), lambda meta, image: ({"captions": [f"a red block {'x' * 40}"]}, image)),
+        (Limits(max_text=100), lambda meta, image: ({**meta, "more": "x" * 200}, image)),
+        (Limits(max_bytes=700), lambda meta, image: (meta, image + bytes(700))),
+        (Limits(max_pixels=16), lambda meta, image: (meta, image)),
+    ],
+)
+def test_the_remedy_named_by_the_error_budget_works(tmp_path, home, detector, limits, spoil):
+    rows = [(name, *reversed(spoil(meta, image))) for name, image, meta in samples(4)]
+    write_tar(tmp_path / "s" / "0.tar", rows)
+    mine = config(tmp_path / "s", limits=limits)
+    with pytest.raises(ValueError, match="4 of 4 samples failed") as told:
+        mine_shard(mine, home, plan(mine, home).pending[0])
+    field, *_ = re.findall(r"--set limits\.(max_\w+)=N", str(told.value))
+    assert "error_budget=" not in str(told.value), "that would mine nothing"
+    raised = override(mine, [f"limits.{field}=10000000"])
+    assert mine_shard(raised, home, plan(raised, home).pending[0])["images"] == 4
+
+
+def test_the_error_budget_that_a_message_names_is_enough(tmp_path, home, detector):
+    spoiled(tmp_path / "s", 3)
+    mine = config(tmp_path / "s", error_budget=0.2)
+    with pytest.raises(ValueError, match="Fix the shard, or raise error_budget") as told:
+        mine_shard(mine, home, plan(mine, home).pending[0])
+    (budget,) = re.findall(r"--set (error_budget=[\d.]+)\)", str(told.value))
+    raised = override(mine, [budget])
+    assert mine_shard(raised, home, plan(raised, home).pending[0])["images"] == 7
 
 
 def test_a_poisoned_shard_is_named_and_the_others_are_mined(source, home, detector):

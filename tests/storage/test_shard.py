@@ -10,7 +10,7 @@ import pytest
 
 from storage.sample import Part, TrainingSample, content_key
 from storage.shard import read_shard, write_shard
-from storage.tar import TornTarError, read_members
+from storage.tar import TornTarError, read_members, write_end, write_member
 
 
 def sample(number: int, parts: int = 2) -> TrainingSample:
@@ -209,3 +209,26 @@ def test_other_writers_are_understood(format: int) -> None:
         "skipped.bin": None,
         "größe.txt": b"z" * 512,
     }
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        "[" * 5000 + "]" * 5000,
+        "[1, 2]",
+        "{",
+        '{"parts": 3}',
+        '{"parts": [{"span": 7, "box": 1}]}',
+        '{"captions": 5}',
+    ],
+)
+def test_a_record_that_cannot_be_read_names_its_sample(meta: str) -> None:
+    file = io.BytesIO()
+    key = "0" * 32
+    members = {"child.jpg": b"x", "child.txt": b"x", "numparents.txt": b"1", "parent000.jpg": b"x"}
+    for suffix, data in {**members, "parent000.txt": b"x", "meta.json": meta.encode()}.items():
+        write_member(file, f"{key}.{suffix}", data)
+    write_end(file)
+    file.seek(0)
+    with pytest.raises(ValueError, match=f"x.tar: sample {key} cannot be read"):
+        list(read_shard(file, "x.tar"))

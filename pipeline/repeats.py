@@ -1,0 +1,87 @@
+"""The same image in several units of a source is packed once: in the first unit, in order, that can use it."""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.choose import ChoiceConfig, choose
+from pipeline.source import Unit
+from storage.detections import read_detections
+from storage.store import Store
+
+_READS = 8
+
+
+def repeats(
+    store: Store,
+    units: Sequence[Unit],
+    records: dict[str, dict[str, Any]],
+    config: ChoiceConfig,
+    partless: bool,
+) -> dict[str, tuple[str, ...]]:
+    """Return by unit name the sorted keys of images that another unit packs; units without any are left out.
+
+    A function of what was mined and of the order of the units, so it does not matter when or where each is packed.
+
+    Args:
+        store: the home.
+        units: of the source, in order.
+        records: mining records by unit name; units without one hold nothing yet.
+        config: the rules by which boxes are chosen.
+        partless: whether an image without parts is packed too.
+    """
+    mined = [(unit.name, records[unit.name]["detections"]["path"]) for unit in units if unit.name in records]
+    with ThreadPoolExecutor(_READS) as pool:
+        hashes = list(pool.map(lambda named: _hashes(store.url, named[1]), mined))
+    together = np.concatenate([np.zeros(0, np.int64), *hashes])
+    values, counts = np.unique(together, return_counts=True)
+    suspects = values[counts > 1]
+    if not len(suspects):
+        return {}
+    holders: dict[
+        str, list[tuple[str, bool]]
+    ] = {}  # key to the units that hold it and whether they can use it
+    for (name, path), own in zip(mined, hashes, strict=True):
+        if np.isin(own, suspects).any():
+            for key, usable in _usable(_table(store, path), set(suspects.tolist()), config, partless).items():
+                holders.setdefault(key, []).append((name, usable))
+    others: dict[str, list[str]] = {}
+    for key, held in holders.items():
+        owner = next((name for name, usable in held if usable), held[0][0])
+        for name, _ in held:
+            if name != owner:
+                others.setdefault(name, []).append(key)
+    return {name: tuple(sorted(keys)) for name, keys in others.items()}
+
+
+def mark(keys: Sequence[str]) -> str:
+    """Name a set of keys for a pack record; "" for none, as in records from before images were packed once."""
+    return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] if keys else ""
+
+
+def _usable(table: pa.Table, suspects: set[int], config: ChoiceConfig, partless: bool) -> dict[str, bool]:
+    keys = [key for key in table["key"].unique().to_pylist() if _hash(key) in suspects]
+    chosen = choose(table.filter(pc.field("key").isin(keys)), config)
+    return {key: partless or bool(parts) for key, parts in chosen.items()}
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _hashes(url: str, path: str) -> np.ndarray:
+    """Eight bytes for each image of a detections file, int64 [N]: twelve million images take 96 MB."""
+    keys = _table(Store(url), path)["key"].unique().to_pylist()
+    return np.array([_hash(key) for key in keys], np.int64)
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _table(store: Store, path: str) -> pa.Table:
+    with store.open(path) as file:
+        return read_detections(file)

@@ -1,0 +1,189 @@
+"""Rows of a webdataset or img2dataset tar, whatever the order of its members, and never across a repeated name.
+
+Members of one row are neighbours in most tars, but need not be. Where a member's name comes again, two archives were
+joined (`tar --concatenate`, shards that both begin at 000000) or a file was appended: from there on a new pass begins,
+and no image is paired with a text of another pass. Where exactly the second archive began cannot be known, so behind
+the member that came again only neighbours are paired; what is left alone is a failure by name.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from pipeline.rows import Limits, Row, RowError, captions_of, failed_download, parse_object
+from storage.sample import short
+from storage.store import Store
+from storage.tar import Member, read_members
+
+IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "img", "image"))
+TEXTS = ("txt", "caption", "text", "cap")
+"""Extensions of plain captions; the first of them that holds any text is used."""
+
+Admit = Callable[[bytes], str]
+"""Checks and keeps an image and returns its key; RowError when it cannot be used."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Members of one name that follow each other: an image's key, and texts by extension, or why there is none."""
+
+    stem: str
+    image: str | RowError | None = None
+    texts: dict[str, bytes | RowError] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def whole(self) -> bool:
+        return self.image is not None and bool(self.texts)
+
+
+def tar_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit) -> Iterator[Row]:
+    """Rows of a tar: NAME.jpg (or .png ...) with NAME.json, NAME.txt (.caption, .text, .cap) or both.
+
+    A name is everything before the last dot, so names may hold dots. `captions` in the json wins over the .txt, and a
+    .txt that holds any text over `caption` in the json. TornTarError for a file that is not a whole tar.
+    """
+    for runs, again in _passes(file, path, limits, admit):
+        whole = {run.stem for run in runs if run.whole}
+        paired = {_first_part(stem) for stem in whole}
+        for run in runs:
+            if run.whole:
+                yield _row(run)
+            elif run.stem in whole or _first_part(run.stem) not in paired:
+                yield _alone(
+                    run, path, again
+                )  # others are NAME.mask.png beside NAME.jpg: a further field of it
+
+
+def repeats_names(members: Iterable[Member]) -> bool:
+    """Say whether any name of a row's member comes again in a tar."""
+    seen: set[tuple[str, str]] = set()
+    for member in members:
+        if name := _name(member):
+            if name in seen:
+                return True
+            seen.add(name)
+    return False
+
+
+def _passes(file: BinaryIO, path: str, limits: Limits, admit: Admit) -> Iterator[tuple[list[_Run], str]]:
+    """Yield the rows of each pass, and the member that came again after or before it ("" where none did)."""
+    runs: list[_Run] = []
+    first: dict[tuple[str, str], int] = {}  # of this pass: member to the number of its run
+    again = ""
+    for member in read_members(file, path):
+        if (name := _name(member)) is None:
+            continue
+        stem, suffix = name
+        begins = not runs or runs[-1].stem != stem
+        if name in first:
+            again = short(member.name)
+            own = [] if begins or suffix in runs[-1].seen else [runs.pop()]  # its neighbours go with it
+            yield _gather(runs, first[name] + 1), again
+            runs, begins = own, not own
+            first = {(stem, suffix): 0 for run in own for suffix in run.seen}
+        if begins:
+            runs.append(_Run(stem))
+        first[name] = len(runs) - 1
+        _take(runs[-1], member, suffix, limits, admit)
+    yield _gather(runs, len(runs)), again
+
+
+def _name(member: Member) -> tuple[str, str] | None:
+    """Stem and extension of a member that may belong to a row; None for others and for another system's notes."""
+    stem, _, suffix = member.name.rpartition(".")
+    suffix = suffix.lower()
+    if stem.rpartition("/")[2].startswith(".") or member.name.rpartition("/")[2].startswith("."):
+        return None  # ".DS_Store", "._NAME.jpg"
+    return (stem, suffix) if suffix in IMAGES or suffix in TEXTS or suffix == "json" else None
+
+
+def _take(run: _Run, member: Member, suffix: str, limits: Limits, admit: Admit) -> None:
+    run.seen.add(suffix)
+    if suffix not in IMAGES:
+        code = "bad_json" if suffix == "json" else "caption_too_long"
+        text = f"{short(member.name)} has {member.size} bytes: more than {limits.max_text} (limits.max_text)"
+        run.texts[suffix] = RowError(code, text) if member.size > limits.max_text else member.read()
+    elif run.image is None:
+        try:
+            if member.size > limits.max_bytes:
+                text = f"image has {member.size} bytes: more than {limits.max_bytes} (limits.max_bytes)"
+                raise RowError("too_many_bytes", text)
+            run.image = admit(member.read())
+        except RowError as error:
+            run.image = error
+
+
+def _gather(runs: list[_Run], certain: int) -> list[_Run]:
+    """Join what belongs together among the first `certain` runs of a pass; the others stand alone.
+
+    A run that is whole by itself is a row, and takes in what else bears its name unless there are two such runs.
+    """
+    with_image = [run.stem for run in runs[:certain] if run.image is not None]
+    by_stem: dict[str, list[_Run]] = {
+        stem: [] for stem in with_image
+    }  # rows come in the order of their images
+    for run in runs[:certain]:
+        by_stem.setdefault(run.stem, []).append(run)
+    joined: list[_Run] = []
+    for stem, same in by_stem.items():
+        if len(same) == 1 or sum(run.whole for run in same) > 1:
+            joined += same
+            continue
+        images = [run.image for run in sorted(same, key=lambda run: not run.whole) if run.image is not None]
+        texts = {suffix: text for run in same for suffix, text in run.texts.items()}
+        joined.append(_Run(stem, images[0] if images else None, texts))
+    return joined + runs[certain:]
+
+
+def _first_part(stem: str) -> str:
+    folder, slash, base = stem.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _alone(run: _Run, path: str, again: str) -> Row:
+    stem = short(run.stem)
+    if run.image is None and "json" in run.texts:
+        try:
+            if lost := failed_download(parse_object(_unwrap(run.texts["json"]))):
+                return Row(run.stem, error=lost)
+        except RowError:
+            pass  # there is no image either way
+    code, absent = ("no_image", "image") if run.image is None else ("no_caption", ".txt, .caption or .json")
+    why = f"; names come again ({again}), and pairs are not made across that: write the archives apart"
+    return Row(
+        run.stem, error=RowError(code, f"{stem} has no {absent} beside it in {path}{why if again else ''}")
+    )
+
+
+def _row(run: _Run) -> Row:
+    try:
+        if isinstance(run.image, RowError):
+            raise run.image
+        assert run.image is not None
+        meta = parse_object(_unwrap(run.texts["json"])) if "json" in run.texts else {}
+        return Row(run.stem, run.image, _captions(run, meta), meta)
+    except RowError as error:
+        return Row(run.stem, error=error)
+
+
+def _captions(run: _Run, meta: dict[str, Any]) -> list[Any]:
+    if isinstance(meta.get("captions"), list) and meta["captions"]:
+        return meta.pop("captions")
+    texts = [_decode(_unwrap(run.texts[suffix])) for suffix in TEXTS if suffix in run.texts]
+    if said := next((text for text in texts if text.strip()), None):
+        return [said]
+    return captions_of(meta) or texts
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RowError("bad_text", f"caption is not UTF-8: {error}") from None
+
+
+def _unwrap(data: bytes | RowError) -> bytes:
+    if isinstance(data, RowError):
+        raise data
+    return data
