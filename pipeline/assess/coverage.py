@@ -55,7 +55,7 @@ class Coverage:
         first = f", the first of them {self.first}" if self.first else ""
         raise ValueError(
             f"{told(self.unit, self.numbers())}{first}: below min_coverage {least:g}, and what is left is another, "
-            "easier set; fetch the rest, or measure what is there: hyco assess --set min_coverage=0"
+            "easier set; fetch the rest, or measure what is there: --set min_coverage=0"
         )
 
 

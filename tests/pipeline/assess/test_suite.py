@@ -524,15 +524,15 @@ def test_a_suite_without_data_is_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "is a model directory, not a run: give --suite and --data, or the directory of its run"),
+        ((), "is a model directory, not a run, and has no val split: give --assess-source"),
         (("--data", "sets"), "--data needs --suite: all, or names of data sets"),
         (
-            ("--suite", "all", "--data", "sets", "--beside", "r"),
-            "measures the suite alone: leave out --beside",
+            ("--suite", "all", "--data", "sets", "--taxonomy", "t.json"),
+            "--taxonomy names the classes of an --assess-source",
         ),
         (
-            ("--suite", "all", "--data", "sets", "--taxonomy", "t.json", "--assess-source", "held"),
-            "measures the suite alone: leave out --taxonomy, --assess-source",
+            ("--suite", "all", "--data", "sets", "--beside", "r"),
+            "has no metrics.json to show beside this run",
         ),
     ],
 )
