@@ -46,7 +46,9 @@ class Coverage:
         """As metrics.json holds them."""
         found = {"used": self.used, "of": self.asked}
         found |= {"missing": self.missing, "unusable": self.unusable}
-        return found | ({"listed": self.listed} if (self.listed or 0) > self.asked else {})
+        if self.listed is not None and self.listed > self.asked:
+            found["listed"] = self.listed
+        return found
 
     def require(self, least: float) -> None:
         """ValueError, naming the counts and the way out, when the fraction is below `least`."""
@@ -81,14 +83,22 @@ def incomplete(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     Metrics written before coverage was recorded have none.
     """
-    held_out = metrics.get("coverage") or {}
-    sections = {"held_out": held_out}
+    sections = {"held_out": metrics.get("coverage") or {}, "mining": _mined(metrics.get("mining"))}
     for name, found in (metrics.get("suite") or {}).items():
         sections[f"suite.{name}"] = found.get("coverage") or {} if isinstance(found, dict) else {}
     for section, units in sections.items():
         gaps = [told(unit, counts) for unit, counts in units.items() if not complete(counts)]
         if gaps:
             yield section, "; ".join(gaps)
+
+
+def _mined(mining: dict[str, Any] | None) -> dict[str, dict[str, int]]:
+    """Of the images whose labels measure recall and precision of mining: those that have detections."""
+    quality = (mining or {}).get("quality") or {}
+    listed, used = (quality.get(name) for name in ("labelled_images", "images"))
+    return (
+        {} if listed is None else {"labelled images": {"used": used, "of": listed, "missing": listed - used}}
+    )
 
 
 def absent(paths: Sequence[Path]) -> list[Path]:

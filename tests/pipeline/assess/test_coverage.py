@@ -298,3 +298,19 @@ def test_a_fraction_is_refused_below_and_not_at_the_limit() -> None:
     Coverage("images", 0).require(1.0)
     with pytest.raises(ValueError, match="18 of 20 images"):
         Coverage("images", 20, 1, 1).require(0.95)
+
+
+def test_labelled_images_that_were_not_mined_are_told() -> None:
+    import pyarrow as pa
+
+    from pipeline.quality import Tally
+    from storage.detections import SCHEMA
+
+    tally = Tally(0.35, 0.6, 0.5)
+    label = {"phrase": "a dog", "box": [0.1, 0.1, 0.5, 0.5]}
+    tally.add(pa.Table.from_pylist([], schema=SCHEMA), {"lost": [label], "unlabelled": None})
+    found = tally.result()
+    assert (found["images"], found["labelled_images"], found["recall"]) == (0, 1, None)
+    words = "0 of 1 labelled images (1 missing)"
+    assert list(incomplete({"mining": {"quality": found}})) == [("mining", words)]
+    assert list(incomplete({"mining": {"quality": {"images": 3}}})) == []
