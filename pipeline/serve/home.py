@@ -168,10 +168,8 @@ class Home:
                 return entry | _broken(folder.name, f"{name}: {_reason(error)}")
             if name == "config.json":
                 entry["version"] = str(held.get("version", ""))
-        try:
-            return entry | {"state": run_state(folder)}
-        except _UNREADABLE as error:
-            return entry | _broken(folder.name, f"train.json: {_reason(error)}")
+        state = run_state(folder)
+        return entry | (_broken(folder.name, state) if state.startswith("unreadable") else {"state": state})
 
     def _samples(self, name: str) -> list[TrainingSample]:
         """The first samples of a version, from all its shards in turn."""

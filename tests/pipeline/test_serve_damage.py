@@ -147,3 +147,20 @@ def test_only_what_never_changes_is_kept_for_a_day(home: Path) -> None:
         assert (picture.status_code, picture.headers["cache-control"]) == (200, kept)
     for path in ("/", f"/versions/{name}", "/lineage.svg", "/runs/first/metrics.json"):
         assert found.get(path).headers["cache-control"] == "no-cache"
+
+
+def test_the_status_of_a_home_goes_on_past_a_torn_record(home: Path) -> None:
+    from pipeline.status import report
+
+    filled(home)
+    (home / "runs/first/metrics.json").unlink()
+    (home / "runs/first/train.json").write_text("{")
+    (home / "fits/torn").mkdir(parents=True)
+    (home / "fits/torn/config.json").write_text("{}")
+    (home / "fits/torn/metrics.json").write_text("{}")
+    lines = list(report(str(home)))
+    assert [line.split()[:4] for line in lines[-3:]] == [
+        ["run", "first", "unreadable", "train.json"],
+        ["run", "second", "training", "not"],
+        ["fit", "torn", "unreadable", "metrics.json"],
+    ]

@@ -12,6 +12,7 @@ from pipeline.assess import AssessConfig
 from pipeline.assess.coverage import Coverage, incomplete
 from pipeline.assess.figures import csv_text
 from pipeline.assess.held_out import of_source
+from pipeline.assess.labelled_sets import class_names
 from pipeline.assess.page import page
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.scenes import Scene
@@ -314,3 +315,22 @@ def test_labelled_images_that_were_not_mined_are_told() -> None:
     words = "0 of 1 labelled images (1 missing)"
     assert list(incomplete({"mining": {"quality": found}})) == [("mining", words)]
     assert list(incomplete({"mining": {"quality": {"images": 3}}})) == []
+
+
+def test_a_class_whose_name_the_list_lacks_is_not_asked_for_by_its_wnid(tmp_path: Path) -> None:
+    """A photo of a n00000042: the class was lost to every model, and nothing said so."""
+    wnids = ["n00000042", "n00000099"]
+    files = {
+        "wnids.txt": "\n".join(wnids),
+        "words.txt": f"{wnids[1]}\tdog\n",
+        "val/val_annotations.txt": "".join(f"{n}.JPEG\t{wnid}\t0\t0\t1\t1\n" for n, wnid in enumerate(wnids)),
+    }
+    test = open_labelled(f"tiny_imagenet:{lay(tmp_path, files)}")
+    assert test.names == ((wnids[0],), ("dog",))
+    assert class_names(test, None) is None
+
+    class Words:
+        def names(self, asked):
+            return [("cat",), ("hound",)]
+
+    assert class_names(test, Words()) == [("cat",), ("dog",)]  # type: ignore[arg-type]
