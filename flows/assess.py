@@ -18,7 +18,7 @@ def assess(
     version: str = "latest",
     assess_source: str | None = None,
     taxonomy: str | None = None,
-    mining: dict[str, Any] | None = None,
+    mining: dict[str, Any] | str | None = None,
     config: AssessConfig | None = None,
 ) -> dict[str, Any]:
     """Zero-shot, retrieval, hierarchy, parts and geometry of a run, each beside its chance level.
@@ -29,7 +29,7 @@ def assess(
         version: the dataset version it was trained on.
         assess_source: held-out captioned images; the version's val split when absent.
         taxonomy: taxonomy.json with the classes.
-        mining: summary of mining for the report.
+        mining: summary of mining for the report, or why there is none.
         config: sizes, seeds, device.
     """
     with slot(gpu_only=True):

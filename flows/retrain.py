@@ -87,11 +87,11 @@ def exam_of(config: RetrainConfig, sight: Sight) -> Exam:
     )
 
 
-def _mining(config: RetrainConfig, home: str, sight: Sight, held: Any) -> dict[str, Any] | None:
-    """The mining section of the report; None where the held-out source is not mined."""
+def _mining(config: RetrainConfig, home: str, sight: Sight, held: Any) -> dict[str, Any] | str:
+    """The mining section of the report; the reason where the held-out source is not mined or has gone."""
     version = Versions(Store(home)).load(sight.version)
     try:
         return journeys.mining_report(config.journey.mine, config.journey.pack, home, version, held)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         get_run_logger().warning("mining is left out of the report: %s", error)
-        return None
+        return f"mining is left out of the report: {error}"

@@ -269,7 +269,8 @@ def phrase_quality(
         most: look at so many units only, the first; at all when None.
 
     Returns:
-        recall, precision (None without labels or boxes), labelled, boxes, right, images.
+        recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
+        `images` have detections.
     """
     from pipeline.quality import Tally
 

@@ -18,13 +18,19 @@ class Tally:
         self.rules = ChoiceConfig(
             threshold=threshold, nms_iou=nms_iou, nms_all_iou=None, min_area_px=None, max_parts=999
         )
-        self.images = self.labelled = self.boxes = self.right = 0
+        self.images = self.labelled_images = self.labelled = self.boxes = self.right = 0
 
     def add(self, table: pa.Table, labels: dict[str, list[dict[str, Any]] | None]) -> None:
-        """Count one unit: its detections, and image key -> `pipeline.rows.objects_of` (those of None are left out)."""
+        """Count one unit: its detections, and image key -> `pipeline.rows.objects_of` (those of None are left out).
+
+        A labelled image that mining could not use has no detections: it is counted in labelled_images alone.
+        """
         chosen = choose(table, self.rules)
         for key, objects in labels.items():
-            if objects is None or key not in chosen:
+            if objects is None:
+                continue
+            self.labelled_images += 1
+            if key not in chosen:
                 continue
             truth: dict[str, set[tuple[float, ...]]] = defaultdict(set)
             for item in objects:
@@ -50,6 +56,7 @@ class Tally:
             "boxes": self.boxes,
             "right": self.right,
             "images": self.images,
+            "labelled_images": self.labelled_images,
         }
 
     def _matches(self, found: Iterable[Choice], truth: set[tuple[float, ...]]) -> int:

@@ -51,13 +51,19 @@ def run_state(folder: Path) -> str:
     if (folder / "metrics.json").is_file():
         return f"assessed, report in {folder / 'report.html'}"
     if (folder / "train.json").is_file():
-        found = json.loads((folder / "train.json").read_text())
-        return f"trained, loss {found['loss_first']:.3f} to {found['loss_last']:.3f}, not assessed"
+        try:
+            found = json.loads((folder / "train.json").read_text())
+            return f"trained, loss {found['loss_first']:.3f} to {found['loss_last']:.3f}, not assessed"
+        except (ValueError, KeyError, TypeError) as error:
+            return f"unreadable train.json ({error!r}): train the run again"
     return "training not finished"
 
 
 def _fit_state(folder: Path) -> str:
     if (folder / "metrics.json").is_file():
-        found = json.loads((folder / "metrics.json").read_text())["classification"]
-        return f"trained, accuracy {found['accuracy']:.1%} on {found['images']:,} test images"
+        try:
+            found = json.loads((folder / "metrics.json").read_text())["classification"]
+            return f"trained, accuracy {found['accuracy']:.1%} on {found['images']:,} test images"
+        except (ValueError, KeyError, TypeError) as error:
+            return f"unreadable metrics.json ({error!r}): evaluate it again"
     return "trained, not measured" if (folder / "train.json").is_file() else "training not finished"

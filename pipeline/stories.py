@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.assess.page import gaps
 from pipeline.assess.table import rows as metric_rows
 from pipeline.markdown import bars, number, plain, serve_url, served, table
 from pipeline.mine import MineConfig, phrase_quality, prefix
@@ -155,6 +156,7 @@ def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Row |
     if champion is not None:
         text = f"The champion {champion.model} is shown as it was measured when it was promoted"
         lines += [f"{text}; the decision, where one follows, compares both on the same questions.", ""]
+    lines += [f"- {plain(name)}: not complete, {plain(words)}" for name, words in gaps(metrics)]
     lines += [f"- {plain(name)}: not measured, {plain(why)}" for name, why in metrics["skipped"].items()]
     return "\n".join(lines + served(home))
 

@@ -94,6 +94,17 @@ class Registry:
         """Return the whole log, oldest first; ValueError when a file of it is not a row."""
         return [self._read(path) for path in self.store.list(LOG) if path.endswith(".parquet")]
 
+    def readable(self) -> tuple[list[Row], dict[str, str]]:
+        """Return the rows that can be read, oldest first, and the reason for each path of the log that cannot."""
+        rows, unreadable = [], {}
+        for path in self.store.list(LOG):
+            if path.endswith(".parquet"):
+                try:
+                    rows.append(self._read(path))
+                except (ValueError, TypeError, OSError) as error:
+                    unreadable[path] = " ".join(str(error).split())
+        return rows, unreadable
+
     def table(self) -> pa.Table:
         """Return the log as a table."""
         return pa.Table.from_pylist([dataclasses.asdict(row) for row in self.rows()], schema=SCHEMA)

@@ -136,7 +136,7 @@ class Versions:
         path = f"{FOLDER}/{found[0]}.json"
         try:
             return _version(json.loads(self.store.read_bytes(path)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             where = f"{self.store.url}/{path}"
             raise ValueError(f"{where} is not a dataset version ({error}): pack again") from None
 

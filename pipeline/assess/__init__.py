@@ -5,45 +5,29 @@ one can be drawn; what cannot be measured is null, with the reason under "skippe
 """
 
 import json
-import math
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline.assess import exhibits, pictures, report, sections
+from pipeline.assess import exhibits, report, sections
 from pipeline.assess.beside import read_beside, summary
+from pipeline.assess.captioned import MEASURED, measure_captioned
 from pipeline.assess.config import AssessConfig
-from pipeline.assess.embedded import embed, work
 from pipeline.assess.held_out import held_out, training_samples
-from pipeline.assess.outcome import Bootstrap
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.provenance import lineage, provenance
-from pipeline.assess.scenes import limit_regions
-from pipeline.assess.suite_report import add_suite, assess_model, write_numbers
+from pipeline.assess.suite_report import add_suite, assess_model, finite, write_numbers
 from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
-from pipeline.progress import Listener, Progress
+from pipeline.progress import Listener
 from pipeline.steplog import read_log
 from storage.store import Store
 from storage.versions import Versions
 
 __all__ = ["SECTIONS", "AssessConfig", "assess", "assess_model"]
 
-SECTIONS = (
-    "mining",
-    "train",
-    "zero_shot",
-    "retrieval",
-    "hierarchy",
-    "parts",
-    "boxes",
-    "compositional",
-    "traversal",
-    "geometry",
-)
+SECTIONS = ("mining", "train", *MEASURED)
 
 
 def assess(
@@ -52,7 +36,7 @@ def assess(
     version: str = "latest",
     assess_source: str | None = None,
     taxonomy: str | Path | None = None,
-    mining: dict[str, Any] | None = None,
+    mining: dict[str, Any] | str | None = None,
     *,
     config: AssessConfig | None = None,
     listener: Listener | None = None,
@@ -68,7 +52,7 @@ def assess(
         assess_source: held-out captioned images, with "objects" and "labels" in their json for the parts and
             the class names. Without it the val split of the version is taken.
         taxonomy: taxonomy.json with the classes.
-        mining: summary of mining, copied into the metrics.
+        mining: summary of mining, copied into the metrics; or why there is none.
         config: see AssessConfig.
         listener: gets the state of pipeline.progress.Progress every few seconds.
         suite: published data sets to measure on as well: "all", or names of pipeline/assess/suite.py.
@@ -87,11 +71,7 @@ def assess(
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}
     others = read_beside(config.beside)
-    scenes = limit_regions(
-        list(held_out(store, dataset, assess_source, config.max_images)), config.max_parts, config.seed
-    )
-    boot = Bootstrap(config.draws, seed=config.seed)
-
+    found = held_out(store, dataset, assess_source, config.max_images)
     metrics: dict[str, Any] = {"run": run_dir.name, **dict.fromkeys(SECTIONS), "intervals": {}, "skipped": {}}
     if suite:
         add_suite(metrics, embedder, suite, data, config, listener)
@@ -99,29 +79,10 @@ def assess(
     sections.keep(
         metrics, "train", _json(run_dir / "train.json") or "the run has no train.json: training has not ended"
     )
-    shown: dict[str, Any] = {}
-    if len(scenes) < 2:
-        reason = (
-            f"{len(scenes)} held-out images: give assess_source, or pack with a holdout so that the version "
-            "has a val split"
-        )
-        for section in SECTIONS[2:]:
-            sections.keep(metrics, section, reason)
-    else:
-        with Progress(work(scenes), "assess", "items", listener) as progress, torch.inference_mode():
-            embedded = embed(embedder, scenes, progress.advance)
-            measured = sections.measure(metrics, embedder, embedded, tree, run, boot, config)
-            shown = pictures.draw(embedder, embedded, tree, measured, config)
-        metrics["assessed"] = {
-            "source": assess_source or f"val split of {dataset.name}",
-            "images": len(embedded.scenes),
-            "captions": len(embedded.captions.text),
-            "parts": len(embedded.crops),
-            "undecodable": embedded.undecodable,
-        }
+    shown = measure_captioned(metrics, embedder, found, tree, run, config, listener)
     metrics |= provenance(run, dataset)
     metrics["seconds"] = round(time.monotonic() - began, 2)
-    metrics = _finite(metrics)
+    metrics = finite(metrics)
     if others:
         metrics["beside"] = [summary(metrics, run_dir), *others]
     write_numbers(run_dir, metrics)
@@ -148,12 +109,3 @@ def _json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): train the run again") from None
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,7 +44,12 @@ def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
         "seconds": train.get("seconds"),
         "source": (metrics.get("assessed") or {}).get("source"),
         "numbers": {
-            f.name: {"value": f.value, "interval": None if f.low is None else [f.low, f.high]}
+            f.name: {
+                "value": f.value,
+                "interval": None if f.low is None else [f.low, f.high],
+                "n": f.n,
+                "gallery": f.gallery,
+            }
             for f in figures(metrics)
         },
     }
@@ -53,7 +58,9 @@ def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
 def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     """Note, columns and rows for the template; None where no run was asked for.
 
-    Rows are the numbers that this run and at least one other have. The best value of a row is marked.
+    Rows are the numbers that this run and at least one other have; how many others have no row is said. The best
+    value of a row is marked, but not where the runs were asked about different numbers of images: those of fewer are
+    easier.
     """
     others = metrics.get("beside")
     if not others:
@@ -75,9 +82,14 @@ def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
         values = [run.get(key) for run in runs]
         facts.append({"name": label, "cells": ["" if v is None else told(v) for v in values]})
     sources = {run["source"] for run in runs}
-    note = "the best of a row in bold; " + (
-        f"all on {own['source']}" if len(sources) == 1 else "NOT on the same held-out images"
-    )
+    notes = ["the best of a row in bold"]
+    if any(sources):
+        notes.append(f"all on {own['source']}" if len(sources) == 1 else "NOT on the same held-out images")
+    if any(row["unequal"] for row in rows):
+        notes.append("rows with n were asked about different numbers of images: none is best")
+    if alone := len(set().union(*(run["numbers"] for run in runs))) - len(rows):
+        notes.append(f"{alone} numbers that only one side has are left out")
+    note = "; ".join(notes)
     return {"note": note, "columns": [run["run"] for run in runs], "facts": facts, "rows": rows}
 
 
@@ -86,13 +98,23 @@ def _row(name: str, cells: list[dict[str, Any] | None]) -> dict[str, Any]:
     low = last in LOWER_IS_BETTER
     told = number if low or last in COUNTS else share
     values = [cell["value"] for cell in cells if cell]
-    best = min(values) if low else max(values)
+    unequal = any(_differ([cell.get(size) for cell in cells if cell]) for size in ("n", "gallery"))
+    best = None if unequal else min(values) if low else max(values)
     shown = []
     for cell in cells:
         if cell is None:
             shown.append({"value": "", "interval": "", "best": False})
             continue
         interval = " to ".join(map(told, cell["interval"] or ()))
+        if unequal and cell.get("n"):
+            interval += f" n = {cell['n']:,}" + (
+                f", among {cell['gallery']:,}" if cell.get("gallery") else ""
+            )
         shown.append({"value": told(cell["value"]), "interval": interval, "best": cell["value"] == best})
     note = ", ".join([word(last), *(["lower is better"] if low else [])])
-    return {"name": ", ".join(map(word, path)), "note": note, "cells": shown}
+    return {"name": ", ".join(map(word, path)), "note": note, "cells": shown, "unequal": unequal}
+
+
+def _differ(sizes: Sequence[int | None]) -> bool:
+    """Whether the known ones differ; metrics of before did not tell their gallery."""
+    return len({size for size in sizes if size is not None}) > 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from pipeline.assess.coverage import Coverage, as_numbers
 from pipeline.assess.files import embed_files, read_json
 from pipeline.assess.outcome import Outcome
 from pipeline.assess.retrieval import Pairing, both_ways
@@ -29,10 +30,11 @@ FLICKR_FOLDERS = (
 
 @dataclass(frozen=True, slots=True)
 class CaptionSet:
-    """A split: files of images and the captions of each."""
+    """A split: files of images and the captions of each; `uncaptioned` images are left out."""
 
     images: tuple[Path, ...]
     captions: tuple[tuple[str, ...], ...]
+    uncaptioned: int = 0
 
 
 def read_coco(folder: Path, split: str = "val2017") -> CaptionSet:
@@ -48,25 +50,33 @@ def read_coco(folder: Path, split: str = "val2017") -> CaptionSet:
         names = {item["id"]: item["file_name"] for item in content["images"]}
         captions: dict[int, list[str]] = {}
         for item in content["annotations"]:
-            captions.setdefault(item["image_id"], []).append(str(item["caption"]))
+            captions.setdefault(item["image_id"], []).append(_text(item["caption"]))
         files = tuple(folder / split / names[image] for image in captions)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not COCO's captions ({error!r}): images, annotations") from None
-    return CaptionSet(files, tuple(map(tuple, captions.values())))
+    return CaptionSet(files, tuple(map(tuple, captions.values())), len(names) - len(captions))
 
 
 def read_karpathy(path: Path, photographs: Path, split: str = "test") -> CaptionSet:
     """Karpathy's dataset_NAME.json: {"images": [{"filename", "split", "sentences": [{"raw"}]}]}."""
     content = read_json(path)
     try:
-        chosen = [item for item in content["images"] if item["split"] == split]
+        listed = [item for item in content["images"] if item["split"] == split]
+        chosen = [item for item in listed if item["sentences"]]
         files = tuple(photographs / item.get("filepath", "") / item["filename"] for item in chosen)
-        captions = tuple(tuple(str(s["raw"]) for s in item["sentences"]) for item in chosen)
+        captions = tuple(tuple(_text(s["raw"]) for s in item["sentences"]) for item in chosen)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not one of Karpathy's splits ({error!r})") from None
     if not files:
         raise ValueError(f"{path} has no images in its {split} split")
-    return CaptionSet(files, captions)
+    return CaptionSet(files, captions, len(listed) - len(chosen))
+
+
+def _text(caption: object) -> str:
+    """A caption that is text: str() would make the word None of one that is null."""
+    if not isinstance(caption, str):
+        raise TypeError(f"the caption {caption!r} is no text")
+    return caption
 
 
 def read_tokens(tokens: Path, names: Path, photographs: Path) -> CaptionSet:
@@ -112,21 +122,29 @@ def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Set
         found = read(folder)
         asked = setting.choose(len(found.images))
         setting.progress.expect(len(asked))
-        points, kept = embed_files(embedder, [found.images[i] for i in asked], setting.progress)
-        return retrieval(embedder, points, [found.captions[i] for i in asked[kept]], len(asked), setting)
+        captioned = Coverage("captioned images", len(found.images) + found.uncaptioned, found.uncaptioned)
+        captioned.require(setting.least)
+        files = [found.images[i] for i in asked]
+        points, kept, images = embed_files(
+            embedder, files, setting.progress, setting.least, len(found.images)
+        )
+        outcome = retrieval(embedder, points, [found.captions[i] for i in asked[kept]], setting)
+        units = (images, captioned) if found.uncaptioned else (images,)
+        outcome.numbers["coverage"] = as_numbers(units)
+        return outcome
 
     return evaluate
 
 
 def retrieval(
-    embedder: Embedder, points: Tensor, captions: list[tuple[str, ...]], asked: int, setting: Setting
+    embedder: Embedder, points: Tensor, captions: list[tuple[str, ...]], setting: Setting
 ) -> Outcome:
     """Both ways over images [N, D] and the captions of each; scores are held a block of queries at a time."""
     pairing = Pairing.of(captions)
     texts = embedder.encode_text(pairing.texts)
     found = both_ways(embedder.score, points, texts, pairing, setting.boot)
     chance = found.numbers.pop("chance")
-    size = {"n": len(points), "captions": len(pairing.text), "undecodable": asked - len(points)}
+    size = {"n": len(points), "captions": len(pairing.text)}
     return Outcome(
         {way: {**values, "chance": chance[way], **size} for way, values in found.numbers.items()},
         found.intervals,

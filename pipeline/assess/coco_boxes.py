@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.assess.boxes import measure_boxes
 from pipeline.assess.caption_sets import COCO_FOLDERS, folder_with
-from pipeline.assess.files import ahead, load_image, read_json
+from pipeline.assess.coverage import as_numbers
+from pipeline.assess.files import ahead, decoded, files_there, load_image, read_json
 from pipeline.assess.outcome import Outcome
 from pipeline.assess.suite import Evaluation, Setting
 from pipeline.assess.zero_shot import vectors_of
@@ -21,11 +22,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class BoxSet:
-    """Images with their boxes (x0, y0, x1, y1 as shares) and the class of each; names of the classes."""
+    """Images with their boxes (x0, y0, x1, y1 as shares) and the class of each; names of the classes.
+
+    `left_out` counts what is no box to ask about: crowds, and those without area.
+    """
 
     images: tuple[Path, ...]
     boxes: tuple[tuple[tuple[Box, int], ...], ...]
     classes: tuple[str, ...]
+    left_out: int = 0
 
 
 def read_instances(folder: Path, split: str = "val2017") -> BoxSet:
@@ -43,18 +48,19 @@ def read_instances(folder: Path, split: str = "val2017") -> BoxSet:
         classes = tuple(str(item["name"]) for item in content["categories"])
         images = {item["id"]: item for item in content["images"]}
         found: dict[int, list[tuple[Box, int]]] = {}
+        left_out = 0
         for item in content["annotations"]:
-            if item.get("iscrowd"):
-                continue
-            box = _shares(item["bbox"], images[item["image_id"]])
+            box = None if item.get("iscrowd") else _shares(item["bbox"], images[item["image_id"]])
             if box:
                 found.setdefault(item["image_id"], []).append((box, label[item["category_id"]]))
+            else:
+                left_out += 1
         files = tuple(folder / split / images[image]["file_name"] for image in found)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not in COCO's format ({error!r}): images, annotations, categories"
         ) from None
-    return BoxSet(files, tuple(map(tuple, found.values())), classes)
+    return BoxSet(files, tuple(map(tuple, found.values())), classes, left_out)
 
 
 def _shares(bbox: list[float], image: dict) -> Box | None:
@@ -72,6 +78,7 @@ def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | st
     if not len(asked):
         return f"no boxes in {folder}"
     setting.progress.expect(len(asked))
+    there = files_there([found.images[i] for i in asked], setting.least, len(found.images))
     truth: list[int] = []
     owner: list[int] = []
 
@@ -97,8 +104,8 @@ def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | st
     outcome = measure_boxes(
         embedder.score, points, vectors, np.array(truth), np.array(owner), scale, setting.boot
     )
-    for block in outcome.numbers.values():
-        block["undecodable"] = len(asked) - len(set(owner))
+    outcome.numbers["coverage"] = as_numbers([decoded(there, len(set(owner)), setting.least)])
+    outcome.numbers["left_out"] = found.left_out
     return outcome
 
 

@@ -4,6 +4,7 @@ The demo's held-out scenes carry foils of their own (scenes.Scene.foils); SugarC
 VL-CheckList (Zhao et al. 2022) are read from the files they are published in.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.assess.caption_sets import COCO_FOLDERS, folder_with
+from pipeline.assess.coverage import Coverage, as_numbers
 from pipeline.assess.files import embed_files, read_json
 from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.retrieval import Score
@@ -30,17 +32,23 @@ SUGARCREPE = (
     "swap_att",
     "swap_obj",
 )
+CHECKLIST = ("attribute", "object", "relation")
 CHUNK = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Foils:
-    """N questions: an image, its true caption, a foil of it, and what kind of foil."""
+    """N questions: an image, its true caption, a foil of it, and what kind of foil.
+
+    `parts` are the lists that the set is published as, `lost` those of them that are not there.
+    """
 
     kinds: tuple[str, ...]
     images: tuple[Path, ...]
     captions: tuple[str, ...]
     foils: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 def prefers(
@@ -84,14 +92,15 @@ def _block(accuracy: float, images: Int[np.ndarray, " N"]) -> dict[str, Any]:
 def read_sugarcrepe(folder: Path, photographs: Path) -> Foils:
     """The seven files KIND.json, {"0": {"filename", "caption", "negative_caption"}}, in FOLDER or FOLDER/data.
 
-    Kinds without a file are left out; FileNotFoundError when there is none, ValueError for another format.
+    Kinds without a file are `lost`; FileNotFoundError when there is none, ValueError for another format.
     """
-    rows = []
+    rows, lost = [], []
     for kind in SUGARCREPE:
         path = next(
             (p for p in (folder / f"{kind}.json", folder / "data" / f"{kind}.json") if p.is_file()), None
         )
         if path is None:
+            lost.append(kind)
             continue
         content = read_json(path)
         try:
@@ -104,7 +113,7 @@ def read_sugarcrepe(folder: Path, photographs: Path) -> Foils:
             raise ValueError(f"{path} is not one of SugarCrepe's files ({error!r})") from None
     if not rows:
         raise FileNotFoundError(f"{folder} has none of {', '.join(f'{kind}.json' for kind in SUGARCREPE)}")
-    return Foils(*zip(*rows, strict=True))
+    return Foils(*zip(*rows, strict=True), parts=SUGARCREPE, lost=tuple(lost))
 
 
 def read_checklist(folder: Path) -> Foils:
@@ -112,7 +121,7 @@ def read_checklist(folder: Path) -> Foils:
 
     The first of POS is asked against the first of NEG, as its own code does. Images lie in FOLDER/vg (also
     those of VAW), FOLDER/swig and FOLDER/hake. Kinds are attribute_color, object_size, relation_spatial ...:
-    the corpora of a kind are counted together.
+    the corpora of a kind are counted together. Of the three folders those without a file are `lost`.
     """
     rows = []
     for path in sorted((folder / "data").glob("**/*.json")):
@@ -127,7 +136,9 @@ def read_checklist(folder: Path) -> Foils:
     if not rows:
         raise FileNotFoundError(f"{folder} has no data/**.json")
     rows.sort(key=lambda row: row[0])
-    return Foils(*zip(*rows, strict=True))
+    there = {row[0].partition("_")[0] for row in rows}
+    lost = tuple(part for part in CHECKLIST if part not in there)
+    return Foils(*zip(*rows, strict=True), parts=CHECKLIST, lost=lost)
 
 
 def _list(path: Path, content: Any) -> list[Any]:
@@ -144,13 +155,23 @@ def _kind(place: Path) -> str:
 
 
 def measure(embedder: Embedder, asked: Foils, setting: Setting) -> Outcome:
-    """A block for each kind and "mean" of the kinds; every image and every text is embedded once."""
-    chosen = setting.choose(len(asked.images))
+    """A block for each kind and "mean" of the kinds; every image and every text is embedded once.
+
+    ValueError when too few of the set's lists, of its images or of the pairs of a kind are there.
+    """
+    kinds = Coverage("kinds", len(asked.parts), len(asked.lost), first=", ".join(asked.lost))
+    kinds.require(setting.least)
+    chosen = drawn = setting.choose(len(asked.images))
     files = list(dict.fromkeys(asked.images[i] for i in chosen))
     setting.progress.expect(len(files))
-    points, kept = embed_files(embedder, files, setting.progress)
+    points, kept, read = embed_files(embedder, files, setting.progress, setting.least)
     place = {files[index]: row for row, index in enumerate(kept)}
     chosen = [i for i in chosen if asked.images[i] in place]
+    wanted, got = (Counter(asked.kinds[i] for i in rows) for rows in (drawn, chosen))
+    for kind, count in wanted.items():
+        Coverage(f"pairs of {kind}", count, count - got[kind]).require(setting.least)
+    for kind in set(asked.kinds) - set(wanted):
+        setting.skipped[kind] = "none of its pairs was drawn: raise suite_images"
     texts = list(dict.fromkeys(text for i in chosen for text in (asked.captions[i], asked.foils[i])))
     number = {text: n for n, text in enumerate(texts)}
     said = embedder.encode_text(texts)
@@ -162,7 +183,8 @@ def measure(embedder: Embedder, asked: Foils, setting: Setting) -> Outcome:
         said[[number[asked.foils[i]] for i in chosen]],
     )
     found = accuracy_by_kind(right, [asked.kinds[i] for i in chosen], image, setting.boot)
-    found.numbers["undecodable"] = len(files) - len(kept)
+    pairs = Coverage("pairs", len(drawn), len(drawn) - len(chosen), listed=len(asked.images))
+    found.numbers["coverage"] = as_numbers((read, pairs, kinds))
     return found
 
 

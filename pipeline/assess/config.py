@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.assess.coverage import MIN_COVERAGE
 from pipeline.config import Config
 
 
@@ -24,12 +25,15 @@ class AssessConfig(Config):
         strips: walks shown in the report, the first of them.
         picture_side: short side of the pictures in the report, in pixels.
         suite_images: at most this many images of each split of a data set of the suite, drawn by seed; 0 takes all.
+        min_coverage: the fraction of what a data set or held-out source lists that must be there and readable; one
+            with less is refused, since what is left of it is another, easier set.
         beside: directories of other assessed runs, shown in the report beside this one.
         probe_heads: heads fitted on the frozen features of labelled sets: softmax, maximum_separation,
             and prototypes on the hyperboloid; () fits none.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device", "beside"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
 
     max_images: int = Field(default=5000, ge=2)
     max_parts: int = Field(default=5000, ge=2)
@@ -44,5 +48,6 @@ class AssessConfig(Config):
     strips: int = Field(default=4, ge=0, le=20)
     picture_side: int = Field(default=224, ge=32, le=640)
     suite_images: int = Field(default=0, ge=0)
+    min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
     beside: tuple[str, ...] = ()
     probe_heads: tuple[Literal["softmax", "maximum_separation", "prototypes"], ...] = ("softmax",)

@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pipeline.assess.coverage import Coverage, absent
 from pipeline.embedder import Embedder, whole
 from pipeline.images import ImageError, decode
 from pipeline.progress import Progress
@@ -42,10 +44,22 @@ def load_image(path: Path) -> np.ndarray | None:
 
 
 def embed_files(
-    embedder: Embedder, paths: Sequence[Path], progress: Progress
-) -> tuple[Float[Tensor, "m D"], Int[np.ndarray, " m"]]:
-    """Points of the whole images that can be decoded, and which they are; FileNotFoundError when none can."""
+    embedder: Embedder,
+    paths: Sequence[Path],
+    progress: Progress,
+    least: float = 0.0,
+    listed: int | None = None,
+) -> tuple[Float[Tensor, "m D"], Int[np.ndarray, " m"], Coverage]:
+    """Points of the whole images that can be decoded, which they are, and how many that is.
+
+    `listed` is the number of images in the set, where `paths` were drawn from it.
+
+    Raises:
+        FileNotFoundError: none can be read.
+        ValueError: the fraction of them that can be is below `least`; missing files are known before any work.
+    """
     kept: list[int] = []
+    lost = files_there(paths, least, listed)
 
     def load(path: Path) -> np.ndarray | None:
         image = load_image(path)
@@ -61,7 +75,24 @@ def embed_files(
     points = embedder.encode_pixels(squares())
     if not kept:
         raise FileNotFoundError(f"none of {len(paths)} images can be read; the first should be {paths[0]}")
-    return points, np.array(kept, np.int64)
+    return points, np.array(kept, np.int64), decoded(lost, len(kept), least)
+
+
+def files_there(paths: Sequence[Path], least: float, listed: int | None = None) -> Coverage:
+    """How many of the files are there; FileNotFoundError for none, ValueError for a fraction below `least`."""
+    lost = absent(paths)
+    if len(lost) == len(paths):
+        raise FileNotFoundError(f"none of {len(paths)} images can be read; the first should be {paths[0]}")
+    found = Coverage("images", len(paths), len(lost), 0, listed, str(lost[0]) if lost else "")
+    found.require(least)
+    return found
+
+
+def decoded(there: Coverage, kept: int, least: float) -> Coverage:
+    """The same when `kept` of the files that are there could be decoded; ValueError below `least`."""
+    found = replace(there, unusable=there.used - kept)
+    found.require(least)
+    return found
 
 
 def read_json(path: Path) -> Any:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pipeline.assess.coverage import Coverage, as_numbers
 from pipeline.assess.hierarchy import tree_metrics
 from pipeline.assess.outcome import Outcome
 from pipeline.assess.probe import probe
@@ -39,6 +40,9 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
     def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
         spec = f"{known.name}:{folder}"
         test = open_labelled(spec, "test")
+        there = published(known, test)
+        for coverage in there:
+            coverage.require(setting.least)
         train = _training_part(spec, test, setting) if known.probe and setting.heads else None
         path = find_wordnet(setting.data) if known.name in ON_WORDNET else None
         wordnet = WordNet(path) if path else None
@@ -47,29 +51,43 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
             return f"nothing tells the names of its classes: {NO_WORDNET}, or LOC_synset_mapping.txt beside the images"
         asked, taught = setting.choose(len(test)), setting.choose(len(train or ()))
         setting.progress.expect(len(asked) + len(taught))
-        seen = embed(embedder, test, asked, setting.progress)
+        seen = embed(embedder, test, asked, setting.progress, setting.least)
         truth = test.labels[seen.kept]
         vectors = vectors_of(embedder, names, known.prompts)
         rank, answer = rank_and_answer(embedder.score, seen.points, vectors, truth)
         found = {"zero_shot": set_accuracy(rank, truth, len(test.classes), setting.boot)}
-        found["zero_shot"].numbers["undecodable"] = len(asked) - len(seen.kept)
         if wordnet:
             found["hierarchy"] = _on_the_tree(wordnet, test.classes, answer, truth, setting)
         elif known.name in ON_WORDNET:
             setting.skipped["hierarchy"] = NO_WORDNET
         if train is not None:
             try:
-                learnt = embed(embedder, train, taught, setting.progress)
+                learnt = embed(embedder, train, taught, setting.progress, setting.least)
                 labels = train.labels[learnt.kept], truth
                 found |= _probes(embedder, learnt, seen, labels, len(test.classes), setting)
+                there.append(replace(learnt.read, unit="training images"))
             except ValueError as error:  # too few images of it can be decoded
                 setting.skipped["probe"] = str(error)
         return Outcome(
-            {block: outcome.numbers for block, outcome in found.items()},
+            {block: outcome.numbers for block, outcome in found.items()}
+            | {"coverage": as_numbers([seen.read, *there])},
             {f"{block}.{key}": span for block, o in found.items() for key, span in o.intervals.items()},
         )
 
     return evaluate
+
+
+def published(known: Card, test: LabelledSet) -> list[Coverage]:
+    """How much of the set as it is published lies there: its test images, where their number is known, its classes.
+
+    A folder of class folders lists nothing: what is not there is missed by its card (sets/NAME.toml) alone. A class
+    without a test image is missing too.
+    """
+    seen, classes = len(np.unique(test.labels)), max(known.classes, len(test.classes))
+    found = [Coverage("classes", classes, max(classes - seen, 0))]
+    if known.test:
+        found.append(Coverage("published images", known.test, max(known.test - len(test), 0)))
+    return found
 
 
 def _training_part(spec: str, test: LabelledSet, setting: Setting) -> LabelledSet | None:
@@ -89,11 +107,16 @@ def _training_part(spec: str, test: LabelledSet, setting: Setting) -> LabelledSe
 def class_names(test: LabelledSet, wordnet: WordNet | None) -> Sequence[Sequence[str]] | None:
     """Readable names of the classes: the set's own.
 
-    WordNet's where the set tells nothing but wnids (None without WordNet), or where classes share all their names.
+    WordNet's where the set tells nothing but the wnid of a class (None without WordNet: a model knows no wnids), or
+    where classes share all their names.
     """
     wnids = all(map(is_wnid, test.classes))
-    if wnids and all(own == (label,) for own, label in zip(test.names, test.classes, strict=True)):
-        return wordnet.names(test.classes) if wordnet else None
+    bare = [own == (label,) for own, label in zip(test.names, test.classes, strict=True)]
+    if wnids and any(bare):
+        if wordnet is None:
+            return None
+        told = wordnet.names(test.classes)
+        return [w if b else own for w, b, own in zip(told, bare, test.names, strict=True)]
     if not wordnet or not wnids:
         return test.names
     often = Counter(name for own in test.names for name in set(own))
@@ -110,7 +133,9 @@ def _on_the_tree(
     truth: Int[np.ndarray, " m"],
     setting: Setting,
 ) -> Outcome:
-    tree = Taxonomy.build(wordnet.tree(classes))  # its leaves are the classes, in their order
+    tree = Taxonomy.build(wordnet.tree(classes))
+    if tree.leaf_ids() != tuple(classes):
+        raise ValueError(f"a class is listed twice among the {len(classes)}: labels would mean other leaves")
     found = tree_metrics(answer, truth, tree, setting.boot)
     found.numbers.update(n=found.numbers.pop("images"), nodes=len(tree.ids))
     return found
@@ -118,17 +143,26 @@ def _on_the_tree(
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Images as a model sees them: points of its space, features of its tower, and which images they are of."""
+    """Images as a model sees them: points of its space, features of its tower, which images they are, how many."""
 
     points: Float[Tensor, "m D"]
     features: Float[Tensor, "m W"]
     kept: Int[np.ndarray, " m"]
+    read: Coverage
 
 
 def embed(
-    embedder: Embedder, images: LabelledSet, asked: Int[np.ndarray, " n"], progress: Progress
+    embedder: Embedder,
+    images: LabelledSet,
+    asked: Int[np.ndarray, " n"],
+    progress: Progress,
+    least: float = 0.0,
 ) -> Embedded:
-    """One pass over the images asked about; those that cannot be decoded are left out."""
+    """One pass over the images asked about; those that are missing or cannot be decoded are counted.
+
+    ValueError for fewer than two, or a fraction below `least`.
+    """
+    missing: list[str] = []
     kept: list[int] = []
     points: list[Tensor] = []
     features: list[Tensor] = []
@@ -139,7 +173,8 @@ def embed(
     hook = embedder.model.visual.register_forward_hook(keep)
     try:
         for indices, squares in _read(images, asked, embedder.size, embedder.batch_size):
-            pairs = [(i, s) for i, s in zip(indices, squares, strict=True) if s is not None]
+            pairs = [(i, s) for i, s in zip(indices, squares, strict=True) if isinstance(s, np.ndarray)]
+            missing += [str(error) for error in squares if isinstance(error, OSError)]
             points.append(embedder.encode_pixels(square for _, square in pairs))
             kept += [index for index, _ in pairs]
             progress.advance(len(indices))
@@ -149,7 +184,10 @@ def embed(
         raise ValueError(
             f"{images.name}: {len(kept)} of {len(asked)} images can be decoded: too few to measure"
         )
-    return Embedded(torch.cat(points), torch.cat(features), np.array(kept, np.int64))
+    unusable, first = len(asked) - len(kept) - len(missing), missing[0] if missing else ""
+    read = Coverage("images", len(asked), len(missing), unusable, len(images), first)
+    read.require(least)
+    return Embedded(torch.cat(points), torch.cat(features), np.array(kept, np.int64), read)
 
 
 def _probes(
@@ -178,17 +216,17 @@ def _probes(
 
 def _read(
     images: LabelledSet, asked: Int[np.ndarray, " n"], size: int, batch: int
-) -> Iterator[tuple[list[int], list[np.ndarray | None]]]:
+) -> Iterator[tuple[list[int], list[np.ndarray | Exception]]]:
     """Batches of indices and squares of the model's size; the next is read while one is worked on."""
 
-    def load(index: int) -> np.ndarray | None:
+    def load(index: int) -> np.ndarray | Exception:
         try:
             return whole(images.image(index), size)
-        except ValueError:  # a picture that cannot be decoded is counted by the caller
-            return None
+        except (ValueError, OSError) as error:  # not to be decoded, or not there: the caller counts them
+            return error
 
     with ThreadPoolExecutor(READERS) as pool:
-        waiting: tuple[list[int], list[Future[np.ndarray | None]]] | None = None
+        waiting: tuple[list[int], list[Future[np.ndarray | Exception]]] | None = None
         for indices in [*batched((int(i) for i in asked), batch), []]:
             coming = (indices, [pool.submit(load, index) for index in indices])
             if waiting:
@@ -197,7 +235,7 @@ def _read(
 
 
 def mean_of_paper_sets(found: dict[str, Any]) -> Outcome | None:
-    """Mean of the zero-shot mean_per_class over those of the paper's sixteen sets that were measured.
+    """Mean of the zero-shot mean_per_class over those of the paper's sixteen sets that were measured: n of 16.
 
     `found` is what `run_suite` returns. Its interval is that of a sum of independent estimates, from their own
     intervals (MOVER, Zou and Donner 2008). None for fewer than two sets.
@@ -211,9 +249,11 @@ def mean_of_paper_sets(found: dict[str, Any]) -> Outcome | None:
     low, high = (np.sqrt(np.square(values - edge).sum()) / len(names) for edge in np.array(spans).T)
     mean = float(values.mean())
     chance = float(np.mean([block["chance"]["mean_per_class"] for block in blocks]))
+    known = sum(known.paper for known in cards())
+    sets = Coverage("sets of the paper", known, known - len(names))
     numbers = {"mean_per_class": mean, "chance": {"mean_per_class": chance}, "n": len(names)}
     span = (mean - float(low), mean + float(high))
-    return Outcome({"zero_shot": numbers}, {"zero_shot.mean_per_class": span})
+    return Outcome({"zero_shot": numbers, "coverage": as_numbers([sets])}, {"zero_shot.mean_per_class": span})
 
 
 EVALUATIONS = {

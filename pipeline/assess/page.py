@@ -6,10 +6,11 @@ from typing import Any
 
 from pipeline.assess.beside import beside_table
 from pipeline.assess.charts import PER_CENT, interval_bar, number, plain_share, share
+from pipeline.assess.coverage import incomplete
 from pipeline.assess.curves import curves
 from pipeline.assess.panels import Exhibits, plane_panel, space_panel, tree_panel, walks_panel
 from pipeline.assess.suite_table import data_sets, suite_name
-from pipeline.assess.tables import span_text, tables, times
+from pipeline.assess.tables import gallery, span_text, tables, times
 
 SECTIONS = {
     "zero_shot": "Zero-shot classification",
@@ -20,6 +21,7 @@ SECTIONS = {
     "compositional": "Compositional test",
     "traversal": "Walks to the root",
     "geometry": "Geometry report",
+    "held_out": "Held-out images",
     "mining": "Mining summary",
     "train": "Training summary",
 }
@@ -37,6 +39,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "neighbours_lead": view.neighbours_lead(),
         "tables": tables(metrics),
         "beside": beside_table(metrics),
+        "incomplete": gaps(metrics),
         "skipped": [(_section(k), v) for k, v in (metrics.get("skipped") or {}).items()],
         "tree": tree_panel(exhibits),
         "walks": walks_panel(exhibits, metrics.get("traversal")),
@@ -65,6 +68,11 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
     return shown | {"sections": [{"id": i, "name": n} for i, n in [*names, ("origin", "Origin")]]}
 
 
+def gaps(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, words) of each set of which only a part was used: ("COCO", "43 of 283 images (240 missing)")."""
+    return [(_section(key), words) for key, words in incomplete(metrics)]
+
+
 def _section(key: str) -> str:
     return suite_name(key) if key.startswith("suite.") else SECTIONS.get(key, key)
 
@@ -86,7 +94,8 @@ class _View:
         if found:
             value, chance = found["text_to_image"]["r10"], found["chance"]["text_to_image"]["r10"]
             return (
-                f"Given a caption, it has the picture among its first ten {plain_share(value)} of the time. "
+                f"Given a caption, it has the picture among its first ten of {found['images']:,} "
+                f"{plain_share(value)} of the time. "
                 f"Chance would manage {plain_share(chance)}."
             )
         if self.m.get("suite"):
@@ -132,7 +141,8 @@ class _View:
                     "crop_to_phrase": "Finds the phrase of a cut-out part in five tries",
                 }[way]
                 chance = found["chance"][way][k]
-                cards.append(self._card(name, f"{section}.{way}.{k}", found[way][k], chance))
+                card = self._card(name, f"{section}.{way}.{k}", found[way][k], chance)
+                cards.append(card | {"gallery": gallery(found, way)})
         if tree := m.get("hierarchy"):
             value, chance = tree["tie"], tree["chance"]["tie"]
             span = self.spans.get("hierarchy.tie")

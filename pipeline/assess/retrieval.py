@@ -141,6 +141,7 @@ def both_ways(
 ) -> Outcome:
     """Both ways over a pairing: images are [pairing.images, D], texts the embeddings of pairing.texts.
 
+    Each way has the size of its gallery ("gallery") and how much was asked ("queries") beside its recalls.
     copies=True keeps copies of a text in the gallery and asks about each (captions); copies=False takes every
     distinct text once (phrases). `clusters` says which images are drawn together (crops of one scene).
     ValueError for fewer than two images or two texts.
@@ -163,8 +164,11 @@ def both_ways(
         back = recall(to_image, bootstrap, ks=ks)
     numbers: dict = {"chance": {}}
     intervals = {}
-    for name, outcome in zip(names, (there, back), strict=True):
+    asked = len(captioned), len(pairing.text if copies else pairing.texts)
+    ways = zip(names, (there, back), (to_text.size, to_image.size), asked, strict=True)
+    for name, outcome, gallery, queries in ways:
         numbers["chance"][name] = outcome.numbers["chance"]
         numbers[name] = {key: value for key, value in outcome.numbers.items() if key != "chance"}
+        numbers[name] |= {"gallery": gallery, "queries": queries}
         intervals |= {f"{name}.{key}": span for key, span in outcome.intervals.items()}
     return Outcome(numbers, intervals)

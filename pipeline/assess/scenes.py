@@ -39,7 +39,10 @@ class Foil:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image; `labels` are the kinds of thing in it, None where nobody says."""
+    """One image; `labels` are the kinds of thing in it, None where nobody says.
+
+    `entries` counts the objects and foils of its json, `odd` those of them that cannot be understood.
+    """
 
     key: str
     image: bytes
@@ -47,10 +50,12 @@ class Scene:
     regions: tuple[Region, ...] = ()
     labels: tuple[str, ...] | None = None
     foils: tuple[Foil, ...] = ()
+    entries: int = 0
+    odd: int = 0
 
     @classmethod
     def of_sample(cls, sample: Sample) -> "Scene":
-        """From a source: parts and labels as its json says, entries without phrase and box passed over."""
+        """From a source: parts and labels as its json says; entries without phrase and box are `odd`."""
         found = [
             (box, None, item["phrase"], item.get("caption"), item.get("leaf"))
             for item in objects_of(sample.meta) or ()
@@ -69,11 +74,23 @@ class Scene:
 
     @classmethod
     def _of(cls, sample: Sample | TrainingSample, found: Iterable["Found"]) -> "Scene":
-        foils = _foils(sample.meta, sample.captions)
-        return cls(sample.key, sample.image, sample.captions, _merge(found), _labels(sample.meta), foils)
+        foils, found = _foils(sample.meta, sample.captions), list(found)
+        entries = _count(sample.meta, "foils")
+        odd = entries - len(foils)
+        if isinstance(sample, Sample):  # of a packed one the parts come from mining, its objects do not count
+            objects = _count(sample.meta, "objects")
+            entries, odd = entries + objects, odd + objects - len(found)
+        labels = _labels(sample.meta)
+        return cls(sample.key, sample.image, sample.captions, _merge(found), labels, foils, entries, odd)
 
 
 Found = tuple[tuple, bytes | None, str, Any, Any]  # box or number, crop, phrase, caption, label
+
+
+def _count(meta: dict[str, Any], name: str) -> int:
+    """How many entries a list of the json has; a value that is no list is one that cannot be understood."""
+    value = meta.get(name)
+    return len(value) if isinstance(value, list) else int(value is not None)
 
 
 def _labels(meta: dict[str, Any]) -> tuple[str, ...] | None:
@@ -82,7 +99,7 @@ def _labels(meta: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _foils(meta: dict[str, Any], captions: Sequence[str]) -> tuple[Foil, ...]:
-    """From "foils" of the json, entries that are not whole passed over."""
+    """From "foils" of the json; entries that are not whole are left for `Scene.odd` to count."""
     found = meta.get("foils")
     return tuple(
         Foil(str(item["kind"]), item["caption"], item["foil"])
@@ -115,5 +132,5 @@ def limit_regions(scenes: Sequence[Scene], most: int, seed: int) -> list[Scene]:
     kept = set(np.random.default_rng(seed).choice(int(count[-1]), most, replace=False).tolist())
     return [
         replace(scene, regions=tuple(r for n, r in enumerate(scene.regions) if int(start) + n in kept))
-        for scene, start in zip(scenes, count, strict=False)
+        for scene, start in zip(scenes, count[:-1], strict=True)
     ]

@@ -125,6 +125,8 @@ def _classify(
     truth = np.array([tree.class_index(label) for _, labels in single for label in labels])
     scores = embedder.score(embedded.images[index], class_vectors(embedder, tree)).cpu().numpy()
     outcome, predicted = accuracy(scores, truth, boot)
+    labelled = sum(bool(scene.labels) for scene in embedded.scenes)
+    outcome.numbers.update(scenes=len(embedded.scenes), labelled=labelled)
     keep(metrics, "zero_shot", outcome)
     return Answered(np.array([n for n, _ in single]), predicted, truth)
 

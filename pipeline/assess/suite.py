@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from pipeline.assess.coverage import MIN_COVERAGE
 from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.embedder import Embedder
 from pipeline.progress import Listener, Progress
@@ -29,6 +30,7 @@ class Setting:
         boot: draws the intervals.
         progress: tell it with `expect` how many images there are and with `advance` how many are done.
         limit: at most this many images of a split, drawn by seed; 0 takes all.
+        least: the fraction of what a set lists that must be there; what is below it is refused.
         heads: probes fitted on labelled sets, names of pipeline.assess.probe.HEADS, or prototypes.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
     """
@@ -38,6 +40,7 @@ class Setting:
     progress: Progress
     limit: int = 0
     seed: int = 0
+    least: float = MIN_COVERAGE
     heads: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -108,6 +111,7 @@ def run_suite(
     *,
     limit: int = 0,
     seed: int = 0,
+    least: float = MIN_COVERAGE,
     heads: tuple[str, ...] = (),
     listener: Listener | None = None,
     table: dict[str, Evaluation] | None = None,
@@ -118,10 +122,11 @@ def run_suite(
         names: "all" or names of rows with commas between.
         data: the directory; each data set lies in a folder of its own in it.
         limit: at most this many images of each split; 0 takes all.
+        least: the fraction of a set's images that must be there; a set with fewer is refused.
         heads: which probes are fitted.
 
     Returns:
-        {"suite": {NAME: blocks}, "intervals": {"suite.NAME.BLOCK.number": [low, high]}, "skipped": {...}}.
+        {"suite": {NAME: blocks, coverage}, "intervals": {"suite.NAME.BLOCK.number": [low, high]}, "skipped": {...}}.
         Files that are not what they should be end up under skipped with the reason, and the suite goes on.
 
     Raises:
@@ -142,7 +147,7 @@ def run_suite(
             continue
         began = time.monotonic()
         with Progress(None, name, "images", listener) as progress:
-            setting = Setting(data, boot, progress, limit, seed, heads)
+            setting = Setting(data, boot, progress, limit, seed, least, heads)
             try:
                 outcome = table[name].evaluate(embedder, place, setting)
             except (ValueError, OSError) as error:  # one broken data set must not cost the others

@@ -1,7 +1,9 @@
-"""The suite in a run's metrics and report; and models that come without a run, measured by the suite alone."""
+"""The suite in a run's metrics and report; and models that come without a run."""
 
 import json
+import math
 import platform
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,16 @@ from typing import Any
 import torch
 
 from pipeline.assess import report
+from pipeline.assess.beside import read_beside, summary
+from pipeline.assess.captioned import measure_captioned
 from pipeline.assess.config import AssessConfig
 from pipeline.assess.figures import csv_text
+from pipeline.assess.held_out import of_source
 from pipeline.assess.labelled_sets import mean_of_paper_sets
 from pipeline.assess.outcome import Bootstrap
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.suite import run_suite
+from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
 from pipeline.progress import Listener
 from pipeline.runs import current_commit
@@ -42,6 +48,7 @@ def add_suite(
         Bootstrap(config.draws, seed=config.seed),
         limit=config.suite_images,
         seed=config.seed,
+        least=config.min_coverage,
         heads=config.probe_heads,
         listener=listener,
     )
@@ -62,22 +69,61 @@ def write_numbers(folder: Path, metrics: dict[str, Any]) -> None:
 
 def assess_model(
     folder: str | Path,
-    names: str,
-    data: str | Path,
+    names: str | None = None,
+    data: str | Path | None = None,
     *,
+    assess_source: str | None = None,
+    taxonomy: str | Path | None = None,
     config: AssessConfig | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Measure a model directory (exported or imported) on the suite alone; metrics and report go into it."""
+    """Measure a model directory (exported or imported), which has no run; metrics and report go into it.
+
+    Args:
+        folder: model.safetensors, config.json, tokenizer.json.
+        names, data: the suite and the directory of its data sets, see `add_suite`.
+        assess_source: captioned images of one's own; `taxonomy` with their classes.
+        config, listener: as in `assess`.
+
+    Raises:
+        FileNotFoundError: no such source, taxonomy or directory of data sets.
+        ValueError: neither suite nor source, labels that are not leaves, no such data set.
+    """
+    began = time.monotonic()
     folder, config = Path(folder), config or AssessConfig()
+    if names is None and assess_source is None:
+        raise ValueError(f"nothing to measure {folder} on: give a suite with its data, or an assess_source")
+    tree = Taxonomy.load(taxonomy) if taxonomy else None
+    others = read_beside(config.beside)
+    found = None if assess_source is None else of_source(assess_source, config.max_images)
     embedder = Embedder.load(folder, config.device, config.batch_size)
     metrics: dict[str, Any] = {"run": folder.resolve().name, "intervals": {}, "skipped": {}}
-    add_suite(metrics, embedder, names, data, config, listener)
+    shown: dict[str, Any] = {}
+    if names is not None:
+        add_suite(metrics, embedder, names, data, config, listener)
+    if found is not None:
+        shown = measure_captioned(metrics, embedder, found, tree, {}, config, listener)
     metrics["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     metrics["commit"] = current_commit()
     metrics["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    metrics["seconds"] = round(time.monotonic() - began, 2)
+    metrics = finite(metrics)
+    if others:
+        metrics["beside"] = [summary(metrics, folder), *others]
     write_numbers(folder, metrics)
-    origin = [("Model", str(folder)), ("Assessed on", str(data)), ("Commit", str(metrics["commit"] or ""))]
-    shown = Exhibits(config={"assess": config.model_dump(mode="json")}, lineage=origin, draws=config.draws)
-    report.write(folder / "report.html", metrics, shown)
+    asked = ", ".join(str(place) for place in (assess_source, data) if place)
+    origin = [("Model", str(folder)), ("Assessed on", asked), ("Commit", str(metrics["commit"] or ""))]
+    page = Exhibits(
+        config={"assess": config.model_dump(mode="json")}, lineage=origin, draws=config.draws, **shown
+    )
+    report.write(folder / "report.html", metrics, page)
     return metrics
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -65,7 +65,8 @@ def _row(figure: Figure, titles: dict[str, str]) -> dict[str, Any]:
             [
                 word(path[-1]),
                 *(["lower is better"] if low else []),
-                *([f"n{SPACE}={SPACE}{figure.n:,}"] if figure.n else []),
+                *([f"n{SPACE}={SPACE}{figure.n:,}{_of(figure)}"] if figure.n else []),
+                *([f"among {figure.gallery:,}"] if figure.gallery else []),
             ]
         ),
         "value": told(figure.value),
@@ -74,6 +75,10 @@ def _row(figure: Figure, titles: dict[str, str]) -> dict[str, Any]:
         "chance": "" if figure.chance is None else told(figure.chance),
         "gain": "" if figure.chance is None else _gain(figure.value, figure.chance, low),
     }
+
+
+def _of(figure: Figure) -> str:
+    return f" of {figure.of:,}" if figure.of else ""
 
 
 def _titles() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.assess.page import page
+from pipeline.assess.page import gaps, page
 from pipeline.assess.panels import Exhibits
 
 COLUMNS = ("measure", "value", "95 % interval", "chance")
@@ -28,5 +28,6 @@ def markdown_table(metrics: dict[str, Any]) -> str:
     """The rows as a markdown table, and below it what could not be measured and why."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(metrics)]
-    lines += ["", *(f"- {section}: not measured, {why}" for section, why in metrics["skipped"].items())]
+    lines += ["", *(f"- {name}: not complete, {words}" for name, words in gaps(metrics))]
+    lines += [*(f"- {section}: not measured, {why}" for section, why in metrics["skipped"].items())]
     return "\n".join(lines)

@@ -12,6 +12,12 @@ WAYS = {
     "crop_to_phrase": "Part to phrase",
     "phrase_to_crop": "Phrase to part",
 }
+GALLERIES = {  # what a way ranks, and its number in metrics written before each way told its gallery
+    "image_to_text": "captions",
+    "text_to_image": "images",
+    "crop_to_phrase": "phrases",
+    "phrase_to_crop": "crops",
+}
 LOWER_IS_BETTER = ("tie", "lca")
 HIERARCHY = {
     "tie": ("Tree distance (TIE)", "edges between answer and truth"),
@@ -89,7 +95,8 @@ def _zero_shot(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
             _row(m, "Right among five", "zero_shot.top5", zero["top5"], zero["chance_top5"], "top 5"),
             _row(m, "Mean per class", "zero_shot.mean_per_class", mean, zero["chance"]),
         ]
-        note = f"{zero['images']:,} scenes with one kind of thing, {zero['classes']} classes"
+        of = f" of {zero['scenes']:,}, {zero['labelled']:,} of them labelled," if "scenes" in zero else ""
+        note = f"{zero['images']:,} scenes{of} with one kind of thing, {zero['classes']} classes"
         yield {"name": "Zero-shot", "note": note, "rows": rows}
 
 
@@ -103,7 +110,7 @@ def _retrieval(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     f"{section}.{way}.{k}",
                     found[way][k],
                     found["chance"][way][k],
-                    f"R@{k[1:]}",
+                    f"R@{k[1:]} {gallery(found, way)}",
                 )
                 for way in WAYS
                 if way in found
@@ -115,6 +122,12 @@ def _retrieval(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
             else:
                 note = f"{found['crops']:,} cut-out parts, {found['phrases']:,} distinct phrases"
             yield {"name": name, "note": note, "rows": rows}
+
+
+def gallery(found: dict[str, Any], way: str) -> str:
+    """The size of what a way of retrieval ranks, in words: among 2,015 captions."""
+    ranked = GALLERIES[way]
+    return f"among {found[way].get('gallery', found[ranked]):,} {ranked.replace('crops', 'parts')}"
 
 
 def _blocks(m: dict[str, Any], section: str, names: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:

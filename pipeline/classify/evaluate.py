@@ -8,7 +8,7 @@ images, under "intervals" by "section.key"; "chance" holds what guessing would g
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from pydantic import Field
 from safetensors.numpy import save_file
 from torch import nn
 
+from pipeline.assess.coverage import MIN_COVERAGE, Coverage
 from pipeline.assess.outcome import Bootstrap
 from pipeline.classify.attack import fgsm, pgd
 from pipeline.classify.config import FitConfig
@@ -44,7 +45,10 @@ class EvaluateConfig(Config):
         attacked: test images that are attacked, the first of a seeded order; 0 leaves the attacks out.
         eps: of both attacks, in [0, 1] pixels; pgd_step and pgd_steps of PGD.
         draws: bootstrap draws behind each interval.
+        min_coverage: the fraction of a captioned strange set's samples that must be usable.
     """
+
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
 
     data: str | None = None
     ood: tuple[str, ...] = ()
@@ -55,6 +59,7 @@ class EvaluateConfig(Config):
     pgd_steps: int = Field(default=10, ge=1)
     batch_size: int = Field(default=250, ge=1)
     draws: int = Field(default=1000, ge=1)
+    min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
 
 
@@ -91,12 +96,14 @@ def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") 
         unknown = everything[~is_known]
         kept["open_set"] = unknown
         _put(metrics, "open_set", *detect(logits, unknown, bootstrap))
+        _put(metrics, "open_set", {"images": len(unknown)}, {})
         metrics["chance"] |= _chance("open_set", len(logits), len(unknown))
     for spec in config.ood:
-        name, strange = strange_images(spec, fit.image_size, config)
+        name, strange, counts = strange_images(spec, fit.image_size, config)
         out = logits_of(model, strange, config.batch_size, name)
         kept[f"ood.{name}"] = out
         _put(metrics, f"ood.{name}", *detect(logits, out, bootstrap))
+        _put(metrics, f"ood.{name}", {"images": len(out), **counts}, {})
         metrics["chance"] |= _chance(f"ood.{name}", len(logits), len(out))
     if config.attacked:
         clean = Images(images.pixels[torch.from_numpy(is_known)], torch.from_numpy(labels))
@@ -185,13 +192,18 @@ def open_strange(spec: str) -> tuple[str, LabelledSet | Source]:
     return alias or name, found
 
 
-def strange_images(spec: str, size: int, config: EvaluateConfig) -> tuple[str, Images]:
-    """(name, images) of a strange set, at most `config.ood_limit` of them."""
+def strange_images(spec: str, size: int, config: EvaluateConfig) -> tuple[str, Images, dict[str, int]]:
+    """(name, images, counts) of a strange set, at most `config.ood_limit` of them.
+
+    The counts are "listed", the images of a labelled set; or "unusable", samples of a captioned source.
+    """
     name, found = open_strange(spec)
     if isinstance(found, Source):
-        return name, load_captioned(found, size, config.ood_limit)
+        images, unusable = load_captioned(found, size, config.ood_limit)
+        Coverage(f"samples of {spec}", len(images) + unusable, unusable=unusable).require(config.min_coverage)
+        return name, images, {"unusable": unusable}
     index = np.random.default_rng(config.seed).permutation(len(found))[: config.ood_limit]
-    return name, load_images(found, size, np.sort(index))
+    return name, load_images(found, size, np.sort(index)), {"listed": len(found)}
 
 
 def _put(metrics: dict[str, Any], section: str, numbers: dict[str, Any], intervals: dict[str, Any]) -> None:

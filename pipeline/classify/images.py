@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.images import decode
+from pipeline.images import ImageError, decode
 from pipeline.labelled import LabelledSet
 from pipeline.source import Source
+from storage.sample import Failure
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,26 @@ def load_images(found: LabelledSet, size: int, index: np.ndarray | None = None) 
     return Images(pixels, torch.from_numpy(np.asarray(found.labels, np.int64)[index]))
 
 
-def load_captioned(source: Source, size: int, limit: int) -> Images:
-    """The first `limit` images of a captioned source (pipeline.source), as images of no class (-1)."""
-    rows = []
+def load_captioned(source: Source, size: int, limit: int) -> tuple[Images, int]:
+    """The first `limit` images of a captioned source (pipeline.source), as images of no class (-1).
+
+    Also how many samples before the last of them cannot be used: no image, no caption, not to be decoded.
+    """
+    rows, failures = [], list[Failure]()
+    undecodable = 0
     for unit in source.units():
-        for sample in source.samples(unit, lambda failure: None):
-            rows.append(torch.from_numpy(squared(decode(sample.image), size)).permute(2, 0, 1))
+        for sample in source.samples(unit, failures.append):
             if len(rows) == limit:
                 break
+            try:
+                rows.append(torch.from_numpy(squared(decode(sample.image), size)).permute(2, 0, 1))
+            except ImageError:
+                undecodable += 1
         if len(rows) == limit:
             break
     if not rows:
         raise ValueError(f"{source.store.url} has no image that can be read")
-    return Images(torch.stack(rows), torch.full((len(rows),), -1))
+    return Images(torch.stack(rows), torch.full((len(rows),), -1)), len(failures) + undecodable
 
 
 def squared(image: np.ndarray, size: int) -> np.ndarray:

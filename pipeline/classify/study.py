@@ -20,7 +20,7 @@ from pipeline.classify.config import FitConfig, poincare
 from pipeline.classify.evaluate import EvaluateConfig, evaluate, open_strange
 from pipeline.classify.tables import tables
 from pipeline.classify.train import fit
-from pipeline.config import Config, override
+from pipeline.config import Config, ConfigError, override
 from pipeline.runs import finished
 from pipeline.stop import TerminatedError, terminable, told
 from storage.store import Store
@@ -138,7 +138,11 @@ def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
     if finished(run_dir) is None or not path.is_file():
         return None
     found = json.loads(path.read_text())
-    return found if found["config"] == json.loads(asked.model_dump_json()) else None
+    try:  # fields that were added since count at their defaults
+        measured = EvaluateConfig.model_validate(found["config"])
+    except ConfigError:
+        return None
+    return found if measured == asked else None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -94,6 +94,7 @@ def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.assess.page import gaps
     from pipeline.assess.table import COLUMNS, rows
 
     table = Table(*COLUMNS)
@@ -101,6 +102,8 @@ def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
+    for name, words in gaps(metrics):
+        console.print(f"not complete: {name}: {words}", soft_wrap=True, highlight=False, markup=False)
     for section, why in metrics["skipped"].items():
         console.print(f"not measured: {section}: {why}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"report:  {folder / 'report.html'}\nmetrics: {folder / 'metrics.json'}", soft_wrap=True)

@@ -72,8 +72,8 @@ def assess(
 ) -> None:
     """Measure a trained run; writes metrics.json, metrics.csv and report.html into it.
 
-    With --suite, --run may also be a model directory, exported or imported: only the suite is measured then.
-    --set takes fields of AssessConfig: max_images=1000, suite_images=1000 ...
+    --run may also be a model directory, exported or imported: it is measured on --assess-source, --suite or both.
+    --set takes fields of AssessConfig: max_images=1000, suite_images=1000, min_coverage=0.5 ...
     """
     from pipeline import assess as assessing
     from pipeline import journey
@@ -85,21 +85,24 @@ def assess(
         raise ValueError("--data needs --suite: all, or names of data sets")
     if suite is not None and data is None:
         raise ValueError("--suite needs --data: the directory your data sets lie in")
+    if beside:
+        config = config.replace(beside=tuple(str(_assessed(other, home)) for other in beside))
     if (Path(run) / "model.safetensors").is_file():
-        if suite is None or data is None:
+        if suite is None and assess_source is None:
             raise ValueError(
-                f"{run} is a model directory, not a run: give --suite and --data, or the directory of its run"
+                f"{run} is a model directory, not a run, and has no val split: give --assess-source with captioned "
+                "images, --suite and --data, or the directory of its run"
             )
-        of_runs = {"--beside": beside, "--taxonomy": taxonomy, "--assess-source": assess_source}
-        if given := [name for name, value in of_runs.items() if value]:
+        if taxonomy and assess_source is None:
             raise ValueError(
-                f"of a model directory Hyco measures the suite alone: leave out {', '.join(given)}"
+                "--taxonomy names the classes of an --assess-source: give that too, or leave it out"
             )
-        show_metrics(assessing.assess_model(run, suite, data, config=config), Path(run))
+        measured = assessing.assess_model(
+            run, suite, data, assess_source=assess_source, taxonomy=taxonomy, config=config
+        )
+        show_metrics(measured, Path(run))
         return
     folder = run_folder(run, home)
-    if beside:
-        config = config.replace(beside=tuple(str(run_folder(other, home)) for other in beside))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
@@ -107,9 +110,9 @@ def assess(
     held = mined.replace(source=assess_source) if assess_source else None
     try:
         found = journey.mining_report(mined, packed, home, version, held)
-    except ValueError as error:  # the held-out source need not be mined to be assessed on
-        typer.echo(f"mining is left out of the report: {error}", err=True)
-        found = None
+    except (ValueError, OSError) as error:  # neither need be mined, nor the training's source still be there
+        found = f"mining is left out of the report: {error}"
+        typer.echo(found, err=True)
     metrics = assessing.assess(
         folder,
         home,
@@ -122,3 +125,8 @@ def assess(
         data=data,
     )
     show_metrics(metrics, folder)
+
+
+def _assessed(run: str, home: str) -> Path:
+    """Directory of an assessed run or model directory, by its path or its name in HOME/runs."""
+    return Path(run) if (Path(run) / "metrics.json").is_file() else run_folder(run, home)

@@ -96,6 +96,10 @@ def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: 
         except FileNotFoundError as error:
             failed = error
             continue
+        except (KeyError, IndexError) as error:  # a list names what another list lacks
+            raise ValueError(
+                f"{name}:{root}: its lists do not fit each other ({error!r}): fetch it again"
+            ) from error
         if not len(found):
             raise ValueError(f"{name}:{root} has no images in its {split} split")
         return found

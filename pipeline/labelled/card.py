@@ -22,6 +22,9 @@ class Card:
         names: readable names of a class id, where the id itself does not read well.
         paper: one of the sixteen sets of the zero-shot table in HyCoCLIP (Pal et al. 2025).
         probe: whether a linear probe is fitted on its training part.
+        classes: how many it is published with; 0 where that is not known.
+        test: images of the published test part (its validation part where that is the test); 0 where Hyco parts
+            the set itself, or that is not known.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Card:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     paper: bool = False
     probe: bool = False
+    classes: int = 0
+    test: int = 0
 
     def readable(self, label: str) -> tuple[str, ...]:
         """Readable names of a class id: the stored ones, or the id with its marks read as spaces."""

@@ -1,6 +1,7 @@
 """Sets as Hugging Face stores them: SPLIT-*.parquet with an image and a label column, class names in the schema."""
 
 import json
+import re
 import threading
 from bisect import bisect_right
 from itertools import accumulate
@@ -17,6 +18,7 @@ from pipeline.labelled.wordnet import common_names, read_wnids
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "pixel_values")
 LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "target", "class")
+NUMBERED = re.compile(r"(?P<head>.+)-\d+-of-(?P<count>\d+)(-[0-9a-f]+)?\.parquet")
 LAYOUT = "*/SPLIT-*.parquet with columns image and label"
 
 
@@ -40,6 +42,7 @@ def read_parquet(name: str, root: Path, split: str) -> Labelled:
     paths = parquet_files(root, split)
     if not paths:
         raise FileNotFoundError(f"{root} has no {split} parquet files")
+    _whole(paths)
     rows = _Rows(paths)
     names = _class_names(rows.schema, rows.label)
     column = rows.labels()
@@ -61,6 +64,21 @@ def read_parquet(name: str, root: Path, split: str) -> Labelled:
     else:
         classes, told = list(names), [card(name).readable(label) for label in names]
     return Labelled(name, tuple(classes), tuple(told), labels, rows.image, keys)
+
+
+def _whole(paths: list[Path]) -> None:
+    """ValueError when the names say that there are more files, as Hugging Face numbers them: 00000-of-00004."""
+    groups: dict[tuple[Path, str, str], int] = {}
+    for path in paths:
+        if named := NUMBERED.fullmatch(path.name):
+            group = path.parent, named["head"], named["count"]
+            groups[group] = groups.get(group, 0) + 1
+    for (folder, head, count), there in groups.items():
+        if there < int(count):
+            raise ValueError(
+                f"{folder} has {there} of the {int(count)} files of {head}-*-of-{count}: fetch the rest, or rename "
+                f"those that are there ({head}-a.parquet) to use them alone"
+            )
 
 
 class _Rows:

@@ -6,10 +6,11 @@
     /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv beside it
     /lineage.svg                        where the champion came from
 
-Reads only, from what a record names; everything that came from data is escaped.
+Reads only, from what a record names; everything that came from data is escaped. A record that cannot be read marks its
+own entry. Requests by another host name than the server's own are refused (hosts.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
@@ -24,6 +26,7 @@ from starlette.routing import Route
 from pipeline.assess import report
 from pipeline.serve import curves, lineage
 from pipeline.serve.home import Home
+from pipeline.serve.hosts import OwnHostsOnly, own_hosts
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
@@ -39,8 +42,15 @@ POLICY = (
 )
 
 
-def create_app(home: str) -> Starlette:
-    """The application; FileNotFoundError when there is no such home."""
+FRESH = {"Cache-Control": "no-cache"}  # kept, but asked for again: what it shows may have changed
+FOREVER = {"Cache-Control": "max-age=86400, immutable"}
+
+
+def create_app(home: str, hosts: Iterable[str] | None = None) -> Starlette:
+    """The application; FileNotFoundError when there is no such home.
+
+    `hosts` are the names it answers to, those of `own_hosts()` by default.
+    """
     known = Home(home)
     templates = Environment(
         loader=FileSystemLoader([HERE, report.FOLDER]),
@@ -52,7 +62,7 @@ def create_app(home: str) -> Starlette:
 
     def page(name: str, **values: object) -> HTMLResponse:
         text = templates.get_template(name).render(style=style, home=home, **values)
-        return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
+        return HTMLResponse(text, headers={"Content-Security-Policy": POLICY, **FRESH})
 
     def overview(request: Request) -> Response:
         return page("overview.html.j2", **known.overview())
@@ -62,20 +72,23 @@ def create_app(home: str) -> Starlette:
 
     def picture(request: Request) -> Response:
         asked = request.path_params
-        image = _found(lambda: known.picture(asked["name"], asked["sample"], asked["picture"]))
-        return Response(image, media_type="image/jpeg", headers={"Cache-Control": "max-age=86400"})
+        name, image = _found(lambda: known.picture(asked["name"], asked["sample"], asked["picture"]))
+        # A version never changes, but "latest" and the start of a name come to mean another one.
+        headers = FOREVER if asked["name"] == name else FRESH
+        return Response(image, media_type="image/jpeg", headers=headers)
 
     def run_file(request: Request) -> Response:
         folder = _found(lambda: known.run(request.path_params["name"]))
         file = request.path_params["file"]
         if file == "curves.svg":
-            return Response(_found(lambda: curves.draw(folder)), media_type="image/svg+xml")
+            return Response(_found(lambda: curves.draw(folder)), media_type="image/svg+xml", headers=FRESH)
         if file not in RUN_FILES or not (folder / file).is_file():
             raise HTTPException(404, f"run {folder.name} has no {file}")
-        return FileResponse(folder / file, media_type=RUN_FILES[file])
+        return FileResponse(folder / file, media_type=RUN_FILES[file], headers=FRESH)
 
     def lineage_svg(request: Request) -> Response:
-        return Response(lineage.draw(known.decisions()), media_type="image/svg+xml")
+        rows, champion, _ = known.decisions()
+        return Response(lineage.draw(rows, champion), media_type="image/svg+xml", headers=FRESH)
 
     return Starlette(
         routes=[
@@ -84,7 +97,8 @@ def create_app(home: str) -> Starlette:
             Route("/versions/{name}/samples/{sample:int}/{picture}.jpg", picture),
             Route("/runs/{name}/{file}", run_file),
             Route("/lineage.svg", lineage_svg),
-        ]
+        ],
+        middleware=[Middleware(OwnHostsOnly, hosts=own_hosts() if hosts is None else frozenset(hosts))],
     )
 
 

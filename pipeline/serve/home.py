@@ -2,16 +2,19 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from pipeline.assess.exhibits import mined_samples
 from pipeline.quality_gate import SCORE_BINS, score_histogram, verdict
 from pipeline.status import run_state
 from storage.detections import read_failures
 from storage.manifest import Manifest
-from storage.registry import Registry, Row, champion_of
+from storage.registry import LOG, Registry, Row, champion_of
 from storage.sample import TrainingSample
 from storage.shard import read_shard
 from storage.store import Store
@@ -19,6 +22,11 @@ from storage.versions import Version, Versions
 
 SAMPLES = 24
 SIDE = 320  # pixels of the shorter side of the pictures in a page
+LONGEST = 300  # characters of a reason
+RUN_RECORDS = ("config.json", "train.json", "metrics.json")
+# What reading a record that is torn, of another form or gone may raise.
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError)
+T = TypeVar("T")
 
 
 class Home:
@@ -32,25 +40,53 @@ class Home:
         self.versions = Versions(self.store)
         self.samples = lru_cache(maxsize=8)(self._samples)  # a version never changes
 
-    def decisions(self) -> list[Row]:
-        """The registry's log, newest first."""
-        return Registry(self.store.url).rows()[::-1] if self.store.local else []
+    def decisions(self) -> tuple[list[Row], Row | None, list[dict[str, str]]]:
+        """The registry's log, newest first; the champion; and the rows that cannot be read, each with the reason.
+
+        Who the champion is stays unsaid (None) when a row behind the one that made it cannot be read.
+        """
+        if not self.store.local:
+            return [], None, []
+        rows, unreadable = Registry(self.store.url).readable()
+        champion = champion_of(rows)
+        if champion and any(path > f"{LOG}/{champion.number:09d}.parquet" for path in unreadable):
+            champion = None
+        return rows[::-1], champion, [_broken(path, why) for path, why in unreadable.items()][::-1]
 
     def overview(self) -> dict[str, Any]:
         """What the first page shows."""
-        rows = self.decisions()
+        rows, champion, lost = self.decisions()
         latest = self._latest()
-        versions = [
-            {"name": version.name, "counts": version.counts, "created": version.created, "parent": version.parent,
-             "state": self._state(version.name, latest)}
-            for version in reversed(self.versions.list())
-        ]  # fmt: skip
-        return {"rows": rows, "champion": champion_of(rows[::-1]), "versions": versions, "runs": self._runs()}
+        entries = [self._entry(name, latest) for name in self.versions.names()]
+        versions = sorted(entries, key=lambda entry: (entry.get("created", ""), entry["name"]), reverse=True)
+        runs = [self._run(folder) for folder in self._run_folders()]
+        return {"rows": rows, "lost": lost, "champion": champion, "versions": versions, "runs": runs}
+
+    def _entry(self, name: str, latest: str | None) -> dict[str, Any]:
+        """A version as the first page lists it; with "unreadable", the reason, where its record cannot be read."""
+        try:
+            version = self.versions.load(name)
+            counts = {key: int(version.counts.get(key, 0)) for key in ("failures",)}
+            counts |= {key: int(version.counts[key]) for key in ("images", "parts")}
+            return {"name": version.name, "counts": counts, "created": str(version.created),
+                    "parent": version.parent, "state": self._state(version.name, latest)}  # fmt: skip
+        except _UNREADABLE as error:
+            return _broken(name, error)
 
     def version(self, name: str) -> dict[str, Any]:
         """What the page of a version shows; ValueError when there is none of that name."""
         version = self.versions.load(name)
-        histogram = score_histogram(self.store, version)
+        lost: dict[str, str] = {}
+
+        def part(name: str, look: Callable[[], T], empty: T) -> T:
+            """What is found, or `empty` with the reason under `lost`: one torn record costs its section alone."""
+            try:
+                return look()
+            except _UNREADABLE as error:
+                lost[name] = _reason(error)
+                return empty
+
+        histogram = part("scores", lambda: score_histogram(self.store, version), np.zeros(SCORE_BINS))
         top = max(histogram.max(), 1)
         bars = [
             {
@@ -64,16 +100,29 @@ class Home:
         return {
             "version": version,
             "state": self._state(version.name, self._latest()),
-            "samples": mined_samples(self.samples(version.name), SAMPLES, SIDE),
+            "samples": part(
+                "samples",
+                lambda: mined_samples(self.samples(version.name), SAMPLES, SIDE),
+                list[dict[str, Any]](),
+            ),
             "bars": bars if histogram.sum() else [],
-            "checks": verdict(self.versions.quarantined(version.name) or []),
-            "failures": self._failures(version),
+            "checks": part(
+                "verdict",
+                lambda: verdict(self.versions.quarantined(version.name) or []),
+                list[dict[str, str]](),
+            ),
+            "failures": part("failures", lambda: self._failures(version), dict[str, list[Any]]()),
+            "lost": lost,
         }
 
-    def picture(self, name: str, sample: int, picture: str) -> bytes:
-        """The bytes of a sample's image ("whole") or of one of its parts, by number; IndexError beyond the last."""
-        found = self.samples(self.versions.load(name).name)[sample]
-        return found.image if picture == "whole" else found.parts[int(picture)].image
+    def picture(self, name: str, sample: int, picture: str) -> tuple[str, bytes]:
+        """The version's full name, and the bytes of a sample's image ("whole") or of one of its parts, by number.
+
+        IndexError beyond the last.
+        """
+        version = self.versions.load(name).name
+        found = self.samples(version)[sample]
+        return version, found.image if picture == "whole" else found.parts[int(picture)].image
 
     def run(self, name: str) -> Path:
         """Directory of a run; KeyError when there is none of that name."""
@@ -85,11 +134,14 @@ class Home:
     def _latest(self) -> str | None:
         try:
             return self.versions.load("latest").name
-        except ValueError:
+        except _UNREADABLE:
             return None
 
     def _state(self, name: str, latest: str | None) -> str:
-        if self.versions.quarantined(name):
+        try:
+            if self.versions.quarantined(name):
+                return "quarantined"
+        except ValueError:  # its reasons cannot be read; training refuses it all the same
             return "quarantined"
         return "latest" if name == latest else ""
 
@@ -100,17 +152,24 @@ class Home:
         found = [folder for folder in runs.iterdir() if (folder / "config.json").is_file()]
         return sorted(found, key=lambda folder: -(folder / "config.json").stat().st_mtime)
 
-    def _runs(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": folder.name,
-                "state": run_state(folder),
-                "version": json.loads((folder / "config.json").read_text()).get("version", ""),
-                "report": (folder / "report.html").is_file(),
-                "log": (folder / "log.jsonl").is_file(),
-            }
-            for folder in self._run_folders()
-        ]
+    def _run(self, folder: Path) -> dict[str, Any]:
+        """A run as the first page lists it; with "unreadable" where a record of it cannot be read."""
+        entry: dict[str, Any] = {
+            "name": folder.name,
+            "state": "",
+            "version": "",
+            "report": (folder / "report.html").is_file(),
+            "log": (folder / "log.jsonl").is_file(),
+        }
+        for name in RUN_RECORDS:
+            try:
+                held = _object(folder / name)
+            except _UNREADABLE as error:
+                return entry | _broken(folder.name, f"{name}: {_reason(error)}")
+            if name == "config.json":
+                entry["version"] = str(held.get("version", ""))
+        state = run_state(folder)
+        return entry | (_broken(folder.name, state) if state.startswith("unreadable") else {"state": state})
 
     def _samples(self, name: str) -> list[TrainingSample]:
         """The first samples of a version, from all its shards in turn."""
@@ -135,3 +194,24 @@ class Home:
                     for failure in read_failures(file):
                         found.setdefault(f"{failure.stage}: {failure.code}", []).append(failure)
         return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds, {} without the file; ValueError for anything else."""
+    if not path.is_file():
+        return {}
+    held = json.loads(path.read_bytes())
+    if not isinstance(held, dict):
+        raise ValueError(f"it holds a {type(held).__name__}, not an object")
+    return held
+
+
+def _broken(name: str, why: Exception | str) -> dict[str, str]:
+    return {"name": name, "unreadable": _reason(why)}
+
+
+def _reason(why: Exception | str) -> str:
+    if isinstance(why, KeyError):
+        return f"it has no {why}"
+    text = " ".join(str(why).split()) or type(why).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

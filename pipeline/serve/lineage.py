@@ -4,16 +4,15 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from storage.registry import Row, champion_of
+from storage.registry import Row
 
 COLUMNS = ("source", "detections", "version", "run", "decision")
 MOST = 12
 LONGEST = 24  # characters in a box
 
 
-def draw(rows: list[Row]) -> bytes:
+def draw(rows: list[Row], champion: Row | None) -> bytes:
     """The lineage of the newest decisions; `rows` is the registry's log, newest first."""
-    champion = champion_of(rows[::-1])
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -40,7 +40,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(home: Path) -> TestClient:
-    return TestClient(create_app(str(home)))
+    return TestClient(create_app(str(home)), base_url="http://localhost")
 
 
 def test_the_overview_names_versions_and_runs(client: TestClient, home: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_lineage_of_decisions(home: Path) -> None:
         registry.append(
             Row(kind, f"model{number}", [], "a reason & more", source="/data/<x>", version="v-1"), number
         )
-    client = TestClient(create_app(str(home)))
+    client = TestClient(create_app(str(home)), base_url="http://localhost")
     drawn = client.get("/lineage.svg").text
     assert drawn.index("refused") < drawn.index("promoted")
     assert drawn.count("(champion)") == 1

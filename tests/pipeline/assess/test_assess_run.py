@@ -164,11 +164,10 @@ def test_everything_is_measured_on_a_labelled_source(world):
     assert metrics["retrieval"]["images"] == 40 and metrics["retrieval"]["captions"] == 80
     assert metrics["parts"]["crops"] == 40 + (40 - single) and metrics["parts"]["phrases"] == 8
     for way in ("image_to_text", "text_to_image"):
-        assert (
-            metrics["retrieval"][way].keys()
-            == metrics["retrieval"]["chance"][way].keys()
-            == {"r1", "r5", "r10"}
-        )
+        assert metrics["retrieval"]["chance"][way].keys() == {"r1", "r5", "r10"}
+        assert metrics["retrieval"][way].keys() == {"r1", "r5", "r10", "gallery", "queries"}
+    assert metrics["retrieval"]["image_to_text"]["gallery"] == 80
+    assert metrics["retrieval"]["text_to_image"]["gallery"] == 40
     rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
     drawn = {row["name"]: row["n"] for row in rows if row["name"].startswith("parts.")}
     ways = {"crop_to_phrase": "40", "phrase_to_crop": "8"}  # scenes, and phrases one by one

@@ -63,3 +63,21 @@ def test_the_page_shows_the_table_with_names_escaped(runs):
 def test_a_run_that_was_not_assessed_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere has no metrics\.json"):
         read_beside([tmp_path / "nowhere"])
+
+
+def test_runs_of_other_numbers_of_images_are_not_ranked(runs):
+    """A run measured on what was left of a set looked best, beside one measured on all of it."""
+    whole, part = (
+        {"run": name, "suite": {"coco": {way: {"r1": value, "chance": {"r1": 0.1}, "n": n, "gallery": n}}}}
+        for name, value, n, way in (("whole", 0.2, 283, "text_to_image"), ("part", 0.9, 43, "text_to_image"))
+    )
+    table = beside_table({"beside": [summary(held, runs[0]) for held in (whole, part)]})
+    assert [cell["best"] for cell in table["rows"][0]["cells"]] == [False, False]
+    assert [cell["interval"] for cell in table["rows"][0]["cells"]] == [
+        " n = 283, among 283",
+        " n = 43, among 43",
+    ]
+    assert "different numbers of images" in table["note"]
+    other = whole | {"zero_shot": {"top1": 0.5, "chance": 0.1}}
+    table = beside_table({"beside": [summary(held, runs[0]) for held in (whole, other)]})
+    assert "1 numbers that only one side has are left out" in table["note"]

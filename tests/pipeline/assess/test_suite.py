@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import minimize
 
 from pipeline.assess import AssessConfig, assess_model
+from pipeline.assess import suite as suites
 from pipeline.assess.figures import COLUMNS, csv_text, figures
 from pipeline.assess.hierarchy import NAMES, tree_metrics
 from pipeline.assess.labelled_sets import class_names, embed, mean_of_paper_sets
@@ -20,7 +21,7 @@ from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.assess.page import page
 from pipeline.assess.panels import Exhibits
 from pipeline.assess.probe import HEADS, PENALTIES, fit, probe, sweep
-from pipeline.assess.suite import Evaluation, chosen, evaluations, folder_called, run_suite
+from pipeline.assess.suite import Evaluation, chosen, evaluations, folder_called
 from pipeline.assess.suite_table import suite_name, suite_table
 from pipeline.assess.table import rows
 from pipeline.assess.taxonomy import Taxonomy
@@ -37,7 +38,13 @@ from tests.pipeline.labelled.made import lay
 
 __all__ = ["world"]  # a fixture
 FEW = Bootstrap(draws=100)
+ANY = ("--set", "min_coverage=0")
 COLOURS = {"airplane": (200, 60, 50), "bird": (60, 200, 50), "cat": (40, 60, 220)}
+
+
+def run_suite(*given, **options):
+    """The made sets hold a few images of what is published."""
+    return suites.run_suite(*given, **{"least": 0.0} | options)
 
 
 def coloured(kind: str, number: int) -> bytes:
@@ -115,7 +122,8 @@ def test_zero_shot_equals_the_plain_way(data: Path, embedder: Embedder) -> None:
     assert len(set(scores.argmax(1))) > 1
     right = scores.argmax(1) == test.labels[kept]
     per_class = [right[test.labels[kept] == label].mean() for label in range(3)]
-    assert numbers["n"] == len(kept) and numbers["undecodable"] == 1
+    counts = found["suite"]["cifar10"]["coverage"]["images"]
+    assert numbers["n"] == counts["used"] == len(kept) and counts["unusable"] == 1
     assert numbers["top1"] == pytest.approx(right.mean())
     assert numbers["mean_per_class"] == pytest.approx(np.mean(per_class))
     assert numbers["chance"] == {"top1": 1 / 3, "top5": 1.0, "mean_per_class": 1 / 3}
@@ -156,7 +164,7 @@ def test_the_real_sets_run_through_their_adapters(embedder: Embedder) -> None:
 def test_without_wordnet_the_hierarchy_is_skipped(data: Path, embedder: Embedder, tmp_path: Path) -> None:
     (tmp_path / "tiny-imagenet-200").symlink_to(data / "tiny_imagenet")
     found = run_suite(embedder, "tiny_imagenet", tmp_path, FEW)
-    assert set(found["suite"]["tiny_imagenet"]) == {"zero_shot", "source", "seconds"}
+    assert set(found["suite"]["tiny_imagenet"]) == {"zero_shot", "coverage", "source", "seconds"}
     assert "put data.noun" in found["skipped"]["suite.tiny_imagenet.hierarchy"]
 
 
@@ -180,7 +188,7 @@ def test_a_training_part_of_other_classes_costs_the_probe_alone(
             {f"{k}/{n}.jpg": coloured("cat", n) for k in kinds for n in range(9)},
         )
     found = run_suite(embedder, "eurosat", tmp_path, FEW, heads=("softmax",))
-    assert set(found["suite"]["eurosat"]) == {"zero_shot", "source", "seconds"}
+    assert set(found["suite"]["eurosat"]) == {"zero_shot", "coverage", "source", "seconds"}
     odd = ", ".join(sorted({"bird", "cat"} ^ set(train)))
     said = found["skipped"]["suite.eurosat.probe"]
     assert said == f"the training part has other classes than the test part ({odd})"
@@ -420,8 +428,9 @@ def metrics() -> dict:
 
 def test_figures_and_csv() -> None:
     got = list(csv.reader(io.StringIO(csv_text(metrics()))))
-    assert got == [
-        list(COLUMNS),
+    assert all(row[-2:] == ["", ""] for row in got[1:]), "of and gallery, which older metrics do not tell"
+    assert [row[:-2] for row in got] == [
+        list(COLUMNS[:-2]),
         ["zero_shot.top1", "0.5", "0.4", "0.6", "0.1", "20", "held out"],
         ["zero_shot.top5", "0.9", "", "", "0.5", "20", "held out"],
         ["retrieval.way.r1", "1.0", "", "", "0.02", "30", "held out"],
@@ -461,22 +470,24 @@ def test_a_model_directory_from_the_command(
     model.save_pretrained(tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     words = ["assess", "--run", str(tmp_path / "model"), "--suite", "cifar10,stl10", "--data", str(data)]
-    said = command(monkeypatch, capsys, *words, "--set", "draws=100", "--set", "suite_images=20")
+    said = command(monkeypatch, capsys, *words, "--set", "draws=100", "--set", "suite_images=20", *ANY)
+    assert "not complete: CIFAR-10: " in said and "of 20 images" in said and "drawn from 23" in said
     assert "CIFAR-10: zero-shot" in said and "not measured: suite.stl10: not in" in said
     held = json.loads((tmp_path / "model/metrics.json").read_text())
-    assert set(held["suite"]["cifar10"]) == {"zero_shot", "probe_softmax", "source", "seconds"}
+    assert set(held["suite"]["cifar10"]) == {"zero_shot", "probe_softmax", "coverage", "source", "seconds"}
     assert "suite.cifar10.probe_softmax.top1" in held["intervals"]
     assert (
         (tmp_path / "model/metrics.csv")
         .read_text()
-        .startswith("name,value,low,high,chance,n,source\nsuite.cifar10")
+        .startswith("name,value,low,high,chance,n,source,of,gallery\nsuite.cifar10")
     )
     page = (tmp_path / "model/report.html").read_text()
     assert "Measured on 1 published data set." in page and "CIFAR-10: linear probe" in page
 
 
 def test_a_run_is_measured_on_both(data: Path, world: Path) -> None:
-    found = run(world, suite="tiny_imagenet", data=data)
+    config = AssessConfig(draws=100, min_coverage=0)
+    found = run(world, suite="tiny_imagenet", data=data, config=config)
     assert found["retrieval"] and found["suite"]["tiny_imagenet"]["zero_shot"]["n"] == 12
     held = (world / "home/runs/r/metrics.csv").read_text()
     assert "retrieval.image_to_text.r1," in held and "suite.tiny_imagenet.hierarchy.tie," in held
@@ -513,15 +524,15 @@ def test_a_suite_without_data_is_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "is a model directory, not a run: give --suite and --data, or the directory of its run"),
+        ((), "is a model directory, not a run, and has no val split: give --assess-source"),
         (("--data", "sets"), "--data needs --suite: all, or names of data sets"),
         (
-            ("--suite", "all", "--data", "sets", "--beside", "r"),
-            "measures the suite alone: leave out --beside",
+            ("--suite", "all", "--data", "sets", "--taxonomy", "t.json"),
+            "--taxonomy names the classes of an --assess-source",
         ),
         (
-            ("--suite", "all", "--data", "sets", "--taxonomy", "t.json", "--assess-source", "held"),
-            "measures the suite alone: leave out --taxonomy, --assess-source",
+            ("--suite", "all", "--data", "sets", "--beside", "r"),
+            "has no metrics.json to show beside this run",
         ),
     ],
 )

@@ -1,10 +1,15 @@
 """Images in memory: batch augmentation against one-pixel loops, statistics, and epochs that can be entered midway."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.classify.evaluate import EvaluateConfig, strange_images
 from pipeline.classify.images import Epoch, Images, crops, squared, statistics
+from pipeline.images import encode_jpeg
 from tests.oracle import classify_metrics as twin
 
 
@@ -63,3 +68,21 @@ def test_squared_takes_the_centre() -> None:
     wide[:, 8:16] = 200
     assert (squared(wide, 4) == 200).all() and squared(wide, 4).shape == (4, 4, 3)
     assert np.array_equal(squared(wide[:, :8], 8), wide[:, :8])
+
+
+def strange(folder: Path, count: int, there: int) -> str:
+    """A captioned source of which `there` of `count` images are on the disk."""
+    for n in range(there):
+        (folder / f"{n}.jpg").write_bytes(encode_jpeg(np.full((9, 9, 3), 10 * n, np.uint8)))
+    lines = [json.dumps({"file": f"{n}.jpg", "caption": "a thing"}) for n in range(count)]
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    return f"scenes=captioned:{folder}"
+
+
+def test_strange_images_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    name, images, counts = strange_images(strange(tmp_path, 21, 20), 8, EvaluateConfig())
+    assert (name, len(images), counts) == ("scenes", 20, {"unusable": 1})
+    spec = strange(tmp_path, 40, 20)
+    with pytest.raises(ValueError, match=r"20 of 40 samples of scenes=.* below min_coverage 0\.95"):
+        strange_images(spec, 8, EvaluateConfig())
+    assert strange_images(spec, 8, EvaluateConfig(min_coverage=0))[2] == {"unusable": 20}

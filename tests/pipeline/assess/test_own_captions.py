@@ -1,0 +1,91 @@
+"""`hyco assess --assess-source`: when the training's source has moved, and on a model directory that has no run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.assess import assess_model
+from pipeline.assess.table import rows
+from pipeline.recipes import demo
+from pipeline.runs import RunConfig
+from storage.store import Store
+from storage.versions import Versions
+from tests.pipeline.assess.test_assess_run import tiny, world, write_run, write_source
+from tests.pipeline.assess.test_coverage import LIGHT
+from tests.pipeline.assess.test_suite import command
+
+__all__ = ["world"]  # a fixture
+QUICK = [
+    word
+    for name in ("draws=100", "walks=2", "samples=0", "answers=0", "mistakes=0", "strips=0")
+    for word in ("--set", name)
+]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Captioned images of one's own."""
+    write_source(tmp_path / "own", range(6))
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_run_whose_source_has_moved(
+    world: Path, own: Path, tmp_path: Path, monkeypatch, capsys, held_out: bool
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(world / "home", home)
+    store = Store(str(home))
+    (record,) = (home / "versions").glob("v-*.json")
+    name = Versions(store).load().name
+    run = home / "runs/moved"
+    write_run(run, *tiny())
+    config = RunConfig(home=str(home), version=name, recipe=demo())
+    (run / "config.json").write_text(config.model_dump_json())
+    held = json.loads(record.read_text())
+    held["config"] = {
+        "mine": {
+            "source": str(tmp_path / "moved away"),
+            "grounder": "transformers:absent",
+            "weights": "0" * 16,
+        },
+        "pack": {},
+    }
+    record.chmod(0o644)
+    record.write_text(json.dumps(held))
+    words = ["--assess-source", str(own)] if held_out else []
+    said = command(monkeypatch, capsys, "assess", "--run", str(run), "--home", str(home), *words, *QUICK)
+    assert "R@10 among" in said and "not measured: mining: mining is left out of the report: source" in said
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["assessed"]["images"] == (6 if held_out else 22)
+    assert metrics["mining"] is None and "moved away does not exist" in metrics["skipped"]["mining"]
+
+
+def test_a_model_directory_on_captions_of_ones_own(
+    world: Path, own: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    model, tokenizer = tiny()
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    words = ["--assess-source", str(own), "--taxonomy", str(world / "taxonomy.json")]
+    said = command(monkeypatch, capsys, "assess", "--run", str(folder), *words, *QUICK)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "Retrieval: Image" in said and str(folder / "report.html") in said
+    assert "Retrieval: Image to caption (R@1 among 12 captions)" in [row[0] for row in rows(metrics)]
+    assert metrics["assessed"]["source"] == str(own) and metrics["retrieval"]["images"] == 6
+    assert metrics["zero_shot"]["classes"] == 4 and metrics["geometry"] and metrics["skipped"] == {}
+    assert "R@10" in (folder / "report.html").read_text()
+    again = ["--assess-source", str(own), "--beside", str(folder)]
+    command(monkeypatch, capsys, "assess", "--run", str(folder), *again, *QUICK)
+    beside = json.loads((folder / "metrics.json").read_text())["beside"]
+    assert [one["source"] for one in beside] == [str(own), str(own)]
+
+
+def test_a_model_directory_needs_something_to_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give a suite with its data, or an assess_source"):
+        assess_model(tmp_path, config=LIGHT)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        assess_model(tmp_path, assess_source=str(tmp_path / "nowhere"))
