@@ -1,6 +1,5 @@
 """One visit of one sample: a random caption, random parts of it, random crops. Randomness is an argument."""
 
-import io
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +9,7 @@ from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config
+from pipeline.images import ImageError, decode
 from storage.sample import TrainingSample
 
 Range = tuple[float, float]
@@ -82,7 +82,7 @@ def draw(
     try:
         image = crop(sample.image, config.crop_scale)
         parts = [(crop(part.image, config.part_crop_scale), part.phrase) for part in picked]
-    except (OSError, ValueError):
+    except ImageError:
         return None
     return View(image, sample.captions[caption], parts)
 
@@ -102,13 +102,3 @@ def random_box(
             x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
             return x, y, min(x + w, width), min(y + h, height)
     return 0.0, 0.0, float(width), float(height)
-
-
-def decode(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of an image this project packed; simplejpeg, where installed, is 3 times faster."""
-    try:
-        from pipeline.images import decode as careful
-    except ImportError:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    return careful(data)
