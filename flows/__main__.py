@@ -47,10 +47,10 @@ def journey(
     --set takes fields of JourneyConfig: recipe.steps=2000, pack.threshold=0.4, mine.per_phrase=32 ...
     """
     from pipeline.config import override
-    from pipeline.journey import compose
+    from pipeline.journey import checked, compose
 
     config = compose(source, grounder, recipe, assess_source=assess_source, taxonomy=taxonomy)
-    config = override(config, assignments or [])
+    config = checked(override(config, assignments or []))
     os.environ["HYCO_WORKERS"] = str(workers)
     address = ensure_server(home)
     typer.echo(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)

@@ -53,7 +53,7 @@ def deploy(
     from flows.blueprint import blueprint
     from flows.deploy_config import DeployConfig, first, resolved
     from flows.prefect_yaml import text
-    from pipeline.journey import compose
+    from pipeline.journey import checked, compose
     from pipeline.watch import RetrainConfig
 
     if source and grounder and recipe:
@@ -75,6 +75,7 @@ def deploy(
     }
     config = override(config, [f"{name}={value}" for name, value in chosen.items() if value])
     config = override(config, assignments or [])
+    checked(config.retrain.journey, "retrain.journey.pack.image_size")
     if yaml:
         Path(yaml).write_text(text(blueprint(config)))
         return

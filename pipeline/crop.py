@@ -1,4 +1,4 @@
-"""Boxes to crops, and whole images to the size they are trained at."""
+"""Boxes to crops, and whole images to the size they are trained at or shown to a model in."""
 
 import math
 
@@ -69,6 +69,31 @@ def shrink_to_short_side(array: np.ndarray, size: int) -> np.ndarray:
         return array
     scale = size / min(height, width)
     return _resize(array, max(1, round(width * scale)), max(1, round(height * scale)))
+
+
+def whole(array: np.ndarray, size: int) -> np.ndarray:
+    """Resize the short side to `size` pixels (enlarging smaller images) and cut the central square.
+
+    The arithmetic is torchvision's Resize and CenterCrop on PIL images, which the published MERU, HyCoCLIP and
+    OpenCLIP models are evaluated with: the long side is int(size * long / short), the square begins at
+    round((long - size) / 2), halves to the even number.
+
+    Args:
+        array: uint8 [H, W, 3].
+        size: side of the square in pixels.
+
+    Returns:
+        uint8 [size, size, 3], read-only where it can share memory.
+    """
+    height, width = array.shape[:2]
+    short, long = min(height, width), max(height, width)
+    new_long = int(size * long / short)
+    new_w, new_h = (size, new_long) if width <= height else (new_long, size)
+    if (new_h, new_w) != (height, width):
+        image = Image.fromarray(np.ascontiguousarray(array))
+        array = np.asarray(image.resize((new_w, new_h), Image.Resampling.BICUBIC))
+    left, top = round((new_w - size) / 2), round((new_h - size) / 2)
+    return array[top : top + size, left : left + size]
 
 
 def _resize(array: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -4,8 +4,9 @@
     texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])
     model.score(images, texts)
 
-Whole images: short side to the model's size, centre crop. Parts: letterboxed on white, exactly as they are
-packed and trained (the published evaluation crops where its training letterboxes).
+Whole images: short side to the model's size, centre crop, with torchvision's arithmetic (pipeline.crop.whole). Parts:
+letterboxed on white, exactly as they are packed and trained (the published evaluation crops where its training
+letterboxes).
 """
 
 import json
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
-from pipeline.crop import letterbox
+from pipeline.crop import letterbox, whole
 from pipeline.images import decode, rgb_of
 
 Report = Callable[[int], None]
@@ -41,18 +42,6 @@ def pixels_of(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
             f"an image is {image.dtype} {image.shape}; give uint8 [H, W, 3] in RGB, a PIL image or a path"
         )
     return image
-
-
-def whole(array: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Short side to `size` pixels (enlarged where smaller), then the central square."""
-    height, width = array.shape[:2]
-    scale = size / min(height, width)
-    image = Image.fromarray(np.ascontiguousarray(array))
-    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-    if (wide, high) != (width, height):
-        image = image.resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = (wide - size) // 2, (high - size) // 2
-    return np.asarray(image)[top : top + size, left : left + size]
 
 
 class Embedder:
@@ -161,7 +150,8 @@ def save_model(folder: str | Path, model: DualEncoder, tokenizer: Tokenizer) -> 
     (Path(folder) / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     tokenizer.save(folder)
     size, config = model.config.vision.image_size, model.config
-    # In the terms of transformers' image processors: what `whole` and DualEncoder.normalise do.
+    # In the terms of transformers' image processors: what `whole` and DualEncoder.normalise do. Where the long side
+    # exceeds the size by an odd number of pixels, transformers cuts at the floor of the half and torchvision rounds.
     steps = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,

@@ -1,12 +1,15 @@
 """Encoded images to pixels and back, for input nobody has checked.
 
 The size is read from the header before anything is decoded, only a short list of formats is ever opened, and
-every way an image can be bad has a stable code. Pixels are always uint8 [H, W, 3] RGB, turned as EXIF says;
-the first frame of an animation; transparency over white; CMYK, palette, grey and 16-bit grey converted.
-Colour profiles are ignored.
+every way an image can be bad has a stable code, whatever a decoder or encoder raises. Pixels are always uint8
+[H, W, 3] RGB, turned as EXIF says; the first frame of an animation; transparency over white; CMYK, palette, grey and
+16-bit grey converted. Colour profiles are ignored.
 """
 
 import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -17,6 +20,10 @@ MAX_PIXELS = 64_000_000
 
 MAX_BYTES = 64 << 20
 """Default limit on the encoded size of one image."""
+
+SCANS = 16
+"""Limit on scans * width * height of a JPEG, in units of the limit on width * height. Each scan passes over the whole
+image: encoders write about 10, and a file of 29 kB can hold enough of them for minutes."""
 
 # Opened with these plugins only: others run programs (EPS) or are rarely exercised parsers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -31,13 +38,17 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPPED = (5, 6, 7, 8)
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # not stuffing, not a restart inside a scan's data
+_LONGEST_REASON = 200  # characters of a decoder's own words
 
 
 class ImageError(ValueError):
     """An image that cannot be used.
 
     Attributes:
-        code: "zero_byte", "too_many_bytes", "unknown_format", "too_many_pixels" or "undecodable".
+        code: "zero_byte", "too_many_bytes", "unknown_format", "too_many_pixels", "too_many_scans", "undecodable",
+            "unencodable" or "out_of_memory" (the only one that another try may cure).
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -53,6 +64,7 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTE
     """
     if fast := _plain_jpeg(data, max_bytes):
         _check_pixels(*fast, max_pixels)
+        _check_scans(data, *fast, max_pixels)
         return *fast, "JPEG"
     with _open(data, max_pixels, max_bytes) as image:
         width, height = image.size
@@ -65,9 +77,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
     """Return the pixels, uint8 [H, W, 3] RGB. Raises ImageError for anything that is not a whole image."""
     if fast := _plain_jpeg(data, max_bytes):
         _check_pixels(*fast, max_pixels)
+        _check_scans(data, *fast, max_pixels)
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
-        except ValueError:
+        except Exception:
             pass  # simplejpeg refuses warnings too; PIL passes harmless ones and refuses truncated data
     with _open(data, max_pixels, max_bytes) as image:
         return rgb_of(image)
@@ -76,19 +89,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 def rgb_of(image: Image.Image) -> np.ndarray:
     """Return the pixels of an image that PIL has opened, as `decode` gives those of its bytes; ImageError likewise."""
     orientation = _orientation(image)  # before loading: some plugins learn more, later, than `inspect` saw
-    try:
+    with _foreign("undecodable", f"{image.format or image.mode} image cannot be decoded"):
         pixels = _to_rgb(image)
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
-        what = image.format or image.mode
-        raise ImageError("undecodable", f"{what} image cannot be decoded: {error}") from None
-    if orientation in _TURNS:
-        pixels = pixels.transpose(_TURNS[orientation])
-    return np.asarray(pixels)
+        if orientation in _TURNS:
+            pixels = pixels.transpose(_TURNS[orientation])
+        return np.asarray(pixels)
 
 
 def encode_jpeg(array: np.ndarray, quality: int = 90) -> bytes:
-    """Return uint8 [H, W, 3] RGB as a baseline JPEG with 4:2:0 colour. Equal pixels give equal bytes."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(array), quality, "RGB", "420")
+    """Return uint8 [H, W, 3] RGB as a baseline JPEG with 4:2:0 colour. Equal pixels give equal bytes.
+
+    Raises ImageError where the encoder refuses, as it does a side of more than 65,500 pixels.
+    """
+    height, width = array.shape[:2]
+    with _foreign("unencodable", f"image of {width} x {height} cannot be written as JPEG"):
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(array), quality, "RGB", "420")
 
 
 def is_plain_jpeg(data: bytes) -> bool:
@@ -102,9 +117,45 @@ def _plain_jpeg(data: bytes, max_bytes: int) -> tuple[int, int] | None:
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):  # KeyError: a header cut before its colour space
+    except Exception:  # KeyError, for one, of a header cut before its colour space
         return None
     return (int(width), int(height)) if space.upper() in ("RGB", "YCBCR", "GRAY") else None
+
+
+@contextmanager
+def _foreign(code: str, what: str) -> Iterator[None]:
+    """Turn whatever a decoder or encoder raises into an ImageError of one line: their exceptions have no common class.
+
+    KeyboardInterrupt and SystemExit pass. MemoryError gets a code of its own: it need not be the image's fault.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError("out_of_memory", f"{what}: not enough memory") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or "no reason given"
+        raise ImageError(code, f"{what}: {type(error).__name__}: {reason}") from None
+
+
+def _check_scans(data: bytes, width: int, height: int, max_pixels: int) -> None:
+    """Refuse a JPEG whose scans pass over too many pixels, by its markers."""
+    most = SCANS * max_pixels // (width * height)
+    if (
+        data.count(_SCAN) <= most
+    ):  # other data may hold these bytes by chance: there are not more scans than this
+        return
+    scans, at = 0, 2
+    while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":  # what follows the end is not decoded
+        scans += found[1] == b"\xda"
+        at = found.end()
+        if found[1] not in (b"\x01", b"\xd8"):  # all others have a length, which skips thumbnails too
+            at += int.from_bytes(data[at : at + 2], "big")
+    if scans > most:
+        raise ImageError(
+            "too_many_scans", f"JPEG of {width} x {height} has {scans} scans: more than {most} are refused"
+        )
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -119,18 +170,19 @@ def _open(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
         raise ImageError("zero_byte", "image has no bytes")
     if len(data) > max_bytes:
         raise ImageError("too_many_bytes", f"image has {len(data)} bytes: more than {max_bytes} are refused")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        start = data[:8]
-        raise ImageError(
-            "unknown_format", f"not an image of a known format: it begins with {start!r}"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_many_pixels", f"image is refused by its header: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        raise ImageError("undecodable", f"image header cannot be read: {error}") from None
+    with _foreign("undecodable", "image header cannot be read"):
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError:
+            start = data[:8]
+            raise ImageError(
+                "unknown_format", f"not an image of a known format: it begins with {start!r}"
+            ) from None
+        except Image.DecompressionBombError as error:
+            raise ImageError("too_many_pixels", f"image is refused by its header: {error}") from None
     _check_pixels(*image.size, max_pixels)
+    if data.startswith(b"\xff\xd8"):
+        _check_scans(data, *image.size, max_pixels)
     return image
 
 

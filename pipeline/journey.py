@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from models.exchange import read_checkpoint
 from pipeline import mine as mining
 from pipeline.assess import AssessConfig
-from pipeline.config import Config, digest
+from pipeline.config import Config, ConfigError, digest
 from pipeline.mine import MineConfig
 from pipeline.pack import PackConfig
-from pipeline.recipes import Recipe, by_name
+from pipeline.recipes import DEMO, PHOTOS, Recipe, by_name
 from pipeline.source import open_source
 from storage.store import Store
 from storage.versions import Version, Versions
@@ -47,19 +48,21 @@ class JourneyConfig(Config):
 HELD_OUT = 0.1  # share of the images that is kept for assessment where no other images are given for it
 
 _PACKING: dict[str, PackConfig] = {
-    "demo": PackConfig(image_size=96, threshold=0.3, min_area_px=None, quality=92),
-    "photos": PackConfig(image_size=128, threshold=0.35, holdout=HELD_OUT),
+    **dict.fromkeys(DEMO, PackConfig(image_size=96, threshold=0.3, min_area_px=None, quality=92)),
+    **dict.fromkeys(PHOTOS, PackConfig(image_size=128, threshold=0.35, holdout=HELD_OUT)),
 }
+"""Of recipes by their whole name. All others get crops of their model's image size."""
 
 
 def packing_for(recipe: str, assess_source: str | None) -> PackConfig:
-    """Packing that suits a recipe: crops of the size it trains on, thresholds of the detector it is meant for.
+    """Packing that suits the recipe of that name: crops of the size it trains on or larger, thresholds of the
+    detector it is meant for. ConfigError for an unknown recipe.
 
     Without an assess_source a share HELD_OUT of the images is held out: a model that nothing was measured of can be
     neither judged nor promoted.
     """
-    family = next((name for name in _PACKING if recipe.startswith(name)), None)
-    packing = _PACKING[family] if family else PackConfig()
+    size = by_name(recipe).model.vision.image_size
+    packing = _PACKING.get(recipe) or PackConfig(image_size=size)
     return packing if assess_source or packing.holdout else packing.replace(holdout=HELD_OUT)
 
 
@@ -76,6 +79,27 @@ def compose(source: str, grounder: str, recipe: str, filled: bool = True, **rest
     return JourneyConfig(
         mine=MineConfig(source=source, grounder=grounder), pack=packing, recipe=found, **rest
     )
+
+
+def checked(config: JourneyConfig, option: str = "pack.image_size") -> JourneyConfig:
+    """The configuration itself; ConfigError when it packs smaller images than it trains on. `option` spells the remedy.
+
+    The size is the recipe's, or that of the checkpoint that training starts from where it lies on this machine. Not
+    a validator of JourneyConfig: what an older Hyco has deployed can still be read.
+    """
+    size, start = config.recipe.model.vision.image_size, config.recipe.start.checkpoint
+    if start and (path := Path(start).expanduser()).exists():
+        size = read_checkpoint(path).config.vision.image_size
+    if small := enlarged(config.pack.image_size, size):
+        raise ConfigError(f"{small}: add --set {option}={size}")
+    return config
+
+
+def enlarged(packed: int, trained: int) -> str | None:
+    """What is wrong when images packed at one size are trained on at another; None when nothing is."""
+    if packed >= trained:
+        return None
+    return f"pack.image_size is {packed}, but the model is trained on images of {trained} pixels"
 
 
 def held_out(config: JourneyConfig) -> MineConfig | None:

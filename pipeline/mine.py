@@ -12,16 +12,15 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
+from models.grounding.detector import Reader
 from pipeline import ground
 from pipeline.config import Config, ConfigError, digest
 from pipeline.engine.units import run_units
-from pipeline.images import ImageError, decode
+from pipeline.mine_chunk import chunks, mine_chunk
 from pipeline.mine_rows import Clock, Rows, noting, remedy
 from pipeline.nouns import NounConfig, NounExtractor
 from pipeline.progress import Listener, Progress
@@ -30,11 +29,11 @@ from pipeline.rows import NOT_DOWNLOADED, Limits, objects_of
 from pipeline.source import Source, Unit, open_source
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
-from storage.sample import Failure, Sample
+from storage.sample import Failure
 from storage.store import Store
 
 if TYPE_CHECKING:
-    from models.grounding.detector import Detection, Detector
+    from models.grounding.detector import Detector
     from pipeline.engine import Engine
 
 Report = Callable[[int], None]
@@ -54,13 +53,15 @@ class MineConfig(Config):
         max_captions: captions of an image that are used, the first ones.
         dtype: of the detector's matrix products.
         batch_size: images in one forward pass.
-        chunk: images decoded at a time.
+        chunk: images decoded at a time, at most.
+        chunk_pixels: width * height of the images decoded at a time, in all: 3 bytes of memory each. One image alone
+            may have more, up to limits.max_pixels.
         device: where the detector runs.
         error_budget: share of a unit's samples that may fail before the unit does.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset(
-        {"source", "grounder", "batch_size", "chunk", "device", "error_budget"}
+        {"source", "grounder", "batch_size", "chunk", "chunk_pixels", "device", "error_budget"}
     )
 
     source: str
@@ -73,6 +74,7 @@ class MineConfig(Config):
     dtype: str = "auto"
     batch_size: int = Field(default=16, ge=1)
     chunk: int = Field(default=128, ge=1)
+    chunk_pixels: int = Field(default=128_000_000, ge=1)
     device: str = "auto"
     error_budget: float = Field(default=0.05, ge=0, le=1)
 
@@ -158,8 +160,8 @@ def mine_shard(
         "source", open_source(config.source, config.limits).samples(unit, noting(failures, counts))
     )
     try:
-        while chunk := list(islice(samples, config.chunk)):
-            _mine_chunk(config, chunk, extractor, detector, rows, failures, counts, clock)
+        for chunk in chunks(samples, config):
+            mine_chunk(config, chunk, extractor, detector, rows, failures, counts, clock)
             report(len(chunk))
     except (ValueError, OSError) as error:
         if unit.path in str(error):
@@ -182,6 +184,9 @@ def mine_shard(
         "phrases": counts["phrases"],
         "boxes": counts["boxes"],
         "phrases_with_boxes": counts["phrases_with_boxes"],
+        "phrases_unknown": counts["phrases_unknown"],
+        # None: a detector with a closed vocabulary has no tokenizer
+        "captions_unknown": counts["captions_unknown"] if isinstance(detector, Reader) else None,
         "failed": len(failures),
         "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
         NOT_DOWNLOADED: counts[NOT_DOWNLOADED],
@@ -223,19 +228,26 @@ def mine_all(
 def summary(config: MineConfig, home: str) -> dict[str, Any]:
     """Return the counts of a source's mined units.
 
-    Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, failures (number),
-    failures_by_code, not_downloaded (img2dataset's own failed rows, which are no failures), seconds (of work, all
-    workers together), images_per_second (while at least one worker worked).
+    Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
+    detector's tokenizer knows nothing in them), captions_unknown (it knows a smaller fraction of their words than
+    mine_chunk.HARDLY), captions_read (how many were looked at for that; 0 for a closed vocabulary, and for units that
+    were mined before it was counted), failures (number), failures_by_code, not_downloaded (img2dataset's own failed
+    rows, which are no failures), seconds (of work, all workers together), images_per_second (while at least one
+    worker worked).
     """
     store = Store(home)
     records = _manifest(config, store).records()
     units = open_source(config.source, config.limits).units()
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
-    total: Counter[str] = Counter(dict.fromkeys((*names, NOT_DOWNLOADED), 0))
+    unknown = ("phrases_unknown", "captions_unknown", "captions_read")
+    total: Counter[str] = Counter(dict.fromkeys((*names, *unknown, NOT_DOWNLOADED), 0))
     codes: Counter[str] = Counter()
     for record in mine:
         total.update({name: record[name] for name in names})
+        total["phrases_unknown"] += record.get("phrases_unknown", 0)
+        if record.get("captions_unknown") is not None:
+            total.update(captions_unknown=record["captions_unknown"], captions_read=record["captions"])
         codes.update(record["failed_by_code"])
         total[NOT_DOWNLOADED] += record.get(NOT_DOWNLOADED, 0)
     busy = _covered([(record["started"], record["finished"]) for record in mine])
@@ -300,64 +312,6 @@ class _Expectation:
         self.done += 1
         self.images += record["images"] + record["failed"]
         self.progress.expect(round(self.images / self.done * self.units))
-
-
-def _mine_chunk(
-    config: MineConfig,
-    chunk: list[Sample],
-    extractor: NounExtractor,
-    detector: "Detector",
-    rows: "Rows",
-    failures: list[Failure],
-    counts: Counter[str],
-    clock: "Clock",
-) -> None:
-    with clock("decode"):
-        images = [_pixels(sample, config.limits, failures) for sample in chunk]
-    good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
-    with clock("nouns"):
-        captions = [sample.captions[: config.max_captions] for sample, _ in good]
-        found = iter(extractor([caption for texts in captions for caption in texts]))
-        phrases = [list(islice(found, len(texts))) for texts in captions]
-    # A text that several captions share is looked for once; case does not matter to any backend.
-    texts = [[phrase.text.lower() for listed in each for phrase in listed] for each in phrases]
-    asked = [list(dict.fromkeys(each)) for each in texts]
-    with clock("ground"):
-        detections = _detect(detector, [image for _, image in good], asked)
-    for (sample, image), each, texts, detection in zip(good, phrases, asked, detections, strict=True):
-        if isinstance(detection, Exception):
-            code = "out_of_memory" if isinstance(detection, MemoryError) else "detector"
-            message = f"{type(detection).__name__}: {detection}".splitlines()[0]
-            failures.append(Failure(sample.key, "ground", code, message, retryable=True))
-            continue
-        counts["images"] += 1
-        counts["captions"] += len(each)
-        rows.add(sample, image.shape[:2], each, texts, detection, counts)
-
-
-def _pixels(sample: Sample, limits: Limits, failures: list[Failure]) -> np.ndarray | None:
-    try:
-        return decode(sample.image, limits.max_pixels, limits.max_bytes)
-    except ImageError as error:
-        failures.append(Failure(sample.key, "decode", error.code, str(error)))
-        return None
-
-
-def _detect(
-    detector: "Detector", images: list[np.ndarray], phrases: list[list[str]]
-) -> "list[Detection | Exception]":
-    """Ask for all images at once; when that fails, one by one, so that only the guilty ones are lost."""
-    try:
-        return [*detector(images, phrases)]
-    except (RuntimeError, MemoryError, ValueError):
-        pass
-    answers: list[Detection | Exception] = []
-    for image, texts in zip(images, phrases, strict=True):
-        try:
-            answers += detector([image], [texts])
-        except (RuntimeError, MemoryError, ValueError) as error:
-            answers.append(error)
-    return answers
 
 
 def _check_budget(unit: Unit, failures: list[Failure], good: int, budget: float) -> None:

@@ -239,15 +239,19 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
+# The first two worlds have a packing of their own (pipeline.journey).
+DEMO: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "demo_poincare_resnet": demo_poincare_resnet,
-    "photos": photos,
+    **_siblings(demo, "demo_{}"),
+}
+PHOTOS: dict[str, Callable[[], Recipe]] = {"photos": photos, **_siblings(photos, "photos_{}")}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    **DEMO,
+    **PHOTOS,
     "hycoclip_vit_s": hycoclip_vit_s,
     "hycoclip_vit_b": hycoclip_vit_b,
     "hycoclip_from_clip": hycoclip_from_clip,
-    **_siblings(demo, "demo_{}"),
-    **_siblings(photos, "photos_{}"),
     **_siblings(hycoclip_vit_s, "{}_vit_s"),
     **_siblings(hycoclip_vit_b, "{}_vit_b"),
 }

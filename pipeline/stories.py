@@ -49,6 +49,8 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
         "phrases": f"{found['phrases']:,}",
         "boxes, before any threshold": f"{found['boxes']:,}",
         "boxes an image, before any threshold": f"{found['boxes'] / images:.2f}",
+        "phrases of unknown tokens only, not asked": f"{found['phrases_unknown']:,}",
+        "captions with hardly a word that the tokenizer knows": _unknown_captions(found),
         "images a second": "" if found["images_per_second"] is None else f"{found['images_per_second']:.2f}",
         "images that failed": f"{found['failures']:,}",
     }
@@ -222,6 +224,11 @@ def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[st
                 )
     body = ((plain(code), f"{n:,}", "<br>".join(examples[code][:EXAMPLES])) for code, n in codes.items())
     return ["", "What failed, with the keys of the first:", "", *table(("code", "images", "examples"), body)]
+
+
+def _unknown_captions(found: dict[str, Any]) -> str:
+    unknown, read = found["captions_unknown"], found["captions_read"]
+    return f"{unknown:,} of {read:,} ({unknown / read:.1%})" if read else "not counted"
 
 
 def _labelled(config: MineConfig, unit: Any) -> bool:

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config
-from pipeline.images import decode
+from pipeline.images import ImageError, decode
 from storage.sample import TrainingSample
 
 Range = tuple[float, float]
@@ -82,7 +82,7 @@ def draw(
     try:
         image = crop(sample.image, config.crop_scale)
         parts = [(crop(part.image, config.part_crop_scale), part.phrase) for part in picked]
-    except (OSError, ValueError):
+    except ImageError:
         return None
     return View(image, sample.captions[caption], parts)
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,11 +21,13 @@ class Detection:
         boxes: float32 [N, 4], corners in [0, 1].
         scores: float32 [N] in [0, 1], the backend's own confidence, before any threshold.
         phrases: int64 [N], index into the phrases that were asked about.
+        unknown: indices of the phrases that the model was not asked about, because its tokenizer knows nothing in them.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     phrases: np.ndarray
+    unknown: tuple[int, ...] = ()
 
     @staticmethod
     def empty() -> "Detection":
@@ -49,6 +51,15 @@ class Detector(Protocol):
         phrase (a rank), never those above a threshold. Raises MemoryError naming the image when one alone
         does not fit.
         """
+        ...
+
+
+@runtime_checkable
+class Reader(Detector, Protocol):
+    """A detector that reads its phrases with a tokenizer; one with a closed vocabulary is none."""
+
+    def known_fractions(self, texts: Sequence[str]) -> list[float]:
+        """Return for each text the fraction of its word tokens that the tokenizer knows; 0 where it has none."""
         ...
 
 

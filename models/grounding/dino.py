@@ -7,11 +7,13 @@ Padding changes the model's output (its group norms see the border), so no image
 rounded to multiples of `align` and only images of one size share a batch. Text is padded, which the model's
 masks make harmless. What remains between batch 1 and batch N is the rounding of float32: below 1e-4 in boxes
 and scores.
+
+A phrase of nothing but unknown tokens would get boxes like any other, of whatever is in the picture: it is not asked.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,6 +66,7 @@ class DinoDetector(ABC):
     Args:
         digest: of weights and configuration.
         encode: phrases -> token ids of each, without special tokens.
+        known: token id -> see prompt.known_token.
         preprocessing: see there.
         longest_prompt: the model's max_text_len.
         device: where the network is.
@@ -77,6 +80,7 @@ class DinoDetector(ABC):
         *,
         digest: str,
         encode: Callable[[list[str]], list[list[int]]],
+        known: Callable[[int], bool | None],
         preprocessing: Preprocessing,
         longest_prompt: int,
         device: torch.device,
@@ -86,6 +90,7 @@ class DinoDetector(ABC):
     ) -> None:
         self.digest = digest
         self.encode = encode
+        self.known = known
         self.preprocessing = preprocessing
         self.longest_prompt = longest_prompt
         self.device = device
@@ -112,10 +117,13 @@ class DinoDetector(ABC):
         """See Detector."""
         check_asked(images, phrases)
         ids = self._tokens(phrases)
+        unknown = {text for text, tokens in ids.items() if self._unknown(tokens)}
         asked = [
             (index, prompt)
             for index, texts in enumerate(phrases)
-            for prompt in build_prompts([ids[text] for text in texts], self.longest_prompt)
+            for prompt in build_prompts(
+                [[] if text in unknown else ids[text] for text in texts], self.longest_prompt
+            )
         ]
         sizes = [self.preprocessing.size_of(*images[index].shape[:2]) for index, _ in asked]
         found: list[list[Detection]] = [[] for _ in images]
@@ -124,7 +132,18 @@ class DinoDetector(ABC):
             work = lambda part, size=size: self._batch(images, part, size)  # noqa: E731
             for (index, _), detection in zip(chosen, self.halving.run(size, chosen, work), strict=True):
                 found[index].append(detection)
-        return [join(parts) for parts in found]
+        left_out = [tuple(n for n, text in enumerate(texts) if text in unknown) for texts in phrases]
+        return [replace(join(parts), unknown=out) for parts, out in zip(found, left_out, strict=True)]
+
+    def known_fractions(self, texts: Sequence[str]) -> list[float]:
+        """See Reader."""
+        ids = self._tokens([texts])
+        words = {text: [known for known in map(self.known, ids[text]) if known is not None] for text in ids}
+        return [sum(words[text]) / max(1, len(words[text])) for text in texts]
+
+    def _unknown(self, tokens: list[int]) -> bool:
+        known = {self.known(token) for token in tokens}
+        return False in known and True not in known
 
     def _tokens(self, phrases: Sequence[Sequence[str]]) -> dict[str, list[int]]:
         distinct = list(dict.fromkeys(text for texts in phrases for text in texts))

@@ -29,6 +29,8 @@ from models.grounding.dino import DinoDetector
 from models.grounding.groundingdino_weights import carry_over
 from models.grounding.transformers_dino import (
     check_tokenizer,
+    encoder,
+    known_tokens,
     preprocessing_of,
     read_config,
     settings_of,
@@ -79,7 +81,8 @@ class GroundingDinoPy(DinoDetector):
         self.network.eval().requires_grad_(False).to(device)
         super().__init__(
             digest=name,
-            encode=lambda texts: tokenizer(texts, add_special_tokens=False).input_ids,
+            encode=encoder(tokenizer),
+            known=known_tokens(tokenizer),
             preprocessing=preprocessing_of(folder, align),
             longest_prompt=min(int(config.max_text_len), self.network.max_text_len),
             device=device,

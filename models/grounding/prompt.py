@@ -25,6 +25,22 @@ class Prompt:
     spans: list[tuple[int, int, int]]
 
 
+def known_token(token: str, unknown: str) -> bool | None:
+    """Say whether a model can know what a token means; None for what is no word (digits, punctuation).
+
+    Not known are the unknown token and single letters outside ASCII: with those a vocabulary of English words spells
+    the scripts whose words it does not hold.
+
+    Args:
+        token: as the vocabulary has it, "##" before what continues a word.
+        unknown: the unknown token, "[UNK]".
+    """
+    text = token.removeprefix("##")
+    if token == unknown or (len(text) == 1 and text.isalpha() and not text.isascii()):
+        return False
+    return True if any(map(str.isalpha, text)) else None
+
+
 def build_prompts(phrases: Sequence[Sequence[int]], longest: int) -> list[Prompt]:
     """Lay the phrases of one image into as few prompts of at most `longest` tokens as their order allows.
 

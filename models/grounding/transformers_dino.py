@@ -6,7 +6,9 @@ preprocessor_config.json (or processor_config.json). The embedded grounder in de
 these.
 """
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from models.grounding.detector import digest_of
 from models.grounding.dino import DinoDetector, Preprocessing
-from models.grounding.prompt import CLS, QUESTION, SEP, STOP
+from models.grounding.prompt import CLS, QUESTION, SEP, STOP, known_token
 
 MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
 _SETTINGS = (
@@ -93,7 +95,8 @@ class TransformersDino(DinoDetector):
         self.network.eval().requires_grad_(False).to(device)
         super().__init__(
             digest=name,
-            encode=lambda texts: tokenizer(texts, add_special_tokens=False).input_ids,
+            encode=encoder(tokenizer),
+            known=known_tokens(tokenizer),
             preprocessing=preprocessing_of(folder, align),
             longest_prompt=int(self.network.config.max_text_len),
             device=device,
@@ -136,6 +139,18 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> None:
                 f"the tokenizer in {folder} gives {token!r} the id {given}, Grounding DINO needs {number}: "
                 "use the tokenizer the model was trained with"
             )
+
+
+def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
+    """Return texts -> token ids of each; prompts are cut later, so a long text is no cause for a warning."""
+    return lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+
+
+def known_tokens(tokenizer: Any) -> Callable[[int], bool | None]:
+    """Return token id -> prompt.known_token of it."""
+    return functools.cache(
+        lambda number: known_token(tokenizer.convert_ids_to_tokens(number), tokenizer.unk_token)
+    )
 
 
 def preprocessing_of(folder: Path, align: int) -> Preprocessing:

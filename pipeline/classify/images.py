@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.crop import whole
 from pipeline.images import ImageError, decode
 from pipeline.labelled import LabelledSet
 from pipeline.source import Source
@@ -43,7 +43,7 @@ def load_images(found: LabelledSet, size: int, index: np.ndarray | None = None) 
     index = np.arange(len(found)) if index is None else index
     pixels = torch.empty(len(index), 3, size, size, dtype=torch.uint8)
     for row, place in enumerate(index):
-        pixels[row] = torch.from_numpy(squared(found.image(int(place)), size)).permute(2, 0, 1)
+        pixels[row] = _pixels(found.image(int(place)), size)
     return Images(pixels, torch.from_numpy(np.asarray(found.labels, np.int64)[index]))
 
 
@@ -59,7 +59,7 @@ def load_captioned(source: Source, size: int, limit: int) -> tuple[Images, int]:
             if len(rows) == limit:
                 break
             try:
-                rows.append(torch.from_numpy(squared(decode(sample.image), size)).permute(2, 0, 1))
+                rows.append(_pixels(decode(sample.image), size))
             except ImageError:
                 undecodable += 1
         if len(rows) == limit:
@@ -69,16 +69,9 @@ def load_captioned(source: Source, size: int, limit: int) -> tuple[Images, int]:
     return Images(torch.stack(rows), torch.full((len(rows),), -1)), len(failures) + undecodable
 
 
-def squared(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> [size, size, 3]: the centre square, resized with antialiasing."""
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return np.array(image)
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    # Cut first: a resize of a box would mix in what lies beside it.
-    square = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    return np.array(square.resize((size, size), Image.Resampling.BICUBIC))
+def _pixels(image: np.ndarray, size: int) -> Tensor:
+    """uint8 [H, W, 3] of any size -> uint8 [3, S, S]; copied, because a decoder's array may be read-only."""
+    return torch.from_numpy(np.array(whole(image, size))).permute(2, 0, 1)
 
 
 def statistics(pixels: Tensor) -> tuple[list[float], list[float]]:

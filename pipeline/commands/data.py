@@ -58,9 +58,10 @@ def pack(
     from pipeline import pack as packing
     from pipeline.config import override
     from pipeline.engine import open_engine
-    from pipeline.journey import compose
+    from pipeline.journey import checked, compose
 
-    config = override(compose(source, grounder, recipe, assess_source=assess_source), assignments or [])
+    composed = compose(source, grounder, recipe, assess_source=assess_source)
+    config = checked(override(composed, assignments or []))
     with terminable(), open_engine(workers) as engine:
         version = packing.pack(config.mine, config.pack, home, engine)
     show({"version": version.name, "counts": version.counts})

@@ -35,7 +35,7 @@ def train(
     --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
     """
     from pipeline.config import override
-    from pipeline.journey import run_dir
+    from pipeline.journey import enlarged, run_dir
     from pipeline.launch import launch
     from pipeline.recipes import by_name
     from pipeline.runs import prepare
@@ -43,9 +43,12 @@ def train(
     from storage.versions import Versions
 
     chosen = override(by_name(recipe), assignments or [])
-    name = Versions(Store(home)).load(version).name
-    folder = run_dir(home, chosen, name, run)
-    prepare(folder, home, name, chosen)
+    found = Versions(Store(home)).load(version)
+    folder = run_dir(home, chosen, found.name, run)
+    size = prepare(folder, home, found.name, chosen).recipe.model.vision.image_size
+    packed = found.config.get("pack", {}).get("image_size", size)
+    if small := enlarged(packed, size):
+        typer.echo(f"note: {small}; hyco pack --set pack.image_size={size} makes a version for it", err=True)
     show({"run_dir": str(folder), **launch(folder, processes)})
 
 

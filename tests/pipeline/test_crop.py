@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pipeline.crop import crop_box, letterbox, pixel_box, shrink_to_short_side
+from pipeline.classify import images as classify_images
+from pipeline.crop import crop_box, letterbox, pixel_box, shrink_to_short_side, whole
 
 
 def image(height: int, width: int, value: int = 0) -> np.ndarray:
@@ -68,3 +71,46 @@ def test_shrink_to_short_side() -> None:
     assert shrink_to_short_side(small, 100) is small
     checks = np.indices((256, 256)).sum(0)[..., None].repeat(3, 2).astype(np.uint8) % 2 * 255
     assert np.abs(shrink_to_short_side(checks, 64).astype(int) - 127).max() < 12, "shrinking must not alias"
+
+
+def by_torchvision(array: np.ndarray, size: int) -> np.ndarray:
+    """Resize(size, BICUBIC) and CenterCrop(size) on a PIL image, step by step as torchvision 0.20 computes them."""
+    height, width = array.shape[:2]
+    short, long = (width, height) if width <= height else (height, width)
+    new_short, new_long = size, int(size * long / short)
+    new_w, new_h = (new_short, new_long) if width <= height else (new_long, new_short)
+    resized = np.asarray(Image.fromarray(array).resize((new_w, new_h), Image.Resampling.BICUBIC))
+    top, left = int(round((new_h - size) / 2.0)), int(round((new_w - size) / 2.0))  # noqa: RUF046
+    return resized[top : top + size, left : left + size]
+
+
+def by_transformers(array: np.ndarray, size: int) -> np.ndarray:
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    return processor(Image.fromarray(array), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+
+
+# Long sides that int() and round() bring to other lengths, odd and even differences to cut, enlarged ones, a square.
+SHAPES = [(480, 640), (500, 375), (427, 640), (333, 500), (640, 361), (335, 451), (20, 28), (50, 50), (3, 10)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [32, 33])
+def test_whole_images_are_resized_and_cut_as_torchvision_does(shape: tuple[int, int], size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    square = whole(pixels, size)
+    assert square.shape == (size, size, 3)
+    assert np.array_equal(square, by_torchvision(pixels, size))
+    over = int(size * max(shape) / min(shape)) - size
+    if round(over / 2) == over // 2:  # elsewhere the two libraries begin a pixel apart
+        assert np.array_equal(square, by_transformers(pixels, size))
+
+
+def test_the_classifier_and_the_embedder_see_the_same_squares() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (47, 64, 3), np.uint8)
+    seen = classify_images._pixels(pixels, 24).permute(1, 2, 0).numpy()
+    assert np.array_equal(seen, by_torchvision(pixels, 24))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipeline import images
 from pipeline.embedder import pixels_of
 from pipeline.images import ImageError, decode, encode_jpeg, inspect, is_plain_jpeg
 
@@ -229,3 +230,99 @@ def test_encode() -> None:
         and not is_plain_jpeg(encoded(picture("CMYK"), "JPEG"))
     )
     assert np.abs(decode(data).astype(int) - pixels[::-1]).mean() < 6
+
+
+def test_a_damaged_avif_is_undecodable() -> None:
+    """Pillow's plugin raises RuntimeError for it."""
+    data = bytearray(encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "AVIF", quality=90))
+    rng, codes = np.random.default_rng(0), set()
+    for _ in range(60):
+        damaged = bytearray(data)
+        for at in rng.integers(250, len(data), 6):
+            damaged[at] ^= 0xFF
+        try:
+            decode(bytes(damaged))
+        except ImageError as error:
+            codes.add(error.code)
+            assert "\n" not in str(error)
+    assert "undecodable" in codes
+
+
+class DecoderError(Exception):
+    """Of no class that this project knows."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (DecoderError("two\nlines"), "undecodable", "DecoderError: two lines"),
+        (RuntimeError("x" * 5000), "undecodable", "RuntimeError: " + "x" * 200),
+        (RecursionError(), "undecodable", "RecursionError: no reason given"),
+        (ZeroDivisionError("by zero"), "undecodable", "by zero"),
+        (MemoryError(), "out_of_memory", "not enough memory"),
+    ],
+    ids=["unknown", "long", "recursion", "arithmetic", "memory"],
+)
+@pytest.mark.parametrize("step", ["open", "load"])
+def test_whatever_a_decoder_raises_is_an_image_error(
+    monkeypatch: pytest.MonkeyPatch, step: str, raised: Exception, code: str, text: str
+) -> None:
+    data = encoded(picture(), "PNG")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(*((Image, "open") if step == "open" else (Image.Image, "convert")), refuse)
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    assert caught.value.code == code and str(caught.value).endswith(text)
+
+
+def test_a_key_press_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image, "open", stop)
+    with pytest.raises(KeyboardInterrupt):
+        decode(encoded(picture(), "PNG"))
+
+
+def test_whatever_the_encoder_raises_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageError, match=r"image of 70000 x 8 cannot be written as JPEG: .*65500") as caught:
+        encode_jpeg(np.zeros((8, 70000, 3), np.uint8))
+    assert caught.value.code == "unencodable"
+
+    def refuse(*args: object) -> bytes:
+        raise DecoderError("no")
+
+    monkeypatch.setattr(images.simplejpeg, "encode_jpeg", refuse)
+    with pytest.raises(ImageError, match="image of 9 x 8 cannot be written as JPEG: DecoderError: no"):
+        encode_jpeg(np.zeros((8, 9, 3), np.uint8))
+
+
+def scans_of(count: int) -> bytes:
+    """A progressive JPEG of 16 x 16 pixels whose last scan is there again and again: many scans, little work."""
+    data = encoded(Image.effect_noise((16, 16), 50).convert("RGB"), "JPEG", quality=95, progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+@pytest.mark.parametrize("exif", [b"", b"\xff\xe1\x00\x08Exif\0\0"], ids=["plain", "careful"])
+def test_a_jpeg_of_many_scans_is_refused_by_its_markers(exif: bytes) -> None:
+    """At a limit of 320 pixels, 16 x 16 of them may be passed over 20 times."""
+    few, many = (data[:2] + exif + data[2:] for data in (scans_of(20), scans_of(21)))
+    assert decode(few, max_pixels=320).shape == (16, 16, 3) and decode(many).shape == (16, 16, 3)
+    for look in (inspect, decode):
+        with pytest.raises(
+            ImageError, match="JPEG of 16 x 16 has 21 scans: more than 20 are refused"
+        ) as caught:
+            look(many, max_pixels=320)
+        assert caught.value.code == "too_many_scans"
+
+
+def test_bytes_that_look_like_scans_are_none() -> None:
+    """In application data (a thumbnail), and behind the end of the image (the film of a motion photo)."""
+    thumbnail = b"\xff\xe5" + struct.pack(">H", 2 + 100) + b"\xff\xda" * 50
+    data = scans_of(20)
+    data = data[:2] + thumbnail + data[2:] + b"\xff\xda\x00\x02" * 50
+    assert data.count(b"\xff\xda") > 100 and decode(data, max_pixels=320).shape == (16, 16, 3)

@@ -21,6 +21,7 @@ from pipeline.config import digest, override
 from pipeline.engine import InProcess, LocalEngine
 from pipeline.images import MAX_BYTES
 from pipeline.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
+from pipeline.nouns import NounExtractor
 from pipeline.rows import Limits
 from pipeline.source import Source
 from storage.detections import SCHEMA, read_detections, read_failures
@@ -385,6 +386,109 @@ def test_an_image_the_detector_cannot_bear_costs_only_itself(source, home, detec
     (failure,) = failures_of(record, home)
     assert failure.stage == "ground" and failure.code == "out_of_memory" and failure.retryable
     assert record["images"] == 4 and detector.calls == 6
+
+
+class ForeignError(Exception):
+    """Of no class that this project knows, as onnxruntime's and spaCy's are."""
+
+
+def test_whatever_the_detector_raises_costs_only_its_image(source, home, detector):
+    def refuse(images):
+        if any((image[-1, -1] == 2).all() for image in images):
+            raise ForeignError("no\nmore")
+
+    detector.refuse = refuse
+    mine = config(source, error_budget=0.3)
+    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    (failure,) = failures_of(record, home)
+    assert (failure.code, failure.message) == ("detector", "ForeignError: no") and record["images"] == 4
+
+
+def test_whatever_the_parser_raises_costs_only_its_caption(source, home, detector, monkeypatch):
+    parse = NounExtractor.__call__
+
+    def refuse(self, captions):
+        captions = [*captions]
+        if any("green" in caption for caption in captions):
+            raise ForeignError("[E999] no parse")
+        return parse(self, captions)
+
+    monkeypatch.setattr(NounExtractor, "__call__", refuse)
+    mine = config(source, error_budget=0.5)
+    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    failures = failures_of(record, home)
+    assert record["images"] == 3 and record["captions"] == 6
+    assert {(failure.stage, failure.code) for failure in failures} == {("nouns", "unreadable_caption")}
+    assert failures[0].message == "ForeignError: [E999] no parse"
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, [5]),
+        ({"chunk": 2}, [2, 2, 1]),
+        ({"chunk_pixels": 3 * 60 * 40}, [3, 2]),
+        ({"chunk_pixels": 3 * 60 * 40 - 1}, [2, 2, 1]),
+        ({"chunk_pixels": 1}, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_images_decoded_at_a_time_are_bounded_by_number_and_by_pixels(source, home, detector, options, sizes):
+    seen = []
+    detector.refuse = lambda images: seen.append(len(images))
+    mine = config(source, **options)
+    assert digest(mine) == digest(config(source))
+    assert mine_shard(mine, home, plan(mine, home).pending[0])["images"] == 5
+    assert seen == sizes
+
+
+def test_an_image_that_will_not_be_decoded_takes_no_room(source, home, detector):
+    """Its header says 9,000 x 9,000: refused, and the others share a chunk as without it."""
+    large = io.BytesIO()
+    Image.new("1", (9_000, 9_000)).save(large, "PNG")
+    good = list(samples(4))
+    write_tar(source / "00000.tar", [*good[:2], ("large", large.getvalue(), good[0][2]), *good[2:]])
+    seen = []
+    detector.refuse = lambda images: seen.append(len(images))
+    mine = config(source, error_budget=0.5)
+    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    assert seen == [4] and record["failed_by_code"] == {"too_many_pixels": 1}
+
+
+CAPTIONS = ("собака на траве", "犬の写真", "a red dog", "a photo of a собака", "강아지")
+
+
+def test_captions_in_other_scripts_become_no_parts_and_are_counted(tmp_path, home):
+    """With a detector that gives every phrase boxes, as all of them do."""
+    write_tar(
+        tmp_path / "s" / "0.tar",
+        [(str(n), picture("red", n), {"captions": [text]}) for n, text in enumerate(CAPTIONS)],
+    )
+    mine = MineConfig(source=str(tmp_path / "s"), grounder=f"transformers:{save_tiny(tmp_path / 'tiny')}")
+    found = mine_all(mine, home, InProcess())
+    (unit,) = plan(mine, home).done
+    record = Manifest(Store(home), f"{prefix(mine)}/records").record(unit.name)
+    rows = [row for row in rows_of(record, home).to_pylist() if row["phrase"]]
+    boxes = {(row["text"], row["phrase"]) for row in rows if row["x0"] is not None}
+    assert boxes and all(phrase.isascii() or "a " in phrase for _, phrase in boxes)
+    foreign = {(row["text"], row["phrase"]) for row in rows} - boxes
+    assert foreign and all(not phrase.isascii() for _, phrase in foreign), (
+        "what was not asked stays in the table"
+    )
+    assert record["phrases_unknown"] == found["phrases_unknown"] == len(foreign)
+    assert record["captions_unknown"] == 3 and record["captions"] == 5
+    assert (found["captions_unknown"], found["captions_read"]) == (3, 5)
+
+
+def test_a_closed_vocabulary_and_an_older_record_count_no_captions(source, home, detector, monkeypatch):
+    mine = config(source)
+    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    assert record["phrases_unknown"] == 0 and record["captions_unknown"] is None
+    older = {name: value for name, value in record.items() if not name.endswith("_unknown")}
+    unit = plan(mine, home).pending[0]
+    assert Manifest(Store(home), f"{prefix(mine)}/records").commit(unit.name, older)
+    found = summary(mine, home)
+    assert found["units_done"] == 2 and (found["captions_unknown"], found["captions_read"]) == (0, 0)
+    assert found["phrases_unknown"] == 0
 
 
 def test_of_two_workers_on_one_unit_the_first_result_stands(source, home, detector):

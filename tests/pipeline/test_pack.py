@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import pack as packing
 from pipeline.config import Config, digest
@@ -263,6 +264,28 @@ def test_an_image_that_cannot_be_decoded_is_a_failure(tmp_path: Path) -> None:
     with Store(home).open(record["failures"]) as file:
         (failure,) = read_failures(file)
     assert (failure.stage, failure.code) == ("pack", "undecodable")
+
+
+def test_a_picture_that_the_encoder_refuses_is_a_failure_by_name(tmp_path: Path) -> None:
+    """70,000 x 68 pixels are shrunk to 65,882 x 64: more than JPEG encoders write."""
+    mined, home = Mined(source=str(tmp_path / "source")), str(tmp_path / "home")
+    path = write_source(Path(mined.source), units=1, samples=2) / "00000.tar"
+    wide = io.BytesIO()
+    Image.new("L", (70_000, 68), 255).save(wide, "PNG")
+    with tarfile.open(path, "a") as tar:
+        told = {"captions": ["a red square left of a blue square", "two squares"]}
+        for suffix, data in {"png": wide.getvalue(), "json": json.dumps(told).encode()}.items():
+            info = tarfile.TarInfo(f"panorama.{suffix}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    mine(mined, home)
+    version = pack(mined, packing_config(image_size=SIZE), home)
+    assert version.counts["images"] == 2 and version.counts["pack_failures"] == 1
+    record = pack_shard(mined, packing_config(image_size=SIZE), home, open_source(path).units()[0])
+    with Store(home).open(record["failures"]) as file:
+        (failure,) = read_failures(file)
+    assert failure.code == "unencodable" and "65882 x 64" in failure.message
+    assert failure.key == hashlib.sha256(wide.getvalue()).hexdigest()[: len(failure.key)]
 
 
 def test_units_that_are_not_mined_or_not_packed(tmp_path: Path) -> None:

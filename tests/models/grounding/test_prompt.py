@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.grounding.batching import Halving, buckets
-from models.grounding.prompt import CLS, QUESTION, SEP, STOP, build_prompts
+from models.grounding.prompt import CLS, QUESTION, SEP, STOP, build_prompts, known_token
 
 
 def test_a_prompt_is_phrases_with_a_full_stop_after_each():
@@ -73,3 +73,24 @@ def test_one_item_that_does_not_fit_is_an_error_that_names_its_size():
         Halving(4).run((800, 1333), [1, 2], Device(0))
     with pytest.raises(ValueError, match="batch_size is 0"):
         Halving(0)
+
+
+@pytest.mark.parametrize(
+    ("token", "known"),
+    [
+        ("duck", True),
+        ("##s", True),
+        ("a", True),
+        ("##z", True),
+        ("ский", True),
+        ("[UNK]", False),
+        ("д", False),
+        ("##ж", False),
+        ("犬", False),
+        ("7", None),
+        (",", None),
+        ("##2", None),
+    ],
+)
+def test_a_lone_letter_of_another_script_is_as_unknown_as_the_unknown_token(token, known):
+    assert known_token(token, "[UNK]") is known

@@ -13,6 +13,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
     GroundingDinoImageProcessorPil,
 )
 
+from models.grounding.detector import Reader
 from models.grounding.dino import DinoDetector, Preprocessing
 from models.grounding.transformers_dino import TransformersDino, digest
 
@@ -140,6 +141,26 @@ def test_more_phrases_than_a_prompt_holds_are_asked_in_several(square, images):
     np.testing.assert_allclose(all_at_once.scores, np.r_[first.scores, last.scores], atol=TOLERANCE)
 
 
+def test_phrases_of_unknown_tokens_only_are_not_asked_and_told(square, images):
+    """The boxes it would get are those of whatever the picture shows."""
+    detector = TransformersDino(square, device=CPU, per_phrase=3)
+    texts = ["собака", "a dog", "犬 ☃", "собака dog", "犬."]
+    found, alone, none = detector(images[:3], [texts, ["a dog"], ["собака", "собака"]])
+    assert found.unknown == (0, 2, 4) and set(found.phrases) == {1, 3}
+    assert alone.unknown == () and len(alone.boxes) == 3
+    assert none.unknown == (0, 1) and len(none.boxes) == 0
+    (dog,) = detector([images[0]], [["a dog", "собака dog"]])
+    np.testing.assert_allclose(found.scores, dog.scores, atol=TOLERANCE)
+
+
+def test_the_fraction_of_the_words_that_the_tokenizer_knows(square):
+    detector = TransformersDino(square, device=CPU)
+    texts = ["a red dog", "собака", "2024, 犬", "7!", "собака a dog on", "a " * 500]
+    assert detector.known_fractions(texts) == [1, 0, 0, 0, 3 / 4, 1]
+    assert detector.known_fractions([]) == []
+    assert isinstance(detector, Reader)
+
+
 class Scripted(DinoDetector):
     """Answers with a given table of token probabilities, so that the way from tokens to phrases can be read off."""
 
@@ -152,6 +173,7 @@ class Scripted(DinoDetector):
         }
         words = {"red": 5, "blue": 6, "car": 7}
         encode = lambda texts: [[words[word] for word in text.split()] for text in texts]  # noqa: E731
+        options = {"known": lambda token: True, **options}
         super().__init__(**plain, autocast=None, per_phrase=2, batch_size=4, encode=encode, **options)
         self.answer = torch.logit(torch.tensor(probabilities)), torch.tensor(boxes)
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.classify.evaluate import EvaluateConfig, strange_images
-from pipeline.classify.images import Epoch, Images, crops, squared, statistics
+from pipeline.classify.images import Epoch, Images, crops, load_captioned, statistics
 from pipeline.images import encode_jpeg
+from pipeline.source import open_source
 from tests.oracle import classify_metrics as twin
 
 
@@ -63,11 +65,16 @@ def test_epochs_and_seeds_differ_and_pixels_stay_with_their_labels() -> None:
     assert not draw(images, 0, flip=False).flips.any() and first.flips.float().mean() < 0.9
 
 
-def test_squared_takes_the_centre() -> None:
+def test_a_captioned_set_gives_the_central_squares_and_its_own_pixels_where_they_fit(tmp_path: Path) -> None:
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 200
-    assert (squared(wide, 4) == 200).all() and squared(wide, 4).shape == (4, 4, 3)
-    assert np.array_equal(squared(wide[:, :8], 8), wide[:, :8])
+    for name, image in (("a", wide), ("b", wide[:, :8] + 7)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        with (tmp_path / "set.jsonl").open("a") as file:
+            file.write(json.dumps({"image": f"{name}.png", "caption": "a wall"}) + "\n")
+    found, unusable = load_captioned(open_source(str(tmp_path)), 8, limit=9)
+    assert found.pixels.shape == (2, 3, 8, 8) and unusable == 0
+    assert (found.pixels[0] == 200).all() and (found.pixels[1] == 7).all()
 
 
 def strange(folder: Path, count: int, there: int) -> str:

@@ -1,0 +1,146 @@
+"""Some samples of a unit at a time: decode, read the captions, ask the detector. What fails costs its own sample."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from models.grounding.detector import Detector, Reader
+from pipeline.images import ImageError, decode, inspect
+from pipeline.mine_rows import Clock, Rows
+from pipeline.nouns import NounExtractor, Phrase
+from pipeline.rows import Limits
+from storage.sample import Failure, Sample
+
+if TYPE_CHECKING:
+    from pipeline.mine import MineConfig
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+HARDLY = 0.2
+"""A caption of whose words the detector's tokenizer knows a smaller fraction holds hardly anything it can look for."""
+_LONGEST_REASON = 300  # characters of a library's own words
+
+
+def chunks(samples: Iterable[Sample], config: "MineConfig") -> Iterator[list[Sample]]:
+    """Samples in order, as many at a time as `chunk` and `chunk_pixels` allow, by the sizes in their headers."""
+    chunk: list[Sample] = []
+    pixels = 0
+    for sample in samples:
+        size = _size(sample, config.limits)
+        if chunk and (len(chunk) == config.chunk or pixels + size > config.chunk_pixels):
+            yield chunk
+            chunk, pixels = [], 0
+        chunk.append(sample)
+        pixels += size
+    if chunk:
+        yield chunk
+
+
+def mine_chunk(
+    config: "MineConfig",
+    chunk: list[Sample],
+    extractor: NounExtractor,
+    detector: Detector,
+    rows: Rows,
+    failures: list[Failure],
+    counts: Counter[str],
+    clock: Clock,
+) -> None:
+    """Add the rows, failures and counts of one chunk, and the seconds they took."""
+    with clock("decode"):
+        images = [_pixels(sample, config.limits, failures) for sample in chunk]
+    good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
+    with clock("nouns"):
+        read = _guarded(
+            lambda captions: _read(captions, extractor, detector),
+            [sample.captions[: config.max_captions] for sample, _ in good],
+        )
+    for (sample, _), text in zip(good, read, strict=True):
+        if isinstance(text, Exception):
+            failures.append(Failure(sample.key, "nouns", "unreadable_caption", _told(text)))
+    ready = [(*pair, text) for pair, text in zip(good, read, strict=True) if not isinstance(text, Exception)]
+    # A text that several captions share is looked for once; case does not matter to any backend.
+    asked = [
+        list(dict.fromkeys(phrase.text.lower() for caption in text.phrases for phrase in caption))
+        for _, _, text in ready
+    ]
+    with clock("ground"):
+        detections = _guarded(
+            lambda part: detector([image for image, _ in part], [texts for _, texts in part]),
+            [(image, texts) for (_, image, _), texts in zip(ready, asked, strict=True)],
+        )
+    for (sample, image, text), texts, detection in zip(ready, asked, detections, strict=True):
+        if isinstance(detection, Exception):
+            code = "out_of_memory" if isinstance(detection, MemoryError) else "detector"
+            failures.append(Failure(sample.key, "ground", code, _told(detection), retryable=True))
+            continue
+        unknown = {texts[index] for index in detection.unknown}
+        counts["images"] += 1
+        counts["captions"] += len(text.phrases)
+        counts["captions_unknown"] += sum(fraction < HARDLY for fraction in text.known)
+        counts["phrases_unknown"] += sum(
+            phrase.text.lower() in unknown for caption in text.phrases for phrase in caption
+        )
+        rows.add(sample, image.shape[:2], text.phrases, texts, detection, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What is read in the captions of one image: phrases, and the fraction of words that the detector knows (nothing
+    where it has no tokenizer)."""
+
+    phrases: list[list[Phrase]]
+    known: list[float]
+
+
+def _read(captions: Sequence[tuple[str, ...]], extractor: NounExtractor, detector: Detector) -> list[_Text]:
+    every = [caption for texts in captions for caption in texts]
+    phrases = iter(extractor(every))
+    known = iter(detector.known_fractions(every) if isinstance(detector, Reader) else ())
+    return [_Text(list(islice(phrases, len(texts))), list(islice(known, len(texts)))) for texts in captions]
+
+
+def _size(sample: Sample, limits: Limits) -> int:
+    """Pixels of a sample's image; 0 for one that will not be decoded."""
+    try:
+        width, height, _ = inspect(sample.image, limits.max_pixels, limits.max_bytes)
+    except ImageError:
+        return 0
+    return width * height
+
+
+def _pixels(sample: Sample, limits: Limits, failures: list[Failure]) -> np.ndarray | None:
+    try:
+        return decode(sample.image, limits.max_pixels, limits.max_bytes)
+    except ImageError as error:
+        retryable = error.code == "out_of_memory"
+        failures.append(Failure(sample.key, "decode", error.code, str(error), retryable=retryable))
+        return None
+
+
+def _guarded(work: Callable[[list[S]], list[R]], items: list[S]) -> list[R | Exception]:
+    """Results of work(items); where that fails, item by item, so that only those that cause it are lost.
+
+    spaCy, tokenizers, torch and onnxruntime have no common class of exceptions: whatever one raises stands for the
+    result of its item.
+    """
+    try:
+        return [*work(items)]
+    except Exception:
+        pass
+    results: list[R | Exception] = []
+    for item in items:
+        try:
+            results += work([item])
+        except Exception as error:
+            results.append(error)
+    return results
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:_LONGEST_REASON]

@@ -1,0 +1,95 @@
+"""Peak memory of mining photographs of 24 megapixels in one worker, beside the bound that docs/performance.md states.
+
+Each number is the peak resident memory of a process of its own, libraries, parser and grounder included, that mines one
+shard with the embedded grounder. "Unbounded" decodes all photographs of the shard at once, as chunks did that were
+bounded by number alone; there are just enough of them here to tell the two apart.
+"""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.images import encode_jpeg
+from tests.perf.runner import Case
+
+BOUND_MB = 1500.0
+PHOTOGRAPHS, WIDTH, HEIGHT = 24, 6000, 4000
+UNBOUNDED = PHOTOGRAPHS * WIDTH * HEIGHT
+CAPTION = "a brown dog beside a red ball on the grass"
+GROUNDER = "transformers:demo/weights/grounder"
+
+_MINE = """
+import hashlib, json, sys
+from pathlib import Path
+from pipeline.mine import MineConfig, mine_shard, plan
+from storage.detections import read_detections
+from storage.store import Store
+source, home, grounder, pixels = sys.argv[1:]
+config = MineConfig(source=source, grounder=grounder, device="cpu", **({"chunk_pixels": int(pixels)} if pixels else {}))
+record = mine_shard(config, home, plan(config, home).pending[0])
+with Store(home).open(record["detections"]["path"]) as file:
+    rows = read_detections(file).to_pylist()
+# Of this program alone: getrusage would also know the peak of the process that started it.
+status = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(json.dumps({"mb": peak * 1024 / 1e6, "images": record["images"], "boxes": [
+    [row["key"], row["phrase"], row["x0"], row["y0"], row["x1"], row["y1"], row["score"]] for row in rows]}))
+"""
+
+
+def cases() -> Iterator[Case]:
+    """The bound, and what it saves."""
+    name = "mining 24 megapixels, peak"
+    yield Case(
+        name, "1,500 MB a worker", "MB", lambda: mined("")["mb"], lambda: BOUND_MB, lambda: "n/a", floor=1.0
+    )
+    yield Case(
+        name, "unbounded", "MB", lambda: mined("")["mb"], lambda: mined(str(UNBOUNDED))["mb"], same_boxes, 1.5
+    )
+
+
+@cache
+def mined(pixels: str) -> dict:
+    """Mine the photographs with that `chunk_pixels` ("" is the default) in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        write_photographs(source)
+        arguments = [str(source), str(Path(folder) / "home"), GROUNDER, pixels]
+        done = subprocess.run(
+            [sys.executable, "-c", _MINE, *arguments], check=True, stdout=subprocess.PIPE, text=True
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def same_boxes() -> str:
+    """Assert that the chunks change no detection beyond the rounding of other batches."""
+    ours, theirs = mined(""), mined(str(UNBOUNDED))
+    assert ours["images"] == theirs["images"] == PHOTOGRAPHS
+    assert [row[:2] for row in ours["boxes"]] == [row[:2] for row in theirs["boxes"]]
+    numbers = [np.array([row[2:] for row in each["boxes"]], float) for each in (ours, theirs)]
+    off = float(np.nanmax(np.abs(numbers[0] - numbers[1])))
+    assert off < 1e-4, f"boxes differ by {off:.1e}"
+    return f"{off:.0e}"
+
+
+def write_photographs(source: Path) -> None:
+    """One shard of smooth noise, as much work for a JPEG decoder as a photograph."""
+    source.mkdir()
+    small = np.random.default_rng(0).integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3), np.uint8)
+    pixels = np.array(Image.fromarray(small).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    with tarfile.open(source / "00000.tar", "w") as tar:
+        for number in range(PHOTOGRAPHS):
+            pixels[:64, :64] = number  # no two alike
+            for suffix, data in (("jpg", encode_jpeg(pixels)), ("txt", CAPTION.encode())):
+                info = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
