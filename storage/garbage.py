@@ -1,15 +1,13 @@
 """What nothing refers to any more: objects of killed workers and of deleted versions, and half-written files."""
 
 import json
-import re
-from typing import Any
 
+from storage.objects import OBJECT, objects_in
 from storage.store import Store
 
 LEASE_S = 24 * 3600.0
 """Default age, in seconds, before an unreferenced file is taken: far longer than any unit of work."""
 
-_OBJECT = re.compile(r"(.+/)?objects/[0-9a-f]{64}\.\w+")
 _FOLDERS = ("shards", "detections", "packs", "versions")
 _KEPT = ("registry", "quarantine", "runs", "fits")  # here only temporaries are rubbish
 
@@ -21,8 +19,8 @@ def referenced(store: Store) -> set[str]:
         for path in store.list(folder):
             if path.endswith(".json"):
                 found.add(path)
-                _strings(json.loads(store.read_bytes(path)), found)
-            elif not _OBJECT.fullmatch(path):
+                found |= objects_in(json.loads(store.read_bytes(path)))
+            elif not OBJECT.fullmatch(path):
                 found.add(path)  # the pointer `latest`
     return found
 
@@ -38,15 +36,3 @@ def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
     removed = [path for folder in _FOLDERS for path in store.collect(folder, keep, older_than_s)]
     half = [path for folder in _KEPT for path in store.collect_temporaries(folder, older_than_s)]
     return removed + half
-
-
-def _strings(value: Any, found: set[str]) -> None:
-    if isinstance(value, str):
-        if _OBJECT.fullmatch(value):
-            found.add(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _strings(item, found)
-    elif isinstance(value, list):
-        for item in value:
-            _strings(item, found)
