@@ -29,7 +29,9 @@ from pipeline.rows import Limits, objects_of
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
+from storage.objects import open_object
 from storage.sample import Failure, Sample
+from storage.sealed import seal
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -102,9 +104,9 @@ def prefix(config: MineConfig) -> str:
 def plan(config: MineConfig, home: str) -> Plan:
     """Say what is left to mine, and leave the resolved configuration beside the records."""
     store = Store(home)
-    finished = set(_manifest(config, store).units())
+    finished = _manifest(config, store).whole()
     units = open_source(config.source, config.limits).units()
-    store.create(f"{prefix(config)}/config.json", config.model_dump_json(indent=1).encode())
+    store.create(f"{prefix(config)}/config.json", seal(config.model_dump(mode="json")))
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
@@ -128,7 +130,7 @@ def mine_shard(
     """
     store = Store(home)
     manifest = _manifest(config, store)
-    if (record := manifest.record(unit.name)) is not None:
+    if (record := manifest.done(unit.name)) is not None:
         return record
     started, clock = time.time(), Clock()
     with clock("load"):
@@ -206,7 +208,7 @@ def summary(config: MineConfig, home: str) -> dict[str, Any]:
     worked).
     """
     store = Store(home)
-    records = _manifest(config, store).records()
+    records = _manifest(config, store).whole()
     units = open_source(config.source, config.limits).units()
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
@@ -256,7 +258,7 @@ def phrase_quality(
     for unit in source.units()[:most]:
         if (record := manifest.record(unit.name)) is None:
             raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
-        with store.open(record["detections"]["path"]) as file:
+        with open_object(store, record["detections"]["path"], record["detections"].get("sha256", "")) as file:
             table = read_detections(file)
         labels = {
             sample.key: objects_of(sample.meta) for sample in source.samples(unit, lambda failure: None)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from pipeline.rows import Limits
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
+from storage.objects import open_object
 from storage.sample import Failure, Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
@@ -100,16 +101,19 @@ def pack(
 
 
 def plan(mine: Config, config: PackConfig, home: str) -> list[Unit]:
-    """Return the units that are not packed yet, in order; ValueError when some are not even mined."""
+    """Return the units that are not packed yet, in order; ValueError when some are not even mined.
+
+    A unit is mined or packed when every object that its record names is there.
+    """
     store = Store(home)
-    units, mined = units_of(mine), set(_mined(store, mine).units())
+    units, mined = units_of(mine), _mined(store, mine).whole()
     if missing := [unit.path for unit in units if unit.name not in mined]:
         names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not mined ({names}): run mine with this config first"
         )
-    packed = set(_packed(store, mine, config).units())
-    return [unit for unit in units if unit.name not in packed]
+    packed = _packed(store, mine, config).whole()
+    return [unit for unit in units if not _is_of(packed.get(unit.name), mined[unit.name])]
 
 
 def pack_shard(
@@ -122,13 +126,16 @@ def pack_shard(
     """
     store = Store(home)
     records = _packed(store, mine, config)
-    if (done := records.record(unit.name)) is not None:
-        return done
     began = time.monotonic()
     mined = _mined(store, mine).record(unit.name)
     if mined is None:
         raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
-    with store.open(mined["detections"]["path"]) as file:
+    done = records.done(unit.name)
+    if _is_of(done, mined):
+        return done
+    if done is not None:  # mined again since, with other boxes
+        records.forget(unit.name)
+    with open_object(store, mined["detections"]["path"], mined["detections"].get("sha256", "")) as file:
         table = read_detections(file)
     failures: list[Failure] = []
     counts: Counter[str] = Counter(mined_images=len(table["key"].unique()))
@@ -182,7 +189,7 @@ def publish(mine: Config, config: PackConfig, home: str) -> Version:
     """Publish the version made of all packed units, not yet `latest`; ValueError while some are not packed."""
     store = Store(home)
     units = units_of(mine)
-    packed, mined = _packed(store, mine, config).records(), _mined(store, mine).records()
+    packed, mined = _packed(store, mine, config).whole(), _mined(store, mine).records()
     if missing := [unit.path for unit in units if unit.name not in packed]:
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not packed ({missing[0]} ...): run pack first"
@@ -202,7 +209,10 @@ def publish(mine: Config, config: PackConfig, home: str) -> Version:
     counts["failures"] = counts["mine_failures"] + counts["pack_failures"]
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
-    return Versions(store).publish(config_of, digests, shards, dict(counts), sorted(detectors), latest=False)
+    names = [unit.name for unit in units]
+    return Versions(store).publish(
+        config_of, digests, shards, dict(counts), sorted(detectors), latest=False, units=names
+    )
 
 
 def pack_digest(mine: Config, config: PackConfig) -> str:
@@ -219,6 +229,12 @@ def split_of(key: str, holdout: float) -> str:
 def units_of(mine: Any) -> list[Unit]:
     """Return the units of the source that a MineConfig names."""
     return open_source(mine.source, mine.limits).units()
+
+
+def _is_of(packed: dict[str, Any] | None, mined: dict[str, Any]) -> TypeGuard[dict[str, Any]]:
+    """Whether a unit was packed from the detections that its mining record names."""
+    made_of = mined["detections"]["path"]
+    return packed is not None and packed.get("detections", made_of) == made_of
 
 
 def _mined(store: Store, mine: Config) -> Manifest:

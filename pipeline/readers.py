@@ -90,10 +90,11 @@ def parquet_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit:
     as JSON can hold them. ValueError for a file without such columns, naming those it has.
     """
     try:
-        table = pq.ParquetFile(file)
+        # No thread of Arrow's may hold a Python file: the process could abort when it exits.
+        table = pq.ParquetFile(file, pre_buffer=False)
         image, captions = _columns(table.schema_arrow, path)
         number = 0
-        for batch in table.iter_batches(batch_size=_BATCH):
+        for batch in table.iter_batches(batch_size=_BATCH, use_threads=False):
             for values in batch.to_pylist():
                 yield _parquet_row(f"{path}:{number}", values, image, captions, limits, admit)
                 number += 1

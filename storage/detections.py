@@ -59,7 +59,7 @@ def write_detections(file: BinaryIO, rows: Any) -> int:
 
 
 def read_detections(file: BinaryIO) -> pa.Table:
-    """Read a detections file; ValueError when it is not one."""
+    """Read a detections file, which must be seekable; ValueError when it is not one."""
     return _read(file, SCHEMA, "detections")
 
 
@@ -96,6 +96,7 @@ def _write(file: BinaryIO, table: pa.Table) -> int:
 
 def _read(file: BinaryIO, schema: pa.Schema, what: str) -> pa.Table:
     try:
+        file.seek(0)
         table = read_table(file.read())
     except ValueError as error:
         raise ValueError(f"not a {what} file: {error}") from None

@@ -17,7 +17,7 @@ class DamagedError(ValueError):
     """A file of the home is missing or is not what was written; `path` is its place in the home, `what` is wrong."""
 
     def __init__(self, path: str, what: str, url: str = "HOME", remedy: str = "") -> None:
-        repair = f"run `hyco verify --repair --home {url}`, then the commands that made it: only what is missing is redone"
+        repair = f"run `hyco verify --repair --home {url}`, then the commands that made it: they redo what is missing"
         super().__init__(f"{path}: {what}: {remedy or repair}")
         self.path, self.what = path, what
 

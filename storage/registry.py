@@ -7,8 +7,8 @@ The champion is what the last promotion or rollback in the log names, so the one
 promotion: a process killed at any instruction has either made that file or has not. Of two processes that append at
 once one gets the number, and the other has to look at the log again before it may go on.
 
-A row proves itself (storage.sealed) and holds the sha256 of the row before it, so that a row which an earlier Hyco wrote
-without a proof has one as soon as another follows it.
+A row proves itself (storage.sealed) and holds the sha256 of the row before it. So a row that an earlier Hyco wrote
+without a proof has one as soon as another row follows it.
 """
 
 import dataclasses
@@ -32,7 +32,9 @@ LOG, MODELS = "registry/log", "registry/models"
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"
 LOST = "lost"  # the key of a row that stands for one that was damaged
 _TEMPORARY = ".tmp-"
-_REMEDY = "Run `hyco verify --repair`, then `hyco promote` with the run it came from; or roll back to another one"
+_REMEDY = (
+    "Run `hyco verify --repair`, then `hyco promote` with the run it came from; or roll back to another one"
+)
 _FILE = pa.struct([("name", pa.string()), ("sha256", pa.string()), ("size", pa.int64())])
 
 SCHEMA = pa.schema(
@@ -113,15 +115,13 @@ class Registry:
         names = [path for path in self.store.list(LOG) if path.endswith(".parquet")]
         last = max((int(path[-17:-8]) for path in names if path[-17:-8].isdigit()), default=0)
         rows: list[Row | DamagedError] = []
-        hashes = [""]
+        before = ""  # the sha256 of the file of the row before
         for number in range(1, last + 1):
             row, sha256 = self._read(number)
-            if isinstance(row, Row) and row.previous is not None and isinstance(before := (rows or [row])[-1], Row):
-                # A row with a proof of its own was found whole already; the chain is for those without one.
-                if before.key != LOST and hashes[-1] != row.previous:
-                    rows[-1:] = [self._damaged(number - 1, f"row {number} was written behind another one")]
+            if isinstance(row, Row) and rows and _breaks_chain(rows[-1], before, row):
+                rows[-1] = self._damaged(number - 1, f"is not the row that row {number} was written behind")
             rows.append(row)
-            hashes.append(sha256)
+            before = sha256
         return rows
 
     def table(self) -> pa.Table:
@@ -198,7 +198,7 @@ class Registry:
             proven = is_sealed_table(data)
             found = read_table(data).to_pylist()
             row = Row(**found[0])
-            if len(found) != 1 or row.number != number or row.previous is not None and not proven:
+            if len(found) != 1 or row.number != number or (row.previous is not None and not proven):
                 raise ValueError("it was changed since it was written")
         except (ValueError, TypeError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
             return self._damaged(number, f"is not a row of the registry ({error})"), sha256
@@ -212,6 +212,12 @@ class Registry:
 def log_path(number: int) -> str:
     """Return where the row of a number lies in the home."""
     return f"{LOG}/{number:09d}.parquet"
+
+
+def _breaks_chain(before: Row | DamagedError, sha256: str, row: Row) -> bool:
+    """Whether a row says another sha256 of the row before it; one that stands for a lost row has a new one."""
+    replaced = isinstance(before, DamagedError) or before.key == LOST
+    return not replaced and row.previous is not None and row.previous != sha256
 
 
 def _bytes(row: Row) -> bytes:
@@ -234,10 +240,24 @@ def fingerprint(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     names = sorted(path.name for path in folder.iterdir())
     if "model.safetensors" not in names or any((folder / name).is_dir() for name in names):
         raise ValueError(f"{folder} is not a model: it must hold model.safetensors and files beside it")
-    return [
-        {"name": name, "sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size}
-        for name in names
-    ]
+    return [file_entry(folder / name) for name in names]
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return name, sha256 and size of a file."""
+    return {"name": path.name, "sha256": sha256_of(path), "size": path.stat().st_size}
+
+
+def files_damage(folder: Path, files: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return (name, what is wrong) of the files of a folder that are missing or other bytes than told."""
+    found = []
+    for file in files:
+        path = folder / file["name"]
+        if not path.is_file():
+            found.append((file["name"], "is missing"))
+        elif (there := file_entry(path)) != file:
+            found.append((file["name"], f"sha256 {there['sha256'][:12]}, expected {file['sha256'][:12]}"))
+    return found
 
 
 def digest_of(files: list[dict[str, Any]]) -> str:

@@ -6,9 +6,8 @@ from itertools import islice
 from pipeline.assess.scenes import Scene
 from pipeline.source import open_source
 from storage.sample import Failure, TrainingSample
-from storage.shard import read_shard
 from storage.store import Store
-from storage.versions import Version
+from storage.versions import Version, read_ref
 
 
 def held_out(store: Store, dataset: Version, source: str | None, most: int) -> Iterator[Scene]:
@@ -27,5 +26,4 @@ def held_out(store: Store, dataset: Version, source: str | None, most: int) -> I
 def training_samples(store: Store, dataset: Version, split: str) -> Iterator[TrainingSample]:
     """The samples of a split, in the order of its shards."""
     for shard in dataset.shards.get(split, []):
-        with store.open(shard.path) as file:
-            yield from read_shard(file, shard.path)
+        yield from read_ref(store, shard)
