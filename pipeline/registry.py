@@ -18,8 +18,10 @@ from pipeline.progress import Listener
 from pipeline.runs import RunConfig, current_commit
 from pipeline.source import open_source
 from storage.registry import (
+    ASSESSED,
     PROMOTED,
     REFUSED,
+    REPORTS,
     ROLLED_BACK,
     MovedError,
     Registry,
@@ -27,16 +29,12 @@ from storage.registry import (
     champion_of,
     digest_of,
     file_entry,
-    files_damage,
     fingerprint,
+    folder_damage,
 )
-from storage.sealed import seal, unseal
 from storage.store import Store
 from storage.versions import Versions
 
-ASSESSED = "registry/assessed"
-REPORTS = "registry/reports"
-PROOF = "proof.json"  # beside a champion's answers: what their bytes were
 _TRIES = 5
 _RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a model again reads of its run
 
@@ -214,7 +212,7 @@ def examine(row: Row, home: str, exam: Exam, listener: Listener | None = None) -
     registry = Registry(home)
     folder = Path(registry.store.path(f"{ASSESSED}/{exam.digest(home)}-{row.model}"))
     done = folder / "metrics.json"
-    if not (done.is_file() and (folder / "report.html").is_file()) or exam_damage(folder):
+    if not (done.is_file() and (folder / "report.html").is_file()) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):
             raise ValueError(problem)
         folder.mkdir(parents=True, exist_ok=True)
@@ -233,22 +231,8 @@ def examine(row: Row, home: str, exam: Exam, listener: Listener | None = None) -
             config=exam.config,
             listener=listener,
         )
-        files = [
-            file_entry(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != PROOF
-        ]
-        Store(folder).replace(PROOF, seal({"files": files}))
+        prove_folder(folder)
     return json.loads(done.read_text())
-
-
-def exam_damage(folder: Path) -> list[tuple[str, str]]:
-    """Return (file, what is wrong with it) of a champion's answers that were kept; [] also where there is no proof."""
-    try:
-        proof = unseal((folder / PROOF).read_bytes())["files"]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError) as error:
-        return [(PROOF, f"is not a proof ({error})")]
-    return files_damage(folder, proof)
 
 
 def champion(home: str) -> Row | None:

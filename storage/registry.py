@@ -25,10 +25,12 @@ import pyarrow as pa
 
 from storage.files import fsync_directory, sha256_of
 from storage.objects import DamagedError
-from storage.sealed import is_sealed_table, read_table, seal_table
+from storage.sealed import is_sealed_table, read_table, seal, seal_table, unseal
 from storage.store import Store
 
 LOG, MODELS = "registry/log", "registry/models"
+ASSESSED, REPORTS = "registry/assessed", "registry/reports"
+PROOF = "proof.json"  # beside the answers of a champion: what their bytes were
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"
 LOST = "lost"  # the key of a row that stands for one that was damaged
 _TEMPORARY = ".tmp-"
@@ -264,6 +266,22 @@ def digest_of(files: list[dict[str, Any]]) -> str:
     """Return the 16 hex digits that name a model: the start of the sha256 over its files' names and hashes."""
     text = "\n".join(f"{file['name']} {file['sha256']}" for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prove_folder(folder: Path) -> None:
+    """Write the hashes of a folder's files beside them."""
+    files = [file_entry(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != PROOF]
+    Store(folder).replace(PROOF, seal({"files": files}))
+
+
+def folder_damage(folder: Path) -> list[tuple[str, str]]:
+    """Return (name, what is wrong) of the files of a proven folder; [] for one without a proof."""
+    try:
+        return files_damage(folder, unseal((folder / PROOF).read_bytes())["files"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError) as error:
+        return [(PROOF, f"is not a proof ({error})")]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -91,6 +91,10 @@ class Versions:
         body = {"digests": digests, "shards": shards, "counts": counts, "detectors": sorted(detectors)}
         name = _name(body)
         parent = self.latest()
+        if (
+            parent == name or parent not in self.names()
+        ):  # `latest` was left behind by a version that is made again
+            parent = None
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {
             **body,
@@ -211,11 +215,11 @@ class Versions:
         record = version_path(version.name)
         if _name(_body(version)) != version.name:
             yield "version", record, f"{version.name}: its record was changed after it was published"
-        for split, shards in version.shards.items():
+        for shards in version.shards.values():
             for shard in shards:
                 if shard.path not in seen:
                     seen.add(shard.path)
-                    yield from ((f"{split} shard", shard.path, problem) for problem in self._problems(shard))
+                    yield from (("shard", shard.path, problem) for problem in self._problems(shard))
         for count, split in (("train_images", "train"), ("val_images", "val")):
             held = sum(shard.samples for shard in version.shards.get(split, []))
             if count in version.counts and version.counts[count] != held:
