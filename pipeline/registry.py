@@ -31,6 +31,7 @@ from storage.registry import (
     file_entry,
     fingerprint,
     folder_damage,
+    prove_folder,
 )
 from storage.store import Store
 from storage.versions import Versions

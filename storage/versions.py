@@ -110,8 +110,8 @@ class Versions:
         return self.load(name)
 
     def point(self, name: str) -> None:
-        """Make a version `latest`."""
-        self.store.replace(LATEST, f"{name}\n".encode())
+        """Make a version `latest`: the file holds the name and, so that a changed one shows, the name's hash."""
+        self.store.replace(LATEST, f"{name} {_check(name)}\n".encode())
 
     def latest(self) -> str | None:
         """Return the name of the latest version, None before the first; DamagedError when the file holds no name."""
@@ -119,10 +119,16 @@ class Versions:
             data = self.store.read_bytes(LATEST)
         except FileNotFoundError:
             return None
-        name = data.decode("ascii", "replace")
-        if not name.endswith("\n") or not _NAME.fullmatch(name[:-1]):
-            raise DamagedError(LATEST, f"holds no name of a version: {name[:40]!r}", self.store.url)
-        return name[:-1]
+        text = data.decode("ascii", "replace")
+        name, space, check = text.removesuffix("\n").partition(" ")
+        intact = text.endswith("\n") and _NAME.fullmatch(name)
+        if space:
+            intact = intact and check == _check(name)
+        elif intact and name not in self.names():  # an earlier Hyco wrote no hash
+            intact = None
+        if not intact:
+            raise DamagedError(LATEST, f"holds no name of a version: {text[:40]!r}", self.store.url)
+        return name
 
     def quarantine(self, name: str, reasons: "list[dict[str, Any]]") -> None:
         """Mark a version as not to be trained on, and say why."""
@@ -275,6 +281,10 @@ def _plain(value: Any) -> Any:
 def _name(body: dict[str, Any]) -> str:
     text = json.dumps(_plain(body), sort_keys=True, separators=(",", ":"))
     return "v-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _check(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _body(version: Version) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def pack(
 
 @app.command()
 def verify(
-    version: Annotated[str, typer.Argument(help="Version name or latest.")] = "latest",
+    version: Annotated[str, typer.Argument(help="Version name, latest, or all.")] = "latest",
     home: Home = "var",
     repair: Annotated[
         bool, typer.Option("--repair", help="Look at everything in the home and set aside what is damaged.")
@@ -75,6 +75,7 @@ def verify(
 ) -> None:
     """Prove a dataset version, what it was made of and the registry intact: every hash, every count.
 
+    `all` also looks at what is in no version yet, and at the versions before.
     Exit code 1 when something is damaged or the version is in quarantine. With --repair what is damaged is moved to
     HOME/damaged, and the commands that made it make it again.
     """
@@ -94,12 +95,15 @@ def verify(
     from storage.store import Store
     from storage.versions import Versions
 
-    problems = prove(home, version)
+    problems = prove(home, None if version == "all" else version)
     for problem in problems:
         typer.echo(str(problem))
     if problems:
         typer.echo(f"{len(problems)} problems: hyco verify --repair --home {home} sets aside what is damaged")
         raise typer.Exit(1)
+    if version == "all":
+        typer.echo(f"{home}: intact")
+        return
     versions = Versions(Store(home))
     found = versions.load(version)
     if reasons := versions.quarantined(found.name):
