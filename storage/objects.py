@@ -16,8 +16,11 @@ _BLOCK = 1 << 20
 class DamagedError(ValueError):
     """A file of the home is missing or is not what was written; `path` is its place in the home, `what` is wrong."""
 
-    def __init__(self, path: str, what: str, url: str = "HOME", remedy: str = "") -> None:
-        repair = f"run `hyco verify --repair --home {url}`, then the commands that made it: they redo what is missing"
+    def __init__(self, path: str, what: str, url: str = "", remedy: str = "") -> None:
+        home = f" --home {url}" if url else ""
+        repair = (
+            f"run `hyco verify --repair{home}`, then the commands that made it: they redo what is missing"
+        )
         super().__init__(f"{path}: {what}: {remedy or repair}")
         self.path, self.what = path, what
 
@@ -69,7 +72,7 @@ def read_object(store: Store, path: str, sha256: str = "") -> bytes:
         return file.read()
 
 
-def check_sha256(path: str, found: str, wanted: str, url: str = "HOME") -> None:
+def check_sha256(path: str, found: str, wanted: str, url: str = "") -> None:
     """Raise DamagedError when the bytes of a file have another sha256 than they must have."""
     if found != wanted:
         raise DamagedError(path, f"its sha256 is {found[:12]}, its record says {wanted[:12]}", url)
