@@ -1,8 +1,7 @@
 """What nothing refers to any more: objects of killed workers and of deleted versions, and half-written files."""
 
-import json
-
-from storage.objects import OBJECT, objects_in
+from storage.objects import OBJECT, DamagedError, objects_in
+from storage.sealed import unseal
 from storage.store import Store
 
 LEASE_S = 24 * 3600.0
@@ -13,13 +12,19 @@ _KEPT = ("registry", "quarantine", "runs", "fits")  # here only temporaries are 
 
 
 def referenced(store: Store) -> set[str]:
-    """Return the paths of all objects that a record or a version names, anywhere in its JSON."""
+    """Return the paths of all objects that a record or a version names, anywhere in its JSON.
+
+    Raises DamagedError for a record that is not what was written: what it named cannot be told from rubbish.
+    """
     found: set[str] = set()
     for folder in _FOLDERS:
         for path in store.list(folder):
             if path.endswith(".json"):
                 found.add(path)
-                found |= objects_in(json.loads(store.read_bytes(path)))
+                try:
+                    found |= objects_in(unseal(store.read_bytes(path)))
+                except ValueError as error:
+                    raise DamagedError(path, str(error), store.url) from None
             elif not OBJECT.fullmatch(path):
                 found.add(path)  # the pointer `latest`
     return found

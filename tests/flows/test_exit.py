@@ -54,12 +54,12 @@ def exits(home: Path, verb: str, runs: int) -> Counter[int]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_ends_with_0(home: Path, verb: str) -> None:
-    assert exits(home, verb, 3) == {0: 3}
+    assert exits(home, verb, 2) == {0: 2}
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("verb", VERBS)
 def test_200_runs_of_a_verb_all_end_with_0(home: Path, verb: str) -> None:
     codes = exits(home, verb, 200)

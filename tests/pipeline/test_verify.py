@@ -19,6 +19,7 @@ from pipeline.quality_gate import QualityError
 from pipeline.registry import restore
 from pipeline.repair import DAMAGED, remedy, repair
 from pipeline.verify import verify
+from storage.garbage import collect
 from storage.objects import DamagedError
 from storage.registry import SCHEMA, Registry, log_path
 from storage.store import Store
@@ -236,6 +237,22 @@ def test_a_home_of_an_earlier_hyco_opens_and_is_verified_for_what_it_has(made: S
     assert [damage.kind for damage in verify(str(made.home))] == ["registry row"], (
         "found by the row behind it"
     )
+
+
+def test_nothing_is_collected_while_a_record_cannot_be_believed(made: SmallHome) -> None:
+    path = files(made.home, "mining record")[0]
+    held = path.read_text()
+    path.write_text(held.replace("/objects/", "/objectz/"))
+    before = files(made.home)
+    with pytest.raises(
+        DamagedError, match=f"{path.name}: it was changed since it was written: run `hyco verify"
+    ):
+        collect(Store(made.home), older_than_s=0)
+    assert files(made.home) == before
+    repair(str(made.home))
+    made.make()
+    collect(Store(made.home), older_than_s=0)
+    assert verify(str(made.home)) == []
 
 
 @pytest.mark.parametrize("text", ["", "v-\n", "v-1", "\n"])
