@@ -56,8 +56,8 @@ test: $(DEV) ## the tests (under 12 minutes on 2 cores)
 test-all: $(DEV) ## every test but the service ones: slow and chaos too
 	@$(BIN)/python -m pytest -m 'not bench and not services'
 
-chaos: $(DEV) ## kill -9 in the middle of mining, packing and training
-	@$(BIN)/python -m pytest -m chaos
+chaos: $(DEV) ## kill -9 in the middle of mining, packing and training; a thousand corruptions; the command line 200 times
+	@$(BIN)/python -m pytest -m chaos -rP
 
 test-operations: $(DEV) ## server, worker, hyco deploy: a dropped shard becomes a dataset version, a model and a decision
 	@$(BIN)/python -m pytest -m slow tests/flows/test_retrain.py

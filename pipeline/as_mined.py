@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.source import Unit
 from storage.detections import read_failures
+from storage.objects import open_object
 from storage.sample import Failure, Sample
 from storage.store import Store
 
@@ -27,7 +28,7 @@ class AsMined:
             self.texts.setdefault(key, {})[caption] = text
         self.failed: set[str] = set()
         if "path" in record.get("failures", {}):
-            with store.open(record["failures"]["path"]) as file:
+            with open_object(store, record["failures"]["path"]) as file:
                 self.failed = {failure.key for failure in read_failures(file)}
         self.gone = dict.fromkeys(self.texts)
         self.unknown: list[str] = []

@@ -5,6 +5,8 @@ sample count (so fewer shards than ranks is no special case), and samples are mi
 Nothing else is remembered: a reader started at a saved position gives exactly the batches still to come.
 """
 
+import hashlib
+import io
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from models.encoders.tokenizer import Tokenizer
 from pipeline.views import DataConfig, View, draw
+from storage.objects import DamagedError, check_sha256
 from storage.sample import TrainingSample
 from storage.shard import read_shard
 
@@ -31,11 +34,23 @@ _SHARDS, _WITHIN, _WINDOW, _VIEW = range(1, 5)
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A training shard as the reader needs it: its name, how many samples it holds, how to open it."""
+    """A training shard as the reader needs it: its name, how many samples it holds, how to open it, its sha256."""
 
     name: str
     samples: int
     open: Callable[[], BinaryIO]
+    sha256: str = ""
+
+    def read(self) -> list[TrainingSample]:
+        """Return the samples; DamagedError when the shard is missing or has another sha256 than it says."""
+        try:
+            with self.open() as file:
+                data = file.read()
+        except FileNotFoundError:
+            raise DamagedError(self.name, "is missing") from None
+        if self.sha256:
+            check_sha256(self.name, hashlib.sha256(data).hexdigest(), self.sha256)
+        return list(read_shard(io.BytesIO(data), self.name, self.samples))
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,7 @@ class Batches:
                 "use a smaller batch_size or more data"
             )
         self._cache: dict[int, Future[list[TrainingSample]]] = {}
+        self._compared: set[int] = set()
 
     def start(self, position: Position = START) -> Generator[Batch]:
         """Batches after `position`, START or the one a batch carried; closing the iterator stops the thread.
@@ -217,7 +233,12 @@ class Batches:
             del self._cache[shard], sizes[shard]
 
     def _read(self, shard: int) -> list[TrainingSample]:
+        """A shard's samples. Its hash is compared once: the first time that its bytes come from the disk."""
         file = self.shards[shard]
+        if shard not in self._compared:
+            samples = file.read()
+            self._compared.add(shard)
+            return samples
         with file.open() as stream:
             return list(read_shard(stream, file.name, file.samples))
 

@@ -29,7 +29,9 @@ from pipeline.rows import NOT_DOWNLOADED, Limits, objects_of
 from pipeline.source import Source, Unit, open_source
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
+from storage.objects import open_object
 from storage.sample import Failure
+from storage.sealed import seal
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -111,8 +113,8 @@ def plan(config: MineConfig, home: str) -> Plan:
     source = open_source(config.source, config.limits)
     units = source.units()
     _forget_misread(config, store, source, units)
-    finished = set(_manifest(config, store).units())
-    store.create(f"{prefix(config)}/config.json", config.model_dump_json(indent=1).encode())
+    finished = _manifest(config, store).whole()
+    store.create(f"{prefix(config)}/config.json", seal(config.model_dump(mode="json")))
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
@@ -150,7 +152,7 @@ def mine_shard(
     """
     store = Store(home)
     manifest = _manifest(config, store)
-    if (record := manifest.record(unit.name)) is not None:
+    if (record := manifest.done(unit.name)) is not None:
         return record
     started, clock = time.time(), Clock()
     with clock("load"):
@@ -236,7 +238,7 @@ def summary(config: MineConfig, home: str) -> dict[str, Any]:
     worker worked).
     """
     store = Store(home)
-    records = _manifest(config, store).records()
+    records = _manifest(config, store).whole()
     units = open_source(config.source, config.limits).units()
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
@@ -292,7 +294,7 @@ def phrase_quality(
     for unit in source.units()[:most]:
         if (record := manifest.record(unit.name)) is None:
             raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
-        with store.open(record["detections"]["path"]) as file:
+        with open_object(store, record["detections"]["path"], record["detections"].get("sha256", "")) as file:
             table = read_detections(file)
         labels = {
             sample.key: objects_of(sample.meta) for sample in source.samples(unit, lambda failure: None)

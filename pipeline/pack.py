@@ -29,6 +29,7 @@ from pipeline.rows import Limits
 from pipeline.source import Unit, open_source
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
+from storage.objects import open_object
 from storage.sample import Failure, Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
@@ -104,16 +105,23 @@ def pack(
 
 
 def plan(mine: Config, config: PackConfig, home: str) -> list[Unit]:
-    """Return the units that are not packed yet, in order; ValueError when some are not even mined."""
+    """Return the units that are not packed yet, in order; ValueError when some are not even mined.
+
+    A unit is mined or packed when every object that its record names is there.
+    """
     store = Store(home)
-    units, mined = units_of(mine), set(_mined(store, mine).units())
+    units, mined = units_of(mine), _mined(store, mine).whole()
     if missing := [unit.path for unit in units if unit.name not in mined]:
         names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not mined ({names}): run mine with this config first"
         )
-    packed, others = _packed(store, mine, config).records(), _repeats(store, mine, config, units)
-    return [unit for unit in units if not _is_without(packed.get(unit.name), others.get(unit.name, ()))]
+    packed, others = _packed(store, mine, config).whole(), _repeats(store, mine, config, units)
+    return [
+        unit
+        for unit in units
+        if not _is_current(packed.get(unit.name), mined[unit.name], others.get(unit.name, ()))
+    ]
 
 
 def pack_shard(
@@ -135,16 +143,16 @@ def pack_shard(
     records = _packed(store, mine, config)
     if without is None:
         without = _repeats(store, mine, config, units_of(mine)).get(unit.name, ())
-    done = records.record(unit.name)
-    if _is_without(done, without):
-        return done
-    if done is not None:  # packed when other units were in the source
-        records.forget(unit.name)
     began = time.monotonic()
     mined = _mined(store, mine).record(unit.name)
     if mined is None:
         raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
-    with store.open(mined["detections"]["path"]) as file:
+    done = records.done(unit.name)
+    if _is_current(done, mined, without):
+        return done
+    if done is not None:  # mined again since, with other boxes, or packed when other units were in the source
+        records.forget(unit.name)
+    with open_object(store, mined["detections"]["path"], mined["detections"].get("sha256", "")) as file:
         table = read_detections(file)
     failures: list[Failure] = []
     counts: Counter[str] = Counter(mined_images=len(table["key"].unique()))
@@ -205,9 +213,13 @@ def publish(mine: Config, config: PackConfig, home: str) -> Version:
     """Publish the version made of all packed units, not yet `latest`; ValueError while some are not packed."""
     store = Store(home)
     units = units_of(mine)
-    packed, mined = _packed(store, mine, config).records(), _mined(store, mine).records()
+    packed, mined = _packed(store, mine, config).whole(), _mined(store, mine).records()
     others = _repeats(store, mine, config, units)
-    if missing := [u.path for u in units if not _is_without(packed.get(u.name), others.get(u.name, ()))]:
+    if missing := [
+        unit.path
+        for unit in units
+        if not _is_current(packed.get(unit.name), mined.get(unit.name), others.get(unit.name, ()))
+    ]:
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not packed ({missing[0]} ...): run pack first"
         )
@@ -231,7 +243,10 @@ def publish(mine: Config, config: PackConfig, home: str) -> Version:
         )
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
-    return Versions(store).publish(config_of, digests, shards, dict(counts), sorted(detectors), latest=False)
+    names = [unit.name for unit in units]
+    return Versions(store).publish(
+        config_of, digests, shards, dict(counts), sorted(detectors), latest=False, units=names
+    )
 
 
 def pack_digest(mine: Config, config: PackConfig) -> str:
@@ -254,9 +269,14 @@ def _repeats(store: Store, mine: Config, config: PackConfig, units: list[Unit]) 
     return repeats(store, units, _mined(store, mine).records(), config, config.keep_partless)
 
 
-def _is_without(packed: dict[str, Any] | None, without: tuple[str, ...]) -> TypeGuard[dict[str, Any]]:
-    """Whether a unit was packed without just the images that other units pack."""
-    return packed is not None and packed.get("without", "") == mark(without)
+def _is_current(
+    packed: dict[str, Any] | None, mined: dict[str, Any] | None, without: tuple[str, ...]
+) -> TypeGuard[dict[str, Any]]:
+    """Whether a unit was packed from the detections that its mining record names, without just the images that
+    other units pack."""
+    if packed is None or packed.get("without", "") != mark(without):
+        return False
+    return mined is None or packed.get("detections") in (None, mined["detections"]["path"])
 
 
 def _mined(store: Store, mine: Config) -> Manifest:

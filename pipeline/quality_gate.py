@@ -18,6 +18,7 @@ from storage.store import Store
 from storage.versions import Version, Versions
 
 SCORE_BINS = 20
+_REPAIR = "Run hyco verify --repair, then pack again: that makes them anew and judges the version again"
 
 
 class QualityConfig(Config):
@@ -71,7 +72,7 @@ def judge(store: Store, version: Version, config: QualityConfig) -> list[Check]:
     checks = _alone(version, config)
     if config.verify:
         problems = versions.verify(version)
-        why = f"{len(problems)} damaged shards, the first: {problems[0]}" if problems else ""
+        why = f"{len(problems)} damaged shards, the first: {problems[0]}. {_REPAIR}" if problems else ""
         checks.append(Check("damaged shards", float(len(problems)), None, 0.0, not problems, why))
     parent = versions.load(version.parent) if version.parent in versions.names() else None
     if parent is not None and parent.digests == version.digests:
@@ -80,7 +81,7 @@ def judge(store: Store, version: Version, config: QualityConfig) -> list[Check]:
 
 
 def gate(store: Store, version: Version, config: QualityConfig) -> list[Check]:
-    """Judge a version and make it `latest`; one that fails is quarantined instead.
+    """Judge a version and make it `latest`, out of quarantine if it was there; one that fails is quarantined instead.
 
     Raises:
         QualityError: naming every check that failed and how to release the version all the same.
@@ -88,6 +89,7 @@ def gate(store: Store, version: Version, config: QualityConfig) -> list[Check]:
     versions = Versions(store)
     checks = judge(store, version, config)
     if all(check.passed for check in checks):
+        versions.lift(version.name)
         versions.point(version.name)
         return checks
     versions.quarantine(version.name, [asdict(check) for check in checks])

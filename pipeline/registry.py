@@ -18,21 +18,24 @@ from pipeline.progress import Listener
 from pipeline.runs import RunConfig, current_commit
 from pipeline.source import open_source
 from storage.registry import (
+    ASSESSED,
     PROMOTED,
     REFUSED,
+    REPORTS,
     ROLLED_BACK,
     MovedError,
     Registry,
     Row,
     champion_of,
     digest_of,
+    file_entry,
     fingerprint,
+    folder_damage,
+    prove_folder,
 )
 from storage.store import Store
 from storage.versions import Versions
 
-ASSESSED = "registry/assessed"
-REPORTS = "registry/reports"
 _TRIES = 5
 _RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a model again reads of its run
 
@@ -96,13 +99,15 @@ def challenge(
             return decided[-1]
         holder = champion_of(rows)
         if holder is not None and holder.model == model:
+            restore(run_dir, home, holder)
             return holder
         beside = examine(holder, home, exam, listener) if holder else None
         verdict = judge(metrics, beside, gate)
         passed = verdict.passed or anyway
+        kept = None
         if passed:
             registry.keep(run_dir / "model")
-            _keep_run(run_dir, registry.path(model))
+            kept = _keep_run(run_dir, registry.path(model))
         row = Row(
             kind=PROMOTED if passed else REFUSED,
             model=model,
@@ -115,6 +120,7 @@ def challenge(
             metrics=json.dumps(metrics),
             verdict=json.dumps(_plain(verdict, exam, home)),
             commit=current_commit(),
+            kept=kept,
             **_lineage(run_dir, home),
         )
         try:
@@ -124,6 +130,21 @@ def challenge(
     raise RuntimeError(
         f"the registry of {home} changed {_TRIES} times while {run_dir.name} was judged: try again"
     )
+
+
+def restore(run_dir: Path, home: str, row: Row) -> None:
+    """Make again what is missing of a promoted model's copy: its files, its run's, its report."""
+    registry = Registry(home)
+    registry.keep(run_dir / "model")
+    missing = [
+        file["name"]
+        for file in row.kept or ()
+        if not (_beside(registry.path(row.model)) / file["name"]).is_file()
+    ]
+    if missing:
+        _keep_run(run_dir, registry.path(row.model))
+    if row.report is not None and not registry.store.exists(row.report):
+        _keep_report(run_dir, home)
 
 
 def refuse(run_dir: str | Path, home: str, reason: str) -> Row:
@@ -192,7 +213,7 @@ def examine(row: Row, home: str, exam: Exam, listener: Listener | None = None) -
     registry = Registry(home)
     folder = Path(registry.store.path(f"{ASSESSED}/{exam.digest(home)}-{row.model}"))
     done = folder / "metrics.json"
-    if not (done.is_file() and (folder / "report.html").is_file()):
+    if not (done.is_file() and (folder / "report.html").is_file()) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):
             raise ValueError(problem)
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,6 +232,7 @@ def examine(row: Row, home: str, exam: Exam, listener: Listener | None = None) -
             config=exam.config,
             listener=listener,
         )
+        prove_folder(folder)
     return json.loads(done.read_text())
 
 
@@ -257,12 +279,13 @@ def _beside(model: Path) -> Path:
     return model.parent / "runs" / model.name
 
 
-def _keep_run(run_dir: Path, model: Path) -> None:
-    """Keep what is small of a promoted run, so that its directory may go."""
+def _keep_run(run_dir: Path, model: Path) -> list[dict[str, Any]]:
+    """Keep what is small of a promoted run, so that its directory may go; return name, sha256 and size of each file."""
     folder = _beside(model)
-    for name in _RUN_FILES:
-        if (run_dir / name).is_file():
-            Store(folder).replace(name, (run_dir / name).read_bytes())
+    there = [name for name in _RUN_FILES if (run_dir / name).is_file()]
+    for name in there:
+        Store(folder).replace(name, (run_dir / name).read_bytes())
+    return [file_entry(folder / name) for name in there]
 
 
 def _keep_report(run_dir: Path, home: str) -> str | None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.choose import ChoiceConfig, choose
 from pipeline.source import Unit
 from storage.detections import read_detections
+from storage.objects import open_object
 from storage.store import Store
 
 _READS = 8
@@ -83,5 +84,5 @@ def _hash(key: str) -> int:
 
 
 def _table(store: Store, path: str) -> pa.Table:
-    with store.open(path) as file:
+    with open_object(store, path) as file:
         return read_detections(file)

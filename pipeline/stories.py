@@ -23,6 +23,7 @@ from pipeline.source import open_source
 from pipeline.steplog import read_log
 from storage.detections import read_detections, read_failures
 from storage.manifest import Manifest
+from storage.objects import open_object
 from storage.registry import Row
 from storage.store import Store
 from storage.versions import Version
@@ -71,7 +72,7 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
             counts[note] = "none to measure" if value is None else f"{value:.1%}"
     scores, best, keys = np.zeros(0), np.zeros(0), 0
     for _, record in some:
-        with store.open(record["detections"]["path"]) as file:
+        with open_object(store, record["detections"]["path"]) as file:
             found_here = read_detections(file)
         scores = np.append(scores, found_here["score"].drop_null().to_numpy())
         phrases = found_here.filter(pc.field("phrase").is_valid()).group_by(
@@ -217,7 +218,7 @@ def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[st
     examples: dict[str, list[str]] = {code: [] for code in codes}
     failing = (record for record in records.records().values() if record["failed"])
     for _, record in zip(range(UNITS * 4), failing, strict=False):
-        with store.open(record["failures"]["path"]) as file:
+        with open_object(store, record["failures"]["path"]) as file:
             for failure in read_failures(file):
                 examples.setdefault(failure.code, []).append(
                     f"{plain(failure.key)}: {plain(failure.message)}"

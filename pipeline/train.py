@@ -41,7 +41,6 @@ from pipeline.start import started
 from pipeline.steplog import StepLog, radii
 from pipeline.stop import StopRequest, TerminatedError, stop_request, told
 from storage.checkpoint import Checkpoints
-from storage.shard import read_shard
 from storage.store import Store
 from storage.versions import Versions
 
@@ -105,7 +104,7 @@ def _train(
     # Data: the shards of the version, and the tokenizer, which the first process makes and the others read.
     store = Store(run.home)
     shards = [
-        ShardFile(ref.path, ref.samples, lambda path=ref.path: store.open(path))
+        ShardFile(ref.path, ref.samples, lambda path=ref.path: store.open(path), ref.sha256)
         for ref in Versions(store).load(run.version).shards["train"]
     ]
     if lead and not (run_dir / "tokenizer.json").is_file():
@@ -301,9 +300,8 @@ def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
         return Tokenizer.load(recipe.tokenizer, text.context_length)
     captions: list[str] = []
     for shard in shards:
-        with shard.open() as file:
-            for sample in read_shard(file, shard.name, shard.samples):
-                captions += [*sample.captions, *(part.phrase for part in sample.parts)]
+        for sample in shard.read():
+            captions += [*sample.captions, *(part.phrase for part in sample.parts)]
         if len(captions) >= TOKENIZER_CAPTIONS:
             break
     return Tokenizer.train(captions[:TOKENIZER_CAPTIONS], text.vocab_size, text.context_length)

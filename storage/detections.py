@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.sample import Failure
+from storage.sealed import read_table, write_table
 
 SCHEMA = pa.schema(
     [
@@ -59,7 +59,7 @@ def write_detections(file: BinaryIO, rows: Any) -> int:
 
 
 def read_detections(file: BinaryIO) -> pa.Table:
-    """Read a detections file; ValueError when it is not one."""
+    """Read a detections file, which must be seekable; ValueError when it is not one."""
     return _read(file, SCHEMA, "detections")
 
 
@@ -90,14 +90,15 @@ def _table(rows: Any, schema: pa.Schema) -> pa.Table:
 
 
 def _write(file: BinaryIO, table: pa.Table) -> int:
-    pq.write_table(table, file, compression="zstd")
+    write_table(table, file)
     return table.num_rows
 
 
 def _read(file: BinaryIO, schema: pa.Schema, what: str) -> pa.Table:
     try:
-        table = pq.read_table(file)
-    except pa.ArrowInvalid as error:
+        file.seek(0)
+        table = read_table(file.read())
+    except ValueError as error:
         raise ValueError(f"not a {what} file: {error}") from None
     if missing := set(schema.names) - set(table.column_names):
         raise ValueError(f"not a {what} file: no column {', '.join(sorted(missing))}")

@@ -1,28 +1,31 @@
 """What nothing refers to any more: objects of killed workers and of deleted versions, and half-written files."""
 
-import json
-import re
-from typing import Any
-
+from storage.objects import OBJECT, DamagedError, objects_in
+from storage.sealed import unseal
 from storage.store import Store
 
 LEASE_S = 24 * 3600.0
 """Default age, in seconds, before an unreferenced file is taken: far longer than any unit of work."""
 
-_OBJECT = re.compile(r"(.+/)?objects/[0-9a-f]{64}\.\w+")
 _FOLDERS = ("shards", "detections", "packs", "versions")
 _KEPT = ("registry", "quarantine", "runs", "fits")  # here only temporaries are rubbish
 
 
 def referenced(store: Store) -> set[str]:
-    """Return the paths of all objects that a record or a version names, anywhere in its JSON."""
+    """Return the paths of all objects that a record or a version names, anywhere in its JSON.
+
+    Raises DamagedError for a record that is not what was written: what it named cannot be told from rubbish.
+    """
     found: set[str] = set()
     for folder in _FOLDERS:
         for path in store.list(folder):
             if path.endswith(".json"):
                 found.add(path)
-                _strings(json.loads(store.read_bytes(path)), found)
-            elif not _OBJECT.fullmatch(path):
+                try:
+                    found |= objects_in(unseal(store.read_bytes(path)))
+                except ValueError as error:
+                    raise DamagedError(path, str(error), store.url) from None
+            elif not OBJECT.fullmatch(path):
                 found.add(path)  # the pointer `latest`
     return found
 
@@ -38,15 +41,3 @@ def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
     removed = [path for folder in _FOLDERS for path in store.collect(folder, keep, older_than_s)]
     half = [path for folder in _KEPT for path in store.collect_temporaries(folder, older_than_s)]
     return removed + half
-
-
-def _strings(value: Any, found: set[str]) -> None:
-    if isinstance(value, str):
-        if _OBJECT.fullmatch(value):
-            found.add(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _strings(item, found)
-    elif isinstance(value, list):
-        for item in value:
-            _strings(item, found)

@@ -1,10 +1,11 @@
 """What is done: one JSON record for each unit of work, created once and never changed."""
 
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from storage.objects import DamagedError, objects_in
+from storage.sealed import seal, unseal
 from storage.store import Store
 
 _UNIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -14,36 +15,43 @@ _REMOTE_READS = 16
 class Manifest:
     """The records below one folder of a store.
 
-    A unit is done when its record exists, and only then: objects without a record are garbage. Records are
-    created if absent, so of two workers that finish the same unit one wins and both see the same result.
+    A unit is done when its record exists and every object it names does, and only then: objects without a record are
+    garbage. Records are created if absent, so of two workers that finish the same unit one wins and both see the same
+    result. A record holds a proof of its own bytes, see storage.sealed.
     """
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix.rstrip("/")
 
     def record(self, unit: str) -> dict[str, Any] | None:
-        """Return the record of a unit, or None while it is not done."""
+        """Return the record of a unit, or None without one; DamagedError when it is not what was written."""
         try:
-            data = self.store.read_bytes(self._path(unit))
+            data = self.store.read_bytes(self.path(unit))
         except FileNotFoundError:
             return None
         try:
-            return json.loads(data)
-        except ValueError:
-            where = f"{self.store.url}/{self._path(unit)}"
-            raise ValueError(f"record {where} is not JSON: delete it to do the unit again") from None
+            return unseal(data)
+        except ValueError as error:
+            raise DamagedError(self.path(unit), str(error), self.store.url) from None
+
+    def done(self, unit: str) -> dict[str, Any] | None:
+        """Return the record of a unit that is done, else None; a record that names an absent object is forgotten."""
+        record = self.record(unit)
+        if record is None or all(self.store.exists(path) for path in objects_in(record)):
+            return record
+        self.forget(unit)
+        return None
 
     def commit(self, unit: str, record: dict[str, Any]) -> bool:
         """Make `record` the result of a unit; return False, changing nothing, when it has one already."""
-        text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-        return self.store.create(self._path(unit), text.encode())
+        return self.store.create(self.path(unit), seal(record))
 
     def forget(self, unit: str) -> bool:
         """Delete a record so that the unit is done anew; return False when there was none."""
-        return self.store.delete(self._path(unit))
+        return self.store.delete(self.path(unit))
 
     def units(self) -> list[str]:
-        """Return the names of all units that are done, sorted."""
+        """Return the names of all units that have a record, sorted."""
         start = len(self.prefix) + 1
         paths = self.store.list(self.prefix)
         return [path[start:-5] for path in paths if path.endswith(".json") and "/" not in path[start:]]
@@ -58,7 +66,19 @@ class Manifest:
                 found = list(pool.map(self.record, units))
         return {unit: record for unit, record in zip(units, found, strict=True) if record is not None}
 
-    def _path(self, unit: str) -> str:
+    def whole(self) -> dict[str, dict[str, Any]]:
+        """Return the records of the units that are done, by unit name, sorted by name.
+
+        Asks for one listing of each folder of objects, not for every object.
+        """
+        records = self.records()
+        named = {unit: objects_in(record) for unit, record in records.items()}
+        folders = {path.rpartition("/")[0] for paths in named.values() for path in paths}
+        there = {path for folder in folders for path in self.store.list(folder)}
+        return {unit: record for unit, record in records.items() if named[unit] <= there}
+
+    def path(self, unit: str) -> str:
+        """Return where the record of a unit lies; ValueError for a name that cannot be a file's."""
         if not _UNIT.fullmatch(unit):
             raise ValueError(f"unit name {unit!r} must match {_UNIT.pattern}: it becomes a file name")
         return f"{self.prefix}/{unit}.json"

@@ -6,12 +6,14 @@ HOME/registry/models/<digest>/            a promoted model, named by its bytes
 The champion is what the last promotion or rollback in the log names, so the one file that says so is the whole
 promotion: a process killed at any instruction has either made that file or has not. Of two processes that append at
 once one gets the number, and the other has to look at the log again before it may go on.
+
+A row proves itself (storage.sealed) and holds the sha256 of the row before it. So a row that an earlier Hyco wrote
+without a proof has one as soon as another row follows it.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import io
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -20,13 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.files import atomic_directory, sha256_of
+from storage.objects import DamagedError
+from storage.sealed import is_sealed_table, read_table, seal, seal_table, unseal
 from storage.store import Store
 
 LOG, MODELS = "registry/log", "registry/models"
+ASSESSED, REPORTS = "registry/assessed", "registry/reports"
+PROOF = "proof.json"  # beside the answers of a champion: what their bytes were
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"
+LOST = "lost"  # the key of a row that stands for one that was damaged
+_REMEDY = (
+    "Run `hyco verify --repair`, then `hyco promote` with the run it came from; or roll back to another one"
+)
 _FILE = pa.struct([("name", pa.string()), ("sha256", pa.string()), ("size", pa.int64())])
 
 SCHEMA = pa.schema(
@@ -48,6 +57,8 @@ SCHEMA = pa.schema(
         pa.field("metrics", pa.string(), nullable=False),  # and its numbers: metrics.json
         pa.field("verdict", pa.string(), nullable=False),  # JSON: every comparison of the gate
         pa.field("commit", pa.string()),  # of this code
+        pa.field("kept", pa.list_(_FILE)),  # the files of the run that were kept beside the model
+        pa.field("previous", pa.string()),  # sha256 of the file of the row before, "" in the first
     ]
 )
 
@@ -77,6 +88,8 @@ class Row:
     commit: str | None = None
     number: int = 0
     time: str = ""
+    kept: list[dict[str, Any]] | None = None
+    previous: str | None = None
 
 
 class Registry:
@@ -91,18 +104,36 @@ class Registry:
             raise ValueError(f"home {self.store.url} is remote: a registry of models needs a local home")
 
     def rows(self) -> list[Row]:
-        """Return the whole log, oldest first; ValueError when a file of it is not a row."""
-        return [self._read(path) for path in self.store.list(LOG) if path.endswith(".parquet")]
+        """Return the whole log, oldest first; DamagedError when a row is missing or not what was written."""
+        rows = self.log()
+        for row in rows:
+            if isinstance(row, DamagedError):
+                raise row
+        return [row for row in rows if isinstance(row, Row)]
+
+    def log(self) -> list[Row | DamagedError]:
+        """Return the whole log, oldest first; in the place of a row that is not as it was written, the error."""
+        names = [path for path in self.store.list(LOG) if path.endswith(".parquet")]
+        last = max((int(path[-17:-8]) for path in names if path[-17:-8].isdigit()), default=0)
+        rows: list[Row | DamagedError] = []
+        before = ""  # the sha256 of the file of the row before
+        for number in range(1, last + 1):
+            row, sha256 = self._read(number)
+            if isinstance(row, Row) and rows and _breaks_chain(rows[-1], before, row):
+                rows[-1] = self._damaged(number - 1, f"is not the row that row {number} was written behind")
+            rows.append(row)
+            before = sha256
+        return rows
 
     def readable(self) -> tuple[list[Row], dict[str, str]]:
         """Return the rows that can be read, oldest first, and the reason for each path of the log that cannot."""
-        rows, unreadable = [], {}
-        for path in self.store.list(LOG):
-            if path.endswith(".parquet"):
-                try:
-                    rows.append(self._read(path))
-                except (ValueError, TypeError, OSError) as error:
-                    unreadable[path] = " ".join(str(error).split())
+        rows: list[Row] = []
+        unreadable: dict[str, str] = {}
+        for row in self.log():
+            if isinstance(row, Row):
+                rows.append(row)
+            else:
+                unreadable[row.path] = " ".join(str(row).split())
         return rows, unreadable
 
     def table(self) -> pa.Table:
@@ -118,15 +149,19 @@ class Registry:
 
         Raises MovedError, changing nothing, when the log has more rows than that.
         """
-        dated = dataclasses.replace(
-            row, number=seen + 1, time=datetime.now(UTC).isoformat(timespec="milliseconds")
-        )
-        buffer = io.BytesIO()
-        table = pa.Table.from_pylist([dataclasses.asdict(dated)], schema=SCHEMA)
-        pq.write_table(table, buffer, compression="zstd")
-        if not self.store.create(f"{LOG}/{seen + 1:09d}.parquet", buffer.getvalue()):
+        previous = self.store.sha256(log_path(seen)) if seen else ""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        dated = dataclasses.replace(row, number=seen + 1, time=now, previous=previous)
+        if not self.store.create(log_path(seen + 1), _bytes(dated)):
             raise MovedError(f"the registry {self.store.url} has grown since it was read: look again")
         return dated
+
+    def stand_in(self, number: int, reason: str) -> None:
+        """Put a row that decides nothing in the place of one that is missing or was set aside."""
+        lost = Row(REFUSED, "", [], reason, key=LOST, number=number, time=datetime.now(UTC).isoformat())
+        previous = log_path(number - 1)
+        there = self.store.sha256(previous) if number > 1 and self.store.exists(previous) else ""
+        self.store.create(log_path(number), _bytes(dataclasses.replace(lost, previous=there)))
 
     def keep(self, folder: str | os.PathLike[str]) -> tuple[str, list[dict[str, Any]]]:
         """Copy a model's directory into the registry, whole or not at all; return (digest, files)."""
@@ -149,19 +184,48 @@ class Registry:
         """Say what is wrong with the bytes of a promoted model, None when each has the sha256 it was promoted with."""
         folder = self.path(model)
         if not folder.is_dir():
-            return f"{folder} is missing: the model cannot be restored"
+            return f"{folder} is missing: the model cannot be restored. {_REMEDY}"
         there = fingerprint(folder)
         if there != sorted(files, key=lambda file: file["name"]):
             changed = [file["name"] for file in there if file not in files] or ["a file"]
-            return f"{folder}: {', '.join(changed)} is not what was promoted"
+            return f"{folder}: {', '.join(changed)} is not what was promoted. {_REMEDY}"
         return None
 
-    def _read(self, path: str) -> Row:
+    def _read(self, number: int) -> tuple[Row | DamagedError, str]:
+        """The row of this number, or what is wrong with it, and the sha256 of its file."""
         try:
-            (found,) = pq.read_table(io.BytesIO(self.store.read_bytes(path)), schema=SCHEMA).to_pylist()
-        except (pa.ArrowInvalid, ValueError) as error:
-            raise ValueError(f"{self.store.url}/{path} is not a row of the registry: {error}") from None
-        return Row(**found)
+            data = self.store.read_bytes(log_path(number))
+        except FileNotFoundError:
+            return self._damaged(number, "is missing, and rows follow it"), ""
+        sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            proven = is_sealed_table(data)
+            found = read_table(data).to_pylist()
+            row = Row(**found[0])
+            if len(found) != 1 or row.number != number or (row.previous is not None and not proven):
+                raise ValueError("it was changed since it was written")
+        except (ValueError, TypeError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
+            return self._damaged(number, f"is not a row of the registry ({error})"), sha256
+        return row, sha256
+
+    def _damaged(self, number: int, what: str) -> DamagedError:
+        remedy = f"restore it from a backup, or run `hyco verify --repair --home {self.store.url}` to do without it"
+        return DamagedError(log_path(number), what, self.store.url, remedy)
+
+
+def log_path(number: int) -> str:
+    """Return where the row of a number lies in the home."""
+    return f"{LOG}/{number:09d}.parquet"
+
+
+def _breaks_chain(before: Row | DamagedError, sha256: str, row: Row) -> bool:
+    """Whether a row says another sha256 of the row before it; one that stands for a lost row has a new one."""
+    replaced = isinstance(before, DamagedError) or before.key == LOST
+    return not replaced and row.previous is not None and row.previous != sha256
+
+
+def _bytes(row: Row) -> bytes:
+    return seal_table(pa.Table.from_pylist([dataclasses.asdict(row)], schema=SCHEMA))
 
 
 def champion_of(rows: list[Row]) -> Row | None:
@@ -180,13 +244,43 @@ def fingerprint(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     names = sorted(path.name for path in folder.iterdir())
     if "model.safetensors" not in names or any((folder / name).is_dir() for name in names):
         raise ValueError(f"{folder} is not a model: it must hold model.safetensors and files beside it")
-    return [
-        {"name": name, "sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size}
-        for name in names
-    ]
+    return [file_entry(folder / name) for name in names]
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return name, sha256 and size of a file."""
+    return {"name": path.name, "sha256": sha256_of(path), "size": path.stat().st_size}
+
+
+def files_damage(folder: Path, files: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return (name, what is wrong) of the files of a folder that are missing or other bytes than told."""
+    found = []
+    for file in files:
+        path = folder / file["name"]
+        if not path.is_file():
+            found.append((file["name"], "is missing"))
+        elif (there := file_entry(path)) != file:
+            found.append((file["name"], f"sha256 {there['sha256'][:12]}, expected {file['sha256'][:12]}"))
+    return found
 
 
 def digest_of(files: list[dict[str, Any]]) -> str:
     """Return the 16 hex digits that name a model: the start of the sha256 over its files' names and hashes."""
     text = "\n".join(f"{file['name']} {file['sha256']}" for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prove_folder(folder: Path) -> None:
+    """Write the hashes of a folder's files beside them."""
+    files = [file_entry(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != PROOF]
+    Store(folder).replace(PROOF, seal({"files": files}))
+
+
+def folder_damage(folder: Path) -> list[tuple[str, str]]:
+    """Return (name, what is wrong) of the files of a proven folder; [] for one without a proof."""
+    try:
+        return files_damage(folder, unseal((folder / PROOF).read_bytes())["files"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError) as error:
+        return [(PROOF, f"is not a proof ({error})")]

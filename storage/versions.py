@@ -3,17 +3,22 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from storage.objects import DamagedError, open_object
+from storage.sample import TrainingSample
+from storage.sealed import seal, unseal
 from storage.shard import read_shard
 from storage.store import Object, Store
 
 FOLDER = "versions"
 LATEST = "versions/latest"
 QUARANTINE = "quarantine"
+_NAME = re.compile(r"v-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class ShardRef:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One immutable dataset.
+    """One immutable dataset. Its file proves itself (storage.sealed), unless an earlier Hyco wrote it.
 
     Attributes:
         name: "v-" and 12 hex digits made from digests, shards, counts and detectors, so it proves them.
@@ -40,6 +45,7 @@ class Version:
         counts: images, captions, parts, failures ...
         detectors: digests of the models that found the boxes.
         created: UTC time, ISO 8601.
+        units: names of the source units it was made of, in order; () in versions that do not tell.
     """
 
     name: str
@@ -50,6 +56,7 @@ class Version:
     counts: dict[str, int]
     detectors: list[str] = field(default_factory=list)
     created: str = ""
+    units: tuple[str, ...] = ()
 
 
 class Versions:
@@ -66,6 +73,7 @@ class Versions:
         counts: dict[str, int],
         detectors: Sequence[str] = (),
         latest: bool = True,
+        units: Sequence[str] = (),
     ) -> Version:
         """Make a version of shards that are already committed, and point `latest` at it unless told not to.
 
@@ -79,41 +87,74 @@ class Versions:
         for split in shards.values():
             for shard in split:
                 if not self.store.exists(shard.path):
-                    raise ValueError(f"shard {shard.path} is not in {self.store.url}: pack again")
+                    raise DamagedError(shard.path, "is missing", self.store.url)
         body = {"digests": digests, "shards": shards, "counts": counts, "detectors": sorted(detectors)}
         name = _name(body)
-        try:
-            parent = self.store.read_bytes(LATEST).decode().strip()
-        except FileNotFoundError:
+        parent = self.latest()
+        if (
+            parent == name or parent not in self.names()
+        ):  # `latest` was left behind by a version that is made again
             parent = None
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = {**body, "config": config, "name": name, "parent": parent, "created": created}
-        text = json.dumps(_plain(record), indent=1, sort_keys=True)
-        self.store.create(f"{FOLDER}/{name}.json", text.encode())
+        record = {
+            **body,
+            "config": config,
+            "name": name,
+            "parent": parent,
+            "created": created,
+            "units": list(units),
+        }
+        self.store.create(version_path(name), seal(_plain(record)))
         if latest:
             self.point(name)
         return self.load(name)
 
     def point(self, name: str) -> None:
-        """Make a version `latest`."""
-        self.store.replace(LATEST, f"{name}\n".encode())
+        """Make a version `latest`: the file holds the name and, so that a changed one shows, the name's hash."""
+        self.store.replace(LATEST, f"{name} {_check(name)}\n".encode())
+
+    def latest(self) -> str | None:
+        """Return the name of the latest version, None before the first; DamagedError when the file holds no name."""
+        try:
+            data = self.store.read_bytes(LATEST)
+        except FileNotFoundError:
+            return None
+        text = data.decode("ascii", "replace")
+        name, space, check = text.removesuffix("\n").partition(" ")
+        intact = text.endswith("\n") and _NAME.fullmatch(name)
+        if space:
+            intact = intact and check == _check(name)
+        elif intact and name not in self.names():  # an earlier Hyco wrote no hash
+            intact = None
+        if not intact:
+            raise DamagedError(LATEST, f"holds no name of a version: {text[:40]!r}", self.store.url)
+        return name
 
     def quarantine(self, name: str, reasons: "list[dict[str, Any]]") -> None:
         """Mark a version as not to be trained on, and say why."""
-        self.store.replace(f"{QUARANTINE}/{name}.json", json.dumps(reasons, indent=1).encode())
+        self.store.replace(quarantine_path(name), seal({"checks": _plain(reasons)}))
 
     def quarantined(self, name: str) -> "list[dict[str, Any]] | None":
-        """Why a version is in quarantine, or None when it is not."""
+        """Why a version is in quarantine, or None when it is not; DamagedError when the file cannot be believed."""
         try:
-            return json.loads(self.store.read_bytes(f"{QUARANTINE}/{name}.json"))
+            data = self.store.read_bytes(quarantine_path(name))
         except FileNotFoundError:
             return None
+        try:
+            if data.startswith(b"["):  # an earlier Hyco wrote the bare list
+                return [dict(check) for check in json.loads(data)]
+            return [dict(check) for check in unseal(data)["checks"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(quarantine_path(name), f"is not readable ({error})", self.store.url) from None
+
+    def lift(self, name: str) -> bool:
+        """Take a version out of quarantine; False when it was not in quarantine."""
+        return self.store.delete(quarantine_path(name))
 
     def release(self, name: str) -> bool:
         """Take a version out of quarantine and make it `latest`; False when it was not in quarantine."""
-        if self.quarantined(name) is None:
+        if not self.lift(name):
             return False
-        self.store.delete(f"{QUARANTINE}/{name}.json")
         self.point(name)
         return True
 
@@ -122,23 +163,33 @@ class Versions:
 
         Raises ValueError, naming the versions there are, when it is absent, ambiguous or unreadable.
         """
-        if name == "latest":
-            try:
-                name = self.store.read_bytes(LATEST).decode().strip()
-            except FileNotFoundError:
-                raise ValueError(f"no dataset version in {self.store.url}: run mine and pack first") from None
         names = self.names()
+        if name == "latest":
+            told = self.latest()
+            if told is None and names:
+                raise DamagedError(
+                    LATEST, f"is missing, with {len(names)} versions beside it", self.store.url
+                )
+            if told is None:
+                raise ValueError(f"no dataset version in {self.store.url}: run mine and pack first")
+            if told not in names:
+                raise DamagedError(
+                    version_path(told), "is missing, and it is the latest version", self.store.url
+                )
+            name = told
         found = [name] if name in names else [known for known in names if known.startswith(name)]
         if len(found) != 1:
             what = "is ambiguous" if found else "does not exist"
             there = f"in {self.store.url}; there are: {', '.join(names) or 'none'}"
             raise ValueError(f"dataset version '{name}' {what} {there}")
-        path = f"{FOLDER}/{found[0]}.json"
+        path = version_path(found[0])
         try:
-            return _version(json.loads(self.store.read_bytes(path)))
+            version = _version(unseal(self.store.read_bytes(path)))
+            if version.name != found[0]:
+                raise ValueError(f"it is {version.name}")
+            return version
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            where = f"{self.store.url}/{path}"
-            raise ValueError(f"{where} is not a dataset version ({error}): pack again") from None
+            raise DamagedError(path, f"is not a dataset version ({error})", self.store.url) from None
 
     def names(self) -> list[str]:
         """Return the names of all versions, sorted."""
@@ -154,27 +205,39 @@ class Versions:
     def verify(self, version: Version) -> "list[str]":
         """Read every shard and return what is wrong, one line for each problem; an intact version gives [].
 
-        Catches a changed record, a missing or altered file, a tar cut at a member boundary, and wrong counts.
+        Catches a changed record, a missing or altered file, a tar cut at a member boundary, and wrong counts. What the
+        shards were made of is looked at by pipeline.verify.
         """
-        problems = []
+        return [f"{kind} {path}: {what}" for kind, path, what in self.problems(version)]
+
+    def problems(self, version: Version, seen: "set[str] | None" = None) -> Iterator[tuple[str, str, str]]:
+        """Yield (kind, path, what) of everything that is wrong with a version's record and shards.
+
+        Args:
+            version: as it was loaded.
+            seen: paths of shards that need no reading; those that are read are added.
+        """
+        seen = set() if seen is None else seen
+        record = version_path(version.name)
         if _name(_body(version)) != version.name:
-            problems.append(f"version {version.name}: its record was changed after it was published")
-        for split, shards in version.shards.items():
+            yield "version", record, f"{version.name}: its record was changed after it was published"
+        for shards in version.shards.values():
             for shard in shards:
-                problems += [f"{split} shard {shard.path}: {problem}" for problem in self._problems(shard)]
+                if shard.path not in seen:
+                    seen.add(shard.path)
+                    yield from (("shard", shard.path, problem) for problem in self._problems(shard))
         for count, split in (("train_images", "train"), ("val_images", "val")):
             held = sum(shard.samples for shard in version.shards.get(split, []))
             if count in version.counts and version.counts[count] != held:
-                problems.append(
-                    f"version {version.name}: {count} is {version.counts[count]}, its shards hold {held}"
-                )
-        return problems
+                yield "version", record, f"{count} is {version.counts[count]}, its shards hold {held}"
 
     def _problems(self, shard: ShardRef) -> "list[str]":
         try:
             size, sha256 = self.store.size(shard.path), self.store.sha256(shard.path)
         except FileNotFoundError:
             return ["missing"]
+        except OSError as error:
+            return [f"not readable ({error})"]
         problems = []
         if size != shard.size:
             problems.append(f"{size} bytes, expected {shard.size}")
@@ -183,11 +246,27 @@ class Versions:
         try:
             with self.store.open(shard.path) as file:
                 parts = sum(len(sample.parts) for sample in read_shard(file, "tar", shard.samples))
-        except ValueError as error:
-            return [*problems, str(error)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return [*problems, f"{type(error).__name__}: {error}"]
         if parts != shard.parts:
             problems.append(f"{parts} parts, expected {shard.parts}")
         return problems
+
+
+def read_ref(store: Store, shard: ShardRef) -> Iterator[TrainingSample]:
+    """Yield the samples of a version's shard; DamagedError, before the first, when it is not the bytes it was."""
+    with open_object(store, shard.path, shard.sha256) as file:
+        yield from read_shard(file, shard.path, shard.samples)
+
+
+def version_path(name: str) -> str:
+    """Return where the record of a version lies in the home."""
+    return f"{FOLDER}/{name}.json"
+
+
+def quarantine_path(name: str) -> str:
+    """Return where the home says that a version is in quarantine."""
+    return f"{QUARANTINE}/{name}.json"
 
 
 def shard_ref(made: Object, samples: int, parts: int) -> ShardRef:
@@ -204,10 +283,14 @@ def _name(body: dict[str, Any]) -> str:
     return "v-" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _check(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
 def _body(version: Version) -> dict[str, Any]:
     return {name: getattr(version, name) for name in ("digests", "shards", "counts", "detectors")}
 
 
 def _version(record: dict[str, Any]) -> Version:
     shards = {split: [ShardRef(**shard) for shard in refs] for split, refs in record["shards"].items()}
-    return Version(**{**record, "shards": shards})
+    return Version(**{**record, "shards": shards, "units": tuple(record.get("units", ()))})

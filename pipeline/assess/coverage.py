@@ -95,10 +95,9 @@ def incomplete(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _mined(mining: dict[str, Any] | None) -> dict[str, dict[str, int]]:
     """Of the images whose labels measure recall and precision of mining: those that have detections."""
     quality = (mining or {}).get("quality") or {}
-    listed, used = (quality.get(name) for name in ("labelled_images", "images"))
-    return (
-        {} if listed is None else {"labelled images": {"used": used, "of": listed, "missing": listed - used}}
-    )
+    if (listed := quality.get("labelled_images")) is None:
+        return {}
+    return {"labelled images": {"used": quality["images"], "of": listed, "missing": listed - quality["images"]}}
 
 
 def absent(paths: Sequence[Path]) -> list[Path]:

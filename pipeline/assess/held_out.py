@@ -8,9 +8,8 @@ from pipeline.assess.coverage import Coverage
 from pipeline.assess.scenes import Scene
 from pipeline.source import open_source
 from storage.sample import Failure, TrainingSample
-from storage.shard import read_shard
 from storage.store import Store
-from storage.versions import Version
+from storage.versions import Version, read_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,5 +89,4 @@ def of_source(source: str, most: int) -> HeldOut:
 def training_samples(store: Store, dataset: Version, split: str) -> Iterator[TrainingSample]:
     """The samples of a split, in the order of its shards."""
     for shard in dataset.shards.get(split, []):
-        with store.open(shard.path) as file:
-            yield from read_shard(file, shard.path)
+        yield from read_ref(store, shard)

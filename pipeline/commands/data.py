@@ -69,23 +69,50 @@ def pack(
 
 @app.command()
 def verify(
-    version: Annotated[str, typer.Argument(help="Version name or latest.")] = "latest", home: Home = "var"
+    version: Annotated[str, typer.Argument(help="Version name, latest, or all.")] = "latest",
+    home: Home = "var",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Look at everything in the home and set aside what is damaged.")
+    ] = False,
 ) -> None:
-    """Prove a dataset version intact: every hash, every count. Exit code 1 when it is not, or is in quarantine."""
+    """Prove a dataset version, what it was made of and the registry intact: every hash, every count.
+
+    `all` also looks at what is in no version yet, and at the versions before.
+    Exit code 1 when something is damaged or the version is in quarantine. With --repair what is damaged is moved to
+    HOME/damaged, and the commands that made it make it again.
+    """
+    if repair:
+        from pipeline.repair import remedy
+        from pipeline.repair import repair as set_aside
+
+        found = set_aside(home)
+        for damage in found:
+            typer.echo(f"set aside: {damage}")
+        for line in remedy(found):
+            typer.echo(line)
+        if not found:
+            typer.echo(f"{home}: nothing is damaged")
+        return
+    from pipeline.verify import verify as prove
     from storage.store import Store
     from storage.versions import Versions
 
+    problems = prove(home, None if version == "all" else version)
+    for problem in problems:
+        typer.echo(str(problem))
+    if problems:
+        typer.echo(f"{len(problems)} problems: hyco verify --repair --home {home} sets aside what is damaged")
+        raise typer.Exit(1)
+    if version == "all":
+        typer.echo(f"{home}: intact")
+        return
     versions = Versions(Store(home))
     found = versions.load(version)
-    problems = versions.verify(found)
-    for problem in problems:
-        typer.echo(problem)
     if reasons := versions.quarantined(found.name):
         from pipeline.quality_gate import verdict
 
         for row in verdict(reasons):
             typer.echo(f"quarantined: {row['check']} {row['value']} (limit {row['limit']}): {row['verdict']}")
-    if problems or reasons:
         raise typer.Exit(1)
     shards = sum(len(split) for split in found.shards.values())
     typer.echo(f"{found.name}: {shards} shards, {found.counts['images']:,} images, intact")

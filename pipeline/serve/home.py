@@ -14,13 +14,14 @@ from pipeline.quality_gate import SCORE_BINS, score_histogram, verdict
 from pipeline.status import run_state
 from storage.detections import read_failures
 from storage.manifest import Manifest
+from storage.objects import open_object
 from storage.registry import LOG, Registry, Row, champion_of
 from storage.sample import TrainingSample
-from storage.shard import read_shard
 from storage.store import Store
-from storage.versions import Version, Versions
+from storage.versions import Version, Versions, read_ref
 
 SAMPLES = 24
+SHARDS = 4  # that they are taken from
 SIDE = 320  # pixels of the shorter side of the pictures in a page
 LONGEST = 300  # characters of a reason
 RUN_RECORDS = ("config.json", "train.json", "metrics.json")
@@ -172,13 +173,12 @@ class Home:
         return entry | (_broken(folder.name, state) if state.startswith("unreadable") else {"state": state})
 
     def _samples(self, name: str) -> list[TrainingSample]:
-        """The first samples of a version, from all its shards in turn."""
-        shards = self.versions.load(name).shards.get("train", [])
-        each = -(-SAMPLES // max(1, min(len(shards), SAMPLES)))
+        """The first samples of a version's first shards; each of these is read whole, to compare its hash."""
+        shards = self.versions.load(name).shards.get("train", [])[:SHARDS]
+        each = -(-SAMPLES // max(1, len(shards)))
         found: list[TrainingSample] = []
-        for ref in shards[:SAMPLES]:
-            with self.store.open(ref.path) as file:
-                found += itertools.islice(read_shard(file, ref.path), each)
+        for ref in shards:
+            found += itertools.islice(read_ref(self.store, ref), each)
         return found
 
     def _failures(self, version: Version) -> dict[str, list[Any]]:
@@ -190,7 +190,7 @@ class Home:
                 path = path["path"] if isinstance(path, dict) else path
                 if not path:
                     continue
-                with self.store.open(path) as file:
+                with open_object(self.store, path) as file:
                     for failure in read_failures(file):
                         found.setdefault(f"{failure.stage}: {failure.code}", []).append(failure)
         return found

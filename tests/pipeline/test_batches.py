@@ -1,5 +1,7 @@
 """Batches: the position is a value, epochs differ, ranks share, bad images are replaced, the thread ends."""
 
+import hashlib
+import io
 import itertools
 import threading
 from collections import Counter
@@ -211,3 +213,17 @@ def test_ranges_that_no_crop_can_have_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"option '{field}' of DataConfig.*expected 0 < from <= to"):
         DataConfig(**{field: value})
     assert DataConfig(crop_ratio=(0.1, 10.0)).crop_ratio == (0.1, 10.0)
+
+
+def test_a_changed_shard_is_refused_at_its_first_read(shards, tokenizer):
+    hashed = []
+    for shard in shards:
+        with shard.open() as file:
+            hashed.append(replace(shard, sha256=hashlib.sha256(file.read()).hexdigest()))
+    assert same(take(reader(hashed, tokenizer), 1)[0], take(reader(shards, tokenizer), 1)[0])
+    with shards[2].open() as file:
+        data = file.read()
+    changed = data.replace(b"square on", b"circle on", 1)
+    hashed[2] = replace(hashed[2], open=lambda: io.BytesIO(changed))
+    with pytest.raises(ValueError, match=r"00002\.tar: its sha256 is .*hyco verify --repair"):
+        take(reader(hashed, tokenizer), 8)

@@ -26,6 +26,7 @@ from pipeline.rows import Limits
 from pipeline.source import Source
 from storage.detections import SCHEMA, read_detections, read_failures
 from storage.manifest import Manifest
+from storage.sealed import unseal
 from storage.store import Store
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
@@ -217,7 +218,7 @@ def test_weights_that_change_under_a_configuration_are_refused_and_a_new_one_tak
 def test_a_saved_configuration_is_read_where_there_is_no_detector(source, home, detector, monkeypatch):
     mine = config(source)
     mine_all(mine, home, InProcess())
-    saved = json.loads(Store(home).read_bytes(f"{prefix(mine)}/config.json"))
+    saved = unseal(Store(home).read_bytes(f"{prefix(mine)}/config.json"))
     assert MineConfig.model_validate(saved) == mine
 
     def absent(spec):

@@ -17,6 +17,7 @@ from pipeline.assess import AssessConfig, assess
 from pipeline.commands import registry as commands
 from pipeline.gate import GateConfig
 from pipeline.registry import Exam, challenge, champion, champion_path, examine, refuse, rollback
+from pipeline.repair import repair
 from pipeline.runs import prepare
 from storage.registry import Registry, fingerprint
 from storage.shard import write_shard
@@ -90,6 +91,22 @@ def test_the_champion_is_asked_the_same_questions_once(home, made, monkeypatch):
     assert metrics["retrieval"] == made[2]["retrieval"] and metrics["assessed"] == made[2]["assessed"]
     monkeypatch.setattr(registries, "assess", None)
     assert examine(row, str(home), made[1]) == metrics
+
+
+def test_changed_answers_of_a_champion_are_not_believed(home, made):
+    row = take(home, made, "a")
+    metrics = examine(row, str(home), made[1])
+    (kept,) = home.glob("registry/assessed/*/metrics.json")
+    kept.write_text(kept.read_text().replace('"r5": ', '"r5": 9'))
+    assert examine(row, str(home), made[1])["retrieval"] == metrics["retrieval"], "it was asked again"
+
+
+def test_a_model_is_promoted_again_when_its_copy_was_set_aside(home, made):
+    row = take(home, made, "a")
+    path = Registry(home).path(row.model) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    assert [damage.kind for damage in repair(str(home))] == ["model"]
+    assert take(home, made, "a") == row and Registry(home).problem(row.model, row.files) is None
 
 
 def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp_path, monkeypatch):

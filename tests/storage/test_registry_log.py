@@ -116,5 +116,5 @@ def test_a_torn_row_is_named(tmp_path):
     registry.append(row(), 0)
     (path,) = tmp_path.glob("registry/log/*.parquet")
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"000000001\.parquet is not a row"):
+    with pytest.raises(ValueError, match=r"000000001\.parquet: is not a row"):
         registry.rows()

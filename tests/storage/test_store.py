@@ -157,7 +157,7 @@ def test_manifest(store: Store) -> None:
 
 def test_a_damaged_record_is_named(store: Store) -> None:
     store.create("r/u.json", b"{torn")
-    with pytest.raises(ValueError, match=r"r/u\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"r/u\.json: it is not JSON"):
         Manifest(store, "r").record("u")
 
 

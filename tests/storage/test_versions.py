@@ -87,6 +87,9 @@ def test_verify_finds_a_changed_record(tmp_path: Path) -> None:
     record = json.loads(path.read_text())
     record["shards"]["train"].pop()
     path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"{version.name}\.json: is not a dataset version .it was changed"):
+        Versions(store).load()
+    path.write_text(json.dumps({key: record[key] for key in record if key not in ("sealed", "proof")}))
     problems = Versions(store).verify(Versions(store).load())
     assert any("record was changed" in line for line in problems)
     assert any("train_images is 4, its shards hold 2" in line for line in problems)
@@ -101,7 +104,7 @@ def test_clear_errors(tmp_path: Path) -> None:
         versions.load("v-x")
     with pytest.raises(ValueError, match="no training sample is left"):
         versions.publish({}, {}, {"train": [], "val": []}, {})
-    with pytest.raises(ValueError, match="shard gone is not in"):
+    with pytest.raises(ValueError, match="gone: is missing: run `hyco verify --repair"):
         versions.publish({}, {}, {"train": [ShardRef("gone", "", 0, 0, 0)]}, {})
     version = publish(store)
     (tmp_path / f"versions/{version.name}.json").write_text("{}")

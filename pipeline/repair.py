@@ -1,0 +1,83 @@
+"""Set aside what is damaged in a home, so that the commands that made it make it again.
+
+Nothing is deleted: damaged files are moved to HOME/damaged. A unit whose record or objects are absent is not done, so
+the same hyco mine and hyco pack redo that unit and nothing else.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.verify import Damage, verify
+from storage.registry import Registry
+from storage.store import Store
+from storage.versions import Versions
+
+DAMAGED = "damaged"
+
+
+def repair(home: str) -> list[Damage]:
+    """Set aside everything in a home that is damaged, so that it can be made again; return what was found.
+
+    A damaged row of the registry cannot be made again: one that decides nothing takes its place.
+    """
+    store = Store(home)
+    damages = verify(home, None)
+    for damage in damages:
+        path = damage.path
+        if damage.kind == "model":  # a model is copied whole or not at all
+            path = "/".join(path.split("/")[:3])
+        elif damage.kind == "assessment":
+            path = path.rpartition("/")[0]
+        _set_aside(store, path)
+        if damage.kind == "registry row":
+            number = int(Path(path).stem)
+            Registry(home).stand_in(number, f"this row was damaged, and set aside below {DAMAGED}")
+        if damage.kind == "quarantine record":
+            why = "the record of its quarantine was damaged: pack again to judge it anew"
+            check = {"name": "quarantine record", "value": "damaged", "previous": None, "limit": "intact"}
+            Versions(store).quarantine(Path(path).stem, [{**check, "passed": False, "why": why}])
+    return damages
+
+
+def remedy(damages: Iterable[Damage]) -> list[str]:
+    """What to do after `repair`, one line for each kind of damage."""
+    kinds = dict.fromkeys(damage.kind for damage in damages)
+    return [f"{kind}: {_REMEDIES[kind]}" for kind in kinds]
+
+
+_MINE = "give the hyco mine and hyco pack commands that made it again (or hyco journey): only these units are redone"
+_PACK = "give the hyco pack command that made it again (or hyco journey): only what is missing is redone"
+_PROMOTE = "hyco promote with the run that it came from copies it again"
+_REMEDIES = {
+    "mining configuration": "the next hyco mine writes it again",
+    "mining record": _MINE,
+    "detections": _MINE,
+    "mining failures": _MINE,
+    "pack record": _PACK,
+    "packing failures": _PACK,
+    "shard": _PACK,
+    "version": _PACK,
+    "latest": _PACK,
+    "quarantine record": "the version stays in quarantine; hyco pack judges it anew, hyco release takes it out",
+    "registry row": "its decision is lost, unless you have a backup; look at hyco champion, and promote or roll back",
+    "model": _PROMOTE,
+    "run of a model": _PROMOTE,
+    "report": _PROMOTE,
+    "assessment": "the next comparison with this champion assesses it again",
+}
+
+
+def _set_aside(store: Store, path: str) -> None:
+    """Move a file or folder of the home below `damaged/`, beside what lies there of the same name."""
+    if not store.exists(path):
+        return
+    target, number = f"{DAMAGED}/{path}", 1
+    while store.exists(target):
+        target, number = f"{DAMAGED}/{path}.{number}", number + 1
+    if store.local:
+        moved = Path(store.path(target))
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        Path(store.path(path)).rename(moved)
+    else:
+        store.replace(target, store.read_bytes(path))
+        store.delete(path)

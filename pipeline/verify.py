@@ -1,0 +1,232 @@
+"""Prove a home: every file that a dataset version or a promoted model was made of, by its hash."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.manifest import Manifest
+from storage.objects import DamagedError, name_sha256
+from storage.registry import (
+    ASSESSED,
+    MODELS,
+    REFUSED,
+    Registry,
+    Row,
+    files_damage,
+    folder_damage,
+)
+from storage.sealed import unseal
+from storage.store import Store
+from storage.versions import LATEST, QUARANTINE, Version, Versions, quarantine_path, version_path
+
+Seen = set[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is wrong: the kind of file, its path in the home, and what is wrong with it."""
+
+    kind: str
+    path: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.path}: {self.what}"
+
+
+def verify(home: str, version: str | None = "latest") -> list[Damage]:
+    """Read what a dataset version was made of, and return what is wrong with it; [] when everything is intact.
+
+    Looked at are the version, its shards, the pack and mining records of its units with their detections and failures,
+    `latest`, the records of all versions and quarantines, the registry's log and every promoted model's whole copy.
+
+    Args:
+        home: a local path or fsspec URL.
+        version: name, start of a name or "latest"; None for all versions and all that was mined or packed.
+
+    Raises:
+        ValueError: no such version.
+    """
+    store = Store(home)
+    versions = Versions(store)
+    found, loaded = _versions(versions)
+    wanted = loaded
+    if version is not None and not (version == "latest" and found):
+        try:
+            name = versions.load(version).name
+            wanted = {name: loaded[name]}
+        except DamagedError:
+            wanted = {}  # found already
+    seen: Seen = set()
+    for made in wanted.values():
+        found += [Damage(*problem) for problem in versions.problems(made, seen)]
+        found += _made_of(store, made, seen)
+    if version is None:
+        found += _all_units(store, seen)
+    if store.local:
+        found += _registry(Registry(home))
+    return list(dict.fromkeys(found))
+
+
+def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
+    """What is wrong with the records of versions and quarantines, and the versions that can be read."""
+    found: list[Damage] = []
+    loaded: dict[str, Version] = {}
+    names = versions.names()
+    for name in names:
+        try:
+            loaded[name] = versions.load(name)
+        except DamagedError as error:
+            found.append(Damage("version", error.path, error.what))
+    try:
+        told = versions.latest()
+        if told is None and names and any(not _held_back(versions, name) for name in names):
+            found.append(Damage("latest", LATEST, "is missing"))
+        elif told is not None and told not in names:
+            found.append(Damage("version", version_path(told), "is missing, and it is the latest version"))
+    except DamagedError as error:
+        found.append(Damage("latest", error.path, error.what))
+    for path in versions.store.list(QUARANTINE):
+        try:
+            versions.quarantined(Path(path).stem)
+        except DamagedError as error:
+            found.append(Damage("quarantine record", error.path, error.what))
+    return found, loaded
+
+
+def _held_back(versions: Versions, name: str) -> bool:
+    return versions.store.exists(quarantine_path(name))
+
+
+def _made_of(store: Store, version: Version, seen: Seen) -> Iterator[Damage]:
+    """Records and objects of the units of a version; of one that names no units, those that made its shards."""
+    mined = Manifest(store, f"detections/{version.digests.get('mine')}/records")
+    packed = Manifest(store, f"packs/{version.digests.get('pack')}/records")
+    yield from _configuration(store, mined, seen)
+    shards = {ref.path for refs in version.shards.values() for ref in refs}
+    for unit in version.units or packed.units():
+        yield from _packed(packed, mined, unit, seen, None if version.units else shards)
+
+
+def _all_units(store: Store, seen: Seen) -> Iterator[Damage]:
+    """Records and objects of everything that was mined or packed, in a version or not."""
+    for folder in _folders(store, "detections"):
+        mined = Manifest(store, f"{folder}/records")
+        yield from _configuration(store, mined, seen)
+        for unit in mined.units():
+            yield from _mined(mined, unit, seen)[1]
+    for folder in _folders(store, "packs"):
+        packed = Manifest(store, f"{folder}/records")
+        for unit in packed.units():
+            record, problems = _read(packed, unit, "pack record", seen)
+            yield from problems
+            yield from _objects_of_pack(store, record or {}, seen)
+
+
+def _folders(store: Store, stage: str) -> list[str]:
+    paths = (path.split("/") for path in store.list(stage))
+    return sorted({"/".join(parts[:2]) for parts in paths if len(parts) > 2})
+
+
+def _configuration(store: Store, mined: Manifest, seen: Seen) -> Iterator[Damage]:
+    path = f"{mined.prefix.rpartition('/')[0]}/config.json"
+    if path not in seen and store.exists(path):
+        seen.add(path)
+        try:
+            unseal(store.read_bytes(path))
+        except ValueError as error:
+            yield Damage("mining configuration", path, str(error))
+
+
+def _packed(
+    packed: Manifest, mined: Manifest, unit: str, seen: Seen, only: set[str] | None
+) -> Iterator[Damage]:
+    """A unit's pack record and all that it was made of; where `only` is given, if it made one of these shards."""
+    record, problems = _read(packed, unit, "pack record", seen)
+    if only is not None and record and only.isdisjoint(_shards(record)):
+        return
+    yield from problems
+    yield from _objects_of_pack(packed.store, record or {}, seen)
+    source, problems = _mined(mined, unit, seen)
+    yield from problems
+    made_of = (record or {}).get("detections")
+    if made_of and source and source["detections"]["path"] != made_of:
+        what = f"was made of {made_of}, and the unit was mined again since"
+        yield Damage("pack record", packed.path(unit), what)
+
+
+def _objects_of_pack(store: Store, record: dict[str, Any], seen: Seen) -> Iterator[Damage]:
+    for path in _shards(record):
+        yield from _object(store, "shard", path, seen)
+    if record.get("failures"):
+        yield from _object(store, "packing failures", record["failures"], seen)
+
+
+def _shards(record: dict[str, Any]) -> list[str]:
+    return [shard["path"] for split in record.get("shards", {}).values() for shard in split]
+
+
+def _mined(mined: Manifest, unit: str, seen: Seen) -> tuple[dict[str, Any] | None, list[Damage]]:
+    """A unit's mining record, and what is wrong with it, its detections and its failures."""
+    record, found = _read(mined, unit, "mining record", seen)
+    for kind, name in (("detections", "detections"), ("mining failures", "failures")):
+        if record and record.get(name):
+            found += _object(mined.store, kind, record[name]["path"], seen)
+    return record, found
+
+
+def _read(manifest: Manifest, unit: str, kind: str, seen: Seen) -> tuple[dict[str, Any] | None, list[Damage]]:
+    """A unit's record, and what is wrong with it unless that was told before."""
+    path = manifest.path(unit)
+    told = path in seen
+    seen.add(path)
+    try:
+        record = manifest.record(unit)
+        return record, [] if record is not None or told else [Damage(kind, path, "is missing")]
+    except DamagedError as error:
+        return None, [] if told else [Damage(kind, path, error.what)]
+
+
+def _object(store: Store, kind: str, path: str, seen: Seen) -> Iterator[Damage]:
+    if path in seen:
+        return
+    seen.add(path)
+    try:
+        wanted, there = name_sha256(path), store.sha256(path)
+    except FileNotFoundError:
+        yield Damage(kind, path, "is missing")
+    except (ValueError, OSError) as error:
+        yield Damage(kind, path, f"cannot be read ({error})")
+    else:
+        if wanted != there:
+            yield Damage(kind, path, f"sha256 {there[:12]}, expected {wanted[:12]}")
+
+
+def _registry(registry: Registry) -> Iterator[Damage]:
+    """The log, and of every model that it names: the copy, what was kept of its run, its report, its answers."""
+    log = registry.log()
+    yield from (Damage("registry row", row.path, row.what) for row in log if isinstance(row, DamagedError))
+    rows = [row for row in log if isinstance(row, Row)]
+    promoted = {row.model: row for row in rows if row.kind != REFUSED}  # the last row of each
+    for model, row in promoted.items():
+        folder = registry.path(model)
+        if not folder.is_dir():
+            yield Damage("model", f"{MODELS}/{model}", "is missing")
+        else:
+            for name, what in files_damage(folder, row.files):
+                yield Damage("model", f"{MODELS}/{model}/{name}", what)
+            for name in sorted(
+                {path.name for path in folder.iterdir()} - {file["name"] for file in row.files}
+            ):
+                yield Damage("model", f"{MODELS}/{model}/{name}", "was not there when it was promoted")
+        for name, what in files_damage(folder.parent / "runs" / model, row.kept or []):
+            yield Damage("run of a model", f"{MODELS}/runs/{model}/{name}", what)
+    seen: Seen = set()
+    for row in rows:
+        if row.report:
+            yield from _object(registry.store, "report", row.report, seen)
+    answers = Path(registry.store.path(ASSESSED))
+    for folder in sorted(answers.iterdir()) if answers.is_dir() else []:
+        for name, what in folder_damage(folder):
+            yield Damage("assessment", f"{ASSESSED}/{folder.name}/{name}", what)

@@ -1,0 +1,86 @@
+"""Objects are read through their hash: what a record names is opened only when its bytes are still those."""
+
+import contextlib
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+from storage.store import Store
+
+OBJECT = re.compile(r"(?:.+/)?objects/([0-9a-f]{64})\.\w+|registry/reports/([0-9a-f]{64})\.html")
+_BLOCK = 1 << 20
+
+
+class DamagedError(ValueError):
+    """A file of the home is missing or is not what was written; `path` is its place in the home, `what` is wrong."""
+
+    def __init__(self, path: str, what: str, url: str = "", remedy: str = "") -> None:
+        home = f" --home {url}" if url else ""
+        repair = (
+            f"run `hyco verify --repair{home}`, then the commands that made it: they redo what is missing"
+        )
+        super().__init__(f"{path}: {what}: {remedy or repair}")
+        self.path, self.what = path, what
+
+
+def objects_in(value: Any) -> set[str]:
+    """Return the paths of all objects that a record names, anywhere in its JSON."""
+    if isinstance(value, str):
+        return {value} if OBJECT.fullmatch(value) else set()
+    if isinstance(value, dict):
+        value = list(value.values())
+    return set().union(*map(objects_in, value)) if isinstance(value, list) else set()
+
+
+@contextlib.contextmanager
+def open_object(store: Store, path: str, sha256: str = "") -> Iterator[BinaryIO]:
+    """Yield an object as a seekable binary file whose bytes have been compared with its hash.
+
+    Args:
+        store: where it is.
+        path: of the object, as a record names it.
+        sha256: of its bytes, when the record says it; an object's own name says it in any case.
+
+    Raises:
+        DamagedError: missing, or other bytes.
+    """
+    wanted = sha256 or name_sha256(path)
+    try:
+        file = store.open(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise DamagedError(path, "is missing", store.url) from None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(file)
+        seekable = file
+        if not store.local:  # what lies far away is fetched once
+            seekable = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))
+        hasher = hashlib.sha256()
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+            if seekable is not file:
+                seekable.write(block)
+        check_sha256(path, hasher.hexdigest(), wanted, store.url)
+        seekable.seek(0)
+        yield seekable
+
+
+def read_object(store: Store, path: str, sha256: str = "") -> bytes:
+    """Return the bytes of an object; DamagedError when it is missing or other bytes."""
+    with open_object(store, path, sha256) as file:
+        return file.read()
+
+
+def check_sha256(path: str, found: str, wanted: str, url: str = "") -> None:
+    """Raise DamagedError when the bytes of a file have another sha256 than they must have."""
+    if found != wanted:
+        raise DamagedError(path, f"its sha256 is {found[:12]}, its record says {wanted[:12]}", url)
+
+
+def name_sha256(path: str) -> str:
+    """Return the sha256 that an object's name says; ValueError for what is no object."""
+    match = OBJECT.fullmatch(path)
+    if match is None:
+        raise ValueError(f"{path!r} is not the path of an object: a record that names it is damaged")
+    return match[1] or match[2]

@@ -1,0 +1,105 @@
+"""Files that prove themselves: JSON and parquet that hold the sha256 of their own bytes.
+
+An object is named by its hash, but a record, a version or a row of the registry has a name of its own, so nothing
+outside it says what its bytes were. The proof is inside. A JSON file begins with the member "sealed" and ends with
+"proof": damage at one place cannot remove both, so a file with neither is one that an earlier Hyco wrote, and is
+believed as far as it can be read.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_FIRST, _LAST = "sealed", "proof"
+_PARQUET_KEY = b"hyco.sha256"
+# A key and a value of the footer as thrift's compact protocol writes them: field 1 and field 2, strings, their lengths.
+_PARQUET_PROOF = b"\x18" + bytes([len(_PARQUET_KEY)]) + _PARQUET_KEY + b"\x18\x40"
+_EMPTY = b"0" * 64
+
+
+def seal(record: dict[str, Any]) -> bytes:
+    """Return the bytes of a JSON file that proves itself; equal records give equal bytes.
+
+    Raises ValueError for NaN and infinities, which JSON does not have, and for the two names of the seal itself.
+    """
+    if taken := {_FIRST, _LAST} & record.keys():
+        raise ValueError(f"a record may not hold {sorted(taken)}: these names are the seal's")
+    plain = json.loads(json.dumps(record, sort_keys=True, allow_nan=False))
+    body = {_FIRST: 1, **plain}
+    return _text({**body, _LAST: hashlib.sha256(_text(body)).hexdigest()})
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return the record that a JSON file holds, without its seal; an unsealed file of an earlier Hyco as it is.
+
+    Raises ValueError, saying what is wrong, for anything that is no JSON object or that was changed.
+    """
+    try:
+        held = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(held, dict):
+        raise ValueError("it is not a JSON object")
+    if _FIRST not in held and _LAST not in held:
+        return held
+    body = {name: value for name, value in held.items() if name != _LAST}
+    try:
+        intact = _text(held) == data and hashlib.sha256(_text(body)).hexdigest() == held.get(_LAST)
+    except UnicodeEncodeError:
+        intact = False
+    if not intact or _FIRST not in held:
+        raise ValueError("it was changed since it was written")
+    del body[_FIRST]
+    return body
+
+
+def write_table(table: pa.Table, file: BinaryIO) -> None:
+    """Write a table as parquet with a checksum on every page."""
+    # Arrow writes to memory of its own: a Python file in the hands of its threads can abort the exit of the process.
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    file.write(memoryview(sink.getvalue()))
+
+
+def read_table(data: bytes) -> pa.Table:
+    """Read parquet from memory; ValueError when it is not parquet or a page is not what its checksum says."""
+    try:
+        # No thread of Arrow's, and no Python file: see `write_table`.
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as file:
+            return file.read(use_threads=False)
+    except (pa.ArrowException, OSError, OverflowError) as error:
+        raise ValueError(f"it is not whole parquet: {str(error).partition(chr(10))[0]}") from None
+
+
+def seal_table(table: pa.Table) -> bytes:
+    """Return parquet that proves itself: the sha256 of the file, with zeros in its place, lies in its footer."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_PARQUET_KEY.decode(): _EMPTY.decode()})
+    data = sink.getvalue().to_pybytes()
+    at = data.rfind(_PARQUET_PROOF + _EMPTY) + len(_PARQUET_PROOF)
+    assert at >= len(_PARQUET_PROOF), "pyarrow writes the footer's keys in another way"
+    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
+
+
+def is_sealed_table(data: bytes) -> bool:
+    """Say whether parquet holds a proof; ValueError when it does not fit the rest."""
+    at = data.rfind(_PARQUET_PROOF) + len(_PARQUET_PROOF)
+    if at < len(_PARQUET_PROOF):
+        return False
+    told = data[at : at + 64]
+    if (
+        not re.fullmatch(rb"[0-9a-f]{64}", told)
+        or hashlib.sha256(data[:at] + _EMPTY + data[at + 64 :]).hexdigest().encode() != told
+    ):
+        raise ValueError("it was changed since it was written")
+    return True
+
+
+def _text(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=1, ensure_ascii=False).encode()
