@@ -26,7 +26,7 @@ from pipeline.mine_rows import Clock, Rows
 from pipeline.nouns import NounConfig, NounExtractor
 from pipeline.progress import Listener, Progress
 from pipeline.rows import Limits, objects_of
-from pipeline.source import Unit, open_source
+from pipeline.source import Unit, UnitGoneError, open_source, open_unit
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
 from storage.sample import Failure, Sample
@@ -99,11 +99,15 @@ def prefix(config: MineConfig) -> str:
     return f"detections/{digest(config)}"
 
 
-def plan(config: MineConfig, home: str) -> Plan:
-    """Say what is left to mine, and leave the resolved configuration beside the records."""
+def plan(config: MineConfig, home: str, settle_s: float = 0.0) -> Plan:
+    """Say what is left to mine, and leave the resolved configuration beside the records.
+
+    Args:
+        settle_s: local files that changed less than so many seconds ago are left out.
+    """
     store = Store(home)
     finished = set(_manifest(config, store).units())
-    units = open_source(config.source, config.limits).units()
+    units = open_source(config.source, config.limits).units(settle_s)
     store.create(f"{prefix(config)}/config.json", config.model_dump_json(indent=1).encode())
     return Plan(
         [unit for unit in units if unit.name in finished],
@@ -123,6 +127,7 @@ def mine_shard(
         report: called with the number of samples just finished.
 
     Raises:
+        UnitGoneError: its file was removed or changed since it was listed.
         ValueError: naming the unit: it is not what it claims to be, or more samples failed than the error
         budget allows. Nothing becomes visible then.
     """
@@ -135,7 +140,7 @@ def mine_shard(
         extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
     samples = clock.iterate(
-        "source", open_source(config.source, config.limits).samples(unit, failures.append)
+        "source", open_unit(config.source, unit, config.limits).samples(unit, failures.append)
     )
     try:
         while chunk := list(islice(samples, config.chunk)):
@@ -178,14 +183,21 @@ def mine_shard(
 
 
 def mine_all(
-    config: MineConfig, home: str, engine: "Engine", listener: Listener | None = None
+    config: MineConfig,
+    home: str,
+    engine: "Engine",
+    listener: Listener | None = None,
+    settle_s: float = 0.0,
 ) -> dict[str, Any]:
-    """Mine every unit that is not mined, and return the summary of the source.
+    """Mine every unit that is not mined, and return the summary of the source as it was listed at the beginning.
 
     A unit that fails is tried once more when its worker was killed; the other units go on. The first error is
-    raised when all have ended.
+    raised when all have ended. A unit that is removed or changed meanwhile is left out.
+
+    Args:
+        settle_s: local files that changed less than so many seconds ago are left out.
     """
-    work = plan(config, home)
+    work = plan(config, home, settle_s)
     records = _manifest(config, Store(home)).records()
     done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
@@ -194,12 +206,12 @@ def mine_all(
         def submit(unit: Unit) -> Future[Any]:
             return engine.submit(mine_shard, config, home, unit, report=progress.advance)
 
-        run_units(submit, work.pending, expect.unit_done)
-    return summary(config, home)
+        gone = run_units(submit, work.pending, expect.unit_done)
+    return summary(config, home, [unit for unit in (*work.done, *work.pending) if unit not in gone])
 
 
-def summary(config: MineConfig, home: str) -> dict[str, Any]:
-    """Return the counts of a source's mined units.
+def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> dict[str, Any]:
+    """Return the counts of a source's mined units, or of those of `units`.
 
     Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, failures (number),
     failures_by_code, seconds (of work, all workers together), images_per_second (while at least one worker
@@ -207,7 +219,7 @@ def summary(config: MineConfig, home: str) -> dict[str, Any]:
     """
     store = Store(home)
     records = _manifest(config, store).records()
-    units = open_source(config.source, config.limits).units()
+    units = open_source(config.source, config.limits).units() if units is None else units
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     total: Counter[str] = Counter(dict.fromkeys(names, 0))
@@ -253,14 +265,19 @@ def phrase_quality(
     store = Store(home)
     manifest, source = _manifest(config, store), open_source(config.source, config.limits)
     tally = Tally(threshold, nms_iou, iou)
-    for unit in source.units()[:most]:
-        if (record := manifest.record(unit.name)) is None:
-            raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
-        with store.open(record["detections"]["path"]) as file:
+    listed, records = source.units(), manifest.records()
+    units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
+    if not units:
+        named = listed[0].path if listed else config.source
+        raise ValueError(f"unit {named} is not mined: run mine with this config first")
+    for unit in units[:most]:
+        with store.open(records[unit.name]["detections"]["path"]) as file:
             table = read_detections(file)
-        labels = {
-            sample.key: objects_of(sample.meta) for sample in source.samples(unit, lambda failure: None)
-        }
+        try:
+            samples = source.samples(unit, lambda failure: None)
+            labels = {sample.key: objects_of(sample.meta) for sample in samples}
+        except UnitGoneError:
+            continue
         tally.add(table, labels)
     return tally.result()
 
