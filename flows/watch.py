@@ -62,7 +62,7 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
         rounds += 1
         mine(journey.mine, home, config.settle_s)
         if (held := journeys.held_out(journey)) is not None:
-            mine(held, home)
+            mine(held, home, config.settle_s)
         pack(journey.mine, journey.pack, home, mined_only=True)
     if not Store(home).local:
         made = newest(config, home)
