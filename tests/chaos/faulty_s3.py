@@ -30,7 +30,7 @@ class FaultyS3:
         self.met: Counter[str] = Counter()
         self.script: list[str] = []  # faults of the next requests, before chance decides
         self._random, self._lock = random.Random(seed), threading.Lock()
-        self._app = DomainDispatcherApplication(create_backend_app)
+        self._moto, self._one = DomainDispatcherApplication(create_backend_app), threading.Lock()
         self._servers = [make_server("127.0.0.1", 0, app, threaded=True) for app in (self._answer, self._app)]
         for server in self._servers:
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -41,6 +41,10 @@ class FaultyS3:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+
+    def _app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self._one:  # moto looks for the name and takes it in two steps
+            return self._moto(environ, start_response)
 
     def _fault(self, environ: dict[str, Any]) -> str | None:
         conditional = "HTTP_IF_NONE_MATCH" in environ
