@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import io
 import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -79,6 +80,45 @@ def local(path: str | os.PathLike[str], need: Callable[[], int] | None = None) -
         if error.filename is None and error.errno is not None and name not in str(error):
             raise OSError(error.errno, error.strerror, name) from error
         raise
+
+
+class Reader(io.RawIOBase):
+    """A file of a remote store, for reading; each read is tried as `remote` does.
+
+    Args:
+        file: of fsspec; a read of it that fails leaves its place as it was.
+    """
+
+    def __init__(self, url: str, path: str, file: Any) -> None:
+        self._url, self._path, self._file = url, path, file
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that any place of it can be gone to."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place and return it."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as there are bytes, and return their number."""
+        data = remote(self._url, self._path, lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def _full(error: OSError, name: str, need: Callable[[], int] | None) -> str:

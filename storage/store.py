@@ -88,7 +88,8 @@ class Store:
         """Open a file for reading; FileNotFoundError if absent."""
         if self.local:
             return Path(self.path(path)).open("rb")
-        return cast(BinaryIO, self._remote(path, lambda: self.fs.open(self.path(path), "rb")))
+        file = self._remote(path, lambda: self.fs.open(self.path(path), "rb"))
+        return io.BufferedReader(faults.Reader(self.url, path, file), _BLOCK)
 
     def read_bytes(self, path: str) -> bytes:
         """Return all bytes of a file; FileNotFoundError if absent."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import s3fs  # noqa: F401  (imported before the fork, not after each)
 
 from models.grounding.detector import Detection
 from pipeline import ground

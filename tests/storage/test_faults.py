@@ -17,8 +17,11 @@ from tests.chaos.faulty_s3 import FaultyS3
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(faults.time, "sleep", lambda seconds: None)
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()  # it keeps endpoint and credentials
+    stores._probed().clear()
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,24 @@ def test_every_write_and_read_survives_a_fault(store: Store, server: FaultyS3, f
     server.script = [fault]
     assert store.list() == ["first", "latest", made.path, "r/0.json", "r/1.json", "r/2.json"]
     assert not server.script
+
+
+def test_an_open_file_survives_a_fault_at_each_read(store: Store, server: FaultyS3) -> None:
+    data = os.urandom(1 << 20) * 3
+    made = store.commit("objects", ".bin", lambda file: file.write(data))
+    store.fs.default_block_size, before = 1 << 20, store.fs.default_block_size
+    with store.open(made.path) as file:
+        for fault in ("before", "after", "cut before", "cut body"):
+            server.script = [fault, fault]
+            place = file.seek(len(server.script) * 100_000)
+            assert file.read(1 << 20) == data[place : place + (1 << 20)]
+        server.script = ["before"] * 100
+        with pytest.raises(ConnectionError, match=f"store {store.url}: {made.path}: InternalError at each"):
+            file.seek(0), file.read()
+        server.script = []
+        file.seek(0)
+        assert file.read() == data
+    store.fs.default_block_size = before
 
 
 def test_a_record_is_its_writers_though_the_answer_was_lost(store: Store, server: FaultyS3) -> None:
@@ -150,7 +171,7 @@ def test_without_credentials_or_server_one_line_names_the_store(
     monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     def run() -> str:
-        s3fs.S3FileSystem.clear_instance_cache()  # it keeps the endpoint and the credentials
+        s3fs.S3FileSystem.clear_instance_cache()
         store = Store(f"s3://b-{uuid.uuid4().hex}/home")
         arguments = {"list": (), "names": (), "create": ("a", b""), "commit": ("a", ".b", write_hello)}
         with pytest.raises(OSError) as caught:
