@@ -63,7 +63,8 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
         mine(journey.mine, home, config.settle_s)
         if (held := journeys.held_out(journey)) is not None:
             mine(held, home, config.settle_s)
-        pack(journey.mine, journey.pack, home, mined_only=True)
+        if unpublished(config, home):  # not so when all that was new has gone again
+            pack(journey.mine, journey.pack, home, mined_only=True)
     if not Store(home).local:
         made = newest(config, home)
         told = f"home {home} is remote: copy its versions and shards to a local home and train there"
