@@ -144,7 +144,9 @@ def _code(error: BaseException) -> str:
 
 
 def _named(error: Exception, code: str, url: str, path: str) -> OSError:
-    kind, text = type(error).__name__, " ".join(str(error).split()) or type(error).__name__
+    kind = type(error).__name__
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(told.split()) or kind
     if "Credential" in kind or kind in ("ProfileNotFound", "TokenRetrievalError", "DefaultCredentialsError"):
         return PermissionError(
             f"store {url}: no credentials ({text}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
@@ -164,4 +166,4 @@ def _named(error: Exception, code: str, url: str, path: str) -> OSError:
             f"store {url}: no answer for {path or 'it'} ({text}): check that the server runs, its address "
             "(AWS_ENDPOINT_URL for an S3 server of your own) and the network"
         )
-    return OSError(error.errno or errno.EIO, f"store {url}: {path}: {text}")
+    return OSError(f"store {url}: {path}: {text}")

@@ -1,5 +1,6 @@
 """moto's S3 server behind a front that misbehaves as real ones do: 409, 500 before or after the effect, cut lines."""
 
+import logging
 import random
 import socket
 import threading
@@ -11,9 +12,12 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 FAULTS = ("conflict", "before", "after", "cut before", "cut after", "cut body")
-_STATUS = {"conflict": "409 Conflict", "before": "500 Internal Server Error"}
-_STATUS["after"] = _STATUS["before"]
-_CODE = {"conflict": "ConditionalRequestConflict", "before": "InternalError", "after": "InternalError"}
+_ANSWERS = {
+    "conflict": ("409 Conflict", "ConditionalRequestConflict"),
+    "before": ("500 Internal Server Error", "InternalError"),
+    "after": ("500 Internal Server Error", "InternalError"),
+    "refused": ("400 Bad Request", "InvalidRequest"),  # no fault that passes: by `script` only
+}
 
 
 class FaultyS3:
@@ -31,6 +35,7 @@ class FaultyS3:
         self.script: list[str] = []  # faults of the next requests, before chance decides
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._moto, self._one = DomainDispatcherApplication(create_backend_app), threading.Lock()
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
         self._servers = [make_server("127.0.0.1", 0, app, threaded=True) for app in (self._answer, self._app)]
         for server in self._servers:
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -66,7 +71,7 @@ class FaultyS3:
         fault = self._fault(environ)
         if fault is None:
             return self._app(environ, start_response)
-        if fault in ("conflict", "before", "cut before"):
+        if fault in ("conflict", "before", "refused", "cut before"):
             _swallow(environ)
         elif fault in ("after", "cut after"):
             b"".join(self._app(environ, lambda *args: None))
@@ -74,10 +79,9 @@ class FaultyS3:
             return self._cut_body(environ, start_response)
         if fault.startswith("cut"):
             _cut(environ)
-        text = f"<?xml version='1.0'?><Error><Code>{_CODE[fault]}</Code><Message>by chance</Message></Error>"
-        start_response(
-            _STATUS[fault], [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))]
-        )
+        status, code = _ANSWERS[fault]
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by chance</Message></Error>"
+        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
         return [text.encode()]
 
     def _cut_body(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:

@@ -204,6 +204,13 @@ def test_an_absent_bucket_is_named_by_a_write(server: FaultyS3, monkeypatch: pyt
     assert store.list() == []
 
 
+def test_any_other_answer_names_the_store_too(store: Store, server: FaultyS3) -> None:
+    server.script = ["refused"] * 5
+    for write in (lambda: store.create("a", b""), lambda: store.commit("objects", ".b", write_hello)):
+        with pytest.raises(OSError, match=rf"^store {store.url}: \S+: by chance$"):
+            write()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("way", ["commit", "create", "replace"])
 def test_a_full_disk_names_the_path_and_the_need(
