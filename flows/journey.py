@@ -26,7 +26,7 @@ def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
     held = journeys.held_out(config)
     if held is not None:
         mine(held, home)
-    packed = pack(config.mine, config.pack, home)
+    packed = pack(config.mine, config.pack, home, mined_only=True)
     version = Versions(Store(home)).load(packed["version"])
     found = journeys.mining_report(config.mine, config.pack, home, version, held)
     trained = train(config.recipe, home, version.name, config.run, config.processes)

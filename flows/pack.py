@@ -18,19 +18,20 @@ from storage.versions import Versions
 
 
 @flow(name="pack", task_runner=task_runner(), persist_result=True, result_serializer="json")
-def pack(mine: MineConfig, config: PackConfig, home: str = "var") -> dict[str, Any]:
+def pack(mine: MineConfig, config: PackConfig, home: str = "var", mined_only: bool = False) -> dict[str, Any]:
     """Apply thresholds, cut crops, write training shards and publish a version; emits hyco.dataset.published.
 
     Args:
         mine: the configuration the source was mined with.
         config: thresholds, sizes and the held-out share.
         home: where everything Hyco makes is kept.
+        mined_only: leave out what came to the source after it was mined.
     """
     checks: list[Check] = []
     try:
         with task_engine("pack") as engine:
             progress = ProgressArtifact("pack-progress", "pack")
-            version = packing.pack(mine, config, home, engine, progress, checks.extend)
+            version = packing.pack(mine, config, home, engine, progress, checks.extend, mined_only)
     except QualityError as error:
         artifacts.packed(Versions(Store(home)).load(error.version), error.checks, home)
         raise

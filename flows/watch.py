@@ -60,14 +60,15 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
     journey = config.journey
     rounds = 0
     while rounds < MOST_ROUNDS:  # data that comes while the last was mined is taken along
-        _settle(journey.mine.source, config.settle_s)
+        time.sleep(unsettled(journey.mine.source, config.settle_s))
         if not unmined(config, home) and not unpublished(config, home):
             break
         rounds += 1
-        mine(journey.mine, home)
+        mine(journey.mine, home, config.settle_s)
         if (held := journeys.held_out(journey)) is not None:
-            mine(held, home)
-        pack(journey.mine, journey.pack, home)
+            mine(held, home, config.settle_s)
+        if unpublished(config, home):  # not so when all that was new has gone again
+            pack(journey.mine, journey.pack, home, mined_only=True)
     if not Store(home).local:
         made = newest(config, home)
         told = f"home {home} is remote: copy its versions and shards to a local home and train there"
@@ -179,10 +180,3 @@ def _runs(
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[name])),
         flow_run_filter=FlowRunFilter(state=state, idempotency_key=key),
     )
-
-
-def _settle(source: str, settle_s: float) -> None:
-    """Wait until nobody has written to the source for a while, at most ten times that while."""
-    deadline = time.monotonic() + 10 * settle_s
-    while (left := unsettled(source, settle_s)) > 0 and time.monotonic() < deadline:
-        time.sleep(min(left + 0.05, settle_s))

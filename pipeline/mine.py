@@ -26,7 +26,7 @@ from pipeline.nouns import NounConfig, NounExtractor
 from pipeline.progress import Listener, Progress
 from pipeline.reading import READING
 from pipeline.rows import NOT_DOWNLOADED, Limits, objects_of
-from pipeline.source import Source, Unit, open_source
+from pipeline.source import Source, Unit, UnitGoneError, open_source, open_unit
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
 from storage.objects import open_object
@@ -104,14 +104,17 @@ def prefix(config: MineConfig) -> str:
     return f"detections/{digest(config)}"
 
 
-def plan(config: MineConfig, home: str) -> Plan:
+def plan(config: MineConfig, home: str, settle_s: float = 0.0) -> Plan:
     """Say what is left to mine, and leave the resolved configuration beside the records.
 
     Records of before the present rules of reading are forgotten where those read the unit otherwise.
+
+    Args:
+        settle_s: local files that changed less than so many seconds ago are left out.
     """
     store = Store(home)
     source = open_source(config.source, config.limits)
-    units = source.units()
+    units = source.units(settle_s)
     _forget_misread(config, store, source, units)
     finished = _manifest(config, store).whole()
     store.create(f"{prefix(config)}/config.json", seal(config.model_dump(mode="json")))
@@ -147,6 +150,7 @@ def mine_shard(
         report: called with the number of samples just finished.
 
     Raises:
+        UnitGoneError: its file was removed or changed since it was listed.
         ValueError: naming the unit: it is not what it claims to be, or more samples failed than the error
         budget allows. Nothing becomes visible then.
     """
@@ -159,7 +163,7 @@ def mine_shard(
         extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
     samples = clock.iterate(
-        "source", open_source(config.source, config.limits).samples(unit, noting(failures, counts))
+        "source", open_unit(config.source, unit, config.limits).samples(unit, noting(failures, counts))
     )
     try:
         for chunk in chunks(samples, config):
@@ -207,14 +211,21 @@ def mine_shard(
 
 
 def mine_all(
-    config: MineConfig, home: str, engine: "Engine", listener: Listener | None = None
+    config: MineConfig,
+    home: str,
+    engine: "Engine",
+    listener: Listener | None = None,
+    settle_s: float = 0.0,
 ) -> dict[str, Any]:
-    """Mine every unit that is not mined, and return the summary of the source.
+    """Mine every unit that is not mined, and return the summary of the source as it was listed at the beginning.
 
     A unit that fails is tried once more when its worker was killed; the other units go on. The first error is
-    raised when all have ended.
+    raised when all have ended. A unit that is removed or changed meanwhile is left out.
+
+    Args:
+        settle_s: local files that changed less than so many seconds ago are left out.
     """
-    work = plan(config, home)
+    work = plan(config, home, settle_s)
     records = _manifest(config, Store(home)).records()
     done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
@@ -223,12 +234,12 @@ def mine_all(
         def submit(unit: Unit) -> Future[Any]:
             return engine.submit(mine_shard, config, home, unit, report=progress.advance)
 
-        run_units(submit, work.pending, expect.unit_done)
-    return summary(config, home)
+        gone = run_units(submit, work.pending, expect.unit_done)
+    return summary(config, home, [unit for unit in (*work.done, *work.pending) if unit not in gone])
 
 
-def summary(config: MineConfig, home: str) -> dict[str, Any]:
-    """Return the counts of a source's mined units.
+def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> dict[str, Any]:
+    """Return the counts of a source's mined units, or of those of `units`.
 
     Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
     detector's tokenizer knows nothing in them), captions_unknown (it knows a smaller fraction of their words than
@@ -239,7 +250,7 @@ def summary(config: MineConfig, home: str) -> dict[str, Any]:
     """
     store = Store(home)
     records = _manifest(config, store).whole()
-    units = open_source(config.source, config.limits).units()
+    units = open_source(config.source, config.limits).units() if units is None else units
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     unknown = ("phrases_unknown", "captions_unknown", "captions_read")
@@ -291,14 +302,20 @@ def phrase_quality(
     store = Store(home)
     manifest, source = _manifest(config, store), open_source(config.source, config.limits)
     tally = Tally(threshold, nms_iou, iou)
-    for unit in source.units()[:most]:
-        if (record := manifest.record(unit.name)) is None:
-            raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
-        with open_object(store, record["detections"]["path"], record["detections"].get("sha256", "")) as file:
+    listed, records = source.units(), manifest.records()
+    units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
+    if not units:
+        named = listed[0].path if listed else config.source
+        raise ValueError(f"unit {named} is not mined: run mine with this config first")
+    for unit in units[:most]:
+        held = records[unit.name]["detections"]
+        with open_object(store, held["path"], held.get("sha256", "")) as file:
             table = read_detections(file)
-        labels = {
-            sample.key: objects_of(sample.meta) for sample in source.samples(unit, lambda failure: None)
-        }
+        try:
+            samples = source.samples(unit, lambda failure: None)
+            labels = {sample.key: objects_of(sample.meta) for sample in samples}
+        except UnitGoneError:
+            continue
         tally.add(table, labels)
     return tally.result()
 

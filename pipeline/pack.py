@@ -26,7 +26,7 @@ from pipeline.progress import Listener, Progress
 from pipeline.quality_gate import Check, QualityConfig, gate, scores_of
 from pipeline.repeats import mark, repeats
 from pipeline.rows import Limits
-from pipeline.source import Unit, open_source
+from pipeline.source import Unit, open_source, open_unit
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
 from storage.objects import open_object
@@ -73,6 +73,7 @@ def pack(
     engine: Engine | None = None,
     listener: Listener | None = None,
     judged: Callable[[list[Check]], None] = lambda checks: None,
+    mined_only: bool = False,
 ) -> Version:
     """Pack every mined unit that is not packed, publish the version, and make it `latest` if it is fit.
 
@@ -83,14 +84,18 @@ def pack(
         engine: where the units are packed, see pipeline.engine; in this process when None.
         listener: gets the progress, see pipeline.progress.
         judged: gets the checks that the version passed.
+        mined_only: leave out units that are not mined, because they came to the source since it was.
+
+    The source is listed once, at the beginning. A unit that is removed or changed before it is packed is left out.
 
     Raises:
         QualityError: the version was quarantined, see pipeline.quality_gate.
     """
     engine = engine or InProcess()
-    pending = plan(mine, config, home)
+    units = listing(mine, home, mined_only)
+    pending = _unpacked(units, mine, config, home)
     mined = _mined(Store(home), mine).records()
-    others = _repeats(Store(home), mine, config, units_of(mine))
+    others = _repeats(Store(home), mine, config, units)
     total = sum(mined[unit.name].get("images", 0) for unit in pending)
     with Progress(total, "pack", "images", listener) as progress:
 
@@ -98,29 +103,44 @@ def pack(
             without = others.get(unit.name, ())
             return engine.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
-        run_units(submit, pending, lambda record: None)
-    version = publish(mine, config, home)
+        gone = run_units(submit, pending, lambda record: None)
+    version = publish(mine, config, home, [unit for unit in units if unit not in gone])
     judged(gate(Store(home), version, config.gate))
     return version
 
 
-def plan(mine: Config, config: PackConfig, home: str) -> list[Unit]:
+def plan(mine: Config, config: PackConfig, home: str, mined_only: bool = False) -> list[Unit]:
     """Return the units that are not packed yet, in order; ValueError when some are not even mined.
 
     A unit is mined or packed when every object that its record names is there.
     """
-    store = Store(home)
-    units, mined = units_of(mine), _mined(store, mine).whole()
-    if missing := [unit.path for unit in units if unit.name not in mined]:
+    return _unpacked(listing(mine, home, mined_only), mine, config, home)
+
+
+def listing(mine: Config, home: str, mined_only: bool = False) -> list[Unit]:
+    """Return the units of the source; ValueError when some are not mined, or none is with `mined_only`.
+
+    Args:
+        mined_only: return those that are mined.
+    """
+    units, mined = units_of(mine), _mined(Store(home), mine).whole()
+    missing = [unit.path for unit in units if unit.name not in mined]
+    if missing and not (mined_only and len(missing) < len(units)):
         names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not mined ({names}): run mine with this config first"
         )
-    packed, others = _packed(store, mine, config).whole(), _repeats(store, mine, config, units)
+    return [unit for unit in units if unit.name in mined]
+
+
+def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: str) -> list[Unit]:
+    store = Store(home)
+    packed, mined = _packed(store, mine, config).whole(), _mined(store, mine).records()
+    others = _repeats(store, mine, config, units)
     return [
         unit
         for unit in units
-        if not _is_current(packed.get(unit.name), mined[unit.name], others.get(unit.name, ()))
+        if not _is_current(packed.get(unit.name), mined.get(unit.name), others.get(unit.name, ()))
     ]
 
 
@@ -209,17 +229,12 @@ def pack_shard(
     return record
 
 
-def publish(mine: Config, config: PackConfig, home: str) -> Version:
-    """Publish the version made of all packed units, not yet `latest`; ValueError while some are not packed."""
+def publish(mine: Config, config: PackConfig, home: str, units: list[Unit] | None = None) -> Version:
+    """Publish the version made of all units, or of those given, not yet `latest`; ValueError if one is not packed."""
     store = Store(home)
-    units = units_of(mine)
+    units = units_of(mine) if units is None else units
     packed, mined = _packed(store, mine, config).whole(), _mined(store, mine).records()
-    others = _repeats(store, mine, config, units)
-    if missing := [
-        unit.path
-        for unit in units
-        if not _is_current(packed.get(unit.name), mined.get(unit.name), others.get(unit.name, ()))
-    ]:
+    if missing := [unit.path for unit in _unpacked(units, mine, config, home)]:
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not packed ({missing[0]} ...): run pack first"
         )
@@ -298,7 +313,7 @@ def _training_samples(
     report: Report,
 ) -> Iterator[TrainingSample]:
     """Read the unit's images again and cut their parts; what mining has already failed is passed over."""
-    for sample in open_source(mine.source, mine.limits).samples(unit, lambda failure: None):
+    for sample in open_unit(mine.source, unit, mine.limits).samples(unit, lambda failure: None):
         changed = as_mined.check(sample)
         if sample.key not in chosen:
             continue

@@ -7,11 +7,13 @@ the captions of both; its images wait meanwhile in a spool, in memory up to 64 M
 Nothing is extracted and no path in the data is followed out of its folder.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +33,10 @@ _HASHERS = 4
 _MESSAGE = 500
 
 OnFailure = Callable[[Failure], None]
+
+
+class UnitGoneError(ValueError):
+    """A unit's file was removed, or holds other bytes, since the source was listed: no fault of the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "S
     whole = Store(text)
     if whole.local and not Path(whole.root).exists():
         raise FileNotFoundError(f"source {text} does not exist")
-    if (whole.local and Path(whole.root).is_file()) or (not whole.local and suffix in READERS):
+    if _is_file(whole):
         if suffix not in READERS:
             raise ValueError(
                 f"source {text} has the unknown extension {suffix!r}: give {_kinds()} or a folder of them"
@@ -95,6 +101,13 @@ def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "S
     return Source(whole, by_kind[found[0]], limits or Limits())
 
 
+def open_unit(url: str | os.PathLike[str], unit: Unit, limits: Limits | None = None) -> "Source":
+    """Open the source of a unit that was listed before, whatever has come to it since."""
+    whole = Store(os.fspath(url).rstrip("/") or "/")
+    store = Store(whole.url.rpartition("/")[0] or "/") if _is_file(whole) else whole
+    return Source(store, [unit.path], limits or Limits())
+
+
 class Source:
     """The units of one folder, all of one kind."""
 
@@ -102,13 +115,19 @@ class Source:
         self.store, self.files, self.limits = store, files, limits
         self.kind = os.path.splitext(files[0])[1].lower()  # noqa: PTH122
 
-    def units(self) -> list[Unit]:
-        """Return the units in the order of their file names; files of equal content are one unit."""
+    def units(self, settle_s: float = 0.0) -> list[Unit]:
+        """Return the units in the order of their file names; files of equal content are one unit.
+
+        Args:
+            settle_s: local files that changed less than so many seconds ago are left out: they may still be written.
+        """
+        files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
         with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
-            hashes = list(pool.map(self._identity, self.files))
+            hashes = list(pool.map(self._identity, files))
         units: dict[str, Unit] = {}
-        for path, sha256 in zip(self.files, hashes, strict=True):
-            units.setdefault(sha256, Unit(sha256[:12], path, sha256))
+        for path, sha256 in zip(files, hashes, strict=True):
+            if sha256 is not None:
+                units.setdefault(sha256, Unit(sha256[:12], path, sha256))
         return list(units.values())
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
@@ -120,40 +139,79 @@ class Source:
                 the file.
 
         Raises:
-            ValueError: the file is torn or not of its kind. Nothing has been yielded then.
-            FileNotFoundError: the file has gone.
+            UnitGoneError: the file was removed or replaced since it was listed, or while it was read.
+            ValueError: the file is torn or not of its kind. Nothing has been yielded in either case.
         """
         merged: dict[str, _Draft] = {}
-        with _Spool(self.limits) as spool, self.store.open(unit.path) as file:
-            read = READERS[self.kind]
-            for row in read(file, unit.path, self.store, self.limits, spool.admit):
-                try:
-                    captions, meta = clean(row, self.limits)
-                except RowError as error:
-                    name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
-                    on_failure(Failure(name, "source", error.code, message))
-                    continue
-                draft = merged.get(row.key)
-                if draft is None:
-                    merged[row.key] = _Draft(captions, {**meta, "source_key": short(row.name)})
-                    continue
-                draft.captions += [caption for caption in captions if caption not in draft.captions]
-                draft.meta = join_objects(draft.meta, meta, [draft.captions.index(text) for text in captions])
+        with _Spool(self.limits) as spool:
+            with self._unchanged(unit), self.store.open(unit.path) as file:
+                read = READERS[self.kind]
+                for row in read(file, unit.path, self.store, self.limits, spool.admit):
+                    try:
+                        captions, meta = clean(row, self.limits)
+                    except RowError as error:
+                        name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
+                        on_failure(Failure(name, "source", error.code, message))
+                        continue
+                    draft = merged.get(row.key)
+                    if draft is None:
+                        merged[row.key] = _Draft(captions, {**meta, "source_key": short(row.name)})
+                        continue
+                    draft.captions += [caption for caption in captions if caption not in draft.captions]
+                    places = [draft.captions.index(text) for text in captions]
+                    draft.meta = join_objects(draft.meta, meta, places)
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
     def read_otherwise(self, unit: Unit) -> bool:
         """Say whether older rules read other captions or pairs out of a unit, see pipeline.reading; reads it once."""
-        with self.store.open(unit.path) as file:
-            return differs(self.kind, file, unit.path)
+        try:
+            with self.store.open(unit.path) as file:
+                return differs(self.kind, file, unit.path)
+        except FileNotFoundError:  # removed since it was listed
+            return False
 
-    def _identity(self, path: str) -> str:
+    @contextlib.contextmanager
+    def _unchanged(self, unit: Unit) -> Iterator[None]:
+        """Let nothing pass that was read from another file than the one that was listed."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if self._identity(unit.path) == unit.sha256:
+                raise
+            raise self._gone(unit) from error
+        if self._identity(unit.path) != unit.sha256:
+            raise self._gone(unit)
+
+    def _gone(self, unit: Unit) -> UnitGoneError:
+        return UnitGoneError(
+            f"{self.store.url}/{unit.path} was removed or changed after the source was listed: "
+            "start again to use what is there now"
+        )
+
+    def _settled(self, path: str, settle_s: float) -> bool:
+        """Say whether a file is older than `settle_s`. A time far in the future says nothing, so it counts as old."""
+        if not self.store.local:
+            return True  # an object appears whole
+        try:
+            return abs(time.time() - Path(self.store.path(path)).stat().st_mtime) >= settle_s
+        except FileNotFoundError:
+            return False
+
+    def _identity(self, path: str) -> str | None:
+        """Name the bytes of a file; None when it is not there (any more)."""
+        try:
+            return self._mark(path)
+        except FileNotFoundError:
+            return None
+
+    def _mark(self, path: str) -> str:
         if self.store.local:
             full = Path(self.store.path(path))
             stat = full.stat()
             content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
         else:
-            info = self.store.fs.info(self.store.path(path))
+            info = self.store.info(path)
             mark = next(
                 (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(name)), ""
             )
@@ -208,6 +266,13 @@ def _file_sha256(path: str, size: int, modified_ns: int) -> str:
     """Hash a local file once a process, as long as its size and time stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_file(store: Store) -> bool:
+    """Say whether a source is one file, not a folder of them."""
+    if store.local:
+        return Path(store.root).is_file()
+    return store.url.lower().endswith(KINDS)
 
 
 def _unicode(text: str) -> str:

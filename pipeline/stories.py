@@ -59,11 +59,9 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     store = Store(home)
     records = Manifest(store, f"{prefix(config)}/records")
-    some = [
-        (unit, record)
-        for unit in open_source(config.source, config.limits).units()[:UNITS]
-        if (record := records.record(unit.name))
-    ]
+    mined = set(records.units())  # more may have come to the source since
+    units = [unit for unit in open_source(config.source, config.limits).units() if unit.name in mined]
+    some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
     if len(some) == min(UNITS, found["units"]) and _labelled(config, some[0][0]):
         quality = phrase_quality(config, home, SCORE, most=UNITS)
         for name in ("recall", "precision"):

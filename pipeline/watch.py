@@ -4,6 +4,7 @@ Everything is read from the home each time: the manifests say what is mined and 
 and decided. So a look that was missed, doubled or killed costs nothing but another look.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class RetrainConfig(Config):
         start_from: where training begins: at the champion's weights, or at random ones.
         attempts: how often one version is tried to be trained on before it waits for a person; attempts that went on
             from a later checkpoint than those before do not count.
-        settle_s: a source whose newest file is younger than this is still being written to, and left alone.
+        settle_s: a file of the source that is younger than this may still be written to: it is left for later.
     """
 
     incidental: ClassVar[frozenset[str]] = frozenset({"min_new", "attempts", "settle_s"})
@@ -60,23 +61,29 @@ class Sight:
 
 
 def unsettled(source: str, settle_s: float) -> float:
-    """Seconds until the newest file of a local source is `settle_s` old; 0 when it is, and for remote sources."""
+    """Seconds until all files that a local source holds now are `settle_s` old, unless they are written to again.
+
+    0 when they are, and for remote sources. Never more than `settle_s`: a file dated into the future is not waited for.
+    """
     store = Store(source)
     folder = Path(store.root)
     if not store.local or not folder.exists():
         return 0.0
-    files = [folder] if folder.is_file() else [path for path in folder.iterdir() if path.is_file()]
-    newest = max((path.stat().st_mtime for path in files), default=0.0)
-    return max(0.0, settle_s - (time.time() - newest))
+    ages: list[float] = []
+    for path in [folder] if folder.is_file() else folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # taken away meanwhile
+            if path.is_file():
+                ages.append(time.time() - path.stat().st_mtime)
+    return max((settle_s - max(age, 0.0) for age in ages if abs(age) < settle_s), default=0.0)
 
 
 def unmined(config: RetrainConfig, home: str) -> list[Unit]:
-    """The units of the source that are not mined; none while its folder holds nothing that can be one."""
+    """The settled units of the source that are not mined; none while its folder holds nothing that can be one."""
     store = Store(config.journey.mine.source)
     folder = Path(store.root)
     if store.local and folder.is_dir() and not any(path.suffix.lower() in KINDS for path in folder.iterdir()):
         return []
-    return mining.plan(config.journey.mine, home).pending
+    return mining.plan(config.journey.mine, home, config.settle_s).pending
 
 
 def unpublished(config: RetrainConfig, home: str) -> bool:
@@ -86,12 +93,13 @@ def unpublished(config: RetrainConfig, home: str) -> bool:
     """
     mine, pack = config.journey.mine, config.journey.pack
     store = Store(home)
-    if not Manifest(store, f"detections/{digest(mine)}/records").units():
+    mined = set(Manifest(store, f"detections/{digest(mine)}/records").units())
+    if not mined:
         return False
-    if packing.plan(mine, pack, home):
-        return True
+    units = [unit for unit in packing.units_of(mine) if unit.name in mined]  # the others are the next look's
     packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records").records()
-    units = packing.units_of(mine)
+    if any(unit.name not in packed for unit in units):
+        return True
     shards = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
     versions = Versions(store)
     made = _versions(config, versions)

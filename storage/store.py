@@ -7,6 +7,7 @@ writers of equal bytes agree on one name.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import os
@@ -17,17 +18,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import fsspec.utils
 from fsspec.implementations.local import LocalFileSystem
 
+from storage import faults
 from storage.files import fsync_directory
 
 Paths = list[str]  # named here because Store.list hides the builtin inside the class
 
+_T = TypeVar("_T")
 _TEMPORARY = ".tmp-"
+_PROBE = f"{_TEMPORARY}if-none-match"  # an empty file; every listing passes over it
 _BLOCK = 1 << 20
 # Filesystems whose single put is atomic: an object is there whole or not at all.
 _ATOMIC_PUT = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "az"}
@@ -84,21 +88,32 @@ class Store:
         """Open a file for reading; FileNotFoundError if absent."""
         if self.local:
             return Path(self.path(path)).open("rb")
-        return cast(BinaryIO, self.fs.open(self.path(path), "rb"))
+        file = self._remote(path, lambda: self.fs.open(self.path(path), "rb"))
+        return io.BufferedReader(faults.Reader(self.url, path, file), _BLOCK)
 
     def read_bytes(self, path: str) -> bytes:
         """Return all bytes of a file; FileNotFoundError if absent."""
         if self.local:
-            return Path(self.path(path)).read_bytes()
-        return cast(bytes, self.fs.cat_file(self.path(path)))
+            with faults.local(self.path(path)):
+                return Path(self.path(path)).read_bytes()
+        return self._remote(path, lambda: cast(bytes, self.fs.cat_file(self.path(path))))
 
     def exists(self, path: str) -> bool:
         """Say whether a file (or folder with files) is there."""
-        return Path(self.path(path)).exists() if self.local else bool(self.fs.exists(self.path(path)))
+        if self.local:
+            return Path(self.path(path)).exists()
+        return self._remote(path, lambda: bool(self.fs.exists(self.path(path))))
 
     def size(self, path: str) -> int:
         """Return a file's size in bytes; FileNotFoundError if absent."""
-        return Path(self.path(path)).stat().st_size if self.local else int(self.fs.size(self.path(path)))
+        if self.local:
+            return Path(self.path(path)).stat().st_size
+        return self._remote(path, lambda: int(self.fs.size(self.path(path))))
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Return what a remote filesystem says of a file (size, etag, times); FileNotFoundError if absent."""
+        assert not self.local, "the operating system tells more: use os.stat"
+        return self._remote(path, lambda: cast("dict[str, Any]", self.fs.info(self.path(path))))
 
     def list(self, prefix: str = "") -> Paths:
         """Return the relative paths of all files below a folder, sorted, no temporaries; [] if absent."""
@@ -109,12 +124,15 @@ class Store:
         if self.local:
             with os.scandir(self.path(prefix)) as entries:
                 return sorted(entry.name for entry in entries if entry.is_file())
-        entries = self.fs.ls(self.path(prefix), detail=True)
+        entries: Any = self._remote(prefix, lambda: self.fs.ls(self.path(prefix), detail=True))
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
     def sha256(self, path: str) -> str:
         """Return the sha256 of a file's bytes, in hex."""
-        with self.open(path) as file:
+        with (
+            self.open(path) as file,
+            faults.local(self.path(path)) if self.local else contextlib.nullcontext(),
+        ):
             return _sha256(file)
 
     def commit(self, prefix: str, suffix: str, write: Callable[[BinaryIO], object]) -> Object:
@@ -127,13 +145,13 @@ class Store:
         """
         if not self.local:
             self._refuse_torn_writes()
-            with tempfile.NamedTemporaryFile() as spool:
+            with faults.local(tempfile.gettempdir()), tempfile.NamedTemporaryFile() as spool:
                 write(cast(BinaryIO, spool))
                 size = spool.seek(0, io.SEEK_END)
                 spool.seek(0)
                 sha256 = _sha256(spool)
                 path = f"{prefix}/{sha256}{suffix}"
-                self.fs.put_file(spool.name, self.path(path))  # atomic: a failed upload leaves no object
+                self._upload(spool.name, path, size)
             return Object(path, sha256, size)
         with self._temporary(self.path(prefix)) as (temporary, file):
             write(file)
@@ -149,20 +167,17 @@ class Store:
         return Object(path, sha256, size)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Create a file with its whole content if absent; return False, changing nothing, when it exists."""
+        """Create a file with its whole content if absent; return False, changing nothing, when it exists.
+
+        A remote store that answers a put with an error after it took effect makes the second try see the file of the
+        first: the answer is False then, and the content is this writer's. So after False read what is there.
+        """
         target = self.path(path)
         if not self.local:
             self._refuse_torn_writes()
-            try:
-                self.fs.pipe_file(target, data, mode="create")
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if "PreconditionFailed" in str(error) or "precondition" in str(error).lower():
-                    return False
-                raise
-            return True
-        with self._temporary(os.path.dirname(target)) as (temporary, file):  # noqa: PTH120
+            self._refuse_double_creation()
+            return self._create_remote(path, data)
+        with self._temporary(os.path.dirname(target), len(data)) as (temporary, file):  # noqa: PTH120
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -173,7 +188,7 @@ class Store:
             except OSError as error:
                 if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                     text = f"{self.url} lies on a filesystem without hard links, so records cannot be created safely"
-                    raise OSError(error.errno, f"{text}: choose another") from None
+                    raise OSError(error.errno, f"{text}: choose another", target) from None
                 raise
             fsync_directory(temporary.parent)
         return True
@@ -183,9 +198,10 @@ class Store:
         target = self.path(path)
         if not self.local:
             self._refuse_torn_writes()
-            self.fs.pipe_file(target, data)
+            with self._bucket():
+                self._remote(path, lambda: self.fs.pipe_file(target, data))
             return
-        with self._temporary(os.path.dirname(target)) as (temporary, file):  # noqa: PTH120
+        with self._temporary(os.path.dirname(target), len(data)) as (temporary, file):  # noqa: PTH120
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -198,9 +214,9 @@ class Store:
             if self.local:
                 Path(self.path(path)).unlink()
             else:
-                if not self.fs.exists(self.path(path)):  # S3 deletes what is not there without complaint
+                if not self.exists(path):  # S3 deletes what is not there without complaint
                     return False
-                self.fs.rm_file(self.path(path))
+                self._remote(path, lambda: self.fs.rm_file(self.path(path)))
         except FileNotFoundError:
             return False
         return True
@@ -254,14 +270,63 @@ class Store:
                 f"store {self.url!r} cannot commit atomically: write to a local path, s3:// or gs://"
             )
 
+    def _refuse_double_creation(self) -> None:
+        """Refuse a store that lets every writer create one name; asked once for each store and process."""
+        if self.root in _probed():
+            return
+        # The first creation may succeed, in a store that was never asked; the second must not.
+        if self._create_remote(_PROBE, b"") and self._create_remote(_PROBE, b""):
+            raise ValueError(
+                f"store {self.url!r} ignores If-None-Match: two writers would both create one record, and one "
+                "would be lost: use a store that honours it (AWS S3, MinIO, GCS, Azure) or a local home"
+            )
+        _probed().add(self.root)
+
+    def _create_remote(self, path: str, data: bytes) -> bool:
+        target = self.path(path)
+        try:
+            with self._bucket():
+                self._remote(path, lambda: self.fs.pipe_file(target, data, mode="create"))
+        except FileExistsError:
+            return False
+        return True
+
+    def _upload(self, source: str, path: str, size: int) -> None:
+        """Put a file there as a new object: whole or not at all."""
+        try:
+            with self._bucket():
+                self._remote(path, lambda: self.fs.put_file(source, self.path(path)))
+        except OSError:
+            # The completion of an upload in parts can take effect and be answered with an error; the next try is then
+            # told that there is no such upload.
+            with contextlib.suppress(OSError):
+                if self.size(path) == size:
+                    return
+            raise
+
+    def _remote(self, path: str, call: Callable[[], _T]) -> _T:
+        return faults.remote(self.url, path, call)
+
     @contextlib.contextmanager
-    def _temporary(self, folder: str) -> Iterator[tuple[Path, BinaryIO]]:
+    def _bucket(self) -> Iterator[None]:
+        """Say in a write that fails for want of a bucket that it does."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"store {self.url}: {error}: create the bucket or give another store"
+            ) from error
+
+    @contextlib.contextmanager
+    def _temporary(self, folder: str, need: int = 0) -> Iterator[tuple[Path, BinaryIO]]:
         """Yield a new file in `folder`, removed on the way out unless it has been renamed."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
         path = Path(folder) / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
         try:
-            with path.open("x+b") as file:
-                yield path, cast(BinaryIO, file)
+            # Closing writes what is buffered, so it is inside too.
+            with faults.local(path, lambda: max(need, path.stat().st_size + io.DEFAULT_BUFFER_SIZE)):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                with path.open("x+b") as file:
+                    yield path, cast(BinaryIO, file)
         finally:
             path.unlink(missing_ok=True)
 
@@ -275,7 +340,8 @@ class Store:
                         yield full.relative_to(self.root).as_posix(), full.stat().st_mtime
             return
         with contextlib.suppress(FileNotFoundError):
-            for full, info in self.fs.find(self.path(prefix), detail=True).items():
+            found: Any = self._remote(prefix, lambda: self.fs.find(self.path(prefix), detail=True))
+            for full, info in found.items():
                 relative = full[len(self.root) :].lstrip("/") if full.startswith(self.root) else full
                 yield relative, _timestamp(info)
 
@@ -283,9 +349,15 @@ class Store:
         try:
             if self.local:
                 return Path(self.path(path)).stat().st_mtime
-            return _timestamp(self.fs.info(self.path(path)))
+            return _timestamp(self.info(path))
         except FileNotFoundError:
             return None
+
+
+@functools.cache
+def _probed() -> set[str]:
+    """The roots of remote stores that are known to let one writer alone create a name."""
+    return set()
 
 
 def _timestamp(info: dict[str, Any]) -> float:

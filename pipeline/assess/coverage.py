@@ -97,7 +97,9 @@ def _mined(mining: dict[str, Any] | None) -> dict[str, dict[str, int]]:
     quality = (mining or {}).get("quality") or {}
     if (listed := quality.get("labelled_images")) is None:
         return {}
-    return {"labelled images": {"used": quality["images"], "of": listed, "missing": listed - quality["images"]}}
+    return {
+        "labelled images": {"used": quality["images"], "of": listed, "missing": listed - quality["images"]}
+    }
 
 
 def absent(paths: Sequence[Path]) -> list[Path]:

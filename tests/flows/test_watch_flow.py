@@ -1,6 +1,8 @@
 """The look at a growing source: one training for what is due, another after a dead one, none after a cancelled one."""
 
-from dataclasses import replace
+import os
+import time
+from dataclasses import asdict, replace
 
 import pytest
 from prefect import flow
@@ -12,15 +14,18 @@ from flows.blueprint import blueprint
 from flows.deploy import apply
 from flows.maintain import MaintainConfig, maintain
 from flows.watch import fruitless, start, watch
+from pipeline import mine as mining
+from pipeline import pack as packing
 from pipeline.config import digest
 from pipeline.journey import run_dir
 from pipeline.pack import pack_digest
 from pipeline.watch import Sight
 from storage.checkpoint import Checkpoints
+from storage.manifest import Manifest
 from storage.registry import Registry, Row
 from storage.shard import write_shard
 from storage.store import Store
-from storage.versions import Versions, shard_ref
+from storage.versions import LATEST, Versions, shard_ref
 from tests.flows.test_deploy import config
 from tests.pipeline.training_data import sample
 
@@ -121,6 +126,56 @@ def test_a_remote_home_is_mined_and_packed_and_says_where_to_train(tmp_path):
     found = watch(asked, home)
     assert found["version"] == name
     assert found["training"].startswith(f"home {home} is remote: copy its versions and shards")
+
+
+def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypatch):
+    """Files keep coming in every stage, and the last is always young: what is listed at the beginning is used."""
+    source, home = tmp_path / "source", str(tmp_path / "home")
+    source.mkdir()
+    asked = watching(source).replace(settle_s=0.3)
+    settled, used = [], []
+
+    def feed(age_s=0.0):
+        path = source / f"{len(list(source.iterdir())):05d}.jsonl"
+        path.write_text(f'{{"{path.name}": 1}}\n')
+        os.utime(path, (time.time() - age_s,) * 2)
+
+    def mine(config, home, settle_s=0.0):
+        feed(age_s=60), feed()
+        work = mining.plan(config, home, settle_s)
+        feed(age_s=60), feed()
+        settled.append([unit.path for unit in work.pending])
+        for unit in work.pending:
+            record = {"images": 1, "failed": 0, "detections": {"path": "x"}}
+            Manifest(Store(home), f"{mining.prefix(config)}/records").commit(unit.name, record)
+
+    def packed(mine, config, home, unit, report=None):
+        feed(age_s=60)
+        used.append(unit.path)
+        written = Store(home).commit(
+            "shards/objects", ".tar", lambda file: write_shard(file, [sample(len(used))])
+        )
+        record = {"counts": {"images": 1}, "detectors": [], "shards": {"val": []}}
+        record["shards"]["train"] = [asdict(shard_ref(written, 1, 2))]
+        Manifest(Store(home), f"packs/{pack_digest(mine, config)}/records").commit(unit.name, record)
+
+    def pack(mine, config, home, mined_only=False):
+        feed(age_s=60), feed()
+        monkeypatch.setattr("pipeline.pack.pack_shard", packed)
+        monkeypatch.setattr(
+            "pipeline.pack.gate",
+            lambda store, version, config: store.replace(LATEST, version.name.encode()) or [],
+        )
+        packing.pack(mine, config, home, mined_only=mined_only)
+
+    feed(age_s=60)
+    monkeypatch.setattr("flows.watch.mine", mine)
+    monkeypatch.setattr("flows.watch.pack", pack)
+    monkeypatch.setattr("flows.watch.MOST_ROUNDS", 3)
+    found = watch(asked, home)
+    assert found["rounds"] == 3 and len(Versions(Store(home)).names()) == 3, "every round makes a version"
+    assert used == [path for paths in settled for path in paths], "each unit once, in the look that listed it"
+    assert found["version"] == Versions(Store(home)).load("latest").name
 
 
 def test_a_decision_that_was_killed_before_it_was_told_is_told_once(tmp_path):

@@ -37,8 +37,10 @@ def home(tmp_path):
     return str(tmp_path / "home")
 
 
-def drop(config, name):
-    (Path(config.journey.mine.source) / f"{name}.jsonl").write_text(f'{{"{name}": 1}}\n')
+def drop(config, name, age_s=60):
+    path = Path(config.journey.mine.source) / f"{name}.jsonl"
+    path.write_text(f'{{"{name}": 1}}\n')
+    os.utime(path, (time.time() - age_s,) * 2)
 
 
 def work(config, home, at=[0]):  # noqa: B006
@@ -181,13 +183,16 @@ def test_latest_of_another_configuration_is_left_alone_unless_the_source_went_ba
     assert not unpublished(config, home)
 
 
-def test_a_file_that_is_still_being_written_is_waited_for(config):
-    drop(config, "a")
+def test_a_file_that_is_still_being_written_is_waited_for_and_left_out(config, home):
     source = config.journey.mine.source
-    assert 4 < unsettled(source, 5) <= 5
-    old = time.time() - 6
-    os.utime(Path(source) / "a.jsonl", (old, old))
+    drop(config, "a", age_s=6)
     assert unsettled(source, 5) == 0 == unsettled("memory://x", 5)
+    drop(config, "b", age_s=0)
+    assert 4 < unsettled(source, 5) <= 5
+    assert [unit.path for unit in unmined(config, home)] == ["a.jsonl"], "its neighbour is used all the same"
+    drop(config, "b", age_s=-3600)
+    assert unsettled(source, 5) == 0, "a time in the future says nothing"
+    assert [unit.path for unit in unmined(config, home)] == ["a.jsonl", "b.jsonl"]
 
 
 def test_training_starts_from_the_champion_if_there_is_one(config, home, tmp_path):
