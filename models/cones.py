@@ -30,39 +30,51 @@ def cone_excess(general: Tensor, specific: Tensor, curvature: Tensor, eta: float
 class _ConeExcess(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, c: Tensor, eta: float, k: float) -> Tensor:
-        gap = y - x
         # Row sums; from here on everything of [...] is float64, which costs nothing.
-        xx, gx, gg = _square(x), torch.linalg.vecdot(gap, x).double(), _square(gap)
+        xx, xy = _square(x), torch.linalg.vecdot(x, y).double()
         directed = has_direction(xx.to(x.dtype))
         inverse = torch.where(directed, xx, 1.0).reciprocal()
-        share = torch.where(directed, gx * inverse, 0.0)
-        aside = gap.addcmul_(x, share.to(x.dtype)[..., None], value=-1)
+        # The shorter of y - x and y: the part across x is taken from it, and rounded as it is.
+        near = xy > 0.5 * xx
+        short = torch.addcmul(y, x, -near.to(x.dtype)[..., None])
+        along_x, ss = torch.linalg.vecdot(short, x).double(), _square(short)
+        share = torch.where(directed, along_x * inverse, 0.0)
+        aside = short.addcmul_(x, share.to(x.dtype)[..., None], value=-1)
+        # As in `chord.across`: what rounding leaves along x counts exp(radius) times.
+        for _ in range(2):
+            left = torch.linalg.vecdot(aside, x).double() * inverse * directed
+            aside = aside.addcmul_(x, left.to(x.dtype)[..., None], value=-1)
         aa = c * _square(aside)
-        n, step, a = (c * xx).sqrt(), c.sqrt() * gx * inverse.sqrt(), aa.sqrt()
-        yy = c * (xx + 2 * gx + gg).clamp(min=0)
-        x_t, y_t, y_r = (1 + c * xx).sqrt(), (1 + yy).sqrt(), n + step
+        n, a = (c * xx).sqrt(), aa.sqrt()
+        yy = c * (ss + near * (xx + 2 * along_x)).clamp(min=0)
+        part = c.sqrt() * along_x * inverse.sqrt()
+        step, y_r = part - ~near * n, part + near * n
+        x_t, y_t = (1 + c * xx).sqrt(), (1 + yy).sqrt()
         forward = y_r > 0
         bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
-        b = torch.where(forward, (step * (y_r + n) - aa * n * n) / bottom, y_r * x_t - y_t * n)
-        square = aa + b * b
-        apart = square > torch.finfo(x.dtype).tiny
+        # Roots before products: n^2 a^2 and b^2 are no float64 beyond radius 178.
+        beyond = step * ((y_r + n) / bottom) - (n * (a / bottom.sqrt())).square()
+        b = torch.where(forward, beyond, y_r * x_t - y_t * n)
+        sinh = torch.hypot(a, b)
+        apart = sinh > torch.finfo(x.dtype).tiny ** 0.5
         angle = torch.atan2(torch.where(apart, a, 0.0), torch.where(apart, b, 1.0))
         edge = torch.full_like(n, 2 * k)
         outside = (n - edge) * (n + edge)
         aperture = torch.atan2(edge, outside.clamp(min=1e-30).sqrt())
         excess = angle - eta * aperture
         # Factors of f and e in the gradient, over the lengths of the vectors that stand for f and e.
-        cosh, each = (1 + square).sqrt(), torch.where(apart, square, 1.0).reciprocal() * (apart & directed)
+        each = torch.where(apart, sinh, 1.0).reciprocal() * (apart & directed)
+        coth = torch.hypot(sinh, torch.ones_like(sinh)) * each
         along = torch.where(directed, n, 1.0).reciprocal() * directed
         across = torch.where(aa > 0, a, 1.0).reciprocal() * (aa > 0)
-        y_f, y_e = (b + aa * n / y_t) * each, -a * cosh / y_t * each
-        x_f, x_e = -(b * y_r + aa * x_t) * along * each, a * cosh / x_t * each
+        y_f, y_e = (b + a * n * (a / y_t)) * each * each, -a / y_t * coth * each
+        x_f, x_e = -(b * each * y_r + a * each * a * x_t) * along * each, a / x_t * coth * each
         narrowing = eta * edge * along * outside.clamp(min=1e-30).rsqrt() * (outside > 0)
         x_e = x_e + narrowing
         active = excess > 0
         by_c = (x_e * n + y_f * a + y_e * y_r) / (2 * c) * active
         factors = (across * x_f, along * x_e, across * y_f, along * y_e)
-        ctx.save_for_backward(x, aside, by_c, *((c * each * active).to(x.dtype) for each in factors))
+        ctx.save_for_backward(x, aside, by_c, *((c * factor * active).to(x.dtype) for factor in factors))
         ctx.curvature = c
         return excess.clamp(min=0).to(x.dtype)
 

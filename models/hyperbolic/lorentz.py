@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.hyperbolic.chord import across, ahead, chord
+from models.hyperbolic.chord import across, ahead, beyond_one, chord
 from models.hyperbolic.ops import (
     Curvature,
     asinhc,
@@ -79,8 +79,8 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     root_c = root(wide_c)
     spread = keep(keep(root_c))
     x, y = _wide(promote(x)) * spread, _wide(promote(y)) * spread
-    xx, yy = square_norm(x), square_norm(y).transpose(-1, -2)
-    q = 2 * ((xx + yy + xx * yy) / (1 + ((1 + xx) * (1 + yy)).sqrt()) - x @ y.transpose(-1, -2))
+    u, v = beyond_one(square_norm(x)), beyond_one(square_norm(y)).transpose(-1, -2)
+    q = 2 * (u + v + u * v - x @ y.transpose(-1, -2))
     return (2 * torch.asinh(safe_sqrt(q) / 2) / spread).to(dtype)
 
 
@@ -113,7 +113,7 @@ def half_aperture(x: Tensor, c: Curvature, k: float = 0.1) -> Tensor:
     [..., D] -> [...]."""
     r = (keep(root(c)) * safe_norm(promote(x))).squeeze(-1)
     edge = torch.full_like(r, 2 * k)
-    return torch.atan2(edge, ((r - edge) * (r + edge)).clamp(min=1e-30).sqrt())
+    return torch.atan2(edge, (r - edge).clamp(min=1e-30).sqrt() * (r + edge).clamp(min=1e-30).sqrt())
 
 
 def exterior_angle(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
@@ -156,7 +156,8 @@ def log(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     2 -> [..., D]."""
     x, y = promote(x), promote(y)
     q = chord(x, y, c)
-    return (y - x - (q / 2) * x) * asinhc(q / 4) / (1 + q / 4).sqrt()
+    part, half_cosh = asinhc(q / 4), (1 + q / 4).sqrt()
+    return (y - x) * (part / half_cosh) - x * (part * (q / 2 / half_cosh))
 
 
 def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
@@ -226,8 +227,18 @@ def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
     """
     x, y = promote(x), promote(y)
     q = chord(x, y, c)
-    s = q * asinhc(q / 4) ** 2
-    return ((1 - t) * sinhc((1 - t) ** 2 * s) * x + t * sinhc(t * t * s) * y) / sinhc(s)
+    part = asinhc(q / 4)
+    s = q * part * part  # in this order, so that no gradient takes q alone
+    return _sinh_ratio(1 - t, s) * x + _sinh_ratio(t, s) * y
+
+
+def _sinh_ratio(t: float | Tensor, s: Tensor) -> Tensor:
+    """sinh(t u) / sinh(u) as a function of s = u^2; beyond u = 1 by exponentials of the difference, which do not
+    overflow."""
+    far, near = s > 1, s.clamp(max=1)
+    u = torch.where(far, s, 1.0).sqrt()
+    apart = torch.exp((t - 1) * u) * torch.expm1(-2 * t * u) / torch.expm1(-2 * u)
+    return torch.where(far, apart, t * sinhc(t * t * near) / sinhc(near))
 
 
 def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvature) -> Tensor:

@@ -62,7 +62,27 @@ class _SquareNorm(torch.autograd.Function):
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
     """Euclidean norm over `dim`, kept, with zero gradient at zero: [..., D] -> [..., 1]."""
-    return safe_sqrt(square_norm(x, dim))
+    return _Norm.apply(x, dim)
+
+
+class _Norm(torch.autograd.Function):
+    """Through the root of the square, a small gradient on a long vector would be divided below the least
+    float."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, dim):
+        return safe_sqrt(x.square().sum(dim, keepdim=True))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, norm = ctx.saved_tensors
+        return x / torch.where(norm > 0, norm, 1.0) * grad, None
 
 
 def has_direction(s: Tensor) -> Tensor:
@@ -74,11 +94,15 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     """x / |x|; vectors without a direction (|x| below 4e-12 in float32) stay and pass their gradient
     unchanged."""
     s = square_norm(x, dim)
-    return x * torch.where(has_direction(s), s, 1.0).rsqrt()
+    # Not times rsqrt, whose gradient takes the power -3/2: no float32 beyond |x| = 1e12.
+    return x / torch.where(has_direction(s), s, 1.0).sqrt()
 
 
 def safe_atan2(a: Tensor, b: Tensor) -> Tensor:
     """atan2(a, b) with value and gradient zero where both arguments vanish."""
+    # The angle does not depend on the size, and squares of large arguments (in atan2's gradient) overflow.
+    size = torch.maximum(a.detach().abs(), b.detach().abs()).clamp(min=1)
+    a, b = a / size, b / size
     nonzero = a * a + b * b > torch.finfo(a.dtype).tiny
     return torch.where(nonzero, torch.atan2(torch.where(nonzero, a, 0.0), torch.where(nonzero, b, 1.0)), 0.0)
 
@@ -100,15 +124,18 @@ def above(s: Tensor, threshold: float) -> Tensor:
     return (s.detach() - threshold).sign().clamp(min=0)
 
 
-def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float) -> Tensor:
-    """exact / (2 s), where `exact` is a difference that cancels near zero; there the derivative's series."""
+def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: Tensor | float) -> Tensor:
+    """by * exact / (2 s), where `exact` is a difference that cancels near zero; there the derivative's series.
+
+    `by` is the gradient that comes in: where it is large, exact / (2 s) alone may be too small for a float.
+    """
     # The coefficients are cut for float64 at the threshold; float32 needs 5 of them.
     used = series if s.dtype == torch.float64 else series[:5]
     base = s.clamp(max=threshold)
     near = base * used[-1]
     for coefficient in reversed(used[1:-1]):
         near = (near + coefficient) * base
-    return torch.lerp(near + used[0], exact / (2 * s.clamp(min=threshold)), above(s, threshold))
+    return torch.lerp((near + used[0]) * by, by / (2 * s.clamp(min=threshold)) * exact, above(s, threshold))
 
 
 class _Quotient(torch.autograd.Function):
@@ -127,25 +154,26 @@ class _Quotient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad * ctx.slope(*ctx.saved_tensors), None, None
+        return ctx.slope(*ctx.saved_tensors, grad), None, None
 
 
-def sinhc_slope(s: Tensor, value: Tensor) -> Tensor:
-    """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s), from its value."""
-    return _slope(s, (1 + s * value * value).sqrt() - value, _SINH, 1.0)
+def sinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
+    """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s), from its value; times `by`."""
+    # cosh(u) as value sqrt(s + 1 / value^2): sinh(u)^2 overflows at half the u of sinh(u).
+    return _slope(s, value * (s + value.reciprocal().square()).sqrt() - value, _SINH, 1.0, by)
 
 
-def asinhc_slope(s: Tensor, value: Tensor) -> Tensor:
-    """Derivative of `asinhc` in s, (1/sqrt(1 + s) - asinh(u)/u) / (2 s), from its value."""
-    return _slope(s, (1 + s).rsqrt() - value, _ASINH, 0.02)
+def asinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
+    """Derivative of `asinhc` in s, (1/sqrt(1 + s) - asinh(u)/u) / (2 s), from its value; times `by`."""
+    return _slope(s, (1 + s).rsqrt() - value, _ASINH, 0.02, by)
 
 
-def _tanhc_slope(s: Tensor, value: Tensor) -> Tensor:
-    return _slope(s, 1 - s * value * value - value, _TANH, 0.05)
+def _tanhc_slope(s: Tensor, value: Tensor, by: Tensor) -> Tensor:
+    return _slope(s, 1 - s * value * value - value, _TANH, 0.05, by)
 
 
-def _atanhc_slope(s: Tensor, value: Tensor) -> Tensor:
-    return _slope(s, 1 / (1 - s) - value, _ATANH, 0.05)
+def _atanhc_slope(s: Tensor, value: Tensor, by: Tensor) -> Tensor:
+    return _slope(s, 1 / (1 - s) - value, _ATANH, 0.05, by)
 
 
 def _sinhc(s: Tensor) -> Tensor:

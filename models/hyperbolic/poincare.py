@@ -6,6 +6,8 @@ coordinates themselves run out of digits (a float32 point at distance 15 from th
 from the sphere): work on the hyperboloid and come here to look. Formulas: Ungar 2008, Ganea et al. 2018.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,9 +38,13 @@ def project(x: Tensor, c: Curvature, margin: float | None = None) -> Tensor:
     """Pull points outside the ball back to sqrt(c)|x| = 1 - margin (float32 1e-6, float64 1e-14): [..., D]
     -> [..., D]."""
     x = promote(x)
-    margin = margin if margin is not None else 1e-14 if x.dtype == torch.float64 else 1e-6
+    margin = margin if margin is not None else _margin(x)
     s = keep(c) * square_norm(x)
     return x * (s / (1 - margin) ** 2).clamp(min=1).rsqrt()
+
+
+def _margin(x: Tensor) -> float:
+    return 1e-14 if x.dtype == torch.float64 else 1e-6
 
 
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
@@ -83,11 +89,18 @@ def difference(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     return add(-promote(x), y, c)
 
 
-def exp0(v: Tensor, c: Curvature) -> Tensor:
+def exp0(v: Tensor, c: Curvature, max_radius: float | None = None) -> Tensor:
     """Exponential map at the origin, tanh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D]. d(0, exp0(v))
-    = 2|v|."""
+    = 2|v|.
+
+    Beyond u = max_radius (default: the margin of `project`, 7.25 in float32 and 16.5 in float64) the direction is
+    kept and the point stays there: further out tanh rounds to 1, a point on the boundary, which has no distance
+    to anything.
+    """
     v = promote(v)
-    return v * tanhc(keep(c) * square_norm(v))
+    s = keep(c) * square_norm(v)
+    most = (math.atanh(1 - _margin(v)) if max_radius is None else max_radius) ** 2
+    return v * tanhc(s.clamp(max=most)) * (s / most).clamp(min=1).rsqrt()
 
 
 def log0(x: Tensor, c: Curvature) -> Tensor:
