@@ -3,9 +3,9 @@
 #
 # On the hyperboloid the nearest point is the one with the largest Lorentz product, which is the plain inner
 # product of [x, x0] with [y, -y0]. As a brute-force search this ranks exactly; given to hnswlib's approximate
-# "ip" index, which takes any vectors, it finds almost none of the neighbours, and a wider search does not help.
-# The graph is built from inner products among stored points, which all share a large x0: the points far from the
-# origin become everybody's neighbours, and a query with a negative last coordinate is led away from its own.
+# "ip" index, which takes any vectors, it finds almost none of the neighbours in this cloud, and a wider search does not help.
+# The likely cause: the graph links stored points by inner products among themselves, x.y + x0 y0, which are the
+# larger the farther out a point lies, while a query, x.y - x0 y0, looks for points close to itself.
 #
 # Who it hurts: whoever puts hyperbolic CLIP embeddings into a vector index because "it is only an inner product":
 # retrieval looks plausible and is nearly random.

@@ -7,8 +7,8 @@
 # if the dates are asked from before the change of the clocks and at 10:00 if they are asked from after it.
 #
 # Who it hurts: a daily retraining "at nine". The scheduler asks again and again and looks days ahead: runs it
-# had laid before the change stay at 09:00, those it lays after it come at 10:00, so days near the change get
-# both, and the whole summer the job runs an hour late.
+# had laid before the change stay at 09:00, those it lays after it come at 10:00, so days near the change can get
+# both, and all summer the job is an hour late.
 # Remedy: CronSchedule("0 9 * * *", timezone=...), which keeps its hour.
 #
 # Seen (Europe/Berlin, anchor 2026-01-01 09:00):
