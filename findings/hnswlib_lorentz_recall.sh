@@ -3,8 +3,8 @@
 #
 # On the hyperboloid the nearest point is the one with the largest Lorentz product, which is the plain inner
 # product of [x, x0] with [y, -y0]. As a brute-force search this ranks exactly; given to hnswlib's approximate
-# "ip" index, which takes any vectors, it finds almost none of the neighbours in this cloud, and a wider search does not help.
-# The likely cause: the graph links stored points by inner products among themselves, x.y + x0 y0, which are the
+# "ip" index, which takes any vectors, it finds almost none of the neighbours in this cloud, and a wider search does
+# not help. The likely cause: the graph links stored points by inner products among themselves, x.y + x0 y0, which are the
 # larger the farther out a point lies, while a query, x.y - x0 y0, looks for points close to itself.
 #
 # Who it hurts: whoever puts hyperbolic CLIP embeddings into a vector index because "it is only an inner product":
