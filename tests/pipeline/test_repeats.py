@@ -163,14 +163,25 @@ def test_an_image_replaced_by_none_is_a_failure_too(tmp_path: Path) -> None:
 def test_captions_other_than_those_that_were_mined_are_never_packed(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     path = write(tmp_path / "source/0.tar", members([0, 1]))
-    mined, home = Mined(source=str(path)), str(tmp_path / "home")
-    (unit,) = mine(mined, home)
-    told = json.dumps({"captions": ["another caption", "two squares"]}).encode()
-    write(path, [*members([0])[:1], ("0.json", told), *members([1])])
-    record = pack_shard(mined, packing_config(image_size=SIZE), home, unit)
-    with Store(home).open(record["failures"]) as file:
+    mined, store = Mined(source=str(path)), Store(tmp_path / "home")
+    (unit,) = mine(mined, store.url)
+    records = Manifest(store, f"detections/{digest(mined)}/records")
+    record = records.records()[unit.name]
+    with store.open(record["detections"]["path"]) as file:
+        table = read_detections(file)
+    texts = [  # as rules of reading of before would have read the first image
+        "another caption" if row["key"] == key(0) else row["text"] for row in table.to_pylist()
+    ]
+    table = table.set_column(table.schema.get_field_index("text"), "text", [texts])
+    made = store.commit(
+        f"detections/{digest(mined)}/objects", ".parquet", lambda f: write_detections(f, table)
+    )
+    records.forget(unit.name)
+    records.commit(unit.name, {**record, "detections": {"path": made.path, "sha256": made.sha256}})
+    packed = pack_shard(mined, packing_config(image_size=SIZE), store.url, unit)
+    with store.open(packed["failures"]) as file:
         assert [(f.code, f.key) for f in read_failures(file)] == [("captions_changed", key(0))]
-    assert record["counts"]["images"] == 1
+    assert packed["counts"]["images"] == 1
 
 
 def test_captions_without_nouns_are_not_blamed_on_thresholds(doubled: tuple[Mined, str]) -> None:

@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline import mine as mining
@@ -15,6 +16,7 @@ from pipeline.mine import MineConfig
 from pipeline.presets import sized
 from pipeline.recipes import demo
 from pipeline.watch import RetrainConfig, look, newest, recipe_for, unmined, unpublished, unsettled
+from storage.detections import SCHEMA, write_detections
 from storage.manifest import Manifest
 from storage.registry import Registry, Row
 from storage.shard import write_shard
@@ -48,8 +50,10 @@ def work(config, home, at=[0]):  # noqa: B006
     store, mine, pack = Store(home), config.journey.mine, config.journey.pack
     mined = Manifest(store, f"{mining.prefix(mine)}/records")
     packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records")
+    nothing = pa.Table.from_pylist([], schema=SCHEMA)
+    boxes = store.commit("detections/none/objects", ".parquet", lambda file: write_detections(file, nothing))
     for unit in unmined(config, home):
-        mined.commit(unit.name, {"images": 5, "failed": 0, "detections": {"path": "x"}})
+        mined.commit(unit.name, {"images": 5, "failed": 0, "detections": {"path": boxes.path}})
     for unit in packing.plan(mine, pack, home):
         samples = [sample(at[0] + i) for i in range(5)]
         at[0] += 5
