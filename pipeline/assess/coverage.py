@@ -95,10 +95,10 @@ def incomplete(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _mined(mining: dict[str, Any] | None) -> dict[str, dict[str, int]]:
     """Of the images whose labels measure recall and precision of mining: those that have detections."""
     quality = (mining or {}).get("quality") or {}
-    listed, used = (quality.get(name) for name in ("labelled_images", "images"))
-    return (
-        {} if listed is None else {"labelled images": {"used": used, "of": listed, "missing": listed - used}}
-    )
+    if "labelled_images" not in quality:
+        return {}
+    listed, used = int(quality["labelled_images"]), int(quality["images"])
+    return {"labelled images": {"used": used, "of": listed, "missing": listed - used}}
 
 
 def absent(paths: Sequence[Path]) -> list[Path]:
