@@ -95,11 +95,10 @@ def incomplete(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _mined(mining: dict[str, Any] | None) -> dict[str, dict[str, int]]:
     """Of the images whose labels measure recall and precision of mining: those that have detections."""
     quality = (mining or {}).get("quality") or {}
-    if (listed := quality.get("labelled_images")) is None:
+    if "labelled_images" not in quality:
         return {}
-    return {
-        "labelled images": {"used": quality["images"], "of": listed, "missing": listed - quality["images"]}
-    }
+    listed, used = int(quality["labelled_images"]), int(quality["images"])
+    return {"labelled images": {"used": used, "of": listed, "missing": listed - used}}
 
 
 def absent(paths: Sequence[Path]) -> list[Path]:

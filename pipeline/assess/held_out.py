@@ -1,11 +1,13 @@
 """Where the scenes that a model is assessed on come from, and how many of those that are listed can be used."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from pipeline.assess.coverage import Coverage
 from pipeline.assess.scenes import Scene
+from pipeline.mine_rows import noting
 from pipeline.source import open_source
 from storage.sample import Failure, TrainingSample
 from storage.store import Store
@@ -65,11 +67,12 @@ def of_source(source: str, most: int) -> HeldOut:
     opened = open_source(source)
     units, scenes, failures = opened.units(), [], list[Failure]()
     good = read = 0
+    note = noting(failures, Counter())  # img2dataset's own failed rows never were images
     for unit in units:
         if len(scenes) >= most:
             break
         read += 1
-        for sample in opened.samples(unit, failures.append):
+        for sample in opened.samples(unit, note):
             good += 1
             if len(scenes) < most:
                 scenes.append(Scene.of_sample(sample))
