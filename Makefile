@@ -47,7 +47,7 @@ STUDIES := var/classification
 
 classification: $(BASE) ## the tables of docs/classification.md: nets x heads on CIFAR-10 (STUDY=cpu, heads, normal, full)
 	@$(BIN)/python -m demo scenes --out $(STUDIES)/scenes --train 50 --heldout 1000
-	@$(BIN)/python -m pipeline.classify.study $(STUDY) --data $(CIFAR) --ood $(TINY) \
+	@$(BIN)/python -m pipeline.experiments.classification_study $(STUDY) --data $(CIFAR) --ood $(TINY) \
 	    --ood scenes=captioned:$(STUDIES)/scenes/heldout --home $(STUDIES) --doc docs/classification.md
 
 test: $(DEV) ## the tests (under 12 minutes on 2 cores)
@@ -91,7 +91,7 @@ ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP, PH
 	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
 	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
 	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
-	@$(BIN)/python -m pipeline.ablation --world demo --home $(HOME_DIR) $(ABLATION)
+	@$(BIN)/python -m pipeline.experiments.ablation --world demo --home $(HOME_DIR) $(ABLATION)
 
 GDINO := .venv-groundingdino
 

@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     from demo.grounder_prompts import without_article
-    from pipeline.ground import open_detector
+    from pipeline.mining.grounder import open_detector
 
     detector = open_detector(f"transformers:{options.weights}")
     cases = {

@@ -20,9 +20,9 @@ from typing import Any
 from demo import holdout
 from demo.scenes import SPLITS, Mention, Scene, World
 from demo.taxonomy import load
-from pipeline.engine import open_engine
-from pipeline.images import encode_jpeg
-from pipeline.progress import Progress
+from pipeline.imaging.decode import encode_jpeg
+from pipeline.runtime.executor import open_executor
+from pipeline.runtime.progress import Progress
 from storage.sample import content_key
 
 SHARD = 500
@@ -141,10 +141,11 @@ def write(
     total, left = sum(job[2] for job in jobs), sum(job[2] for job in missing)
     with (
         Progress(total, "scenes", "scenes", done=total - left) as progress,
-        open_engine(min(workers, len(missing))) as engine,
+        open_executor(min(workers, len(missing))) as executor,
     ):
         futures = [
-            engine.submit(write_shard, str(out), *job, seed, size, report=progress.advance) for job in missing
+            executor.submit(write_shard, str(out), *job, seed, size, report=progress.advance)
+            for job in missing
         ]
         for future in futures:
             future.result()

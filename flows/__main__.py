@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-import flows.commands  # noqa: F401  registers deploy, worker and grown
-import pipeline.commands  # noqa: F401  registers the verbs that need no Prefect
-from flows.server import command, ensure_server, environment, reach
-from flows.settings import use_home
-from pipeline.commands.app import (
+import flows.cli  # noqa: F401  registers deploy, worker and grown
+import pipeline.cli  # noqa: F401  registers the verbs that need no Prefect
+from flows.runtime.server import command, ensure_server, environment, reach
+from flows.runtime.settings import use_home
+from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
@@ -26,8 +26,8 @@ from pipeline.commands.app import (
     run_app,
     show_metrics,
 )
-from pipeline.commands.registry import announcers
-from pipeline.stop import terminable
+from pipeline.cli.registry import announcers
+from pipeline.runtime.stop import terminable
 from storage.store import Store
 
 
@@ -47,15 +47,15 @@ def journey(
     --set takes fields of JourneyConfig: recipe.steps=2000, pack.threshold=0.4, mine.per_phrase=32 ...
     """
     from pipeline.config import override
-    from pipeline.journey import checked, compose
+    from pipeline.end_to_end import checked, compose
 
     config = compose(source, grounder, recipe, assess_source=assess_source, taxonomy=taxonomy)
     config = checked(override(config, assignments or []))
     os.environ["HYCO_WORKERS"] = str(workers)
     address = ensure_server(home)
     typer.echo(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)
-    from flows.common import quiet_terminal
     from flows.journey import journey as flow
+    from flows.runtime.progress import quiet_terminal
 
     if not os.environ.get("HYCO_DEBUG"):
         quiet_terminal()
@@ -88,7 +88,7 @@ def announce(row: Any, home: str) -> None:
     except (RuntimeError, OSError) as error:  # the decision stands in the registry all the same
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
-    from flows.signals import decided, flush
+    from flows.reporting.events import decided, flush
 
     with warnings.catch_warnings():
         warnings.simplefilter(

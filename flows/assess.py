@@ -4,11 +4,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows import artifacts
-from flows.common import ProgressArtifact
-from flows.slots import slot
-from pipeline import assess as assessing
-from pipeline.assess import AssessConfig
+from flows.reporting import artifacts
+from flows.runtime.concurrency import slot
+from flows.runtime.progress import ProgressArtifact
+from pipeline.evaluation import evaluate as assessing
+from pipeline.evaluation.evaluate import AssessConfig
 
 
 @flow(name="assess", persist_result=True, result_serializer="json")

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from flows.server import ensure_server, reach
-from flows.settings import use_home
-from pipeline.commands.app import AssessSource, Assignments, Home, TaxonomyFile, app
+from flows.runtime.server import ensure_server, reach
+from flows.runtime.settings import use_home
+from pipeline.cli.app import AssessSource, Assignments, Home, TaxonomyFile, app
 from storage.store import Store
 
 DEPLOYED = "deploy.json"
@@ -20,7 +20,7 @@ DEPLOYED = "deploy.json"
 def deploy(
     source: Annotated[str | None, typer.Option(help="Captioned images that are watched.")] = None,
     grounder: Annotated[str | None, typer.Option(help="transformers:NAME_OR_DIR, onnx:FILE ...")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe of pipeline/recipes.py.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of pipeline/training/recipes.py.")] = None,
     home: Home = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
@@ -48,13 +48,13 @@ def deploy(
 
     use_home(home)
     store = Store(home)
-    # The models of configuration import no Prefect; flows.blueprint does, so the server has to be known before.
+    # The models of configuration import no Prefect; flows.deployment.spec does, so the server has to be known before.
     address = None if yaml else ensure_server(home)
-    from flows.blueprint import blueprint
-    from flows.deploy_config import DeployConfig, first, resolved
-    from flows.prefect_yaml import text
-    from pipeline.journey import checked, compose
-    from pipeline.watch import RetrainConfig
+    from flows.deployment.config import DeployConfig, first, resolved
+    from flows.deployment.prefect_yaml import text
+    from flows.deployment.spec import blueprint
+    from pipeline.end_to_end import checked, compose
+    from pipeline.registry.retraining import RetrainConfig
 
     if source and grounder and recipe:
         journey = compose(source, grounder, recipe, False, assess_source=assess_source, taxonomy=taxonomy)
@@ -79,7 +79,7 @@ def deploy(
     if yaml:
         Path(yaml).write_text(text(blueprint(config)))
         return
-    from flows import deploy as deploying
+    from flows.deployment import reconcile as deploying
 
     config = resolved(config, Path.cwd())
     plan = blueprint(config)
@@ -132,7 +132,7 @@ def grown(
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: name the server whose deployments watch the source")
     reach(os.environ["PREFECT_API_URL"])
-    from flows.signals import flush, grown
+    from flows.reporting.events import flush, grown
 
     grown(str(Path(source).resolve()) if "://" not in source else source)
     flush()

@@ -10,7 +10,7 @@ import runpy
 import threading
 import time
 
-from pipeline.engine.lifetime import bind
+from pipeline.runtime.parent_death import bind
 
 LOOK_EVERY_S = 15.0
 STALE = 75  # exit code: the server had ended the run

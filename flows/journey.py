@@ -8,8 +8,8 @@ from flows.assess import assess
 from flows.mine import mine
 from flows.pack import pack
 from flows.train import train
-from pipeline import journey as journeys
-from pipeline.journey import JourneyConfig
+from pipeline import end_to_end as journeys
+from pipeline.end_to_end import JourneyConfig
 from storage.store import Store
 from storage.versions import Versions
 

@@ -22,7 +22,7 @@ from prefect.settings import get_current_settings
 from pydantic import Field
 
 from pipeline.config import Config
-from storage.garbage import collect
+from storage.gc import collect
 from storage.store import Store
 
 _PAGE = 100

@@ -4,12 +4,12 @@ from typing import Any
 
 from prefect import flow
 
-from flows import artifacts
-from flows.common import ProgressArtifact
-from flows.slots import slot
-from flows.task_engine import task_engine
-from flows.tasks import task_runner
-from pipeline.mine import MineConfig, mine_all
+from flows.reporting import artifacts
+from flows.runtime.concurrency import slot
+from flows.runtime.progress import ProgressArtifact
+from flows.runtime.task_executor import task_engine
+from flows.runtime.tasks import task_runner
+from pipeline.mining.mine import MineConfig, mine_all
 
 
 @flow(name="mine", task_runner=task_runner(), persist_result=True, result_serializer="json")
@@ -21,7 +21,7 @@ def mine(config: MineConfig, home: str = "var", settle_s: float = 0.0) -> dict[s
         home: where everything Hyco makes is kept.
         settle_s: local files that changed less than so many seconds ago are left out.
     """
-    with slot(gpu_only=True), task_engine("mine") as engine:
-        found = mine_all(config, home, engine, ProgressArtifact("mine-progress", "mine"), settle_s)
+    with slot(gpu_only=True), task_engine("mine") as executor:
+        found = mine_all(config, home, executor, ProgressArtifact("mine-progress", "mine"), settle_s)
     artifacts.mined(found, config, home)
     return found

@@ -5,14 +5,15 @@ from typing import Any
 
 from prefect import flow
 
-from flows import artifacts, signals
-from flows.common import ProgressArtifact
-from flows.task_engine import task_engine
-from flows.tasks import task_runner
-from pipeline import pack as packing
-from pipeline.mine import MineConfig
-from pipeline.pack import PackConfig
-from pipeline.quality_gate import Check, QualityError
+from flows.reporting import artifacts
+from flows.reporting import events as signals
+from flows.runtime.progress import ProgressArtifact
+from flows.runtime.task_executor import task_engine
+from flows.runtime.tasks import task_runner
+from pipeline.mining.mine import MineConfig
+from pipeline.packing import pack as packing
+from pipeline.packing.dataset_gate import Check, QualityError
+from pipeline.packing.pack import PackConfig
 from storage.store import Store
 from storage.versions import Versions
 
@@ -29,9 +30,9 @@ def pack(mine: MineConfig, config: PackConfig, home: str = "var", mined_only: bo
     """
     checks: list[Check] = []
     try:
-        with task_engine("pack") as engine:
+        with task_engine("pack") as executor:
             progress = ProgressArtifact("pack-progress", "pack")
-            version = packing.pack(mine, config, home, engine, progress, checks.extend, mined_only)
+            version = packing.pack(mine, config, home, executor, progress, checks.extend, mined_only)
     except QualityError as error:
         artifacts.packed(Versions(Store(home)).load(error.version), error.checks, home)
         raise

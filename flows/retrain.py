@@ -6,15 +6,15 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from flows import signals
 from flows.assess import assess
-from flows.common import ProgressArtifact
-from flows.slots import slot
+from flows.reporting import events as signals
+from flows.runtime.concurrency import slot
+from flows.runtime.progress import ProgressArtifact
 from flows.train import train
-from pipeline import journey as journeys
-from pipeline.registry import Exam, challenge
-from pipeline.watch import RetrainConfig, Sight, look, recipe_for
-from storage.registry import Row
+from pipeline import end_to_end as journeys
+from pipeline.registry.promotion import Exam, challenge
+from pipeline.registry.retraining import RetrainConfig, RetrainDecision, check, recipe_for
+from storage.model_registry import Decision
 from storage.store import Store
 from storage.versions import Versions
 
@@ -30,26 +30,26 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
         home: where everything Hyco makes is kept; a directory of this machine.
         force: train even if too few samples are new. A version that was judged already stays judged.
     """
-    sight = look(config, home)
-    if sight is None or not (sight.due or force):
-        reason = sight.reason if sight else "there is no dataset version yet"
+    decision = check(config, home)
+    if decision is None or not (decision.due or force):
+        reason = decision.reason if decision else "there is no dataset version yet"
         return Completed(name="NothingToDo", message=reason)
-    get_run_logger().info("training is due: %s", sight.reason)
+    get_run_logger().info("training is due: %s", decision.reason)
     recipe = recipe_for(config, home)
-    trained = train(recipe, home, sight.version, None, config.journey.processes)
-    exam = exam_of(config, sight)
+    trained = train(recipe, home, decision.version, None, config.journey.processes)
+    exam = exam_of(config, decision)
     held = journeys.held_out(config.journey)
     metrics = assess(
         trained["run_dir"],
         home,
-        sight.version,
+        decision.version,
         assess_source=exam.assess_source,
         taxonomy=exam.taxonomy,
-        mining=_mining(config, home, sight, held),
+        mining=_mining(config, home, decision, held),
         config=exam.config,
     )
     with slot(gpu_only=True):  # the champion is assessed
-        row = judge(trained["run_dir"], home, exam, config, metrics, sight.key)
+        row = judge(trained["run_dir"], home, exam, config, metrics, decision.key)
     signals.decided(row, home)
     return {
         "decision": row.kind,
@@ -63,7 +63,7 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
 @task(name="judge", task_run_name="judge beside the champion", cache_policy=NO_CACHE, persist_result=False)
 def judge(
     run_dir: str, home: str, exam: Exam, config: RetrainConfig, metrics: dict[str, Any], key: str
-) -> Row:
+) -> Decision:
     """Assess the champion on the same exam and write the decision into the registry."""
     return challenge(
         run_dir,
@@ -76,20 +76,20 @@ def judge(
     )
 
 
-def exam_of(config: RetrainConfig, sight: Sight) -> Exam:
+def exam_of(config: RetrainConfig, decision: RetrainDecision) -> Exam:
     """What challenger and champion are both asked."""
     journey = config.journey
     return Exam(
-        version=sight.version,
+        version=decision.version,
         assess_source=journey.assess_source,
         taxonomy=journey.taxonomy,
         config=journey.assess,
     )
 
 
-def _mining(config: RetrainConfig, home: str, sight: Sight, held: Any) -> dict[str, Any] | str:
+def _mining(config: RetrainConfig, home: str, decision: RetrainDecision, held: Any) -> dict[str, Any] | str:
     """The mining section of the report; the reason where the held-out source is not mined or has gone."""
-    version = Versions(Store(home)).load(sight.version)
+    version = Versions(Store(home)).load(decision.version)
     try:
         return journeys.mining_report(config.journey.mine, config.journey.pack, home, version, held)
     except (ValueError, OSError) as error:

@@ -7,13 +7,13 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from flows import artifacts
-from flows.common import ProgressArtifact
-from flows.slots import slot
-from pipeline.journey import run_dir
-from pipeline.launch import launch
-from pipeline.recipes import Recipe
-from pipeline.runs import prepare
+from flows.reporting import artifacts
+from flows.runtime.concurrency import slot
+from flows.runtime.progress import ProgressArtifact
+from pipeline.end_to_end import run_dir
+from pipeline.training.launch import launch
+from pipeline.training.recipes import Recipe
+from pipeline.training.run_dir import prepare
 from storage.store import Store
 from storage.versions import Versions
 

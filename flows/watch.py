@@ -27,13 +27,22 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
 
-from flows import signals
 from flows.mine import mine
 from flows.pack import pack
-from pipeline import journey as journeys
-from pipeline.watch import RetrainConfig, Sight, look, newest, recipe_for, unmined, unpublished, unsettled
+from flows.reporting import events as signals
+from pipeline import end_to_end as journeys
+from pipeline.registry.retraining import (
+    RetrainConfig,
+    RetrainDecision,
+    check,
+    newest,
+    recipe_for,
+    unmined,
+    unpublished,
+    unsettled,
+)
 from storage.checkpoint import Checkpoints
-from storage.registry import Registry
+from storage.model_registry import Registry
 from storage.store import Store
 
 RETRAIN = "retrain/retrain"
@@ -74,15 +83,20 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
         told = f"home {home} is remote: copy its versions and shards to a local home and train there"
         return {"version": made.name if made else None, "training": told}
     _tell_untold(home)
-    sight = look(config, home)
-    if sight is None:
+    decision = check(config, home)
+    if decision is None:
         return {"version": None, "training": "there is nothing in the source yet"}
-    started = start(config, home, sight) if sight.due else sight.reason
-    get_run_logger().info("%s: %s", sight.version, started)
-    return {"version": sight.version, "new_samples": sight.new_samples, "rounds": rounds, "training": started}
+    started = start(config, home, decision) if decision.due else decision.reason
+    get_run_logger().info("%s: %s", decision.version, started)
+    return {
+        "version": decision.version,
+        "new_samples": decision.new_samples,
+        "rounds": rounds,
+        "training": started,
+    }
 
 
-def start(config: RetrainConfig, home: str, sight: Sight) -> str:
+def start(config: RetrainConfig, home: str, decision: RetrainDecision) -> str:
     """Start the training of what is due, at most once for each version and configuration; return what was done.
 
     A run that crashed or failed is followed by another one, up to `attempts`; each goes on where the last stopped, and
@@ -92,11 +106,11 @@ def start(config: RetrainConfig, home: str, sight: Sight) -> str:
     with get_client(sync_client=True) as client:
         if busy := _runs(client, FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))):
             return f"{busy[0].name} is under way; another look follows it"
-        earlier = _attempts(client, sight.key)
+        earlier = _attempts(client, decision.key)
     if cancelled := [run.name for run in earlier if run.state_type == StateType.CANCELLED]:
         return f"{cancelled[0]} was cancelled: to train after all, run the deployment {RETRAIN} by hand"
     begun_at = [_begun_at(run) for run in earlier]
-    step = _saved_step(config, home, sight)
+    step = _saved_step(config, home, decision)
     if fruitless([*begun_at, step]) > config.attempts:
         return (
             f"{config.attempts} attempts have failed without getting further: fix the cause, "
@@ -106,11 +120,11 @@ def start(config: RetrainConfig, home: str, sight: Sight) -> str:
     run: Any = run_deployment(
         RETRAIN,
         parameters={"config": config.model_dump(mode="json"), "home": home},
-        idempotency_key=f"{sight.key}:{number}",
+        idempotency_key=f"{decision.key}:{number}",
         tags=[f"{_FROM_STEP}{step}"],
         timeout=0,
         as_subflow=False,
-        flow_run_name=f"{sight.version} attempt {number}",
+        flow_run_name=f"{decision.version} attempt {number}",
     )
     return f"started {run.name}"
 
@@ -120,9 +134,9 @@ def fruitless(steps: list[int]) -> int:
     return sum(not index or step <= max(steps[:index]) for index, step in enumerate(steps))
 
 
-def _saved_step(config: RetrainConfig, home: str, sight: Sight) -> int:
+def _saved_step(config: RetrainConfig, home: str, decision: RetrainDecision) -> int:
     """The step of the checkpoint that training would go on from; 0 without one."""
-    folder = journeys.run_dir(home, recipe_for(config, home), sight.version)
+    folder = journeys.run_dir(home, recipe_for(config, home), decision.version)
     found = Checkpoints(folder / "checkpoints").latest(
         lambda text: None
     )  # training itself tells of damaged ones

@@ -22,7 +22,7 @@ from models.encoders.text import TextConfig, TextTransformer
 from models.encoders.vit import VisionConfig, VisionTransformer
 from models.files import read_json, read_safetensors
 from models.hyperbolic import lorentz, product
-from models.objectives import Geometry, scores
+from models.losses.objective import Geometry, scores
 
 ImageConfig = VisionConfig | PoincareResNetConfig
 """Configurations of image towers, told apart by `kind`."""

@@ -4,8 +4,8 @@
 `python -m pipeline` is this file alone, for machines where Prefect is not installed.
 """
 
-import pipeline.commands  # noqa: F401  registers the verbs
-from pipeline.commands.app import app, run_app
+import pipeline.cli  # noqa: F401  registers the verbs
+from pipeline.cli.app import app, run_app
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])
     model.score(images, texts)
 
-Whole images: short side to the model's size, centre crop, with torchvision's arithmetic (pipeline.crop.whole). Parts:
+Whole images: short side to the model's size, centre crop, with torchvision's arithmetic (imaging.crop.whole). Parts:
 letterboxed on white, exactly as they are packed and trained (the published evaluation crops where its training
 letterboxes).
 """
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
-from pipeline.crop import letterbox, whole
-from pipeline.images import decode, rgb_of
+from pipeline.imaging.crop import letterbox, whole
+from pipeline.imaging.decode import decode, rgb_of
 
 Report = Callable[[int], None]
 T = TypeVar("T")

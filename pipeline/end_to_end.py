@@ -5,14 +5,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from models.exchange import read_checkpoint
-from pipeline import mine as mining
-from pipeline.assess import AssessConfig
+from models.checkpoints import read_checkpoint
 from pipeline.config import Config, ConfigError, digest
-from pipeline.mine import MineConfig
-from pipeline.pack import PackConfig
-from pipeline.recipes import DEMO, PHOTOS, Recipe, by_name
-from pipeline.source import open_source
+from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.mining import mine as mining
+from pipeline.mining.mine import MineConfig
+from pipeline.packing.pack import PackConfig
+from pipeline.sources.source import open_source
+from pipeline.training.recipes import DEMO, PHOTOS, Recipe, by_name
 from storage.store import Store
 from storage.versions import Version, Versions
 

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pipeline.assess import AssessConfig
 from pipeline.config import nearest
-from pipeline.recipes import Recipe
+from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.training.recipes import Recipe
 
 Preset = Literal["smoke", "small", "full"]
 PRESETS: tuple[Preset, ...] = ("smoke", "small", "full")

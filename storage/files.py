@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 TEMPORARY = ".tmp-"
-"""How the names of unfinished files and folders begin; storage/garbage.py deletes them when they are old."""
+"""How the names of unfinished files and folders begin; storage/gc.py deletes them when they are old."""
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ class MovedError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Decision:
     """One row of the log; see SCHEMA. `number` and `time` are given when it is appended."""
 
     kind: str
@@ -103,34 +103,34 @@ class Registry:
         if not self.store.local:
             raise ValueError(f"home {self.store.url} is remote: a registry of models needs a local home")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Decision]:
         """Return the whole log, oldest first; DamagedError when a row is missing or not what was written."""
         rows = self.log()
         for row in rows:
             if isinstance(row, DamagedError):
                 raise row
-        return [row for row in rows if isinstance(row, Row)]
+        return [row for row in rows if isinstance(row, Decision)]
 
-    def log(self) -> list[Row | DamagedError]:
+    def log(self) -> list[Decision | DamagedError]:
         """Return the whole log, oldest first; in the place of a row that is not as it was written, the error."""
         names = [path for path in self.store.list(LOG) if path.endswith(".parquet")]
         last = max((int(path[-17:-8]) for path in names if path[-17:-8].isdigit()), default=0)
-        rows: list[Row | DamagedError] = []
+        rows: list[Decision | DamagedError] = []
         before = ""  # the sha256 of the file of the row before
         for number in range(1, last + 1):
             row, sha256 = self._read(number)
-            if isinstance(row, Row) and rows and _breaks_chain(rows[-1], before, row):
+            if isinstance(row, Decision) and rows and _breaks_chain(rows[-1], before, row):
                 rows[-1] = self._damaged(number - 1, f"is not the row that row {number} was written behind")
             rows.append(row)
             before = sha256
         return rows
 
-    def readable(self) -> tuple[list[Row], dict[str, str]]:
+    def readable(self) -> tuple[list[Decision], dict[str, str]]:
         """Return the rows that can be read, oldest first, and the reason for each path of the log that cannot."""
-        rows: list[Row] = []
+        rows: list[Decision] = []
         unreadable: dict[str, str] = {}
         for row in self.log():
-            if isinstance(row, Row):
+            if isinstance(row, Decision):
                 rows.append(row)
             else:
                 unreadable[row.path] = " ".join(str(row).split())
@@ -140,11 +140,11 @@ class Registry:
         """Return the log as a table."""
         return pa.Table.from_pylist([dataclasses.asdict(row) for row in self.rows()], schema=SCHEMA)
 
-    def champion(self) -> Row | None:
+    def champion(self) -> Decision | None:
         """Return the row that made the present champion, None before the first promotion."""
         return champion_of(self.rows())
 
-    def append(self, row: Row, seen: int) -> Row:
+    def append(self, row: Decision, seen: int) -> Decision:
         """Add a row behind the `seen` rows that it was decided on, and return it with its number and time.
 
         Raises MovedError, changing nothing, when the log has more rows than that.
@@ -158,7 +158,7 @@ class Registry:
 
     def stand_in(self, number: int, reason: str) -> None:
         """Put a row that decides nothing in the place of one that is missing or was set aside."""
-        lost = Row(REFUSED, "", [], reason, key=LOST, number=number, time=datetime.now(UTC).isoformat())
+        lost = Decision(REFUSED, "", [], reason, key=LOST, number=number, time=datetime.now(UTC).isoformat())
         previous = log_path(number - 1)
         there = self.store.sha256(previous) if number > 1 and self.store.exists(previous) else ""
         self.store.create(log_path(number), _bytes(dataclasses.replace(lost, previous=there)))
@@ -191,7 +191,7 @@ class Registry:
             return f"{folder}: {', '.join(changed)} is not what was promoted. {_REMEDY}"
         return None
 
-    def _read(self, number: int) -> tuple[Row | DamagedError, str]:
+    def _read(self, number: int) -> tuple[Decision | DamagedError, str]:
         """The row of this number, or what is wrong with it, and the sha256 of its file."""
         try:
             data = self.store.read_bytes(log_path(number))
@@ -201,7 +201,7 @@ class Registry:
         try:
             proven = is_sealed_table(data)
             found = read_table(data).to_pylist()
-            row = Row(**found[0])
+            row = Decision(**found[0])
             if len(found) != 1 or row.number != number or (row.previous is not None and not proven):
                 raise ValueError("it was changed since it was written")
         except (ValueError, TypeError, IndexError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -218,17 +218,17 @@ def log_path(number: int) -> str:
     return f"{LOG}/{number:09d}.parquet"
 
 
-def _breaks_chain(before: Row | DamagedError, sha256: str, row: Row) -> bool:
+def _breaks_chain(before: Decision | DamagedError, sha256: str, row: Decision) -> bool:
     """Whether a row says another sha256 of the row before it; one that stands for a lost row has a new one."""
     replaced = isinstance(before, DamagedError) or before.key == LOST
     return not replaced and row.previous is not None and row.previous != sha256
 
 
-def _bytes(row: Row) -> bytes:
+def _bytes(row: Decision) -> bytes:
     return seal_table(pa.Table.from_pylist([dataclasses.asdict(row)], schema=SCHEMA))
 
 
-def champion_of(rows: list[Row]) -> Row | None:
+def champion_of(rows: list[Decision]) -> Decision | None:
     """Return the last promotion or rollback of a log, None without any."""
     return next((row for row in reversed(rows) if row.kind != REFUSED), None)
 

@@ -206,7 +206,7 @@ class Versions:
         """Read every shard and return what is wrong, one line for each problem; an intact version gives [].
 
         Catches a changed record, a missing or altered file, a tar cut at a member boundary, and wrong counts. What the
-        shards were made of is looked at by pipeline.verify.
+        shards were made of is looked at by pipeline.integrity.verify.
         """
         return [f"{kind} {path}: {what}" for kind, path, what in self.problems(version)]
 

@@ -14,4 +14,4 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
 # models.hyperbolic is left out: it imports torch and math alone, so it carries no annotations to check.
-install_import_hook(["models.clip", "models.objectives", "models.encoders"], "beartype.beartype")
+install_import_hook(["models.clip", "models.losses.objective", "models.encoders"], "beartype.beartype")

@@ -88,7 +88,7 @@ def test_what_is_declared_is_pinned() -> None:
         "import onnxruntime",  # an extra is imported where it is needed
         "def f():\n    import sqlglot",
         "try:\n    import simplejpeg\nexcept ImportError:\n    simplejpeg = None",
-        "def f():\n    try:\n        from pipeline.images import decode\n    except ImportError:\n        return None",
+        "try:\n    from pipeline.imaging.decode import decode\nexcept ImportError:\n    decode = None",
         "with contextlib.suppress(ImportError):\n    from torch.utils.tensorboard import SummaryWriter",
     ],
 )

@@ -65,7 +65,7 @@ def package_of(path: Path) -> str:
 
 
 # The engine talks to workers it started itself through a pipe; nothing pickled ever rests or travels.
-PIPES = {"pipeline/engine/local.py", "pipeline/engine/worker.py"}
+PIPES = {"pipeline/runtime/local_executor.py", "pipeline/runtime/worker.py"}
 FILES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 
 

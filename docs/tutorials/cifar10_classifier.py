@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic import nn as hnn
-from pipeline.labelled import open_labelled
+from pipeline.datasets import open_labelled
 
 WIDTHS = (16, 32, 64)
 

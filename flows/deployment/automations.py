@@ -8,8 +8,8 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from flows.deploy_config import DeployConfig
-from flows.signals import GROWN, PUBLISHED
+from flows.deployment.config import DeployConfig
+from flows.reporting.events import GROWN, PUBLISHED
 
 RUN = "prefect.flow-run."
 ANY_RUN = ResourceSpecification({"prefect.resource.id": f"{RUN}*"})

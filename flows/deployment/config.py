@@ -5,16 +5,16 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from flows.templates import PoolType
+from flows.deployment.work_pools import PoolType
 from pipeline.config import Config
-from pipeline.journey import JourneyConfig, packing_for
-from pipeline.mine import MineConfig
+from pipeline.end_to_end import JourneyConfig, packing_for
+from pipeline.mining.mine import MineConfig
 from pipeline.presets import Preset
-from pipeline.recipes import demo
-from pipeline.watch import RetrainConfig
+from pipeline.registry.retraining import RetrainConfig
+from pipeline.training.recipes import demo
 
 IMAGE_PULL_S = 600.0  # what a container's image may take to come before its run begins
-EMBEDDED = Path(__file__).resolve().parents[1] / "demo" / "weights" / "grounder"
+EMBEDDED = Path(__file__).resolve().parents[2] / "demo" / "weights" / "grounder"
 
 
 class DeployConfig(Config):

@@ -16,7 +16,7 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 
-from flows.blueprint import Blueprint, Deployed
+from flows.deployment.spec import Blueprint, Deployed
 from pipeline.config import digest
 
 ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)

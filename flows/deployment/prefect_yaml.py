@@ -1,6 +1,6 @@
 """prefect.yaml, for those who would rather type `prefect deploy --all` than `hyco deploy`.
 
-python -m flows.prefect_yaml > prefect.yaml   makes the repository's own again
+python -m flows.deployment.prefect_yaml > prefect.yaml   makes the repository's own again
 """
 
 import sys
@@ -8,18 +8,18 @@ from typing import Any
 
 import yaml
 
-from flows.blueprint import Blueprint, blueprint
-from flows.deploy_config import DeployConfig
-from flows.deployments import GRACE_S
-from pipeline.journey import JourneyConfig, packing_for
-from pipeline.mine import MineConfig
-from pipeline.recipes import demo
-from pipeline.watch import RetrainConfig
+from flows.deployment.config import DeployConfig
+from flows.deployment.deployments import GRACE_S
+from flows.deployment.spec import Blueprint, blueprint
+from pipeline.end_to_end import JourneyConfig, packing_for
+from pipeline.mining.mine import MineConfig
+from pipeline.registry.retraining import RetrainConfig
+from pipeline.training.recipes import demo
 
 WORLD = "var/demo/scenes"
 HEAD = """\
 # What `hyco deploy` deploys, for `prefect deploy --all`; made by `hyco deploy --yaml FILE`. The repository's own is the
-# embedded world (make demo): python -m flows.prefect_yaml > prefect.yaml
+# embedded world (make demo): python -m flows.deployment.prefect_yaml > prefect.yaml
 # Work pools, limits and automations are made by `hyco deploy` alone; without pools `prefect deploy --all` exits with 1.
 """
 

@@ -1,4 +1,4 @@
-"""Create what flows/blueprint.py describes on a Prefect server, or say where the server differs from it.
+"""Create what flows/deployment/spec.py describes on a Prefect server, or say where the server differs from it.
 
 Applying twice changes nothing the second time: only what differs is written, so schedules that somebody paused and
 runs that are waiting are left alone.
@@ -14,9 +14,9 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from flows.automations import automations
-from flows.blueprint import QUEUES, Blueprint, Pool
-from flows.deployments import Drift, deployments
+from flows.deployment.automations import automations
+from flows.deployment.deployments import Drift, deployments
+from flows.deployment.spec import QUEUES, Blueprint, Pool
 
 
 def apply(plan: Blueprint) -> list[str]:

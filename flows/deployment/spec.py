@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flows.deploy_config import DeployConfig
-from flows.slots import CPU_LIMIT, GPU_LIMIT
-from flows.templates import template
+from flows.deployment.config import DeployConfig
+from flows.deployment.work_pools import template
+from flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
 from pipeline.config import Config
 from pipeline.presets import PRESETS, asked, sized
 
@@ -52,7 +52,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All of it. Automations are in flows/automations.py: they need the ids of deployments."""
+    """All of it. Automations are in flows/deployment/automations.py: they need the ids of deployments."""
 
     config: DeployConfig
     pools: tuple[Pool, ...]

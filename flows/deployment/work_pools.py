@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.settings import HEARTBEAT_S
+from flows.runtime.settings import HEARTBEAT_S
 
 PoolType = Literal["process", "docker", "kubernetes"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from pipeline import stories
-from pipeline.mine import MineConfig
-from pipeline.quality_gate import Check
-from storage.registry import Registry, Row
+from pipeline.mining.mine import MineConfig
+from pipeline.packing.dataset_gate import Check
+from pipeline.ui import artifact_pages as stories
+from storage.model_registry import Decision, Registry
 from storage.store import Store
 from storage.versions import Version
 
@@ -68,7 +68,7 @@ def failed_units(verb: str, failed: dict[str, Exception]) -> None:
     create_table_artifact(table=rows, key=f"{verb}-failed", description=f"{len(rows)} units failed to {verb}")
 
 
-def decided(row: Row, home: str) -> None:
+def decided(row: Decision, home: str) -> None:
     """A promotion, refusal or rollback: why, each number beside the champion's, and where the models came from."""
     text = stories.decision(row, home)
     create_markdown_artifact(text, key="decision", description=f"{row.kind} {row.model}")

@@ -1,12 +1,12 @@
-"""The events Hyco emits and listens to; the automations of flows/blueprint.py are made of these names."""
+"""The events Hyco emits and listens to; the automations of flows/deployment/spec.py are made of these names."""
 
 from typing import Any
 
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
-from flows import artifacts
-from storage.registry import PROMOTED, REFUSED, ROLLED_BACK, Row
+from flows.reporting import artifacts
+from storage.model_registry import PROMOTED, REFUSED, ROLLED_BACK, Decision
 from storage.versions import Version
 
 GROWN = "hyco.source.grown"  # to be emitted by whoever adds shards; the schedule finds them too, only later
@@ -28,7 +28,7 @@ def published(version: Version, home: str) -> None:
     _emit(PUBLISHED, f"hyco.version.{version.name}", version.name, home, {"counts": version.counts})
 
 
-def decided(row: Row, home: str) -> None:
+def decided(row: Decision, home: str) -> None:
     """Say that a model was promoted, refused or rolled back to, and leave the artifact that tells why."""
     payload = {"reason": row.reason, "run": row.run, "version": row.version, "before": row.before}
     _emit(DECIDED[row.kind], f"hyco.model.{row.model}", row.model, home, payload)

@@ -27,7 +27,7 @@ def quiet_terminal() -> None:
 
 
 class ProgressArtifact:
-    """A listener for `pipeline.progress.Progress` that keeps one Prefect progress artifact up to date.
+    """A listener for `pipeline.runtime.progress.Progress` that keeps one Prefect progress artifact up to date.
 
     Called from any thread; writes at most once every ARTIFACT_EVERY_S seconds, and always at the end. A server that
     does not answer stops no work.

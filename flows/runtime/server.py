@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from flows.settings import spare_loopback, use_home
+from flows.runtime.settings import spare_loopback, use_home
 
 STARTUP_S = 120.0
 
@@ -83,7 +83,7 @@ def command(port: int) -> list[str]:
 
 def guarded(command: list[str]) -> list[str]:
     """The same command, bound to the life of this process."""
-    return [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid()), *command]
+    return [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid()), *command]
 
 
 def environment(port: int) -> dict[str, str]:

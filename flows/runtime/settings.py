@@ -6,7 +6,7 @@ Imports no Prefect, because Prefect reads these variables once, when it is impor
 import os
 from pathlib import Path
 
-# Every flow run sends a heartbeat this often, so that the automation of flows/automations.py can tell the dead ones.
+# Every flow run sends a heartbeat this often, so that flows/deployment/automations.py can tell the dead ones.
 HEARTBEAT_S = 30
 
 

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from prefect import get_run_logger
 
-from flows import artifacts
-from flows.tasks import PASSING, shard, worker_count
-from pipeline.engine import Engine, open_engine
+from flows.reporting import artifacts
+from flows.runtime.tasks import PASSING, shard, worker_count
+from pipeline.runtime.executor import Executor, open_executor
 
 MAX_TASKS = 500  # of one flow run: the server loses task runs when thousands come at once
 
@@ -52,13 +52,13 @@ class _Group:
 class _Later(Future[Any]):
     """What TaskEngine.submit returns: asking for the result begins the work of all that were submitted."""
 
-    def __init__(self, engine: "TaskEngine", call: _Call) -> None:
+    def __init__(self, executor: "TaskExecutor", call: _Call) -> None:
         super().__init__()
-        self.engine, self.call = engine, call
+        self.executor, self.call = executor, call
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the unit and return its record; raises what its work raised."""
-        group = self.engine.begin(self.call)
+        group = self.executor.begin(self.call)
         group.task.wait()
         if self.call.outcome is None:
             group.task.result()  # the task never ran: this says why
@@ -68,26 +68,26 @@ class _Later(Future[Any]):
 
 
 @dataclass(slots=True)
-class TaskEngine:
+class TaskExecutor:
     """An engine whose calls are Prefect tasks on another engine, so that shards are seen in the UI.
 
     Only to be used inside a flow. Up to MAX_TASKS units are a task each; more are shared out among so many tasks.
     """
 
     verb: str
-    engine: Engine
+    executor: Executor
     workers: int = field(init=False)
     _waiting: list[_Call] = field(default_factory=list)
     _groups: dict[int, _Group] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.workers = self.engine.workers
+        self.workers = self.executor.workers
 
     def submit(
         self, function: Callable[..., Any], *args: Any, report: Callable[[Any], None] | None = None
     ) -> Future[Any]:
         """See Engine.submit; the last argument is the unit, whose path names the task run."""
-        call = _Call(args[-1].path, lambda: self.engine.submit(function, *args, report=report))
+        call = _Call(args[-1].path, lambda: self.executor.submit(function, *args, report=report))
         self._waiting.append(call)
         return _Later(self, call)
 
@@ -109,7 +109,7 @@ class TaskEngine:
 
     def close(self) -> None:
         """End the workers; units that failed are named in the log and in an artifact."""
-        self.engine.close()
+        self.executor.close()
         if failed := self.failed():
             for path, error in failed.items():
                 get_run_logger().error("%s of %s failed: %s", self.verb, path, error)
@@ -122,8 +122,8 @@ class TaskEngine:
         self.close()
 
 
-def task_engine(verb: str) -> TaskEngine:
+def task_engine(verb: str) -> TaskExecutor:
     """Open an engine of this host's workers whose calls are tasks of the current flow run."""
-    return TaskEngine(
-        verb, open_engine(worker_count(), timeout_s=float(os.environ.get("HYCO_SHARD_TIMEOUT_S", 7200)))
+    return TaskExecutor(
+        verb, open_executor(worker_count(), timeout_s=float(os.environ.get("HYCO_SHARD_TIMEOUT_S", 7200)))
     )

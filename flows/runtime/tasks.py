@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipeline.engine import WorkerDiedError
+from pipeline.runtime.executor import WorkerDiedError
 
 PASSING = (WorkerDiedError, ConnectionError, TimeoutError)  # a killed worker, a passing fault of storage
 

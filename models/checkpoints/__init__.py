@@ -5,7 +5,7 @@ directories and state dicts, and this project's own; `to_published` writes the p
 torch files are read with weights_only=True.
 """
 
-from models.exchange.published import to_published
-from models.exchange.read import Checkpoint, read_checkpoint, read_weights
+from models.checkpoints.load import Checkpoint, read_checkpoint, read_weights
+from models.checkpoints.meru import to_published
 
 __all__ = ["Checkpoint", "read_checkpoint", "read_weights", "to_published"]

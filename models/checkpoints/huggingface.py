@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.checkpoints.names import Tensors
 from models.clip import ClipConfig
 from models.encoders.block import Activation
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
-from models.exchange.names import Tensors
 from models.files import read_json
 
 ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.checkpoints.huggingface import from_huggingface
+from models.checkpoints.meru import from_published
+from models.checkpoints.openclip import from_openclip
 from models.clip import ClipConfig, DualEncoder, config_from_dict, load_weights
 from models.encoders.block import Activation
 from models.encoders.tokenizer import CLIP_MERGES
-from models.exchange.huggingface import from_huggingface
-from models.exchange.openclip import from_openclip
-from models.exchange.published import from_published
 from models.files import read_json, read_safetensors
 
 # Names that wrappers put around a state dict, and around every name in it.

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from models.checkpoints.huggingface import OPENAI_MEAN, OPENAI_STD
+from models.checkpoints.names import RESBLOCK, Tensors, block_names, both, heads_of, side_of
 from models.clip import ClipConfig
 from models.encoders.block import Activation
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
-from models.exchange.huggingface import OPENAI_MEAN, OPENAI_STD
-from models.exchange.names import RESBLOCK, Tensors, block_names, both, heads_of, side_of
 
 HEAD = 64
 # What an architecture's description may say, with the values that mean what Hyco's towers do (None: any).

@@ -1,7 +1,7 @@
 """Poincare ResNet as an image tower: its pooled tangent vector is the feature that the dual encoder lifts.
 
-van Spengler et al. 2023; the network itself is `models.poincare_resnet`. Legend: B batch, C channels, H W space,
-D width.
+van Spengler et al. 2023; the network itself is `models.resnets.poincare_resnet`.
+Legend: B batch, C channels, H W space, D width.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.poincare_resnet import PoincareResNet
+from models.resnets.poincare_resnet import PoincareResNet
 
 
 @dataclass(frozen=True, kw_only=True)

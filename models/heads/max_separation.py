@@ -9,7 +9,7 @@ which is the paper's recursion solved. A net that ends in C - 1 numbers f has th
 
 P P^T = C/(C - 1) I, and columns sum to zero. Behind a free linear layer W the logits P^T W x therefore range over the
 same functions as a softmax layer's, and at the radius `equal_radius(C)` = sqrt((C - 1)/C) SGD moves both alike,
-momentum and weight decay included (tests/models/test_separation.py): any other radius is another temperature.
+momentum and weight decay included (tests/models/heads/test_max_separation.py): any other radius is another temperature.
 Legend: B batch, C classes, D features.
 """
 

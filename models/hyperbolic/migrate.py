@@ -16,9 +16,9 @@ from models.hyperbolic import isometry, poincare
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.batchnorm import _BatchNorm
 from models.hyperbolic.nn.conv import _Conv
+from models.hyperbolic.nn.embedding import Embedding
 from models.hyperbolic.nn.linear import Linear
 from models.hyperbolic.nn.module import HyperbolicModule
-from models.hyperbolic.nn.sparse import Embedding
 
 
 @torch.no_grad()

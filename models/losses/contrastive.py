@@ -27,24 +27,24 @@ NEAR = 1e-2  # of u_x u_y + u_x + u_y: below it a float32 product has lost two o
 
 
 @dataclass(frozen=True)
-class Table:
+class PairLoss:
     """Cross-entropies on one matrix of scores between two sets of points, given by their places.
 
     Row i picks key `target[i]` [Q], each with the weight `weight` (0-dim); if `back` [K] is given, key j also
-    picks query `back[j]` among the rows, with the weight `back_weight`.
+    picks query `back[j]` among the rows, with the weight `reverse_weight`.
     """
 
     query: int
     key: int
     target: Tensor
     weight: Tensor
-    back: Tensor | None = None
-    back_weight: Tensor | None = None
+    reverse_target: Tensor | None = None
+    reverse_weight: Tensor | None = None
 
 
 def contrast(
     points: Sequence[Tensor],
-    tables: Sequence[Table],
+    tables: Sequence[PairLoss],
     scale: Tensor,
     curvature: Tensor | None,
     pairs_at_once: int = 1 << 20,
@@ -70,7 +70,7 @@ def contrast(
 
 class _Contrast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, wants: bool, tables: tuple[Table, ...], pairs_at_once: int, scale, c, *points):
+    def forward(ctx: Any, wants: bool, tables: tuple[PairLoss, ...], pairs_at_once: int, scale, c, *points):
         space = _Hyperboloids(c, scale, points) if len(c) else _Sphere(scale, points)
         sums = scale.new_zeros(len(tables), 2)
         total = scale.new_zeros(())
@@ -78,8 +78,8 @@ class _Contrast(torch.autograd.Function):
             for number, table in enumerate(tables):
                 _run(space, table, sums[number], pairs_at_once, wants)
                 total = total + sums[number, 0] * table.weight
-                if table.back_weight is not None:
-                    total = total + sums[number, 1] * table.back_weight
+                if table.reverse_weight is not None:
+                    total = total + sums[number, 1] * table.reverse_weight
             if wants:
                 ctx.save_for_backward(*space.gradients())
         ctx.mark_non_differentiable(sums)
@@ -91,29 +91,29 @@ class _Contrast(torch.autograd.Function):
         return None, None, None, *(grad * saved for saved in ctx.saved_tensors)
 
 
-def _run(space: "_Sphere", table: Table, sums: Tensor, pairs_at_once: int, wants: bool) -> None:
+def _run(space: "_Sphere", table: PairLoss, sums: Tensor, pairs_at_once: int, wants: bool) -> None:
     """Add the cross-entropies of one table to `sums` and its gradient to the space's."""
     count, keys = (len(space.points[place]) for place in (table.query, table.key))
     weight = table.weight.to(sums.dtype)
     rows = max(1, pairs_at_once // max(1, keys * space.factors))
     spans = [(low, min(low + rows, count)) for low in range(0, count, rows)]
-    if table.back is None or table.back_weight is None:
+    if table.reverse_target is None or table.reverse_weight is None:
         for span in spans:
             block, target = space.block(table, span), table.target[slice(*span), None]
             logs = torch.log_softmax(block.scores, 1)
             sums[0] -= logs.gather(1, target).sum()
             if wants:
                 slopes = logs.exp_().scatter_add_(1, target, logs.new_full(target.shape, -1.0))
-                space.pull(table, block, slopes.mul_(weight))
+                space.accumulate_grad(table, block, slopes.mul_(weight))
         return
-    back_weight = table.back_weight.to(sums.dtype)
+    reverse_weight = table.reverse_weight.to(sums.dtype)
     row_lse, column_lse = [], space.scale.new_full((1, keys), -torch.inf)
     kept: tuple[_Block, Tensor, Tensor] | None = None
     for span in spans:
         block = space.block(table, span)
         logs, column_logs = (torch.log_softmax(block.scores, dim) for dim in (1, 0))
         sums[0] -= logs.gather(1, table.target[slice(*span), None]).sum()
-        sums[1] -= block.scores[_inside(table.back, span)].sum()
+        sums[1] -= block.scores[_inside(table.reverse_target, span)].sum()
         # log_softmax is one fused pass, logsumexp four: the normaliser is read off the largest entry.
         row_lse.append(block.scores.amax(1, keepdim=True) - logs.amax(1, keepdim=True))
         own_lse = block.scores.amax(0, keepdim=True) - column_logs.amax(0, keepdim=True)
@@ -126,17 +126,17 @@ def _run(space: "_Sphere", table: Table, sums: Tensor, pairs_at_once: int, wants
         else:
             block = space.block(table, span)
             logs, column_logs = block.scores - lse, block.scores - column_lse
-        slopes = logs.exp_().mul_(weight).add_(column_logs.exp_().mul_(back_weight))
+        slopes = logs.exp_().mul_(weight).add_(column_logs.exp_().mul_(reverse_weight))
         slopes.scatter_add_(1, table.target[slice(*span), None], -weight.expand_as(lse))
-        inside = _inside(table.back, span)
-        slopes.index_put_(inside, -back_weight.expand(len(inside[0])), accumulate=True)
-        space.pull(table, block, slopes)
+        inside = _inside(table.reverse_target, span)
+        slopes.index_put_(inside, -reverse_weight.expand(len(inside[0])), accumulate=True)
+        space.accumulate_grad(table, block, slopes)
 
 
-def _inside(back: Tensor, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _inside(reverse_target: Tensor, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Place in the span of the queries that keys pick there, and those keys."""
-    keys = ((back >= span[0]) & (back < span[1])).nonzero()[:, 0]
-    return back[keys] - span[0], keys
+    keys = ((reverse_target >= span[0]) & (reverse_target < span[1])).nonzero()[:, 0]
+    return reverse_target[keys] - span[0], keys
 
 
 @dataclass
@@ -173,9 +173,9 @@ class _Block:
     scores: Tensor
     query: Tensor
     key: Tensor
-    far: Tensor | None = None
+    distance: Tensor | None = None
     stretch: Tensor | None = None
-    near: _Near | None = None
+    near_pairs: _Near | None = None
 
 
 class _Sphere:
@@ -187,11 +187,11 @@ class _Sphere:
         # What a set has gathered: weighted sums of the points that it was multiplied with.
         self.pulled: dict[int, Tensor] = {}
 
-    def block(self, table: Table, span: tuple[int, int]) -> _Block:
+    def block(self, table: PairLoss, span: tuple[int, int]) -> _Block:
         query, key = self.points[table.query][None, slice(*span)], self.points[table.key][None]
         return _Block(span, (query @ key.transpose(1, 2))[0].mul_(self.scale), query, key)
 
-    def pull(self, table: Table, block: _Block, slopes: Tensor) -> None:
+    def accumulate_grad(self, table: PairLoss, block: _Block, slopes: Tensor) -> None:
         """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
         self.moment += torch.dot(block.scores.flatten(), slopes.flatten())
         everything = (0, len(self.points[table.key]))
@@ -228,34 +228,34 @@ class _Hyperboloids(_Sphere):
         self.keys: dict[int, Tensor] = {}
         self.times: dict[int, Tensor] = {}  # as `pulled`, of time parts
 
-    def block(self, table: Table, span: tuple[int, int]) -> _Block:
+    def block(self, table: PairLoss, span: tuple[int, int]) -> _Block:
         query, key = self.charts[table.query][:, slice(*span)], self.charts[table.key]
         if table.key not in self.keys:
             self.keys[table.key] = _as_key(key)
         rows, keys = self.points[table.query][slice(*span)], self.points[table.key]
         h = query @ self.keys[table.key].transpose(1, 2)
-        index, near = _close(h, query, key), None
+        index, near_pairs = _close(h, query, key), None
         many = index is not None and len(index[0]) > max(h.shape[1:])
         if many:
             wide = self.root_c.double()
             query, key = _chart(rows.double(), wide), _chart(keys.double(), wide)
             h, index = (query @ _as_key(key).transpose(1, 2)).clamp_(min=0), None
         stretch = (h + 2).mul_(h).sqrt_()
-        far = h.add_(stretch).log1p_()
+        distance = h.add_(stretch).log1p_()
         if index is not None:
-            near = _Near.of(index, rows, keys, self.root_c)
-            far[index], stretch[index] = near.distance.detach().to(far.dtype), torch.inf
+            near_pairs = _Near.of(index, rows, keys, self.root_c)
+            distance[index], stretch[index] = near_pairs.distance.detach().to(distance.dtype), torch.inf
         elif many:
             stretch.masked_fill_(stretch == 0, torch.inf)
-        share, far = -self.scale * self.share, far.to(self.scale.dtype)
+        share, distance = -self.scale * self.share, distance.to(self.scale.dtype)
         if self.factors == 1:
-            return _Block(span, far[0].mul_(share), query, key, None, stretch, near)
-        return _Block(span, torch.tensordot(share, far, 1), query, key, far, stretch, near)
+            return _Block(span, distance[0].mul_(share), query, key, None, stretch, near_pairs)
+        return _Block(span, torch.tensordot(share, distance, 1), query, key, distance, stretch, near_pairs)
 
-    def pull(self, table: Table, block: _Block, slopes: Tensor) -> None:
+    def accumulate_grad(self, table: PairLoss, block: _Block, slopes: Tensor) -> None:
         assert block.stretch is not None, "a block of hyperboloids has one"
-        far = block.scores[None] if block.far is None else block.far
-        self.moment += torch.mv(far.flatten(1), slopes.flatten())
+        distance = block.scores[None] if block.distance is None else block.distance
+        self.moment += torch.mv(distance.flatten(1), slopes.flatten())
         weight = torch.div(slopes[None], block.stretch, out=block.stretch)
         everything = (0, len(self.points[table.key]))
         parts = []
@@ -271,11 +271,11 @@ class _Hyperboloids(_Sphere):
             else:
                 self._gather(self.times, place, span, pairs, y_t)
                 parts.append(self._gather(self.pulled, place, span, pairs, y))
-        if block.near is not None:
-            factor, row, column = block.near.index
-            ends = (block.near.x, block.near.y)
-            weights = slopes[row, column].to(block.near.distance.dtype)
-            by_ends = torch.autograd.grad(block.near.distance, ends, weights)
+        if block.near_pairs is not None:
+            factor, row, column = block.near_pairs.index
+            ends = (block.near_pairs.x, block.near_pairs.y)
+            weights = slopes[row, column].to(block.near_pairs.distance.dtype)
+            by_ends = torch.autograd.grad(block.near_pairs.distance, ends, weights)
             for part, end, by_end in zip(parts, (row, column), by_ends, strict=True):
                 part.index_put_((factor, end), -by_end.to(part.dtype), accumulate=True)
 

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.cones import cone_excess
-from models.contrast import Table, contrast
 from models.hyperbolic import lorentz, product
 from models.hyperbolic.ops import promote
+from models.losses.contrastive import PairLoss, contrast
+from models.losses.entailment import cone_excess
 
 Node = Literal["image", "text", "image_box", "text_box"]
 Whole = Literal["image", "text"]
@@ -179,18 +179,22 @@ def loss(
 
         places = {name: place for place, name in enumerate(points)}
         tables, read = [], []
-        for row, back in _matrices(config.contrast, two_ways=not distributed):
+        for row, reverse_target in _matrices(config.contrast, two_ways=not distributed):
             tables.append(
-                Table(
+                PairLoss(
                     query=places[row.query],
                     key=places[f"all {row.key}" if distributed else row.key],
                     target=first + owner if row.query in BOXES else own,
                     weight=row.weight / count(row.query),
-                    back=own if back else None,
-                    back_weight=back.weight / count(back.query) if back else None,
+                    reverse_target=own if reverse_target else None,
+                    reverse_weight=reverse_target.weight / count(reverse_target.query)
+                    if reverse_target
+                    else None,
                 )
             )
-            read += [(row, len(tables) - 1, 0)] + [(back, len(tables) - 1, 1)] * (back is not None)
+            read += [(row, len(tables) - 1, 0)] + [(reverse_target, len(tables) - 1, 1)] * (
+                reverse_target is not None
+            )
         space = None if geometry == "euclid" else curvature
         total, sums = contrast(list(points.values()), tables, scale, space, config.pairs_at_once)
         terms = {
@@ -219,10 +223,12 @@ def _matrices(
     left = list(rows)
     while left:
         row = left.pop(0)
-        back = next((r for r in left if two_ways and (r.query, r.key) == (row.key, row.query)), None)
-        if back:
-            left.remove(back)
-        yield row, back
+        reverse_target = next(
+            (r for r in left if two_ways and (r.query, r.key) == (row.key, row.query)), None
+        )
+        if reverse_target:
+            left.remove(reverse_target)
+        yield row, reverse_target
 
 
 def _factors(curvature: Tensor | float) -> int:

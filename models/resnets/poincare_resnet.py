@@ -123,7 +123,7 @@ class PoincareResNet(ResNet):
         regression. c: the curvature, or a `Curvature` that all layers share. learn_c: learn it from there on
         (`constrain_()` keeps it in bounds; no weight decay). init: of the convolutions; "identity" keeps norms,
         "normal" is that of HNN++. lean: hand-written backward passes; False is plain autograd. compat: the
-        published arithmetic with its defects (`models.poincare_resnet_compat`), for its checkpoints.
+        published arithmetic with its defects (`models.resnets.published_poincare_resnet`), for its checkpoints.
 
     Raises:
         ValueError: see `ResNet`; compat with a curvature that is not a plain number.
@@ -149,7 +149,7 @@ class PoincareResNet(ResNet):
         elif isinstance(c, Curvature):
             raise ValueError("compat=True has the published, fixed curvature: give c as a number")
         else:
-            from models.poincare_resnet_compat import published_layers  # it builds on this module
+            from models.resnets.published_poincare_resnet import published_layers  # it builds on this module
 
             layers = published_layers(c)
         super().__init__(layers, depth, widths, num_classes, head, stem_stride)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from models.hyperbolic import mean, poincare
 from models.hyperbolic.isometry import lorentz_to_poincare, poincare_to_lorentz
 from models.hyperbolic.nn.flatten import beta_ratio
-from models.poincare_resnet import Layers, PoincareResNet
+from models.resnets.poincare_resnet import Layers, PoincareResNet
 
 
 def clip(x: Tensor, c: float) -> Tensor:

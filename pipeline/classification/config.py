@@ -16,14 +16,14 @@ class FitConfig(Config):
 
     Attributes:
         model: poincare_resnet20, resnet20 (its Euclidean twin) and depths 32, 44, 56.
-        data: labelled set, NAME:DIR as in pipeline.labelled; its train split is trained on. DIR may change.
+        data: labelled set, NAME:DIR as in pipeline.datasets; its train split is trained on. DIR may change.
         widths: channels of the three stages.
         curvature: c > 0 of a Poincare net, -c being its curvature; learn_curvature learns it from there on.
         init: of a Poincare net's convolutions; "identity" or "normal" (docs/poincare_resnet.md).
         head: "softmax" is the net's own last layer (linear, or hyperbolic logistic regression), "linear" a linear
-            layer on the (tangent) features, "separation" maximum separation (models/separation.py).
+            layer on the (tangent) features, "separation" maximum separation (models/heads/max_separation.py).
         radius: of the separation head. "equal" gives logits as steep as the softmax head's, so that both have one
-            temperature (see pipeline.classify.net); "learned" starts there and learns it; or a number.
+            temperature (see pipeline.classification.model); "learned" starts there and learns it; or a number.
         imbalance: IF of the long tail, n_c = n_max IF^(c / (C - 1)); 1 keeps every image.
         known: train on this many classes only, drawn by the seed; the others are unknown in open-set recognition.
         image_size: side in pixels; other sizes are brought to it.

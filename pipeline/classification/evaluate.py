@@ -16,19 +16,19 @@ from pydantic import Field
 from safetensors.numpy import save_file
 from torch import nn
 
-from pipeline.assess.coverage import MIN_COVERAGE, Coverage
-from pipeline.assess.outcome import Bootstrap
-from pipeline.classify.attack import fgsm, pgd
-from pipeline.classify.config import FitConfig
-from pipeline.classify.detection import NUMBERS, SCORES, detect
-from pipeline.classify.images import Images, load_captioned, load_images
-from pipeline.classify.long_tail import shots
-from pipeline.classify.net import load_classifier
-from pipeline.classify.train import choose_device
+from pipeline.classification.adversarial import fgsm, pgd
+from pipeline.classification.config import FitConfig
+from pipeline.classification.in_memory import Images, load_captioned, load_images
+from pipeline.classification.long_tail import shots
+from pipeline.classification.model import load_classifier
+from pipeline.classification.ood import NUMBERS, SCORES, detect
+from pipeline.classification.train import choose_device
 from pipeline.config import Config
-from pipeline.labelled import LabelledSet, open_labelled
-from pipeline.progress import Progress
-from pipeline.source import Source, open_source
+from pipeline.datasets import LabelledSet, open_labelled
+from pipeline.evaluation.coverage import MIN_COVERAGE, Coverage
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.runtime.progress import Progress
+from pipeline.sources.source import Source, open_source
 from storage.store import Store
 
 CAPTIONED = "captioned"
@@ -39,7 +39,7 @@ class EvaluateConfig(Config):
 
     Attributes:
         data: where the test split lies; the training's own place by default.
-        ood: strange sets, NAME:DIR as in pipeline.labelled (test split), or captioned:DIR for a captioned source;
+        ood: strange sets, NAME:DIR as in pipeline.datasets (test split), or captioned:DIR for a captioned source;
             "scenes=captioned:DIR" calls it scenes in the results.
         ood_limit: images of each strange set, the first of a seeded order.
         attacked: test images that are attacked, the first of a seeded order; 0 leaves the attacks out.

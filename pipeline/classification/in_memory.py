@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.crop import whole
-from pipeline.images import ImageError, decode
-from pipeline.labelled import LabelledSet
-from pipeline.source import Source
+from pipeline.datasets import LabelledSet
+from pipeline.imaging.crop import whole
+from pipeline.imaging.decode import ImageError, decode
+from pipeline.sources.source import Source
 from storage.sample import Failure
 
 
@@ -48,7 +48,7 @@ def load_images(found: LabelledSet, size: int, index: np.ndarray | None = None) 
 
 
 def load_captioned(source: Source, size: int, limit: int) -> tuple[Images, int]:
-    """The first `limit` images of a captioned source (pipeline.source), as images of no class (-1).
+    """The first `limit` images of a captioned source (pipeline.sources.source), as images of no class (-1).
 
     Also how many samples before the last of them cannot be used: no image, no caption, not to be decoded.
     """

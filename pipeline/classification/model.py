@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.clip import load_weights
-from models.poincare_resnet import EuclideanResNet, PoincareResNet
-from models.separation import MaximumSeparation, equal_radius
-from pipeline.classify.config import FitConfig
+from models.heads.max_separation import MaximumSeparation, equal_radius
+from models.resnets.poincare_resnet import EuclideanResNet, PoincareResNet
+from pipeline.classification.config import FitConfig
 from storage.store import Store
 
 MLR_SLOPE = (
@@ -52,7 +52,7 @@ def make_head(config: FitConfig, features: int, classes: int) -> nn.Module | Non
 
     A softmax layer's logits are slope * <w, u> + ..., with slope 1 in the linear layer and 4 in hyperbolic logistic
     regression. At the radius "equal", slope * sqrt((C - 1)/C), the separation head has that slope for weights of the
-    same length and the same directions of descent: one temperature (models/separation.py).
+    same length and the same directions of descent: one temperature (models/heads/max_separation.py).
     """
     if config.head == "softmax":
         return None

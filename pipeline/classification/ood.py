@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.assess.outcome import Bootstrap
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
 
 NUMBERS = ("fpr95", "auroc", "aupr")
 

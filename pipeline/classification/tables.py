@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline.assess.outcome import Bootstrap
-from pipeline.classify.detection import SCORES
-from pipeline.classify.evaluate import EvaluateConfig
+from pipeline.classification.evaluate import EvaluateConfig
+from pipeline.classification.ood import SCORES
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
 
 Arm = tuple[str, str, float]  # model, head, imbalance
 MINUS = "\N{MINUS SIGN}"

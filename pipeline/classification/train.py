@@ -23,16 +23,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.clip import load_weights
-from pipeline.classify.config import FitConfig
-from pipeline.classify.images import Epoch, Images, load_images, statistics
-from pipeline.classify.long_tail import long_tail
-from pipeline.classify.net import Classifier, make_classifier, save_classifier
+from pipeline.classification.config import FitConfig
+from pipeline.classification.in_memory import Epoch, Images, load_images, statistics
+from pipeline.classification.long_tail import long_tail
+from pipeline.classification.model import Classifier, make_classifier, save_classifier
 from pipeline.config import Config, ConfigError
-from pipeline.labelled import open_labelled
-from pipeline.progress import Listener, Progress
-from pipeline.runs import alone, current_commit, finished
-from pipeline.steplog import StepLog, read_log
-from pipeline.stop import StopRequest, stop_request
+from pipeline.datasets import open_labelled
+from pipeline.runtime.progress import Listener, Progress
+from pipeline.runtime.stop import StopRequest, stop_request
+from pipeline.training.run_dir import current_commit, exclusive_lock, finished
+from pipeline.training.step_log import StepLog, read_log
 from storage.checkpoint import Checkpoints
 from storage.files import atomic_directory
 from storage.store import Store
@@ -62,7 +62,7 @@ def fit(
     Args:
         run_dir: directory of the run; without `config` its config.json says what to do.
         config: what to train. device: "auto" (a GPU where there is one), "cpu", "cuda".
-        listener: gets the state of pipeline.progress.Progress every few seconds.
+        listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
 
     Raises:
         FileNotFoundError: no config.json and no configuration, or absent data.
@@ -76,7 +76,7 @@ def fit(
     done = finished(run_dir)
     if done is not None:
         return done
-    with stop_request() as stop, alone(run_dir):
+    with stop_request() as stop, exclusive_lock(run_dir):
         return _fit(run_dir, config, choose_device(device), listener, stop)
 
 

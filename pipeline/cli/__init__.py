@@ -1,8 +1,8 @@
 """The verbs of `hyco` that need no Prefect, one module for each group; importing this package registers them all."""
 
-from pipeline.commands import classify as classify
-from pipeline.commands import data as data
-from pipeline.commands import exchange as exchange
-from pipeline.commands import learning as learning
-from pipeline.commands import registry as registry
-from pipeline.commands import serve as serve
+from pipeline.cli import classify as classify
+from pipeline.cli import convert as convert
+from pipeline.cli import data as data
+from pipeline.cli import registry as registry
+from pipeline.cli import serve as serve
+from pipeline.cli import training as training

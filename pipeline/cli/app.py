@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.stop import StoppedError, TerminatedError, told
+from pipeline.runtime.stop import StoppedError, TerminatedError, told
 
 
 class _Group(TyperGroup):
@@ -62,7 +62,7 @@ Workers = Annotated[
 ]
 Version = Annotated[str, typer.Option(help="Dataset version: its name, the start of it, or latest.")]
 RecipeName = Annotated[
-    str, typer.Option(help="Recipe of pipeline/recipes.py, such as demo, photos, hycoclip_vit_s.")
+    str, typer.Option(help="Recipe of pipeline/training/recipes.py, such as demo, photos, hycoclip_vit_s.")
 ]
 AssessSource = Annotated[
     str | None,
@@ -94,8 +94,8 @@ def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.assess.page import gaps
-    from pipeline.assess.table import COLUMNS, rows
+    from pipeline.evaluation.report.page import gaps
+    from pipeline.evaluation.report.summary import COLUMNS, rows
 
     table = Table(*COLUMNS)
     for row in rows(metrics):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.app import Assignments, Home, app, show
+from pipeline.cli.app import Assignments, Home, app, show
 
 
 @app.command()
@@ -32,9 +32,9 @@ def fit(
 
     --set takes fields of FitConfig: widths=[16,32,64], known=6, steps=390, schedule=cosine, radius=learned ...
     """
-    from pipeline.classify.config import fit_recipe
-    from pipeline.classify.evaluate import EvaluateConfig, evaluate
-    from pipeline.classify.train import fit as train
+    from pipeline.classification.config import fit_recipe
+    from pipeline.classification.evaluate import EvaluateConfig, evaluate
+    from pipeline.classification.train import fit as train
     from pipeline.config import digest, override
 
     given = [f"head={head}", f"imbalance={imbalance}", *([f"epochs={epochs}"] if epochs else [])]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.commands.app import Home, app, show
+from pipeline.cli.app import Home, app, show
 
 Out = Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")]
 
@@ -34,7 +34,7 @@ def import_(
     ] = None,
 ) -> None:
     """Convert somebody else's checkpoint into a model directory of Hyco's."""
-    from pipeline.export import import_checkpoint
+    from pipeline.export.export import import_checkpoint
 
     show(
         import_checkpoint(
@@ -62,6 +62,6 @@ def export(
     licence: Annotated[str | None, typer.Option(help="SPDX name of the licence, for the card.")] = None,
 ) -> None:
     """Write a trained model as a directory to give away: weights, tokenizer, preprocessor, model card."""
-    from pipeline import export as exporting
+    from pipeline.export import export as exporting
 
     show(exporting.export(run, out, home=home, onnx=onnx, published=published, licence=licence))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.app import (
+from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
@@ -16,7 +16,7 @@ from pipeline.commands.app import (
     app,
     show,
 )
-from pipeline.stop import terminable
+from pipeline.runtime.stop import terminable
 
 
 @app.command()
@@ -32,12 +32,12 @@ def mine(
     --set takes fields of MineConfig: per_phrase=32, nouns.batch_size=64 ...
     """
     from pipeline.config import override
-    from pipeline.engine import open_engine
-    from pipeline.mine import MineConfig, mine_all
+    from pipeline.mining.mine import MineConfig, mine_all
+    from pipeline.runtime.executor import open_executor
 
     config = override(MineConfig(source=source, grounder=grounder), assignments or [])
-    with terminable(), open_engine(workers) as engine:
-        show(mine_all(config, home, engine))
+    with terminable(), open_executor(workers) as executor:
+        show(mine_all(config, home, executor))
 
 
 @app.command()
@@ -55,15 +55,15 @@ def pack(
     The packing suits the recipe, and a tenth of the images is held out unless --assess-source names others. --set takes
     fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.2 ...
     """
-    from pipeline import pack as packing
     from pipeline.config import override
-    from pipeline.engine import open_engine
-    from pipeline.journey import checked, compose
+    from pipeline.end_to_end import checked, compose
+    from pipeline.packing import pack as packing
+    from pipeline.runtime.executor import open_executor
 
     composed = compose(source, grounder, recipe, assess_source=assess_source)
     config = checked(override(composed, assignments or []))
-    with terminable(), open_engine(workers) as engine:
-        version = packing.pack(config.mine, config.pack, home, engine)
+    with terminable(), open_executor(workers) as executor:
+        version = packing.pack(config.mine, config.pack, home, executor)
     show({"version": version.name, "counts": version.counts})
 
 
@@ -82,8 +82,8 @@ def verify(
     HOME/damaged, and the commands that made it make it again.
     """
     if repair:
-        from pipeline.repair import remedy
-        from pipeline.repair import repair as set_aside
+        from pipeline.integrity.repair import remedy
+        from pipeline.integrity.repair import repair as set_aside
 
         found = set_aside(home)
         for damage in found:
@@ -93,7 +93,7 @@ def verify(
         if not found:
             typer.echo(f"{home}: nothing is damaged")
         return
-    from pipeline.verify import verify as prove
+    from pipeline.integrity.verify import verify as prove
     from storage.store import Store
     from storage.versions import Versions
 
@@ -109,7 +109,7 @@ def verify(
     versions = Versions(Store(home))
     found = versions.load(version)
     if reasons := versions.quarantined(found.name):
-        from pipeline.quality_gate import verdict
+        from pipeline.packing.dataset_gate import verdict
 
         for row in verdict(reasons):
             typer.echo(f"quarantined: {row['check']} {row['value']} (limit {row['limit']}): {row['verdict']}")
@@ -136,7 +136,7 @@ def release(
 @app.command()
 def status(home: Home = "var") -> None:
     """List what a home holds: mined units, dataset versions, runs."""
-    from pipeline.status import report
+    from pipeline.ui.status import report
 
     for line in report(home):
         typer.echo(line)
@@ -148,7 +148,7 @@ def collect(
     older_than_hours: Annotated[float, typer.Option(help="Leave younger files alone.", min=0)] = 24,
 ) -> None:
     """Delete what killed workers left behind: files that no record and no version names, and half-written ones."""
-    from storage.garbage import collect as collect_garbage
+    from storage.gc import collect as collect_garbage
     from storage.store import Store
 
     removed = collect_garbage(Store(home), older_than_hours * 3600)

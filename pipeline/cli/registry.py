@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.app import AssessSource, Home, TaxonomyFile, app, run_folder, show
+from pipeline.cli.app import AssessSource, Home, TaxonomyFile, app, run_folder, show
 
 Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
 
@@ -17,7 +17,7 @@ announcers: list[Callable[[Any, str], None]] = []
 @app.command()
 def champion(home: Home = "var") -> None:
     """Show the model in service: its directory, its run, its numbers' report and where its data came from."""
-    from storage.registry import Registry
+    from storage.model_registry import Registry
 
     registry = Registry(home)
     row = registry.champion()
@@ -41,7 +41,7 @@ def champion(home: Home = "var") -> None:
 @app.command()
 def registry(home: Home = "var") -> None:
     """List promotions, refusals and rollbacks, oldest first."""
-    from storage.registry import Registry
+    from storage.model_registry import Registry
 
     rows = Registry(home).rows()
     for row in rows:
@@ -64,11 +64,11 @@ def promote(
     anyway: Annotated[bool, typer.Option("--anyway", help="Promote whatever the gate says.")] = False,
 ) -> None:
     """Assess a run and the champion beside it; promote the run if it is no worse. Exit code 1 when it is refused."""
-    from pipeline.assess import assess
-    from pipeline.gate import GateConfig
-    from pipeline.registry import Exam, challenge
-    from pipeline.runs import RunConfig
-    from storage.registry import PROMOTED, Registry
+    from pipeline.evaluation.evaluate import assess
+    from pipeline.registry.model_gate import GateConfig
+    from pipeline.registry.promotion import Exam, challenge
+    from pipeline.training.run_dir import RunConfig
+    from storage.model_registry import PROMOTED, Registry
 
     folder = find_run(run, home)
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
@@ -93,7 +93,7 @@ def refuse(
     home: Home = "var",
 ) -> None:
     """Record that a run is not to be promoted."""
-    from pipeline.registry import refuse as refuse_run
+    from pipeline.registry.promotion import refuse as refuse_run
 
     row = refuse_run(find_run(run, home), home, reason)
     _announce(row, home)
@@ -110,7 +110,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by hand",
 ) -> None:
     """Put an earlier champion back, with the very bytes it was promoted with."""
-    from pipeline.registry import rollback as go_back
+    from pipeline.registry.promotion import rollback as go_back
 
     row = go_back(home, to, reason)
     _announce(row, home)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.app import Home, app
+from pipeline.cli.app import Home, app
 
 
 @app.command()
@@ -27,8 +27,8 @@ def serve(
     """Serve a home's pages: decisions, lineage, dataset versions with their samples, runs; Ctrl-C ends it."""
     import uvicorn
 
-    from pipeline.serve import create_app
-    from pipeline.serve.hosts import own_hosts
+    from pipeline.ui.hosts import own_hosts
+    from pipeline.ui.server import create_app
 
     hosts = own_hosts(host, os.environ.get("HYCO_SERVE_URL", ""), allow_host or ())
     application = create_app(home, hosts)

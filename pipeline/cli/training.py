@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.app import (
+from pipeline.cli.app import (
     AssessSource,
     Assignments,
     Home,
@@ -35,10 +35,10 @@ def train(
     --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
     """
     from pipeline.config import override
-    from pipeline.journey import enlarged, run_dir
-    from pipeline.launch import launch
-    from pipeline.recipes import by_name
-    from pipeline.runs import prepare
+    from pipeline.end_to_end import enlarged, run_dir
+    from pipeline.training.launch import launch
+    from pipeline.training.recipes import by_name
+    from pipeline.training.run_dir import prepare
     from storage.store import Store
     from storage.versions import Versions
 
@@ -78,10 +78,10 @@ def assess(
     --run may also be a model directory, exported or imported: it is measured on --assess-source, --suite or both.
     --set takes fields of AssessConfig: max_images=1000, suite_images=1000, min_coverage=0.5 ...
     """
-    from pipeline import assess as assessing
-    from pipeline import journey
+    from pipeline import end_to_end as journey
     from pipeline.config import override
-    from pipeline.runs import RunConfig
+    from pipeline.evaluation import evaluate as assessing
+    from pipeline.training.run_dir import RunConfig
 
     config = override(assessing.AssessConfig(), assignments or [])
     if suite is None and data is not None:

@@ -12,12 +12,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.labelled.files import Files, TarFiles, archives, open_places
-from pipeline.labelled.layouts import Labelled
-from pipeline.labelled.parquet import LAYOUT, parquet_files, read_parquet
-from pipeline.labelled.registry import ADAPTERS, Adapter
-from pipeline.labelled.shards import LAYOUT as SHARDS
-from pipeline.labelled.shards import read_shards, shard_files
+from pipeline.datasets.adapters import ADAPTERS, Adapter
+from pipeline.datasets.files import Files, TarFiles, archives, open_places
+from pipeline.datasets.layouts import Labelled
+from pipeline.datasets.parquet import LAYOUT, parquet_files, read_parquet
+from pipeline.datasets.shards import LAYOUT as SHARDS
+from pipeline.datasets.shards import read_shards, shard_files
 
 SPLITS = ("train", "test", "all")
 

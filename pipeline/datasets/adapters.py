@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.labelled import published, small
-from pipeline.labelled.files import Files
-from pipeline.labelled.layouts import Labelled, image_folder
+from pipeline.datasets import published
+from pipeline.datasets import small_images as small
+from pipeline.datasets.files import Files
+from pipeline.datasets.layouts import Labelled, image_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.images import ImageError, decode
-from pipeline.labelled.card import card
-from pipeline.labelled.files import IMAGES, Files, missing
+from pipeline.datasets.dataset_card import card
+from pipeline.datasets.files import IMAGES, Files, missing
+from pipeline.imaging.decode import ImageError, decode
 
 PARTS = {
     "train": ("train", "training", "trainval"),
@@ -19,7 +19,7 @@ HELD_OUT = 0.2  # of a set that is published in one piece
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """A labelled set whose images are files or arrays; see pipeline.labelled.LabelledSet."""
+    """A labelled set whose images are files or arrays; see pipeline.datasets.LabelledSet."""
 
     name: str
     classes: tuple[str, ...]

@@ -1,6 +1,6 @@
 """Derive the tree of a set of ImageNet classes from WordNet 3.0 and write it as a taxonomy.json.
 
-    python -m pipeline.labelled.wordnet_tree --wordnet data.noun.xz --out tree.json
+    python -m pipeline.datasets.wordnet_tree --wordnet data.noun.xz --out tree.json
 
 Without --wnids: the 1,000 classes of ILSVRC 2012, for which the tree has 1,372 nodes.
 """
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.labelled.wordnet import IMAGENET, WordNet, read_wnids
+from pipeline.datasets.wordnet import IMAGENET, WordNet, read_wnids
 
 
 def tree_of(wordnet: WordNet, wnids: Sequence[str]) -> dict[str, Any]:
-    """The content of a taxonomy.json (pipeline/assess/taxonomy.py)."""
+    """The content of a taxonomy.json (pipeline/evaluation/metrics/taxonomy.py)."""
     nodes = wordnet.tree(wnids)
     told = dict(zip(dict.fromkeys(wnids), wordnet.names(list(dict.fromkeys(wnids))), strict=True))
     return {
@@ -28,7 +28,7 @@ def tree_of(wordnet: WordNet, wnids: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command of the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.labelled.wordnet_tree", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.datasets.wordnet_tree", description=__doc__)
     parser.add_argument("--wordnet", required=True, help="data.noun of WordNet 3.0, plain, .xz or .gz")
     parser.add_argument("--wnids", default=str(IMAGENET), help="file of wnids; ImageNet's 1,000 by default")
     parser.add_argument("--out", required=True, help="where the taxonomy.json goes")

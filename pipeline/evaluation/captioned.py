@@ -4,16 +4,17 @@ from typing import Any
 
 import torch
 
-from pipeline.assess import pictures, sections
-from pipeline.assess.config import AssessConfig
-from pipeline.assess.coverage import Coverage, as_numbers
-from pipeline.assess.embedded import embed, work
-from pipeline.assess.held_out import HeldOut
-from pipeline.assess.outcome import Bootstrap
-from pipeline.assess.scenes import limit_regions
-from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
-from pipeline.progress import Listener, Progress
+from pipeline.evaluation import sections
+from pipeline.evaluation.config import AssessConfig
+from pipeline.evaluation.coverage import Coverage, as_numbers
+from pipeline.evaluation.embedded import embed, work
+from pipeline.evaluation.held_out import HeldOut
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.report import pictures
+from pipeline.evaluation.scenes import limit_regions
+from pipeline.runtime.progress import Listener, Progress
 
 MEASURED = (
     "zero_shot",

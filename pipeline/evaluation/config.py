@@ -4,8 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.assess.coverage import MIN_COVERAGE
 from pipeline.config import Config
+from pipeline.evaluation.coverage import MIN_COVERAGE
 
 
 class AssessConfig(Config):

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.assess.coverage import Coverage, absent
 from pipeline.embedder import Embedder, whole
-from pipeline.images import ImageError, decode
-from pipeline.progress import Progress
+from pipeline.evaluation.coverage import Coverage, absent
+from pipeline.imaging.decode import ImageError, decode
+from pipeline.runtime.progress import Progress
 
 READERS = 4
 AHEAD = 64  # images decoded and waiting

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.assess.geometry import Points
-from pipeline.assess.retrieval import Pairing, same_text
-from pipeline.assess.scenes import Region, Scene
-from pipeline.crop import crop_box, letterbox
 from pipeline.embedder import Embedder, Report, whole
-from pipeline.images import ImageError, decode
+from pipeline.evaluation.metrics.geometry import Points
+from pipeline.evaluation.metrics.retrieval import Pairing, same_text
+from pipeline.evaluation.scenes import Region, Scene
+from pipeline.imaging.crop import crop_box, letterbox
+from pipeline.imaging.decode import ImageError, decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.assess import exhibits, report, sections
-from pipeline.assess.beside import read_beside, summary
-from pipeline.assess.captioned import MEASURED, measure_captioned
-from pipeline.assess.config import AssessConfig
-from pipeline.assess.held_out import held_out, training_samples
-from pipeline.assess.panels import Exhibits
-from pipeline.assess.provenance import lineage, provenance
-from pipeline.assess.suite_report import add_suite, assess_model, finite, write_numbers
-from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
-from pipeline.progress import Listener
-from pipeline.steplog import read_log
+from pipeline.evaluation import sections
+from pipeline.evaluation.benchmarks.standalone import add_suite, assess_model, finite, write_numbers
+from pipeline.evaluation.captioned import MEASURED, measure_captioned
+from pipeline.evaluation.config import AssessConfig
+from pipeline.evaluation.held_out import held_out, training_samples
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.provenance import lineage, provenance
+from pipeline.evaluation.report import examples as exhibits
+from pipeline.evaluation.report import report
+from pipeline.evaluation.report.compare_runs import read_beside, summary
+from pipeline.evaluation.report.panels import Exhibits
+from pipeline.runtime.progress import Listener
+from pipeline.training.step_log import read_log
 from storage.store import Store
 from storage.versions import Versions
 
@@ -54,8 +56,8 @@ def assess(
         taxonomy: taxonomy.json with the classes.
         mining: summary of mining, copied into the metrics; or why there is none.
         config: see AssessConfig.
-        listener: gets the state of pipeline.progress.Progress every few seconds.
-        suite: published data sets to measure on as well: "all", or names of pipeline/assess/suite.py.
+        listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
+        suite: published data sets to measure on as well: "all", or names of pipeline/evaluation/benchmarks/suite.py.
         data: the directory that these data sets lie in.
 
     Raises:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from pipeline.assess.coverage import Coverage
-from pipeline.assess.scenes import Scene
-from pipeline.mine_rows import noting
-from pipeline.source import open_source
+from pipeline.evaluation.coverage import Coverage
+from pipeline.evaluation.scenes import Scene
+from pipeline.mining.detections_table import noting
+from pipeline.sources.source import open_source
 from storage.sample import Failure, TrainingSample
 from storage.store import Store
 from storage.versions import Version, read_ref

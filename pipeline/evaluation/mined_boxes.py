@@ -7,25 +7,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.choose import Choice, ChoiceConfig, choose
+from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
 
 
-class Tally:
-    """Counts right, wrong and missed boxes over the units of a source; see pipeline.mine.phrase_quality."""
+class BoxMatcher:
+    """Counts right, wrong and missed boxes over the units of a source; see pipeline.mining.mine.phrase_quality."""
 
     def __init__(self, threshold: float, nms_iou: float | None, iou: float) -> None:
         self.iou = iou
-        self.rules = ChoiceConfig(
+        self.rules = SelectionConfig(
             threshold=threshold, nms_iou=nms_iou, nms_all_iou=None, min_area_px=None, max_parts=999
         )
         self.images = self.labelled_images = self.labelled = self.boxes = self.right = 0
 
     def add(self, table: pa.Table, labels: dict[str, list[dict[str, Any]] | None]) -> None:
-        """Count one unit: its detections, and image key -> `pipeline.rows.objects_of` (those of None are left out).
+        """Count one unit: its detections, and image key -> `records.objects_of` (those of None are left out).
 
         A labelled image that mining could not use has no detections: it is counted in labelled_images alone.
         """
-        chosen = choose(table, self.rules)
+        chosen = select_parts(table, self.rules)
         for key, objects in labels.items():
             if objects is None:
                 continue
@@ -35,7 +35,7 @@ class Tally:
             truth: dict[str, set[tuple[float, ...]]] = defaultdict(set)
             for item in objects:
                 truth[item["phrase"].lower()].add(tuple(map(float, item["box"])))
-            found: dict[str, dict[tuple[float, ...], Choice]] = defaultdict(dict)
+            found: dict[str, dict[tuple[float, ...], AcceptedPart]] = defaultdict(dict)
             for choice in chosen[
                 key
             ]:  # a text that two captions share was looked for once: its boxes count once
@@ -59,7 +59,7 @@ class Tally:
             "labelled_images": self.labelled_images,
         }
 
-    def _matches(self, found: Iterable[Choice], truth: set[tuple[float, ...]]) -> int:
+    def _matches(self, found: Iterable[AcceptedPart], truth: set[tuple[float, ...]]) -> int:
         """Number of boxes that can be paired with a label, the best score choosing first."""
         left = np.array(sorted(truth))
         matched = 0

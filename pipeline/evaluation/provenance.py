@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.runs import current_commit
+from pipeline.training.run_dir import current_commit
 from storage.versions import Version
 
 

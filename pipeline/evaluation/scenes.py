@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.assess.retrieval import same_text
-from pipeline.rows import Box, box_of, objects_of
+from pipeline.evaluation.metrics.retrieval import same_text
+from pipeline.sources.records import Box, box_of, objects_of
 from storage.sample import Sample, TrainingSample
 
 

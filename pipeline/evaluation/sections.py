@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.assess.boxes import measure_boxes
-from pipeline.assess.compositional import accuracy_by_kind, prefers
-from pipeline.assess.config import AssessConfig
-from pipeline.assess.embedded import Embedded
-from pipeline.assess.exhibits import Answered
-from pipeline.assess.geometry import HYCOCLIP_CONES, Cone, geometry_report
-from pipeline.assess.hierarchy import tree_metrics
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.parts import part_retrieval
-from pipeline.assess.retrieval import both_ways
-from pipeline.assess.taxonomy import Taxonomy
-from pipeline.assess.walks import Walks, traverse
-from pipeline.assess.zero_shot import accuracy, class_vectors
 from pipeline.embedder import Embedder
+from pipeline.evaluation.config import AssessConfig
+from pipeline.evaluation.embedded import Embedded
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.boxes import measure_boxes
+from pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
+from pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES, Cone, geometry_report
+from pipeline.evaluation.metrics.hierarchy import tree_metrics
+from pipeline.evaluation.metrics.parts import part_retrieval
+from pipeline.evaluation.metrics.retrieval import both_ways
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.metrics.walks import Walks, traverse
+from pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors
+from pipeline.evaluation.report.examples import Answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,9 @@ def measure(
     return Measured(answered, walked)
 
 
-def _boxes(embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, boot: Bootstrap) -> Outcome | str:
+def _boxes(
+    embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, boot: Bootstrap
+) -> MetricResult | str:
     """Ground-truth boxes against the leaves of the tree."""
     labelled = [(n, label) for n, label in enumerate(embedded.label_of_crop) if label is not None]
     if tree is None:
@@ -85,7 +87,7 @@ def _boxes(embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, boot: 
     return measure_boxes(embedder.score, crops, class_vectors(embedder, tree), truth, images, scale, boot)
 
 
-def _foils(embedder: Embedder, embedded: Embedded, boot: Bootstrap) -> Outcome | str:
+def _foils(embedder: Embedder, embedded: Embedded, boot: Bootstrap) -> MetricResult | str:
     """True captions against the foils that the source brings."""
     if not len(embedded.foils):
         return "the held-out images carry no foils in their json"
@@ -131,7 +133,7 @@ def _classify(
     return Answered(np.array([n for n, _ in single]), predicted, truth)
 
 
-def keep(metrics: dict[str, Any], section: str, found: Outcome | dict[str, Any] | str) -> None:
+def keep(metrics: dict[str, Any], section: str, found: MetricResult | dict[str, Any] | str) -> None:
     """Put a section's numbers and intervals in their places, or the reason why there are none."""
     if isinstance(found, str):
         metrics["skipped"][section] = found

@@ -1,10 +1,10 @@
 """The models of the family under equal conditions: trained on the same samples, assessed, and compared.
 
-    python -m pipeline.ablation --world demo --home var/demo
+    python -m pipeline.experiments.ablation --world demo --home var/demo
 
-Each run is a directory HOME/runs/ablation-... of pipeline.train and pipeline.assess: a killed ablation goes on
+Each run is a directory HOME/runs/ablation-... of `hyco train` and `hyco assess`: a killed ablation goes on
 where it stopped, and a finished run is not repeated. The document is written from the metrics
-(pipeline/comparison.py), again after each round of seeds.
+(pipeline/experiments/comparison.py), again after each round of seeds.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.assess import AssessConfig, assess
-from pipeline.comparison import section, write_section
 from pipeline.config import ConfigError, nearest
-from pipeline.journey import run_dir
-from pipeline.recipes import Recipe, by_name
-from pipeline.runs import finished, prepare
-from pipeline.stop import TerminatedError, terminable, told
-from pipeline.train import train
+from pipeline.end_to_end import run_dir
+from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.experiments.comparison import section, write_section
+from pipeline.runtime.stop import TerminatedError, terminable, told
+from pipeline.training.recipes import Recipe, by_name
+from pipeline.training.run_dir import finished, prepare
+from pipeline.training.train import train
 from storage.store import Store
 from storage.versions import Versions
 
@@ -59,11 +59,11 @@ PREFACE = """# How much is boxes, and how much is geometry?
 CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP as rows of one trainer: the same towers, data,
 schedule and number of whole images seen; they differ in the rows of the objective and in the space. Models with boxes
 encode a part and a phrase beside each image and caption, so equal samples are not equal work. Each cell is the mean
-over the seeds [95 % bootstrap interval over the held-out images, ends averaged over the seeds] (least and most of the
-seeds). These are small models after a short training: the table compares them with each other, not with the
-papers. Everything below a heading is written from the runs' metrics.json by pipeline/comparison.py, sentences
-included. The command below a heading makes it again, on a GPU where there is one; for the embedded world
-`make ablation ABLATION='--steps 240'` makes the data first."""
+over the seeds [95 % bootstrap interval over the held-out images, ends averaged over the seeds] (least and most
+of the seeds). These are small models after a short training: the table compares them with each other, not with
+the papers. Everything below a heading is written from the runs' metrics.json by
+pipeline/experiments/comparison.py, sentences included. The command below a heading makes it again, on a GPU
+where there is one; for the embedded world `make ablation ABLATION='--steps 240'` makes the data first."""
 
 
 def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
@@ -179,7 +179,8 @@ def document(name: str, runs: list[Run], out: Path) -> None:
     assert first is not None and first["train"] is not None, "a run of the document is finished"
     seen, held = recipe.steps * recipe.batch_size, first["assessed"]
     note = (
-        f"`python -m pipeline.ablation --world {name} --steps {recipe.steps}`: recipes `{WORLDS[name].recipe}*`, "
+        f"`python -m pipeline.experiments.ablation --world {name} --steps {recipe.steps}`: "
+        f"recipes `{WORLDS[name].recipe}*`, "
         f"{recipe.steps} steps of {recipe.batch_size}, so every run saw {seen:,} images "
         f"({first['train']['epochs']:.1f} epochs); {len(runs) // len(by_model)} seeds; on "
         f"{first['train']['device']}, data version {first['train']['version']}. Asked about {held['images']:,} "
@@ -190,7 +191,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
-    parser = argparse.ArgumentParser(prog="pipeline.ablation", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="pipeline.experiments.ablation", description=main.__doc__)
     parser.add_argument("--world", choices=list(WORLDS), default="demo", help="recipes and data")
     parser.add_argument("--home", help="where the dataset version is, and the runs go; var/WORLD by default")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="the document")

@@ -1,7 +1,7 @@
 """The study of docs/classification.md: nets x heads x balanced and long-tailed, each trained, measured and tabled.
 
-    python -m pipeline.classify.study cpu --data cifar10:DIR --ood tiny_imagenet:DIR --home var/classification \
-        --doc docs/classification.md
+    python -m pipeline.experiments.classification_study cpu --data cifar10:DIR --ood tiny_imagenet:DIR \
+        --home var/classification --doc docs/classification.md
 
 Every training is a run of `hyco fit` in HOME/fits, resumed where it stopped; finished runs are kept. A pair of heads
 comes out together, and the tables are written again after each run, so that a study that is cut off leaves what it has.
@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.classify.config import FitConfig, poincare
-from pipeline.classify.evaluate import EvaluateConfig, evaluate, open_strange
-from pipeline.classify.tables import tables
-from pipeline.classify.train import fit
+from pipeline.classification.config import FitConfig, poincare
+from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_strange
+from pipeline.classification.tables import tables
+from pipeline.classification.train import fit
 from pipeline.config import Config, ConfigError, override
-from pipeline.runs import finished
-from pipeline.stop import TerminatedError, terminable, told
+from pipeline.runtime.stop import TerminatedError, terminable, told
+from pipeline.training.run_dir import finished
 from storage.store import Store
 
 BEGIN, END = "<!-- study {}: begin -->", "<!-- study {}: end -->"
@@ -147,7 +147,9 @@ def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure and table a study; the same command goes on where it stopped."""
-    parser = argparse.ArgumentParser(prog="pipeline.classify.study", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="pipeline.experiments.classification_study", description=main.__doc__
+    )
     parser.add_argument("study", choices=STUDIES, help="which of them")
     parser.add_argument("--data", required=True, help="labelled set NAME:DIR")
     parser.add_argument("--ood", action="append", default=[], help="strange set; may be repeated")

@@ -90,7 +90,7 @@ class Difference:
         return f"{mean} [{low}, {high}]"
 
 
-def look(metrics: dict[str, Any], path: str) -> Any:
+def value_at(metrics: dict[str, Any], path: str) -> Any:
     """The value at a dotted path, None where a section is null."""
     value: Any = metrics
     for name in path.split("."):
@@ -101,7 +101,7 @@ def look(metrics: dict[str, Any], path: str) -> Any:
 def difference(runs: Runs, measure: Measure, before: str, after: str) -> Difference:
     """After minus before: a t interval over paired seeds, or with one seed the ends of the two bootstraps."""
     pairs = list(zip(runs[before], runs[after], strict=False))
-    values = np.array([look(b, measure.path) - look(a, measure.path) for a, b in pairs])
+    values = np.array([value_at(b, measure.path) - value_at(a, measure.path) for a, b in pairs])
     mean = float(values.mean())
     if len(values) > 1:
         quantile = STUDENT[min(len(values) - 1, len(STUDENT)) - 1]
@@ -116,7 +116,7 @@ def difference(runs: Runs, measure: Measure, before: str, after: str) -> Differe
 def section(title: str, note: str, runs: Runs) -> str:
     """The markdown of one world: conditions, table of measures, differences, geometry, statement."""
     runs = {model: seeds for model, seeds in runs.items() if seeds}
-    measures = [m for m in MEASURES if all(look(s, m.path) is not None for r in runs.values() for s in r)]
+    measures = [m for m in MEASURES if all(value_at(s, m.path) is not None for r in runs.values() for s in r)]
     steps = [step for step in STEPS if step[1] in runs and step[2] in runs]
     seeds = min(map(len, runs.values()))
     parts = [f"## {title}", note, _measures(runs, measures)]
@@ -195,7 +195,7 @@ def _measures(runs: Runs, measures: Sequence[Measure]) -> str:
     for model, seeds in runs.items():
         cells = []
         for measure in measures:
-            values = [look(metrics, measure.path) for metrics in seeds]
+            values = [value_at(metrics, measure.path) for metrics in seeds]
             ends = np.mean([metrics["intervals"][measure.path] for metrics in seeds], axis=0)
             cell = f"{measure.text(sum(values) / len(values))} [{measure.text(ends[0])}, {measure.text(ends[1])}]"
             if len(values) > 1:
@@ -203,7 +203,7 @@ def _measures(runs: Runs, measures: Sequence[Measure]) -> str:
             cells.append(cell)
         lines.append(f"| {NAMES[model]} | " + " | ".join(cells) + " |")
     first = next(iter(runs.values()))[0]
-    lines.append("| chance | " + " | ".join(m.text(look(first, m.chance)) for m in measures) + " |")
+    lines.append("| chance | " + " | ".join(m.text(value_at(first, m.chance)) for m in measures) + " |")
     return "\n".join(lines)
 
 
@@ -247,7 +247,7 @@ def _geometry(runs: Runs) -> str:
 
 
 def _mean(seeds: list[dict[str, Any]], path: str) -> float | None:
-    values = [value for metrics in seeds if (value := look(metrics, path)) is not None]
+    values = [value for metrics in seeds if (value := value_at(metrics, path)) is not None]
     return float(np.mean(values)) if values else None
 
 
@@ -262,7 +262,7 @@ def _capital(text: str) -> str:
 
 def write_section(out: Path, world: str, text: str, preface: str) -> None:
     """Put the section of a world into the document, in place of its last; the rest of the document stays."""
-    begin, end = f"<!-- {world}: written by pipeline.ablation -->", f"<!-- end of {world} -->"
+    begin, end = f"<!-- {world}: written by pipeline.experiments.ablation -->", f"<!-- end of {world} -->"
     block = f"{begin}\n\n{text}\n\n{end}\n"
     known = out.read_text(encoding="utf-8") if out.is_file() else preface + "\n"
     if begin in known and end in known:

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.checkpoints import read_checkpoint, to_published
 from models.clip import DualEncoder
 from models.encoders.block import Activation
 from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
-from models.exchange import read_checkpoint, to_published
 from models.files import read_json
-from pipeline.card import model_card
 from pipeline.config import digest
 from pipeline.embedder import Embedder, save_model
-from pipeline.onnx_towers import require_onnx, write_onnx
-from pipeline.runs import RunConfig
+from pipeline.export.model_card import model_card
+from pipeline.export.onnx import require_onnx, write_onnx
+from pipeline.training.run_dir import RunConfig
 from storage.files import atomic_directory
 from storage.store import Store
 from storage.versions import Versions
@@ -100,7 +100,7 @@ def import_checkpoint(
     """Convert a published, Hugging Face or OpenCLIP checkpoint into a model directory.
 
     Args:
-        path: the file or directory; see models.exchange.read_checkpoint.
+        path: the file or directory; see models.checkpoints.read_checkpoint.
         out: directory to make; must not exist, or be empty.
         tokenizer: directory with a CLIP tokenizer or CLIP's file of merges, for a checkpoint that brings none.
         vision_heads: heads of a published image tower of unusual width.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from models.clip import DualEncoder
-from pipeline.assess.table import markdown_table
+from pipeline.evaluation.report.summary import markdown_table
 
 USE = """```python
 from pipeline.embedder import Embedder

@@ -7,8 +7,8 @@ the same hyco mine and hyco pack redo that unit and nothing else.
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.verify import Damage, verify
-from storage.registry import Registry
+from pipeline.integrity.verify import Damage, verify
+from storage.model_registry import Registry
 from storage.store import Store
 from storage.versions import Versions
 

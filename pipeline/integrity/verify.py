@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.manifest import Manifest
+from storage.model_registry import ASSESSED, MODELS, REFUSED, Decision, Registry, files_damage, folder_damage
 from storage.objects import DamagedError, name_sha256
-from storage.registry import (
-    ASSESSED,
-    MODELS,
-    REFUSED,
-    Registry,
-    Row,
-    files_damage,
-    folder_damage,
-)
 from storage.sealed import unseal
 from storage.store import Store
 from storage.versions import LATEST, QUARANTINE, Version, Versions, quarantine_path, version_path
@@ -207,7 +199,7 @@ def _registry(registry: Registry) -> Iterator[Damage]:
     """The log, and of every model that it names: the copy, what was kept of its run, its report, its answers."""
     log = registry.log()
     yield from (Damage("registry row", row.path, row.what) for row in log if isinstance(row, DamagedError))
-    rows = [row for row in log if isinstance(row, Row)]
+    rows = [row for row in log if isinstance(row, Decision)]
     promoted = {row.model: row for row in rows if row.kind != REFUSED}  # the last row of each
     for model, row in promoted.items():
         folder = registry.path(model)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from pipeline.nouns import Phrase
-from pipeline.rows import NOT_DOWNLOADED
+from pipeline.mining.noun_phrases import Phrase
+from pipeline.sources.records import NOT_DOWNLOADED
 from storage.sample import Failure, Sample
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ def _device(name: str) -> "torch.device":
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        worker = int(os.environ.get("HYCO_WORKER_NUMBER", "0"))  # set by pipeline.engine
+        worker = int(os.environ.get("HYCO_WORKER_NUMBER", "0"))  # set by pipeline.runtime.executor
         return torch.device("cuda", worker % torch.cuda.device_count())
     try:
         device = torch.device(name)

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from models.grounding.detector import Reader
-from pipeline import ground
 from pipeline.config import Config, ConfigError, digest
-from pipeline.engine.units import run_units
-from pipeline.mine_chunk import chunks, mine_chunk
-from pipeline.mine_rows import Clock, Rows, noting, remedy
-from pipeline.nouns import NounConfig, NounExtractor
-from pipeline.progress import Listener, Progress
-from pipeline.reading import READING
-from pipeline.rows import NOT_DOWNLOADED, Limits, objects_of
-from pipeline.source import Source, Unit, UnitGoneError, open_source, open_unit
+from pipeline.mining import grounder as ground
+from pipeline.mining.detections_table import Clock, Rows, noting, remedy
+from pipeline.mining.mine_chunk import chunks, mine_chunk
+from pipeline.mining.noun_phrases import NounConfig, NounExtractor
+from pipeline.runtime.progress import Listener, Progress
+from pipeline.runtime.run_units import run_units
+from pipeline.sources.reading_rules import READING
+from pipeline.sources.records import NOT_DOWNLOADED, Limits, objects_of
+from pipeline.sources.source import Source, Unit, UnitGoneError, open_source, open_unit
 from storage.detections import read_detections, write_detections, write_failures
 from storage.manifest import Manifest
 from storage.objects import open_object
@@ -36,7 +36,7 @@ from storage.store import Store
 
 if TYPE_CHECKING:
     from models.grounding.detector import Detector
-    from pipeline.engine import Engine
+    from pipeline.runtime.executor import Executor
 
 Report = Callable[[int], None]
 
@@ -45,8 +45,8 @@ class MineConfig(Config):
     """What is mined and how.
 
     Attributes:
-        source: where the captioned images are, see pipeline.source.
-        grounder: which detector, see pipeline.ground.
+        source: where the captioned images are, see pipeline.sources.source.
+        grounder: which detector, see pipeline.mining.grounder.
         weights: digest of the grounder's files, so that other weights are another configuration. It sets
             itself wherever the files are; where they are not, a saved one is believed (packing needs no detector).
         limits: what a sample may weigh; larger ones fail, by name.
@@ -213,7 +213,7 @@ def mine_shard(
 def mine_all(
     config: MineConfig,
     home: str,
-    engine: "Engine",
+    executor: "Executor",
     listener: Listener | None = None,
     settle_s: float = 0.0,
 ) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def mine_all(
         expect = _Expectation(progress, len(work.done), len(work.pending), done)
 
         def submit(unit: Unit) -> Future[Any]:
-            return engine.submit(mine_shard, config, home, unit, report=progress.advance)
+            return executor.submit(mine_shard, config, home, unit, report=progress.advance)
 
         gone = run_units(submit, work.pending, expect.unit_done)
     return summary(config, home, [unit for unit in (*work.done, *work.pending) if unit not in gone])
@@ -290,18 +290,18 @@ def phrase_quality(
     phrases that were never found in the caption as missed.
 
     Args:
-        threshold, nms_iou: as in pipeline.choose.
+        threshold, nms_iou: as in pipeline.packing.select_parts.
         most: look at so many units only, the first; at all when None.
 
     Returns:
         recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
         `images` have detections.
     """
-    from pipeline.quality import Tally
+    from pipeline.evaluation.mined_boxes import BoxMatcher
 
     store = Store(home)
     manifest, source = _manifest(config, store), open_source(config.source, config.limits)
-    tally = Tally(threshold, nms_iou, iou)
+    tally = BoxMatcher(threshold, nms_iou, iou)
     listed, records = source.units(), manifest.records()
     units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
     if not units:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from models.grounding.detector import Detector, Reader
-from pipeline.images import ImageError, decode, inspect
-from pipeline.mine_rows import Clock, Rows
-from pipeline.nouns import NounExtractor, Phrase
-from pipeline.rows import Limits
+from pipeline.imaging.decode import ImageError, decode, inspect
+from pipeline.mining.detections_table import Clock, Rows
+from pipeline.mining.noun_phrases import NounExtractor, Phrase
+from pipeline.sources.records import Limits
 from storage.sample import Failure, Sample
 
 if TYPE_CHECKING:
-    from pipeline.mine import MineConfig
+    from pipeline.mining.mine import MineConfig
 
 S = TypeVar("S")
 R = TypeVar("R")

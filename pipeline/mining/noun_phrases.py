@@ -2,8 +2,8 @@
 2023).
 
 1. noun chunks of the dependency parse; those headed by a pronoun, a number or a bare determiner are left out
-2. chunks whose head is in pipeline/abstract_nouns.txt ("time", "love", "freedom" ...) are left out, unless the list
-   lets a noun before it make it a thing ("light", but not "traffic light")
+2. chunks whose head is in abstract_nouns.txt ("time", "love", "freedom" ...) are left out, unless the list lets a
+   noun before it make it a thing ("light", but not "traffic light")
 3. each chunk is grown to its referring expression: everything below its head in the dependency tree, but
    never over a conjunct ("a dog" -> "a dog in a field", not "a dog and a cat")
 4. an expression that lies within another one is marked: training on expressions takes the outermost

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.source import Unit
+from pipeline.sources.source import Unit
 from storage.detections import read_failures
 from storage.objects import open_object
 from storage.sample import Failure, Sample

@@ -15,18 +15,18 @@ from typing import Any, ClassVar, TypeGuard
 
 from pydantic import Field
 
-from pipeline.as_mined import AsMined
-from pipeline.choose import Choice, ChoiceConfig, choose
 from pipeline.config import Config, digest
-from pipeline.crop import crop_box, shrink_to_short_side
-from pipeline.engine import Engine, InProcess
-from pipeline.engine.units import run_units
-from pipeline.images import ImageError, decode, encode_jpeg, is_plain_jpeg
-from pipeline.progress import Listener, Progress
-from pipeline.quality_gate import Check, QualityConfig, gate, scores_of
-from pipeline.repeats import mark, repeats
-from pipeline.rows import Limits
-from pipeline.source import Unit, open_source, open_unit
+from pipeline.imaging.crop import crop_box, shrink_to_short_side
+from pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
+from pipeline.packing.as_mined import AsMined
+from pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
+from pipeline.packing.repeats import mark, repeats
+from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
+from pipeline.runtime.executor import Executor, InProcess
+from pipeline.runtime.progress import Listener, Progress
+from pipeline.runtime.run_units import run_units
+from pipeline.sources.records import Limits
+from pipeline.sources.source import Unit, open_source, open_unit
 from storage.detections import read_detections, write_failures
 from storage.manifest import Manifest
 from storage.objects import open_object
@@ -41,7 +41,7 @@ SPLITS = ("train", "val")
 Report = Callable[[int], None]
 
 
-class PackConfig(ChoiceConfig):
+class PackConfig(SelectionConfig):
     """How detections become training shards.
 
     Attributes:
@@ -70,7 +70,7 @@ def pack(
     mine: Config,
     config: PackConfig,
     home: str,
-    engine: Engine | None = None,
+    executor: Executor | None = None,
     listener: Listener | None = None,
     judged: Callable[[list[Check]], None] = lambda checks: None,
     mined_only: bool = False,
@@ -81,17 +81,17 @@ def pack(
         mine: the MineConfig the source was mined with.
         config: how to pack.
         home: the home directory, a local path or fsspec URL.
-        engine: where the units are packed, see pipeline.engine; in this process when None.
-        listener: gets the progress, see pipeline.progress.
+        engine: where the units are packed, see pipeline.runtime.executor; in this process when None.
+        listener: gets the progress, see pipeline.runtime.progress.
         judged: gets the checks that the version passed.
         mined_only: leave out units that are not mined, because they came to the source since it was.
 
     The source is listed once, at the beginning. A unit that is removed or changed before it is packed is left out.
 
     Raises:
-        QualityError: the version was quarantined, see pipeline.quality_gate.
+        QualityError: the version was quarantined, see pipeline.packing.dataset_gate.
     """
-    engine = engine or InProcess()
+    executor = executor or InProcess()
     units = listing(mine, home, mined_only)
     pending = _unpacked(units, mine, config, home)
     mined = _mined(Store(home), mine).records()
@@ -101,7 +101,7 @@ def pack(
 
         def submit(unit: Unit) -> Future[Any]:
             without = others.get(unit.name, ())
-            return engine.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
+            return executor.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
         gone = run_units(submit, pending, lambda record: None)
     version = publish(mine, config, home, [unit for unit in units if unit not in gone])
@@ -154,7 +154,7 @@ def pack_shard(
 ) -> dict[str, Any]:
     """Pack one mined unit into training shards and return its record; the record there is, when it is done.
 
-    `without` holds the keys of images that other units pack, as pipeline.repeats has them; None looks for them.
+    `without` holds the keys of images that other units pack, as pipeline.packing.repeats has them; None looks for them.
 
     The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a
     histogram of the parts' scores), "detectors" and "seconds".
@@ -186,7 +186,7 @@ def pack_shard(
         shards[split].append(shard_ref(made, len(samples), sum(len(sample.parts) for sample in samples)))
 
     as_mined = AsMined(store, unit, mined, table)
-    chosen = choose(table, config)
+    chosen = select_parts(table, config)
     for key in without:
         chosen.pop(key, None)
     if without:
@@ -306,7 +306,7 @@ def _training_samples(
     mine: Any,
     config: PackConfig,
     unit: Unit,
-    chosen: dict[str, list[Choice]],
+    chosen: dict[str, list[AcceptedPart]],
     as_mined: AsMined,
     failures: list[Failure],
     counts: Counter[str],
@@ -333,7 +333,7 @@ def _training_samples(
 
 
 def _training_sample(
-    sample: Sample, choices: list[Choice], config: PackConfig, limits: Limits
+    sample: Sample, choices: list[AcceptedPart], config: PackConfig, limits: Limits
 ) -> TrainingSample:
     pixels = decode(sample.image, limits.max_pixels, limits.max_bytes)
     crops: dict[tuple[float, ...], bytes] = {}  # several captions often name one box
@@ -346,5 +346,5 @@ def _training_sample(
     return TrainingSample(sample.key, whole, sample.captions, parts, sample.meta)
 
 
-def _part(crop: bytes, choice: Choice) -> Part:
+def _part(crop: bytes, choice: AcceptedPart) -> Part:
     return Part(crop, choice.phrase, choice.box, choice.score, choice.span, choice.caption, choice.rule)

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.choose import ChoiceConfig, choose
-from pipeline.source import Unit
+from pipeline.packing.select_parts import SelectionConfig, select_parts
+from pipeline.sources.source import Unit
 from storage.detections import read_detections
 from storage.objects import open_object
 from storage.store import Store
@@ -23,7 +23,7 @@ def repeats(
     store: Store,
     units: Sequence[Unit],
     records: dict[str, dict[str, Any]],
-    config: ChoiceConfig,
+    config: SelectionConfig,
     partless: bool,
 ) -> dict[str, tuple[str, ...]]:
     """Return by unit name the sorted keys of images that another unit packs; units without any are left out.
@@ -66,9 +66,9 @@ def mark(keys: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] if keys else ""
 
 
-def _usable(table: pa.Table, suspects: set[int], config: ChoiceConfig, partless: bool) -> dict[str, bool]:
+def _usable(table: pa.Table, suspects: set[int], config: SelectionConfig, partless: bool) -> dict[str, bool]:
     keys = [key for key in table["key"].unique().to_pylist() if _hash(key) in suspects]
-    chosen = choose(table.filter(pc.field("key").isin(keys)), config)
+    chosen = select_parts(table.filter(pc.field("key").isin(keys)), config)
     return {key: partless or bool(parts) for key, parts in chosen.items()}
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.config import Config
 
 
-class ChoiceConfig(Config):
+class SelectionConfig(Config):
     """The rules that turn detections into parts; changing one never runs the detector again.
 
     Attributes:
@@ -35,7 +35,7 @@ class ChoiceConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AcceptedPart:
     """One accepted detection: the fields of storage.sample.Part without the crop."""
 
     phrase: str
@@ -46,7 +46,7 @@ class Choice:
     rule: str
 
 
-def choose(table: pa.Table, config: ChoiceConfig) -> dict[str, list[Choice]]:
+def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[AcceptedPart]]:
     """Return the accepted parts of every image in a detections table.
 
     Args:
@@ -57,7 +57,7 @@ def choose(table: pa.Table, config: ChoiceConfig) -> dict[str, list[Choice]]:
         Image key to its parts in the order of caption, position and falling score; [] for an image without
         any.
     """
-    chosen: dict[str, list[Choice]] = {key: [] for key in table["key"].unique().to_pylist()}
+    chosen: dict[str, list[AcceptedPart]] = {key: [] for key in table["key"].unique().to_pylist()}
     boxes = np.stack([_floats(table, name) for name in ("x0", "y0", "x1", "y1")], axis=1).clip(0, 1)
     scores = _floats(table, "score")
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -155,14 +155,14 @@ def _ranks(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _choice(row: dict, text: str) -> Choice:
+def _choice(row: dict, text: str) -> AcceptedPart:
     phrase = row[text] or row["phrase"]
     start, end = row["span_start"], row["span_end"]
     if phrase != row["phrase"]:
         start, end = _expression_span(row["text"], phrase, start, end)
     x0, y0, x1, y1 = (min(max(row[name], 0.0), 1.0) for name in ("x0", "y0", "x1", "y1"))
     rule = "chunk" if text == "phrase" else "expression"
-    return Choice(phrase, (x0, y0, x1, y1), row["score"], (start, end), row["caption"], rule)
+    return AcceptedPart(phrase, (x0, y0, x1, y1), row["score"], (start, end), row["caption"], rule)
 
 
 def _expression_span(text: str, expression: str, start: int, end: int) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from pipeline.assess.suite_table import LOWER_IS_BETTER
 from pipeline.config import Config
+from pipeline.evaluation.report.suite_table import LOWER_IS_BETTER
 
 # Of these sections of metrics.json more is better, but for distances in a tree. Of losses, in any section, less is.
 SCORES = ("zero_shot", "retrieval", "hierarchy", "parts", "boxes", "compositional", "suite")

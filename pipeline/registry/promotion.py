@@ -1,7 +1,8 @@
 """Champion and challengers: who is served, who was refused and why, and the way back.
 
-A challenger is judged beside the champion on one exam. What was decided is one row of storage.registry; the weights of
-whoever is promoted are in the registry before that row is, so a killed promotion is one that has not happened.
+A challenger is judged beside the champion on one exam. What was decided is one row of storage.model_registry;
+the weights of whoever is promoted are in the registry before that row is, so a killed promotion is one that has
+not happened.
 """
 
 import dataclasses
@@ -11,21 +12,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.assess import AssessConfig, assess
 from pipeline.config import Config, digest
-from pipeline.gate import GateConfig, Verdict, judge
-from pipeline.progress import Listener
-from pipeline.runs import RunConfig, current_commit
-from pipeline.source import open_source
-from storage.registry import (
+from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.registry.model_gate import GateConfig, Verdict, judge
+from pipeline.runtime.progress import Listener
+from pipeline.sources.source import open_source
+from pipeline.training.run_dir import RunConfig, current_commit
+from storage.model_registry import (
     ASSESSED,
     PROMOTED,
     REFUSED,
     REPORTS,
     ROLLED_BACK,
+    Decision,
     MovedError,
     Registry,
-    Row,
     champion_of,
     digest_of,
     file_entry,
@@ -41,7 +42,7 @@ _RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a mode
 
 
 class Exam(Config):
-    """What champion and challenger are both asked: the arguments of pipeline.assess.assess.
+    """What champion and challenger are both asked: the arguments of pipeline.evaluation.evaluate.assess.
 
     Attributes:
         version: dataset version whose val split is asked about when there is no assess_source.
@@ -75,7 +76,7 @@ def challenge(
     key: str = "",
     anyway: bool = False,
     listener: Listener | None = None,
-) -> Row:
+) -> Decision:
     """Judge a run that was just assessed beside the champion; promote or refuse it, and return the row that says so.
 
     Asked again with the same key about the same weights, it returns the row there is and decides nothing.
@@ -108,7 +109,7 @@ def challenge(
         if passed:
             registry.keep(run_dir / "model")
             kept = _keep_run(run_dir, registry.path(model))
-        row = Row(
+        row = Decision(
             kind=PROMOTED if passed else REFUSED,
             model=model,
             files=files,
@@ -132,7 +133,7 @@ def challenge(
     )
 
 
-def restore(run_dir: Path, home: str, row: Row) -> None:
+def restore(run_dir: Path, home: str, row: Decision) -> None:
     """Make again what is missing of a promoted model's copy: its files, its run's, its report."""
     registry = Registry(home)
     registry.keep(run_dir / "model")
@@ -147,7 +148,7 @@ def restore(run_dir: Path, home: str, row: Row) -> None:
         _keep_report(run_dir, home)
 
 
-def refuse(run_dir: str | Path, home: str, reason: str) -> Row:
+def refuse(run_dir: str | Path, home: str, reason: str) -> Decision:
     """Record that a run is not wanted, whatever its numbers."""
     run_dir, registry = Path(run_dir).absolute(), Registry(home)
     files = fingerprint(run_dir / "model")
@@ -156,7 +157,7 @@ def refuse(run_dir: str | Path, home: str, reason: str) -> Row:
     if holder is not None and holder.model == digest_of(files):
         raise ValueError(f"{run_dir.name} is the champion: roll back instead")
     path = run_dir / "metrics.json"
-    row = Row(
+    row = Decision(
         REFUSED,
         digest_of(files),
         files,
@@ -171,7 +172,7 @@ def refuse(run_dir: str | Path, home: str, reason: str) -> Row:
     return registry.append(row, len(rows))
 
 
-def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Row:
+def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Decision:
     """Make an earlier champion the champion again, with the very bytes it was promoted with.
 
     Args:
@@ -208,7 +209,7 @@ def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Row:
     return registry.append(back, len(rows))
 
 
-def examine(row: Row, home: str, exam: Exam, listener: Listener | None = None) -> dict[str, Any]:
+def examine(row: Decision, home: str, exam: Exam, listener: Listener | None = None) -> dict[str, Any]:
     """Assess a promoted model, once an exam, and return its metrics."""
     registry = Registry(home)
     folder = Path(registry.store.path(f"{ASSESSED}/{exam.digest(home)}-{row.model}"))
@@ -236,7 +237,7 @@ def examine(row: Row, home: str, exam: Exam, listener: Listener | None = None) -
     return json.loads(done.read_text())
 
 
-def champion(home: str) -> Row | None:
+def champion(home: str) -> Decision | None:
     """The present champion's row, None before the first promotion."""
     return Registry(home).champion()
 
@@ -250,9 +251,9 @@ def champion_path(home: str) -> Path:
     return registry.path(row.model)
 
 
-def _reigns(rows: list[Row]) -> list[Row]:
+def _reigns(rows: list[Decision]) -> list[Decision]:
     """The champions that rollbacks have not undone, in order."""
-    reigns: list[Row] = []
+    reigns: list[Decision] = []
     for row in rows:
         if row.kind == ROLLED_BACK and row.model in [one.model for one in reigns]:
             while reigns[-1].model != row.model:

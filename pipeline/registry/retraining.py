@@ -12,16 +12,16 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline import mine as mining
-from pipeline import pack as packing
 from pipeline.config import Config, digest
-from pipeline.gate import GateConfig
-from pipeline.journey import JourneyConfig
-from pipeline.recipes import Recipe
-from pipeline.registry import champion, champion_path
-from pipeline.source import KINDS, Unit
+from pipeline.end_to_end import JourneyConfig
+from pipeline.mining import mine as mining
+from pipeline.packing import pack as packing
+from pipeline.registry.model_gate import GateConfig
+from pipeline.registry.promotion import champion, champion_path
+from pipeline.sources.source import KINDS, Unit
+from pipeline.training.recipes import Recipe
 from storage.manifest import Manifest
-from storage.registry import ROLLED_BACK, Registry
+from storage.model_registry import ROLLED_BACK, Registry
 from storage.store import Store
 from storage.versions import Version, Versions
 
@@ -50,7 +50,7 @@ class RetrainConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class RetrainDecision:
     """What one look found: `key` names training on `version` with this configuration; `due` says to do it."""
 
     version: str
@@ -141,7 +141,7 @@ def _latest(versions: Versions) -> str | None:
         return None
 
 
-def look(config: RetrainConfig, home: str) -> Sight | None:
+def check(config: RetrainConfig, home: str) -> RetrainDecision | None:
     """Say whether training on the newest version is due; None when there is no version."""
     version = newest(config, home)
     if version is None:
@@ -153,11 +153,13 @@ def look(config: RetrainConfig, home: str) -> Sight | None:
     seen = {shard.path for one in versions for shard in one.shards["train"]}
     fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
     if any(row.key == key for row in judged):
-        return Sight(version.name, fresh, key, False, f"{version.name} was trained on and judged already")
+        return RetrainDecision(
+            version.name, fresh, key, False, f"{version.name} was trained on and judged already"
+        )
     if fresh < config.min_new:
         reason = f"{fresh} new samples, training begins at {config.min_new}"
-        return Sight(version.name, fresh, key, False, reason)
-    return Sight(version.name, fresh, key, True, f"{fresh} new samples in {version.name}")
+        return RetrainDecision(version.name, fresh, key, False, reason)
+    return RetrainDecision(version.name, fresh, key, True, f"{fresh} new samples in {version.name}")
 
 
 def recipe_for(config: RetrainConfig, home: str) -> Recipe:

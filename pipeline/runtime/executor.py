@@ -7,7 +7,7 @@ An engine runs importable functions with picklable arguments, one shard a call:
         record = future.result()
 
 With `report`, the function is called with a keyword `report` of its own; what it passes there reaches the
-caller's callback, on a thread of the engine. tests/pipeline/test_engine.py holds what every engine must do.
+caller's callback, on a thread of the engine. tests/pipeline/runtime/test_executor.py holds what every engine must do.
 """
 
 import os
@@ -15,12 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, Self
 
-from pipeline.engine.local import InProcess, LocalEngine, WorkerDiedError
+from pipeline.runtime.local_executor import InProcess, LocalExecutor, WorkerDiedError
 
-__all__ = ["Engine", "InProcess", "LocalEngine", "WorkerDiedError", "open_engine"]
+__all__ = ["Executor", "InProcess", "LocalExecutor", "WorkerDiedError", "open_executor"]
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """What a stage needs of an engine. `workers` is how many calls run at once."""
 
     workers: int
@@ -43,7 +43,7 @@ class Engine(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def open_engine(workers: int, threads: int | None = None, timeout_s: float | None = None) -> Engine:
+def open_executor(workers: int, threads: int | None = None, timeout_s: float | None = None) -> Executor:
     """Return an engine of `workers` processes; 0 works in this process.
 
     Args:
@@ -56,4 +56,4 @@ def open_engine(workers: int, threads: int | None = None, timeout_s: float | Non
     if workers == 0:
         return InProcess()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return LocalEngine(workers, threads or max(1, cores // workers), timeout_s=timeout_s)
+    return LocalExecutor(workers, threads or max(1, cores // workers), timeout_s=timeout_s)

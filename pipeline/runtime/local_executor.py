@@ -74,7 +74,7 @@ class _Worker:
     overdue: bool = False
 
 
-class LocalEngine:
+class LocalExecutor:
     """`workers` processes with `threads` CPU threads each.
 
     Args:
@@ -95,7 +95,7 @@ class LocalEngine:
         self._lock = threading.Lock()
         self._closed = False
         self._numbers = itertools.count()
-        self._ears, self._bell = socket.socketpair()
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="hyco-engine", daemon=True)
         self._thread.start()
 
@@ -113,7 +113,7 @@ class LocalEngine:
             if self._closed:
                 raise RuntimeError("the engine is closed")
             self._waiting.append(call)
-        self._bell.send(b"!")
+        self._wakeup_writer.send(b"!")
         return call.future
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class LocalEngine:
         with self._lock:
             already, self._closed = self._closed, True
         if not already:
-            self._bell.send(b"!")
+            self._wakeup_writer.send(b"!")
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -138,10 +138,10 @@ class LocalEngine:
                 self._give_work(workers)
                 self._end_overdue(workers)
                 for ready in wait(
-                    [self._ears, *(worker.pipe for worker in workers)], self._patience(workers)
+                    [self._wakeup_reader, *(worker.pipe for worker in workers)], self._patience(workers)
                 ):
-                    if ready is self._ears:
-                        self._ears.recv(4096)
+                    if ready is self._wakeup_reader:
+                        self._wakeup_reader.recv(4096)
                     else:
                         self._listen(workers, next(worker for worker in workers if worker.pipe is ready))
         except Exception as problem:  # the thread's own failure must not leave callers waiting for ever
@@ -197,7 +197,7 @@ class LocalEngine:
         try:
             kind, value = worker.pipe.recv()
         except (EOFError, OSError):
-            self._bury(workers, worker)
+            self._discard(workers, worker)
             return
         call = worker.call
         assert call is not None, f"worker {worker.process.pid} sent {kind} without a call"
@@ -212,7 +212,7 @@ class LocalEngine:
         else:
             call.future.set_exception(value)
 
-    def _bury(self, workers: list[_Worker], worker: _Worker) -> None:
+    def _discard(self, workers: list[_Worker], worker: _Worker) -> None:
         workers.remove(worker)
         worker.pipe.close()
         code = worker.process.wait()
@@ -242,7 +242,7 @@ class LocalEngine:
         }
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.engine.worker", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-m", "pipeline.runtime.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={

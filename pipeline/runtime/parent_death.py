@@ -1,6 +1,6 @@
 """Processes that end when their parent does, however it ends: a killed worker must leave nothing running.
 
-python -m pipeline.engine.lifetime PARENT COMMAND ...   becomes COMMAND, bound to the life of process PARENT
+python -m pipeline.runtime.parent_death PARENT COMMAND ...   becomes COMMAND, bound to the life of process PARENT
 """
 
 import ctypes

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from pipeline.engine.local import WorkerDiedError
-from pipeline.source import UnitGoneError
+from pipeline.runtime.local_executor import WorkerDiedError
+from pipeline.sources.source import UnitGoneError
 
 
 def run_units(

@@ -1,4 +1,4 @@
-"""A worker process of the local engine: `python -m pipeline.engine.worker FD PARENT`, started by LocalEngine
+"""A worker process of the local engine: `python -m pipeline.runtime.worker FD PARENT`, started by LocalEngine
 only.
 
 Started as a program of its own, not forked and not through multiprocessing's spawn: threads and locks of the
@@ -12,7 +12,7 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
-from pipeline.engine.lifetime import die_with
+from pipeline.runtime.parent_death import die_with
 
 
 def main() -> None:

@@ -13,8 +13,16 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.rows import CAPTIONS, MAX_DEPTH, Limits, Row, RowError, depth_of, failed_download
-from pipeline.tar_rows import IMAGES, Admit
+from pipeline.sources.records import (
+    CAPTIONS,
+    MAX_DEPTH,
+    Limits,
+    RecordError,
+    SourceRecord,
+    depth_of,
+    failed_download,
+)
+from pipeline.sources.tar_rows import IMAGES, Admit
 from storage.store import Store
 
 _NUMBERED = re.compile(r"(?:caption|text|sentence)_?\d+")
@@ -24,7 +32,9 @@ _UNREADABLE = object()
 """Stands for a value that pyarrow holds and Python cannot."""
 
 
-def parquet_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit) -> Iterator[Row]:
+def parquet_rows(
+    file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit
+) -> Iterator[SourceRecord]:
     """Rows of a parquet file: an image column (binary, or struct with `bytes`) and caption column(s).
 
     Caption columns: the first of captions, caption, text, texts, sentences that exists in any case, string
@@ -98,23 +108,23 @@ def _image_bytes(scalar: pa.Scalar) -> bytes | None:
 
 def _row(
     place: str, image: pa.Scalar, said: list[pa.Scalar], values: dict[str, Any], limits: Limits, admit: Admit
-) -> Row:
+) -> SourceRecord:
     name = next((str(values[key]) for key in _NAMES if values.get(key) is not None), place)
     meta = {key: value for key, value in values.items() if value is not None}
     try:
         data = _image_bytes(image)
         if data is None:
-            raise failed_download(meta) or RowError("no_image", f"{place} holds no image bytes")
+            raise failed_download(meta) or RecordError("no_image", f"{place} holds no image bytes")
         if len(data) > limits.max_bytes:
             text = f"image has {len(data)} bytes: more than {limits.max_bytes} (limits.max_bytes)"
-            raise RowError("too_many_bytes", text)
+            raise RecordError("too_many_bytes", text)
         captions = [text for scalar in said for text in _texts(scalar)]
         readable = [text for text in captions if text is not _UNREADABLE]
         if len(readable) < len(captions) and not any(readable):
-            raise RowError("bad_text", f"{place} has a caption that is not UTF-8")
-        return Row(name, admit(data), readable, meta)
-    except RowError as error:
-        return Row(name, error=error)
+            raise RecordError("bad_text", f"{place} has a caption that is not UTF-8")
+        return SourceRecord(name, admit(data), readable, meta)
+    except RecordError as error:
+        return SourceRecord(name, error=error)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -5,9 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.parquet_rows import parquet_rows
-from pipeline.rows import Limits, Row, RowError, captions_of, failed_download, parse_object
-from pipeline.tar_rows import Admit, tar_rows
+from pipeline.sources.parquet_rows import parquet_rows
+from pipeline.sources.records import (
+    Limits,
+    RecordError,
+    SourceRecord,
+    captions_of,
+    failed_download,
+    parse_object,
+)
+from pipeline.sources.tar_rows import Admit, tar_rows
 from storage.sample import short
 from storage.store import Store
 
@@ -17,7 +24,9 @@ _LONGEST_LINE = (
 )  # of the lines that make a unit's identity, whatever the limits it is mined with
 
 
-def jsonl_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit) -> Iterator[Row]:
+def jsonl_rows(
+    file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit
+) -> Iterator[SourceRecord]:
     """Rows of a jsonl file, one object a line: {"file": "a/b.jpg", "caption": "..."} or a list of "captions".
 
     Files are looked for below the jsonl's own folder only. Other entries become meta.
@@ -28,17 +37,17 @@ def jsonl_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit: A
         try:
             if line is None:
                 text = f"line {number} of {path} is longer than {limits.max_text} bytes (limits.max_text)"
-                raise RowError("bad_json", text)
+                raise RecordError("bad_json", text)
             meta = parse_object(line)
             name = next((meta.pop(key) for key in _FILES if isinstance(meta.get(key), str)), None)
             if name is None:
-                raise failed_download(meta) or RowError(
+                raise failed_download(meta) or RecordError(
                     "no_image", f"line {number} of {path} names no file: one of {', '.join(_FILES)}"
                 )
             captions = captions_of(meta)
-            yield Row(name, admit(_image_file(store, path, name, limits)), captions, meta)
-        except RowError as error:
-            yield Row(f"{path}:{number}", error=error)
+            yield SourceRecord(name, admit(_image_file(store, path, name, limits)), captions, meta)
+        except RecordError as error:
+            yield SourceRecord(f"{path}:{number}", error=error)
 
 
 def lines(file: BinaryIO, longest: int = _LONGEST_LINE) -> Iterator[bytes | None]:
@@ -63,7 +72,7 @@ def _size(store: Store, path: str, line: bytes) -> int:
         meta: dict[str, Any] = parse_object(line)
         name = next((meta[key] for key in _FILES if isinstance(meta.get(key), str)), "")
         return store.size(_beside(path, name)) if name else -1
-    except (RowError, ValueError, OSError):
+    except (RecordError, ValueError, OSError):
         return -1
 
 
@@ -74,13 +83,13 @@ def _image_file(store: Store, path: str, name: str, limits: Limits) -> bytes:
             raise OSError("not a regular file")  # reading a pipe or a device may never end
         if (size := store.size(place)) > limits.max_bytes:
             text = f"{short(name)} has {size} bytes: more than {limits.max_bytes} (limits.max_bytes)"
-            raise RowError("too_many_bytes", text)
+            raise RecordError("too_many_bytes", text)
         return store.read_bytes(place)
-    except RowError:
+    except RecordError:
         raise
     except (OSError, ValueError) as error:
         text = f"{short(name)} named in {path} cannot be read: {short(str(error))}"
-        raise RowError("no_image", text) from None
+        raise RecordError("no_image", text) from None
 
 
 def _beside(path: str, name: str) -> str:

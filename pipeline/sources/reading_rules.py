@@ -1,7 +1,7 @@
 """Which files of a source the present rules of reading read otherwise than those of before.
 
 Homes were mined when mark-up in captions was kept and the members of two joined tars were mixed up. Files in which
-that makes a difference are mined again (pipeline.mine.plan); all others keep what was made of them.
+that makes a difference are mined again (pipeline.mining.mine.plan); all others keep what was made of them.
 """
 
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.markup import plain_text
-from pipeline.parquet_rows import caption_texts
-from pipeline.readers import lines
-from pipeline.rows import CAPTIONS, Limits, RowError, parse_object
-from pipeline.tar_rows import TEXTS, repeats_names
+from pipeline.sources.markup import plain_text
+from pipeline.sources.parquet_rows import caption_texts
+from pipeline.sources.readers import lines
+from pipeline.sources.records import CAPTIONS, Limits, RecordError, parse_object
+from pipeline.sources.tar_rows import TEXTS, repeats_names
 from storage.tar import Member, read_members
 
 READING = 2
@@ -56,7 +56,7 @@ def _in_json(data: bytes) -> bool:
         return False
     try:
         meta: dict[str, Any] = parse_object(data)
-    except RowError:
+    except RecordError:
         return False
     values = [meta.get(name) for name in CAPTIONS]
     return any(_marked(text) for value in values for text in (value if isinstance(value, list) else [value]))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.images import MAX_BYTES, MAX_PIXELS
-from pipeline.markup import plain_text
+from pipeline.imaging.decode import MAX_BYTES, MAX_PIXELS
+from pipeline.sources.markup import plain_text
 from storage.sample import short
 
 NOT_DOWNLOADED = "not_downloaded"
@@ -46,7 +46,7 @@ class Limits(Config):
     max_text: int = 1 << 20
 
 
-class RowError(ValueError):
+class RecordError(ValueError):
     """One sample that cannot be used; `code` is a stable word to count by."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -55,14 +55,14 @@ class RowError(ValueError):
 
 
 @dataclass(slots=True)
-class Row:
+class SourceRecord:
     """One image-caption pair as found. `key` names the admitted image; `error` says why there is none."""
 
     name: str
     key: str = ""
     captions: list[Any] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
-    error: RowError | None = None
+    error: RecordError | None = None
 
 
 def captions_of(meta: dict[str, Any]) -> list[Any]:
@@ -99,12 +99,12 @@ def box_of(value: Any) -> Box | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < 2 else None
 
 
-def failed_download(meta: dict[str, Any]) -> RowError | None:
+def failed_download(meta: dict[str, Any]) -> RecordError | None:
     """The error of a row without an image that img2dataset could not download; None for other rows."""
     status = meta.get("status")
     if not isinstance(status, str) or status in ("", "success"):
         return None
-    return RowError(NOT_DOWNLOADED, f"img2dataset has no image here: {short(status)}")
+    return RecordError(NOT_DOWNLOADED, f"img2dataset has no image here: {short(status)}")
 
 
 def depth_of(value: Any) -> int:
@@ -121,11 +121,13 @@ def parse_object(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
-        raise RowError("bad_json", f"json cannot be read: {error}") from None
+        raise RecordError("bad_json", f"json cannot be read: {error}") from None
     if not isinstance(value, dict):
-        raise RowError("bad_json", f"json holds a {type(value).__name__}, expected an object")
+        raise RecordError("bad_json", f"json holds a {type(value).__name__}, expected an object")
     if (depth := depth_of(value)) > MAX_DEPTH:
-        raise RowError("bad_json", f"json is nested {depth} levels deep: more than {MAX_DEPTH} are refused")
+        raise RecordError(
+            "bad_json", f"json is nested {depth} levels deep: more than {MAX_DEPTH} are refused"
+        )
     return value
 
 
@@ -134,10 +136,10 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value := float(text)) else None
 
 
-def clean(row: Row, limits: Limits) -> tuple[list[str], dict[str, Any]]:
+def clean(row: SourceRecord, limits: Limits) -> tuple[list[str], dict[str, Any]]:
     """Return a row's usable captions and its meta; RowError when there is none.
 
-    Mark-up is undone (pipeline.markup), line breaks and tabs become spaces, ends are stripped, empty and over-long
+    Mark-up is undone (sources.markup), line breaks and tabs become spaces, ends are stripped, empty and over-long
     captions are set aside. "objects" in meta, which point at captions by index and characters, follow.
     """
     if row.error:
@@ -149,7 +151,7 @@ def clean(row: Row, limits: Limits) -> tuple[list[str], dict[str, Any]]:
         if caption is None:
             continue
         if not isinstance(caption, str):
-            raise RowError("bad_text", f"caption {index} is a {type(caption).__name__}, expected text")
+            raise RecordError("bad_text", f"caption {index} is a {type(caption).__name__}, expected text")
         text, places = _clean_text(caption, limits.max_caption)
         if len(text) > limits.max_caption:
             long += 1
@@ -158,11 +160,11 @@ def clean(row: Row, limits: Limits) -> tuple[list[str], dict[str, Any]]:
             moved[index] = (len(kept), places)
             kept.append(text)
     if not kept and long:
-        raise RowError(
+        raise RecordError(
             "caption_too_long", f"no caption of at most {limits.max_caption} characters (limits.max_caption)"
         )
     if not kept:
-        raise RowError("empty_caption" if row.captions else "no_caption", "no caption with any text in it")
+        raise RecordError("empty_caption" if row.captions else "no_caption", "no caption with any text in it")
     objects = row.meta.get("objects")
     if isinstance(objects, list):
         return kept, {
@@ -210,7 +212,7 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can smuggle in half a surrogate pair, which no file could hold
-        raise RowError("bad_text", f"caption is not Unicode text: {error}") from None
+        raise RecordError("bad_text", f"caption is not Unicode text: {error}") from None
 
 
 def _points_at(item: Any, moved: dict[int, tuple[int, Places]]) -> bool:

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.images import ImageError, inspect
-from pipeline.readers import READERS, jsonl_sizes
-from pipeline.reading import differs
-from pipeline.rows import Limits, RowError, clean, join_objects
+from pipeline.imaging.decode import ImageError, inspect
+from pipeline.sources.readers import READERS, jsonl_sizes
+from pipeline.sources.reading_rules import differs
+from pipeline.sources.records import Limits, RecordError, clean, join_objects
 from storage.sample import Failure, Sample, content_key, short
 from storage.store import Store
 
@@ -149,7 +149,7 @@ class Source:
                 for row in read(file, unit.path, self.store, self.limits, spool.admit):
                     try:
                         captions, meta = clean(row, self.limits)
-                    except RowError as error:
+                    except RecordError as error:
                         name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
                         on_failure(Failure(name, "source", error.code, message))
                         continue
@@ -164,7 +164,7 @@ class Source:
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
     def read_otherwise(self, unit: Unit) -> bool:
-        """Say whether older rules read other captions or pairs out of a unit, see pipeline.reading; reads it once."""
+        """Say whether older rules read other captions or pairs out of a unit, see reading_rules; reads it once."""
         try:
             with self.store.open(unit.path) as file:
                 return differs(self.kind, file, unit.path)
@@ -248,7 +248,7 @@ class _Spool:
         try:
             inspect(data, self.limits.max_pixels, self.limits.max_bytes)
         except ImageError as error:
-            raise RowError(error.code, str(error)) from None
+            raise RecordError(error.code, str(error)) from None
         key = content_key(data)
         if key not in self.places:
             self.places[key] = (self.file.seek(0, os.SEEK_END), len(data))

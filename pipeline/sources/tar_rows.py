@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from pipeline.rows import Limits, Row, RowError, captions_of, failed_download, parse_object
+from pipeline.sources.records import (
+    Limits,
+    RecordError,
+    SourceRecord,
+    captions_of,
+    failed_download,
+    parse_object,
+)
 from storage.sample import short
 from storage.store import Store
 from storage.tar import Member, read_members
@@ -28,8 +35,8 @@ class _Run:
     """Members of one name that follow each other: an image's key, and texts by extension, or why there is none."""
 
     stem: str
-    image: str | RowError | None = None
-    texts: dict[str, bytes | RowError] = field(default_factory=dict)
+    image: str | RecordError | None = None
+    texts: dict[str, bytes | RecordError] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
     @property
@@ -37,7 +44,7 @@ class _Run:
         return self.image is not None and bool(self.texts)
 
 
-def tar_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit) -> Iterator[Row]:
+def tar_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit) -> Iterator[SourceRecord]:
     """Rows of a tar: NAME.jpg (or .png ...) with NAME.json, NAME.txt (.caption, .text, .cap) or both.
 
     A name is everything before the last dot, so names may hold dots. `captions` in the json wins over the .txt, and a
@@ -103,14 +110,14 @@ def _take(run: _Run, member: Member, suffix: str, limits: Limits, admit: Admit) 
     if suffix not in IMAGES:
         code = "bad_json" if suffix == "json" else "caption_too_long"
         text = f"{short(member.name)} has {member.size} bytes: more than {limits.max_text} (limits.max_text)"
-        run.texts[suffix] = RowError(code, text) if member.size > limits.max_text else member.read()
+        run.texts[suffix] = RecordError(code, text) if member.size > limits.max_text else member.read()
     elif run.image is None:
         try:
             if member.size > limits.max_bytes:
                 text = f"image has {member.size} bytes: more than {limits.max_bytes} (limits.max_bytes)"
-                raise RowError("too_many_bytes", text)
+                raise RecordError("too_many_bytes", text)
             run.image = admit(member.read())
-        except RowError as error:
+        except RecordError as error:
             run.image = error
 
 
@@ -141,30 +148,30 @@ def _first_part(stem: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _alone(run: _Run, path: str, again: str) -> Row:
+def _alone(run: _Run, path: str, again: str) -> SourceRecord:
     stem = short(run.stem)
     if run.image is None and "json" in run.texts:
         try:
             if lost := failed_download(parse_object(_unwrap(run.texts["json"]))):
-                return Row(run.stem, error=lost)
-        except RowError:
+                return SourceRecord(run.stem, error=lost)
+        except RecordError:
             pass  # there is no image either way
     code, absent = ("no_image", "image") if run.image is None else ("no_caption", ".txt, .caption or .json")
     why = f"; names come again ({again}), and pairs are not made across that: write the archives apart"
-    return Row(
-        run.stem, error=RowError(code, f"{stem} has no {absent} beside it in {path}{why if again else ''}")
+    return SourceRecord(
+        run.stem, error=RecordError(code, f"{stem} has no {absent} beside it in {path}{why if again else ''}")
     )
 
 
-def _row(run: _Run) -> Row:
+def _row(run: _Run) -> SourceRecord:
     try:
-        if isinstance(run.image, RowError):
+        if isinstance(run.image, RecordError):
             raise run.image
         assert run.image is not None
         meta = parse_object(_unwrap(run.texts["json"])) if "json" in run.texts else {}
-        return Row(run.stem, run.image, _captions(run, meta), meta)
-    except RowError as error:
-        return Row(run.stem, error=error)
+        return SourceRecord(run.stem, run.image, _captions(run, meta), meta)
+    except RecordError as error:
+        return SourceRecord(run.stem, error=error)
 
 
 def _captions(run: _Run, meta: dict[str, Any]) -> list[Any]:
@@ -180,10 +187,10 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RowError("bad_text", f"caption is not UTF-8: {error}") from None
+        raise RecordError("bad_text", f"caption is not UTF-8: {error}") from None
 
 
-def _unwrap(data: bytes | RowError) -> bytes:
-    if isinstance(data, RowError):
+def _unwrap(data: bytes | RecordError) -> bytes:
+    if isinstance(data, RecordError):
         raise data
     return data

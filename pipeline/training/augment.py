@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config
-from pipeline.images import ImageError, decode
+from pipeline.imaging.decode import ImageError, decode
 from storage.sample import TrainingSample
 
 Range = tuple[float, float]

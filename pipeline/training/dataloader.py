@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.encoders.tokenizer import Tokenizer
-from pipeline.views import DataConfig, View, draw
+from pipeline.training.augment import DataConfig, View, draw
 from storage.objects import DamagedError, check_sha256
 from storage.sample import TrainingSample
 from storage.shard import read_shard

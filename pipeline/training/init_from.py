@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from models.checkpoints import read_checkpoint
 from models.clip import DualEncoder, load_weights
 from models.encoders.tokenizer import Tokenizer
-from models.exchange import read_checkpoint
 from models.lora import adapt_, freeze_, require_peft
-from pipeline.recipes import Recipe
+from pipeline.training.recipes import Recipe
 
 # What a model has whatever its space; alphas, curvature and temperature belong to the space.
 OF_EVERY_SPACE = ("visual.", "textual.", "visual_projection.", "textual_projection.")

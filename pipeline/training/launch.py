@@ -1,4 +1,4 @@
-"""Training as processes of its own, under torchrun: `torchrun -m pipeline.train DIR`.
+"""Training as processes of its own, under torchrun: `torchrun -m pipeline.training.train DIR`.
 
 The parent only reads lines, so a flow that supervises a training holds no model and no GPU memory, and training ends
 when the flow does.
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.stop import GRACE_S, StoppedError, TerminatedError, terminable, where
+from pipeline.runtime.stop import GRACE_S, StoppedError, TerminatedError, terminable, where
 
-USER_ERROR = "hyco: error:"  # how pipeline.train begins the line about a mistake of the user's
-# "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", as pipeline.progress prints it
+USER_ERROR = "hyco: error:"  # how pipeline.training.train begins the line about a mistake of the user's
+# "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", as pipeline.runtime.progress prints it
 STALL_S = 3600.0
 _PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 
@@ -31,7 +31,7 @@ def launch(
     on_progress: Callable[[dict[str, Any]], None] = lambda state: None,
     stall_s: float = STALL_S,
 ) -> dict[str, Any]:
-    """Train the run that `pipeline.train.prepare` set up, in `processes` processes, and return its train.json.
+    """Train the run that `pipeline.training.train.prepare` set up, in `processes` processes, and return its train.json.
 
     Args:
         run_dir: directory with config.json.
@@ -51,8 +51,8 @@ def launch(
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["--local-addr=127.0.0.1"]  # all on this machine, whose own name need not resolve
-    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.train", str(run_dir)]
-    guard = [sys.executable, "-m", "pipeline.engine.lifetime", str(os.getpid())]
+    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.training.train", str(run_dir)]
+    guard = [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid())]
     with terminable():
         process = subprocess.Popen(
             [*guard, *command],

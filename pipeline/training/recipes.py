@@ -14,7 +14,7 @@ from models.clip import ClipConfig
 from models.encoders.poincare_resnet import PoincareResNetConfig
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
-from models.objectives import (
+from models.losses.objective import (
     Geometry,
     ObjectiveConfig,
     clip_objective,
@@ -22,7 +22,7 @@ from models.objectives import (
     meru_objective,
 )
 from pipeline.config import Config, ConfigError, nearest
-from pipeline.views import DataConfig
+from pipeline.training.augment import DataConfig
 
 
 class OptimiserConfig(Config):
@@ -239,7 +239,7 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
     )
 
 
-# The first two worlds have a packing of their own (pipeline.journey).
+# The first two worlds have a packing of their own (pipeline.end_to_end).
 DEMO: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "demo_poincare_resnet": demo_poincare_resnet,

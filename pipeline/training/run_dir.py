@@ -21,9 +21,9 @@ from models.encoders.tokenizer import Tokenizer
 from models.lora import merge_
 from pipeline.config import Config, ConfigError, digest
 from pipeline.embedder import save_model
-from pipeline.recipes import Recipe
-from pipeline.start import resolved
-from pipeline.steplog import read_log
+from pipeline.training.init_from import resolved
+from pipeline.training.recipes import Recipe
+from pipeline.training.step_log import read_log
 from storage.files import atomic_directory
 from storage.store import Store
 from storage.versions import Versions
@@ -93,7 +93,7 @@ def open_run(run_dir: Path, home: str | None, version: str, recipe: Recipe | Non
 
 
 @contextlib.contextmanager
-def alone(run_dir: Path) -> Iterator[None]:
+def exclusive_lock(run_dir: Path) -> Iterator[None]:
     """Hold the run: two trainers of one directory would mix their logs. Ends with the process, however it ends."""
     with (run_dir / ".lock").open("w") as file:
         try:

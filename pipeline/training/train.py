@@ -1,9 +1,9 @@
 """Training, top to bottom: one process, or several under torchrun; resumes by itself.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m pipeline.train HOME/runs/NAME
+    python -m torch.distributed.run --nproc-per-node 2 -m pipeline.training.train HOME/runs/NAME
 
-Every random choice is a function of the seed, the epoch and the rank (pipeline/batches.py) and a step itself
-draws none, so a checkpoint needs no generator state. Files of a run: pipeline/runs.py.
+Every random choice is a function of the seed, the epoch and the rank (training/dataloader.py) and a step itself
+draws none, so a checkpoint needs no generator state. Files of a run: pipeline/training/run_dir.py.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import objectives
 from models.clip import DualEncoder, load_weights
 from models.encoders.tokenizer import Tokenizer
-from pipeline.batches import START, Batches, ShardFile
-from pipeline.engine.lifetime import die_with
-from pipeline.progress import Listener, Progress
-from pipeline.recipes import OptimiserConfig, Recipe
-from pipeline.runs import RunConfig, alone, finish, finished, open_run, prepare
-from pipeline.start import started
-from pipeline.steplog import StepLog, radii
-from pipeline.stop import StopRequest, TerminatedError, stop_request, told
+from models.losses import objective as objectives
+from pipeline.runtime.parent_death import die_with
+from pipeline.runtime.progress import Listener, Progress
+from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
+from pipeline.training.dataloader import START, Batches, ShardFile
+from pipeline.training.init_from import started
+from pipeline.training.recipes import OptimiserConfig, Recipe
+from pipeline.training.run_dir import RunConfig, exclusive_lock, finish, finished, open_run, prepare
+from pipeline.training.step_log import StepLog, radii
 from storage.checkpoint import Checkpoints
 from storage.store import Store
 from storage.versions import Versions
@@ -66,7 +66,7 @@ def train(
         version: dataset version to train on.
         recipe: what to train.
         device: "auto" (a GPU where there is one), "cpu", "cuda".
-        listener: gets the state of pipeline.progress.Progress every few seconds.
+        listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
 
     Raises:
         FileNotFoundError: no config.json and no recipe.
@@ -81,7 +81,7 @@ def train(
     if done is not None:
         return done
     with stop_request() as stop, _processes(device) as (rank, ranks, where):
-        with alone(run_dir) if rank == 0 else contextlib.nullcontext():
+        with exclusive_lock(run_dir) if rank == 0 else contextlib.nullcontext():
             return _train(run_dir, run, rank, ranks, where, listener, stop)
 
 
@@ -346,7 +346,7 @@ def _barrier(ranks: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train the run that a directory's config.json describes. SIGTERM saves a checkpoint and ends with 0."""
-    parser = argparse.ArgumentParser(prog="pipeline.train", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="pipeline.training.train", description=main.__doc__)
     parser.add_argument("run", help="run directory with a config.json")
     parser.add_argument("--home", help="where the data lies, if not where the run was prepared")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

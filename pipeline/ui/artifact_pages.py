@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.assess.page import gaps
-from pipeline.assess.table import rows as metric_rows
-from pipeline.markdown import bars, number, plain, serve_url, served, table
-from pipeline.mine import MineConfig, phrase_quality, prefix
-from pipeline.quality_gate import SCORE_BINS, Check, score_histogram, verdict
-from pipeline.rows import objects_of
-from pipeline.serve.home import Home
-from pipeline.source import open_source
-from pipeline.steplog import read_log
+from pipeline.evaluation.report.page import gaps
+from pipeline.evaluation.report.summary import rows as metric_rows
+from pipeline.mining.mine import MineConfig, phrase_quality, prefix
+from pipeline.packing.dataset_gate import SCORE_BINS, Check, score_histogram, verdict
+from pipeline.sources.records import objects_of
+from pipeline.sources.source import open_source
+from pipeline.training.step_log import read_log
+from pipeline.ui.markdown import bars, number, plain, serve_url, served, table
+from pipeline.ui.pages import Home
 from storage.detections import read_detections, read_failures
 from storage.manifest import Manifest
+from storage.model_registry import Decision
 from storage.objects import open_object
-from storage.registry import Row
 from storage.store import Store
 from storage.versions import Version
 
@@ -40,7 +40,7 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
     """Counts of a mined source, how right its boxes are where it is labelled, scores, failures with examples.
 
     Args:
-        found: the result of pipeline.mine.summary.
+        found: the result of pipeline.mining.mine.summary.
     """
     images = max(1, found["images"])
     counts = {
@@ -137,7 +137,7 @@ def training(result: dict[str, Any], folder: Path, home: str) -> str:
     return "\n".join([*lines, "", f"![curves]({picture})", *served(home)])
 
 
-def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Row | None) -> str:
+def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Decision | None) -> str:
     """The metrics with intervals and chance levels, beside what the champion had when it was promoted."""
     beside: dict[str, str] = {}
     if champion is not None:
@@ -162,7 +162,7 @@ def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Row |
     return "\n".join(lines + served(home))
 
 
-def decision(row: Row, home: str) -> str:
+def decision(row: Decision, home: str) -> str:
     """A promotion, refusal or rollback: why, each number beside the champion's, and where the model came from."""
     lines = [f"# {row.kind.replace('_', ' ').capitalize()}: {row.model}", "", plain(row.reason, 2000), ""]
     if comparisons := json.loads(row.verdict).get("comparisons"):
@@ -184,7 +184,7 @@ def decision(row: Row, home: str) -> str:
     return "\n".join(lines + table(("where it came from", ""), origin.items()) + served(home))
 
 
-def lineage(decisions: list[Row], home: str) -> str:
+def lineage(decisions: list[Decision], home: str) -> str:
     """Where the newest models came from, as a picture and as a table; `decisions` newest first."""
     url = serve_url()
     head = ("when", "what", "model", "version", "run", "before", "source", "detections")

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.steplog import read_log
+from pipeline.training.step_log import read_log
 
 
 def draw(run_dir: Path) -> bytes:

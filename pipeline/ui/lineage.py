@@ -4,14 +4,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from storage.registry import Row
+from storage.model_registry import Decision
 
 COLUMNS = ("source", "detections", "version", "run", "decision")
 MOST = 12
 LONGEST = 24  # characters in a box
 
 
-def draw(rows: list[Row], champion: Row | None) -> bytes:
+def draw(rows: list[Decision], champion: Decision | None) -> bytes:
     """The lineage of the newest decisions; `rows` is the registry's log, newest first."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.assess.exhibits import mined_samples
-from pipeline.quality_gate import SCORE_BINS, score_histogram, verdict
-from pipeline.status import run_state
+from pipeline.evaluation.report.examples import mined_samples
+from pipeline.packing.dataset_gate import SCORE_BINS, score_histogram, verdict
+from pipeline.ui.status import run_state
 from storage.detections import read_failures
 from storage.manifest import Manifest
+from storage.model_registry import LOG, Decision, Registry, champion_of
 from storage.objects import open_object
-from storage.registry import LOG, Registry, Row, champion_of
 from storage.sample import TrainingSample
 from storage.store import Store
 from storage.versions import Version, Versions, read_ref
@@ -41,7 +41,7 @@ class Home:
         self.versions = Versions(self.store)
         self.samples = lru_cache(maxsize=8)(self._samples)  # a version never changes
 
-    def decisions(self) -> tuple[list[Row], Row | None, list[dict[str, str]]]:
+    def decisions(self) -> tuple[list[Decision], Decision | None, list[dict[str, str]]]:
         """The registry's log, newest first; the champion; and the rows that cannot be read, each with the reason.
 
         Who the champion is stays unsaid (None) when a row behind the one that made it cannot be read.

@@ -23,10 +23,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
-from pipeline.assess import report
-from pipeline.serve import curves, lineage
-from pipeline.serve.home import Home
-from pipeline.serve.hosts import OwnHostsOnly, own_hosts
+from pipeline.evaluation.report import report
+from pipeline.ui import curves, lineage
+from pipeline.ui.hosts import OwnHostsOnly, own_hosts
+from pipeline.ui.pages import Home
 
 T = TypeVar("T")
 HERE = Path(__file__).parent

@@ -19,12 +19,12 @@ import numpy as np
 import s3fs  # noqa: F401  (imported before the fork, not after each)
 
 from models.grounding.detector import Detection
-from pipeline import ground
-from pipeline import mine as mining
-from pipeline.engine import InProcess
-from pipeline.mine import MineConfig, mine_all
-from pipeline.nouns import NounConfig, Phrase
-from pipeline.pack import PackConfig, pack
+from pipeline.mining import grounder as ground
+from pipeline.mining import mine as mining
+from pipeline.mining.mine import MineConfig, mine_all
+from pipeline.mining.noun_phrases import NounConfig, Phrase
+from pipeline.packing.pack import PackConfig, pack
+from pipeline.runtime.executor import InProcess
 
 PASSING = 75  # EX_TEMPFAIL
 NOUN = "block"

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from storage.garbage import collect, referenced
+from storage.gc import collect, referenced
 from storage.shard import read_shard
 from storage.store import Store
 from storage.versions import Versions
@@ -80,7 +80,7 @@ class Workers:
 
 
 @dataclass
-class Tally:
+class BoxMatcher:
     """What was done and what went wrong; the last three must be 0."""
 
     kills: int = 0
@@ -134,7 +134,7 @@ def torn_in(store: Store) -> list[str]:
     return torn + sorted(named - objects)
 
 
-def check(store: Store, reference: Reference, units: int, tally: Tally) -> None:
+def check(store: Store, reference: Reference, units: int, tally: BoxMatcher) -> None:
     """Hold a home whose work has ended to the reference."""
     torn = torn_in(store)
     collect(store, older_than_s=0)
@@ -158,7 +158,7 @@ def kill_at_random(
     kills: int,
     seed: int = 0,
     look_after_each: bool = False,
-) -> Tally:
+) -> BoxMatcher:
     """Kill workers at random instants until `kills` were killed, and check each home once its work has ended.
 
     In three of ten cases two workers, as of two hosts, are at one home.
@@ -168,7 +168,7 @@ def kill_at_random(
         units: of the source.
         look_after_each: look for torn files after each kill, not only at the end of a round.
     """
-    chance, tally = random.Random(seed), Tally()
+    chance, tally = random.Random(seed), BoxMatcher()
     home, store = new_home(0)
     code, whole = PASSING, 0.0
     while code == PASSING:

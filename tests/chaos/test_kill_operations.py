@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage.registry import Registry
+from storage.model_registry import Registry
 from tests.flows.operations import PATIENCE, Operation, left
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800 * PATIENCE)]

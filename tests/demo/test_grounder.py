@@ -12,7 +12,7 @@ from demo.grounder_figures import Question, curve, judge, measure, questions, su
 from demo.grounder_loss import corners, phrase_of_token, phrase_scores
 from demo.grounder_prompts import prompt_text
 from models.grounding.detector import Detection
-from pipeline.ground import open_detector
+from pipeline.mining.grounder import open_detector
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights" / "grounder"
 RECALL, PRECISION = 0.90, 0.85  # what the demo promises; measured at one threshold for every scene

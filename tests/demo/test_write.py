@@ -9,7 +9,7 @@ import pytest
 from demo import write as module
 from demo.__main__ import main
 from demo.write import write, write_shard
-from pipeline.source import open_source
+from pipeline.sources.source import open_source
 
 
 def _bytes(folder):

@@ -11,8 +11,8 @@ import yaml
 from prefect.settings import Settings
 from prefect.settings.legacy import Setting, _get_settings_fields
 
-from flows.deploy_config import first
-from flows.server import environment
+from flows.deployment.config import first
+from flows.runtime.server import environment
 from pipeline.config import override
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.write import write_shard
-from flows.server import guarded
+from flows.runtime.server import guarded
 
 ROOT = Path(__file__).parents[2]
 GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"

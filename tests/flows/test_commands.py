@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.__main__ import main as hyco
-from flows.settings import use_home
+from flows.runtime.settings import use_home
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from demo.write import write_shard
 from flows.journey import journey
 from flows.mine import mine
 from pipeline.config import override
-from pipeline.journey import compose
+from pipeline.end_to_end import compose
 
 GROUNDER = f"transformers:{Path(__file__).parents[2] / 'demo' / 'weights' / 'grounder'}"
 SMALL = ["steps=6", "batch_size=16", "log_every=1", "optimiser.warmup_steps=2"]
@@ -80,7 +80,7 @@ def test_a_second_mining_does_nothing(ran: Any, monkeypatch: pytest.MonkeyPatch)
     home = ran[0]
     records = {path: path.stat().st_mtime_ns for path in home.glob("detections/*/records/*")}
     config = compose(str(home.parent / "scenes" / "train"), GROUNDER, "demo").mine
-    monkeypatch.setattr("pipeline.mine.mine_shard", None)
+    monkeypatch.setattr("pipeline.mining.mine.mine_shard", None)
     assert mine(config, str(home))["images"] == 60
     assert {path: path.stat().st_mtime_ns for path in home.glob("detections/*/records/*")} == records
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.registry import Registry, fingerprint
+from storage.model_registry import Registry, fingerprint
 from storage.store import Store
 from storage.versions import Versions
 from tests.flows.operations import PATIENCE, Operation, left

@@ -10,26 +10,26 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed
 
-from flows.blueprint import blueprint
-from flows.deploy import apply
+from flows.deployment.reconcile import apply
+from flows.deployment.spec import blueprint
 from flows.maintain import MaintainConfig, maintain
 from flows.watch import fruitless, start, watch
-from pipeline import mine as mining
-from pipeline import pack as packing
 from pipeline.config import digest
-from pipeline.journey import run_dir
-from pipeline.pack import pack_digest
-from pipeline.watch import Sight
+from pipeline.end_to_end import run_dir
+from pipeline.mining import mine as mining
+from pipeline.packing import pack as packing
+from pipeline.packing.pack import pack_digest
+from pipeline.registry.retraining import RetrainDecision
 from storage.checkpoint import Checkpoints
 from storage.manifest import Manifest
-from storage.registry import Registry, Row
+from storage.model_registry import Decision, Registry
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import LATEST, Versions, shard_ref
-from tests.flows.test_deploy import config
+from tests.flows.deployment.test_reconcile import config
 from tests.pipeline.training_data import sample
 
-SIGHT = Sight("v-000000000000", 1000, "train:v-000000000000:abc", True, "1000 new samples")
+SIGHT = RetrainDecision("v-000000000000", 1000, "train:v-000000000000:abc", True, "1000 new samples")
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +161,9 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
 
     def pack(mine, config, home, mined_only=False):
         feed(age_s=60), feed()
-        monkeypatch.setattr("pipeline.pack.pack_shard", packed)
+        monkeypatch.setattr("pipeline.packing.pack.pack_shard", packed)
         monkeypatch.setattr(
-            "pipeline.pack.gate",
+            "pipeline.packing.pack.gate",
             lambda store, version, config: store.replace(LATEST, version.name.encode()) or [],
         )
         packing.pack(mine, config, home, mined_only=mined_only)
@@ -186,12 +186,12 @@ def test_a_decision_that_was_killed_before_it_was_told_is_told_once(tmp_path):
     (tmp_path / "source").mkdir()
     asked, home = watching(tmp_path / "source"), str(tmp_path / "home")
     model, registry = "d" * 16, Registry(home)
-    registry.append(Row("refused", model, [], "worse", key="train:v-9:x", version="v-9", run="/h/r"), 0)
+    registry.append(Decision("refused", model, [], "worse", key="train:v-9:x", version="v-9", run="/h/r"), 0)
     for _ in range(2):
         watch(asked, home)
         assert len(told()) == 1
     model = "e" * 16
-    registry.append(Row("refused", model, [], "by hand", version="v-9", run="/h/r"), 1)
+    registry.append(Decision("refused", model, [], "by hand", version="v-9", run="/h/r"), 1)
     watch(asked, home)
     assert told() == [], "the command that made it tells of it"
 

@@ -11,7 +11,7 @@ from torch import nn
 from models.clip import ClipConfig, DualEncoder, load_weights
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
-from models.objectives import hycoclip_objective, loss
+from models.losses.objective import hycoclip_objective, loss
 
 TINY = ClipConfig(
     vision=VisionConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.hyperbolic import lorentz
-from models.objectives import NODES, clip_objective, hycoclip_objective, loss
+from models.losses.objective import NODES, clip_objective, hycoclip_objective, loss
 from tests.perf.runner import Case
 
 DIM, SCALE = 512, 14.3

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.images import encode_jpeg
+from pipeline.imaging.decode import encode_jpeg
 from tests.perf.runner import Case
 
 BOUND_MB = 1500.0
@@ -30,7 +30,7 @@ GROUNDER = "transformers:demo/weights/grounder"
 _MINE = """
 import hashlib, json, sys
 from pathlib import Path
-from pipeline.mine import MineConfig, mine_shard, plan
+from pipeline.mining.mine import MineConfig, mine_shard, plan
 from storage.detections import read_detections
 from storage.store import Store
 source, home, grounder, pixels = sys.argv[1:]

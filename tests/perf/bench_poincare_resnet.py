@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
-from models.poincare_resnet import EuclideanResNet, PoincareResNet, ResNet
+from models.resnets.poincare_resnet import EuclideanResNet, PoincareResNet, ResNet
 from tests.perf.runner import Case, saved_megabytes
 
 

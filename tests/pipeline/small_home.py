@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 
 from models.grounding.detector import Detection
-from pipeline import ground
-from pipeline import pack as packing
-from pipeline.engine import InProcess
-from pipeline.images import ImageError, encode_jpeg
-from pipeline.mine import MineConfig, mine_all
-from pipeline.pack import PackConfig, pack
-from pipeline.quality_gate import QualityConfig, QualityError
-from storage.registry import (
+from pipeline.imaging.decode import ImageError, encode_jpeg
+from pipeline.mining import grounder as ground
+from pipeline.mining.mine import MineConfig, mine_all
+from pipeline.packing import pack as packing
+from pipeline.packing.dataset_gate import QualityConfig, QualityError
+from pipeline.packing.pack import PackConfig, pack
+from pipeline.runtime.executor import InProcess
+from storage.model_registry import (
     ASSESSED,
     MODELS,
     REPORTS,
+    Decision,
     Registry,
-    Row,
     digest_of,
     file_entry,
     fingerprint,
@@ -211,7 +211,9 @@ def _fill_registry(home: Path) -> None:
             .commit(REPORTS, ".html", lambda file, n=number: file.write(b"<p>report %d</p>" % n))
             .path
         )
-        row = Row(kind, model, files, "because", run=str(run), report=report, metrics='{"a": 0.5}', kept=kept)
+        row = Decision(
+            kind, model, files, "because", run=str(run), report=report, metrics='{"a": 0.5}', kept=kept
+        )
         registry.append(row, number)
     answers = home / ASSESSED / f"exam-{model}"
     answers.mkdir(parents=True)

@@ -6,17 +6,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.assess import AssessConfig
-from pipeline.classify.config import fit_recipe
+from pipeline.classification.config import fit_recipe
 from pipeline.config import Config, digest
-from pipeline.gate import GateConfig
-from pipeline.journey import JourneyConfig, packing_for
-from pipeline.mine import MineConfig
-from pipeline.nouns import NounConfig
-from pipeline.pack import PackConfig
-from pipeline.recipes import RECIPES
-from pipeline.rows import Limits
-from pipeline.watch import RetrainConfig
+from pipeline.end_to_end import JourneyConfig, packing_for
+from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.mining.mine import MineConfig
+from pipeline.mining.noun_phrases import NounConfig
+from pipeline.packing.pack import PackConfig
+from pipeline.registry.model_gate import GateConfig
+from pipeline.registry.retraining import RetrainConfig
+from pipeline.sources.records import Limits
+from pipeline.training.recipes import RECIPES
 
 # A model and weights that are not there keep the digests they were given, on every machine.
 NOUNS = NounConfig(model="absent_model", rules="grit-1-golden")

@@ -7,11 +7,11 @@ import numpy as np
 from models.clip import ClipConfig
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
-from models.objectives import hycoclip_objective
-from pipeline.batches import ShardFile
-from pipeline.images import encode_jpeg
-from pipeline.recipes import OptimiserConfig, Recipe
-from pipeline.views import DataConfig
+from models.losses.objective import hycoclip_objective
+from pipeline.imaging.decode import encode_jpeg
+from pipeline.training.augment import DataConfig
+from pipeline.training.dataloader import ShardFile
+from pipeline.training.recipes import OptimiserConfig, Recipe
 from storage.sample import Part, TrainingSample, content_key
 from storage.shard import write_shard
 from storage.store import Store

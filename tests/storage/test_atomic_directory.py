@@ -8,8 +8,8 @@ import pytest
 
 from storage.checkpoint import Checkpoints
 from storage.files import atomic_directory
-from storage.garbage import collect
-from storage.registry import Registry
+from storage.gc import collect
+from storage.model_registry import Registry
 from storage.store import Store
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from storage.registry import SCHEMA, MovedError, Registry, Row, digest_of, fingerprint
+from storage.model_registry import SCHEMA, Decision, MovedError, Registry, digest_of, fingerprint
 
 
 def model(folder, weights=b"weights"):
@@ -20,7 +20,7 @@ def model(folder, weights=b"weights"):
 
 
 def row(kind="promoted", name="a"):
-    return Row(kind, name, [{"name": "model.safetensors", "sha256": name, "size": 1}], "because")
+    return Decision(kind, name, [{"name": "model.safetensors", "sha256": name, "size": 1}], "because")
 
 
 def test_the_champion_is_the_last_row_that_is_no_refusal(tmp_path):
@@ -85,7 +85,7 @@ def test_a_kept_model_has_its_bytes_and_damage_is_named(tmp_path):
 def test_a_copy_killed_half_way_leaves_no_model(tmp_path):
     model(tmp_path / "run", b"x" * 1000)
     script = (
-        "import os, sys, storage.registry as r\n"
+        "import os, sys, storage.model_registry as r\n"
         "original, done = r.shutil.copyfile, []\n"
         "def killed(source, target):\n"
         "    if done: os.kill(os.getpid(), 9)\n"

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from storage.garbage import collect
+from storage.gc import collect
 from storage.manifest import Manifest
 from storage.store import Store
 

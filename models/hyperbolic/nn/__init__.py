@@ -13,12 +13,12 @@ from models.hyperbolic.nn.change_manifold import ChangeManifold
 from models.hyperbolic.nn.classifier import MLR
 from models.hyperbolic.nn.conv import Conv1d, Conv2d
 from models.hyperbolic.nn.conv_transpose import ConvTranspose2d
+from models.hyperbolic.nn.embedding import Embedding
 from models.hyperbolic.nn.flatten import Flatten, cat, split
 from models.hyperbolic.nn.linear import Linear
 from models.hyperbolic.nn.module import HyperbolicModule
 from models.hyperbolic.nn.pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from models.hyperbolic.nn.residual import ResidualAdd, residual_add
-from models.hyperbolic.nn.sparse import Embedding
 
 __all__ = [
     "ELU",

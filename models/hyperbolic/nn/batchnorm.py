@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.batchnorm_fused import recentre_lean
+from models.hyperbolic.nn.batchnorm_ops import Statistics, recentre
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
-from models.hyperbolic.nn.recentre import Statistics, recentre
-from models.hyperbolic.nn.recentre_lean import recentre_lean
 
 
 class _BatchNorm(HyperbolicModule):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average, sum_points
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
-from models.hyperbolic.nn.recentre import Statistics, all_reduce, average, sum_points
 
 TINY = 1e-30
 """Least squared angle: sinh of its root is the root itself."""

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
+from models.hyperbolic.nn.hyperplane_ops import planes, scores
 from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
-from models.hyperbolic.nn.respond import planes, scores
 from models.hyperbolic.ops import asinh, square_norm
 
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import Rate
+from models.hyperbolic.nn.hyperplane_ops import planes, respond, respond_plain
 from models.hyperbolic.nn.linear import init_planes_
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
-from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes, check_channels, sizes
 from models.hyperbolic.nn.flatten import beta_ratio
+from models.hyperbolic.nn.hyperplane_ops import planes, respond, respond_plain
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
-from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
 

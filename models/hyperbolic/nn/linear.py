@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
+from models.hyperbolic.nn.hyperplane_ops import planes, respond, respond_plain
 from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
-from models.hyperbolic.nn.respond import planes, respond, respond_plain
 from models.hyperbolic.ops import square_norm
 
 

@@ -12,20 +12,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pipeline.assess.coverage import Coverage, as_numbers
-from pipeline.assess.hierarchy import tree_metrics
-from pipeline.assess.outcome import Outcome
-from pipeline.assess.probe import probe
-from pipeline.assess.prototypes import prototype_probe
-from pipeline.assess.suite import Evaluation, Setting, folder_called
-from pipeline.assess.taxonomy import Taxonomy
-from pipeline.assess.zero_shot import rank_and_answer, set_accuracy, vectors_of
+from pipeline.datasets import LabelledSet, open_labelled
+from pipeline.datasets.adapters import ADAPTERS
+from pipeline.datasets.dataset_card import Card, cards
+from pipeline.datasets.wordnet import PLACES, WordNet, find_wordnet, is_wnid
 from pipeline.embedder import Embedder, batched, whole
-from pipeline.labelled import LabelledSet, open_labelled
-from pipeline.labelled.card import Card, cards
-from pipeline.labelled.registry import ADAPTERS
-from pipeline.labelled.wordnet import PLACES, WordNet, find_wordnet, is_wnid
-from pipeline.progress import Progress
+from pipeline.evaluation.benchmarks.suite import Evaluation, Setting, folder_called
+from pipeline.evaluation.coverage import Coverage, as_numbers
+from pipeline.evaluation.metrics.bootstrap import MetricResult
+from pipeline.evaluation.metrics.hierarchy import tree_metrics
+from pipeline.evaluation.metrics.linear_probe import probe
+from pipeline.evaluation.metrics.prototypes import prototype_probe
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.metrics.zero_shot import rank_and_answer, set_accuracy, vectors_of
+from pipeline.runtime.progress import Progress
 
 READERS = 4  # threads that decode
 ON_WORDNET = ("imagenet", "tiny_imagenet")
@@ -34,10 +34,10 @@ NO_WORDNET = (
 )
 
 
-def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
+def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | str]:
     """The evaluation of one set: blocks zero_shot, hierarchy (ImageNet's classes), and probe_HEAD."""
 
-    def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
+    def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
         spec = f"{known.name}:{folder}"
         test = open_labelled(spec, "test")
         there = published(known, test)
@@ -68,7 +68,7 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], Outcome | str]:
                 there.append(replace(learnt.read, unit="training images"))
             except ValueError as error:  # too few images of it can be decoded
                 setting.skipped["probe"] = str(error)
-        return Outcome(
+        return MetricResult(
             {block: outcome.numbers for block, outcome in found.items()}
             | {"coverage": as_numbers([seen.read, *there])},
             {f"{block}.{key}": span for block, o in found.items() for key, span in o.intervals.items()},
@@ -132,7 +132,7 @@ def _on_the_tree(
     answer: Int[np.ndarray, " m"],
     truth: Int[np.ndarray, " m"],
     setting: Setting,
-) -> Outcome:
+) -> MetricResult:
     tree = Taxonomy.build(wordnet.tree(classes))
     if tree.leaf_ids() != tuple(classes):
         raise ValueError(f"a class is listed twice among the {len(classes)}: labels would mean other leaves")
@@ -197,7 +197,7 @@ def _probes(
     labels: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]],
     classes: int,
     setting: Setting,
-) -> dict[str, Outcome]:
+) -> dict[str, MetricResult]:
     """A block for each head, learnt on the training part and asked about the test part; `labels` are of both."""
     found = {}
     for head in setting.heads:
@@ -234,7 +234,7 @@ def _read(
             waiting = coming
 
 
-def mean_of_paper_sets(found: dict[str, Any]) -> Outcome | None:
+def mean_of_paper_sets(found: dict[str, Any]) -> MetricResult | None:
     """Mean of the zero-shot mean_per_class over those of the paper's sixteen sets that were measured: n of 16.
 
     `found` is what `run_suite` returns. Its interval is that of a sum of independent estimates, from their own
@@ -253,7 +253,9 @@ def mean_of_paper_sets(found: dict[str, Any]) -> Outcome | None:
     sets = Coverage("sets of the paper", known, known - len(names))
     numbers = {"mean_per_class": mean, "chance": {"mean_per_class": chance}, "n": len(names)}
     span = (mean - float(low), mean + float(high))
-    return Outcome({"zero_shot": numbers, "coverage": as_numbers([sets])}, {"zero_shot.mean_per_class": span})
+    return MetricResult(
+        {"zero_shot": numbers, "coverage": as_numbers([sets])}, {"zero_shot.mean_per_class": span}
+    )
 
 
 EVALUATIONS = {

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.assess.boxes import measure_boxes
-from pipeline.assess.caption_sets import COCO_FOLDERS, folder_with
-from pipeline.assess.coverage import as_numbers
-from pipeline.assess.files import ahead, decoded, files_there, load_image, read_json
-from pipeline.assess.outcome import Outcome
-from pipeline.assess.suite import Evaluation, Setting
-from pipeline.assess.zero_shot import vectors_of
-from pipeline.crop import crop_box
+from pipeline.datasets.dataset_card import PLAIN
 from pipeline.embedder import Embedder
-from pipeline.labelled.card import PLAIN
+from pipeline.evaluation.benchmarks.retrieval import COCO_FOLDERS, folder_with
+from pipeline.evaluation.benchmarks.suite import Evaluation, Setting
+from pipeline.evaluation.coverage import as_numbers
+from pipeline.evaluation.embed_files import ahead, decoded, files_there, load_image, read_json
+from pipeline.evaluation.metrics.bootstrap import MetricResult
+from pipeline.evaluation.metrics.boxes import measure_boxes
+from pipeline.evaluation.metrics.zero_shot import vectors_of
+from pipeline.imaging.crop import crop_box
 
 Box = tuple[float, float, float, float]
 
@@ -71,7 +71,7 @@ def _shares(bbox: list[float], image: dict) -> Box | None:
     return (x0 / width, y0 / height, x1 / width, y1 / height) if x0 < x1 and y0 < y1 else None
 
 
-def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
+def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
     """The blocks classification and detection, see `boxes`."""
     found = read_instances(folder)
     asked = setting.choose(len(found.images))

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.assess.coverage import Coverage, as_numbers
-from pipeline.assess.files import embed_files, read_json
-from pipeline.assess.outcome import Outcome
-from pipeline.assess.retrieval import Pairing, both_ways
-from pipeline.assess.suite import Evaluation, Setting
 from pipeline.embedder import Embedder
+from pipeline.evaluation.benchmarks.suite import Evaluation, Setting
+from pipeline.evaluation.coverage import Coverage, as_numbers
+from pipeline.evaluation.embed_files import embed_files, read_json
+from pipeline.evaluation.metrics.bootstrap import MetricResult
+from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 
 COCO_FOLDERS = ("coco", "coco2017", "mscoco")
 FLICKR_FOLDERS = (
@@ -115,10 +115,10 @@ def read_flickr(folder: Path, name: str) -> CaptionSet:
     raise FileNotFoundError(f"{folder} has no {karpathy.name}, which says what is the test split")
 
 
-def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Setting], Outcome | str]:
+def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Setting], MetricResult | str]:
     """The evaluation of one set: the blocks image_to_text and text_to_image."""
 
-    def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
+    def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
         found = read(folder)
         asked = setting.choose(len(found.images))
         setting.progress.expect(len(asked))
@@ -138,14 +138,14 @@ def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Set
 
 def retrieval(
     embedder: Embedder, points: Tensor, captions: list[tuple[str, ...]], setting: Setting
-) -> Outcome:
+) -> MetricResult:
     """Both ways over images [N, D] and the captions of each; scores are held a block of queries at a time."""
     pairing = Pairing.of(captions)
     texts = embedder.encode_text(pairing.texts)
     found = both_ways(embedder.score, points, texts, pairing, setting.boot)
     chance = found.numbers.pop("chance")
     size = {"n": len(points), "captions": len(pairing.text)}
-    return Outcome(
+    return MetricResult(
         {way: {**values, "chance": chance[way], **size} for way, values in found.numbers.items()},
         found.intervals,
     )

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from pipeline.assess import report
-from pipeline.assess.beside import read_beside, summary
-from pipeline.assess.captioned import measure_captioned
-from pipeline.assess.config import AssessConfig
-from pipeline.assess.figures import csv_text
-from pipeline.assess.held_out import of_source
-from pipeline.assess.labelled_sets import mean_of_paper_sets
-from pipeline.assess.outcome import Bootstrap
-from pipeline.assess.panels import Exhibits
-from pipeline.assess.suite import run_suite
-from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
-from pipeline.progress import Listener
-from pipeline.runs import current_commit
+from pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
+from pipeline.evaluation.benchmarks.suite import run_suite
+from pipeline.evaluation.captioned import measure_captioned
+from pipeline.evaluation.config import AssessConfig
+from pipeline.evaluation.held_out import of_source
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.catalog import csv_text
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.report import report
+from pipeline.evaluation.report.compare_runs import read_beside, summary
+from pipeline.evaluation.report.panels import Exhibits
+from pipeline.runtime.progress import Listener
+from pipeline.training.run_dir import current_commit
 from storage.store import Store
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pipeline.assess.coverage import MIN_COVERAGE
-from pipeline.assess.outcome import Bootstrap, Outcome
 from pipeline.embedder import Embedder
-from pipeline.progress import Listener, Progress
+from pipeline.evaluation.coverage import MIN_COVERAGE
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.runtime.progress import Listener, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Setting:
         progress: tell it with `expect` how many images there are and with `advance` how many are done.
         limit: at most this many images of a split, drawn by seed; 0 takes all.
         least: the fraction of what a set lists that must be there; what is below it is refused.
-        heads: probes fitted on labelled sets, names of pipeline.assess.probe.HEADS, or prototypes.
+        heads: probes fitted on labelled sets, names of pipeline.evaluation.metrics.linear_probe.HEADS, or prototypes.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
     """
 
@@ -64,7 +64,7 @@ class Evaluation:
 
     title: str
     find: Callable[[Path], Path | None]
-    evaluate: Callable[[Embedder, Path, Setting], Outcome | str]
+    evaluate: Callable[[Embedder, Path, Setting], MetricResult | str]
     layout: str
 
 
@@ -82,7 +82,10 @@ def folder_called(*names: str) -> Callable[[Path], Path | None]:
 
 def evaluations() -> dict[str, Evaluation]:
     """All rows by name; the parts of the suite each bring a table."""
-    from pipeline.assess import caption_sets, coco_boxes, compositional, labelled_sets
+    from pipeline.evaluation.benchmarks import classification as labelled_sets
+    from pipeline.evaluation.benchmarks import coco_boxes
+    from pipeline.evaluation.benchmarks import retrieval as caption_sets
+    from pipeline.evaluation.metrics import compositional
 
     tables = (labelled_sets, caption_sets, coco_boxes, compositional)
     return {name: row for table in tables for name, row in table.EVALUATIONS.items()}

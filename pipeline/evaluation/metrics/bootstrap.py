@@ -11,7 +11,7 @@ BLOCK = 4_000_000  # resampled indices held at once: 32 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class MetricResult:
     """The numbers of one protocol as metrics.json holds them, and an interval for those that have one.
 
     `intervals` maps a dotted path below the section ("image_to_text.r1") to (low, high).

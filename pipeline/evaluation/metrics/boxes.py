@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.assess.outcome import BLOCK, Bootstrap, Outcome
-from pipeline.assess.retrieval import Score
+from pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
+from pipeline.evaluation.metrics.retrieval import Score
 
 CHUNK = 8192  # boxes scored at once
 
@@ -33,7 +33,7 @@ def measure_boxes(
     images: Int[np.ndarray, " P"],
     scale: float,
     bootstrap: Bootstrap,
-) -> Outcome:
+) -> MetricResult:
     """The blocks classification (top1, mean_per_class) and detection (map, map_distance).
 
     `truth` is the class of each box, `images` the image it is from: boxes of an image are drawn together.
@@ -52,7 +52,7 @@ def measure_boxes(
         ranked[key], spans[f"detection.{key}"] = mean_average_precision(table, truth, images, bootstrap)
     size = {"n": len(np.unique(images)), "boxes": len(truth), "classes": scores.shape[1]}
     size["classes_seen"] = len(np.unique(truth))
-    return Outcome(
+    return MetricResult(
         {
             "classification": {**named.numbers, **size},
             "detection": {**ranked, "chance": dict.fromkeys(ranked, chance), **size},
@@ -66,7 +66,7 @@ def classification(
     truth: Int[np.ndarray, " P"],
     images: Int[np.ndarray, " P"],
     bootstrap: Bootstrap,
-) -> Outcome:
+) -> MetricResult:
     """top1 and mean_per_class of the highest score; a wrong class that ties counts as higher."""
     own = scores[np.arange(len(truth)), truth]
     hits = ((scores >= own[:, None]).sum(axis=1) == 1).astype(np.float64)
@@ -77,7 +77,7 @@ def classification(
         "chance": dict.fromkeys(("top1", "mean_per_class"), 1.0 / scores.shape[1]),
     }
     top1 = bootstrap.means(hits[:, None], images)[0]
-    return Outcome(numbers, {"top1": top1, "mean_per_class": redrawn})
+    return MetricResult(numbers, {"top1": top1, "mean_per_class": redrawn})
 
 
 def mean_average_precision(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from pipeline.assess.coverage import complete
+from pipeline.evaluation.coverage import complete
 
 COLUMNS = ("name", "value", "low", "high", "chance", "n", "source", "of", "gallery")
 NO_MEASURES = ("intervals", "skipped", "versions", "train", "mining", "geometry", "assessed", "coverage")

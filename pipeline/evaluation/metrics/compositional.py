@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.assess.caption_sets import COCO_FOLDERS, folder_with
-from pipeline.assess.coverage import Coverage, as_numbers
-from pipeline.assess.files import embed_files, read_json
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.retrieval import Score
-from pipeline.assess.suite import Evaluation, Setting
 from pipeline.embedder import Embedder
+from pipeline.evaluation.benchmarks.retrieval import COCO_FOLDERS, folder_with
+from pipeline.evaluation.benchmarks.suite import Evaluation, Setting
+from pipeline.evaluation.coverage import Coverage, as_numbers
+from pipeline.evaluation.embed_files import embed_files, read_json
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.retrieval import Score
 
 SUGARCREPE = (
     "add_att",
@@ -68,7 +68,7 @@ def prefers(
 
 def accuracy_by_kind(
     right: Bool[np.ndarray, " N"], kinds: Sequence[str], images: Int[np.ndarray, " N"], bootstrap: Bootstrap
-) -> Outcome:
+) -> MetricResult:
     """A block for each kind, in the order they first occur, and "mean" of the kinds: the share that is right.
 
     Foils of an image are drawn together.
@@ -81,7 +81,7 @@ def accuracy_by_kind(
         spans[f"{kind}.accuracy"] = bootstrap.means(hits[own][:, None], images[own])[0]
     mean, spans["mean.accuracy"] = bootstrap.mean_of_groups(hits, names, images)
     numbers["mean"] = _block(mean, images)
-    return Outcome(numbers, spans)
+    return MetricResult(numbers, spans)
 
 
 def _block(accuracy: float, images: Int[np.ndarray, " N"]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _kind(place: Path) -> str:
     return f"{top}_{aspect}"
 
 
-def measure(embedder: Embedder, asked: Foils, setting: Setting) -> Outcome:
+def measure(embedder: Embedder, asked: Foils, setting: Setting) -> MetricResult:
     """A block for each kind and "mean" of the kinds; every image and every text is embedded once.
 
     ValueError when too few of the set's lists, of its images or of the pairs of a kind are there.
@@ -188,7 +188,7 @@ def measure(embedder: Embedder, asked: Foils, setting: Setting) -> Outcome:
     return found
 
 
-def sugarcrepe(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
+def sugarcrepe(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
     """SugarCrepe on the photographs of COCO, which may lie beside it or in it."""
     coco = folder_with(COCO_FOLDERS, "val2017")(setting.data) or setting.data / "coco"
     places = (folder / "val2017", coco / "val2017", setting.data / "val2017")
@@ -198,7 +198,7 @@ def sugarcrepe(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | 
     return measure(embedder, read_sugarcrepe(folder, photographs), setting)
 
 
-def checklist(embedder: Embedder, folder: Path, setting: Setting) -> Outcome | str:
+def checklist(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
     """VL-CheckList."""
     return measure(embedder, read_checklist(folder), setting)
 

@@ -9,8 +9,8 @@ LCA 1. All are tables over leaf pairs, so that an evaluation is one look-up and 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.taxonomy import Taxonomy
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
 
 NAMES = ("tie", "lca", "jaccard", "p_h", "r_h")
 
@@ -38,7 +38,7 @@ def meeting_depth(ancestors: Bool[np.ndarray, "L N"]) -> Int[np.ndarray, "L L"]:
 
 def tree_metrics(
     predicted: Int[np.ndarray, " N"], truth: Int[np.ndarray, " N"], taxonomy: Taxonomy, bootstrap: Bootstrap
-) -> Outcome:
+) -> MetricResult:
     """Means over images, and as chance the exact expectation when every leaf is predicted equally often."""
     table = tables(taxonomy.ancestors())
     values = table[:, predicted, truth].T
@@ -46,7 +46,7 @@ def tree_metrics(
     numbers: dict = {name: float(value) for name, value in zip(NAMES, values.mean(axis=0), strict=True)}
     numbers["chance"] = {name: float(value) for name, value in zip(NAMES, expected, strict=True)}
     numbers["images"] = len(truth)
-    return Outcome(numbers, dict(zip(NAMES, bootstrap.means(values), strict=True)))
+    return MetricResult(numbers, dict(zip(NAMES, bootstrap.means(values), strict=True)))
 
 
 def where_errors_meet(

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.separation import MaximumSeparation
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.zero_shot import rank_of_truth, set_accuracy
+from models.heads.max_separation import MaximumSeparation
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.zero_shot import rank_of_truth, set_accuracy
 
 Head = Callable[[int, int], nn.Module]
 """(classes, width) -> a module from features [N, width] to logits [N, classes]; a row of HEADS."""
@@ -76,7 +76,7 @@ def probe(
     classes: int,
     bootstrap: Bootstrap,
     head: str = "softmax",
-) -> Outcome:
+) -> MetricResult:
     """top1, top5 and mean_per_class of a head fitted on the training part, with the penalty that was chosen.
 
     ValueError for fewer than ten training rows, or a head that cannot have so many classes.

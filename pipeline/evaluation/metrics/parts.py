@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.retrieval import Pairing, Score, both_ways
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.retrieval import Pairing, Score, both_ways
 
 
 def part_retrieval(
@@ -22,7 +22,7 @@ def part_retrieval(
     scenes: Int[np.ndarray, " P"],
     bootstrap: Bootstrap,
     ks: Sequence[int] = (1, 5, 10),
-) -> Outcome:
+) -> MetricResult:
     """R@k of crop_to_phrase and phrase_to_crop, each with its chance level.
 
     `pairing` pairs crops (as its images) with phrases (as its texts). From crop to phrase the crops of one scene

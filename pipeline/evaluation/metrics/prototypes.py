@@ -1,8 +1,9 @@
 """A classifier over a hyperbolic encoder that needs labels and no text: fixed prototypes on its hyperboloid.
 
-The prototypes stand in the directions of maximum separation (models/separation.py), all at one learned distance from
-the root; the frozen image points pass one linear map of the tangent space at the origin and are scored by distance,
-as everything else here is. Fitted like the linear probe: the penalty is swept on a fifth of the training part.
+The prototypes stand in the directions of maximum separation (models/heads/max_separation.py), all at one
+learned distance from the root; the frozen image points pass one linear map of the tangent space at the origin
+and are scored by distance, as everything else here is. Fitted like the linear probe: the penalty is swept on a
+fifth of the training part.
 """
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.separation import HyperbolicPrototypes
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.probe import fit, sweep
-from pipeline.assess.zero_shot import rank_of_truth, set_accuracy
+from models.heads.max_separation import HyperbolicPrototypes
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.linear_probe import fit, sweep
+from pipeline.evaluation.metrics.zero_shot import rank_of_truth, set_accuracy
 
 
 def prototype_probe(
@@ -22,7 +23,7 @@ def prototype_probe(
     classes: int,
     curvature: float | None,
     bootstrap: Bootstrap,
-) -> Outcome:
+) -> MetricResult:
     """top1, top5 and mean_per_class of prototypes fitted on the training part; and their radius, sqrt(c) times.
 
     Args:

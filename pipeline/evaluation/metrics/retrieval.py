@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.assess.outcome import Bootstrap, Outcome
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 
 KS = (1, 5, 10)
 CHUNK = 4_000_000  # scores held at once: 16 MB
@@ -114,7 +114,7 @@ def recall(
     asked: Int[np.ndarray, " N"] | None = None,
     clusters: Int[np.ndarray, " N"] | None = None,
     ks: Sequence[int] = KS,
-) -> Outcome:
+) -> MetricResult:
     """R@k, its exact chance level under "chance" and an interval each, keys "r1", "r5" ...
 
     `asked` lists the query behind each occurrence (default: each once), `clusters` what is drawn together.
@@ -124,7 +124,7 @@ def recall(
     numbers: dict = {f"r{k}": float(share) for k, share in zip(ks, hits.mean(axis=0), strict=True)}
     numbers["chance"] = {f"r{k}": float(chance_recall(ranks.right, ranks.size, k)[asked].mean()) for k in ks}
     spans = bootstrap.means(hits, clusters)
-    return Outcome(numbers, {f"r{k}": span for k, span in zip(ks, spans, strict=True)})
+    return MetricResult(numbers, {f"r{k}": span for k, span in zip(ks, spans, strict=True)})
 
 
 def both_ways(
@@ -138,7 +138,7 @@ def both_ways(
     copies: bool = True,
     clusters: Int[np.ndarray, " B"] | None = None,
     ks: Sequence[int] = KS,
-) -> Outcome:
+) -> MetricResult:
     """Both ways over a pairing: images are [pairing.images, D], texts the embeddings of pairing.texts.
 
     Each way has the size of its gallery ("gallery") and how much was asked ("queries") beside its recalls.
@@ -171,4 +171,4 @@ def both_ways(
         numbers[name] = {key: value for key, value in outcome.numbers.items() if key != "chance"}
         numbers[name] |= {"gallery": gallery, "queries": queries}
         intervals |= {f"{name}.{key}": span for key, span in outcome.intervals.items()}
-    return Outcome(numbers, intervals)
+    return MetricResult(numbers, intervals)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.hyperbolic import product
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.retrieval import CHUNK, Score
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.retrieval import CHUNK, Score
 
 STEPS = 50
 
@@ -64,7 +64,7 @@ class Pool:
     own: Bool[np.ndarray, "N K"]
 
 
-def met(index: Int[np.ndarray, "N S"], pool: Pool, general: str, bootstrap: Bootstrap) -> Outcome:
+def met(index: Int[np.ndarray, "N S"], pool: Pool, general: str, bootstrap: Bootstrap) -> MetricResult:
     """What the walks meet in the half near the image and in the half near the root, the root itself left out.
 
     distinct: how many on one walk; GENERAL_near_image, GENERAL_near_root: share of steps at which a general
@@ -93,7 +93,7 @@ def met(index: Int[np.ndarray, "N S"], pool: Pool, general: str, bootstrap: Boot
     numbers["chance"] = {
         key: chance[key.rpartition("_near")[0]] for key in numbers if key.rpartition("_near")[0] in chance
     }
-    return Outcome(numbers | {"n": len(index), "pool": pool.size}, spans)
+    return MetricResult(numbers | {"n": len(index), "pool": pool.size}, spans)
 
 
 def climbs(
@@ -101,7 +101,7 @@ def climbs(
     truth: Int[np.ndarray, " N"],
     above: Bool[np.ndarray, "K K"],
     bootstrap: Bootstrap,
-) -> Outcome:
+) -> MetricResult:
     """The walk over the names of a tree: `above[i, j]` says that j is an ancestor of i; truth is a leaf.
 
     on_path: share of steps (not the root's) at which the true leaf or one of its ancestors is nearest;
@@ -131,7 +131,7 @@ def climbs(
         if all_of.any():
             numbers[key], chance[key] = float(right.sum() / all_of.sum()), guess
             spans[key] = bootstrap.interval(bootstrap.ratios(right, all_of))[0]
-    return Outcome(numbers | {"chance": chance, "n": len(index), "pool": size}, spans)
+    return MetricResult(numbers | {"chance": chance, "n": len(index), "pool": size}, spans)
 
 
 def stretches(row: Sequence[int] | Int[np.ndarray, " S"]) -> list[tuple[int, int, int]]:

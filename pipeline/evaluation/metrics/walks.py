@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from pipeline.assess.embedded import Embedded
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.retrieval import same_text
-from pipeline.assess.taxonomy import Taxonomy
-from pipeline.assess.traversal import Pool, climbs, met, nearest, root_of, walk
-from pipeline.assess.zero_shot import vectors_of
 from pipeline.embedder import Embedder
+from pipeline.evaluation.embedded import Embedded
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.retrieval import same_text
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, walk
+from pipeline.evaluation.metrics.zero_shot import vectors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def traverse(
     boot: Bootstrap,
     most: int,
     seed: int,
-) -> tuple[Outcome, Walks]:
+) -> tuple[MetricResult, Walks]:
     """Walk from at most `most` images drawn by seed; the blocks texts, pictures and (with a tree) names."""
     count = len(embedded.images)
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:most])
@@ -80,7 +80,7 @@ def traverse(
             found["names"] = climbs(name[asked], single[asked], above, boot)
     numbers = {block: outcome.numbers for block, outcome in found.items()}
     spans = {f"{block}.{key}": span for block, o in found.items() for key, span in o.intervals.items()}
-    return Outcome(numbers, spans), Walks(chosen, texts, len(captions), text, picture, names, name)
+    return MetricResult(numbers, spans), Walks(chosen, texts, len(captions), text, picture, names, name)
 
 
 def _own_texts(

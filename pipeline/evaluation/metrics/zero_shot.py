@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.retrieval import Score
-from pipeline.assess.taxonomy import Taxonomy, fill
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.retrieval import Score
+from pipeline.evaluation.metrics.taxonomy import Taxonomy, fill
 
 BLOCK = 4096  # images scored at once
 
@@ -79,7 +79,7 @@ def rank_and_answer(
 
 def set_accuracy(
     rank: Int[np.ndarray, " N"], truth: Int[np.ndarray, " N"], classes: int, bootstrap: Bootstrap
-) -> Outcome:
+) -> MetricResult:
     """top1, top5 and mean_per_class (over the classes that occur), each with its chance level."""
     hits = np.stack([rank < 1, rank < 5], axis=1).astype(np.float64)
     top1, top5 = bootstrap.means(hits)
@@ -93,7 +93,7 @@ def set_accuracy(
         "classes": classes,
         "classes_seen": len(np.unique(truth)),
     }
-    return Outcome(numbers, {"top1": top1, "top5": top5, "mean_per_class": redrawn})
+    return MetricResult(numbers, {"top1": top1, "top5": top5, "mean_per_class": redrawn})
 
 
 def mean_per_class(
@@ -120,7 +120,7 @@ def mean_per_class(
 
 def accuracy(
     scores: Float[np.ndarray, "N C"], truth: Int[np.ndarray, " N"], bootstrap: Bootstrap
-) -> tuple[Outcome, Int[np.ndarray, " N"]]:
+) -> tuple[MetricResult, Int[np.ndarray, " N"]]:
     """As `set_accuracy`, with the chance levels as metrics.json has them (flat); and the predictions."""
     images, classes = scores.shape
     found = set_accuracy(rank_of_truth(scores, truth), truth, classes, bootstrap)

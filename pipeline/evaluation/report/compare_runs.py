@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.assess.charts import number, share
-from pipeline.assess.figures import figures
-from pipeline.assess.suite_table import COUNTS, LOWER_IS_BETTER, word
+from pipeline.evaluation.metrics.catalog import figures
+from pipeline.evaluation.report.charts import number, share
+from pipeline.evaluation.report.suite_table import COUNTS, LOWER_IS_BETTER, word
 
 
 def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:

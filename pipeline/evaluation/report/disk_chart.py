@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup, escape
 
-from pipeline.assess.charts import tick_text, ticks
+from pipeline.evaluation.report.charts import tick_text, ticks
 
 SIDE = 440
 FULL = 0.85  # points beyond it: the whole disk is drawn, with its rim

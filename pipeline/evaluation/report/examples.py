@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from pipeline.assess.embedded import Embedded
-from pipeline.assess.hierarchy import meeting_depth
-from pipeline.assess.retrieval import same_text
-from pipeline.assess.taxonomy import Taxonomy
-from pipeline.crop import shrink_to_short_side
 from pipeline.embedder import Embedder
-from pipeline.images import decode, encode_jpeg
+from pipeline.evaluation.embedded import Embedded
+from pipeline.evaluation.metrics.hierarchy import meeting_depth
+from pipeline.evaluation.metrics.retrieval import same_text
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.imaging.crop import shrink_to_short_side
+from pipeline.imaging.decode import decode, encode_jpeg
 from storage.sample import Part, TrainingSample
 
 COLOURS = 6  # --p0 ... --p5 of the page

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.assess.beside import beside_table
-from pipeline.assess.charts import PER_CENT, interval_bar, number, plain_share, share
-from pipeline.assess.coverage import incomplete
-from pipeline.assess.curves import curves
-from pipeline.assess.panels import Exhibits, plane_panel, space_panel, tree_panel, walks_panel
-from pipeline.assess.suite_table import data_sets, suite_name
-from pipeline.assess.tables import gallery, span_text, tables, times
+from pipeline.evaluation.coverage import incomplete
+from pipeline.evaluation.report.charts import PER_CENT, interval_bar, number, plain_share, share
+from pipeline.evaluation.report.compare_runs import beside_table
+from pipeline.evaluation.report.curves import curves
+from pipeline.evaluation.report.panels import Exhibits, plane_panel, space_panel, tree_panel, walks_panel
+from pipeline.evaluation.report.suite_table import data_sets, suite_name
+from pipeline.evaluation.report.tables import gallery, span_text, tables, times
 
 SECTIONS = {
     "zero_shot": "Zero-shot classification",

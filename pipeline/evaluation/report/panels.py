@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.assess.charts import number, ridges, share
-from pipeline.assess.curves import MINUS, NODE_NAMES, TONES
-from pipeline.assess.disk_chart import disk_chart
-from pipeline.assess.plane import View
+from pipeline.evaluation.report.charts import number, ridges, share
+from pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
+from pipeline.evaluation.report.disk_chart import disk_chart
+from pipeline.evaluation.report.projection import View
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from pipeline.assess import exhibits as show
-from pipeline.assess.config import AssessConfig
-from pipeline.assess.embedded import Embedded
-from pipeline.assess.geometry import radii
-from pipeline.assess.hierarchy import family_confusion, where_errors_meet
-from pipeline.assess.plane import plane_view
-from pipeline.assess.sections import Measured
-from pipeline.assess.strips import strips
-from pipeline.assess.taxonomy import Taxonomy
 from pipeline.embedder import Embedder
+from pipeline.evaluation.config import AssessConfig
+from pipeline.evaluation.embedded import Embedded
+from pipeline.evaluation.metrics.geometry import radii
+from pipeline.evaluation.metrics.hierarchy import family_confusion, where_errors_meet
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.report import examples as show
+from pipeline.evaluation.report.projection import plane_view
+from pipeline.evaluation.report.strips import strips
+from pipeline.evaluation.sections import Measured
 
 
 def draw(

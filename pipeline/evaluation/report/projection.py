@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.hyperbolic import lorentz, product
-from pipeline.assess import horopca
-from pipeline.assess.geometry import Points
+from pipeline.evaluation.metrics.geometry import Points
+from pipeline.evaluation.report import horopca
 
 MOST = 300  # points of each type of node
 

@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.assess.charts import share
-from pipeline.assess.page import page
-from pipeline.assess.panels import Exhibits
+from pipeline.evaluation.report.charts import share
+from pipeline.evaluation.report.page import page
+from pipeline.evaluation.report.panels import Exhibits
 from storage.store import Store
 
 FOLDER = Path(__file__).parent

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pipeline.assess.charts import interval_bar, number, share
-from pipeline.assess.figures import Figure, figures
-from pipeline.assess.suite import evaluations
+from pipeline.evaluation.benchmarks.suite import evaluations
+from pipeline.evaluation.metrics.catalog import Figure, figures
+from pipeline.evaluation.report.charts import interval_bar, number, share
 
 SPACE = "\N{NO-BREAK SPACE}"
 LOWER_IS_BETTER = ("tie", "lca")

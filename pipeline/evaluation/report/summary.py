@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.assess.page import gaps, page
-from pipeline.assess.panels import Exhibits
+from pipeline.evaluation.report.page import gaps, page
+from pipeline.evaluation.report.panels import Exhibits
 
 COLUMNS = ("measure", "value", "95 % interval", "chance")
 

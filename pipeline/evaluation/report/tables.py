@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.assess.charts import PER_CENT, interval_bar, number, share
-from pipeline.assess.suite_table import suite_table
+from pipeline.evaluation.report.charts import PER_CENT, interval_bar, number, share
+from pipeline.evaluation.report.suite_table import suite_table
 
 WAYS = {
     "image_to_text": "Image to caption",

@@ -10,20 +10,20 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.flows import load_flow_from_entrypoint
 
-from flows.automations import automations
-from flows.blueprint import blueprint
-from flows.deploy import apply, check, pauses
-from flows.deploy_config import DeployConfig, first, resolved
-from flows.prefect_yaml import demo_config, text
-from flows.settings import HEARTBEAT_S
-from flows.templates import template
+from flows.deployment.automations import automations
+from flows.deployment.config import DeployConfig, first, resolved
+from flows.deployment.prefect_yaml import demo_config, text
+from flows.deployment.reconcile import apply, check, pauses
+from flows.deployment.spec import blueprint
+from flows.deployment.work_pools import template
+from flows.runtime.settings import HEARTBEAT_S
 from pipeline.config import ConfigError
-from pipeline.journey import JourneyConfig
-from pipeline.mine import MineConfig
-from pipeline.recipes import demo
-from pipeline.watch import RetrainConfig
+from pipeline.end_to_end import JourneyConfig
+from pipeline.mining.mine import MineConfig
+from pipeline.registry.retraining import RetrainConfig
+from pipeline.training.recipes import demo
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def config(**changes):
@@ -208,7 +208,7 @@ def test_prefect_yaml_is_the_blueprint(monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = blueprint(demo_config())
     assert (ROOT / "prefect.yaml").read_text() == text(plan), (
-        "run: python -m flows.prefect_yaml > prefect.yaml"
+        "run: python -m flows.deployment.prefect_yaml > prefect.yaml"
     )
     entries = yaml.safe_load(text(plan))["deployments"]
     assert [entry["entrypoint"] for entry in entries] == [one.entrypoint for one in plan.deployments]

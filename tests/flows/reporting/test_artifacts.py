@@ -8,13 +8,13 @@ import pytest
 from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_API_URL
 
-from flows import artifacts
 from flows.__main__ import announce
 from flows.pack import pack
-from pipeline.mine import MineConfig
-from pipeline.pack import PackConfig
-from pipeline.quality_gate import Check, QualityError
-from storage.registry import Registry, Row
+from flows.reporting import artifacts
+from pipeline.mining.mine import MineConfig
+from pipeline.packing.dataset_gate import Check, QualityError
+from pipeline.packing.pack import PackConfig
+from storage.model_registry import Decision, Registry
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
@@ -66,7 +66,7 @@ def named_server(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("named_server")
 def test_a_decision_about_a_run_that_lies_elsewhere_is_told_of_its_home(tmp_path: Path) -> None:
     home, run = tmp_path / "home", tmp_path / "other" / "folder" / "run"
-    row = Registry(home).append(Row("refused", "r" * 16, [], "by hand", version="v-9", run=str(run)), 0)
+    row = Registry(home).append(Decision("refused", "r" * 16, [], "by hand", version="v-9", run=str(run)), 0)
     announce(row, str(home))
     assert data_of("decision").startswith("# Refused: " + "r" * 16)
     assert (home / "prefect").is_dir() and not (tmp_path / "other").exists()
@@ -77,13 +77,15 @@ def test_a_decision_stands_where_prefect_gets_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prefect").touch()
-    row = Registry(tmp_path).append(Row("refused", "s" * 16, [], "by hand", run="/h/runs/r"), 0)
+    row = Registry(tmp_path).append(Decision("refused", "s" * 16, [], "by hand", run="/h/runs/r"), 0)
     announce(row, str(tmp_path))
     assert "no event and no artifact: " in capsys.readouterr().err
 
 
 def test_a_decision_leaves_the_lineage_too(tmp_path: Path) -> None:
-    row = Registry(tmp_path).append(Row("refused", "m" * 16, [], "worse", version="v-9", run="/h/runs/r9"), 0)
+    row = Registry(tmp_path).append(
+        Decision("refused", "m" * 16, [], "worse", version="v-9", run="/h/runs/r9"), 0
+    )
     artifacts.decided(row, str(tmp_path))
     assert data_of("decision").startswith("# Refused: " + "m" * 16)
     assert "lineage.svg" in data_of("lineage") and "[v-9](" in data_of("lineage")

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows import slots
 from flows.assess import assess
 from flows.retrain import retrain
+from flows.runtime import concurrency as slots
 from flows.train import train
-from pipeline.recipes import demo
-from pipeline.watch import Sight
-from tests.flows.test_deploy import config
+from pipeline.registry.retraining import RetrainDecision
+from pipeline.training.recipes import demo
+from tests.flows.deployment.test_reconcile import config
 
 
 @pytest.fixture
@@ -73,15 +73,15 @@ def test_training_assessment_and_judging_hold_what_they_use(
         "flows.train.prepare": lambda *given: None,
         "flows.train.training": work("train", {}),
         "flows.assess.assessing.assess": work("assess", {}),
-        "flows.retrain.look": lambda *given: Sight("v-1", 1, "key", True, "due"),
+        "flows.retrain.look": lambda *given: RetrainDecision("v-1", 1, "key", True, "due"),
         "flows.retrain.recipe_for": lambda *given: demo(),
         "flows.retrain._mining": lambda *given: None,
         "flows.retrain.judge": work(
             "judge", SimpleNamespace(kind="", reason="", model="", run="", version="")
         ),
         "flows.retrain.signals.decided": lambda *given: None,
-        "flows.artifacts.trained": lambda *given: None,
-        "flows.artifacts.assessed": lambda *given: None,
+        "flows.reporting.artifacts.trained": lambda *given: None,
+        "flows.reporting.artifacts.assessed": lambda *given: None,
     }.items():
         monkeypatch.setattr(name, stand_in)
     train(demo(), str(tmp_path), processes=2)

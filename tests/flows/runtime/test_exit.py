@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.registry import Registry, Row
+from storage.model_registry import Decision, Registry
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VERBS = ("champion", "registry", "rollback")
 
 
@@ -27,7 +27,7 @@ def home(tmp_path: Path) -> Path:
         (folder / "model.safetensors").write_bytes(b"weights %d" % number)
         model, files = registry.keep(folder)
         registry.append(
-            Row("promoted", model, files, "because", run=f"/runs/{number}", version="v-1"), number
+            Decision("promoted", model, files, "because", run=f"/runs/{number}", version="v-1"), number
         )
     return tmp_path / "home"
 
@@ -84,7 +84,7 @@ def test_parquet_is_read_and_written_without_threads_or_python_files() -> None:
             line,
         )
     assert {path for path, _ in calls} == {
-        "pipeline/labelled/parquet.py",
-        "pipeline/readers.py",
+        "pipeline/datasets/parquet.py",
+        "pipeline/sources/readers.py",
         "storage/sealed.py",
     }

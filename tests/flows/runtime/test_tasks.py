@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from flows import task_engine as tasks
-from flows.task_engine import TaskEngine
-from pipeline.engine import WorkerDiedError
-from pipeline.engine.units import run_units
+from flows.runtime import task_executor as tasks
+from flows.runtime.task_executor import TaskExecutor
+from pipeline.runtime.executor import WorkerDiedError
+from pipeline.runtime.run_units import run_units
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def work(monkeypatch, count, faults=None, most=3):
     @flow
     def units():
         records, error = [], None
-        with TaskEngine("mine", plain) as engine:
+        with TaskExecutor("mine", plain) as executor:
             try:
                 run_units(
-                    lambda unit: engine.submit(record, unit),
+                    lambda unit: executor.submit(record, unit),
                     [Unit(f"u{n}") for n in range(count)],
                     records.append,
                 )

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from models.checkpoints import read_checkpoint, to_published
 from models.clip import ClipConfig, DualEncoder
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
-from models.exchange import read_checkpoint, to_published
-from tests.models.exchange.layouts import published, token_rows
+from tests.models.checkpoints.layouts import published, token_rows
 from tests.oracle.clip_towers import published_images, published_texts
 
 

@@ -172,8 +172,8 @@ def test_wrong_files_are_named_with_the_way_out(tmp_path):
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/detectors")
 def test_real_photographs():
-    from pipeline.images import decode
-    from pipeline.source import open_source
+    from pipeline.imaging.decode import decode
+    from pipeline.sources.source import open_source
 
     detector = YoloxOnnx(REAL, per_phrase=4)
     source = open_source(SHARED / "flickr8k")

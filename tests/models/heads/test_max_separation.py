@@ -6,22 +6,22 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before a group is made: see pipeline/train.py
+import torch.distributed.nn.functional  # before a group is made: see pipeline/training/train.py
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models import separation
-from models.hyperbolic import lorentz
-from models.separation import (
+from models.heads import max_separation as separation
+from models.heads.max_separation import (
     HyperbolicPrototypes,
     MaximumSeparation,
     equal_radius,
     separation_logits,
     separation_matrix,
 )
+from models.hyperbolic import lorentz
 from tests.oracle import separation as twin
 
 LARGE = separation.RUNNING_SUM_FROM + 3

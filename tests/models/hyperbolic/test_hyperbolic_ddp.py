@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before a group is made: see pipeline/train.py
+import torch.distributed.nn.functional  # before a group is made: see pipeline/training/train.py
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

@@ -7,9 +7,9 @@ import mpmath as mp
 import pytest
 import torch
 
-from models.cones import cone_excess
 from models.hyperbolic import lorentz as L
 from models.hyperbolic import poincare as P
+from models.losses.entailment import cone_excess
 from tests.oracle import hyperbolic_geometry as O
 
 RADII = {torch.float32: (20.0, 23.0, 30.0, 40.0), torch.float64: (100.0, 170.0, 179.0, 300.0)}

@@ -10,7 +10,7 @@ from models.hyperbolic import isometry, mean, ops, product
 from models.hyperbolic import lorentz as L
 from models.hyperbolic import nn as hnn
 from models.hyperbolic import poincare as P
-from models.hyperbolic.nn.respond import planes
+from models.hyperbolic.nn.hyperplane_ops import planes
 
 N, D = 3, 3
 

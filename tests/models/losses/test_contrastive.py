@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.cones import cone_excess
-from models.contrast import Table, contrast
 from models.hyperbolic import lorentz, product
+from models.losses.contrastive import PairLoss, contrast
+from models.losses.entailment import cone_excess
 
 
 def pair_by_pair(points, tables, scale, c):
@@ -18,8 +18,10 @@ def pair_by_pair(points, tables, scale, c):
         q, k = (product.split(points[place], len(c)) for place in (table.query, table.key))
         scores = -scale * lorentz.distance(q[:, None], k[None], c).mean(-1)
         total = total + table.weight * F.cross_entropy(scores, table.target, reduction="sum")
-        if table.back is not None:
-            total = total + table.back_weight * F.cross_entropy(scores.T, table.back, reduction="sum")
+        if table.reverse_target is not None:
+            total = total + table.reverse_weight * F.cross_entropy(
+                scores.T, table.reverse_target, reduction="sum"
+            )
     return total
 
 
@@ -27,7 +29,7 @@ def both(points, c, scale=50.0, pairs_at_once=1 << 20):
     """Value and gradients of ours in float32 and of the twin in float64, of the very same points."""
     own = torch.arange(len(points[0]))
     weight = torch.tensor(0.5 / len(own))
-    tables = [Table(0, 1, own, weight, own, weight), Table(2, 1, own.flip(0), weight)]
+    tables = [PairLoss(0, 1, own, weight, own, weight), PairLoss(2, 1, own.flip(0), weight)]
     found = []
     for dtype in (torch.float32, torch.float64):
         leaves = [p.to(dtype).requires_grad_() for p in (*points, c)]
@@ -81,7 +83,7 @@ def test_tensor_core_precision_is_kept_out(monkeypatch):
 def test_no_gradient_is_made_where_none_is_wanted():
     points = [p.float() for p in cloud(1.0, 0.3, sets=2)]
     own, weight = torch.arange(6), torch.tensor(1.0)
-    total, sums = contrast(points, [Table(0, 1, own, weight)], torch.tensor(3.0), torch.ones(1))
+    total, sums = contrast(points, [PairLoss(0, 1, own, weight)], torch.tensor(3.0), torch.ones(1))
     assert not total.requires_grad and total == sums[0, 0] and sums[0, 1] == 0
 
 

@@ -16,7 +16,7 @@ from models.clip import ClipConfig, DualEncoder
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
 from models.hyperbolic import lorentz, product
-from models.objectives import (
+from models.losses.objective import (
     NODES,
     EntailmentRow,
     ObjectiveConfig,
@@ -284,8 +284,11 @@ def test_no_step_with_half_precision_encoders_gives_nan(half, row, steps):
 
 def test_scores_rank_by_distance_not_by_inner_product():
     query = torch.tensor([[0.5, 0.0]])
-    near, far = [0.6, 0.1], [5.0, 0.0]  # the far point has the larger inner product in space components
-    got = scores("lorentz", query, torch.tensor([near, far]), 1.0)
+    near_pairs, distance = (
+        [0.6, 0.1],
+        [5.0, 0.0],
+    )  # the far point has the larger inner product in space components
+    got = scores("lorentz", query, torch.tensor([near_pairs, distance]), 1.0)
     assert got[0, 0] > got[0, 1]
     assert got[0, 1].item() == pytest.approx(-(math.asinh(5.0) - math.asinh(0.5)), rel=1e-5)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from models import poincare_resnet_compat as compat
 from models.clip import ClipConfig, DualEncoder, config_from_dict
 from models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
 from models.encoders.text import TextConfig
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.residual import residual_add
-from models.objectives import hycoclip_objective, loss
-from models.poincare_resnet import EuclideanResNet, PoincareResNet
+from models.losses.objective import hycoclip_objective, loss
+from models.resnets import published_poincare_resnet as compat
+from models.resnets.poincare_resnet import EuclideanResNet, PoincareResNet
 from tests.oracle import poincare_resnet as oracle
 
 SMALL = {"depth": 8, "widths": (4, 6, 8), "num_classes": 5}

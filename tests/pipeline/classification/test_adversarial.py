@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.classify.attack import fgsm, pgd
+from pipeline.classification.adversarial import fgsm, pgd
 
 EPS = 8 / 255
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 from typer.main import get_command
 
-from models.separation import MaximumSeparation, equal_radius
-from pipeline.classify import train
-from pipeline.classify.config import FitConfig, fit_recipe
-from pipeline.classify.evaluate import EvaluateConfig, evaluate
-from pipeline.classify.net import MLR_SLOPE, load_classifier, make_classifier
-from pipeline.classify.train import fit, learning_rate, make_optimiser, training_images
-from pipeline.commands.app import app
+from models.heads.max_separation import MaximumSeparation, equal_radius
+from pipeline.classification import train
+from pipeline.classification.config import FitConfig, fit_recipe
+from pipeline.classification.evaluate import EvaluateConfig, evaluate
+from pipeline.classification.model import MLR_SLOPE, load_classifier, make_classifier
+from pipeline.classification.train import fit, learning_rate, make_optimiser, training_images
+from pipeline.cli.app import app
 from pipeline.config import ConfigError
-from pipeline.labelled import open_labelled
-from pipeline.status import report
-from pipeline.steplog import StepLog, read_log
-from pipeline.stop import TerminatedError
+from pipeline.datasets import open_labelled
+from pipeline.runtime.stop import TerminatedError
+from pipeline.training.step_log import StepLog, read_log
+from pipeline.ui.status import report
 from storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[3]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.classify.evaluate import EvaluateConfig, strange_images
-from pipeline.classify.images import Epoch, Images, crops, load_captioned, statistics
-from pipeline.images import encode_jpeg
-from pipeline.source import open_source
-from tests.oracle import classify_metrics as twin
+from pipeline.classification.evaluate import EvaluateConfig, strange_images
+from pipeline.classification.in_memory import Epoch, Images, crops, load_captioned, statistics
+from pipeline.imaging.decode import encode_jpeg
+from pipeline.sources.source import open_source
+from tests.oracle import classification_metrics as twin
 
 
 @pytest.mark.parametrize("padding", [0, 2])

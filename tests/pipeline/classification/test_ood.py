@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.assess.outcome import Bootstrap
-from pipeline.classify.detection import Ranked, detect, energy, max_softmax
-from tests.oracle import classify_metrics as twin
+from pipeline.classification.ood import Ranked, detect, energy, max_softmax
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from tests.oracle import classification_metrics as twin
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.classify import study as studies
-from pipeline.classify.config import FitConfig
-from pipeline.classify.evaluate import EvaluateConfig
-from pipeline.classify.study import BEGIN, END, StudyConfig, insert, main, run_study
+from pipeline.classification.config import FitConfig
+from pipeline.classification.evaluate import EvaluateConfig
+from pipeline.experiments import classification_study as studies
+from pipeline.experiments.classification_study import BEGIN, END, StudyConfig, insert, main, run_study
 
 
 @pytest.fixture

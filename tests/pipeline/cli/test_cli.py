@@ -12,7 +12,7 @@ from storage.store import Store
 from storage.versions import Versions
 from tests.pipeline.training_data import make_home
 
-GROUNDER = f"transformers:{Path(__file__).parents[2] / 'demo' / 'weights' / 'grounder'}"
+GROUNDER = f"transformers:{Path(__file__).parents[3] / 'demo' / 'weights' / 'grounder'}"
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.labelled import open_labelled
-from pipeline.labelled.card import card, cards, read_card, tidy
-from pipeline.labelled.registry import ADAPTERS
-from tests.pipeline.labelled.made import lay, picture, tarred
+from pipeline.datasets import open_labelled
+from pipeline.datasets.adapters import ADAPTERS
+from pipeline.datasets.dataset_card import card, cards, read_card, tidy
+from tests.pipeline.datasets.made import lay, picture, tarred
 
 
 def mat(**arrays: Any) -> bytes:

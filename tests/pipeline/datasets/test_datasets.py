@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.labelled import open_labelled
-from tests.pipeline.labelled.made import lay, picture, tarred
+from pipeline.datasets import open_labelled
+from tests.pipeline.datasets.made import lay, picture, tarred
 
 FOLDERS = {
     "set/train/cat/a.png": picture(1),

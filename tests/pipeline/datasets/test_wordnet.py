@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.labelled.wordnet import WordNet, common_names, find_wordnet, read_wnids
-from pipeline.labelled.wordnet_tree import main
+from pipeline.datasets.wordnet import WordNet, common_names, find_wordnet, read_wnids
+from pipeline.datasets.wordnet_tree import main
 
 REAL = Path(__file__).parents[4] / "shared/data/wordnet/data.noun.xz"
 # word -> what it is a kind of; "fish" has two, of which the first counts.
@@ -111,7 +111,7 @@ def test_files(made: tuple[WordNet, dict[str, str]], tmp_path: Path) -> None:
 def test_command(
     made: tuple[WordNet, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.assess.taxonomy import Taxonomy
+    from pipeline.evaluation.metrics.taxonomy import Taxonomy
 
     wordnet, wnid = made
     (tmp_path / "wnids.txt").write_text(f"{wnid['crane#1']} {wnid['pike']}\n{wnid['bread']}\n")
@@ -127,7 +127,7 @@ def test_command(
 
 
 def test_the_command_warns_of_nothing() -> None:
-    command = [sys.executable, "-W", "error", "-m", "pipeline.labelled.wordnet_tree", "--help"]
+    command = [sys.executable, "-W", "error", "-m", "pipeline.datasets.wordnet_tree", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
 

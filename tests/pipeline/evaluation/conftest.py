@@ -24,4 +24,4 @@ MODULES = (
     "probe",
     "suite",
 )
-install_import_hook([f"pipeline.assess.{name}" for name in MODULES], "beartype.beartype")
+install_import_hook([f"pipeline.evaluation.evaluate.{name}" for name in MODULES], "beartype.beartype")

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from pipeline.assess.beside import beside_table, read_beside, summary
-from pipeline.assess.panels import Exhibits
-from pipeline.assess.report import render
+from pipeline.evaluation.report.compare_runs import beside_table, read_beside, summary
+from pipeline.evaluation.report.panels import Exhibits
+from pipeline.evaluation.report.report import render
 
 
 def metrics(name, top1, source="held-out"):

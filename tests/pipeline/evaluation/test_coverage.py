@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.assess import AssessConfig
-from pipeline.assess.coverage import Coverage, incomplete
-from pipeline.assess.figures import csv_text
-from pipeline.assess.held_out import of_source
-from pipeline.assess.labelled_sets import class_names
-from pipeline.assess.page import page
-from pipeline.assess.panels import Exhibits
-from pipeline.assess.scenes import Scene
-from pipeline.assess.suite import run_suite
-from pipeline.assess.table import markdown_table, rows
+from pipeline.datasets import open_labelled
+from pipeline.datasets.wordnet import WordNet
 from pipeline.embedder import Embedder
-from pipeline.images import encode_jpeg
-from pipeline.labelled import open_labelled
-from pipeline.labelled.wordnet import WordNet
+from pipeline.evaluation.benchmarks.classification import class_names
+from pipeline.evaluation.benchmarks.suite import run_suite
+from pipeline.evaluation.coverage import Coverage, incomplete
+from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.evaluation.held_out import of_source
+from pipeline.evaluation.metrics.catalog import csv_text
+from pipeline.evaluation.report.page import page
+from pipeline.evaluation.report.panels import Exhibits
+from pipeline.evaluation.report.summary import markdown_table, rows
+from pipeline.evaluation.scenes import Scene
+from pipeline.imaging.decode import encode_jpeg
 from storage.sample import Sample
-from tests.pipeline.assess.test_assess_run import run, scene, tiny, world, write_source
-from tests.pipeline.assess.test_published_sets import FEW, ColourEmbedder, crepe, paint
-from tests.pipeline.labelled.made import lay
+from tests.pipeline.datasets.made import lay
+from tests.pipeline.evaluation.test_evaluate import run, scene, tiny, world, write_source
+from tests.pipeline.evaluation.test_published_sets import FEW, ColourEmbedder, crepe, paint
 
 __all__ = ["world"]  # a fixture
 COLOURS = ("red", "green", "blue", "black")
@@ -165,7 +165,7 @@ def test_files_that_a_list_names_and_that_are_lost(tmp_path: Path, monkeypatch: 
         "meta/train.txt": "pie/0\n",
     }
     root = lay(tmp_path / "food101", lists | {f"images/{name}.jpg": jpeg(1) for name in names[1:]})
-    monkeypatch.setattr("pipeline.assess.labelled_sets.published", lambda known, test: [])
+    monkeypatch.setattr("pipeline.evaluation.benchmarks.classification.published", lambda known, test: [])
     embedder = Embedder(*tiny())
     found = run_suite(embedder, "food101", tmp_path, FEW)["suite"]["food101"]
     assert found["coverage"]["images"] == {"used": 39, "of": 40, "missing": 1, "unusable": 0}
@@ -305,10 +305,10 @@ def test_a_fraction_is_refused_below_and_not_at_the_limit() -> None:
 def test_labelled_images_that_were_not_mined_are_told() -> None:
     import pyarrow as pa
 
-    from pipeline.quality import Tally
+    from pipeline.evaluation.mined_boxes import BoxMatcher
     from storage.detections import SCHEMA
 
-    tally = Tally(0.35, 0.6, 0.5)
+    tally = BoxMatcher(0.35, 0.6, 0.5)
     label = {"phrase": "a dog", "box": [0.1, 0.1, 0.5, 0.5]}
     tally.add(pa.Table.from_pylist([], schema=SCHEMA), {"lost": [label], "unlabelled": None})
     found = tally.result()

@@ -14,12 +14,12 @@ from models.clip import ClipConfig, DualEncoder
 from models.encoders.text import TextConfig
 from models.encoders.tokenizer import Tokenizer
 from models.encoders.vit import VisionConfig
-from pipeline.assess import AssessConfig, assess
-from pipeline.assess.embedded import embed, work
-from pipeline.assess.scenes import Region, Scene, limit_regions
-from pipeline.crop import crop_box, letterbox
 from pipeline.embedder import Embedder, whole
-from pipeline.images import decode, encode_jpeg
+from pipeline.evaluation.embedded import embed, work
+from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.scenes import Region, Scene, limit_regions
+from pipeline.imaging.crop import crop_box, letterbox
+from pipeline.imaging.decode import decode, encode_jpeg
 from storage.sample import Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store

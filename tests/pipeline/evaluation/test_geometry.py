@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.assess.geometry import Cone, Points, cone_report, geometry_report, radii, shuffle
-from tests.oracle import assess_metrics as plain
+from pipeline.evaluation.metrics.geometry import Cone, Points, cone_report, geometry_report, radii, shuffle
+from tests.oracle import evaluation_metrics as plain
 
 
 def points(tensor):

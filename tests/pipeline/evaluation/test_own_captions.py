@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.assess import assess_model
-from pipeline.assess.table import rows
-from pipeline.recipes import demo
-from pipeline.runs import RunConfig
+from pipeline.evaluation.evaluate import assess_model
+from pipeline.evaluation.report.summary import rows
+from pipeline.training.recipes import demo
+from pipeline.training.run_dir import RunConfig
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.assess.test_assess_run import tiny, world, write_run, write_source
-from tests.pipeline.assess.test_coverage import LIGHT
-from tests.pipeline.assess.test_suite import command
+from tests.pipeline.evaluation.test_coverage import LIGHT
+from tests.pipeline.evaluation.test_evaluate import tiny, world, write_run, write_source
+from tests.pipeline.evaluation.test_suite import command
 
 __all__ = ["world"]  # a fixture
 QUICK = [

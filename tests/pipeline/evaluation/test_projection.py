@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from models.hyperbolic import lorentz
-from pipeline.assess import horopca
-from pipeline.assess.disk_chart import disk_chart
-from pipeline.assess.geometry import Points
-from pipeline.assess.plane import plane_view
+from pipeline.evaluation.metrics.geometry import Points
+from pipeline.evaluation.report import horopca
+from pipeline.evaluation.report.disk_chart import disk_chart
+from pipeline.evaluation.report.projection import plane_view
 
 
 def points(*shape, seed=0):

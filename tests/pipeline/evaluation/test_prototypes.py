@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from models.hyperbolic import lorentz
-from pipeline.assess.outcome import Bootstrap
-from pipeline.assess.prototypes import prototype_probe
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.prototypes import prototype_probe
 
 FEW = Bootstrap(100)
 

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.assess.boxes import classification, expected_precision, mean_average_precision, measure_boxes
-from pipeline.assess.caption_sets import read_flickr
-from pipeline.assess.compositional import prefers, read_checklist, read_sugarcrepe
-from pipeline.assess.outcome import Bootstrap
-from pipeline.assess.suite import run_suite
 from pipeline.embedder import Embedder
-from pipeline.images import encode_jpeg
-from tests.oracle import assess_metrics as plain
+from pipeline.evaluation.benchmarks.retrieval import read_flickr
+from pipeline.evaluation.benchmarks.suite import run_suite
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.boxes import (
+    classification,
+    expected_precision,
+    mean_average_precision,
+    measure_boxes,
+)
+from pipeline.evaluation.metrics.compositional import prefers, read_checklist, read_sugarcrepe
+from pipeline.imaging.decode import encode_jpeg
+from tests.oracle import evaluation_metrics as plain
 
 FEW = Bootstrap(draws=100)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
@@ -179,7 +184,7 @@ def test_average_precision_is_redrawn_by_image(monkeypatch):
     slow = np.quantile(draws, [0.025, 0.975]) - np.mean(draws) + value
     assert fast == pytest.approx(slow, abs=0.02)  # copies of a box share one precision here, not there
     assert fast[0] < value < fast[1]
-    monkeypatch.setattr("pipeline.assess.boxes.BLOCK", 45 * 7)
+    monkeypatch.setattr("pipeline.evaluation.metrics.boxes.BLOCK", 45 * 7)
     assert mean_average_precision(scores, truth, images, Bootstrap(draws=400, seed=5))[1] == fast
 
 

@@ -10,15 +10,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipeline.assess.charts import Line, line_chart, number, ridges, share, ticks
-from pipeline.assess.curves import curves
-from pipeline.assess.exhibits import mined_samples, pieces
-from pipeline.assess.page import page
-from pipeline.assess.panels import Exhibits
-from pipeline.assess.plane import View
-from pipeline.assess.report import render
-from pipeline.images import encode_jpeg
-from pipeline.steplog import read_log
+from pipeline.evaluation.report.charts import Line, line_chart, number, ridges, share, ticks
+from pipeline.evaluation.report.curves import curves
+from pipeline.evaluation.report.examples import mined_samples, pieces
+from pipeline.evaluation.report.page import page
+from pipeline.evaluation.report.panels import Exhibits
+from pipeline.evaluation.report.projection import View
+from pipeline.evaluation.report.report import render
+from pipeline.imaging.decode import encode_jpeg
+from pipeline.training.step_log import read_log
 from storage.sample import Part, TrainingSample
 
 EVIL = "<script>alert(1)</script> \"' onerror=x {{ 7*7 }} \u202e鴨と猫 \U0001f986 &lt;"

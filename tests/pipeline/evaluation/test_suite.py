@@ -12,29 +12,29 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from pipeline.assess import AssessConfig, assess_model
-from pipeline.assess import suite as suites
-from pipeline.assess.figures import COLUMNS, csv_text, figures
-from pipeline.assess.hierarchy import NAMES, tree_metrics
-from pipeline.assess.labelled_sets import class_names, embed, mean_of_paper_sets
-from pipeline.assess.outcome import Bootstrap, Outcome
-from pipeline.assess.page import page
-from pipeline.assess.panels import Exhibits
-from pipeline.assess.probe import HEADS, PENALTIES, fit, probe, sweep
-from pipeline.assess.suite import Evaluation, chosen, evaluations, folder_called
-from pipeline.assess.suite_table import suite_name, suite_table
-from pipeline.assess.table import rows
-from pipeline.assess.taxonomy import Taxonomy
-from pipeline.assess.zero_shot import mean_per_class, rank_and_answer, set_accuracy, vectors_of
-from pipeline.commands.app import app, run_app
+from pipeline.cli.app import app, run_app
+from pipeline.datasets import open_labelled
+from pipeline.datasets.dataset_card import card
+from pipeline.datasets.wordnet import WordNet
 from pipeline.embedder import Embedder
-from pipeline.images import encode_jpeg
-from pipeline.labelled import open_labelled
-from pipeline.labelled.card import card
-from pipeline.labelled.wordnet import WordNet
-from pipeline.progress import Progress
-from tests.pipeline.assess.test_assess_run import run, tiny, world
-from tests.pipeline.labelled.made import lay
+from pipeline.evaluation.benchmarks import suite as suites
+from pipeline.evaluation.benchmarks.classification import class_names, embed, mean_of_paper_sets
+from pipeline.evaluation.benchmarks.suite import Evaluation, chosen, evaluations, folder_called
+from pipeline.evaluation.evaluate import AssessConfig, assess_model
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.catalog import COLUMNS, csv_text, figures
+from pipeline.evaluation.metrics.hierarchy import NAMES, tree_metrics
+from pipeline.evaluation.metrics.linear_probe import HEADS, PENALTIES, fit, probe, sweep
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from pipeline.evaluation.metrics.zero_shot import mean_per_class, rank_and_answer, set_accuracy, vectors_of
+from pipeline.evaluation.report.page import page
+from pipeline.evaluation.report.panels import Exhibits
+from pipeline.evaluation.report.suite_table import suite_name, suite_table
+from pipeline.evaluation.report.summary import rows
+from pipeline.imaging.decode import encode_jpeg
+from pipeline.runtime.progress import Progress
+from tests.pipeline.datasets.made import lay
+from tests.pipeline.evaluation.test_evaluate import run, tiny, world
 
 __all__ = ["world"]  # a fixture
 FEW = Bootstrap(draws=100)
@@ -277,11 +277,11 @@ def test_folders_and_tars_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_one_broken_data_set_does_not_cost_the_others(data: Path, embedder: Embedder) -> None:
-    def fails(*_: object) -> Outcome:
+    def fails(*_: object) -> MetricResult:
         raise OSError("disk\n gone")
 
-    def works(*_: object) -> Outcome:
-        return Outcome({"block": {"r1": 0.5, "chance": {"r1": 0.1}, "n": 3}}, {"block.r1": (0.4, 0.6)})
+    def works(*_: object) -> MetricResult:
+        return MetricResult({"block": {"r1": 0.5, "chance": {"r1": 0.1}, "n": 3}}, {"block.r1": (0.4, 0.6)})
 
     def row(call):
         return Evaluation("T", lambda folder: folder, call, "x")
@@ -315,7 +315,7 @@ def test_blocks_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     vectors[3] = vectors[1]  # a tie counts against the model
     truth = np.arange(11) % 5
     whole = rank_and_answer(lambda a, b: a @ b.T, points, vectors, truth)
-    monkeypatch.setattr("pipeline.assess.zero_shot.BLOCK", 3)
+    monkeypatch.setattr("pipeline.evaluation.metrics.zero_shot.BLOCK", 3)
     parts = rank_and_answer(lambda a, b: a @ b.T, points, vectors, truth)
     np.testing.assert_array_equal(whole, parts)
     assert (whole[0][truth == 3] >= 1).all()

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from models.hyperbolic import lorentz
-from pipeline.assess.outcome import Bootstrap
-from pipeline.assess.traversal import Pool, climbs, met, nearest, root_of, stretches, walk
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, stretches, walk
 
 FEW = Bootstrap(draws=100)
 
@@ -67,7 +67,7 @@ def test_blocks_of_steps_change_nothing(monkeypatch):
     assert (
         whole == torch.cdist(way.flatten(0, 1), torch.cat([pool, pool[:1] * 0])).argmin(1).view(7, 9).numpy()
     ).all()
-    monkeypatch.setattr("pipeline.assess.traversal.CHUNK", 100)
+    monkeypatch.setattr("pipeline.evaluation.metrics.traversal.CHUNK", 100)
     assert (nearest(score, way, pool, torch.zeros(3)) == whole).all()
 
 

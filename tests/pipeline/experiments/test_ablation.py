@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from pipeline import ablation
-from pipeline.comparison import MEASURES, difference, section, statements, write_section
 from pipeline.config import ConfigError
-from pipeline.recipes import by_name
+from pipeline.experiments import ablation
+from pipeline.experiments.comparison import MEASURES, difference, section, statements, write_section
+from pipeline.training.recipes import by_name
 from tests.pipeline.training_data import make_home
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from flows.__main__ import main
 from models.encoders.tokenizer import Tokenizer
-from pipeline import onnx_towers
 from pipeline.embedder import Embedder
-from pipeline.export import export, find_model, import_checkpoint
-from pipeline.recipes import Recipe
-from pipeline.train import train
-from tests.models.exchange.layouts import published, transformers_clip
+from pipeline.export import onnx as onnx_towers
+from pipeline.export.export import export, find_model, import_checkpoint
+from pipeline.training.recipes import Recipe
+from pipeline.training.train import train
+from tests.models.checkpoints.layouts import published, transformers_clip
 from tests.oracle.clip_towers import published_images, published_texts
 from tests.pipeline.training_data import make_home, sample, tiny_recipe
 

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from pipeline.batches import ShardFile
-from pipeline.commands import data as commands
-from pipeline.quality_gate import QualityError
-from pipeline.registry import restore
-from pipeline.repair import DAMAGED, remedy, repair
-from pipeline.verify import verify
-from storage.garbage import collect
+from pipeline.cli import data as commands
+from pipeline.integrity.repair import DAMAGED, remedy, repair
+from pipeline.integrity.verify import verify
+from pipeline.packing.dataset_gate import QualityError
+from pipeline.registry.promotion import restore
+from pipeline.training.dataloader import ShardFile
+from storage.gc import collect
+from storage.model_registry import SCHEMA, Registry, log_path
 from storage.objects import DamagedError
-from storage.registry import SCHEMA, Registry, log_path
 from storage.store import Store
 from storage.versions import Versions
 from tests.pipeline.small_home import SEED, SmallHome, corruptions, kind_of, may_be_absent, small_home

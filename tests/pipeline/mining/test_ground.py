@@ -3,7 +3,7 @@ import pytest
 from tiny_dino import save_tiny
 
 from models.grounding.detector import Detection, best_boxes, join
-from pipeline.ground import grounder_digest, open_detector
+from pipeline.mining.grounder import grounder_digest, open_detector
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from PIL import Image
 from tiny_dino import save_tiny
 
 from models.grounding.detector import Detection
-from pipeline import ground
-from pipeline import mine as mining
 from pipeline.config import digest, override
-from pipeline.engine import InProcess, LocalEngine
-from pipeline.images import MAX_BYTES
-from pipeline.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
-from pipeline.nouns import NounExtractor
-from pipeline.rows import Limits
-from pipeline.source import Source
+from pipeline.imaging.decode import MAX_BYTES
+from pipeline.mining import grounder as ground
+from pipeline.mining import mine as mining
+from pipeline.mining.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
+from pipeline.mining.noun_phrases import NounExtractor
+from pipeline.runtime.executor import InProcess, LocalExecutor
+from pipeline.sources.records import Limits
+from pipeline.sources.source import Source
 from storage.detections import SCHEMA, read_detections, read_failures
 from storage.manifest import Manifest
 from storage.sealed import unseal
@@ -596,13 +596,13 @@ def test_a_killed_worker_leaves_nothing_visible_and_the_unit_is_mined_once_more(
         source=str(source), grounder=f"transformers:{save_tiny(tmp_path / 'tiny')}", per_phrase=2
     )
     victim = plan(mine, home).pending[0]
-    with LocalEngine(1, restarts=1) as engine:
+    with LocalExecutor(1, restarts=1) as executor:
         with pytest.raises(ChildProcessError, match=r"killed by SIGKILL.*00000\.tar"):
-            engine.submit(die_in_the_middle, mine, home, victim).result(120)
+            executor.submit(die_in_the_middle, mine, home, victim).result(120)
         store = Store(home)
         assert store.list(f"{prefix(mine)}/records") == []
         assert len(store.list(f"{prefix(mine)}/objects")) == 2  # whole, unnamed, for the garbage collector
-        found = mine_all(mine, home, engine)
+        found = mine_all(mine, home, executor)
     assert found["images"] == 9 and len(store.list(f"{prefix(mine)}/records")) == 2
     records = Manifest(store, f"{prefix(mine)}/records").records().values()
     named = {record[part]["path"] for record in records for part in ("detections", "failures")}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import digest, override
-from pipeline.nouns import NounConfig, NounExtractor, abstract_nouns, singulars
+from pipeline.mining.noun_phrases import NounConfig, NounExtractor, abstract_nouns, singulars
 
-FLICKR = Path(__file__).parents[3] / "shared" / "data" / "flickr8k" / "00000.tar"
+FLICKR = Path(__file__).parents[4] / "shared" / "data" / "flickr8k" / "00000.tar"
 
 
 @pytest.fixture(scope="module")

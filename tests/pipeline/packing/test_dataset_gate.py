@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.quality_gate import (
+from pipeline.packing.dataset_gate import (
     QualityConfig,
     QualityError,
     gate,
@@ -15,8 +15,8 @@ from pipeline.quality_gate import (
     scores_of,
     verdict,
 )
-from pipeline.recipes import by_name
-from pipeline.runs import prepare
+from pipeline.training.recipes import by_name
+from pipeline.training.run_dir import prepare
 from storage.manifest import Manifest
 from storage.store import Store
 from storage.versions import ShardRef, Version, Versions

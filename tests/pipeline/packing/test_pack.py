@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import pack as packing
 from pipeline.config import Config, digest
-from pipeline.images import MAX_BYTES, decode, encode_jpeg, inspect
-from pipeline.pack import PackConfig, pack, pack_shard, plan, publish, split_of
-from pipeline.quality_gate import QualityConfig
-from pipeline.rows import Limits
-from pipeline.source import Unit, open_source
+from pipeline.imaging.decode import MAX_BYTES, decode, encode_jpeg, inspect
+from pipeline.packing import pack as packing
+from pipeline.packing.dataset_gate import QualityConfig
+from pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish, split_of
+from pipeline.sources.records import Limits
+from pipeline.sources.source import Unit, open_source
 from storage.detections import read_failures, write_detections
-from storage.garbage import collect
+from storage.gc import collect
 from storage.manifest import Manifest
 from storage.sample import TrainingSample
 from storage.shard import read_shard
@@ -97,7 +97,7 @@ def rows_of(sample: Any) -> list[dict[str, Any]]:
 
 
 def mine(mined: Mined, home: str, skip: tuple[str, ...] = ()) -> list[Unit]:
-    """Write detections as pipeline.mine would, of a detector that sees through our scenes."""
+    """Write detections as pipeline.mining.mine would, of a detector that sees through our scenes."""
     store, source = Store(home), open_source(mined.source, mined.limits)
     for unit in source.units():
         if unit.path in skip:
@@ -199,8 +199,9 @@ def test_another_threshold_is_another_version_beside_the_first(made: tuple[Mined
 
 
 def test_packing_never_touches_a_detector() -> None:
-    heavy = "{'torch', 'transformers', 'onnxruntime', 'spacy', 'models', 'pipeline.mine', 'pipeline.ground', 'prefect'}"
-    code = f"import sys, pipeline.pack; found = {heavy} & set(sys.modules); assert not found, found"
+    heavy = "{'torch', 'transformers', 'onnxruntime', 'spacy', 'models', 'prefect', "
+    heavy += "'pipeline.mining.mine', 'pipeline.mining.grounder'}"
+    code = f"import sys, pipeline.packing.pack; found = {heavy} & set(sys.modules); assert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -363,10 +364,10 @@ def test_kill_9_while_packing(tmp_path: Path) -> None:
     for place in (home, quiet):
         mine(mined, place)
     code = (
-        "import sys; from tests.pipeline.test_pack import *; "
+        "import sys; from tests.pipeline.packing.test_pack import *; "
         f"pack(Mined(source={mined.source!r}), packing_config(image_size=64, shard_size=16), sys.argv[1])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     killed = 0
     for shards in (1, 5, 10, 16):
         process = subprocess.Popen([sys.executable, "-c", code, home], env=environment)
@@ -385,8 +386,8 @@ def test_kill_9_while_packing(tmp_path: Path) -> None:
 def test_another_threshold_calls_no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mine once with a detector that counts its calls, then pack under three thresholds."""
     from models.grounding.detector import Detection
-    from pipeline import ground
-    from pipeline.mine import MineConfig, mine_shard
+    from pipeline.mining import grounder as ground
+    from pipeline.mining.mine import MineConfig, mine_shard
 
     class Counting:
         digest = "counting"

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import digest
-from pipeline.images import encode_jpeg
-from pipeline.pack import PackConfig, pack, pack_shard, plan, publish
-from pipeline.source import open_source
+from pipeline.imaging.decode import encode_jpeg
+from pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish
+from pipeline.sources.source import open_source
 from storage.detections import read_detections, read_failures, write_detections
 from storage.manifest import Manifest
 from storage.sample import content_key
 from storage.store import Store
-from tests.pipeline.test_pack import SIZE, Mined, mine, packing_config, samples_of, scene
-from tests.pipeline.test_tar_rows import Members, write
+from tests.pipeline.packing.test_pack import SIZE, Mined, mine, packing_config, samples_of, scene
+from tests.pipeline.sources.test_tar_rows import Members, write
 
 CAPTIONS = ["a red square left of a blue square", "two squares"]
 

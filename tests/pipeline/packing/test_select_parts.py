@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.choose import ChoiceConfig, choose, suppress
+from pipeline.packing.select_parts import SelectionConfig, select_parts, suppress
 from storage.detections import SCHEMA, _table
 
 Box = tuple[float, float, float, float]
@@ -64,7 +64,7 @@ def row(box: Box | None, score: float | None, phrase: str | None = "a dog", **mo
 
 def chosen(rows: list[dict[str, Any]], **config: Any) -> list[tuple[str, float]]:
     keep_all = {"threshold": 0, "nms_iou": None, "nms_all_iou": None, "min_area_px": None}
-    parts = choose(_table(rows, SCHEMA), ChoiceConfig(**{**keep_all, **config}))
+    parts = select_parts(_table(rows, SCHEMA), SelectionConfig(**{**keep_all, **config}))
     return [(part.phrase, round(part.score, 3)) for part in parts["k"]]
 
 
@@ -92,7 +92,7 @@ def test_what_has_no_box_is_no_part_but_its_image_is_known() -> None:
         row((0.6, 0.2, 0.5, 0.9), 0.9),
     ]
     table = _table([*rows, row((-1, -1, 0, 0), 1.0)], SCHEMA)
-    assert choose(table, ChoiceConfig(min_area_px=None, threshold=0)) == {"k": []}
+    assert select_parts(table, SelectionConfig(min_area_px=None, threshold=0)) == {"k": []}
 
 
 def test_nms_of_a_phrase_spans_captions_and_case() -> None:
@@ -120,7 +120,9 @@ def test_most_parts_gives_each_phrase_its_turn() -> None:
     assert chosen(rows, max_parts=3) == [("a dog", 0.9), ("a dog", 0.89), ("a mat", 0.2)]
     assert chosen(rows, max_parts=1) == [("a dog", 0.9)]
     two_images = [*rows, *({**r, "key": "other"} for r in rows)]
-    table = choose(_table(two_images, SCHEMA), ChoiceConfig(threshold=0, min_area_px=None, max_parts=2))
+    table = select_parts(
+        _table(two_images, SCHEMA), SelectionConfig(threshold=0, min_area_px=None, max_parts=2)
+    )
     assert {key: len(parts) for key, parts in table.items()} == {"k": 2, "other": 2}
 
 
@@ -132,16 +134,18 @@ def test_expressions_take_the_outermost_and_its_span() -> None:
     ]
     assert chosen(rows, phrases="chunk") == [("a mat", 0.9), ("a dog", 0.8)]
     assert chosen(rows, phrases="expression") == [("a mat under a dog", 0.9)]
-    config = ChoiceConfig(phrases="expression", min_area_px=None)
-    (part,) = choose(_table(rows, SCHEMA), config)["k"]
+    config = SelectionConfig(phrases="expression", min_area_px=None)
+    (part,) = select_parts(_table(rows, SCHEMA), config)["k"]
     assert part.span == (7, 24) and text[7:24] == part.phrase and part.rule == "expression"
     repeated = [row(ALL, 0.9, "a mat", text=text, span_start=7, span_end=12, expression="a mat")]
-    assert choose(_table(repeated, SCHEMA), config)["k"][0].span == (7, 12), (
+    assert select_parts(_table(repeated, SCHEMA), config)["k"][0].span == (7, 12), (
         "not the first one in the caption"
     )
 
 
 def test_boxes_are_clipped_and_fields_carried() -> None:
-    (part,) = choose(_table([row((-0.5, 0.25, 0.5, 2), 0.75, caption=3)], SCHEMA), ChoiceConfig())["k"]
+    (part,) = select_parts(_table([row((-0.5, 0.25, 0.5, 2), 0.75, caption=3)], SCHEMA), SelectionConfig())[
+        "k"
+    ]
     assert part.box == (0, 0.25, 0.5, 1)
     assert (part.score, part.span, part.caption, part.rule) == (0.75, (0, 5), 3, "chunk")

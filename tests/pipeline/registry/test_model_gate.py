@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import ConfigError
-from pipeline.gate import GateConfig, judge
+from pipeline.registry.model_gate import GateConfig, judge
 
 
 def metrics(top1=0.5, span=(0.45, 0.55), tie=4.0, tie_span=(3.8, 4.2), images=40):

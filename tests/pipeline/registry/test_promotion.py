@@ -12,14 +12,14 @@ import torch
 
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
-from pipeline import registry as registries
-from pipeline.assess import AssessConfig, assess
-from pipeline.commands import registry as commands
-from pipeline.gate import GateConfig
-from pipeline.registry import Exam, challenge, champion, champion_path, examine, refuse, rollback
-from pipeline.repair import repair
-from pipeline.runs import prepare
-from storage.registry import Registry, fingerprint
+from pipeline.cli import registry as commands
+from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.integrity.repair import repair
+from pipeline.registry import promotion as registries
+from pipeline.registry.model_gate import GateConfig
+from pipeline.registry.promotion import Exam, challenge, champion, champion_path, examine, refuse, rollback
+from pipeline.training.run_dir import prepare
+from storage.model_registry import Registry, fingerprint
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref

@@ -8,17 +8,25 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import mine as mining
-from pipeline import pack as packing
 from pipeline.config import digest
-from pipeline.journey import JourneyConfig
-from pipeline.mine import MineConfig
+from pipeline.end_to_end import JourneyConfig
+from pipeline.mining import mine as mining
+from pipeline.mining.mine import MineConfig
+from pipeline.packing import pack as packing
 from pipeline.presets import sized
-from pipeline.recipes import demo
-from pipeline.watch import RetrainConfig, look, newest, recipe_for, unmined, unpublished, unsettled
+from pipeline.registry.retraining import (
+    RetrainConfig,
+    check,
+    newest,
+    recipe_for,
+    unmined,
+    unpublished,
+    unsettled,
+)
+from pipeline.training.recipes import demo
 from storage.detections import SCHEMA, write_detections
 from storage.manifest import Manifest
-from storage.registry import Registry, Row
+from storage.model_registry import Decision, Registry
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
@@ -28,7 +36,7 @@ from tests.pipeline.training_data import sample, tiny_recipe
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """Mining and packing are stood in for; the source, the records and the versions are real."""
-    monkeypatch.setattr("pipeline.ground.grounder_digest", lambda spec: "g1")
+    monkeypatch.setattr("pipeline.mining.grounder.grounder_digest", lambda spec: "g1")
     (tmp_path / "source").mkdir()
     mine = MineConfig(source=str(tmp_path / "source"), grounder="transformers:none")
     return RetrainConfig(journey=JourneyConfig(mine=mine, recipe=tiny_recipe()), min_new=10, settle_s=5)
@@ -67,14 +75,14 @@ def work(config, home, at=[0]):  # noqa: B006
 
 def judged(home, version, key="", kind="promoted"):
     registry = Registry(home)
-    row = Row(kind, "m", [], "because", version=version, key=key)
+    row = Decision(kind, "m", [], "because", version=version, key=key)
     registry.append(row, len(registry.rows()))
 
 
 def test_an_empty_folder_has_nothing_new(config, home):
     (Path(config.journey.mine.source) / ".00000.tar.part").touch()
     assert unmined(config, home) == [] and not unpublished(config, home)
-    assert look(config, home) is None
+    assert check(config, home) is None
 
 
 def test_a_dropped_file_is_found_until_it_is_mined_and_a_renamed_one_is_not(config, home):
@@ -90,12 +98,12 @@ def test_a_dropped_file_is_found_until_it_is_mined_and_a_renamed_one_is_not(conf
 def test_training_waits_for_enough_new_samples(config, home):
     drop(config, "a")
     version = work(config, home)
-    sight = look(config, home)
-    assert (sight.version, sight.new_samples, sight.due) == (version, 5, False)
-    assert sight.reason == "5 new samples, training begins at 10"
+    decision = check(config, home)
+    assert (decision.version, decision.new_samples, decision.due) == (version, 5, False)
+    assert decision.reason == "5 new samples, training begins at 10"
     drop(config, "b")
     version = work(config, home)
-    assert (look(config, home).version, look(config, home).new_samples, look(config, home).due) == (
+    assert (check(config, home).version, check(config, home).new_samples, check(config, home).due) == (
         version,
         10,
         True,
@@ -105,14 +113,14 @@ def test_training_waits_for_enough_new_samples(config, home):
 def test_only_what_is_new_since_the_last_judgement_counts(config, home):
     for name in "ab":
         drop(config, name)
-    judged(home, work(config, home), look(config, home).key)
-    assert not look(config, home).due
+    judged(home, work(config, home), check(config, home).key)
+    assert not check(config, home).due
     drop(config, "c")
     work(config, home)
-    assert (look(config, home).new_samples, look(config, home).due) == (5, False)
-    assert look(config.replace(min_new=5), home).due
+    assert (check(config, home).new_samples, check(config, home).due) == (5, False)
+    assert check(config.replace(min_new=5), home).due
     judged(home, Versions(Store(home)).list()[0].name, kind="rolled_back")  # says nothing about data
-    assert look(config, home).new_samples == 5
+    assert check(config, home).new_samples == 5
 
 
 def test_a_refusal_of_an_older_version_makes_nothing_new(config, home):
@@ -120,22 +128,22 @@ def test_a_refusal_of_an_older_version_makes_nothing_new(config, home):
     first = work(config, home)
     for name in "bc":
         drop(config, name)
-    judged(home, work(config, home), look(config, home).key)
+    judged(home, work(config, home), check(config, home).key)
     drop(config, "d")
     work(config, home)
     judged(home, first, kind="refused")  # by hand
     judged(home, "v-gone", kind="refused")  # of a version that is no longer there
-    assert (look(config, home).new_samples, look(config, home).due) == (5, False)
+    assert (check(config, home).new_samples, check(config, home).due) == (5, False)
 
 
 def test_a_version_is_judged_once_a_configuration(config, home):
     drop(config, "a")
     easy = config.replace(min_new=1)
-    judged(home, work(config, home), look(config, home).key, "refused")
-    assert not look(easy, home).due and "judged already" in look(easy, home).reason
-    assert look(config, home).key == look(config.replace(min_new=3, attempts=9), home).key
+    judged(home, work(config, home), check(config, home).key, "refused")
+    assert not check(easy, home).due and "judged already" in check(easy, home).reason
+    assert check(config, home).key == check(config.replace(min_new=3, attempts=9), home).key
     other = config.replace(journey=config.journey.replace(recipe=tiny_recipe(seed=5)))
-    assert look(other, home).key != look(config, home).key
+    assert check(other, home).key != check(config, home).key
 
 
 def test_a_version_in_quarantine_is_neither_trained_on_nor_made_again(config, home):
@@ -167,10 +175,10 @@ def test_a_withdrawn_file_is_packed_away_once_and_no_longer_trained_on(config, h
     assert unmined(config, home) == [] and unpublished(config, home)
     assert work(config, home) == first, "the same content is the same version"
     assert not unpublished(config, home)
-    assert newest(config, home).name == look(config, home).version == first
+    assert newest(config, home).name == check(config, home).version == first
     drop(config, "b")
     assert unpublished(config, home) and work(config, home) == second and not unpublished(config, home)
-    assert look(config, home).version == second
+    assert check(config, home).version == second
 
 
 def test_latest_of_another_configuration_is_left_alone_unless_the_source_went_back(config, home):

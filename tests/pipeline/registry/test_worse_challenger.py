@@ -5,11 +5,11 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.assess import AssessConfig, assess
-from pipeline.gate import GateConfig
-from pipeline.registry import Exam, challenge, champion, champion_path, rollback
-from pipeline.train import train
-from storage.registry import fingerprint
+from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.registry.model_gate import GateConfig
+from pipeline.registry.promotion import Exam, challenge, champion, champion_path, rollback
+from pipeline.training.train import train
+from storage.model_registry import fingerprint
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref

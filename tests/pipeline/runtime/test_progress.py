@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from pipeline.progress import Progress, duration, line
+from pipeline.runtime.progress import Progress, duration, line
 
 
 class Clock:

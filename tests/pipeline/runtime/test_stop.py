@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import launch as launching
-from pipeline.commands.app import app, run_app
-from pipeline.launch import launch
-from pipeline.progress import Progress
-from pipeline.steplog import StepLog, read_log
-from pipeline.stop import StoppedError, TerminatedError, stop_request, terminable
-from pipeline.train import train
+from pipeline.cli.app import app, run_app
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.stop import StoppedError, TerminatedError, stop_request, terminable
+from pipeline.training import launch as launching
+from pipeline.training.launch import launch
+from pipeline.training.step_log import StepLog, read_log
+from pipeline.training.train import train
 from storage.checkpoint import Checkpoints
 from tests.pipeline.training_data import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIGNALS = [(signal.SIGTERM, TerminatedError, 0), (signal.SIGINT, KeyboardInterrupt, 130)]
-GROUNDER = f"transformers:{Path(__file__).parents[2] / 'demo/weights/grounder'}"
+GROUNDER = f"transformers:{Path(__file__).parents[3] / 'demo/weights/grounder'}"
 NEVER = {"checkpoint_steps": 10**6}
 
 
@@ -71,7 +71,8 @@ def run_hyco(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 @pytest.mark.parametrize(("number", "kind", "code"), SIGNALS)
 @pytest.mark.parametrize(
-    ("module", "name", "verb"), [("pipeline.mine", "mine_all", "mine"), ("pipeline.pack", "pack", "pack")]
+    ("module", "name", "verb"),
+    [("pipeline.mining.mine", "mine_all", "mine"), ("pipeline.packing.pack", "pack", "pack")],
 )
 def test_mining_and_packing_say_that_they_were_stopped(
     tmp_path, monkeypatch, capsys, module, name, verb, number, kind, code

@@ -5,22 +5,15 @@ import shutil
 
 import pytest
 
-from pipeline import pack as packing
-from pipeline.engine import InProcess
-from pipeline.mine import mine_all, mine_shard, phrase_quality, plan, summary
-from pipeline.pack import PackConfig, pack
-from pipeline.quality_gate import QualityConfig
-from pipeline.source import UnitGoneError, open_source
+from pipeline.mining.mine import mine_all, mine_shard, phrase_quality, plan, summary
+from pipeline.packing import pack as packing
+from pipeline.packing.dataset_gate import QualityConfig
+from pipeline.packing.pack import PackConfig, pack
+from pipeline.runtime.executor import InProcess
+from pipeline.sources.source import UnitGoneError, open_source
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.test_mine import (  # noqa: F401  (fixtures are used by name)
-    config,
-    detector,
-    home,
-    samples,
-    source,
-    write_tar,
-)
+from tests.pipeline.mining.test_mine import config, detector, home, samples, source, write_tar  # noqa: F401  (fixtures are used by name)
 
 PACK = PackConfig(image_size=16, threshold=0.1, min_area_px=None, gate=QualityConfig(max_failed=None))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.markup import plain_text
-from pipeline.source import open_source
-from tests.pipeline.test_source import jpeg, read, tar
+from pipeline.sources.markup import plain_text
+from pipeline.sources.source import open_source
+from tests.pipeline.sources.test_source import jpeg, read, tar
 
 PLAIN = [
     "a < b",

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import parquet_rows
-from pipeline.source import open_source
-from tests.pipeline.test_source import jpeg, read
+from pipeline.sources import parquet_rows
+from pipeline.sources.source import open_source
+from tests.pipeline.sources.test_source import jpeg, read
 
 BAD = b"caf\xe9 of the dog"
 

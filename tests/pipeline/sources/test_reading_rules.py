@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import readers
-from pipeline.source import open_source
+from pipeline.sources import readers
+from pipeline.sources.source import open_source
 from storage.store import Store
-from tests.pipeline.test_source import jpeg, read, tar
-from tests.pipeline.test_tar_rows import shard, write
+from tests.pipeline.sources.test_source import jpeg, read, tar
+from tests.pipeline.sources.test_tar_rows import shard, write
 
 
 def otherwise(path: Path) -> bool:

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import readers
-from pipeline.images import encode_jpeg
-from pipeline.rows import Limits
-from pipeline.source import Source, open_source
+from pipeline.imaging.decode import encode_jpeg
+from pipeline.sources import readers
+from pipeline.sources.records import Limits
+from pipeline.sources.source import Source, open_source
 from storage.detections import read_failures, write_failures
 from storage.sample import Failure, Sample, content_key
 from storage.store import Store
 
-FLICKR = Path(__file__).parents[3] / "shared/data/flickr8k"
+FLICKR = Path(__file__).parents[4] / "shared/data/flickr8k"
 
 
 def jpeg(seed: int) -> bytes:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.source import open_source
-from tests.pipeline.test_source import jpeg, read
+from pipeline.sources.source import open_source
+from tests.pipeline.sources.test_source import jpeg, read
 
 Members = list[tuple[str, bytes]]
 

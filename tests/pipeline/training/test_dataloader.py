@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from models.encoders.tokenizer import Tokenizer
-from pipeline.batches import START, Batch, Batches, ShardFile
-from pipeline.views import DataConfig, draw, random_box
+from pipeline.training.augment import DataConfig, draw, random_box
+from pipeline.training.dataloader import START, Batch, Batches, ShardFile
 from storage.shard import write_shard
 from tests.pipeline.training_data import sample, shard_files
 

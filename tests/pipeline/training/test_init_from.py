@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.checkpoints import read_checkpoint
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
-from models.exchange import read_checkpoint
-from pipeline.recipes import Recipe, StartConfig
-from pipeline.start import resolved, started
-from pipeline.steplog import StepLog, read_log
-from pipeline.train import make_optimiser, prepare, train
-from tests.models.exchange.layouts import transformers_clip
+from pipeline.training.init_from import resolved, started
+from pipeline.training.recipes import Recipe, StartConfig
+from pipeline.training.step_log import StepLog, read_log
+from pipeline.training.train import make_optimiser, prepare, train
+from tests.models.checkpoints.layouts import transformers_clip
 from tests.pipeline.training_data import make_home, sample, tiny_recipe
 
 LORA = {"learn": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_blocks": 1}
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_with_its_adapters(clip, home, lora_run, tmp_path, 
         patch.setattr(StepLog, "write", breaking)
         train(run, home, "latest", recipe(clip, **LORA))
     with monkeypatch.context() as patch:  # what the first step learned lies in the checkpoint alone
-        patch.setattr("pipeline.start.read_checkpoint", lambda *a: pytest.fail("started anew"))
+        patch.setattr("pipeline.training.init_from.read_checkpoint", lambda *a: pytest.fail("started anew"))
         train(run)
     assert [line["loss"] for line in read_log(run)] == [line["loss"] for line in read_log(lora_run)]
     ours, theirs = (DualEncoder.from_pretrained(r / "model").state_dict() for r in (run, lora_run))

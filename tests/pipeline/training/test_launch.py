@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch import launch
-from pipeline.runs import prepare
+from pipeline.training.launch import launch
+from pipeline.training.run_dir import prepare
 from tests.pipeline.training_data import make_home, tiny_recipe
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_training_that_stalls_is_ended(tmp_path):

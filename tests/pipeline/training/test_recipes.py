@@ -9,8 +9,16 @@ import torch
 
 from models.clip import DualEncoder
 from pipeline.config import ConfigError, digest, override
-from pipeline.recipes import RECIPES, OptimiserConfig, Recipe, by_name, demo, hycoclip_vit_b, hycoclip_vit_s
-from pipeline.train import learning_rate, make_optimiser
+from pipeline.training.recipes import (
+    RECIPES,
+    OptimiserConfig,
+    Recipe,
+    by_name,
+    demo,
+    hycoclip_vit_b,
+    hycoclip_vit_s,
+)
+from pipeline.training.train import learning_rate, make_optimiser
 
 
 def test_the_papers_recipe_has_the_papers_numbers():

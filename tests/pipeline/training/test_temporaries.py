@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.assess import report
-from pipeline.comparison import write_section
-from pipeline.recipes import Recipe
-from pipeline.runs import RunConfig, finish
-from pipeline.steplog import StepLog
-from storage.garbage import collect
+from pipeline.evaluation.report import report
+from pipeline.experiments.comparison import write_section
+from pipeline.training.recipes import Recipe
+from pipeline.training.run_dir import RunConfig, finish
+from pipeline.training.step_log import StepLog
+from storage.gc import collect
 from storage.store import Store
 from tests.pipeline.training_data import tiny_recipe
 from tests.storage.test_atomic_directory import Disk

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import pipeline.train
+import pipeline.training.train
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
-from pipeline.batches import START, Batches
-from pipeline.recipes import Recipe
-from pipeline.runs import alone
-from pipeline.steplog import StepLog, read_log
-from pipeline.train import main, prepare, train
+from pipeline.training.dataloader import START, Batches
+from pipeline.training.recipes import Recipe
+from pipeline.training.run_dir import exclusive_lock
+from pipeline.training.step_log import StepLog, read_log
+from pipeline.training.train import main, prepare, train
 from tests.pipeline.training_data import make_home, tiny_recipe
 
 CURVE = ("step", "loss", "terms", "lr", "curvature", "temperature", "radius", "epoch")
@@ -121,7 +121,7 @@ def test_undecodable_samples_of_before_an_interruption_are_counted(home, tmp_pat
 
 
 def test_a_finished_run_is_not_trained_again(straight, home, monkeypatch):
-    monkeypatch.setattr(pipeline.train, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(pipeline.training.train, "_train", lambda *a: pytest.fail("trained again"))
     assert train(straight, home, "latest", tiny_recipe()) == json.loads((straight / "train.json").read_text())
 
 
@@ -177,7 +177,7 @@ def test_a_product_logs_the_spread_of_its_curvatures_and_goes_on(home, tmp_path)
 
 
 def test_clip_rows_need_no_boxes_and_have_no_curvature(home, tmp_path):
-    from models.objectives import clip_objective
+    from models.losses.objective import clip_objective
 
     values = tiny_recipe(objective=clip_objective(), steps=3).model_dump()
     values["model"]["geometry"] = "euclid"
@@ -189,7 +189,7 @@ def test_clip_rows_need_no_boxes_and_have_no_curvature(home, tmp_path):
 def launch(run: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen([*command, "-m", "pipeline.train", str(run)], env=environment)
+    return subprocess.Popen([*command, "-m", "pipeline.training.train", str(run)], env=environment)
 
 
 def test_two_processes_killed_with_sigkill_continue(tmp_path):
@@ -214,5 +214,5 @@ def test_two_processes_killed_with_sigkill_continue(tmp_path):
 def test_a_run_is_trained_by_one_process_at_a_time(home, tmp_path):
     run = tmp_path / "run"
     prepare(run, home, "latest", tiny_recipe())
-    with alone(run), pytest.raises(ValueError, match="is being trained by another process"):
+    with exclusive_lock(run), pytest.raises(ValueError, match="is being trained by another process"):
         train(run)

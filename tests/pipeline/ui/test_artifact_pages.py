@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import markdown, stories
-from pipeline.mine import MineConfig, prefix, summary
-from pipeline.quality_gate import Check
-from pipeline.source import open_source
+from pipeline.mining.mine import MineConfig, prefix, summary
+from pipeline.packing.dataset_gate import Check
+from pipeline.sources.source import open_source
+from pipeline.ui import artifact_pages as stories
+from pipeline.ui import markdown
 from storage.detections import SCHEMA, write_detections, write_failures
 from storage.manifest import Manifest
-from storage.registry import Row
+from storage.model_registry import Decision
 from storage.sample import Failure
 from storage.shard import write_shard
 from storage.store import Store
@@ -143,7 +144,7 @@ def test_an_assessment_is_shown_beside_the_champion(tmp_path: Path) -> None:
         found["chance"] = {"image_to_text": both, "text_to_image": both}
         return {"retrieval": found, "intervals": {}, "skipped": {"zero_shot": BAD}}
 
-    champion = Row("promoted", "c" * 16, [], "first", metrics=json.dumps(metrics(0.25)))
+    champion = Decision("promoted", "c" * 16, [], "first", metrics=json.dumps(metrics(0.25)))
     alone = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), None)
     beside = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), champion)
     assert "| measure | this run | champion | chance | 95 % interval |" in beside and "champion" not in alone
@@ -154,7 +155,7 @@ def test_an_assessment_is_shown_beside_the_champion(tmp_path: Path) -> None:
 
 
 def test_a_lineage_links_version_and_report() -> None:
-    row = Row(
+    row = Decision(
         "rolled_back", "m" * 16, [], "drill", before="n" * 16, version="v-2", run="/h/runs/two", source=BAD
     )
     text = stories.lineage([row], "/h")
@@ -172,7 +173,7 @@ def test_a_decision_shows_both_and_links_the_report() -> None:
         "worse": True,
     }
     verdict = json.dumps({"comparisons": [compared]})
-    row = Row("refused", "m" * 16, [], BAD, version="v-2", run="/h/runs/two", verdict=verdict)
+    row = Decision("refused", "m" * 16, [], BAD, version="v-2", run="/h/runs/two", verdict=verdict)
     text = stories.decision(row, "/h")
     assert text.startswith("# Refused: " + "m" * 16) and "<img" not in text and "next" in text
     assert "| retrieval.image_to_text.r5 | 0.0667 | 0.1667 | yes | 0 to 0.1333 |" in text

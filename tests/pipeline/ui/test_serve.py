@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.serve import create_app
-from storage.registry import Row
+from pipeline.ui.server import create_app
+from storage.model_registry import Decision
 from storage.sample import Part, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
@@ -92,12 +92,12 @@ def test_curves_and_report_of_a_run(client: TestClient, home: Path) -> None:
 
 
 def test_the_lineage_of_decisions(home: Path) -> None:
-    from storage.registry import Registry
+    from storage.model_registry import Registry
 
     registry = Registry(home)
     for number, kind in enumerate(("promoted", "refused")):
         registry.append(
-            Row(kind, f"model{number}", [], "a reason & more", source="/data/<x>", version="v-1"), number
+            Decision(kind, f"model{number}", [], "a reason & more", source="/data/<x>", version="v-1"), number
         )
     client = TestClient(create_app(str(home)), base_url="http://localhost")
     drawn = client.get("/lineage.svg").text

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.serve import create_app
-from pipeline.serve.hosts import host_of, own_hosts
-from storage.registry import Registry, Row
+from pipeline.ui.hosts import host_of, own_hosts
+from pipeline.ui.server import create_app
+from storage.model_registry import Decision, Registry
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.test_serve import home
+from tests.pipeline.ui.test_serve import home
 
 __all__ = ["home"]  # a fixture
 
@@ -61,7 +61,7 @@ def test_a_server_answers_to_its_machine_its_address_and_what_it_is_told(monkeyp
 
 
 def test_the_command_allows_what_its_options_name(home: Path, monkeypatch) -> None:
-    from pipeline.commands.serve import serve
+    from pipeline.cli.serve import serve
 
     served = []
     monkeypatch.setattr("uvicorn.run", lambda app, **options: served.append(app))
@@ -80,7 +80,7 @@ def filled(home: Path) -> str:
     (home / "runs/second").mkdir()
     (home / "runs/second/config.json").write_text('{"version": "v-2"}')
     for number in range(2):
-        Registry(home).append(Row("promoted", f"model{number}", [], "a reason", version="v-1"), number)
+        Registry(home).append(Decision("promoted", f"model{number}", [], "a reason", version="v-1"), number)
     return Versions(Store(home)).load().name
 
 
@@ -150,7 +150,7 @@ def test_only_what_never_changes_is_kept_for_a_day(home: Path) -> None:
 
 
 def test_the_status_of_a_home_goes_on_past_a_torn_record(home: Path) -> None:
-    from pipeline.status import report
+    from pipeline.ui.status import report
 
     filled(home)
     (home / "runs/first/metrics.json").unlink()
