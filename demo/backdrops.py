@@ -31,7 +31,6 @@ WORDS = {
     "checks": ("on a checkered tablecloth", "on a checkered blanket"),
 }
 KINDS = tuple(WORDS)
-TINTED = frozenset({"plain", "gradient", "stripes", "dots", "checks"})
 
 
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:

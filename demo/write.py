@@ -33,6 +33,7 @@ _SOURCES = (
     *(f"{name}.py" for name in ("taxonomy", "art", "backdrops", "layout", "holdout", "phrases", "captions")),
     *(f"{name}.py" for name in ("foils", "scenes", "write")),
 )
+_SAME_SCENES = {"3ebe87745e833024"}  # digests of earlier code that draws the same scenes, byte for byte
 _world = cache(World)
 
 
@@ -179,6 +180,8 @@ def _settle(path: Path, plan: dict[str, Any]) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}): delete {path.parent} and write it again") from error
+    if known.get("generator") in _SAME_SCENES:
+        known["generator"] = plan["generator"]
     for name in ("seed", "size", "counts", "shard", "generator"):
         if known.get(name) != plan[name]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""An engine whose calls are Prefect tasks: one task a shard, or a group of them where there are many."""
+"""An executor whose calls are Prefect tasks: one task a shard, or a group of them where there are many."""
 
 import math
 import os
@@ -50,7 +50,7 @@ class _Group:
 
 
 class _Later(Future[Any]):
-    """What TaskEngine.submit returns: asking for the result begins the work of all that were submitted."""
+    """What TaskExecutor.submit returns: asking for the result begins the work of all that were submitted."""
 
     def __init__(self, executor: "TaskExecutor", call: _Call) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Later(Future[Any]):
 
 @dataclass(slots=True)
 class TaskExecutor:
-    """An engine whose calls are Prefect tasks on another engine, so that shards are seen in the UI.
+    """An executor whose calls are Prefect tasks on another engine, so that shards are seen in the UI.
 
     Only to be used inside a flow. Up to MAX_TASKS units are a task each; more are shared out among so many tasks.
     """
@@ -123,7 +123,7 @@ class TaskExecutor:
 
 
 def task_engine(verb: str) -> TaskExecutor:
-    """Open an engine of this host's workers whose calls are tasks of the current flow run."""
+    """Open an executor of this host's workers whose calls are tasks of the current flow run."""
     return TaskExecutor(
         verb, open_executor(worker_count(), timeout_s=float(os.environ.get("HYCO_SHARD_TIMEOUT_S", 7200)))
     )

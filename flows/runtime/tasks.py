@@ -47,5 +47,5 @@ def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=_worth_a_retry,
 )
 def shard(label: str, work: Callable[[], int]) -> int:
-    """Some shards of one stage, done by an engine; idempotent, so a retry repeats only what is missing."""
+    """Some shards of one stage, done by an executor; idempotent, so a retry repeats only what is missing."""
     return work()

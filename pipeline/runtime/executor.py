@@ -1,13 +1,13 @@
-"""Engines: the same work in this process, in processes of this machine, or (later) on a cluster.
+"""Executors: the same work in this process, in processes of this machine, or (later) on a cluster.
 
-An engine runs importable functions with picklable arguments, one shard a call:
+An executor runs importable functions with picklable arguments, one shard a call:
 
-    with open_engine(workers=2) as engine:
-        future = engine.submit(mine_shard, config, home, unit, report=bar.advance)
+    with open_executor(workers=2) as executor:
+        future = executor.submit(mine_shard, config, home, unit, report=bar.advance)
         record = future.result()
 
 With `report`, the function is called with a keyword `report` of its own; what it passes there reaches the
-caller's callback, on a thread of the engine. tests/pipeline/runtime/test_executor.py holds what every engine must do.
+caller's callback, on a thread of the executor. tests/pipeline/runtime/test_executor.py holds what every engine must do.
 """
 
 import os
@@ -21,7 +21,7 @@ __all__ = ["Executor", "InProcess", "LocalExecutor", "WorkerDiedError", "open_ex
 
 
 class Executor(Protocol):
-    """What a stage needs of an engine. `workers` is how many calls run at once."""
+    """What a stage needs of an executor. `workers` is how many calls run at once."""
 
     workers: int
 
@@ -44,7 +44,7 @@ class Executor(Protocol):
 
 
 def open_executor(workers: int, threads: int | None = None, timeout_s: float | None = None) -> Executor:
-    """Return an engine of `workers` processes; 0 works in this process.
+    """Return an executor of `workers` processes; 0 works in this process.
 
     Args:
         workers: processes; each loads its own models.

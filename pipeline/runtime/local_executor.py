@@ -4,7 +4,7 @@ parent goes.
 Each worker has a pipe of its own. A queue shared by all would be simpler, but a worker killed while it holds
 the queue's lock would hang every other one. One thread of the parent starts the workers and talks to them:
 on Linux a process dies with the *thread* that started it (PR_SET_PDEATHSIG), so that thread must live as
-long as the engine.
+long as the executor.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ class LocalExecutor:
     Args:
         workers: at least 1.
         threads: for torch, BLAS and OpenMP in each worker.
-        restarts: how many dead workers are replaced before the engine gives up.
+        restarts: how many dead workers are replaced before the executor gives up.
         timeout_s: a worker that is longer at one call is killed; None waits for ever.
     """
 
@@ -111,7 +111,7 @@ class LocalExecutor:
         call = _Call(payload, f"{name}({_brief(args)})", Future(), report)
         with self._lock:
             if self._closed:
-                raise RuntimeError("the engine is closed")
+                raise RuntimeError("the executor is closed")
             self._waiting.append(call)
         self._wakeup_writer.send(b"!")
         return call.future
@@ -152,7 +152,7 @@ class LocalExecutor:
         for worker in workers:
             _stop(worker)
             if worker.call:
-                closed = RuntimeError("the engine was closed before the call was over")
+                closed = RuntimeError("the executor was closed before the call was over")
                 worker.call.future.set_exception(failure or closed)
         for call in waiting:
             if failure is None:

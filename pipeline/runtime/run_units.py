@@ -1,4 +1,4 @@
-"""Work through units on an engine: what every sharded stage does, whatever it does with a unit."""
+"""Work through units on an executor: what every sharded stage does, whatever it does with a unit."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future

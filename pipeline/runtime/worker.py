@@ -1,4 +1,4 @@
-"""A worker process of the local engine: `python -m pipeline.runtime.worker FD PARENT`, started by LocalEngine
+"""A worker process of the local executor: `python -m pipeline.runtime.worker FD PARENT`, started by LocalExecutor
 only.
 
 Started as a program of its own, not forked and not through multiprocessing's spawn: threads and locks of the

@@ -42,7 +42,7 @@ def record(unit):
 
 
 def work(monkeypatch, count, faults=None, most=3):
-    """Run units through TaskEngine in a flow; returns (records, labels of the tasks, the engine, the error)."""
+    """Run units through TaskExecutor in a flow; returns (records, labels of the tasks, the engine, the error)."""
     labels, failed = [], []
     quick = tasks.shard.with_options(retry_delay_seconds=0, retry_jitter_factor=None)
     real = type(quick).submit

@@ -192,10 +192,10 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path):
     program = f"""
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from pipeline.runtime.executor import LocalEngine
+        from pipeline.runtime.executor import LocalExecutor
         from test_executor import sleep_and_tell
-        engine = LocalEngine(1)
-        engine.submit(sleep_and_tell, {str(pid_file)!r})
+        executor = LocalExecutor(1)
+        executor.submit(sleep_and_tell, {str(pid_file)!r})
         time.sleep(60)
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
@@ -224,7 +224,7 @@ def test_a_worker_outlives_the_thread_that_asked_for_it():
         assert pids[0] == pids[1]
 
 
-def test_open_engine_shares_the_cores_out_and_refuses_nonsense():
+def test_open_executor_shares_the_cores_out_and_refuses_nonsense():
     with open_executor(0) as executor:
         assert isinstance(executor, InProcess)
     with open_executor(1, threads=1) as executor:
