@@ -1,6 +1,6 @@
 """Retrain: a challenger on the newest data, measured beside the champion, promoted or refused."""
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -40,7 +40,8 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
     trained = train(recipe, home, decision.version, None, config.journey.processes)
     spec = journeys.evaluation_of(config.journey, decision.version)
     mining = _mining(config, home, decision, journeys.held_out(config.journey))
-    metrics = assess(trained["run_dir"], home, mining=mining, return_state=False, **dict(spec))
+    # Prefect's overloads cannot see that the fields of the spec have no return_state.
+    metrics = cast("dict[str, Any]", assess(trained["run_dir"], home, mining=mining, **dict(spec)))
     with slot(gpu_only=True):  # the champion is assessed
         row = judge(trained["run_dir"], home, spec, config, metrics, decision.key)
     signals.decided(row, home)
