@@ -16,7 +16,7 @@ from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.coverage import Coverage, incomplete
 from pipeline.evaluation.evaluate import AssessConfig
 from pipeline.evaluation.held_out import of_source
-from pipeline.evaluation.metrics.catalog import csv_text
+from pipeline.evaluation.metrics.document import csv_text, upgrade
 from pipeline.evaluation.report.page import page
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.evaluation.report.summary import markdown_table, rows
@@ -63,7 +63,7 @@ def test_a_set_with_lost_photographs_is_refused_unless_allowed(tmp_path: Path, n
     allowed = suite(tmp_path, name, least=0.0)
     counts = {"used": 3, "of": 20, "missing": 17, "unusable": 0}
     assert allowed["suite"][name]["coverage"]["images"] == counts and allowed["skipped"] == {}
-    metrics = {**allowed, "run": "r"}
+    metrics = upgrade({**allowed, "run": "r"})
     words = "3 of 20 images (17 missing)"
     assert list(incomplete(metrics)) == [(f"suite.{name}", words)]
     assert f"not complete, {words}" in markdown_table(metrics)
@@ -289,9 +289,9 @@ def test_old_metrics_stay_readable() -> None:
         "intervals": {},
         "skipped": {},
     }
-    told = [row[0] for row in rows(old)]
-    assert "Retrieval: Image to caption (R@1 among 50 captions)" in told
-    assert "Retrieval: Caption to image (R@1 among 20 images)" in told
+    told = [row[0] for row in rows(upgrade(old))]
+    assert "Retrieval: Image to caption R@1 (among 50 captions)" in told
+    assert "Retrieval: Caption to image R@1 (among 20 images)" in told
     assert list(incomplete(old)) == []
 
 
