@@ -12,9 +12,7 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """One row of COLUMNS for each number that has a chance level."""
     return [
         (
-            ("" if table["named"] else f"{table['name']}: ")
-            + row["name"]
-            + (f" ({row['note']})" if row["note"] else ""),
+            row["name"] + (f" ({row['note']})" if row["note"] else ""),
             row["value"],
             row["interval"],
             row["chance"],

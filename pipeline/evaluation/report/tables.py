@@ -21,14 +21,14 @@ TABLES = {
 
 
 def tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """{name, note, rows} of each section with chance levels beside its metrics; rows of the suite name their set."""
+    """{name, note, rows} of each section that has metrics with a chance level."""
     made = []
     for section, name in TABLES.items():
         found = [one for one in measured(metrics, section) if one[2]["chance"] is not None]
         if found:
             rows = [_row(metrics, *one) for one in found]
             note = _note(section, metrics[section])
-            made.append({"name": name, "note": note, "rows": rows, "named": section == "suite"})
+            made.append({"name": name, "note": note, "rows": rows})
     return made
 
 

@@ -66,7 +66,7 @@ def test_a_metric_that_only_the_challenger_lacks_refuses():
 
 def test_without_a_champion_a_measured_challenger_passes():
     assert judge(metrics(), None, GATE).passed
-    lost = r"none of the gate's metrics .*parts\.crop_to_phrase\.r5\) was measured: assess on held-out images .*pack\.holdout above 0"
+    lost = r"none of the gate's metrics .*crop_to_phrase\.r5\) was measured: assess on held-out .*pack\.holdout above 0"
     with pytest.raises(ValueError, match=lost):
         judge(metrics(), None, GateConfig(metrics=("parts.crop_to_phrase.r5",)))
 
