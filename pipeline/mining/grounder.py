@@ -7,7 +7,6 @@
 `grounder_digest` reads files only: naming what was mined needs no torch.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +78,9 @@ def open_detector(
         from models.grounding.yolox_onnx import YoloxOnnx
 
         return YoloxOnnx(Path(place), per_phrase=per_phrase)
-    where = _device(device)
+    from pipeline.runtime.device import resolve_device
+
+    where = resolve_device(device)
     autocast = _autocast(dtype, where)
     if backend == "groundingdino":
         from models.grounding.groundingdino_py import GroundingDinoPy as Dino
@@ -90,25 +91,6 @@ def open_detector(
 
         folder = _model_folder(place)
     return Dino(folder, device=where, autocast=autocast, per_phrase=per_phrase, batch_size=batch_size)
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        worker = int(os.environ.get("HYCO_WORKER_NUMBER", "0"))  # set by pipeline.runtime.executor
-        return torch.device("cuda", worker % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise ValueError(f"device {name!r} is not here ({torch.cuda.device_count()} GPUs): use auto or cpu")
-    return device
 
 
 def _autocast(name: str, device: "torch.device") -> "torch.dtype | None":
