@@ -26,7 +26,9 @@ class Config(pydantic.BaseModel):
     that everything made before keeps its name. A plain dataclass inside a Config may name such fields too.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     incidental: ClassVar[frozenset[str]] = frozenset()
     digest_if_set: ClassVar[frozenset[str]] = frozenset()
