@@ -1,22 +1,29 @@
-"""`recentre` with a hand-written backward pass: a third of the operations, and x alone kept of its size.
+"""`recentre` with a backward pass of its own: x and four numbers a point are kept, and each tensor of the size of x is
+gone through a few times only.
 
-Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. What happens
-once a point is as much work here as what happens once a coordinate, so operations are few, in place where they can
-be, and free of torch.where, which CPUs do one element at a time.
-
-Every derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2. The difference is off by the
-rounding unit, and the quotient by that over u^2; but it always meets the square of a vector of length u, so the
-gradient is off by a rounding unit. Below a few rounding units the quotient is held, for the same reason.
+What happens once a coordinate is differentiated by hand, what happens once a point by autograd, from a second
+computation on the way back: in float64 these numbers need no care but at zero, where roots are held. Functions that
+vanish with an angle meet the square of a vector of its length, so what is held does not show.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
-from models.hyperbolic.nn.recentre import Statistics, all_reduce, average, sum_points
+from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
+from models.hyperbolic.nn.recentre import (
+    Ends,
+    Place,
+    Statistics,
+    all_reduce,
+    average,
+    boosted,
+    place,
+    sum_points,
+    wide,
+)
 
 TINY = 1e-30
 """Least squared angle: sinh of its root is the root itself."""
@@ -31,190 +38,187 @@ def recentre_lean(
     given: Statistics | None = None,
     together: bool = False,
 ) -> tuple[Tensor, Statistics]:
-    """`recentre`, differentiable once, with gradients in all tensors but the returned statistics."""
-    mean, spread = given or (None, None)
-    out, mean, spread, *_ = _Recentre.apply(x, bias, wanted, slack, rate, mean, spread, together)
+    """`recentre`, differentiable once, with gradients in all tensors but the statistics."""
+    out, mean, spread = _Recentre.apply(x, bias, wanted, slack, rate, *(given or (None, None)), together)
     return out, Statistics(mean, spread)
 
 
-class _Kept(NamedTuple):
-    """What the backward pass needs besides x; [B, 1, N] unless said otherwise."""
+class _Seen(NamedTuple):
+    """Numbers of each point, [B, 1, N]: its space part is f times the tangent vector."""
 
-    r: Tensor  # angle of the input
-    t: Tensor  # its time part
-    f: Tensor  # its space part is f x
-    along: Tensor  # x . mean and x . bias, [B, 2, N]
-    cosh: Tensor  # of the angles from mean and bias, [B, 2, N]
-    half: Tensor  # half the angle from the mean
-    sinh_in: Tensor  # sinh(angle) / 2
-    turn: Tensor  # angle from the learned mean in the output
-    sinh_out: Tensor
-    cosh_out: Tensor
-    k: Tensor
-    mixed: Tensor  # z - cosh and z, [B, 2, N]
-    factors: Tensor  # of mean and bias in w, [B, 2, N]
-    w_t: Tensor  # time part of w
-    w_n: Tensor  # length of its space part
-    shrink: Tensor  # the tangent vector is shrink w
-    sums: Tensor  # of `sum_points`; empty with given statistics
-    pair: Tensor  # mean and bias, [2, C]
-    pair_t: Tensor  # their time parts, [2, 1]
-    mix: Tensor  # mixed = mix cosh, [2, 2]
-    gain: Tensor  # turn = gain angle, 0-dim
-    lift: Tensor  # the learned mean's space part is lift times the tangent vector, 0-dim
+    f: Tensor
+    x_r: Tensor  # part of the space part along p's direction
+    t: Tensor  # time part
+    y_r: Tensor  # the same two as seen from p
+    y_t: Tensor
+
+
+def _see(d_r: Tensor, d2: Tensor, rate: Rate, p: Place) -> _Seen:
+    """From the tangent vector's difference from p's: the part along p's direction and the square of that across."""
+    along = d_r + p.length
+    n = torch.addcmul(d2, along, along).clamp(min=TINY).sqrt()
+    sinh = (n * rate).clamp(max=MAX_ANGLE).sinh()
+    t, f = (sinh * sinh + 1).sqrt(), sinh / n
+    x_r = f * along
+    y_r = x_r * p.time - t * p.space
+    y_t = torch.addcmul(y_r * y_r + 1, f * f, d2).sqrt()
+    return _Seen(f, x_r, t, y_r, y_t)
+
+
+def _from_mean(seen: _Seen, across: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
+    """Cosh of the angle from the mean, and half of the angle."""
+    cosh = torch.addcmul(seen.y_t * ends.mean_t, seen.f, across[:, :1], value=-1) - seen.y_r * ends.mean_r
+    half2 = (cosh * 0.5 - 0.5).clamp(min=TINY)
+    return cosh, (half2.sqrt() + half2 / ((half2 + 1).sqrt() + 1)).log1p()
+
+
+def _weigh(
+    seen: _Seen, across: Tensor, ends: Ends, cosh: Tensor, half: Tensor, gain: Tensor, rate: Rate
+) -> tuple[Tensor, Tensor]:
+    """Factors of the part across p's direction [B, 1, N], and of the three vectors [B, 3, N], in the result."""
+    angle = half * 2
+    turn = (angle * gain).clamp(max=MAX_ANGLE)
+    sinh_out = turn.sinh()
+    k = sinh_out / angle.sinh()
+    from_bias = torch.addcmul(seen.t * ends.bias_t, seen.f, across[:, 1:], value=-1) - seen.x_r * ends.bias_r
+    z = (cosh * ends.between - from_bias) / (1 + ends.between)
+    of_mean, of_bias = k * (z - cosh), k * z + (sinh_out * sinh_out + 1).sqrt()
+    of_way = k * seen.x_r + of_mean * ends.whole_r + of_bias * ends.bias_r
+    w_t = k * seen.t + of_mean * ends.whole_t + of_bias * ends.bias_t
+    w2 = (w_t * w_t - 1).clamp(min=TINY)
+    w = w2.sqrt()
+    shrink = (w2 / (w_t + 1) + w).log1p() / (w * rate)
+    return shrink * k * seen.f, torch.cat([shrink * of_way, shrink * of_mean, shrink * of_bias], 1)
 
 
 class _Recentre(Function):
     @staticmethod
-    def forward(x, bias, wanted, slack, rate, mean, spread, together):
-        batch, one, given = x.shape[0], x.new_ones(()), mean is not None
-        # Fresh pages are half of the time of a large operation on a CPU: squares and result share a buffer.
-        buffer = x * x
-        r = buffer.sum(1, keepdim=True).clamp_(min=TINY).sqrt_().mul_(rate)
-        sinh = r.clamp(max=MAX_ANGLE).sinh_()
-        t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh.mul_(rate).div_(r)
-        sums = x.new_empty(0) if given else sum_points(x, t, f, together)
-        mean = mean.clone() if given else normalise(sums[:-2], sums[-2], sums[-1])
-        n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
-        lift = (n * rate).clamp_(max=MAX_ANGLE).sinh_().div_(n)
-        pair = torch.stack([mean, bias * lift])
-        pair_t = pair.square().sum(1, keepdim=True).add_(1).sqrt_()
-        many = pair.expand(batch, -1, -1)
-        along = torch.bmm(many, x)
-        cosh = (t * pair_t).addcmul_(f, along, value=-1)
-
-        half2 = (cosh[:, :1] - 1).mul_(0.5).clamp_(min=TINY)
-        sinh_half, cosh_half = half2.sqrt(), (half2 + 1).sqrt_()
-        half = half2.div_(cosh_half + 1).add_(sinh_half).log1p_()
-        spread = spread.clone() if given else 4 * average(half.square(), together)
+    def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together):  # pyright: ignore[reportIncompatibleMethodOverride]
+        given = None if mean is None else Statistics(mean, spread)
+        p = place(x, rate, given, together)
+        d, d_r = _apart(x, p)
+        d2 = (d * d).sum(1, keepdim=True)
+        seen = _see(wide(d_r), wide(d2), rate, p)
+        sums = None if given else sum_points(d, seen.f, seen.y_r, seen.y_t, p, together)
+        ends = Ends.of(_mean(sums, given, p), to_space(wide(bias), rate), p)
+        across = torch.bmm(ends.across.to(x.dtype).expand(len(x), -1, -1), d)
+        cosh, half = _from_mean(seen, wide(across), ends)
+        spread = wide(given.spread) if given else 4 * average(half * half, together)
         gain = (wanted / (spread + slack)).sqrt()
-        turn = (half * (2 * gain)).clamp_(max=MAX_ANGLE)
-        sinh_out, sinh_in = turn.sinh(), sinh_half.mul_(cosh_half)
-        cosh_out, k = torch.addcmul(one, sinh_out, sinh_out).sqrt_(), (sinh_out / sinh_in).mul_(0.5)
-
-        between = pair_t.prod() - pair[0].dot(pair[1])
-        mix = (torch.stack([-one, -one, between, -one]) / (1 + between)).view(2, 2)
-        mixed = torch.bmm(mix.expand(batch, -1, -1), cosh)
-        factors = mixed * k
-        factors[:, 1:].add_(cosh_out)
-        w_t = torch.bmm(pair_t.T.expand(batch, -1, -1), factors).addcmul_(k, t)
-        w_n2 = torch.addcmul(-one, w_t, w_t).clamp_(min=TINY)
-        w_n = w_n2.sqrt()
-        shrink = w_n2.div_(w_t + 1).add_(w_n).log1p_().div_(w_n).div_(rate)
-        out = torch.mul(x, (k * f).mul_(shrink), out=buffer)
-        out.baddbmm_(many.transpose(1, 2), factors * shrink)
-        kept = _Kept(r, t, f, along, cosh, half, sinh_in, turn, sinh_out, cosh_out, k, mixed, factors, w_t, w_n,
-                     shrink, sums, pair, pair_t, mix, gain, lift)  # fmt: skip
-        return out, mean, spread, *kept
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, _, _, slack, rate, mean, _, ctx.together = inputs
-        ctx.given = mean is not None
+        own, factors = _weigh(seen, wide(across), ends, cosh, half, gain, rate)
+        out = d.mul_(own.to(x.dtype)).baddbmm_(_vectors(p, ends, x).transpose(1, 2), factors.to(x.dtype))
+        ctx.p, ctx.together = p, together
         ctx.rate, ctx.slack = (None if isinstance(v, Tensor) else v for v in (rate, slack))
-        ctx.mark_non_differentiable(*output[1:])
-        if not torch.compiler.is_compiling():  # see `respond`
-            ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *(v if isinstance(v, Tensor) else None for v in (rate, slack)), *output[2:])
+        ctx.mark_non_differentiable(ends.whole, spread)
+        tensors = (v if isinstance(v, Tensor) else None for v in (rate, slack))
+        ctx.save_for_backward(x, bias, wanted, *tensors, d_r, d2, across, sums, mean, spread)
+        return out, ends.whole, spread
 
     @staticmethod
-    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if grad is None:
-            return (None,) * 8
+    def backward(ctx: Any, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this layer is differentiable once; build it with lean=False for second derivatives"
             )
-        x, rate, slack, spread, *kept = ctx.saved_tensors
+        x, bias, wanted, rate, slack, d_r, d2, across, sums, mean, spread = ctx.saved_tensors
         rate, slack = ctx.rate if rate is None else rate, ctx.slack if slack is None else slack
-        p, batch, least = _Kept(*kept), x.shape[0], 8 * torch.finfo(x.dtype).eps
-        k_f = p.k * p.f
-        # Beyond the caps the input's time part and the output's angle stay.
-        free, moves = (MAX_ANGLE - p.r).sign_().clamp_(min=0), (MAX_ANGLE - p.turn).sign_()
-
-        # The combination: out = shrink (k f x + factors . pair).
-        buffer = x * grad
-        to_x, to_pair = buffer.sum(1, keepdim=True), torch.bmm(p.pair.expand(batch, -1, -1), grad)
-        d_shrink = (to_x * k_f).add_(_dot(to_pair, p.factors))
-        d_k_f = to_x.mul_(p.shrink)
-        d_w_t = (p.shrink * p.w_t).mul_(-rate).add_(1).mul_(d_shrink)
-        d_w_t.div_((p.w_n * p.w_n).clamp_(min=least)).mul_(1 / rate)
-        d_factors = to_pair.mul_(p.shrink).addcmul_(d_w_t, p.pair_t)
-        d_cosh_out = d_factors[:, 1:]
-
-        # k = sinh(turn) / sinh(angle) and cosh(turn) with turn = gain angle, by the logarithms of both.
-        d_log_k = _dot(d_factors, p.mixed).addcmul_(d_w_t, p.t).mul_(p.k).addcmul_(d_k_f, k_f)
-        d_log_turn = (p.turn * p.cosh_out).div_(p.sinh_out).sub_(1).mul_(d_log_k)
-        d_log_gain = (
-            torch.addcmul(d_log_turn, d_cosh_out, p.sinh_out * p.turn).add_(d_log_k).mul_(moves).sum()
-        )
-        d_wanted = d_log_gain / (2 * p.gain * p.gain * (spread + slack))
-        d_slack = d_log_gain / (-2 * (spread + slack))
-        # The same by the cosine of the angle, whose slope in the logarithm of the angle is angle sinh(angle), and
-        # which rounding may have put below 1: there the angle is held at zero.
-        ratio, held = p.half / p.sinh_in, (p.cosh[:, :1] - 1).sign_().add_(1).clamp_(max=1)
-        d_from_mean = d_log_turn.div_((p.turn * p.turn).clamp_(min=least)).mul_(ratio).mul_(p.gain)
-        d_from_mean.addcmul_(d_cosh_out, p.k).mul_(moves).mul_(p.gain)
-        growth = (ratio * p.cosh[:, :1]).sub_(moves).div_((p.half * p.sinh_in).mul_(4).clamp_(min=least))
-        d_from_mean.addcmul_(d_log_k, growth, value=-1)
-        if not ctx.given:  # the spread is the mean of the squared angles
-            d_spread = all_reduce(d_slack) if ctx.together else d_slack
-            d_from_mean.addcmul_(ratio, 2 * d_spread / p.sums[-1])
-
-        # The cosines: t pair_t - f along.
-        d_mixed = d_factors.mul_(p.k)
-        first, second = d_mixed.split(1, 1)
-        d_between = ((first + second) * (p.cosh[:, :1] + p.cosh[:, 1:])).sum() * p.mix[0, 0] ** 2
-        d_cosh = torch.bmm(p.mix.T.expand(batch, -1, -1), d_mixed)
-        d_cosh[:, :1].addcmul_(d_from_mean, held)
-        d_t = torch.bmm(p.pair_t.T.expand(batch, -1, -1), d_cosh).addcmul_(d_w_t, p.k)
-        d_f = (d_k_f * p.k).sub_(_dot(d_cosh, p.along))
-        d_pair_t = torch.bmm(d_cosh, p.t.transpose(1, 2)) + torch.bmm(p.factors, d_w_t.transpose(1, 2))
-        d_pair_t = d_pair_t.sum(0) + d_between * p.pair_t.flip(0)
-        rows, vectors = d_cosh.mul_(p.f), -p.pair
-        d_pair = torch.bmm(p.factors * p.shrink, grad.transpose(1, 2)) - torch.bmm(rows, x.transpose(1, 2))
-        d_pair = d_pair.sum(0) + d_pair_t * p.pair / p.pair_t - d_between * p.pair.flip(0)
-
-        # The mean, by the sums it was made of; f d_sum is one more vector that comes back to every point.
-        if not ctx.given:
-            d_mean = all_reduce(d_pair[0]) if ctx.together else d_pair[0]
-            d_sum, d_total = _normalise_backward(p.sums, p.pair[0], d_mean)
-            d_f += torch.bmm(d_sum.expand(batch, 1, -1), x)
-            d_t += d_total
-            rows, vectors = torch.cat([rows, p.f], 1), torch.cat([vectors, d_sum.unsqueeze(0)])
-        square = (p.r * p.r).clamp_(min=least)
-        d_radial = (p.t * free).div_(p.f).mul_(rate).sub_(1).div_(square).mul_(d_f)
-        d_n2 = d_radial.mul_(rate).addcmul_(d_t, free).mul_(p.f).mul_(rate)
-        d_rate = None
-        if ctx.needs_input_grad[4]:
-            d_rate = (d_n2 * p.r * p.r).sum() / rate**3
-            d_rate = d_rate + ((d_f * p.f).sum() - (d_shrink * p.shrink).sum()) / rate
-        d_x = torch.mul(x, d_n2, out=buffer).addcmul_(grad, k_f.mul_(p.shrink))
-        d_x.baddbmm_(vectors.T.expand(batch, -1, -1), rows)
-        d_bias, slope = _lift_backward(p, rate, d_pair[1])
-        d_rate = None if d_rate is None else d_rate + slope
-        d_given = (d_pair[0], d_slack) if ctx.given else (None, None)
-        return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None
+        p, given = ctx.p, None if mean is None else Statistics(mean, spread)
+        d, _ = _apart(x, p)
+        with torch.enable_grad():
+            # The second computation, in pieces: a leaf wherever a tensor of the size of x comes between.
+            d_r, d2, across, spread = (_leaf(wide(v)) for v in (d_r, d2, across, spread))
+            bias, wanted, slack, rate = (_leaf(v) for v in (bias, wanted, slack, rate))
+            given, sums = given and Statistics(_leaf(given.mean), spread), _leaf(sums)
+            mean = _mean(sums, given, p)
+            seen, cut_mean = _see(d_r, d2, rate, p), _leaf(mean)
+            cut = _Seen(*(_leaf(v) for v in seen))
+            ends = Ends.of(cut_mean, to_space(wide(bias), rate), p)
+            cosh, half = _from_mean(cut, across, ends)
+            gain = (wanted / (spread + slack)).sqrt()
+            own, factors = _weigh(cut, across, ends, cosh, half, gain, rate)
+        slopes = _Slopes()
+        # out = own d + factors . vectors
+        vectors, own32 = _vectors(p, ends, x), own.detach().to(x.dtype)
+        by_vectors = torch.bmm(vectors, grad)
+        by_ends = torch.bmm(factors.detach().to(x.dtype), grad.transpose(1, 2)).sum(0)[1:]
+        by_own = (d * grad).sum(1, keepdim=True)
+        parts = (bias, wanted, slack, rate, spread, across, cut_mean, *cut)
+        slopes.run((own, factors, ends.across), (wide(by_own), wide(by_vectors), wide(by_ends)), parts)
+        if given is None:  # spread = 4 sum(half^2) / number
+            by_spread = all_reduce(slopes[spread]) if ctx.together else slopes[spread]
+            slopes.run((half,), (half.detach() * (8 * by_spread / sums[-1]),), parts)
+        # across = ends.across . d
+        by_across = torch.bmm(slopes[across].to(x.dtype), d.transpose(1, 2)).sum(0)
+        slopes.run((ends.across,), (wide(by_across),), parts)
+        rows, vectors = [wide(own32 * -by_vectors[:, :1]), slopes[across]], vectors[0]
+        by_mean = slopes[cut_mean]
+        if given is None:
+            # The sums: of f d and y_r by the way, of y_t.
+            by_mean = all_reduce(by_mean) if ctx.together else by_mean
+            slopes.run((mean,), (by_mean,), (sums,))
+            by_sum, by_time = slopes[sums][:-2], slopes[sums][-2]
+            by_way = p.way.dot(by_sum)
+            by_sum = torch.addcmul(by_sum, by_way, p.way, value=-1).to(x.dtype)[None]
+            slopes.add(cut.f, wide(torch.bmm(by_sum.expand(len(x), -1, -1), d)))
+            slopes.add(cut.y_r, by_way)
+            slopes.add(cut.y_t, by_time)
+            rows, vectors = [*rows, cut.f.detach()], torch.cat([vectors, by_sum])
+        else:
+            slopes.run((mean,), (by_mean,), (given.mean,))
+        slopes.run(seen, tuple(slopes[v] for v in cut), (d_r, d2, rate))
+        # What comes back across p's direction has its part along it taken out, and that of d_r put in.
+        rows[0] = rows[0] + slopes[d_r]
+        d_x = d.mul_((2 * slopes[d2]).to(x.dtype)).addcmul_(grad, own32)
+        d_x.baddbmm_(vectors.expand(len(x), -1, -1).transpose(1, 2), torch.cat(rows, 1).to(x.dtype))
+        of_given = (slopes[given.mean], slopes[spread]) if given else (None, None)
+        return d_x, slopes[bias], slopes[wanted], slopes.get(slack), slopes.get(rate), *of_given, None
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[B, 2, N] x 2 -> [B, 1, N]; reducing so short a dimension costs three times this."""
-    return (a[:, :1] * b[:, :1]).addcmul_(a[:, 1:], b[:, 1:])
+class _Slopes:
+    """Sums of the gradients of the leaves that several computations give."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, Tensor] = {}
+
+    def run(self, outputs: tuple[Tensor, ...], slopes: tuple[Tensor, ...], leaves: tuple[Any, ...]) -> None:
+        """Add the gradients of the leaves (numbers among them are left out) from those of the outputs."""
+        leaves = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        found = torch.autograd.grad(outputs, leaves, slopes, retain_graph=True, allow_unused=True)
+        for leaf, slope in zip(leaves, found, strict=True):
+            if slope is not None:
+                self.add(leaf, slope)
+
+    def add(self, leaf: Tensor, slope: Tensor) -> None:
+        """Add to what a leaf has."""
+        self.held[id(leaf)] = self.held[id(leaf)] + slope if id(leaf) in self.held else slope
+
+    def get(self, leaf: Any) -> Tensor | None:
+        """The gradient of a leaf, if any."""
+        return self.held.get(id(leaf))
+
+    def __getitem__(self, leaf: Tensor) -> Tensor:
+        return self.held[id(leaf)]
 
 
-def _lift_backward(p: _Kept, rate: Rate, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in the learned mean's tangent vector [C] and in the rate (0-dim), from that in its space part."""
-    bias, cosh = p.pair[1] / p.lift, p.pair_t[1, 0]
-    n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
-    cosh = cosh * (MAX_ANGLE - n * rate).sign_().clamp_(min=0)
-    along = grad.dot(bias)
-    return torch.addcmul(grad * p.lift, bias, (rate * cosh - p.lift) * along / (n * n)), along * cosh
+def _leaf(value: Any) -> Any:
+    return value.detach().requires_grad_() if isinstance(value, Tensor) else value
 
 
-def _normalise_backward(sums: Tensor, mean: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in the summed space parts [C] and the summed time parts (0-dim) from that in their mean [C]."""
-    # mean = space scale, scale = (total^2 - |space|^2)^-1/2, and total scale is the mean's time part.
-    total, least = sums[-2], sums[-1]
-    scale = (1 + mean.dot(mean)).sqrt() / total
-    along = grad.dot(mean) * scale * (1 - least * scale).sign_().clamp_(min=0)
-    return torch.addcmul(grad * scale, along, mean), -along * total * scale
+def _apart(x: Tensor, p: Place) -> tuple[Tensor, Tensor]:
+    """Differences of the tangent vectors from p's across its direction, [B, C, N], and along it, [B, 1, N]."""
+    d, rows = x - p.at[:, None], p.way.to(x.dtype).expand(len(x), 1, -1)
+    d_r = torch.bmm(rows, d)
+    return d.baddbmm_(rows.transpose(1, 2), d_r, alpha=-1), d_r
+
+
+def _mean(sums: Tensor | None, given: Statistics | None, p: Place) -> Tensor:
+    """The mean as seen from p: given, or from the sums of `sum_points`."""
+    if given:
+        return boosted(wide(given.mean), p)
+    assert sums is not None
+    return normalise(sums[:-2], sums[-2], sums[-1])
+
+
+def _vectors(p: Place, ends: Ends, x: Tensor) -> Tensor:
+    """p's direction and what mean and learned mean have across it, [B, 3, C]."""
+    return torch.cat([p.way[None], ends.across.detach()]).to(x.dtype).expand(len(x), -1, -1)
