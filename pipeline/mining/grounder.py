@@ -9,7 +9,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pipeline.config import nearest
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from models.grounding.detector import Detector
 
 BACKENDS = ("transformers", "groundingdino", "onnx")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 
 
