@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.classification.config import FitConfig, poincare
+from pipeline.classification.config import FitConfig, Model, poincare
 from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_strange
 from pipeline.classification.tables import tables
 from pipeline.classification.train import fit
@@ -35,7 +35,7 @@ class StudyConfig(Config):
     """Name of the study: its runs begin with it, and its tables stand between its marks in the document."""
     base: FitConfig
     """The training that all arms share; model, head, imbalance and seed are replaced by the arm's."""
-    models: tuple[str, ...]
+    models: tuple[Model, ...]
     """Networks of the arms."""
     heads: tuple[Literal["softmax", "linear", "separation"], ...] = ("softmax", "separation")
     """Heads of the arms."""

@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-<<<<<<< HEAD:models/hyperbolic/nn/batchnorm_fused.py
-from models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average, sum_points
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
-=======
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
-from models.hyperbolic.nn.recentre import (
+from models.hyperbolic.nn.batchnorm_ops import (
     Ends,
     Place,
     Statistics,
@@ -31,7 +26,7 @@ from models.hyperbolic.nn.recentre import (
     sum_points,
     wide,
 )
->>>>>>> h-d:models/hyperbolic/nn/recentre_lean.py
+from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
 
 TINY = 1e-30
 """Least squared angle: sinh of its root is the root itself."""
@@ -232,7 +227,9 @@ class _Recentre(Function):
         by_log_turn = by_k.clone().add_(coth * by_k)
         by_log_turn.mul_(moves).addcmul_((by_bias * moves).mul_(o.turn), o.sinh)
         once.run((gain,), (by_log_turn.sum() / g,), (wanted, slack, rate, spread))
-        coth.sub_((angle * turned.cosh).div_(turned.sinh).sub_(moves)).div_((angle * turned.sinh).clamp_(min=least))
+        coth.sub_((angle * turned.cosh).div_(turned.sinh).sub_(moves)).div_(
+            (angle * turned.sinh).clamp_(min=least)
+        )
         by_turned = coth.mul_(by_k).addcmul_(by_bias.mul_(g), o.k.mul_(moves))
         if given is None:  # the spread is the mean of the squared angles
             by_spread = all_reduce(once[spread]) if ctx.together else once[spread]
@@ -296,7 +293,9 @@ class _Slopes:
 
     def get(self, leaf: Any) -> Tensor | None:
         """The gradient of a leaf, if it is one and has any."""
-        return self.held[id(leaf)].to(leaf.dtype) if isinstance(leaf, Tensor) and id(leaf) in self.held else None
+        return (
+            self.held[id(leaf)].to(leaf.dtype) if isinstance(leaf, Tensor) and id(leaf) in self.held else None
+        )
 
     def __getitem__(self, leaf: Tensor) -> Tensor:
         return self.held[id(leaf)]

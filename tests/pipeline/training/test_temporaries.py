@@ -1,4 +1,4 @@
-"""Files and folders of a run are written under names that `hyco collect` knows, and are durable before train.json."""
+"""Files and folders of a run are written under names that `hyco gc` knows, and are durable before train.json."""
 
 import json
 import os
