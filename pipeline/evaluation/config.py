@@ -58,20 +58,22 @@ class AssessConfig(Config):
 
 
 class EvaluationSpec(Config):
-    """What a model is evaluated on, and how: champion and challenger are asked the same."""
+    """What a model is evaluated on, and how: the same for champion and challenger."""
 
     version: str = "latest"
-    """Dataset version the run was trained on; its val split is used when there is no assess_source."""
+    """Dataset version that the run was trained on. Its val split is used when there is no assess_source."""
     assess_source: str | None = None
-    """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names."""
+    """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names;
+    null takes the val split.
+    """
     taxonomy: str | None = None
     """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
     config: AssessConfig = AssessConfig()
-    """Sizes, seeds and device of the evaluation."""
+    """Sizes and seeds of the evaluation."""
     suite: str | None = None
-    """Published data sets to measure on as well: "all", or names with commas between."""
+    """Published data sets to evaluate on as well: "all", or names separated by commas."""
     data: str | None = None
-    """Directory in which these data sets lie."""
+    """Directory of these data sets."""
 
     def digest(self, home: str) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.

@@ -13,9 +13,10 @@ from typing import Any
 from pipeline.embedder import Embedder
 from pipeline.evaluation import sections
 from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model, finite, write_numbers
-from pipeline.evaluation.captioned import MEASURED, measure_captioned
+from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.held_out import held_out, training_samples
+from pipeline.evaluation.metrics.document import MEASURED, new
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.provenance import lineage, provenance
 from pipeline.evaluation.report import examples as exhibits
@@ -27,9 +28,7 @@ from pipeline.training.step_log import read_log
 from storage.store import Store
 from storage.versions import Versions
 
-__all__ = ["SECTIONS", "AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
-
-SECTIONS = ("mining", "train", *MEASURED)
+__all__ = ["AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
 
 
 def evaluate(
@@ -62,7 +61,7 @@ def evaluate(
     run = _json(run_dir / "config.json") or {}
     others = read_beside(config.beside)
     found = held_out(store, dataset, spec.assess_source, config.max_images)
-    metrics: dict[str, Any] = {"run": run_dir.name, **dict.fromkeys(SECTIONS), "intervals": {}, "skipped": {}}
+    metrics = new(run_dir.name, "mining", "train", *MEASURED)
     if spec.suite:
         add_suite(metrics, embedder, spec, listener)
     sections.keep(metrics, "mining", mining or "no summary of mining was handed in")

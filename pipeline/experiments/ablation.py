@@ -8,7 +8,6 @@ where it stopped, and a finished run is not repeated. The document is written fr
 """
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from pipeline.config import ConfigError, nearest
 from pipeline.end_to_end import run_dir
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.experiments.comparison import section
 from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.recipes import Recipe, by_name
@@ -98,7 +98,7 @@ class Run:
     def metrics(self) -> dict[str, Any] | None:
         """What metrics.json holds, None before the assessment."""
         path = self.folder / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_metrics(path) if path.is_file() else None
 
     @property
     def seconds(self) -> float | None:

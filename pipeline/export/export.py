@@ -21,6 +21,7 @@ from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
 from models.files import read_json
 from pipeline.config import digest
 from pipeline.embedder import Embedder, save_model
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.export.model_card import model_card
 from pipeline.export.onnx import require_onnx, write_onnx
 from pipeline.training.run_dir import RunConfig
@@ -64,7 +65,8 @@ def export(
     run, model_dir = find_model(source, home)
     embedder = Embedder.load(model_dir, device="cpu")
     config = _run_config(run)
-    metrics = _json((run or model_dir) / "metrics.json")
+    measured = (run or model_dir) / "metrics.json"
+    metrics = read_metrics(measured) if measured.is_file() else None
     result: dict[str, Any] = {"out": str(out)}
     with _whole(Path(out)) as draft:
         embedder.save(draft)
@@ -82,7 +84,7 @@ def export(
         elif (model_dir / "recipe.json").is_file():
             shutil.copyfile(model_dir / "recipe.json", draft / "recipe.json")
         if metrics:
-            shutil.copyfile((run or model_dir) / "metrics.json", draft / "metrics.json")
+            shutil.copyfile(measured, draft / "metrics.json")
         licence = licence or origin.get("licence")
         _describe(draft, name, embedder.model, facts, metrics, licence, onnx)
         result["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.evaluation.config import EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.registry.model_gate import GateConfig, Verdict, judge
 from pipeline.runtime.progress import Listener
 from pipeline.training.run_dir import RunConfig, current_commit
@@ -201,7 +202,7 @@ def examine(
             (folder / "model").symlink_to(kept, target_is_directory=True)
         evaluate(folder, home, spec, listener=listener)
         prove_folder(folder)
-    return json.loads(done.read_text())
+    return read_metrics(done)
 
 
 def champion(home: str) -> Decision | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.evaluation.report.page import gaps
 from pipeline.evaluation.report.summary import rows as metric_rows
@@ -143,7 +144,7 @@ def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Decis
     beside: dict[str, str] = {}
     if champion is not None:
         with contextlib.suppress(KeyError, TypeError):  # numbers of an earlier Hyco may have another form
-            beside = {row[0]: row[1] for row in metric_rows(json.loads(champion.metrics))}
+            beside = {row[0]: row[1] for row in metric_rows(upgrade(json.loads(champion.metrics)))}
     head = ("measure", "this run", *(("champion",) if champion else ()), "chance", "95 % interval")
     body = [
         [plain(cell) for cell in (*row[:2], *((beside.get(row[0], ""),) if champion else ()), row[3], row[2])]

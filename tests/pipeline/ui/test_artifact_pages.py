@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipeline.evaluation.metrics.document import upgrade
 from pipeline.mining.mine import MineConfig, prefix, summary
 from pipeline.packing.dataset_gate import Check
 from pipeline.sources.source import open_source
@@ -145,12 +146,12 @@ def test_an_assessment_is_shown_beside_the_champion(tmp_path: Path) -> None:
         return {"retrieval": found, "intervals": {}, "skipped": {"zero_shot": BAD}}
 
     champion = Decision("promoted", "c" * 16, [], "first", metrics=json.dumps(metrics(0.25)))
-    alone = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), None)
-    beside = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), champion)
+    alone = stories.assessment(upgrade(metrics(0.75)), tmp_path, str(tmp_path), None)
+    beside = stories.assessment(upgrade(metrics(0.75)), tmp_path, str(tmp_path), champion)
     assert "| measure | this run | champion | chance | 95 % interval |" in beside and "champion" not in alone
     row = next(line for line in beside.splitlines() if "75.0" in line)
     older = replace(champion, metrics="{}")
-    assert "75.0" in stories.assessment(metrics(0.75), tmp_path, str(tmp_path), older)
+    assert "75.0" in stories.assessment(upgrade(metrics(0.75)), tmp_path, str(tmp_path), older)
     assert "25.0" in row.split(" | ")[2] and "<img" not in beside
 
 
