@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-import flows.cli  # noqa: F401  registers deploy, worker and grown
+import flows.cli  # noqa: F401  registers deploy, worker and notify
 import pipeline.cli  # noqa: F401  registers the verbs that need no Prefect
 from flows.runtime.server import command, ensure_server, environment, reach
 from flows.runtime.settings import use_home

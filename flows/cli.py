@@ -1,4 +1,4 @@
-"""Verbs of `hyco` that need a Prefect server: deploy, worker, grown."""
+"""Verbs of `hyco` that need a Prefect server: deploy, worker, notify."""
 
 import json
 import os
@@ -123,11 +123,11 @@ def worker(
 
 
 @app.command()
-def grown(
+def notify(
     source: Annotated[str, typer.Argument(help="The folder that has new shards.")],
     home: Home = "var",
 ) -> None:
-    """Tell the Prefect server that a source has new shards, so that it is looked at now and not at the next look."""
+    """Tell the Prefect server that a source has new shards, so that the next check starts now."""
     use_home(home)
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: name the server whose deployments watch the source")

@@ -13,9 +13,15 @@ from typer.core import TyperGroup
 from pipeline.mining.grounder import HELP as GROUNDERS
 from pipeline.runtime.stop import StoppedError, TerminatedError, told
 
+OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
+"""Verbs of earlier releases: they work, and --help lists the present ones alone."""
+
 
 class _Group(TyperGroup):
-    """Typer ends a program at Ctrl-C without a word; an Abort reaches `run_app`."""
+    """Knows the old verbs too. Typer ends a program at Ctrl-C without a word; an Abort reaches `run_app`."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, OLD_VERBS.get(cmd_name, cmd_name))
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Verbs of the data: mine, pack, verify, status, collect."""
+"""Verbs of the data: mine, pack, verify, status, gc."""
 
 from typing import Annotated
 
@@ -143,13 +143,13 @@ def status(home: Home = "var") -> None:
 
 
 @app.command()
-def collect(
+def gc(
     home: Home = "var",
     older_than_hours: Annotated[float, typer.Option(help="Leave younger files alone.", min=0)] = 24,
 ) -> None:
-    """Delete what killed workers left behind: files that no record and no version names, and half-written ones."""
-    from storage.gc import collect as collect_garbage
+    """Delete the files that killed workers left: those that no record and no version names, and half-written ones."""
+    from storage.gc import collect
     from storage.store import Store
 
-    removed = collect_garbage(Store(home), older_than_hours * 3600)
+    removed = collect(Store(home), older_than_hours * 3600)
     typer.echo(f"{len(removed)} files removed from {home}")

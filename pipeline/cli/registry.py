@@ -1,4 +1,4 @@
-"""Verbs of the registry: champion, registry, promote, refuse, rollback."""
+"""Verbs of the registry: champion, registry, promote, reject, rollback."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +61,8 @@ def promote(
     metric: Annotated[
         list[str] | None, typer.Option(help="Number that decides, such as zero_shot.top1; may be repeated.")
     ] = None,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Promote whatever the gate says.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote whatever the gate says.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", hidden=True, help="Old word for --force.")] = False,
 ) -> None:
     """Assess a run and the champion beside it; promote the run if it is no worse. Exit code 1 when it is refused."""
     from pipeline.evaluation.config import EvaluationSpec
@@ -77,7 +78,7 @@ def promote(
     metrics = evaluate(folder, home, spec)
     gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
     known_rows = len(Registry(home).rows())
-    row = challenge(folder, home, spec, gate, metrics, anyway=anyway)
+    row = challenge(folder, home, spec, gate, metrics, anyway=force or anyway)
     if row.number <= known_rows:
         typer.echo(f"{row.model} is the champion already")
         return
@@ -88,15 +89,15 @@ def promote(
 
 
 @app.command()
-def refuse(
+def reject(
     run: Run,
     reason: Annotated[str, typer.Option(help="Why, for the log.")],
     home: Home = "var",
 ) -> None:
     """Record that a run is not to be promoted."""
-    from pipeline.registry.promotion import refuse as refuse_run
+    from pipeline.registry.promotion import refuse
 
-    row = refuse_run(find_run(run, home), home, reason)
+    row = refuse(find_run(run, home), home, reason)
     _announce(row, home)
     typer.echo(f"{row.kind}: {row.reason}")
 

@@ -9,8 +9,8 @@ where it stopped, and a finished run is not repeated. The document is written fr
 
 import argparse
 import sys
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,8 +19,8 @@ from pipeline.end_to_end import run_dir
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.experiments.comparison import section, write_section
-from pipeline.runtime.stop import TerminatedError, terminable, told
+from pipeline.experiments.comparison import section
+from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.recipes import Recipe, by_name
 from pipeline.training.run_dir import finished, prepare
 from pipeline.training.train import train
@@ -119,21 +119,6 @@ def plan(world: World, home: str, version: str, models: tuple[str, ...], steps: 
     return runs
 
 
-def time_left(runs: list[Run]) -> float | None:
-    """Seconds until all are done, from what the finished runs took; None while none is finished."""
-    took = {run.folder: run.seconds for run in runs}
-    by_model: dict[str, list[float]] = {}
-    for run in runs:
-        if (seconds := took[run.folder]) is not None:
-            by_model.setdefault(run.model, []).append(seconds)
-    known = [value for values in by_model.values() for value in values]
-    if not known:
-        return None
-    mean = sum(known) / len(known)
-    expected = {model: sum(values) / len(values) for model, values in by_model.items()}
-    return sum(expected.get(run.model, mean) for run in runs if took[run.folder] is None)
-
-
 def ablate(
     name: str,
     home: str,
@@ -158,19 +143,25 @@ def ablate(
         version=version, assess_source=heldout, taxonomy=taxonomy, config=AssessConfig(device=device)
     )
     runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
-    for number, run in enumerate(runs, 1):
+
+    def perform(run: Run) -> None:
         prepare(run.folder, home, version, run.recipe)  # says so if the directory holds another recipe
         if run.seconds is None:
-            left = time_left(runs)
-            until = "" if left is None else f", about {left / 60:.0f} min left"
-            print(f"ablation: run {number} of {len(runs)}, {run.folder.name}{until}", file=say, flush=True)
-            began = time.monotonic()
             train(run.folder, home, version, run.recipe, device=device)
             evaluate(run.folder, home, spec)
-            print(f"ablation: took {time.monotonic() - began:.0f} s", file=say, flush=True)
+
+    def after(number: int) -> None:
         if number % len(models) == 0:
             document(name, runs[:number], out)
+
+    grid = [GridRun(r.folder, r.model, partial(perform, r), partial(getattr, r, "seconds")) for r in runs]
+    run_grid("ablation", grid, after, say)
     return runs
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines before and after the section of a world."""
+    return f"<!-- {name}: written by pipeline.experiments.ablation -->", f"<!-- end of {name} -->"
 
 
 def document(name: str, runs: list[Run], out: Path) -> None:
@@ -190,7 +181,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
         f"{first['train']['device']}, data version {first['train']['version']}. Evaluated on {held['images']:,} "
         f"held-out images with {held['captions']:,} captions and {held['parts']:,} parts."
     )
-    write_section(out, name, section(TITLES[name], note, by_model), PREFACE)
+    write_section(out, marks(name), section(TITLES[name], note, by_model), PREFACE)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,24 +195,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="runs of each model; demo 3, photos 1")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     given = parser.parse_args(arguments)
-    try:
-        with terminable():
-            ablate(
-                given.world,
-                given.home or f"var/{given.world}",
-                given.out,
-                models=tuple(given.models.split(",")),
-                steps=given.steps,
-                seeds=given.seeds,
-                device=given.device,
-            )
-    except (ValueError, OSError) as error:
-        print(f"hyco: error: {error}", file=sys.stderr)
-        return 2
-    except (TerminatedError, KeyboardInterrupt) as error:
-        return told(error)
-    print(f"{given.out} is written")
-    return 0
+    code = command(
+        lambda: ablate(
+            given.world,
+            given.home or f"var/{given.world}",
+            given.out,
+            models=tuple(given.models.split(",")),
+            steps=given.steps,
+            seeds=given.seeds,
+            device=given.device,
+        )
+    )
+    if code == 0:
+        print(f"{given.out} is written")
+    return code
 
 
 if __name__ == "__main__":

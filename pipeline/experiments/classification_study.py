@@ -11,21 +11,20 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.classification.config import FitConfig, poincare
+from pipeline.classification.config import FitConfig, Model, poincare
 from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_strange
 from pipeline.classification.tables import tables
 from pipeline.classification.train import fit
 from pipeline.config import Config, ConfigError, override
-from pipeline.runtime.stop import TerminatedError, terminable, told
+from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.run_dir import finished
 from storage.store import Store
-
-BEGIN, END = "<!-- study {}: begin -->", "<!-- study {}: end -->"
 
 
 class StudyConfig(Config):
@@ -35,7 +34,7 @@ class StudyConfig(Config):
     """Name of the study: its runs begin with it, and its tables stand between its marks in the document."""
     base: FitConfig
     """The training that all arms share; model, head, imbalance and seed are replaced by the arm's."""
-    models: tuple[str, ...]
+    models: tuple[Model, ...]
     """Networks of the arms."""
     heads: tuple[Literal["softmax", "linear", "separation"], ...] = ("softmax", "separation")
     """Heads of the arms."""
@@ -109,27 +108,34 @@ def run_study(
         open_strange(spec)
     folder = Path(home) / "fits"
     results: dict[str, Any] = {}
-    for name, config in study.arms():
+
+    def perform(name: str, config: FitConfig) -> None:
         trained = fit(folder / name, config, device=device)
         measured = _measured(folder / name, study.measure)
         measured = measured or evaluate(folder / name, study.measure, device)
         results[name] = {"fit": json.loads(config.model_dump_json()), "train": trained, "metrics": measured}
+
+    def seconds(name: str) -> float | None:
+        done = finished(folder / name)
+        return done["seconds"] if done and _measured(folder / name, study.measure) else None
+
+    def after(number: int) -> None:
         text = tables(results, folder, study.measure)
         Store(home).replace(f"{study.name}.md", text.encode())
         if doc is not None:
-            insert(Path(doc), study.name, text)
+            write_section(Path(doc), marks(study.name), text)
+
+    runs = [
+        GridRun(folder / name, config.model, partial(perform, name, config), partial(seconds, name))
+        for name, config in study.arms()
+    ]
+    run_grid(f"study {study.name}", runs, after)
     return results
 
 
-def insert(path: Path, name: str, text: str) -> None:
-    """Put `text` between the marks of this study in a document; ValueError when it has none."""
-    begin, end = BEGIN.format(name), END.format(name)
-    held = path.read_text(encoding="utf-8")
-    if begin not in held or end not in held:
-        raise ValueError(f"{path} has no place for the study: add the lines '{begin}' and '{end}'")
-    before, _, rest = held.partition(begin)
-    text = f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
-    Store(path.parent).replace(path.name, text.encode())
+def marks(name: str) -> tuple[str, str]:
+    """The lines before and after the tables of a study in a document."""
+    return f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
 
 
 def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
@@ -158,16 +164,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of StudyConfig")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         study = override(STUDIES[options.study](options.data, tuple(options.ood)), options.set)
-        with terminable():
-            run_study(study, options.home, options.device, options.doc)
-    except (ValueError, OSError) as error:
-        print(f"hyco: error: {error}", file=sys.stderr)
-        return 2
-    except (TerminatedError, KeyboardInterrupt) as error:
-        return told(error)
-    return 0
+        run_study(study, options.home, options.device, options.doc)
+
+    return command(work)
 
 
 if __name__ == "__main__":

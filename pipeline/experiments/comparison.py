@@ -7,13 +7,11 @@ do not meet.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.evaluation.metrics.catalog import Metric, find
-from storage.store import Store
 
 Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by seed
 
@@ -270,16 +268,3 @@ def _percent(seeds: list[dict[str, Any]], path: str) -> str:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def write_section(out: Path, world: str, text: str, preface: str) -> None:
-    """Put the section of a world into the document, in place of its last; the rest of the document stays."""
-    begin, end = f"<!-- {world}: written by pipeline.experiments.ablation -->", f"<!-- end of {world} -->"
-    block = f"{begin}\n\n{text}\n\n{end}\n"
-    known = out.read_text(encoding="utf-8") if out.is_file() else preface + "\n"
-    if begin in known and end in known:
-        before, rest = known.split(begin, 1)
-        known = before + block + rest.split(end, 1)[1].removeprefix("\n")
-    else:
-        known = known.rstrip("\n") + "\n\n" + block
-    Store(out.parent).replace(out.name, known.encode())

@@ -46,6 +46,7 @@ class MineConfig(Config):
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"source", "grounder", "batch_size", "chunk", "chunk_pixels", "device", "error_budget"}
     )
+    derived: ClassVar[frozenset[str]] = frozenset({"weights"})
 
     source: str
     """Captioned images: a folder, file or fsspec URL, see pipeline.sources.source."""
@@ -65,7 +66,7 @@ class MineConfig(Config):
     """Maximum number of boxes per phrase, the best by score."""
     max_captions: int = Field(default=8, ge=1)
     """Maximum number of captions per image, the first ones."""
-    dtype: str = "auto"
+    dtype: ground.Dtype = "auto"
     """Precision of the detector's matrix products. "auto": bfloat16 on a GPU that has it, else float16;
     float32 on a CPU.
     """

@@ -44,8 +44,7 @@ class RetrainConfig(Config):
     later checkpoint than those before do not count.
     """
     settle_s: float = Field(default=10.0, ge=0)
-    """Minimum age of a source file, in seconds; a younger one may still be written to and is left for later.
-    """
+    """Minimum age of a source file, in seconds; a younger one may still be written to and has to wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def test_a_rollback_is_one_command_an_event_and_an_artifact(operation: Operation
     registry = Registry(operation.home)
     rows = registry.rows()
     if registry.champion().number == 1:  # the second was refused: put it in by hand
-        operation.hyco("promote", rows[1].run, "--home", str(operation.home), "--anyway")
+        operation.hyco("promote", rows[1].run, "--home", str(operation.home), "--force")
     operation.hyco("rollback", "--home", str(operation.home), "--reason", "a drill")
     champion = registry.champion()
     assert (champion.kind, champion.model, champion.reason) == ("rolled_back", rows[0].model, "a drill")

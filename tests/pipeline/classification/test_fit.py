@@ -18,11 +18,12 @@ from pipeline.classification import train
 from pipeline.classification.config import FitConfig, fit_recipe
 from pipeline.classification.evaluate import EvaluateConfig, evaluate
 from pipeline.classification.model import MLR_SLOPE, load_classifier, make_classifier
-from pipeline.classification.train import fit, learning_rate, make_optimiser, training_images
+from pipeline.classification.train import fit, make_optimiser, training_images
 from pipeline.cli.app import app
 from pipeline.config import ConfigError
 from pipeline.datasets import open_labelled
 from pipeline.runtime.stop import TerminatedError
+from pipeline.training.run_protocol import learning_rate
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.ui.status import report
 from storage.checkpoint import Checkpoints
@@ -209,7 +210,9 @@ def test_another_configuration_is_refused_but_data_may_move(
 
 
 def test_mistakes_are_named(tiny: FitConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'resnet21': there is no such model; did you mean 'resnet\d+'\?"):
+    with pytest.raises(
+        ConfigError, match=r"'model' of FitConfig is 'resnet21': .*; did you mean 'resnet\d+'\?"
+    ):
         tiny.replace(model="resnet21")
     with pytest.raises(ConfigError, match=r"'radius' of FitConfig is -1\.0: it must be positive"):
         tiny.replace(radius=-1.0)
@@ -232,10 +235,13 @@ def test_diverged_runs_stop_without_a_checkpoint(tiny: FitConfig, tmp_path: Path
 
 def test_rates_and_decay(tiny: FitConfig) -> None:
     config = tiny.replace(schedule="cosine", warmup_steps=5)
-    rates = [learning_rate(step, 30, config) / config.lr for step in range(30)]
+    rates = [
+        learning_rate(step, 30, config.lr, config.warmup_steps, config.schedule) / config.lr
+        for step in range(30)
+    ]
     assert rates[0] == pytest.approx(0.2) and rates[4] == rates[5] == 1
     assert rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] < 0.01
-    assert learning_rate(29, 30, tiny) == tiny.lr
+    assert learning_rate(29, 30, tiny.lr, tiny.warmup_steps, tiny.schedule) == tiny.lr
     learned = tiny.replace(
         head="separation", radius="learned", model="poincare_resnet20", learn_curvature=True
     )

@@ -266,6 +266,12 @@ def test_log_is_read_past_torn_and_repeated_lines(tmp_path):
     assert read_log(tmp_path / "nowhere") == []
 
 
+def test_terms_of_a_new_kind_are_drawn() -> None:
+    log = [{"step": step, "terms": {"spread/image": 1.0 / step}} for step in (1, 2, 3)]
+    (chart,) = curves(log)
+    assert chart["name"] == "Other terms of the loss" and chart["legend"][0]["name"] == "spread/image"
+
+
 def test_charts_hold_their_numbers():
     chart = line_chart([Line("a", "image", list(range(1000)), [float(v) for v in range(1000)])], "label")
     data = json.loads(read(chart).tags[0][1]["data-lines"])

@@ -11,7 +11,8 @@ from scipy.stats import t as student
 from pipeline.config import ConfigError
 from pipeline.evaluation.metrics.document import upgrade
 from pipeline.experiments import ablation
-from pipeline.experiments.comparison import MEASURES, difference, section, statements, write_section
+from pipeline.experiments.comparison import MEASURES, difference, section, statements
+from pipeline.experiments.grid import write_section
 from pipeline.training.recipes import by_name
 from tests.pipeline.training_data import make_home
 
@@ -109,10 +110,10 @@ def test_a_section_has_tables_and_leaves_out_what_was_not_measured():
 
 def test_a_section_takes_the_place_of_its_last(tmp_path):
     out = tmp_path / "docs" / "ablation.md"
-    write_section(out, "demo", "first", "# Title")
-    write_section(out, "photos", "second", "# Title")
+    write_section(out, ablation.marks("demo"), "first", "# Title")
+    write_section(out, ablation.marks("photos"), "second", "# Title")
     out.write_text(out.read_text() + "\nBy hand.\n")
-    write_section(out, "demo", "third", "# Another")
+    write_section(out, ablation.marks("demo"), "third", "# Another")
     text = out.read_text()
     assert text.startswith("# Title") and text.endswith("By hand.\n") and "first" not in text
     assert text.index("third") < text.index("second") and text.count("<!-- end of demo -->") == 1

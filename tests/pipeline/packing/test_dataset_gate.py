@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.packing import dataset_gate
 from pipeline.packing.dataset_gate import (
     QualityConfig,
     QualityError,
@@ -73,6 +74,21 @@ def test_each_check_bites(
     store: Store, images: int, parts: int, scores: list[float], failures: int, expected: list[str]
 ) -> None:
     assert failing(store, publish(store, "second", images, parts, scores, failures)) == expected
+
+
+def test_a_new_check_is_one_function(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_gate, "CHECKS", list(dataset_gate.CHECKS))
+
+    @dataset_gate.dataset_check
+    def even(of: dataset_gate.Subject) -> dataset_gate.Check:
+        odd = of.version.counts["images"] % 2
+        return dataset_gate.Check("odd images", odd, None, 0, not odd, "an image has no neighbour")
+
+    odd = publish(store, "odd", 101, 404, [0.6] * 404)
+    assert failing(store, odd) == ["odd images"]
+    with pytest.raises(QualityError, match="an image has no neighbour"):
+        gate(store, odd, LAX)
+    assert judge(store, publish(store, "even", 102, 408, [0.6] * 408), LAX)[-1].why == ""
 
 
 def test_other_configurations_are_not_compared(store: Store) -> None:

@@ -123,9 +123,9 @@ def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp
 def test_what_is_decided_by_hand_is_told_with_its_home(home, made, monkeypatch):
     told = []
     monkeypatch.setattr(commands, "announcers", [lambda row, where: told.append((row.kind, where))])
-    commands.promote(str(home / "runs" / "a"), str(home), anyway=True, metric=list(GATE.metrics))
+    commands.promote(str(home / "runs" / "a"), str(home), force=True, metric=list(GATE.metrics))
     shutil.move(home / "runs" / "b", home.parent / "elsewhere")
-    commands.refuse(str(home.parent / "elsewhere"), "x", str(home))
+    commands.reject(str(home.parent / "elsewhere"), "x", str(home))
     assert told == [("promoted", str(home)), ("refused", str(home))]
 
 

@@ -1,4 +1,4 @@
-"""Files and folders of a run are written under names that `hyco collect` knows, and are durable before train.json."""
+"""Files and folders of a run are written under names that `hyco gc` knows, and are durable before train.json."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.report import report
-from pipeline.experiments.comparison import write_section
+from pipeline.experiments.grid import write_section
 from pipeline.training.recipes import Recipe
 from pipeline.training.run_dir import RunConfig, finish
 from pipeline.training.step_log import StepLog
@@ -39,7 +39,7 @@ def write_log(run: Path) -> None:
     "work",
     [
         write_log,
-        lambda run: write_section(run / "ablation.md", "demo", "text", "preface"),
+        lambda run: write_section(run / "ablation.md", ("<!-- demo -->", "<!-- end -->"), "text", "preface"),
         lambda run: report.write(run / "report.html", {}, {}),  # type: ignore[arg-type]
     ],
     ids=["log.jsonl", "ablation.md", "report.html"],
