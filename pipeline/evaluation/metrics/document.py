@@ -60,7 +60,9 @@ def split(
         n: what the intervals of the block around it are drawn over.
     """
     own = block.get("chance", chance)
-    n = block.get("n", block.get("images", n))
+    n = next(
+        (block[key] for key in ("n", "images") if isinstance(block.get(key), int)), n
+    )  # coverage has dicts
     facts: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
     for key, value in block.items():
