@@ -28,11 +28,10 @@ from pipeline.sources.reading_rules import READING
 from pipeline.sources.records import NOT_DOWNLOADED, Limits, objects_of
 from pipeline.sources.source import Source, Unit, UnitGoneError, open_source, open_unit
 from storage.detections import read_detections, write_detections, write_failures
-from storage.manifest import Manifest
+from storage.home import Home, UnitResults
 from storage.objects import open_object
 from storage.sample import Failure
 from storage.sealed import seal
-from storage.store import Store
 
 if TYPE_CHECKING:
     from models.grounding.detector import Detector
@@ -99,12 +98,12 @@ class Plan:
     pending: list[Unit]
 
 
-def prefix(config: MineConfig) -> str:
-    """Return the folder of a configuration's results inside a home directory."""
-    return f"detections/{digest(config)}"
+def results(config: MineConfig, home: Home) -> UnitResults:
+    """Return what was mined with a configuration."""
+    return home.detections(digest(config))
 
 
-def plan(config: MineConfig, home: str, settle_s: float = 0.0) -> Plan:
+def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     """Say what is left to mine, and leave the resolved configuration beside the records.
 
     Records of before the present rules of reading are forgotten where those read the unit otherwise.
@@ -112,40 +111,40 @@ def plan(config: MineConfig, home: str, settle_s: float = 0.0) -> Plan:
     Args:
         settle_s: local files that changed less than so many seconds ago are left out.
     """
-    store = Store(home)
+    mined = results(config, home)
     source = open_source(config.source, config.limits)
     units = source.units(settle_s)
-    _forget_misread(config, store, source, units)
-    finished = _manifest(config, store).whole()
-    store.create(f"{prefix(config)}/config.json", seal(config.model_dump(mode="json")))
+    _forget_misread(mined, source, units)
+    finished = mined.whole()
+    home.store.create(mined.config, seal(config.model_dump(mode="json")))
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
     )
 
 
-def _forget_misread(config: MineConfig, store: Store, source: Source, units: list[Unit]) -> None:
+def _forget_misread(mined: UnitResults, source: Source, units: list[Unit]) -> None:
     """Forget the records of units that older rules read otherwise; each unit of an old home is looked at once."""
-    manifest, looked = _manifest(config, store), f"{prefix(config)}/reading-{READING}"
-    seen = {path.rpartition("/")[2] for path in store.list(looked)}
-    records = manifest.records()
+    looked = mined.reading(READING)
+    seen = {path.rpartition("/")[2] for path in mined.store.list(looked)}
+    records = mined.records()
     for unit in units:
         if unit.name not in records or unit.name in seen or records[unit.name].get("reading", 1) >= READING:
             continue
         if source.read_otherwise(unit):
-            manifest.forget(unit.name)
+            mined.forget(unit.name)
         else:
-            store.create(f"{looked}/{unit.name}", b"")
+            mined.store.create(f"{looked}/{unit.name}", b"")
 
 
 def mine_shard(
-    config: MineConfig, home: str, unit: Unit, report: Report = lambda done: None
+    config: MineConfig, home: Home, unit: Unit, report: Report = lambda done: None
 ) -> dict[str, Any]:
     """Mine one unit and return its record; a unit that has a record is not mined again.
 
     Args:
         config: what and how.
-        home: local path or fsspec URL.
+        home: where its results go.
         unit: from `plan`.
         report: called with the number of samples just finished.
 
@@ -154,9 +153,8 @@ def mine_shard(
         ValueError: naming the unit: it is not what it claims to be, or more samples failed than the error
         budget allows. Nothing becomes visible then.
     """
-    store = Store(home)
-    manifest = _manifest(config, store)
-    if (record := manifest.done(unit.name)) is not None:
+    mined = results(config, home)
+    if (record := mined.done(unit.name)) is not None:
         return record
     started, clock = time.time(), Clock()
     with clock("load"):
@@ -176,9 +174,9 @@ def mine_shard(
     _check_budget(unit, failures, counts["images"], config.error_budget)
     with clock("write"):
         table = rows.table(detector.digest, extractor.config.rules)
-        objects = f"{prefix(config)}/objects"
-        written = store.commit(objects, ".parquet", lambda file: write_detections(file, table))
-        failed = store.commit(objects, ".parquet", lambda file: write_failures(file, failures))
+        commit = functools.partial(home.store.commit, mined.objects, ".parquet")
+        written = commit(lambda file: write_detections(file, table))
+        failed = commit(lambda file: write_failures(file, failures))
     record = {
         "unit": unit.name,
         "path": unit.path,
@@ -203,16 +201,16 @@ def mine_shard(
         "finished": round(time.time(), 3),
         "seconds": clock.seconds(),
     }
-    if manifest.commit(unit.name, record):
+    if mined.commit(unit.name, record):
         return record
-    winner = manifest.record(unit.name)  # another worker was faster; its result stands
+    winner = mined.record(unit.name)  # another worker was faster; its result stands
     assert winner is not None
     return winner
 
 
 def mine_all(
     config: MineConfig,
-    home: str,
+    home: Home,
     executor: "Executor",
     listener: Listener | None = None,
     settle_s: float = 0.0,
@@ -226,7 +224,7 @@ def mine_all(
         settle_s: local files that changed less than so many seconds ago are left out.
     """
     work = plan(config, home, settle_s)
-    records = _manifest(config, Store(home)).records()
+    records = results(config, home).records()
     done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
         expect = _Expectation(progress, len(work.done), len(work.pending), done)
@@ -238,7 +236,7 @@ def mine_all(
     return summary(config, home, [unit for unit in (*work.done, *work.pending) if unit not in gone])
 
 
-def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> dict[str, Any]:
+def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> dict[str, Any]:
     """Return the counts of a source's mined units, or of those of `units`.
 
     Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
@@ -248,8 +246,7 @@ def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> d
     rows, which are no failures), seconds (of work, all workers together), images_per_second (while at least one
     worker worked).
     """
-    store = Store(home)
-    records = _manifest(config, store).whole()
+    records = results(config, home).whole()
     units = open_source(config.source, config.limits).units() if units is None else units
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
@@ -277,7 +274,7 @@ def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> d
 
 def phrase_quality(
     config: MineConfig,
-    home: str,
+    home: Home,
     threshold: float = 0.35,
     nms_iou: float | None = 0.6,
     iou: float = 0.5,
@@ -299,17 +296,16 @@ def phrase_quality(
     """
     from pipeline.evaluation.mined_boxes import BoxMatcher
 
-    store = Store(home)
-    manifest, source = _manifest(config, store), open_source(config.source, config.limits)
+    source = open_source(config.source, config.limits)
     tally = BoxMatcher(threshold, nms_iou, iou)
-    listed, records = source.units(), manifest.records()
+    listed, records = source.units(), results(config, home).records()
     units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
     if not units:
         named = listed[0].path if listed else config.source
         raise ValueError(f"unit {named} is not mined: run mine with this config first")
     for unit in units[:most]:
         held = records[unit.name]["detections"]
-        with open_object(store, held["path"], held.get("sha256", "")) as file:
+        with open_object(home.store, held["path"], held.get("sha256", "")) as file:
             table = read_detections(file)
         try:
             samples = source.samples(unit, lambda failure: None)
@@ -351,10 +347,6 @@ def _covered(spans: list[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return covered
-
-
-def _manifest(config: MineConfig, store: Store) -> Manifest:
-    return Manifest(store, f"{prefix(config)}/records")
 
 
 @functools.lru_cache(maxsize=2)
