@@ -71,6 +71,9 @@ AssessSource = Annotated[
 TaxonomyFile = Annotated[
     str | None, typer.Option(help="taxonomy.json with the classes for zero-shot and hierarchy.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start a training that this machine would need months for.")
+]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the configuration; may be repeated."),

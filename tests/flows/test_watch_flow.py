@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import asdict, replace
 
+import pyarrow as pa
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -21,9 +22,8 @@ from pipeline.packing import pack as packing
 from pipeline.packing.pack import pack_digest
 from pipeline.registry.retraining import RetrainDecision
 from storage.checkpoint import Checkpoints
+from storage.detections import SCHEMA, write_detections
 from storage.home import Home
-from storage.layout import LATEST
-from storage.manifest import Manifest
 from storage.model_registry import Decision
 from storage.shard import write_shard
 from storage.store import Store
@@ -152,26 +152,30 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
         work = mining.plan(config, Home(home), settle_s)
         feed(age_s=60), feed()
         settled.append([unit.path for unit in work.pending])
+        nothing = pa.Table.from_pylist([], schema=SCHEMA)
+        boxes = Store(home).commit(
+            "detections/0/objects", ".parquet", lambda file: write_detections(file, nothing)
+        )
         for unit in work.pending:
-            record = {"images": 1, "failed": 0, "detections": {"path": "x"}}
+            record = {"images": 1, "failed": 0, "detections": {"path": boxes.path}}
             mining.results(config, Home(home)).commit(unit.name, record)
 
-    def packed(mine, config, home, unit, report=None):
+    def packed(mine, config, home, unit, without, report=None):
         feed(age_s=60)
         used.append(unit.path)
-        written = Store(home).commit(
+        written = home.store.commit(
             "shards/objects", ".tar", lambda file: write_shard(file, [sample(len(used))])
         )
         record = {"counts": {"images": 1}, "detectors": [], "shards": {"val": []}}
         record["shards"]["train"] = [asdict(shard_ref(written, 1, 2))]
-        Manifest(Store(home), f"packs/{pack_digest(mine, config)}/records").commit(unit.name, record)
+        home.packs(pack_digest(mine, config)).commit(unit.name, record)
 
     def pack(mine, config, home, mined_only=False):
         feed(age_s=60), feed()
         monkeypatch.setattr("pipeline.packing.pack.pack_shard", packed)
         monkeypatch.setattr(
             "pipeline.packing.pack.gate",
-            lambda store, version, config: store.replace(LATEST, version.name.encode()) or [],
+            lambda home, version, config: home.versions.point(version.name) or [],
         )
         packing.pack(mine, config, Home(home), mined_only=mined_only)
 
