@@ -8,6 +8,7 @@ from pydantic import Field
 from models.checkpoints import read_checkpoint
 from pipeline.config import Config, ConfigError, digest
 from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.pack import PackConfig
@@ -127,7 +128,7 @@ def mining_report(
     held-out source when it is given and labelled, else of the source; null without labels.
     """
     found = mining.summary(config, home)
-    quality = mining.phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)
+    quality = phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)
     return {
         **{name: found[name] for name in ("images", "captions", "phrases", "phrases_with_boxes", "failures")},
         "candidates": found["boxes"],
