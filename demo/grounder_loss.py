@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from models.grounding.boxes import area, enclosing, intersection, iou
+
 SEPARATOR = 1012  # id of "."; every phrase of a prompt ends with one
 SPECIAL = (0, 101, 102, SEPARATOR)  # [PAD], [CLS], [SEP], "."
 
@@ -58,14 +60,10 @@ def pairwise_giou(a: Float[Tensor, "*n 4"], b: Float[Tensor, "*m 4"]) -> tuple[T
     Rezatofighi et al. 2019, algorithm 1: IoU minus the share of the smallest enclosing box that neither covers.
     Finite for boxes of no area.
     """
-    area = lambda box: (box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1)  # noqa: E731
-    shared = torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], -1)
-    around = torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1)
-    overlap = area(shared)
-    union = area(a) + area(b) - overlap
-    enclosing = area(around)
-    iou = overlap / union.clamp(min=1e-9)
-    return iou, iou - (enclosing - union) / enclosing.clamp(min=1e-9)
+    overlap = iou(a, b)
+    union = area(a) + area(b) - intersection(a, b)
+    around = enclosing(a, b)
+    return overlap, overlap - (around - union) / around.clamp(min=1e-9)
 
 
 def phrase_of_token(input_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -225,6 +223,6 @@ def hit_rate(outputs, input_ids: Int[Tensor, "B T"], targets: Sequence[Target]) 
         best = phrase_scores(logits, owner, target.positive.shape[1]).argmax(0)
         for phrase in target.positive.any(0).nonzero().flatten().tolist():
             true = target.boxes[target.positive[:, phrase]]
-            hits += bool(pairwise_giou(corners(boxes[best[phrase]].float()), corners(true))[0].max() >= 0.5)
+            hits += bool(iou(corners(boxes[best[phrase]].float()), corners(true)).max() >= 0.5)
             asked += 1
     return hits, asked

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from models.grounding.boxes import iou
 from pipeline.mining.mine import MineConfig, results
 from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
 from pipeline.sources.records import objects_of
@@ -114,17 +115,9 @@ class BoxMatcher:
         for choice in sorted(found, key=lambda choice: -choice.score):
             if len(left) == 0:
                 break
-            overlap = overlaps(np.array(choice.box), left)
+            overlap = iou(np.array(choice.box), left)
             best = int(overlap.argmax())
             if overlap[best] >= self.iou:
                 matched += 1
                 left = np.delete(left, best, axis=0)
         return matched
-
-
-def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box [4] with others [N, 4], corners; 0 for boxes without area."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = (high - low).clip(0).prod(1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
-    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)

@@ -1,7 +1,6 @@
 """Opens a grounding model by its spelling, BACKEND:PLACE. BACKENDS is the one place that knows which there are."""
 
 import importlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,30 +106,13 @@ def open_detector(
         raise ValueError(f"per_phrase is {per_phrase}: give at least 1")
     options: dict[str, Any] = {"per_phrase": per_phrase, "batch_size": batch_size}
     if "device" in backend.options:
-        options["device"] = _device(device)
+        from pipeline.runtime.device import resolve_device
+
+        options["device"] = resolve_device(device)
         options["autocast"] = _autocast(dtype, options["device"])
     detector = getattr(importlib.import_module(backend.module), backend.detector)
     where = _model_folder(place) if backend.hub else Path(place).expanduser()
     return detector(where, **{option: options[option] for option in backend.options})
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        worker = int(os.environ.get("HYCO_WORKER_NUMBER", "0"))  # set by pipeline.runtime.executor
-        return torch.device("cuda", worker % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise ValueError(f"device {name!r} is not here ({torch.cuda.device_count()} GPUs): use auto or cpu")
-    return device
 
 
 def _autocast(name: str, device: "torch.device") -> "torch.dtype | None":

@@ -40,43 +40,46 @@ Report = Callable[[int], None]
 
 
 class MineConfig(Config):
-    """What is mined and how.
-
-    Attributes:
-        source: where the captioned images are, see pipeline.sources.source.
-        grounder: which detector, see pipeline.mining.grounder.
-        weights: digest of the grounder's files, so that other weights are another configuration. It sets
-            itself wherever the files are; where they are not, a saved one is believed (packing needs no detector).
-        limits: what a sample may weigh; larger ones fail, by name.
-        nouns: how phrases are found.
-        per_phrase: boxes kept for each phrase, the best by rank.
-        max_captions: captions of an image that are used, the first ones.
-        dtype: of the detector's matrix products.
-        batch_size: images in one forward pass.
-        chunk: images decoded at a time, at most.
-        chunk_pixels: width * height of the images decoded at a time, in all: 3 bytes of memory each. One image alone
-            may have more, up to limits.max_pixels.
-        device: where the detector runs.
-        error_budget: share of a unit's samples that may fail before the unit does.
-    """
+    """What is mined and how."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"source", "grounder", "batch_size", "chunk", "chunk_pixels", "device", "error_budget"}
     )
 
     source: str
+    """Captioned images: a folder, file or fsspec URL, see pipeline.sources.source."""
     grounder: str
+    """Detector, BACKEND:PLACE with a backend of transformers, groundingdino or onnx, see
+    pipeline.mining.grounder.
+    """
     weights: str = Field(default="", validate_default=True)
+    """Digest of the grounder's files, so that other weights are another configuration. Set wherever the files
+    are; elsewhere a stored value is kept (packing needs no detector).
+    """
     limits: Limits = Field(default_factory=Limits)
+    """Maximum sizes of a sample; larger ones fail, by name."""
     nouns: NounConfig = Field(default_factory=NounConfig)
+    """How noun phrases are found in captions."""
     per_phrase: int = Field(default=16, ge=1)
+    """Maximum number of boxes per phrase, the best by score."""
     max_captions: int = Field(default=8, ge=1)
+    """Maximum number of captions per image, the first ones."""
     dtype: str = "auto"
+    """Precision of the detector's matrix products. "auto": bfloat16 on a GPU that has it, else float16;
+    float32 on a CPU.
+    """
     batch_size: int = Field(default=16, ge=1)
+    """Images per forward pass."""
     chunk: int = Field(default=128, ge=1)
+    """Maximum number of images decoded at once."""
     chunk_pixels: int = Field(default=128_000_000, ge=1)
+    """Maximum sum of width * height of the images decoded at once; a pixel takes 3 bytes of memory. A single
+    image may exceed it, up to limits.max_pixels.
+    """
     device: str = "auto"
+    """Where the detector runs: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"."""
     error_budget: float = Field(default=0.05, ge=0, le=1)
+    """Maximum fraction of a unit's samples that may fail before the unit does."""
 
     @field_validator("weights")
     @classmethod
