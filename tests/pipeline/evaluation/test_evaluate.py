@@ -20,6 +20,7 @@ from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.evaluation.scenes import Region, Scene, limit_regions
 from pipeline.imaging.crop import crop_box, letterbox
 from pipeline.imaging.decode import decode, encode_jpeg
+from storage.home import Home
 from storage.sample import Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
@@ -136,7 +137,7 @@ FAST = AssessConfig(draws=100)
 
 def run(world, name="r", mining=None, listener=None, **fields):
     home, spec = world / "home", EvaluationSpec(**{"config": FAST} | fields)
-    return evaluate(home / "runs" / name, str(home), spec, mining=mining, listener=listener)
+    return evaluate(home / "runs" / name, Home(home), spec, mining=mining, listener=listener)
 
 
 def labelled(world):
