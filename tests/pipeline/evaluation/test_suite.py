@@ -33,7 +33,7 @@ from pipeline.evaluation.report.suite_table import suite_name, suite_table
 from pipeline.evaluation.report.summary import rows
 from pipeline.imaging.decode import encode_jpeg
 from pipeline.runtime.progress import Progress
-from tests.pipeline.datasets.made import lay
+from tests.factories.files import lay
 from tests.pipeline.evaluation.test_evaluate import run, tiny, world
 
 __all__ = ["world"]  # a fixture

@@ -5,14 +5,12 @@ import json
 import os
 import re
 import signal
-import tarfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny_dino import save_tiny
 
 from models.grounding.detector import Detection
 from pipeline.config import digest, override
@@ -28,6 +26,8 @@ from storage.detections import SCHEMA, read_detections, read_failures
 from storage.manifest import Manifest
 from storage.sealed import unseal
 from storage.store import Store
+from tests.factories.files import named, tarred
+from tests.factories.grounder import save_tiny
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 
@@ -91,17 +91,10 @@ BOX = [10 / 60, 5 / 40, 30 / 60, 25 / 40]
 
 def write_tar(path, samples):
     """samples: (name, image bytes, meta with captions)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, image, meta in samples:
-            for suffix, data in (
-                ("png", image),
-                ("txt", meta["captions"][0].encode()),
-                ("json", json.dumps(meta).encode()),
-            ):
-                info = tarfile.TarInfo(f"{name}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = {}
+    for name, image, meta in samples:
+        members |= named(name, {"png": image, "txt": meta["captions"][0], "json": json.dumps(meta)})
+    tarred(path, members)
 
 
 def samples(count, start=0):
