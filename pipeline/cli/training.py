@@ -8,6 +8,7 @@ import typer
 from pipeline.cli.app import (
     AssessSource,
     Assignments,
+    Force,
     Home,
     RecipeName,
     TaxonomyFile,
@@ -28,14 +29,18 @@ def train(
         str | None, typer.Option(help="Name of the run; made of recipe and version by default.")
     ] = None,
     processes: Annotated[int, typer.Option(help="Training processes: one for each GPU.", min=1)] = 1,
+    force: Force = False,
     assignments: Assignments = None,
 ) -> None:
     """Train a recipe on a dataset version, or go on where it stopped.
 
+    The cost of a long training is measured and printed first; one that would take more than three days on a CPU is
+    refused without --force.
     --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
     """
     from pipeline.config import override
     from pipeline.end_to_end import enlarged, run_dir
+    from pipeline.training.cost import require_feasible
     from pipeline.training.launch import launch
     from pipeline.training.recipes import by_name
     from pipeline.training.run_dir import prepare
@@ -44,6 +49,8 @@ def train(
 
     chosen = override(by_name(recipe), assignments or [])
     found = Versions(Store(home)).load(version)
+    if cost := require_feasible(chosen, processes, force):
+        typer.echo(f"training: {cost}", err=True)
     folder = run_dir(home, chosen, found.name, run)
     size = prepare(folder, home, found.name, chosen).recipe.model.vision.image_size
     packed = found.config.get("pack", {}).get("image_size", size)

@@ -7,31 +7,32 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from models.grounding.boxes import nms
 from pipeline.config import Config
 
 
 class SelectionConfig(Config):
-    """The rules that turn detections into parts; changing one never runs the detector again.
-
-    Attributes:
-        threshold: least score. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO.
-        nms_iou: of two boxes of the same phrase that overlap more than this, the better stays; None keeps
-            both. A phrase is its text, so "a dog" in two captions of an image is one phrase.
-        nms_all_iou: the same over all boxes of a caption, whatever their phrase, as GRIT does; None keeps
-            both. Other captions are left alone: one object described twice is the point of having several.
-        min_area_px: least area of the box in the original image, in pixels; HyCoCLIP keeps above 32 x 32.
-            None keeps all.
-        max_parts: most parts of an image: the best box of each phrase first, then the next ones, by score.
-        phrases: "chunk" names a part by its noun chunk, "expression" by the referring expression grown from
-            it, and then leaves out expressions that lie within another one, as GRIT does.
-    """
+    """The rules that turn detections into parts; changing one never runs the detector again."""
 
     threshold: float = Field(default=0.35, ge=0, le=1)
+    """Minimum score of a box. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO."""
     nms_iou: float | None = Field(default=0.6, gt=0, le=1)
+    """Maximum IoU of two boxes of the same phrase; above it the better one is kept. null keeps both. A phrase
+    is its text: "a dog" in two captions of an image is one phrase.
+    """
     nms_all_iou: float | None = Field(default=0.8, gt=0, le=1)
+    """Maximum IoU of two boxes of a caption, whatever their phrases, as in GRIT. null keeps both. Boxes of
+    other captions do not count.
+    """
     min_area_px: int | None = Field(default=32**2, ge=0)
+    """Minimum area of a box in the original image, in pixels; HyCoCLIP keeps above 32 x 32. null keeps all.
+    """
     max_parts: int = Field(default=12, ge=1, le=999)
+    """Maximum number of parts per image: the best box of each phrase first, then the others by score."""
     phrases: Literal["chunk", "expression"] = "chunk"
+    """Text of a part: "chunk", its noun chunk, or "expression", the referring expression around it;
+    expressions within another one are then left out, as in GRIT.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,10 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     same_phrase, same_caption = _groups(images, phrases), _groups(images, captions)
     alive = np.ones(len(rows), bool)
     if config.nms_iou is not None:
-        alive &= suppress(boxes[rows], scores[rows], same_phrase, config.nms_iou)
+        alive &= nms(boxes[rows], scores[rows], config.nms_iou, same_phrase)
     if config.nms_all_iou is not None:
         left = np.flatnonzero(alive)
-        kept = suppress(boxes[rows[left]], scores[rows[left]], same_caption[left], config.nms_all_iou)
+        kept = nms(boxes[rows[left]], scores[rows[left]], config.nms_all_iou, same_caption[left])
         alive[left[~kept]] = False
     left = np.flatnonzero(alive)
     place = _ranks(same_phrase[left], -scores[rows[left]])  # 0 for the best box of a phrase
@@ -92,42 +93,6 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     for row in table.take(rows[left]).to_pylist():
         chosen[row["key"]].append(_choice(row, text))
     return chosen
-
-
-def suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou: float) -> np.ndarray:
-    """Greedy non-maximum suppression in many groups at once.
-
-    Works rank by rank: the best box of every group strikes out its overlapping inferiors, then the second
-    best that is still there, and so on; each step is one vector operation over all groups.
-
-    Args:
-        boxes: float [N, 4], xyxy.
-        scores: float [N].
-        groups: int [N]; boxes compete only within their group.
-        iou: a box goes when it overlaps a better one by more than this.
-
-    Returns:
-        bool [N], true for the boxes that stay. Equal scores: the earlier box wins.
-    """
-    total = len(boxes)
-    order = np.lexsort((np.arange(total), -scores, groups))
-    boxes, groups = boxes[order].astype(np.float64), groups[order]
-    first = np.searchsorted(groups, groups)  # where each box's group begins
-    rank = np.arange(total) - first
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    alive = np.ones(total, bool)
-    for leading in range(int(rank.max(initial=0))):
-        rivals = np.flatnonzero((rank > leading) & alive)
-        leaders = first[rivals] + leading
-        rivals, leaders = rivals[alive[leaders]], leaders[alive[leaders]]
-        low = np.maximum(boxes[rivals, :2], boxes[leaders, :2])
-        high = np.minimum(boxes[rivals, 2:], boxes[leaders, 2:])
-        shared = (high - low).clip(0).prod(axis=1)
-        union = areas[rivals] + areas[leaders] - shared
-        alive[rivals[shared > iou * union]] = False
-    stays = np.empty(total, bool)
-    stays[order] = alive
-    return stays
 
 
 def _floats(table: pa.Table, name: str) -> np.ndarray:

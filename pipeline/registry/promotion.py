@@ -42,19 +42,16 @@ _RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a mode
 
 
 class Exam(Config):
-    """What champion and challenger are both asked: the arguments of pipeline.evaluation.evaluate.assess.
-
-    Attributes:
-        version: dataset version whose val split is asked about when there is no assess_source.
-        assess_source: held-out captioned images.
-        taxonomy: taxonomy.json with the classes.
-        config: sizes and seeds.
-    """
+    """What champion and challenger are both asked: the arguments of pipeline.evaluation.evaluate.assess."""
 
     version: str
+    """Dataset version whose val split is used when there is no assess_source."""
     assess_source: str | None = None
+    """Held-out captioned images; null takes the val split."""
     taxonomy: str | None = None
+    """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
     config: AssessConfig = AssessConfig()
+    """Sizes and seeds of the evaluation."""
 
     def digest(self, home: str) -> str:
         """Name the exam by the bytes that are asked about, so that a changed source is another exam."""

@@ -18,8 +18,9 @@ from pipeline.datasets.dataset_card import card
 from pipeline.datasets.wordnet import WordNet
 from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks import suite as suites
+from pipeline.evaluation.benchmarks.base import Evaluation, folder_called
 from pipeline.evaluation.benchmarks.classification import class_names, embed, mean_of_paper_sets
-from pipeline.evaluation.benchmarks.suite import Evaluation, chosen, evaluations, folder_called
+from pipeline.evaluation.benchmarks.suite import chosen, evaluations
 from pipeline.evaluation.evaluate import AssessConfig, assess_model
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.evaluation.metrics.catalog import COLUMNS, csv_text, figures
