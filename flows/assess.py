@@ -9,6 +9,7 @@ from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
 from pipeline.evaluation import evaluate as assessing
 from pipeline.evaluation.evaluate import AssessConfig
+from storage.home import Home
 
 
 @flow(name="assess", persist_result=True, result_serializer="json")
@@ -32,10 +33,11 @@ def assess(
         mining: summary of mining for the report, or why there is none.
         config: sizes, seeds, device.
     """
+    opened = Home(home)
     with slot(gpu_only=True):
         metrics = assessing.assess(
             run_dir,
-            home,
+            opened,
             version,
             assess_source,
             taxonomy,
@@ -43,5 +45,5 @@ def assess(
             config=config,
             listener=ProgressArtifact("assess-progress", "assess"),
         )
-    artifacts.assessed(metrics, run_dir, home)
+    artifacts.assessed(metrics, run_dir, opened)
     return metrics

@@ -14,9 +14,8 @@ from flows.train import train
 from pipeline import end_to_end as journeys
 from pipeline.registry.promotion import Exam, challenge
 from pipeline.registry.retraining import RetrainConfig, RetrainDecision, check, recipe_for
+from storage.home import Home
 from storage.model_registry import Decision
-from storage.store import Store
-from storage.versions import Versions
 
 
 @flow(name="retrain", persist_result=True, result_serializer="json")
@@ -30,12 +29,13 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
         home: where everything Hyco makes is kept; a directory of this machine.
         force: train even if too few samples are new. A version that was judged already stays judged.
     """
-    decision = check(config, home)
+    opened = Home(home)
+    decision = check(config, opened)
     if decision is None or not (decision.due or force):
         reason = decision.reason if decision else "there is no dataset version yet"
         return Completed(name="NothingToDo", message=reason)
     get_run_logger().info("training is due: %s", decision.reason)
-    recipe = recipe_for(config, home)
+    recipe = recipe_for(config, opened)
     trained = train(recipe, home, decision.version, None, config.journey.processes)
     exam = exam_of(config, decision)
     held = journeys.held_out(config.journey)
@@ -45,12 +45,12 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
         decision.version,
         assess_source=exam.assess_source,
         taxonomy=exam.taxonomy,
-        mining=_mining(config, home, decision, held),
+        mining=_mining(config, opened, decision, held),
         config=exam.config,
     )
     with slot(gpu_only=True):  # the champion is assessed
-        row = judge(trained["run_dir"], home, exam, config, metrics, decision.key)
-    signals.decided(row, home)
+        row = judge(trained["run_dir"], opened, exam, config, metrics, decision.key)
+    signals.decided(row, opened)
     return {
         "decision": row.kind,
         "reason": row.reason,
@@ -62,7 +62,7 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
 
 @task(name="judge", task_run_name="judge beside the champion", cache_policy=NO_CACHE, persist_result=False)
 def judge(
-    run_dir: str, home: str, exam: Exam, config: RetrainConfig, metrics: dict[str, Any], key: str
+    run_dir: str, home: Home, exam: Exam, config: RetrainConfig, metrics: dict[str, Any], key: str
 ) -> Decision:
     """Assess the champion on the same exam and write the decision into the registry."""
     return challenge(
@@ -87,9 +87,9 @@ def exam_of(config: RetrainConfig, decision: RetrainDecision) -> Exam:
     )
 
 
-def _mining(config: RetrainConfig, home: str, decision: RetrainDecision, held: Any) -> dict[str, Any] | str:
+def _mining(config: RetrainConfig, home: Home, decision: RetrainDecision, held: Any) -> dict[str, Any] | str:
     """The mining section of the report; the reason where the held-out source is not mined or has gone."""
-    version = Versions(Store(home)).load(decision.version)
+    version = home.versions.load(decision.version)
     try:
         return journeys.mining_report(config.journey.mine, config.journey.pack, home, version, held)
     except (ValueError, OSError) as error:

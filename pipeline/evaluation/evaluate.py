@@ -24,8 +24,7 @@ from pipeline.evaluation.report.compare_runs import read_beside, summary
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.runtime.progress import Listener
 from pipeline.training.step_log import read_log
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 __all__ = ["SECTIONS", "AssessConfig", "assess", "assess_model"]
 
@@ -34,7 +33,7 @@ SECTIONS = ("mining", "train", *MEASURED)
 
 def assess(
     run_dir: str | Path,
-    home: str,
+    home: Home,
     version: str = "latest",
     assess_source: str | None = None,
     taxonomy: str | Path | None = None,
@@ -49,7 +48,7 @@ def assess(
 
     Args:
         run_dir: directory of a finished run (model/, config.json, log.jsonl, train.json).
-        home: where the dataset versions are, a local path or fsspec URL.
+        home: where the dataset versions are.
         version: the dataset version the run was trained on.
         assess_source: held-out captioned images, with "objects" and "labels" in their json for the parts and
             the class names. Without it the val split of the version is taken.
@@ -67,8 +66,7 @@ def assess(
     began = time.monotonic()
     config = config or AssessConfig()
     run_dir = Path(run_dir)
-    store = Store(home)
-    dataset = Versions(store).load(version)
+    store, dataset = home.store, home.versions.load(version)
     tree = Taxonomy.load(taxonomy) if taxonomy else None
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}

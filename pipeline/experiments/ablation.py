@@ -23,8 +23,7 @@ from pipeline.runtime.stop import TerminatedError, terminable, told
 from pipeline.training.recipes import Recipe, by_name
 from pipeline.training.run_dir import finished, prepare
 from pipeline.training.train import train
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 MODELS = ("clip", "clip_boxes", "meru", "lorentz_boxes", "hycoclip", "phyclip")
 
@@ -106,7 +105,9 @@ class Run:
         return done["seconds"] + metrics["seconds"] if done and metrics else None
 
 
-def plan(world: World, home: str, version: str, models: tuple[str, ...], steps: int, seeds: int) -> list[Run]:
+def plan(
+    world: World, home: Home, version: str, models: tuple[str, ...], steps: int, seeds: int
+) -> list[Run]:
     """The runs, seed by seed, so that a comparison cut short still compares all models."""
     runs = []
     for seed in range(seeds):
@@ -135,7 +136,7 @@ def time_left(runs: list[Run]) -> float | None:
 
 def ablate(
     name: str,
-    home: str,
+    home: Home,
     out: Path,
     *,
     models: tuple[str, ...] = MODELS,
@@ -151,8 +152,8 @@ def ablate(
         ValueError: an unknown model, a run directory with another recipe, a training that diverged.
     """
     world = WORLDS[name]
-    version = Versions(Store(home)).load("latest").name
-    heldout, taxonomy = ((Path(home) / part if part else None) for part in (world.heldout, world.taxonomy))
+    version = home.versions.load("latest").name
+    heldout, taxonomy = ((home.folder / part if part else None) for part in (world.heldout, world.taxonomy))
     runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
     for number, run in enumerate(runs, 1):
         prepare(run.folder, home, version, run.recipe)  # says so if the directory holds another recipe
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         with terminable():
             ablate(
                 given.world,
-                given.home or f"var/{given.world}",
+                Home(given.home or f"var/{given.world}"),
                 given.out,
                 models=tuple(given.models.split(",")),
                 steps=given.steps,

@@ -23,6 +23,7 @@ from pipeline.classification.train import fit
 from pipeline.config import Config, ConfigError, override
 from pipeline.runtime.stop import TerminatedError, terminable, told
 from pipeline.training.run_dir import finished
+from storage.home import Home
 from storage.store import Store
 
 BEGIN, END = "<!-- study {}: begin -->", "<!-- study {}: end -->"
@@ -99,7 +100,7 @@ STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full}
 
 
 def run_study(
-    study: StudyConfig, home: str | Path, device: str = "auto", doc: str | Path | None = None
+    study: StudyConfig, home: Home, device: str = "auto", doc: str | Path | None = None
 ) -> dict[str, Any]:
     """Train and measure what is missing; returns the metrics of every arm by run name.
 
@@ -107,15 +108,14 @@ def run_study(
     """
     for spec in study.measure.ood:  # what is missing should be said before an hour of training, not after
         open_strange(spec)
-    folder = Path(home) / "fits"
     results: dict[str, Any] = {}
     for name, config in study.arms():
-        trained = fit(folder / name, config, device=device)
-        measured = _measured(folder / name, study.measure)
-        measured = measured or evaluate(folder / name, study.measure, device)
+        trained = fit(home.fits / name, config, device=device)
+        measured = _measured(home.fits / name, study.measure)
+        measured = measured or evaluate(home.fits / name, study.measure, device)
         results[name] = {"fit": json.loads(config.model_dump_json()), "train": trained, "metrics": measured}
-        text = tables(results, folder, study.measure)
-        Store(home).replace(f"{study.name}.md", text.encode())
+        text = tables(results, home.fits, study.measure)
+        home.store.replace(f"{study.name}.md", text.encode())
         if doc is not None:
             insert(Path(doc), study.name, text)
     return results
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study = override(STUDIES[options.study](options.data, tuple(options.ood)), options.set)
         with terminable():
-            run_study(study, options.home, options.device, options.doc)
+            run_study(study, Home(options.home), options.device, options.doc)
     except (ValueError, OSError) as error:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2

@@ -13,9 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import Config
-from storage.manifest import Manifest
-from storage.store import Store
-from storage.versions import Version, Versions
+from storage.home import Home
+from storage.versions import Version
 
 SCORE_BINS = 20
 _REPAIR = "Run hyco verify --repair, then pack again: that makes them anew and judges the version again"
@@ -64,28 +63,26 @@ class QualityError(ValueError):
         self.version, self.checks = version, checks
 
 
-def judge(store: Store, version: Version, config: QualityConfig) -> list[Check]:
+def judge(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     """Every check that can be made of a version, passed or not; see QualityConfig."""
-    versions = Versions(store)
-    checks = _alone(version, config)
+    versions, checks = home.versions, _alone(version, config)
     if config.verify:
         problems = versions.verify(version)
         why = f"{len(problems)} damaged shards, the first: {problems[0]}. {_REPAIR}" if problems else ""
         checks.append(Check("damaged shards", float(len(problems)), None, 0.0, not problems, why))
     parent = versions.load(version.parent) if version.parent in versions.names() else None
     if parent is not None and parent.digests == version.digests:
-        checks += _drift(store, version, parent, config)
+        checks += _drift(home, version, parent, config)
     return checks
 
 
-def gate(store: Store, version: Version, config: QualityConfig) -> list[Check]:
+def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     """Judge a version and make it `latest`, out of quarantine if it was there; one that fails is quarantined instead.
 
     Raises:
         QualityError: naming every check that failed and how to release the version all the same.
     """
-    versions = Versions(store)
-    checks = judge(store, version, config)
+    versions, checks = home.versions, judge(home, version, config)
     if all(check.passed for check in checks):
         versions.lift(version.name)
         versions.point(version.name)
@@ -114,7 +111,7 @@ def _alone(version: Version, config: QualityConfig) -> list[Check]:
     return checks
 
 
-def _drift(store: Store, version: Version, parent: Version, config: QualityConfig) -> list[Check]:
+def _drift(home: Home, version: Version, parent: Version, config: QualityConfig) -> list[Check]:
     checks = []
     if config.max_shrink is not None:
         before, now = parent.counts["images"], version.counts["images"]
@@ -130,7 +127,7 @@ def _drift(store: Store, version: Version, parent: Version, config: QualityConfi
         limit = f"within {config.max_parts_drift:.0%}"
         checks.append(Check("boxes an image", now, before, limit, passed, "" if passed else why))
     if config.max_score_drift is not None:
-        before, now = score_histogram(store, parent), score_histogram(store, version)
+        before, now = score_histogram(home, parent), score_histogram(home, version)
         if before.sum() and now.sum():
             gap = float(np.abs(np.cumsum(before) / before.sum() - np.cumsum(now) / now.sum()).max())
             passed = gap <= config.max_score_drift
@@ -143,11 +140,11 @@ def _drift(store: Store, version: Version, parent: Version, config: QualityConfi
     return checks
 
 
-def score_histogram(store: Store, version: Version) -> np.ndarray:
+def score_histogram(home: Home, version: Version) -> np.ndarray:
     """How many accepted boxes of a version have a score in each of SCORE_BINS equal bins of [0, 1], [bins]."""
     shards = {ref.sha256 for split in version.shards.values() for ref in split}
     total: Counter[int] = Counter()
-    for record in Manifest(store, f"packs/{version.digests['pack']}/records").records().values():
+    for record in home.packs(version.digests["pack"]).records().values():
         if any(ref["sha256"] in shards for split in record["shards"].values() for ref in split):
             total.update(dict(enumerate(record.get("scores", ()))))
     return np.array([total[n] for n in range(SCORE_BINS)], float)

@@ -19,12 +19,10 @@ from pipeline.packing import pack as packing
 from pipeline.packing.dataset_gate import QualityConfig, QualityError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.runtime.executor import InProcess
+from storage.home import Home
+from storage.layout import ASSESSED, MODEL_RUNS, REPORTS
 from storage.model_registry import (
-    ASSESSED,
-    MODELS,
-    REPORTS,
     Decision,
-    Registry,
     digest_of,
     file_entry,
     fingerprint,
@@ -67,12 +65,12 @@ class SmallHome:
 
     def make(self, threshold: float = 0.3, **gate: Any) -> Version:
         """Mine and pack, as `hyco mine` and `hyco pack` do."""
-        mine_all(self.mine, str(self.home), InProcess())
+        mine_all(self.mine, Home(self.home), InProcess())
         config = PackConfig(
             image_size=32, shard_size=2, holdout=0.3, threshold=threshold, min_area_px=None,
             gate=QualityConfig(max_failed=None, **gate),
         )  # fmt: skip
-        return pack(self.mine, config, str(self.home))
+        return pack(self.mine, config, Home(self.home))
 
 
 @contextmanager
@@ -188,7 +186,7 @@ def _write_unit(path: Path, numbers: range) -> None:
 
 def _fill_registry(home: Path) -> None:
     """Two promoted models and a refused one, with what is kept of their runs, and the answers of the first."""
-    registry = Registry(home)
+    registry = Home(home).registry
     for number, kind in enumerate(("promoted", "refused", "promoted")):
         run = home.parent / "runs" / str(number)
         (run / "model").mkdir(parents=True)
@@ -198,7 +196,7 @@ def _fill_registry(home: Path) -> None:
         model, kept = digest_of(files), None
         if kind == "promoted":
             registry.keep(run / "model")
-            beside = home / MODELS / "runs" / model
+            beside = home / MODEL_RUNS / model
             beside.mkdir(parents=True)
             for name in ("config.json", "train.json", "log.jsonl"):
                 (beside / name).write_text(json.dumps({"name": name, "number": number}))

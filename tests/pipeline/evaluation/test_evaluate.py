@@ -18,6 +18,7 @@ from pipeline.evaluation.evaluate import AssessConfig, assess
 from pipeline.evaluation.scenes import Region, Scene, limit_regions
 from pipeline.imaging.crop import crop_box, letterbox
 from pipeline.imaging.decode import decode, encode_jpeg
+from storage.home import Home
 from storage.sample import Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
@@ -133,7 +134,7 @@ FAST = AssessConfig(draws=100)
 
 def run(world, name="r", **options):
     home = world / "home"
-    return assess(home / "runs" / name, str(home), config=options.pop("config", FAST), **options)
+    return assess(home / "runs" / name, Home(home), config=options.pop("config", FAST), **options)
 
 
 def labelled(world):

@@ -18,12 +18,13 @@ from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.imaging.decode import MAX_BYTES
 from pipeline.mining import grounder as ground
 from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, prefix, summary
+from pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, results, summary
 from pipeline.mining.noun_phrases import NounExtractor
 from pipeline.runtime.executor import InProcess, LocalExecutor
 from pipeline.sources.records import Limits
 from pipeline.sources.source import Source
 from storage.detections import SCHEMA, read_detections, read_failures
+from storage.home import Home
 from storage.manifest import Manifest
 from storage.sealed import unseal
 from storage.store import Store
@@ -136,9 +137,9 @@ def failures_of(record, home):
 
 def test_one_row_for_each_phrase_and_candidate_with_nothing_cut(source, home, detector):
     mine = config(source)
-    unit = plan(mine, home).pending[0]
+    unit = plan(mine, Home(home)).pending[0]
     done = []
-    record = mine_shard(mine, home, unit, done.append)
+    record = mine_shard(mine, Home(home), unit, done.append)
     table = rows_of(record, home)
     assert table.schema.equals(SCHEMA)
     assert sum(done) == 5 and record["images"] == 5 and record["captions"] == 10
@@ -167,11 +168,11 @@ def test_one_row_for_each_phrase_and_candidate_with_nothing_cut(source, home, de
 
 def test_mining_again_asks_nothing(source, home, detector):
     mine = config(source)
-    first = mine_all(mine, home, InProcess())
+    first = mine_all(mine, Home(home), InProcess())
     assert detector.calls == 2 and first["images"] == 9 and first["units_done"] == first["units"] == 2
-    assert mine_all(mine, home, InProcess()) == first
-    for unit in plan(mine, home).done:
-        mine_shard(mine, home, unit)
+    assert mine_all(mine, Home(home), InProcess()) == first
+    for unit in plan(mine, Home(home)).done:
+        mine_shard(mine, Home(home), unit)
     assert detector.calls == 2
 
 
@@ -179,14 +180,14 @@ def test_the_same_data_and_weights_elsewhere_are_the_same_and_anything_that_matt
     source, home, detector, tmp_path, monkeypatch
 ):
     mine = config(source)
-    mine_all(mine, home, InProcess())
+    mine_all(mine, Home(home), InProcess())
     moved = tmp_path / "moved"
     source.rename(moved)
     again = config(moved, batch_size=3, chunk=2, device="cpu", error_budget=0.5).replace(
         grounder="onnx:elsewhere"
     )
     assert digest(again) == digest(mine)
-    assert mine_all(again, home, InProcess())["images"] == 9 and detector.calls == 2
+    assert mine_all(again, Home(home), InProcess())["images"] == 9 and detector.calls == 2
     for option in (
         {"per_phrase": 3},
         {"max_captions": 1},
@@ -202,24 +203,24 @@ def test_weights_that_change_under_a_configuration_are_refused_and_a_new_one_tak
     source, home, detector
 ):
     mine = config(source)
-    unit = plan(mine, home).pending[0]
+    unit = plan(mine, Home(home)).pending[0]
     detector.digest = "f" * 16
     with pytest.raises(ValueError, match="has digest ffffffffffffffff, the configuration was made for 0123"):
-        mine_shard(mine, home, unit)
+        mine_shard(mine, Home(home), unit)
     assert override(mine, ["batch_size=2"]).weights == config(source).weights == "f" * 16
 
 
 def test_a_saved_configuration_is_read_where_there_is_no_detector(source, home, detector, monkeypatch):
     mine = config(source)
-    mine_all(mine, home, InProcess())
-    saved = unseal(Store(home).read_bytes(f"{prefix(mine)}/config.json"))
+    mine_all(mine, Home(home), InProcess())
+    saved = unseal(Store(home).read_bytes(results(mine, Home(home)).config))
     assert MineConfig.model_validate(saved) == mine
 
     def absent(spec):
         raise FileNotFoundError(f"{spec} does not exist")
 
     monkeypatch.setattr(ground, "grounder_digest", absent)
-    assert summary(MineConfig.model_validate(saved), home)["images"] == 9
+    assert summary(MineConfig.model_validate(saved), Home(home))["images"] == 9
     with pytest.raises(FileNotFoundError, match="onnx:counting does not exist"):
         config(source)
 
@@ -233,7 +234,7 @@ def test_an_image_without_phrases_and_one_without_boxes_are_in_the_table(tmp_pat
         ],
     )
     mine = config(tmp_path / "s")
-    table = rows_of(mine_shard(mine, home, plan(mine, home).pending[0]), home).to_pylist()
+    table = rows_of(mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0]), home).to_pylist()
     assert [(row["phrase"], row["x0"], row["score"]) for row in table] == [
         (None, None, None),
         ("a green hat", None, None),
@@ -251,19 +252,19 @@ def spoiled(source, count):
 def test_a_bad_image_is_a_failure_and_not_the_end(tmp_path, home, detector):
     spoiled(tmp_path / "s", 2)
     mine = config(tmp_path / "s", error_budget=0.2)
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     failures = failures_of(record, home)
     assert record["images"] == 8 and record["failed"] == 2 == len(failures)
     assert {failure.code for failure in failures} == {"undecodable"} and record["failed_by_code"] == {
         "undecodable": 2
     }
     assert len(set(rows_of(record, home)["key"].to_pylist())) == 8
-    assert summary(mine, home)["failures_by_code"] == {"undecodable": 2}
+    assert summary(mine, Home(home))["failures_by_code"] == {"undecodable": 2}
 
 
 def test_limits_are_part_of_the_configuration(source, home, detector):
     strict = config(source, error_budget=1.0, limits=Limits(max_pixels=16))
-    record = mine_shard(strict, home, plan(strict, home).pending[0])
+    record = mine_shard(strict, Home(home), plan(strict, Home(home)).pending[0])
     assert record["images"] == 0 and record["failed_by_code"] == {"too_many_pixels": 5}
     assert digest(strict) != digest(config(source))
 
@@ -273,7 +274,7 @@ def test_limits_can_be_raised(tmp_path, home, detector):
     write_tar(tmp_path / "s" / "0.tar", [("a", large, {"captions": ["a red block"]})])
     for limits, images in ((Limits(), 0), (Limits(max_bytes=len(large)), 1)):
         mine = config(tmp_path / "s", error_budget=1.0, limits=limits)
-        assert mine_shard(mine, home, plan(mine, home).pending[0])["images"] == images
+        assert mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])["images"] == images
 
 
 def test_past_the_error_budget_the_shard_is_named_and_nothing_is_visible(tmp_path, home, detector):
@@ -282,8 +283,8 @@ def test_past_the_error_budget_the_shard_is_named_and_nothing_is_visible(tmp_pat
     with pytest.raises(
         ValueError, match=r"00000\.tar: 3 of 10 samples failed \(undecodable 3\).*20%.*error_budget"
     ):
-        mine_shard(mine, home, plan(mine, home).pending[0])
-    assert Store(home).list(f"{prefix(mine)}/records") == [] and plan(mine, home).done == []
+        mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
+    assert Store(home).list(results(mine, Home(home)).prefix) == [] and plan(mine, Home(home)).done == []
 
 
 def test_of_an_older_home_only_units_that_are_read_otherwise_are_mined_again(
@@ -292,22 +293,24 @@ def test_of_an_older_home_only_units_that_are_read_otherwise_are_mined_again(
     name, image, _ = next(samples(1, start=20))
     write_tar(source / "00002.tar", [(name, image, {"captions": ["a red <b>block</b> &amp; a wall"]})])
     mine = config(source)
-    manifest = Manifest(Store(home), f"{prefix(mine)}/records")
-    for unit in plan(mine, home).pending:
-        record = mine_shard(mine, home, unit)
+    manifest = results(mine, Home(home))
+    for unit in plan(mine, Home(home)).pending:
+        record = mine_shard(mine, Home(home), unit)
         assert record.pop("reading") == 2
         manifest.forget(unit.name)
         manifest.commit(unit.name, record)  # as an older Hyco left it
-    before = {path: Store(home).read_bytes(path) for path in Store(home).list(f"{prefix(mine)}/records")}
-    work = plan(mine, home)
+    before = {
+        path: Store(home).read_bytes(path) for path in Store(home).list(results(mine, Home(home)).prefix)
+    }
+    work = plan(mine, Home(home))
     assert [unit.path for unit in work.done] == ["00000.tar", "00001.tar"]
     assert [unit.path for unit in work.pending] == ["00002.tar"]
-    for path in Store(home).list(f"{prefix(mine)}/records"):
+    for path in Store(home).list(results(mine, Home(home)).prefix):
         assert Store(home).read_bytes(path) == before[path]
-    record = mine_shard(mine, home, work.pending[0])
+    record = mine_shard(mine, Home(home), work.pending[0])
     assert {"a red block & a wall"} == set(rows_of(record, home)["text"].to_pylist())
     monkeypatch.setattr(Source, "read_otherwise", lambda *_: pytest.fail("a unit was looked at again"))
-    assert plan(mine, home).pending == []
+    assert plan(mine, Home(home)).pending == []
 
 
 def test_rows_that_were_never_downloaded_are_counted_and_no_failures(tmp_path, home, detector):
@@ -320,15 +323,15 @@ def test_rows_that_were_never_downloaded_are_counted_and_no_failures(tmp_path, h
     (tmp_path / "s").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "s" / "00000.parquet")
     mine = config(tmp_path / "s", error_budget=0.0)
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     assert (record["images"], record["failed"], record["not_downloaded"]) == (5, 0, 5)
-    found = summary(mine, home)
+    found = summary(mine, Home(home))
     assert (found["failures"], found["not_downloaded"]) == (0, 5)
-    manifest = Manifest(Store(home), f"{prefix(mine)}/records")
+    manifest = results(mine, Home(home))
     (name,) = manifest.units()
     manifest.forget(name)
     manifest.commit(name, {key: value for key, value in record.items() if key != "not_downloaded"})
-    assert summary(mine, home)["not_downloaded"] == 0, "a record of an older Hyco"
+    assert summary(mine, Home(home))["not_downloaded"] == 0, "a record of an older Hyco"
 
 
 @pytest.mark.parametrize(
@@ -345,29 +348,29 @@ def test_the_remedy_named_by_the_error_budget_works(tmp_path, home, detector, li
     write_tar(tmp_path / "s" / "0.tar", rows)
     mine = config(tmp_path / "s", limits=limits)
     with pytest.raises(ValueError, match="4 of 4 samples failed") as told:
-        mine_shard(mine, home, plan(mine, home).pending[0])
+        mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     field, *_ = re.findall(r"--set limits\.(max_\w+)=N", str(told.value))
     assert "error_budget=" not in str(told.value), "that would mine nothing"
     raised = override(mine, [f"limits.{field}=10000000"])
-    assert mine_shard(raised, home, plan(raised, home).pending[0])["images"] == 4
+    assert mine_shard(raised, Home(home), plan(raised, Home(home)).pending[0])["images"] == 4
 
 
 def test_the_error_budget_that_a_message_names_is_enough(tmp_path, home, detector):
     spoiled(tmp_path / "s", 3)
     mine = config(tmp_path / "s", error_budget=0.2)
     with pytest.raises(ValueError, match="Fix the shard, or raise error_budget") as told:
-        mine_shard(mine, home, plan(mine, home).pending[0])
+        mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     (budget,) = re.findall(r"--set (error_budget=[\d.]+)\)", str(told.value))
     raised = override(mine, [budget])
-    assert mine_shard(raised, home, plan(raised, home).pending[0])["images"] == 7
+    assert mine_shard(raised, Home(home), plan(raised, Home(home)).pending[0])["images"] == 7
 
 
 def test_a_poisoned_shard_is_named_and_the_others_are_mined(source, home, detector):
     (source / "00000.tar").write_bytes((source / "00001.tar").read_bytes()[:1000])
     mine = config(source)
     with pytest.raises(ValueError, match=r"00000\.tar"):
-        mine_all(mine, home, InProcess())
-    assert [unit.path for unit in plan(mine, home).done] == ["00001.tar"]
+        mine_all(mine, Home(home), InProcess())
+    assert [unit.path for unit in plan(mine, Home(home)).done] == ["00001.tar"]
 
 
 def test_an_image_the_detector_cannot_bear_costs_only_itself(source, home, detector):
@@ -377,7 +380,7 @@ def test_an_image_the_detector_cannot_bear_costs_only_itself(source, home, detec
 
     detector.refuse = refuse
     mine = config(source, error_budget=0.3)
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     (failure,) = failures_of(record, home)
     assert failure.stage == "ground" and failure.code == "out_of_memory" and failure.retryable
     assert record["images"] == 4 and detector.calls == 6
@@ -394,7 +397,7 @@ def test_whatever_the_detector_raises_costs_only_its_image(source, home, detecto
 
     detector.refuse = refuse
     mine = config(source, error_budget=0.3)
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     (failure,) = failures_of(record, home)
     assert (failure.code, failure.message) == ("detector", "ForeignError: no") and record["images"] == 4
 
@@ -410,7 +413,7 @@ def test_whatever_the_parser_raises_costs_only_its_caption(source, home, detecto
 
     monkeypatch.setattr(NounExtractor, "__call__", refuse)
     mine = config(source, error_budget=0.5)
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     failures = failures_of(record, home)
     assert record["images"] == 3 and record["captions"] == 6
     assert {(failure.stage, failure.code) for failure in failures} == {("nouns", "unreadable_caption")}
@@ -432,7 +435,7 @@ def test_images_decoded_at_a_time_are_bounded_by_number_and_by_pixels(source, ho
     detector.refuse = lambda images: seen.append(len(images))
     mine = config(source, **options)
     assert digest(mine) == digest(config(source))
-    assert mine_shard(mine, home, plan(mine, home).pending[0])["images"] == 5
+    assert mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])["images"] == 5
     assert seen == sizes
 
 
@@ -445,7 +448,7 @@ def test_an_image_that_will_not_be_decoded_takes_no_room(source, home, detector)
     seen = []
     detector.refuse = lambda images: seen.append(len(images))
     mine = config(source, error_budget=0.5)
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     assert seen == [4] and record["failed_by_code"] == {"too_many_pixels": 1}
 
 
@@ -459,9 +462,9 @@ def test_captions_in_other_scripts_become_no_parts_and_are_counted(tmp_path, hom
         [(str(n), picture("red", n), {"captions": [text]}) for n, text in enumerate(CAPTIONS)],
     )
     mine = MineConfig(source=str(tmp_path / "s"), grounder=f"transformers:{save_tiny(tmp_path / 'tiny')}")
-    found = mine_all(mine, home, InProcess())
-    (unit,) = plan(mine, home).done
-    record = Manifest(Store(home), f"{prefix(mine)}/records").record(unit.name)
+    found = mine_all(mine, Home(home), InProcess())
+    (unit,) = plan(mine, Home(home)).done
+    record = results(mine, Home(home)).record(unit.name)
     rows = [row for row in rows_of(record, home).to_pylist() if row["phrase"]]
     boxes = {(row["text"], row["phrase"]) for row in rows if row["x0"] is not None}
     assert boxes and all(phrase.isascii() or "a " in phrase for _, phrase in boxes)
@@ -476,33 +479,33 @@ def test_captions_in_other_scripts_become_no_parts_and_are_counted(tmp_path, hom
 
 def test_a_closed_vocabulary_and_an_older_record_count_no_captions(source, home, detector, monkeypatch):
     mine = config(source)
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     assert record["phrases_unknown"] == 0 and record["captions_unknown"] is None
     older = {name: value for name, value in record.items() if not name.endswith("_unknown")}
-    unit = plan(mine, home).pending[0]
-    assert Manifest(Store(home), f"{prefix(mine)}/records").commit(unit.name, older)
-    found = summary(mine, home)
+    unit = plan(mine, Home(home)).pending[0]
+    assert results(mine, Home(home)).commit(unit.name, older)
+    found = summary(mine, Home(home))
     assert found["units_done"] == 2 and (found["captions_unknown"], found["captions_read"]) == (0, 0)
     assert found["phrases_unknown"] == 0
 
 
 def test_of_two_workers_on_one_unit_the_first_result_stands(source, home, detector):
     mine = config(source)
-    unit = plan(mine, home).pending[0]
-    manifest = Manifest(Store(home), f"{prefix(mine)}/records")
+    unit = plan(mine, Home(home)).pending[0]
+    manifest = results(mine, Home(home))
     detector.refuse = lambda images: manifest.commit(unit.name, {"images": 5, "winner": True})
-    assert mine_shard(mine, home, unit) == {"images": 5, "winner": True}
+    assert mine_shard(mine, Home(home), unit) == {"images": 5, "winner": True}
 
 
 def test_max_captions_and_phrases(source, home, detector):
     mine = config(source, max_captions=1, nouns={"max_phrases": 1})
-    record = mine_shard(mine, home, plan(mine, home).pending[0])
+    record = mine_shard(mine, Home(home), plan(mine, Home(home)).pending[0])
     assert record["captions"] == 5 and record["phrases"] == 5
 
 
 def test_the_summary_counts_and_the_progress_knows_a_total_after_the_first_unit(source, home, detector):
     heard = []
-    found = mine_all(config(source), home, InProcess(), heard.append)
+    found = mine_all(config(source), Home(home), InProcess(), heard.append)
     assert {
         name: found[name] for name in ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     } == {
@@ -545,13 +548,13 @@ def test_quality_against_a_labelled_source(tmp_path, home, detector):
     )
     mine = config(tmp_path / "s")
     with pytest.raises(ValueError, match=r"0\.tar is not mined"):
-        phrase_quality(mine, home)
-    mine_all(mine, home, InProcess())
-    found = phrase_quality(mine, home)
+        phrase_quality(mine, Home(home))
+    mine_all(mine, Home(home), InProcess())
+    found = phrase_quality(mine, Home(home))
     counts = {"labelled": 3, "boxes": 4, "right": 2, "images": 4, "labelled_images": 4}
     assert found == {"recall": 2 / 3, "precision": 2 / 4, **counts}
-    assert phrase_quality(mine, home, threshold=0.1, nms_iou=None)["boxes"] == 8
-    assert phrase_quality(mine, home, threshold=0.95)["precision"] is None
+    assert phrase_quality(mine, Home(home), threshold=0.1, nms_iou=None)["boxes"] == 8
+    assert phrase_quality(mine, Home(home), threshold=0.95)["precision"] is None
 
 
 @pytest.mark.parametrize(
@@ -569,8 +572,8 @@ def test_objects_of_another_form_are_no_labels(tmp_path, home, detector, objects
     foreign = {"captions": ["a red block"], "objects": objects}
     write_tar(tmp_path / "s" / "0.tar", [("a", picture("red"), known), ("b", picture("red", 1), foreign)])
     mine = config(tmp_path / "s")
-    mine_all(mine, home, InProcess())
-    found = phrase_quality(mine, home)
+    mine_all(mine, Home(home), InProcess())
+    found = phrase_quality(mine, Home(home))
     counts = {"labelled": 1, "boxes": 1, "right": 1, "images": 1, "labelled_images": 1}
     assert found == {"recall": 1.0, "precision": 1.0, **counts}
 
@@ -580,7 +583,7 @@ def die_in_the_middle(config, home, unit):
     commit = Manifest.commit
     Manifest.commit = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     try:
-        mine_shard(config, home, unit)
+        mine_shard(config, Home(home), unit)
     finally:
         Manifest.commit = commit  # type: ignore[method-assign]
 
@@ -589,15 +592,17 @@ def test_a_killed_worker_leaves_nothing_visible_and_the_unit_is_mined_once_more(
     mine = MineConfig(
         source=str(source), grounder=f"transformers:{save_tiny(tmp_path / 'tiny')}", per_phrase=2
     )
-    victim = plan(mine, home).pending[0]
+    victim = plan(mine, Home(home)).pending[0]
     with LocalExecutor(1, restarts=1) as executor:
         with pytest.raises(ChildProcessError, match=r"killed by SIGKILL.*00000\.tar"):
             executor.submit(die_in_the_middle, mine, home, victim).result(120)
         store = Store(home)
-        assert store.list(f"{prefix(mine)}/records") == []
-        assert len(store.list(f"{prefix(mine)}/objects")) == 2  # whole, unnamed, for the garbage collector
-        found = mine_all(mine, home, executor)
-    assert found["images"] == 9 and len(store.list(f"{prefix(mine)}/records")) == 2
-    records = Manifest(store, f"{prefix(mine)}/records").records().values()
+        assert store.list(results(mine, Home(home)).prefix) == []
+        assert (
+            len(store.list(results(mine, Home(home)).objects)) == 2
+        )  # whole, unnamed, for the garbage collector
+        found = mine_all(mine, Home(home), executor)
+    assert found["images"] == 9 and len(store.list(results(mine, Home(home)).prefix)) == 2
+    records = Manifest(store, results(mine, Home(home)).prefix).records().values()
     named = {record[part]["path"] for record in records for part in ("detections", "failures")}
-    assert named <= set(store.list(f"{prefix(mine)}/objects"))
+    assert named <= set(store.list(results(mine, Home(home)).objects))
