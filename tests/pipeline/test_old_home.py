@@ -102,7 +102,7 @@ def test_the_grounder_may_be_gone(home: Path) -> None:
     """The stored configuration names weights on another machine; packing needs none."""
     stored = _version(home).config["mine"]
     assert not mining.plan(
-        MineConfig.model_validate({**stored, "grounder": "transformers:gone"}), str(home)
+        MineConfig.model_validate({**stored, "grounder": "transformers:gone"}), Home(home)
     ).pending
 
 
