@@ -7,7 +7,7 @@ from pydantic import Field
 
 from models.checkpoints import read_checkpoint
 from pipeline.config import Config, ConfigError, digest
-from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig
@@ -107,6 +107,16 @@ def held_out(config: JourneyConfig) -> MineConfig | None:
     if config.assess_source is None:
         return None
     return config.mine.replace(source=config.assess_source)
+
+
+def evaluation_of(config: JourneyConfig, version: str) -> EvaluationSpec:
+    """What a model of the journey, trained on that dataset version, is evaluated on."""
+    return EvaluationSpec(
+        version=version,
+        assess_source=config.assess_source,
+        taxonomy=config.taxonomy,
+        config=config.assess,
+    )
 
 
 def run_dir(home: Home, recipe: Recipe, version: str, name: str | None = None) -> Path:

@@ -89,18 +89,22 @@ def assess(
     """
     from pipeline import end_to_end as journey
     from pipeline.config import override
-    from pipeline.evaluation import evaluate as assessing
+    from pipeline.evaluation.config import AssessConfig, EvaluationSpec
+    from pipeline.evaluation.evaluate import evaluate, evaluate_model
     from pipeline.training.run_dir import RunConfig
     from storage.home import Home
 
     opened = Home(home)
-    config = override(assessing.AssessConfig(), assignments or [])
+    config = override(AssessConfig(), assignments or [])
     if suite is None and data is not None:
         raise ValueError("--data needs --suite: all, or names of data sets")
     if suite is not None and data is None:
         raise ValueError("--suite needs --data: the directory your data sets lie in")
     if beside:
         config = config.replace(beside=tuple(str(_assessed(opened, other)) for other in beside))
+    spec = EvaluationSpec(
+        assess_source=assess_source, taxonomy=taxonomy, config=config, suite=suite, data=data
+    )
     if (Path(run) / "model.safetensors").is_file():
         if suite is None and assess_source is None:
             raise ValueError(
@@ -111,10 +115,7 @@ def assess(
             raise ValueError(
                 "--taxonomy names the classes of an --assess-source: give that too, or leave it out"
             )
-        measured = assessing.assess_model(
-            run, suite, data, assess_source=assess_source, taxonomy=taxonomy, config=config
-        )
-        show_metrics(measured, Path(run))
+        show_metrics(evaluate_model(run, spec), Path(run))
         return
     folder = opened.run(run)
     if not (folder / "config.json").is_file():
@@ -127,17 +128,7 @@ def assess(
     except (ValueError, OSError) as error:  # neither need be mined, nor the training's source still be there
         found = f"mining is left out of the report: {error}"
         typer.echo(found, err=True)
-    metrics = assessing.assess(
-        folder,
-        opened,
-        known.version,
-        assess_source,
-        taxonomy,
-        found,
-        config=config,
-        suite=suite,
-        data=data,
-    )
+    metrics = evaluate(folder, opened, spec.replace(version=known.version), mining=found)
     show_metrics(metrics, folder)
 
 

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 from pipeline.config import ConfigError, nearest
 from pipeline.end_to_end import run_dir
-from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.experiments.comparison import section, write_section
 from pipeline.runtime.stop import TerminatedError, terminable, told
 from pipeline.training.recipes import Recipe, by_name
@@ -153,7 +154,12 @@ def ablate(
     """
     world = WORLDS[name]
     version = home.versions.load("latest").name
-    heldout, taxonomy = ((home.folder / part if part else None) for part in (world.heldout, world.taxonomy))
+    heldout, taxonomy = (
+        str(home.folder / part) if part else None for part in (world.heldout, world.taxonomy)
+    )
+    spec = EvaluationSpec(
+        version=version, assess_source=heldout, taxonomy=taxonomy, config=AssessConfig(device=device)
+    )
     runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
     for number, run in enumerate(runs, 1):
         prepare(run.folder, home, version, run.recipe)  # says so if the directory holds another recipe
@@ -163,8 +169,7 @@ def ablate(
             print(f"ablation: run {number} of {len(runs)}, {run.folder.name}{until}", file=say, flush=True)
             began = time.monotonic()
             train(run.folder, home, version, run.recipe, device=device)
-            source = None if heldout is None else str(heldout)
-            assess(run.folder, home, version, source, taxonomy, config=AssessConfig(device=device))
+            evaluate(run.folder, home, spec)
             print(f"ablation: took {time.monotonic() - began:.0f} s", file=say, flush=True)
         if number % len(models) == 0:
             document(name, runs[:number], out)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.evaluate import assess_model
+from pipeline.evaluation.evaluate import EvaluationSpec, evaluate_model
 from pipeline.evaluation.report.summary import rows
 from pipeline.training.recipes import demo
 from pipeline.training.run_dir import RunConfig
@@ -87,6 +87,6 @@ def test_a_model_directory_on_captions_of_ones_own(
 
 def test_a_model_directory_needs_something_to_be_asked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a suite with its data, or an assess_source"):
-        assess_model(tmp_path, config=LIGHT)
+        evaluate_model(tmp_path, EvaluationSpec(config=LIGHT))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        assess_model(tmp_path, assess_source=str(tmp_path / "nowhere"))
+        evaluate_model(tmp_path, EvaluationSpec(assess_source=str(tmp_path / "nowhere")))

@@ -141,7 +141,7 @@ def work(tmp_path, monkeypatch):
         found = {"seconds": 60.0, "epochs": 1.0, "device": "cpu", "version": name}
         (folder / "train.json").write_text(json.dumps(found))
 
-    def assess(folder, home, name, source, taxonomy, config):
+    def evaluate(folder, home, spec):
         called.append(("assess", folder.name))
         found = metrics(0.1 + 0.01 * len(called)) | {
             "seconds": 5.0,
@@ -151,7 +151,7 @@ def work(tmp_path, monkeypatch):
         (folder / "metrics.json").write_text(json.dumps(found))
 
     monkeypatch.setattr(ablation, "train", train)
-    monkeypatch.setattr(ablation, "assess", assess)
+    monkeypatch.setattr(ablation, "evaluate", evaluate)
     return tmp_path / "home", tmp_path / "ablation.md", called, version
 
 

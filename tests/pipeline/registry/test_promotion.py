@@ -13,11 +13,11 @@ import torch
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from pipeline.cli import registry as commands
-from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.integrity.repair import repair
 from pipeline.registry import promotion as registries
 from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import Exam, challenge, examine, refuse, rollback
+from pipeline.registry.promotion import challenge, examine, refuse, rollback
 from pipeline.training.run_dir import prepare
 from storage.home import Home
 from storage.model_registry import fingerprint
@@ -49,9 +49,9 @@ def made(tmp_path_factory):
         text = replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
         DualEncoder(replace(recipe.model, text=text)).save_pretrained(folder / "model")
         tokenizer.save(folder / "model")
-    exam = Exam(version=version, config=AssessConfig(draws=100, samples=0, answers=0))
-    metrics = assess(home / "runs" / "a", Home(home), version, config=exam.config)
-    return home, exam, metrics
+    spec = EvaluationSpec(version=version, config=AssessConfig(draws=100, samples=0, answers=0))
+    metrics = evaluate(home / "runs" / "a", Home(home), spec)
+    return home, spec, metrics
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def served(home):
 
 
 def take(home, made, name, change=lambda metrics: metrics, **options):
-    _, exam, metrics = made
-    return challenge(home / "runs" / name, Home(home), exam, GATE, change(metrics), **options)
+    _, spec, metrics = made
+    return challenge(home / "runs" / name, Home(home), spec, GATE, change(metrics), **options)
 
 
 def test_the_first_model_is_promoted_with_its_lineage(home, made):
@@ -95,7 +95,7 @@ def test_the_champion_is_asked_the_same_questions_once(home, made, monkeypatch):
     shutil.rmtree(home / "runs" / "a")  # the registry does not need the run any more
     metrics = examine(row, Home(home), made[1])
     assert metrics["retrieval"] == made[2]["retrieval"] and metrics["assessed"] == made[2]["assessed"]
-    monkeypatch.setattr(registries, "assess", None)
+    monkeypatch.setattr(registries, "evaluate", None)
     assert examine(row, Home(home), made[1]) == metrics
 
 
@@ -123,10 +123,10 @@ def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp
     examine(
         row, Home(home), made[1].replace(assess_source=str(tmp_path / "held.tar"))
     )  # as a deployment asks
-    exam = made[1].replace(assess_source="held.tar")
-    metrics = assess(home / "runs" / "b", Home(home), exam.version, exam.assess_source, config=exam.config)
-    monkeypatch.setattr(registries, "assess", None)  # the champion has answered already
-    assert challenge(home / "runs" / "b", Home(home), exam, GATE, metrics).before == row.model
+    spec = made[1].replace(assess_source="held.tar")
+    metrics = evaluate(home / "runs" / "b", Home(home), spec)
+    monkeypatch.setattr(registries, "evaluate", None)  # the champion has answered already
+    assert challenge(home / "runs" / "b", Home(home), spec, GATE, metrics).before == row.model
 
 
 def test_what_is_decided_by_hand_is_told_with_its_home(home, made, monkeypatch):
@@ -257,8 +257,8 @@ def test_unknown_targets_are_named(home, made):
 
 
 def test_another_source_is_another_exam(home, made):
-    exam = made[1]
-    assert exam.digest(Home(home)) == exam.replace(config=exam.config.replace(batch_size=3)).digest(
+    spec = made[1]
+    assert spec.digest(Home(home)) == spec.replace(config=spec.config.replace(batch_size=3)).digest(
         Home(home)
     )
-    assert exam.digest(Home(home)) != exam.replace(config=exam.config.replace(seed=3)).digest(Home(home))
+    assert spec.digest(Home(home)) != spec.replace(config=spec.config.replace(seed=3)).digest(Home(home))
