@@ -28,8 +28,8 @@ from storage.model_registry import Decision
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
+from tests.factories.training import sample
 from tests.flows.deployment.test_reconcile import config
-from tests.pipeline.training_data import sample
 
 SIGHT = RetrainDecision("v-000000000000", 1000, "train:v-000000000000:abc", True, "1000 new samples")
 

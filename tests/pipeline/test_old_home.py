@@ -27,8 +27,7 @@ from pipeline.mining.mine import MineConfig
 from pipeline.ui.server import create_app
 from storage.detections import read_detections
 from storage.home import Home
-from storage.store import Store
-from storage.versions import Version, Versions
+from storage.versions import Version
 
 ROOT = Path(__file__).parents[2]
 GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
@@ -81,7 +80,7 @@ def _no_detector(*_: object) -> None:
 
 
 def _version(home: Path) -> Version:
-    return Versions(Store(home)).load("latest")
+    return Home(home).versions.load("latest")
 
 
 def _table(home: Path) -> pa.Table:

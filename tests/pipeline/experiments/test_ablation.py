@@ -15,7 +15,7 @@ from pipeline.experiments.comparison import MEASURES, difference, section, state
 from pipeline.experiments.grid import write_section
 from pipeline.training.recipes import by_name
 from storage.home import Home
-from tests.pipeline.training_data import make_home
+from tests.factories.training import make_home
 
 
 def metrics(top1, recall=0.5, tie=3.0, geometry=None, width=0.02):

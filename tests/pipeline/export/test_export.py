@@ -19,9 +19,9 @@ from pipeline.export.export import export, find_model, import_checkpoint
 from pipeline.training.recipes import Recipe
 from pipeline.training.train import train
 from storage.home import Home
+from tests.factories.training import make_home, sample, tiny_recipe
 from tests.models.checkpoints.layouts import published, transformers_clip
 from tests.oracle.clip_towers import published_images, published_texts
-from tests.pipeline.training_data import make_home, sample, tiny_recipe
 
 TEXTS = ["a red square", "blue ground under a red square", ""]
 

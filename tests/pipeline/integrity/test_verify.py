@@ -26,7 +26,7 @@ from storage.model_registry import SCHEMA
 from storage.objects import DamagedError
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.small_home import SEED, SmallHome, corruptions, kind_of, may_be_absent, small_home
+from tests.factories.home import SEED, SmallHome, corruptions, kind_of, may_be_absent, small_home
 
 KINDS = {
     "mining configuration", "mining record", "detections", "mining failures", "pack record", "packing failures",

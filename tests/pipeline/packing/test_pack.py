@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +28,7 @@ from storage.sample import TrainingSample
 from storage.shard import read_shard
 from storage.store import Store
 from storage.versions import Version, Versions
+from tests.factories.files import named, tarred
 
 SIZE = 64
 
@@ -61,14 +61,13 @@ RED, BLUE = (16 / 128, 32 / 96, 48 / 128, 64 / 96), (80 / 128, 32 / 96, 112 / 12
 def write_source(folder: Path, units: int, samples: int) -> Path:
     folder.mkdir(parents=True)
     for unit in range(units):
-        with tarfile.open(folder / f"{unit:05d}.tar", "w") as tar:
-            for number in range(unit * samples, (unit + 1) * samples):
-                told = {"captions": ["a red square left of a blue square", "two squares"], "number": number}
-                members = {"jpg": encode_jpeg(scene(number), 95), "json": json.dumps(told).encode()}
-                for suffix, data in members.items():
-                    info = tarfile.TarInfo(f"{number:09d}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members: dict[str, bytes | str] = {}
+        for number in range(unit * samples, (unit + 1) * samples):
+            told = {"captions": ["a red square left of a blue square", "two squares"], "number": number}
+            members |= named(
+                f"{number:09d}", {"jpg": encode_jpeg(scene(number), 95), "json": json.dumps(told)}
+            )
+        tarred(folder / f"{unit:05d}.tar", members)
     return folder
 
 
@@ -245,11 +244,7 @@ def test_small_plain_jpegs_go_in_byte_for_byte(made: tuple[Mined, str]) -> None:
 
 def test_limits_can_be_raised(tmp_path: Path) -> None:
     large, told = encode_jpeg(scene(0), 95) + bytes(MAX_BYTES), {"captions": ["a red square", "two squares"]}
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for suffix, data in {"jpg": large, "json": json.dumps(told).encode()}.items():
-            info = tarfile.TarInfo(f"0.{suffix}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    tarred(tmp_path / "0.tar", {"0.jpg": large, "0.json": json.dumps(told)})
     mined = Mined(source=str(tmp_path / "0.tar"), limits=Limits(max_bytes=len(large)))
     mine(mined, str(tmp_path / "home"))
     version = pack(mined, packing_config(image_size=SIZE), Home(tmp_path / "home"))
@@ -279,12 +274,8 @@ def test_a_picture_that_the_encoder_refuses_is_a_failure_by_name(tmp_path: Path)
     path = write_source(Path(mined.source), units=1, samples=2) / "00000.tar"
     wide = io.BytesIO()
     Image.new("L", (70_000, 68), 255).save(wide, "PNG")
-    with tarfile.open(path, "a") as tar:
-        told = {"captions": ["a red square left of a blue square", "two squares"]}
-        for suffix, data in {"png": wide.getvalue(), "json": json.dumps(told).encode()}.items():
-            info = tarfile.TarInfo(f"panorama.{suffix}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    told = {"captions": ["a red square left of a blue square", "two squares"]}
+    tarred(path, named("panorama", {"png": wide.getvalue(), "json": json.dumps(told)}), mode="a")
     mine(mined, home)
     version = pack(mined, packing_config(image_size=SIZE), Home(home))
     assert version.counts["images"] == 2 and version.counts["pack_failures"] == 1

@@ -14,13 +14,13 @@ from storage.home import Home
 from storage.manifest import Manifest
 from storage.sample import content_key
 from storage.store import Store
+from tests.factories.files import tarred
 from tests.pipeline.packing.test_pack import SIZE, Mined, mine, packing_config, samples_of, scene
-from tests.pipeline.sources.test_tar_rows import Members, write
 
 CAPTIONS = ["a red square left of a blue square", "two squares"]
 
 
-def members(numbers: list[int], **extra: str) -> Members:
+def members(numbers: list[int], **extra: str) -> list[tuple[str, bytes | str]]:
     told = json.dumps({"captions": CAPTIONS, **extra}).encode()
     return [m for n in numbers for m in ((f"{n}.jpg", encode_jpeg(scene(n), 95)), (f"{n}.json", told))]
 
@@ -29,9 +29,9 @@ def members(numbers: list[int], **extra: str) -> Members:
 def doubled(tmp_path: Path) -> tuple[Mined, str]:
     source = tmp_path / "source"
     source.mkdir()
-    write(source / "0.tar", members([0, 1], shard="0"))
-    write(source / "1.tar", members([1, 2], shard="1"))
-    write(source / "2.tar", members([3, 0, 1], shard="2"))
+    tarred(source / "0.tar", members([0, 1], shard="0"))
+    tarred(source / "1.tar", members([1, 2], shard="1"))
+    tarred(source / "2.tar", members([3, 0, 1], shard="2"))
     mined, home = Mined(source=str(source)), str(tmp_path / "home")
     mine(mined, home)
     return mined, home
@@ -104,7 +104,7 @@ def test_an_image_is_kept_by_the_first_unit_that_has_a_box_for_it(doubled: tuple
 
 def test_a_source_without_repeated_images_is_packed_as_ever(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    write(tmp_path / "source/0.tar", members([0, 1]))
+    tarred(tmp_path / "source/0.tar", members([0, 1]))
     mined, home = Mined(source=str(tmp_path / "source")), str(tmp_path / "home")
     mine(mined, home)
     version = pack(mined, packing_config(image_size=SIZE), Home(home))
@@ -165,7 +165,7 @@ def test_an_image_replaced_by_none_is_a_failure_too(tmp_path: Path) -> None:
 
 def test_captions_other_than_those_that_were_mined_are_never_packed(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    path = write(tmp_path / "source/0.tar", members([0, 1]))
+    path = tarred(tmp_path / "source/0.tar", members([0, 1]))
     mined, store = Mined(source=str(path)), Store(tmp_path / "home")
     (unit,) = mine(mined, store.url)
     records = Manifest(store, f"detections/{digest(mined)}/records")

@@ -31,7 +31,7 @@ from storage.model_registry import Decision
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample, tiny_recipe
+from tests.factories.training import sample, tiny_recipe
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from storage.model_registry import fingerprint
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample, tiny_recipe
+from tests.factories.training import sample, tiny_recipe
 
 GATE = GateConfig(
     metrics=("retrieval.image_to_text.r5", "retrieval.text_to_image.r5", "parts.crop_to_phrase.r1")

@@ -20,7 +20,7 @@ from pipeline.training.step_log import StepLog, read_log
 from pipeline.training.train import train
 from storage.checkpoint import Checkpoints
 from storage.home import Home
-from tests.pipeline.training_data import make_home, tiny_recipe
+from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIGNALS = [(signal.SIGTERM, TerminatedError, 0), (signal.SIGINT, KeyboardInterrupt, 130)]

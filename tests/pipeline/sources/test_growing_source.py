@@ -15,7 +15,7 @@ from pipeline.sources.source import UnitGoneError, open_source
 from storage.home import Home
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.mining.test_mine import config, detector, home, samples, source, write_tar  # noqa: F401  (fixtures are used by name)
+from tests.factories.mining import config, detector, home, samples, source, write_tar  # noqa: F401  (fixtures are used by name)
 
 PACK = PackConfig(image_size=16, threshold=0.1, min_area_px=None, gate=QualityConfig(max_failed=None))
 

@@ -16,8 +16,8 @@ from pipeline.training.recipes import Recipe, StartConfig
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.training.train import make_optimiser, prepare, train
 from storage.home import Home
+from tests.factories.training import make_home, sample, tiny_recipe
 from tests.models.checkpoints.layouts import transformers_clip
-from tests.pipeline.training_data import make_home, sample, tiny_recipe
 
 LORA = {"learn": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_blocks": 1}
 

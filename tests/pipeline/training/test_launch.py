@@ -9,7 +9,7 @@ import pytest
 from pipeline.training.launch import launch
 from pipeline.training.run_dir import prepare
 from storage.home import Home
-from tests.pipeline.training_data import make_home, tiny_recipe
+from tests.factories.training import make_home, tiny_recipe
 
 ROOT = Path(__file__).parents[3]
 

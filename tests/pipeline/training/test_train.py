@@ -21,7 +21,7 @@ from pipeline.training.run_dir import exclusive_lock
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.training.train import main, prepare, train
 from storage.home import Home
-from tests.pipeline.training_data import make_home, tiny_recipe
+from tests.factories.training import make_home, tiny_recipe
 
 CURVE = ("step", "loss", "terms", "lr", "curvature", "temperature", "radius", "epoch")
 

@@ -1,8 +1,6 @@
 """What a run has to tell: numbers that were counted, nothing from data taken for markup."""
 
-import io
 import json
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from storage.sample import Failure
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample
+from tests.factories.files import tarred
+from tests.factories.training import sample
 
 BAD = "a | b <img src=x onerror=alert(1)> `c` [d](javascript:e)\nnext"
 LABELS = [
@@ -38,12 +37,8 @@ def mined(tmp_path: Path) -> tuple[MineConfig, Home]:
     source, home = tmp_path / "source", tmp_path / "home"
     source.mkdir()
     made = sample(1)
-    with tarfile.open(source / "00000.tar", "w") as tar:
-        texts = {"jpg": made.image, "txt": b"a red square", "json": json.dumps({"objects": LABELS}).encode()}
-        for suffix, data in texts.items():
-            member = tarfile.TarInfo(f"0.{suffix}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    texts = {"0.jpg": made.image, "0.txt": "a red square", "0.json": json.dumps({"objects": LABELS})}
+    tarred(source / "00000.tar", texts)
     config = MineConfig(source=str(source), grounder="transformers:none", weights="w1")
     (unit,) = open_source(config.source).units()
     (read,) = open_source(config.source).samples(unit, lambda failure: None)

@@ -13,7 +13,7 @@ from storage.sample import Part, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample
+from tests.factories.training import sample
 
 
 def jpeg(number: int) -> bytes:

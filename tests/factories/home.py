@@ -1,9 +1,7 @@
 """A small home with a file of every kind: mined and packed by the real stages, with a registry beside it."""
 
-import io
 import json
 import random
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from storage.model_registry import (
 )
 from storage.store import Store
 from storage.versions import Version
+from tests.factories.files import named, tarred
 
 SEED = 7
 # Nothing in a home tells that one of these was there: it is made again, or its absence is what there was before.
@@ -176,15 +175,13 @@ def _is_failures(path: Path) -> bool:
 
 
 def _write_unit(path: Path, numbers: range) -> None:
-    with tarfile.open(path, "w") as tar:
-        for number in numbers:
-            pixels = np.full((48, 64, 3), 250 if number == 3 else 20 * number, np.uint8)
-            image = encode_jpeg(pixels, 95) if number != 4 else b"no image"
-            told = {"captions": [f"a red square left of a blue square {number}", "two squares"]}
-            for suffix, data in {"jpg": image, "json": json.dumps(told).encode()}.items():
-                info = tarfile.TarInfo(f"{number:09d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members: dict[str, bytes | str] = {}
+    for number in numbers:
+        pixels = np.full((48, 64, 3), 250 if number == 3 else 20 * number, np.uint8)
+        image = encode_jpeg(pixels, 95) if number != 4 else b"no image"
+        told = {"captions": [f"a red square left of a blue square {number}", "two squares"]}
+        members |= named(f"{number:09d}", {"jpg": image, "json": json.dumps(told)})
+    tarred(path, members)
 
 
 def _fill_registry(home: Path) -> None:
