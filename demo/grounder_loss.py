@@ -73,14 +73,14 @@ def phrase_of_token(input_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     return ended.masked_fill(special, -1)
 
 
-def phrase_logits(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " T"], count: int) -> Float[Tensor, "Q P"]:
+def phrase_logits(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " L"], count: int) -> Float[Tensor, "Q P"]:
     """Logit of each query for each of `count` phrases: the largest over the phrase's tokens."""
     tokens = logits[:, : owner.shape[0]].float().masked_fill(owner < 0, -30.0)
     empty = tokens.new_full((logits.shape[0], count), -30.0)
     return empty.scatter_reduce(1, owner.clamp(min=0).expand_as(tokens), tokens, "amax")
 
 
-def phrase_scores(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " T"], count: int) -> Float[Tensor, "Q P"]:
+def phrase_scores(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " L"], count: int) -> Float[Tensor, "Q P"]:
     """Score of each query for each phrase, as a grounding backend reads it."""
     return phrase_logits(logits, owner, count).sigmoid()
 
@@ -135,12 +135,15 @@ def match(cost: Float[Tensor, "Q M"], copies: int = 1) -> tuple[Tensor, Tensor]:
 def stage_loss(
     logits: Float[Tensor, "B Q T"],
     boxes: Float[Tensor, "B Q 4"],
-    owners: Int[Tensor, "B T"],
+    owners: Int[Tensor, "B L"],
     targets: Sequence[Target],
     config: LossConfig,
     copies: int = 1,
 ) -> dict[str, Tensor]:
-    """Class, L1 and GIoU loss of one stage (a decoder layer, or the encoder), per matched box of the batch."""
+    """Class, L1 and GIoU loss of one stage (a decoder layer, or the encoder), per matched box of the batch.
+
+    Logits are padded to T >= L, the tokens of the longest text of the batch.
+    """
     total = {name: logits.new_zeros((), dtype=torch.float32) for name in ("class", "box", "giou")}
     matched = 0
     for scores, predicted, owner, target in zip(logits, boxes, owners, targets, strict=True):

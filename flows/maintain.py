@@ -29,19 +29,18 @@ _PAGE = 100
 
 
 class MaintainConfig(Config):
-    """How long things are kept.
-
-    Attributes:
-        runs_days: flow runs that ended, with their task runs; their logs and artifacts go with the server's vacuum.
-        results_days: result files of flow runs on this machine.
-        files_hours: files in the home that no record and no version names.
-        most_runs: at most so many flow runs are deleted at a time, so that the server stays responsive.
-    """
+    """How long things are kept."""
 
     runs_days: float = Field(default=30, gt=0)
+    """Days after which ended flow runs are deleted, with their task runs; the server's own vacuum deletes
+    their logs and artifacts.
+    """
     results_days: float = Field(default=30, gt=0)
+    """Days after which result files of flow runs on this machine are deleted."""
     files_hours: float = Field(default=24, gt=0)
+    """Hours after which files of the home that no record and no version names are deleted."""
     most_runs: int = Field(default=2000, ge=1)
+    """Maximum number of flow runs deleted per run of this flow, so that the server stays responsive."""
 
 
 @flow(name="maintain", persist_result=True, result_serializer="json", timeout_seconds=3600)

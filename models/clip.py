@@ -32,26 +32,36 @@ IMAGE_CONFIGS = {"vit": VisionConfig, "poincare_resnet": PoincareResNetConfig}
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """Towers, space and learned scalars of a dual encoder.
+    """Towers, space and learned scalars of a dual encoder."""
 
-    `factors` hyperboloids of dim / factors dimensions make the space of geometry "product".
-    """
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
+    """Image tower; its `kind` selects the architecture."""
     text: TextConfig = field(default_factory=TextConfig)
+    """Text tower."""
     dim: int = 512
+    """Dimensions of the embedding."""
     geometry: Geometry = "lorentz"
+    """Embedding space: one hyperboloid ("lorentz"), a product of `factors` hyperboloids, or the Euclidean
+    unit sphere.
+    """
     factors: int = 1
+    """Number of hyperboloids of geometry "product", each of dim / factors dimensions."""
     curvature: float = 1.0
+    """Initial c > 0 of the learned curvature -c."""
     curvature_min: float = 0.1
+    """Minimum of the learned c."""
     curvature_max: float = 10.0
+    """Maximum of the learned c."""
     temperature: float = 0.07
+    """Initial softmax temperature; at least 1 / max_scale."""
     max_scale: float = 100.0
-    # ImageNet's statistics, for pixels in [0, 1].
+    """Maximum of the learned logit scale, 1 / temperature."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each colour channel, for pixels in [0, 1]; ImageNet's by default."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each colour channel, for pixels in [0, 1]; ImageNet's by default."""
 
     def __post_init__(self) -> None:
         if self.geometry not in (known := get_args(Geometry)):

@@ -1,7 +1,6 @@
 """Configuration: frozen, typed objects that refuse what they do not know and name the nearest they do."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import typing
@@ -9,6 +8,9 @@ from typing import Any, ClassVar, Self
 
 import pydantic
 import pydantic_core
+
+from pipeline.config_fields import fields_of, follow, nearest_field, nearest_value
+from pipeline.config_fields import nearest as nearest
 
 C = typing.TypeVar("C", bound="Config")
 
@@ -26,7 +28,9 @@ class Config(pydantic.BaseModel):
     that everything made before keeps its name. A plain dataclass inside a Config may name such fields too.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     incidental: ClassVar[frozenset[str]] = frozenset()
     digest_if_set: ClassVar[frozenset[str]] = frozenset()
@@ -69,85 +73,51 @@ def digest(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the closest known name, or all known names when none is close."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
-
-
 def explain(owner: type, error: pydantic.ValidationError) -> str:
-    """Turn a pydantic error into one line: every wrong option, its value, and the nearest known name."""
+    """Turn a pydantic error into one line: every wrong option by its full path, its value, the nearest known one."""
     lines = []
-    for item in error.errors(include_url=False):
-        path = item["loc"]
-        holder, names = _follow(owner, path)
-        where = ".".join(names)
+    for location, item in _items(error):
+        holder, path = follow(owner, location)
+        where, text = ".".join(path), item["msg"].removeprefix("Value error, ")
         inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, ConfigError):  # a nested Config has already said it well
+        if isinstance(inner, ConfigError):  # a validator of ours has already said it well
             lines.append(str(inner))
         elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            lines.append(
-                f"unknown option '{where}' of {owner.__name__}{nearest(str(path[-1]), _fields(holder))}"
-            )
+            lines.append(f"unknown option '{where}' of {owner.__name__}{nearest_field(holder, path)}")
         elif item["type"] == "missing":
             lines.append(f"option '{where}' of {owner.__name__} is required")
-        elif not names:  # what several options have to satisfy together: the text names them
-            lines.append(f"{owner.__name__}: {item['msg'].removeprefix('Value error, ')}")
+        elif not item["loc"]:  # what several options have to satisfy together: the text names them
+            prefix = f"option '{where}' of " if where else ""
+            lines.append(f"{prefix}{owner.__name__}: {text}")
         else:
-            text = item["msg"].removeprefix("Value error, ")
+            text += (
+                nearest_value(item["input"], item["ctx"]["expected"])
+                if item["type"] == "literal_error"
+                else ""
+            )
             lines.append(f"option '{where}' of {owner.__name__} is {_short(item['input'])}: {text}")
     return "; ".join(dict.fromkeys(lines))
+
+
+def _items(
+    error: pydantic.ValidationError, above: tuple[int | str, ...] = ()
+) -> typing.Iterator[tuple[tuple[int | str, ...], Any]]:
+    """(location from the outermost configuration, pydantic's item) of everything that is wrong.
+
+    A nested Config raises a ConfigError; the ValidationError that it stands for is its context.
+    """
+    for item in error.errors(include_url=False):
+        location, inner = (*above, *item["loc"]), item.get("ctx", {}).get("error")
+        cause = inner.__context__ if isinstance(inner, ConfigError) else None
+        if isinstance(cause, pydantic.ValidationError):
+            yield from _items(cause, location)
+        else:
+            yield location, item
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _fields(owner: Any) -> dict[str, Any]:
-    """Field name -> annotation of a Config or dataclass; empty for anything else."""
-    if isinstance(owner, type) and issubclass(owner, pydantic.BaseModel):
-        return {name: field.annotation for name, field in owner.model_fields.items()}
-    if isinstance(owner, type) and dataclasses.is_dataclass(owner):
-        hints = typing.get_type_hints(owner)
-        return {field.name: hints[field.name] for field in dataclasses.fields(owner)}
-    return {}
-
-
-def _follow(owner: Any, path: tuple[int | str, ...]) -> tuple[Any, list[str]]:
-    """Follow a pydantic error location from `owner`: the class that holds its last field, and the location as
-    one would write it, without the tags of unions."""
-    holder, annotation, names = owner, owner, []
-    for step in path:
-        if step in _fields(owner):
-            holder, annotation = owner, _fields(owner)[str(step)]
-            owner = _first_with_fields(annotation)
-        elif member := _tagged(annotation, step):
-            owner = member
-            continue
-        else:  # an unknown field, or a list index
-            holder = owner
-        names.append(str(step))
-    return holder, names
-
-
-def _tagged(annotation: Any, tag: int | str) -> Any:
-    """The member of a union of dataclasses that has `tag` for the default of a field; None elsewhere."""
-    for member in typing.get_args(annotation):
-        fields = dataclasses.fields(member) if dataclasses.is_dataclass(member) else ()
-        if any(field.default == tag for field in fields):
-            return member
-    return None
-
-
-def _first_with_fields(annotation: Any) -> Any:
-    if _fields(annotation):
-        return annotation
-    for argument in typing.get_args(annotation):
-        if found := _first_with_fields(argument):
-            return found
-    return None
 
 
 def essence(value: Any) -> Any:
@@ -203,8 +173,8 @@ def override(config: C, assignments: typing.Iterable[str]) -> C:
             target = target.setdefault(parent, {}) if isinstance(target, dict) else None
             if not isinstance(target, dict):
                 raise ConfigError(f"option '{parent}' of {type(config).__name__} in '{name}' holds no fields")
-        holder, _ = _follow(type(config), tuple(name.split(".")))
-        annotation = _fields(holder).get(last)
+        holder, _ = follow(type(config), tuple(name.split(".")))
+        annotation = fields_of(holder).get(last)
         # A name may look like a number.
         target[last] = (
             text if annotation in (str, str | None) and not isinstance(value, annotation) else value

@@ -115,7 +115,7 @@ class Embedder:
         return self._finite(out)
 
     @torch.inference_mode()
-    def lift_text(self, features: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+    def lift_text(self, features: Float[Tensor, "*K D"]) -> Float[Tensor, "*K D"]:
         """Projected text features -> points."""
         return self.model.lift_text(features)
 

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from models.checkpoints import read_checkpoint
 from pipeline.config import Config, ConfigError, digest
-from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.pack import PackConfig
@@ -18,31 +19,30 @@ from storage.versions import Version, Versions
 
 
 class JourneyConfig(Config):
-    """From captioned images to a report.
-
-    Attributes:
-        mine: the source, the grounder and how they are mined.
-        pack: how detections become training shards.
-        recipe: what is trained.
-        assess: how it is assessed.
-        assess_source: held-out captioned images, mined and labelled like the source; None assesses on the val split
-            (then pack.holdout must be above 0, as `packing_for` makes it).
-        taxonomy: taxonomy.json with the classes of zero-shot and hierarchy; None leaves both out.
-        run: name of the run; by default made of recipe, version and configuration, so that the same journey goes on
-            in the same run.
-        processes: of training; one for each GPU.
-    """
+    """From captioned images to a report."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"run", "processes"})
 
     mine: MineConfig
+    """The source, the grounder and how they are mined."""
     pack: PackConfig = PackConfig()
+    """How boxes are selected and how training shards are written."""
     recipe: Recipe
+    """What is trained."""
     assess: AssessConfig = AssessConfig()
+    """How the run is evaluated."""
     assess_source: str | None = None
+    """Held-out captioned images, mined and labelled like the source. null evaluates on the val split; then
+    pack.holdout must be above 0.
+    """
     taxonomy: str | None = None
+    """File taxonomy.json with the classes of zero-shot and hierarchy; null leaves both out."""
     run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    """Name of the run. null derives it from recipe, version and configuration, so that the same journey
+    resumes the same run.
+    """
     processes: int = Field(default=1, ge=1)
+    """Training processes, one per GPU."""
 
 
 HELD_OUT = 0.1  # share of the images that is kept for assessment where no other images are given for it
@@ -109,6 +109,16 @@ def held_out(config: JourneyConfig) -> MineConfig | None:
     return config.mine.replace(source=config.assess_source)
 
 
+def evaluation_of(config: JourneyConfig, version: str) -> EvaluationSpec:
+    """What a model of the journey, trained on that dataset version, is evaluated on."""
+    return EvaluationSpec(
+        version=version,
+        assess_source=config.assess_source,
+        taxonomy=config.taxonomy,
+        config=config.assess,
+    )
+
+
 def run_dir(home: str, recipe: Recipe, version: str, name: str | None = None) -> Path:
     """Directory of a run. Training writes checkpoints in place, so it must be on this machine.
 
@@ -131,7 +141,7 @@ def mining_report(
     held-out source when it is given and labelled, else of the source; null without labels.
     """
     found = mining.summary(config, home)
-    quality = mining.phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)
+    quality = phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)
     return {
         **{name: found[name] for name in ("images", "captions", "phrases", "phrases_with_boxes", "failures")},
         "candidates": found["boxes"],

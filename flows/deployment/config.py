@@ -18,46 +18,44 @@ EMBEDDED = Path(__file__).resolve().parents[2] / "demo" / "weights" / "grounder"
 
 
 class DeployConfig(Config):
-    """What is deployed; kept in HOME/deploy.json.
-
-    Attributes:
-        home: where everything Hyco makes is kept, as the workers see it.
-        retrain: the source that is watched, how it is mined, packed, trained on, assessed and judged.
-        preset: size of the training that new data starts: smoke, small or full.
-        pool_type: what workers start a flow run in.
-        heavy_pool: where what needs a GPU runs: "gpu", or "cpu" where there is none.
-        image: container image with Hyco in it, for docker and kubernetes.
-        volumes: of docker containers, NAME_OR_FOLDER:PLACE; the home and the source have to be among them.
-        networks: of docker containers; the server has to be in one.
-        claim: PersistentVolumeClaim of kubernetes pods, mounted at /data; the home and the source have to be in it.
-        directory: working directory of process workers.
-        gpus: how many GPUs trainings, minings and assessments hold at once.
-        cpu_trainings: trainings at once on CPUs.
-        watch_every_s: seconds between looks at the source; events make them sooner.
-        maintain_cron: when old things are deleted.
-        gather_s: events are gathered for so many seconds before a look.
-        dead_after_s: a run without a heartbeat for so long is marked Crashed.
-        lost_after_s: a run that was taken up and has not begun after so long is marked Crashed; 600 s at least where
-            a container's image may have to come first.
-    """
+    """What is deployed; kept in HOME/deploy.json."""
 
     home: str
+    """Home directory or fsspec URL, as the workers see it."""
     retrain: RetrainConfig
+    """The watched source, how it is mined, packed, trained on, evaluated and judged."""
     preset: Preset = "full"
+    """Size of the training that new data starts: 20 steps, a tenth of the recipe's steps, or all."""
     pool_type: PoolType = "process"
+    """How workers start a flow run."""
     heavy_pool: Literal["cpu", "gpu"] = "cpu"
+    """Work pool of the flows that need a GPU; "cpu" where there is none."""
     image: str = "hyco-gpu:latest"
+    """Container image with Hyco in it, for docker and kubernetes."""
     volumes: tuple[str, ...] = ()
+    """Volumes of docker containers, NAME_OR_FOLDER:PLACE; the home and the source must be among them."""
     networks: tuple[str, ...] = ()
+    """Networks of docker containers; the server must be in one of them."""
     claim: str | None = None
+    """PersistentVolumeClaim of kubernetes pods, mounted at /data; the home and the source must be in it."""
     directory: str = "."
+    """Working directory of process workers."""
     gpus: int = Field(default=1, ge=1)
+    """Maximum number of GPUs used at once by training, mining and evaluation."""
     cpu_trainings: int = Field(default=1, ge=1)
+    """Maximum number of trainings at once on CPUs."""
     watch_every_s: float = Field(default=300.0, ge=10)
+    """Seconds between scheduled checks of the source; events start them earlier."""
     maintain_cron: str = "17 3 * * *"
+    """Cron schedule (UTC) of the maintenance."""
     gather_s: float = Field(default=20, ge=1)
+    """Seconds for which events are gathered before a check."""
     dead_after_s: float = Field(default=90, ge=60)
+    """Seconds without a heartbeat after which a run is marked Crashed."""
     lost_after_s: float = Field(default=110, ge=60)
+    """Seconds after which a run that was taken up and has not begun is marked Crashed; at least 600 where a
+    container image may have to be pulled first.
+    """
 
     @field_validator("maintain_cron")
     @classmethod

@@ -15,25 +15,26 @@ from models.resnets.poincare_resnet import PoincareResNet
 
 @dataclass(frozen=True, kw_only=True)
 class PoincareResNetConfig:
-    """Shape of the tower; the defaults are the ResNet-20 of the paper, whose images have 32 pixels.
+    """Shape of the tower; the defaults are the ResNet-20 of the paper, whose images have 32 pixels."""
 
-    Attributes:
-        image_size: of the images it is given in training; pooling adapts, so other sizes work.
-        depth: 6n + 2. widths: channels of the three stages. c: curvature of its layers is -c, apart from that
-            of the space the feature is lifted into. learn_c: learn c. stem_stride: of the first convolution; 2
-            or 4 where images are large. init: of its convolutions, see `PoincareResNet`.
-    """
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     kind: Literal["poincare_resnet"] = "poincare_resnet"
+    """Architecture of the tower."""
     image_size: int = 32
+    """Side of the training images, in pixels. Pooling adapts, so other sizes work."""
     depth: int = 20
+    """Number of layers, 6n + 2."""
     widths: tuple[int, int, int] = (8, 16, 32)
+    """Channels of the three stages; the last one is the width of the feature."""
     c: float = 0.1
+    """c > 0 of the layers, whose curvature is -c; independent of that of the embedding space."""
     learn_c: bool = False
+    """Whether c is learned."""
     stem_stride: int = 1
+    """Stride of the first convolution; 2 or 4 for large images."""
     init: Literal["identity", "normal"] = "identity"
+    """Initialisation of the convolutions, see models.resnets.poincare_resnet.PoincareResNet."""
 
     def __post_init__(self) -> None:
         if self.image_size < 4 * self.stem_stride:

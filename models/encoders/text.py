@@ -17,17 +17,26 @@ from models.encoders.block import Activation, Block
 class TextConfig:
     """Shape of the text tower; the defaults are CLIP's vocabulary and the tower of MERU and HyCoCLIP."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     vocab_size: int = 49408
+    """Number of tokens of the vocabulary."""
     context_length: int = 77
+    """Maximum number of tokens of a text, begin and end token included."""
     width: int = 512
+    """Dimensions of a token."""
     depth: int = 12
+    """Number of transformer blocks."""
     heads: int = 8
+    """Attention heads per block; they divide `width`."""
     mlp_ratio: float = 4.0
+    """Width of a block's hidden layer / `width`."""
     end_token: int = 49407
+    """Id of the end-of-text token, where the feature is read."""
     activation: Activation = "gelu"
+    """Activation of the blocks; OpenAI's CLIP has "quick_gelu"."""
     norm_eps: float = 1e-5
+    """Term added to the variance in layer normalisation."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.end_token < self.vocab_size:

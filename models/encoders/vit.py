@@ -17,29 +17,36 @@ from models.encoders.block import Activation, Block
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Shape of the image tower; the defaults are ViT-S/16 at 224 pixels with the paper's 12 heads.
+    """Shape of the image tower; the defaults are ViT-S/16 at 224 pixels with the paper's 12 heads."""
 
-    Attributes:
-        positions: "sincos" (computed, not saved), "fixed" (not learned, saved with the weights: those of a
-            published checkpoint, whose grid may be laid out otherwise) or "learned".
-        first_norm: a norm of the tokens before the first block, as CLIP has it.
-        patch_bias: whether the patch embedding has a bias; CLIP's has none.
-    """
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     kind: Literal["vit"] = "vit"
+    """Architecture of the tower."""
     image_size: int = 224
+    """Side of the images, in pixels; a multiple of `patch_size`."""
     patch_size: int = 16
+    """Side of a patch, in pixels."""
     width: int = 384
+    """Dimensions of a token."""
     depth: int = 12
+    """Number of transformer blocks."""
     heads: int = 12
+    """Attention heads per block; they divide `width`."""
     mlp_ratio: float = 4.0
+    """Width of a block's hidden layer / `width`."""
     positions: Literal["sincos", "fixed", "learned"] = "sincos"
+    """Position embeddings: "sincos" (computed, not stored), "fixed" (not learned, stored with the weights:
+    those of a published checkpoint, whose grid may be laid out otherwise) or "learned".
+    """
     activation: Activation = "gelu"
+    """Activation of the blocks; OpenAI's CLIP has "quick_gelu"."""
     norm_eps: float = 1e-5
+    """Term added to the variance in layer normalisation."""
     first_norm: bool = False
+    """Whether the tokens are normalised before the first block, as in CLIP."""
     patch_bias: bool = True
+    """Whether the patch embedding has a bias; CLIP's has none."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:

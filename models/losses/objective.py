@@ -34,23 +34,30 @@ BOXES: tuple[Node, ...] = ("image_box", "text_box")
 class ContrastRow:
     """Cross-entropy of each `query` picking its own sample among the `key`s of the global batch."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     query: Node
+    """Node whose embeddings search; text_box and image_box have a row per box."""
     key: Whole
+    """Node that is searched, a whole image or text."""
     weight: float
+    """Factor of the term in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntailmentRow:
     """Batch mean of max(0, exterior angle(general, specific) - eta * half-aperture(general))."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     general: Node
+    """Node that contains the other: its entailment cone is used."""
     specific: Node
+    """Node that is contained."""
     eta: float
+    """Factor of the cone's half-aperture (eta of HyCoCLIP): below 1 a narrower cone."""
     weight: float
+    """Factor of the term in the loss."""
 
     def __post_init__(self) -> None:
         if self.specific in BOXES and self.general not in BOXES:
@@ -61,22 +68,20 @@ class EntailmentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The rows of a loss.
+    """The rows of a loss."""
 
-    Attributes:
-        contrast: who finds whom.
-        entailment: who contains whom.
-        aperture: the K of the entailment cones.
-        pairs_at_once: most entries (of queries, keys and factors) of a matrix of scores held at once; a larger
-            matrix is streamed in pieces of this size.
-    """
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     contrast: tuple[ContrastRow, ...]
+    """Cross-entropy terms; at least one."""
     entailment: tuple[EntailmentRow, ...] = ()
+    """Entailment terms; they need geometry "lorentz" or "product"."""
     aperture: float = 0.1
+    """Constant K of the entailment cones; the half-aperture at x is asin(2 K / (sqrt(c) |x|))."""
     pairs_at_once: int = 1 << 20
+    """Maximum number of entries (queries x keys x factors) of a score matrix in memory; a larger matrix is
+    streamed in pieces of this size.
+    """
 
     def __post_init__(self) -> None:
         if self.pairs_at_once < 1:

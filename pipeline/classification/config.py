@@ -12,59 +12,79 @@ MODELS = tuple(f"{family}{depth}" for family in ("poincare_resnet", "resnet") fo
 
 
 class FitConfig(Config):
-    """A training of `hyco fit`. The defaults are those of Poincare ResNet (van Spengler et al., ICCV 2023).
-
-    Attributes:
-        model: poincare_resnet20, resnet20 (its Euclidean twin) and depths 32, 44, 56.
-        data: labelled set, NAME:DIR as in pipeline.datasets; its train split is trained on. DIR may change.
-        widths: channels of the three stages.
-        curvature: c > 0 of a Poincare net, -c being its curvature; learn_curvature learns it from there on.
-        init: of a Poincare net's convolutions; "identity" or "normal" (docs/poincare_resnet.md).
-        head: "softmax" is the net's own last layer (linear, or hyperbolic logistic regression), "linear" a linear
-            layer on the (tangent) features, "separation" maximum separation (models/heads/max_separation.py).
-        radius: of the separation head. "equal" gives logits as steep as the softmax head's, so that both have one
-            temperature (see pipeline.classification.model); "learned" starts there and learns it; or a number.
-        imbalance: IF of the long tail, n_c = n_max IF^(c / (C - 1)); 1 keeps every image.
-        known: train on this many classes only, drawn by the seed; the others are unknown in open-set recognition.
-        image_size: side in pixels; other sizes are brought to it.
-        epochs: over the images that are kept. steps: train this many steps instead.
-        schedule: of the rate after warmup_steps: "constant", or "cosine" down to zero.
-        crop: random crop after padding by this many pixels; flip: mirror half of the images.
-        precision: "bfloat16" runs a Euclidean net under autocast; a Poincare net computes in float32 anyway.
-    """
+    """A training of `hyco fit`. The defaults are those of Poincare ResNet (van Spengler et al., ICCV 2023)."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"log_every", "checkpoint_minutes", "checkpoint_steps", "keep"}
     )
 
     model: str = "poincare_resnet20"
+    """Network: a Poincare ResNet or its Euclidean counterpart, with its depth."""
     data: str
+    """Labelled set, NAME:DIR as in pipeline.datasets; its train split is used. DIR may change."""
     widths: tuple[int, int, int] = (8, 16, 32)
+    """Channels of the three stages."""
     curvature: float = Field(default=0.1, gt=0)
+    """c > 0 of a Poincare network, whose curvature is -c; the initial value with learn_curvature."""
     learn_curvature: bool = False
+    """Whether the curvature is learned."""
     init: Literal["identity", "normal"] = "identity"
+    """Initialisation of a Poincare network's convolutions, see docs/poincare_resnet.md."""
     head: Literal["softmax", "linear", "separation"] = "softmax"
+    """Last layer: "softmax" is the network's own last layer (linear, or hyperbolic logistic regression),
+    "linear" a linear layer on the (tangent) features, "separation" maximum separation
+    (models/heads/max_separation.py).
+    """
     radius: float | Literal["equal", "learned"] = "equal"
+    """Radius of the separation head, a positive number. "equal" gives logits as steep as the softmax head's,
+    so that both have one temperature; "learned" starts there and is trained.
+    """
     imbalance: float = Field(default=1.0, gt=0, le=1)
+    """Imbalance factor IF of the long tail, n_c = n_max IF^(c / (C - 1)); 1 keeps every image."""
     known: int | None = Field(default=None, ge=2)
+    """Number of classes that are trained on, drawn by the seed; the others are unknown in open-set
+    recognition. null takes all.
+    """
     image_size: int = Field(default=32, ge=8)
+    """Side of the images, in pixels; other sizes are resized."""
     epochs: int = Field(default=100, ge=1)
+    """Passes over the images that are kept."""
     steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps, instead of `epochs`; null trains the epochs."""
     batch_size: int = Field(default=128, ge=2)
+    """Images per step."""
     optimiser: Literal["adam", "sgd"] = "adam"
+    """Optimiser."""
     lr: float = Field(default=1e-3, gt=0)
+    """Learning rate after the warm-up."""
     weight_decay: float = Field(default=1e-4, ge=0)
+    """L2 penalty; a learned radius and curvature have none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: "constant", or "cosine" down to zero."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps of the linear warm-up."""
     crop: int = Field(default=4, ge=0)
+    """Padding before the random crop, in pixels; 0 does not crop."""
     flip: bool = True
+    """Whether half of the images are flipped horizontally."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the weights, of the order and augmentation of the images, of the long tail and of the known
+    classes.
+    """
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass: "bfloat16" runs a Euclidean network under autocast; a Poincare network
+    always computes in float32.
+    """
     log_every: int = Field(default=20, ge=1)
+    """Steps between lines of log.jsonl."""
     checkpoint_minutes: float = Field(default=5.0, gt=0)
+    """Maximum minutes between checkpoints; there is always one at the end."""
     checkpoint_steps: int = Field(default=2000, ge=1)
+    """Maximum steps between checkpoints; the limit reached first applies."""
     keep: int = Field(default=2, ge=1)
+    """Number of checkpoints that are kept, the latest ones."""
 
     @property
     def hyperbolic(self) -> bool:

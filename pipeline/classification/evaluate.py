@@ -35,32 +35,34 @@ CAPTIONED = "captioned"
 
 
 class EvaluateConfig(Config):
-    """What is measured.
-
-    Attributes:
-        data: where the test split lies; the training's own place by default.
-        ood: strange sets, NAME:DIR as in pipeline.datasets (test split), or captioned:DIR for a captioned source;
-            "scenes=captioned:DIR" calls it scenes in the results.
-        ood_limit: images of each strange set, the first of a seeded order.
-        attacked: test images that are attacked, the first of a seeded order; 0 leaves the attacks out.
-        eps: of both attacks, in [0, 1] pixels; pgd_step and pgd_steps of PGD.
-        draws: bootstrap draws behind each interval.
-        min_coverage: the fraction of a captioned strange set's samples that must be usable.
-    """
+    """What is measured."""
 
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
 
     data: str | None = None
+    """Where the test split lies, NAME:DIR; null takes the training's own place."""
     ood: tuple[str, ...] = ()
+    """Out-of-distribution sets, NAME:DIR as in pipeline.datasets (test split), or captioned:DIR for a
+    captioned source; "scenes=captioned:DIR" names it scenes in the results.
+    """
     ood_limit: int = Field(default=10_000, ge=1)
+    """Maximum number of images per out-of-distribution set, the first in a seeded order."""
     attacked: int = Field(default=0, ge=0)
+    """Test images that are attacked, the first in a seeded order; 0 leaves the attacks out."""
     eps: float = Field(default=8 / 255, gt=0, le=1)
+    """Maximum perturbation of both attacks, for pixels in [0, 1]."""
     pgd_step: float = Field(default=2 / 255, gt=0)
+    """Step size of PGD, for pixels in [0, 1]."""
     pgd_steps: int = Field(default=10, ge=1)
+    """Steps of PGD."""
     batch_size: int = Field(default=250, ge=1)
+    """Images per forward pass."""
     draws: int = Field(default=1000, ge=1)
+    """Bootstrap draws behind each interval."""
     min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
+    """Minimum fraction of a captioned source's samples that must be usable."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the bootstrap, of the orders and of the attacks."""
 
 
 def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") -> dict[str, Any]:

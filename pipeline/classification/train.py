@@ -56,7 +56,9 @@ class FitRun(Config):
     incidental: ClassVar[frozenset[str]] = frozenset({"environment"})
 
     fit: FitConfig
+    """What is trained."""
     environment: dict[str, str] = Field(default_factory=dict)
+    """Python, torch and commit of Hyco that started the run."""
 
 
 def fit(

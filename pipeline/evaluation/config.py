@@ -1,53 +1,87 @@
-"""How a run is assessed."""
+"""How a run is evaluated, and on what."""
 
-from typing import ClassVar, Literal
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import Config, digest
 from pipeline.evaluation.coverage import MIN_COVERAGE
+from pipeline.sources.source import open_source
+from storage.store import Store
+from storage.versions import Versions
 
 
 class AssessConfig(Config):
-    """How a run is assessed.
-
-    Attributes:
-        max_images: at most this many held-out images, the first in order.
-        max_parts: at most this many parts of them, drawn by seed.
-        draws: bootstrap draws behind each interval.
-        seed: of the bootstrap, the shuffled pairs and the images shown in the report.
-        batch_size: images a forward pass.
-        device: "auto" (a GPU where there is one), "cpu", "cuda".
-        samples: mined training samples shown in the report.
-        answers: held-out images shown with the captions found for them.
-        mistakes: wrongly named scenes shown in the report.
-        walks: images from which to walk to the root, drawn by seed.
-        strips: walks shown in the report, the first of them.
-        picture_side: short side of the pictures in the report, in pixels.
-        suite_images: at most this many images of each split of a data set of the suite, drawn by seed; 0 takes all.
-        min_coverage: the fraction of what a data set or held-out source lists that must be there and readable; one
-            with less is refused, since what is left of it is another, easier set.
-        beside: directories of other assessed runs, shown in the report beside this one.
-        probe_heads: heads fitted on the frozen features of labelled sets: softmax, maximum_separation,
-            and prototypes on the hyperboloid; () fits none.
-    """
+    """How a run is evaluated."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device", "beside"})
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
 
     max_images: int = Field(default=5000, ge=2)
+    """Maximum number of held-out images, the first in order."""
     max_parts: int = Field(default=5000, ge=2)
+    """Maximum number of their parts, drawn by `seed`."""
     draws: int = Field(default=1000, ge=100)
+    """Bootstrap draws behind each interval."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the bootstrap, of the shuffled pairs and of the images shown in the report."""
     batch_size: int = Field(default=64, ge=1)
+    """Images per forward pass. Changes memory and speed, not the results."""
     device: str = "auto"
+    """Where the model runs: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"."""
     samples: int = Field(default=8, ge=0, le=60)
+    """Mined training samples shown in the report."""
     answers: int = Field(default=12, ge=0, le=60)
+    """Held-out images shown in the report with the captions retrieved for them."""
     mistakes: int = Field(default=8, ge=0, le=60)
+    """Misclassified scenes shown in the report."""
     walks: int = Field(default=300, ge=2)
+    """Images from which the path to the root is traversed, drawn by `seed`."""
     strips: int = Field(default=4, ge=0, le=20)
+    """Traversals shown in the report, the first ones."""
     picture_side: int = Field(default=224, ge=32, le=640)
+    """Short side of the pictures in the report, in pixels."""
     suite_images: int = Field(default=0, ge=0)
+    """Maximum number of images per split of a published data set, drawn by `seed`; 0 takes all."""
     min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
+    """Minimum fraction of the listed images of a data set or held-out source that must be present and
+    readable. A set below it is refused: what is left of it is another, easier set.
+    """
     beside: tuple[str, ...] = ()
+    """Directories of other evaluated runs, shown in the report beside this one."""
     probe_heads: tuple[Literal["softmax", "maximum_separation", "prototypes"], ...] = ("softmax",)
+    """Heads fitted on the frozen features of labelled sets; [] fits none. "prototypes" lie on the
+    hyperboloid.
+    """
+
+
+class EvaluationSpec(Config):
+    """What a model is evaluated on, and how: champion and challenger are asked the same."""
+
+    version: str = "latest"
+    """Dataset version the run was trained on; its val split is used when there is no assess_source."""
+    assess_source: str | None = None
+    """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names."""
+    taxonomy: str | None = None
+    """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
+    config: AssessConfig = AssessConfig()
+    """Sizes, seeds and device of the evaluation."""
+    suite: str | None = None
+    """Published data sets to measure on as well: "all", or names with commas between."""
+    data: str | None = None
+    """Directory in which these data sets lie."""
+
+    def digest(self, home: str) -> str:
+        """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
+
+        The registry stores the champion's metrics under this name: what it is made of must not change.
+        """
+        if self.assess_source is not None:
+            asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
+        else:
+            asked = [shard.sha256 for shard in Versions(Store(home)).load(self.version).shards.get("val", [])]
+        tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
+        named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
+        return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))

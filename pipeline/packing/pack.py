@@ -42,28 +42,28 @@ Report = Callable[[int], None]
 
 
 class PackConfig(SelectionConfig):
-    """How detections become training shards.
-
-    Attributes:
-        image_size: side of the square crops; whole images keep their shape and are shrunk until their short
-            side is this. A plain JPEG that is not larger goes in byte for byte.
-        holdout: share of the images that goes to the "val" split, chosen by a hash of the key: an image is on
-            the same side in every version.
-        shard_size: most samples in a shard. A shard never holds samples of two source units.
-        quality: of the JPEGs written, 1-100.
-        keep_partless: keep images without an accepted part. The published HyCoCLIP data has none, and
-            training draws a part for every image.
-        gate: what a version must satisfy before it becomes `latest`.
-    """
+    """How detections become training shards."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"gate"})
 
     image_size: int = Field(default=224, ge=16, le=4096)
+    """Side of the square crops, in pixels. Whole images keep their shape and are shrunk to this short side; a
+    plain JPEG that is not larger is stored byte for byte.
+    """
     holdout: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of the images in the "val" split, chosen by a hash of the key: an image is in the same split
+    in every version.
+    """
     shard_size: int = Field(default=1000, ge=1, le=100_000)
+    """Maximum number of samples per shard. A shard never holds samples of two source units."""
     quality: int = Field(default=90, ge=1, le=100)
+    """JPEG quality of the images written."""
     keep_partless: bool = False
+    """Whether images without an accepted part are kept. The published HyCoCLIP data has none, and training
+    draws a part of every image.
+    """
     gate: QualityConfig = QualityConfig()
+    """What a version must satisfy before it becomes `latest`."""
 
 
 def pack(

@@ -12,27 +12,27 @@ from pipeline.config import Config
 
 
 class SelectionConfig(Config):
-    """The rules that turn detections into parts; changing one never runs the detector again.
-
-    Attributes:
-        threshold: least score. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO.
-        nms_iou: of two boxes of the same phrase that overlap more than this, the better stays; None keeps
-            both. A phrase is its text, so "a dog" in two captions of an image is one phrase.
-        nms_all_iou: the same over all boxes of a caption, whatever their phrase, as GRIT does; None keeps
-            both. Other captions are left alone: one object described twice is the point of having several.
-        min_area_px: least area of the box in the original image, in pixels; HyCoCLIP keeps above 32 x 32.
-            None keeps all.
-        max_parts: most parts of an image: the best box of each phrase first, then the next ones, by score.
-        phrases: "chunk" names a part by its noun chunk, "expression" by the referring expression grown from
-            it, and then leaves out expressions that lie within another one, as GRIT does.
-    """
+    """The rules that turn detections into parts; changing one never runs the detector again."""
 
     threshold: float = Field(default=0.35, ge=0, le=1)
+    """Minimum score of a box. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO."""
     nms_iou: float | None = Field(default=0.6, gt=0, le=1)
+    """Maximum IoU of two boxes of the same phrase; above it the better one is kept. null keeps both. A phrase
+    is its text: "a dog" in two captions of an image is one phrase.
+    """
     nms_all_iou: float | None = Field(default=0.8, gt=0, le=1)
+    """Maximum IoU of two boxes of a caption, whatever their phrases, as in GRIT. null keeps both. Boxes of
+    other captions do not count.
+    """
     min_area_px: int | None = Field(default=32**2, ge=0)
+    """Minimum area of a box in the original image, in pixels; HyCoCLIP keeps above 32 x 32. null keeps all.
+    """
     max_parts: int = Field(default=12, ge=1, le=999)
+    """Maximum number of parts per image: the best box of each phrase first, then the others by score."""
     phrases: Literal["chunk", "expression"] = "chunk"
+    """Text of a part: "chunk", its noun chunk, or "expression", the referring expression around it;
+    expressions within another one are then left out, as in GRIT.
+    """
 
 
 @dataclass(frozen=True, slots=True)

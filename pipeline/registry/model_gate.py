@@ -17,14 +17,7 @@ SCORES = ("zero_shot", "retrieval", "hierarchy", "parts", "boxes", "compositiona
 
 
 class GateConfig(Config):
-    """What a challenger is judged by.
-
-    Attributes:
-        metrics: dotted names in metrics.json, such as "zero_shot.top1", of the sections SCORES or of losses. One that
-            neither model has (no taxonomy was given, say) is passed over; one that only the challenger lacks
-            refuses it.
-        tolerance: how much worse than its interval allows a number may be, as a share of the champion's.
-    """
+    """How a challenger is judged."""
 
     metrics: tuple[str, ...] = (
         "zero_shot.top1",
@@ -33,7 +26,11 @@ class GateConfig(Config):
         "parts.crop_to_phrase.r5",
         "hierarchy.jaccard",
     )
+    """Dotted names in metrics.json, such as "zero_shot.top1". A metric that neither model has is skipped (no
+    taxonomy was given, for example); one that only the challenger lacks refuses it.
+    """
     tolerance: float = Field(default=0.0, ge=0, lt=1)
+    """How much worse than its interval allows a metric may be, as a fraction of the champion's value."""
 
     @field_validator("metrics")
     @classmethod
@@ -94,7 +91,7 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
 
 
 def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """How much was asked; where it came from may be spelt in several ways, and Exam.digest names it by its bytes."""
+    """The counts of what was asked. The source is left out: EvaluationSpec.digest compares it by its bytes."""
     return {name: value for name, value in (metrics.get("assessed") or {}).items() if name != "source"}
 
 

@@ -27,26 +27,25 @@ from storage.versions import Version, Versions
 
 
 class RetrainConfig(Config):
-    """When new data leads to a new model, and how it is made and judged.
-
-    Attributes:
-        journey: what is mined, packed, trained and assessed.
-        gate: the numbers that decide between challenger and champion.
-        min_new: training samples that must be in no version that a judged model was trained on.
-        start_from: where training begins: at the champion's weights, or at random ones.
-        attempts: how often one version is tried to be trained on before it waits for a person; attempts that went on
-            from a later checkpoint than those before do not count.
-        settle_s: a file of the source that is younger than this may still be written to: it is left for later.
-    """
+    """When new data starts a training, and how its model is made and judged."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"min_new", "attempts", "settle_s"})
 
     journey: JourneyConfig
+    """What is mined, packed, trained and evaluated."""
     gate: GateConfig = GateConfig()
+    """The metrics that decide between challenger and champion."""
     min_new: int = Field(default=1000, ge=1)
+    """Minimum number of training samples that no judged model was trained on."""
     start_from: Literal["champion", "scratch"] = "champion"
+    """Initial weights: those of the champion, or random ones ("scratch")."""
     attempts: int = Field(default=3, ge=1)
+    """Maximum number of trainings on one version before a person has to decide. Attempts that resumed from a
+    later checkpoint than those before do not count.
+    """
     settle_s: float = Field(default=10.0, ge=0)
+    """Minimum age of a source file, in seconds; a younger one may still be written to and is left for later.
+    """
 
 
 @dataclass(frozen=True, slots=True)

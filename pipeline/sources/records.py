@@ -31,19 +31,19 @@ Places = Callable[[float], float]
 
 
 class Limits(Config):
-    """What a sample may weigh.
-
-    Attributes:
-        max_bytes: of an encoded image.
-        max_pixels: width * height, from the header. Pillow's own limit of 179 million stays, for all but plain JPEGs.
-        max_caption: characters; a longer caption is set aside, and a sample with no other fails.
-        max_text: bytes of a .txt or .json member, or of a line of jsonl.
-    """
+    """Maximum sizes of a sample."""
 
     max_bytes: int = MAX_BYTES
+    """Maximum size of an encoded image, in bytes."""
     max_pixels: int = MAX_PIXELS
+    """Maximum width * height of an image, from its header. Pillow's own limit of 179 million also applies,
+    except to plain JPEGs.
+    """
     max_caption: int = 2000
+    """Maximum length of a caption, in characters; a longer one is left out, and a sample with no other fails.
+    """
     max_text: int = 1 << 20
+    """Maximum size of a .txt or .json member, or of a line of jsonl, in bytes."""
 
 
 class RecordError(ValueError):

@@ -16,31 +16,28 @@ Range = tuple[float, float]
 
 
 class DataConfig(Config):
-    """How samples are drawn, cropped and read.
-
-    Attributes:
-        crop_scale: share of a whole image's area that RandomResizedCrop keeps, from-to.
-        part_crop_scale: the same for a part.
-        crop_ratio: width to height of the piece, from-to.
-        flip: probability of mirroring; captions may speak of left and right, so none by default.
-        parts: most parts of an image in one visit.
-        window: shards whose samples are mixed; a set of fewer shards is shuffled as a whole.
-        cache_bytes: shards are kept in memory, as encoded bytes, up to this size.
-        threads: decoding threads.
-        prefetch: batches made ahead.
-    """
+    """How samples are drawn, cropped and read."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"cache_bytes", "threads", "prefetch"})
 
     crop_scale: Range = (0.5, 1.0)
+    """Minimum and maximum fraction of a whole image's area that RandomResizedCrop keeps."""
     part_crop_scale: Range = (0.5, 1.0)
+    """Minimum and maximum fraction of a part's area that RandomResizedCrop keeps."""
     crop_ratio: Range = (3 / 4, 4 / 3)
+    """Minimum and maximum width / height of a crop."""
     flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of a horizontal flip; 0 by default, since captions may speak of left and right."""
     parts: int = Field(default=1, ge=1)
+    """Maximum number of parts per image and visit."""
     window: int = Field(default=16, ge=1)
+    """Shards whose samples are shuffled together; a set with fewer shards is shuffled as a whole."""
     cache_bytes: int = Field(default=2 << 30, ge=0)
+    """Memory for shards kept as encoded bytes, in bytes per process."""
     threads: int = Field(default=2, ge=1)
+    """Decoding threads per process."""
     prefetch: int = Field(default=4, ge=1)
+    """Batches prepared ahead."""
 
     @field_validator("crop_scale", "part_crop_scale", "crop_ratio")
     @classmethod

@@ -33,74 +33,87 @@ class OptimiserConfig(Config):
     """
 
     lr: float = Field(default=5e-4, gt=0)
+    """Maximum learning rate, reached at the end of the warm-up."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay rate of AdamW's mean of gradients."""
     beta2: float = Field(default=0.98, ge=0, lt=1)
+    """Decay rate of AdamW's mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0)
+    """Term added to AdamW's denominator."""
     weight_decay: float = Field(default=0.2, ge=0)
+    """Decoupled weight decay of tensors with two or more dimensions."""
     warmup_steps: int = Field(default=4000, ge=0)
+    """Steps of the linear warm-up; at most `steps` of the recipe."""
 
 
 class StartConfig(Config):
-    """What training starts from: random weights, or a trained CLIP.
-
-    Attributes:
-        checkpoint: a directory of Hugging Face's CLIP, OpenCLIP or Hyco's own, or a published state dict; empty
-            for random weights. Its towers, dim and pixel statistics take the place of the recipe's.
-        learn: "all", "heads" (projections and scalars; the towers stay as they are) or "lora" (the heads, and
-            adapters in the last blocks).
-        digest: of the checkpoint's weights; filled in when the run is prepared, so that a run goes on, or is made
-            again, from the same ones.
-        lora_rank: rank of an adapter, r of Hu et al. 2022.
-        lora_alpha: its alpha; the adapter counts alpha / rank times.
-        lora_blocks: how many of the last blocks of each tower have adapters.
-    """
+    """The initial weights: random, or those of a trained CLIP."""
 
     checkpoint: str = ""
+    """Directory of a CLIP of Hugging Face, OpenCLIP or Hyco, or a published state dict; empty for random
+    weights. Its towers, dim and pixel statistics replace the recipe's.
+    """
     learn: Literal["all", "heads", "lora"] = "all"
+    """Trained parameters: "all"; "heads" (projections and scalars, frozen towers); "lora" (heads, and
+    adapters in the last blocks).
+    """
     digest: str = ""
+    """Digest of the checkpoint's weights; set when the run is prepared, so that it always resumes from the
+    same weights.
+    """
     lora_rank: int = Field(default=16, ge=1)
+    """Rank of an adapter, r of Hu et al. 2022."""
     lora_alpha: int = Field(default=32, ge=1)
+    """Scale of an adapter: its output is multiplied by lora_alpha / lora_rank."""
     lora_blocks: int = Field(default=4, ge=1)
+    """Number of the last blocks of each tower that have adapters."""
 
 
 class Recipe(Config):
-    """Everything a training run depends on, the data apart.
-
-    Attributes:
-        name: which function of this module made it.
-        model: towers and space. The vocabulary and the end token come from the tokenizer; the size given here
-            is the most tokens a trained one may have.
-        start: a trained CLIP to start from, and how much of it learns.
-        tokenizer: "train" (on the training captions; with `start`, the checkpoint's own is taken), or a directory
-            or hub name of a CLIP tokenizer.
-        batch_size: samples a step, all processes together.
-        entailment_ramp: steps over which the entailment weights rise from 0, linearly; 0 as in the paper.
-        precision: of the towers; the geometry and the loss are always float32.
-        log_every: steps between lines of log.jsonl.
-        checkpoint_minutes: between checkpoints; there is always one at the end.
-        checkpoint_steps: between checkpoints, whichever comes first.
-    """
+    """Everything a training run depends on except the data."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"}
     )
 
     name: str
+    """Name of the function of pipeline/training/recipes.py that made it."""
     model: ClipConfig
+    """Towers and embedding space. The vocabulary and the end token come from the tokenizer; `text.vocab_size`
+    is the maximum size of a trained one.
+    """
     objective: ObjectiveConfig
+    """Rows of the loss."""
     data: DataConfig = DataConfig()
+    """How training samples are drawn, cropped and read."""
     optimiser: OptimiserConfig = OptimiserConfig()
+    """Optimiser and learning-rate schedule."""
     start: StartConfig = StartConfig()
+    """Initial weights, and which of them are trained."""
     tokenizer: str = "train"
+    """Tokenizer: "train" (on the training captions, or the one of `start.checkpoint`), or a directory or hub
+    name of a CLIP tokenizer.
+    """
     batch_size: int = Field(ge=2)
+    """Samples per step, over all processes."""
     steps: int = Field(ge=1)
+    """Optimiser steps of the training."""
     entailment_ramp: int = Field(default=0, ge=0)
+    """Steps over which the entailment weights rise linearly from 0; 0 uses them in full from the first step,
+    as in the paper.
+    """
     seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights and of the order, captions, parts and crops of the samples."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the towers; the geometry and the loss are always float32."""
     log_every: int = Field(default=20, ge=1)
+    """Steps between lines of log.jsonl."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """Maximum minutes between checkpoints; there is always one at the end."""
     checkpoint_steps: int = Field(default=10_000, ge=1)
+    """Maximum steps between checkpoints; the limit reached first applies."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """Number of checkpoints that are kept, the latest ones."""
 
     def entailment_share(self, step: int) -> float:
         """Factor of the entailment weights after `step` steps."""

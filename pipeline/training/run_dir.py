@@ -36,9 +36,13 @@ class RunConfig(Config):
     incidental: ClassVar[frozenset[str]] = frozenset({"home", "environment"})
 
     home: str
+    """Home directory or fsspec URL that holds the dataset version."""
     version: str
+    """Full name of the dataset version."""
     recipe: Recipe
+    """What is trained."""
     environment: dict[str, str] = Field(default_factory=dict)
+    """Python, torch and commit of Hyco that started the run."""
 
     @model_validator(mode="before")
     @classmethod

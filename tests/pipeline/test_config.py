@@ -1,8 +1,8 @@
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Config, ConfigError, digest, override
 
@@ -31,14 +31,14 @@ class Outer(Config):
     [
         ({"raet": 1}, "unknown option 'raet' of Outer; did you mean 'rate'?"),
         ({"zzz": 1}, "unknown option 'zzz' of Outer; known: inner, many, maybe, rate"),
-        ({"inner": {"widht": 3}}, "unknown option 'widht' of Inner; did you mean 'width'?"),
-        ({"many": [{"widht": 3}]}, "unknown option 'widht' of Inner; did you mean 'width'?"),
-        ({"maybe": {"dept": 3}}, "unknown option 'maybe.dept' of Outer; did you mean 'depth'?"),
+        ({"inner": {"widht": 3}}, "unknown option 'inner.widht' of Outer; did you mean 'inner.width'?"),
+        ({"many": [{"widht": 3}]}, "unknown option 'many.0.widht' of Outer; did you mean 'many.0.width'?"),
+        ({"maybe": {"dept": 3}}, "unknown option 'maybe.dept' of Outer; did you mean 'maybe.depth'?"),
         ({"rate": "fast"}, "option 'rate' of Outer is 'fast': Input should be a valid number"),
         ({"rate": float("nan")}, "option 'rate' of Outer is nan"),
         (
             {"inner": {"width": -1}},
-            "option 'width' of Inner is -1: Input should be greater than or equal to 0",
+            "option 'inner.width' of Outer is -1: Input should be greater than or equal to 0",
         ),
     ],
 )
@@ -102,9 +102,70 @@ def test_override() -> None:
     for wrong, message in [
         ("rate", "'rate' is not FIELD=VALUE"),
         ("raet=1", "did you mean 'rate'"),
-        ("inner.widht=1", "did you mean 'width'"),
+        ("inner.widht=1", r"did you mean 'inner\.width'"),
         ("rate=fast", "is 'fast'"),
         ("rate.x=1", "holds no fields"),
     ]:
         with pytest.raises(ConfigError, match=message):
             override(Outer(), [wrong])
+
+
+class Bare(Config):
+    recipe: Outer = Outer()
+    other: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("recipe.width=5", "unknown option 'recipe.width' of Bare; did you mean 'recipe.inner.width'?"),
+        ("depth=5", "unknown option 'depth' of Bare; did you mean 'recipe.maybe.depth'?"),
+        ("width=5", "unknown option 'width' of Bare; did you mean 'other.width'?"),  # the shallowest
+        ("recipe.devise=5", "did you mean 'recipe.inner.device'?"),
+        ("recipe.zzz=5", "known: inner, many, maybe, rate"),
+        ("recipe.inner.width=-1", "option 'recipe.inner.width' of Bare is -1"),
+    ],
+)
+def test_a_wrong_field_is_searched_for_below(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Bare(), [assignment])
+    assert message in str(caught.value)
+
+
+def test_fields_of_one_name_are_all_named() -> None:
+    class Two(Config):
+        left: Inner = Inner()
+        right: Inner = Inner()
+
+    with pytest.raises(ConfigError, match=r"did you mean 'left\.width' or 'right\.width'\?"):
+        override(Two(), ["width=1"])
+
+
+def test_a_value_outside_a_closed_set_names_the_nearest() -> None:
+    class Closed(Config):
+        kind: Literal["cosine", "constant"] = "cosine"
+
+    with pytest.raises(ConfigError, match=r"is 'cosin': Input should be .*; did you mean 'cosine'\?"):
+        Closed(kind="cosin")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"is 7: Input should be 'cosine' or 'constant'$"):
+        Closed.model_validate({"kind": 7})
+
+
+def test_what_several_options_must_satisfy_names_their_owner() -> None:
+    class Pair(Config):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Self:
+            if self.low > self.high:
+                raise ValueError(f"low {self.low} exceeds high {self.high}")
+            return self
+
+    class Holder(Config):
+        pair: Pair = Pair()
+
+    with pytest.raises(ConfigError, match=r"^Pair: low 3 exceeds high 1$"):
+        Pair(low=3)
+    with pytest.raises(ConfigError, match=r"^option 'pair' of Holder: low 3 exceeds high 1$"):
+        Holder.model_validate({"pair": {"low": 3}})

@@ -89,9 +89,15 @@ def test_phyclip_is_hycoclip_in_a_product_of_eight_dimensional_factors():
 def test_what_cannot_work_is_refused_in_one_line():
     with pytest.raises(ConfigError, match=r"unknown recipe 'dem'; did you mean 'demo'\?"):
         by_name("dem")
-    with pytest.raises(ConfigError, match=r"unknown option 'lrr' of OptimiserConfig; did you mean 'lr'"):
+    with pytest.raises(ConfigError, match=r"'optimiser\.lrr' of Recipe; did you mean 'optimiser\.lr'"):
         override(demo(), ["optimiser.lrr=1"])
-    with pytest.raises(ConfigError, match=r"unknown option 'model\.vision\.widht'.*did you mean 'width'"):
+    with pytest.raises(
+        ConfigError, match=r"'warmup_steps' of Recipe; did you mean 'optimiser\.warmup_steps'\?"
+    ):
+        override(demo(), ["warmup_steps=5"])
+    with pytest.raises(
+        ConfigError, match=r"unknown option 'model\.vision\.widht'.*mean 'model\.vision\.width'"
+    ):
         override(demo(), ["model.vision.widht=64"])
     with pytest.raises(ConfigError, match="not a multiple of patch_size"):
         override(demo(), ["model.vision.image_size=50"])
