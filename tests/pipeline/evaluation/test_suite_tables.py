@@ -1,14 +1,13 @@
-"""Numbers of published data sets in figures, CSV and the table of the report."""
+"""Numbers of published data sets in metrics.csv and the tables of the report."""
 
 import csv
 import io
 
-from pipeline.evaluation.report.suite_table import suite_name, suite_table
-
-from pipeline.evaluation.metrics.catalog import COLUMNS, csv_text, figures
+from pipeline.evaluation.metrics.document import COLUMNS, csv_text, upgrade
 from pipeline.evaluation.report.page import page
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.evaluation.report.summary import rows
+from pipeline.evaluation.report.tables import suite_name, tables
 
 
 def metrics() -> dict:
@@ -22,7 +21,12 @@ def metrics() -> dict:
             "images": 20,
             "classes": 10,
         },
-        "retrieval": {"chance": {"way": {"r1": 0.02}}, "way": {"r1": 1.0}, "images": 30, "distinct": 9},
+        "retrieval": {
+            "chance": {"image_to_text": {"r1": 0.02}},
+            "image_to_text": {"r1": 1.0},
+            "images": 30,
+            "distinct": 9,
+        },
         "geometry": {"curvature": 1.0},
         "suite": {
             "tiny_imagenet": {
@@ -40,37 +44,37 @@ def metrics() -> dict:
 
 
 def test_figures_and_csv() -> None:
-    got = list(csv.reader(io.StringIO(csv_text(metrics()))))
+    got = list(csv.reader(io.StringIO(csv_text(upgrade(metrics())))))
     assert all(row[-2:] == ["", ""] for row in got[1:]), "of and gallery, which older metrics do not tell"
     assert [row[:-2] for row in got] == [
         list(COLUMNS[:-2]),
         ["zero_shot.top1", "0.5", "0.4", "0.6", "0.1", "20", "held out"],
         ["zero_shot.top5", "0.9", "", "", "0.5", "20", "held out"],
-        ["retrieval.way.r1", "1.0", "", "", "0.02", "30", "held out"],
+        ["retrieval.image_to_text.r1", "1.0", "", "", "0.02", "30", "held out"],
         ["suite.tiny_imagenet.hierarchy.tie", "2.5", "2.25", "2.75", "5.0", "40", "data/tiny"],
         ["suite.tiny_imagenet.probe_softmax.top1", "0.25", "", "", "0.1", "40", "data/tiny"],
     ]
-    assert figures({"suite": {}, "zero_shot": None}) == []
+    assert csv_text(upgrade({"suite": {}, "zero_shot": None})).splitlines() == [",".join(COLUMNS)]
 
 
 def test_table() -> None:
-    table = suite_table(metrics())
-    assert table is not None and table["note"].startswith("1 data set;")
+    suite = {k: v for k, v in metrics().items() if k not in ("zero_shot", "retrieval", "geometry")}
+    (table,) = tables(upgrade(suite))
+    assert table["note"].startswith("1 data set;")
     tie, top1 = table["rows"]
     assert (tie["name"], tie["value"], tie["interval"]) == (
-        "Tiny-ImageNet: hierarchy",
+        "Tiny-ImageNet: tree distance (TIE)",
         "2.50",
         "2.25 to 2.75",
     )
     assert (
-        tie["note"] == "tree distance (TIE), lower is better, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}40"
+        tie["note"] == "lower is better, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}40"
         and tie["gain"] == "2.5 below"
     )
-    assert top1["name"] == "Tiny-ImageNet: linear probe" and top1["gain"] == "2.5 times"
-    assert suite_table({"suite": {}}) is None
+    assert top1["name"] == "Tiny-ImageNet: linear probe top-1" and top1["gain"] == "2.5 times"
+    assert tables(upgrade({"suite": {}})) == []
     assert suite_name("suite.tiny_imagenet.probe") == "Tiny-ImageNet: linear probe"
     assert suite_name("suite.dtd") == "Describable Textures"
     skipped = page({"skipped": {"suite.dtd": "why", "parts": "so"}}, Exhibits())["skipped"]
     assert skipped == [("Describable Textures", "why"), ("Part and phrase retrieval", "so")]
-    words = rows({k: v for k, v in metrics().items() if k not in ("zero_shot", "retrieval", "geometry")})
-    assert words[0][0].startswith("Tiny-ImageNet: hierarchy (tree distance")
+    assert rows(upgrade(suite))[0][0].startswith("Tiny-ImageNet: tree distance (TIE) (lower")
