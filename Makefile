@@ -101,7 +101,7 @@ $(GDINO)/.installed: tests/groundingdino/requirements.txt
 	@touch $@
 
 test-groundingdino: $(GDINO)/.installed ## the groundingdino-py backend, in an environment of its own
-	@$(GDINO)/bin/python -m pytest tests/groundingdino --noconftest -q
+	@$(GDINO)/bin/python -m pytest tests/groundingdino --noconftest -q -o addopts=  # jaxtyping is not there
 
 lint: $(DEV) ## ruff and pyright
 	@$(BIN)/ruff check .

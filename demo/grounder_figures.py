@@ -18,6 +18,7 @@ import torch
 
 from demo.grounder import IMAGE_SIZE, SCORE_THRESHOLD
 from demo.scenes import Scene, World
+from models.grounding.boxes import iou, nms
 from models.grounding.detector import Detection, Detector
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
@@ -54,23 +55,6 @@ def questions(
     return [question(world.scene(s, split), world, absent, s, **plain) for s in range(first, first + count)]
 
 
-def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of corner boxes [N, 4] and [M, 4] -> [N, M]."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    area = [(x[:, 2:] - x[:, :2]).clip(min=0).prod(-1) for x in (a, b)]
-    return shared / np.maximum(area[0][:, None] + area[1][None] - shared, 1e-12)
-
-
-def suppress(boxes: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
-    """Greedy non-maximum suppression: indices kept, best first."""
-    kept: list[int] = []
-    for index in np.argsort(-scores, kind="stable"):
-        if not kept or overlaps(boxes[[index]], boxes[kept]).max() <= iou:
-            kept.append(int(index))
-    return np.array(kept, dtype=np.int64)
-
-
 def judge(asked: Question, found: Detection, nms_iou: float = 0.6) -> tuple[np.ndarray, np.ndarray, int]:
     """Scores of one image's detections after suppression, whether each is right, and how many boxes were true.
 
@@ -81,11 +65,12 @@ def judge(asked: Question, found: Detection, nms_iou: float = 0.6) -> tuple[np.n
         mine = np.flatnonzero(np.asarray(found.phrases) == phrase)
         boxes, values = np.asarray(found.boxes, np.float64)[mine], np.asarray(found.scores, np.float64)[mine]
         free = np.ones(len(true), bool)
-        for index in suppress(boxes, values, nms_iou):
-            iou = np.where(free, overlaps(boxes[[index]], true)[0], 0.0) if len(true) else np.zeros(1)
-            best = int(iou.argmax())
+        order = np.argsort(-values, kind="stable")
+        for index in order[nms(boxes, values, nms_iou)[order]]:
+            overlap = np.where(free, iou(boxes[index], true), 0.0) if len(true) else np.zeros(1)
+            best = int(overlap.argmax())
             scores.append(values[index])
-            right.append(bool(iou[best] >= 0.5))
+            right.append(bool(overlap[best] >= 0.5))
             if right[-1]:
                 free[best] = False
     return np.array(scores), np.array(right, bool), sum(map(len, asked.boxes))

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from models.grounding.boxes import area, enclosing, intersection, iou
+
 SEPARATOR = 1012  # id of "."; every phrase of a prompt ends with one
 SPECIAL = (0, 101, 102, SEPARATOR)  # [PAD], [CLS], [SEP], "."
 
@@ -58,14 +60,10 @@ def pairwise_giou(a: Float[Tensor, "*n 4"], b: Float[Tensor, "*m 4"]) -> tuple[T
     Rezatofighi et al. 2019, algorithm 1: IoU minus the share of the smallest enclosing box that neither covers.
     Finite for boxes of no area.
     """
-    area = lambda box: (box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1)  # noqa: E731
-    shared = torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], -1)
-    around = torch.cat([torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1)
-    overlap = area(shared)
-    union = area(a) + area(b) - overlap
-    enclosing = area(around)
-    iou = overlap / union.clamp(min=1e-9)
-    return iou, iou - (enclosing - union) / enclosing.clamp(min=1e-9)
+    overlap = iou(a, b)
+    union = area(a) + area(b) - intersection(a, b)
+    around = enclosing(a, b)
+    return overlap, overlap - (around - union) / around.clamp(min=1e-9)
 
 
 def phrase_of_token(input_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -75,14 +73,14 @@ def phrase_of_token(input_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     return ended.masked_fill(special, -1)
 
 
-def phrase_logits(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " T"], count: int) -> Float[Tensor, "Q P"]:
+def phrase_logits(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " L"], count: int) -> Float[Tensor, "Q P"]:
     """Logit of each query for each of `count` phrases: the largest over the phrase's tokens."""
     tokens = logits[:, : owner.shape[0]].float().masked_fill(owner < 0, -30.0)
     empty = tokens.new_full((logits.shape[0], count), -30.0)
     return empty.scatter_reduce(1, owner.clamp(min=0).expand_as(tokens), tokens, "amax")
 
 
-def phrase_scores(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " T"], count: int) -> Float[Tensor, "Q P"]:
+def phrase_scores(logits: Float[Tensor, "Q T"], owner: Int[Tensor, " L"], count: int) -> Float[Tensor, "Q P"]:
     """Score of each query for each phrase, as a grounding backend reads it."""
     return phrase_logits(logits, owner, count).sigmoid()
 
@@ -137,12 +135,15 @@ def match(cost: Float[Tensor, "Q M"], copies: int = 1) -> tuple[Tensor, Tensor]:
 def stage_loss(
     logits: Float[Tensor, "B Q T"],
     boxes: Float[Tensor, "B Q 4"],
-    owners: Int[Tensor, "B T"],
+    owners: Int[Tensor, "B L"],
     targets: Sequence[Target],
     config: LossConfig,
     copies: int = 1,
 ) -> dict[str, Tensor]:
-    """Class, L1 and GIoU loss of one stage (a decoder layer, or the encoder), per matched box of the batch."""
+    """Class, L1 and GIoU loss of one stage (a decoder layer, or the encoder), per matched box of the batch.
+
+    Logits are padded to T >= L, the tokens of the longest text of the batch.
+    """
     total = {name: logits.new_zeros((), dtype=torch.float32) for name in ("class", "box", "giou")}
     matched = 0
     for scores, predicted, owner, target in zip(logits, boxes, owners, targets, strict=True):
@@ -222,6 +223,6 @@ def hit_rate(outputs, input_ids: Int[Tensor, "B T"], targets: Sequence[Target]) 
         best = phrase_scores(logits, owner, target.positive.shape[1]).argmax(0)
         for phrase in target.positive.any(0).nonzero().flatten().tolist():
             true = target.boxes[target.positive[:, phrase]]
-            hits += bool(pairwise_giou(corners(boxes[best[phrase]].float()), corners(true))[0].max() >= 0.5)
+            hits += bool(iou(corners(boxes[best[phrase]].float()), corners(true)).max() >= 0.5)
             asked += 1
     return hits, asked

@@ -16,6 +16,7 @@ from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
+    Force,
     Grounder,
     Home,
     RecipeName,
@@ -40,17 +41,24 @@ def journey(
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
     workers: Workers = CORES,
+    force: Force = False,
     assignments: Assignments = None,
 ) -> None:
     """Mine, pack, train and assess in a row, as Prefect flows. Needs no server set up beforehand.
+
+    The cost of a long training is measured and printed first; one that would take more than three days on a CPU is
+    refused without --force.
 
     --set takes fields of JourneyConfig: recipe.steps=2000, pack.threshold=0.4, mine.per_phrase=32 ...
     """
     from pipeline.config import override
     from pipeline.end_to_end import checked, compose
+    from pipeline.training.cost import require_feasible
 
     config = compose(source, grounder, recipe, assess_source=assess_source, taxonomy=taxonomy)
     config = checked(override(config, assignments or []))
+    if cost := require_feasible(config.recipe, config.processes, force):
+        typer.echo(f"training: {cost}", err=True)
     os.environ["HYCO_WORKERS"] = str(workers)
     address = ensure_server(home)
     typer.echo(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)

@@ -7,8 +7,8 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
-from pipeline.evaluation import evaluate as assessing
-from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from pipeline.evaluation.evaluate import evaluate
 
 
 @flow(name="assess", persist_result=True, result_serializer="json")
@@ -20,6 +20,8 @@ def assess(
     taxonomy: str | None = None,
     mining: dict[str, Any] | str | None = None,
     config: AssessConfig | None = None,
+    suite: str | None = None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Zero-shot, retrieval, hierarchy, parts and geometry of a run, each beside its chance level.
 
@@ -31,17 +33,19 @@ def assess(
         taxonomy: taxonomy.json with the classes.
         mining: summary of mining for the report, or why there is none.
         config: sizes, seeds, device.
+        suite: published data sets to measure on as well, with commas between.
+        data: the directory that these data sets lie in.
     """
+    spec = EvaluationSpec(
+        version=version,
+        assess_source=assess_source,
+        taxonomy=taxonomy,
+        config=config or AssessConfig(),
+        suite=suite,
+        data=data,
+    )
     with slot(gpu_only=True):
-        metrics = assessing.assess(
-            run_dir,
-            home,
-            version,
-            assess_source,
-            taxonomy,
-            mining,
-            config=config,
-            listener=ProgressArtifact("assess-progress", "assess"),
-        )
+        listener = ProgressArtifact("assess-progress", "assess")
+        metrics = evaluate(run_dir, home, spec, mining=mining, listener=listener)
     artifacts.assessed(metrics, run_dir, home)
     return metrics

@@ -10,7 +10,7 @@ import typer
 
 from flows.runtime.server import ensure_server, reach
 from flows.runtime.settings import use_home
-from pipeline.cli.app import AssessSource, Assignments, Home, TaxonomyFile, app
+from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, Home, TaxonomyFile, app
 from storage.store import Store
 
 DEPLOYED = "deploy.json"
@@ -19,7 +19,7 @@ DEPLOYED = "deploy.json"
 @app.command()
 def deploy(
     source: Annotated[str | None, typer.Option(help="Captioned images that are watched.")] = None,
-    grounder: Annotated[str | None, typer.Option(help="transformers:NAME_OR_DIR, onnx:FILE ...")] = None,
+    grounder: Annotated[str | None, typer.Option(help=f"{GROUNDERS}.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe of pipeline/training/recipes.py.")] = None,
     home: Home = "var",
     assess_source: AssessSource = None,

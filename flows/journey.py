@@ -30,13 +30,6 @@ def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
     version = Versions(Store(home)).load(packed["version"])
     found = journeys.mining_report(config.mine, config.pack, home, version, held)
     trained = train(config.recipe, home, version.name, config.run, config.processes)
-    metrics = assess(
-        trained["run_dir"],
-        home,
-        version.name,
-        assess_source=config.assess_source,
-        taxonomy=config.taxonomy,
-        mining=found,
-        config=config.assess,
-    )
+    spec = journeys.evaluation_of(config, version.name)
+    metrics = assess(trained["run_dir"], home, mining=found, **dict(spec))
     return {"run_dir": trained["run_dir"], "version": version.name, "metrics": metrics}

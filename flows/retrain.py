@@ -1,6 +1,6 @@
 """Retrain: a challenger on the newest data, measured beside the champion, promoted or refused."""
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -12,7 +12,8 @@ from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
 from flows.train import train
 from pipeline import end_to_end as journeys
-from pipeline.registry.promotion import Exam, challenge
+from pipeline.evaluation.config import EvaluationSpec
+from pipeline.registry.promotion import challenge
 from pipeline.registry.retraining import RetrainConfig, RetrainDecision, check, recipe_for
 from storage.model_registry import Decision
 from storage.store import Store
@@ -37,19 +38,12 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
     get_run_logger().info("training is due: %s", decision.reason)
     recipe = recipe_for(config, home)
     trained = train(recipe, home, decision.version, None, config.journey.processes)
-    exam = exam_of(config, decision)
-    held = journeys.held_out(config.journey)
-    metrics = assess(
-        trained["run_dir"],
-        home,
-        decision.version,
-        assess_source=exam.assess_source,
-        taxonomy=exam.taxonomy,
-        mining=_mining(config, home, decision, held),
-        config=exam.config,
-    )
+    spec = journeys.evaluation_of(config.journey, decision.version)
+    mining = _mining(config, home, decision, journeys.held_out(config.journey))
+    # Prefect's overloads cannot see that the fields of the spec have no return_state.
+    metrics = cast("dict[str, Any]", assess(trained["run_dir"], home, mining=mining, **dict(spec)))
     with slot(gpu_only=True):  # the champion is assessed
-        row = judge(trained["run_dir"], home, exam, config, metrics, decision.key)
+        row = judge(trained["run_dir"], home, spec, config, metrics, decision.key)
     signals.decided(row, home)
     return {
         "decision": row.kind,
@@ -62,28 +56,17 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
 
 @task(name="judge", task_run_name="judge beside the champion", cache_policy=NO_CACHE, persist_result=False)
 def judge(
-    run_dir: str, home: str, exam: Exam, config: RetrainConfig, metrics: dict[str, Any], key: str
+    run_dir: str, home: str, spec: EvaluationSpec, config: RetrainConfig, metrics: dict[str, Any], key: str
 ) -> Decision:
-    """Assess the champion on the same exam and write the decision into the registry."""
+    """Assess the champion on the same images and write the decision into the registry."""
     return challenge(
         run_dir,
         home,
-        exam,
+        spec,
         config.gate,
         metrics,
         key=key,
         listener=ProgressArtifact("champion-progress", "assess the champion"),
-    )
-
-
-def exam_of(config: RetrainConfig, decision: RetrainDecision) -> Exam:
-    """What challenger and champion are both asked."""
-    journey = config.journey
-    return Exam(
-        version=decision.version,
-        assess_source=journey.assess_source,
-        taxonomy=journey.taxonomy,
-        config=journey.assess,
     )
 
 

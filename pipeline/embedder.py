@@ -24,6 +24,7 @@ from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from pipeline.imaging.crop import letterbox, whole
 from pipeline.imaging.decode import decode, rgb_of
+from pipeline.runtime.device import resolve_device
 
 Report = Callable[[int], None]
 T = TypeVar("T")
@@ -60,9 +61,7 @@ class Embedder:
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto", batch_size: int = 64) -> "Embedder":
         """From a model directory (run/model): model.safetensors, config.json, tokenizer.json."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = DualEncoder.from_pretrained(folder, device)
+        model = DualEncoder.from_pretrained(folder, resolve_device(device))
         return cls(model, Tokenizer.load(folder, model.config.text.context_length), batch_size)
 
     def save(self, folder: str | Path) -> None:
@@ -116,7 +115,7 @@ class Embedder:
         return self._finite(out)
 
     @torch.inference_mode()
-    def lift_text(self, features: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+    def lift_text(self, features: Float[Tensor, "*K D"]) -> Float[Tensor, "*K D"]:
         """Projected text features -> points."""
         return self.model.lift_text(features)
 

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from models.checkpoints import read_checkpoint
 from pipeline.config import Config, ConfigError, digest
-from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.pack import PackConfig
@@ -108,6 +109,16 @@ def held_out(config: JourneyConfig) -> MineConfig | None:
     return config.mine.replace(source=config.assess_source)
 
 
+def evaluation_of(config: JourneyConfig, version: str) -> EvaluationSpec:
+    """What a model of the journey, trained on that dataset version, is evaluated on."""
+    return EvaluationSpec(
+        version=version,
+        assess_source=config.assess_source,
+        taxonomy=config.taxonomy,
+        config=config.assess,
+    )
+
+
 def run_dir(home: str, recipe: Recipe, version: str, name: str | None = None) -> Path:
     """Directory of a run. Training writes checkpoints in place, so it must be on this machine.
 
@@ -130,7 +141,7 @@ def mining_report(
     held-out source when it is given and labelled, else of the source; null without labels.
     """
     found = mining.summary(config, home)
-    quality = mining.phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)
+    quality = phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)
     return {
         **{name: found[name] for name in ("images", "captions", "phrases", "phrases_with_boxes", "failures")},
         "candidates": found["boxes"],

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from pipeline.config import nearest
-from pipeline.evaluation.evaluate import AssessConfig
+from pipeline.evaluation.config import AssessConfig
 from pipeline.training.recipes import Recipe
 
 Preset = Literal["smoke", "small", "full"]

@@ -1,6 +1,7 @@
 """Imports run one way: flows -> pipeline -> {models, storage}. Read from the source, so lazy imports count too."""
 
 import ast
+import graphlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,51 @@ def test_direction(path: Path) -> None:
     found = offences(package_of(path), path.read_text())
     allowed = {"pickle"} if path.relative_to(ROOT).as_posix() in PIPES else set()
     assert not set(found) - allowed
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> set[str]:
+    """Our modules that a file imports anywhere: inside functions and under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module or "" for name in full}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys()
+
+
+def circle(graph: dict[str, set[str]]) -> list[str] | None:
+    """Nodes of a circle in a graph {node: nodes it imports}, first and last the same; None without one."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_modules_import_in_no_circle() -> None:
+    assert circle({name: imported(path) - {name} for name, path in MODULES.items()}) is None
+
+
+def test_folders_import_in_no_circle() -> None:
+    """A folder below a package, with all that is in it, is one node; so is a file that lies beside the folders."""
+    folders: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        own, *others = (".".join(each.split(".")[:2]) for each in (name, *imported(path)))
+        folders.setdefault(own, set()).update(set(others) - {own})
+    assert circle(folders) is None
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and not circle({"a": {"b", "c"}, "b": {"c"}})
 
 
 def test_weights_are_loaded_as_weights_only() -> None:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from models.hyperbolic import isometry, lorentz, mean
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.nn.pooling import midpoint as tangent_midpoint
-from models.resnets import published_poincare_resnet as compat
-from models.resnets.poincare_resnet import EuclideanResNet, PoincareResNet
+from models.resnets import published_poincare_resnet as published
+from models.resnets.poincare_resnet import PoincareResNet
+from models.resnets.resnet import EuclideanResNet
 
 C = 0.1
 
@@ -38,7 +39,7 @@ def layers(kind: str, channels: int) -> Iterator[nn.Module]:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
             yield layer
         elif kind == "published, half an identity":
-            yield compat.Conv2d(channels, channels, 3, 1, C)
+            yield published.Conv2d(channels, channels, 3, 1, C)
         else:
             init = {"ours, identity": "identity", "HNN++ and HypLL, normal": "normal"}[kind]
             yield hnn.Conv2d(channels, channels, 3, padding=1, c=C, init=init)
@@ -161,7 +162,7 @@ def memory(batch: int = 32) -> None:
     networks = {
         "ours, lean backward": lambda: PoincareResNet(c=C),
         "ours, plain autograd": lambda: PoincareResNet(c=C, lean=False),
-        "published arithmetic, plain autograd": lambda: PoincareResNet(c=C, compat=True),
+        "published arithmetic, plain autograd": lambda: published.PublishedPoincareResNet(c=C),
         "Euclidean": EuclideanResNet,
     }
     print(f"batch {batch}, one thread; processor time of forward and backward")

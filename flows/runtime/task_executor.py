@@ -86,8 +86,9 @@ class TaskExecutor:
     def submit(
         self, function: Callable[..., Any], *args: Any, report: Callable[[Any], None] | None = None
     ) -> Future[Any]:
-        """See Engine.submit; the last argument is the unit, whose path names the task run."""
-        call = _Call(args[-1].path, lambda: self.executor.submit(function, *args, report=report))
+        """See Executor.submit; the first argument with a path is the unit, which names the task run."""
+        unit = next(value for value in args if hasattr(value, "path"))
+        call = _Call(unit.path, lambda: self.executor.submit(function, *args, report=report))
         self._waiting.append(call)
         return _Later(self, call)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from models.grounding.boxes import nms
 from models.grounding.detector import Detection, check_asked, digest_of, join
 from models.grounding.vocabulary import SYNONYMS, Vocabulary, coco_names
 
@@ -119,7 +120,7 @@ class YoloxOnnx:
                 best = scores[:, classes].max(1)
                 order = np.argsort(-best, kind="stable")[:_CANDIDATES]
                 order = order[best[order] > 0]
-                order = order[suppress(boxes[order], NMS_IOU)][: self.per_phrase]
+                order = order[nms(boxes[order], best[order], NMS_IOU)][: self.per_phrase]
                 kept[classes] = boxes[order], best[order]
             mine = kept[classes]
             parts.append(Detection(*mine, np.full(len(mine[1]), number, np.int64)))
@@ -165,19 +166,3 @@ def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
         offsets.append(np.stack([column, row], 1))
         strides.append(np.full((len(row), 1), stride))
     return np.concatenate(offsets).astype(np.float32), np.concatenate(strides).astype(np.float32)
-
-
-def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
-    """Indices of boxes [N, 4], best first, that overlap no better one by more than `iou`."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (high - low).clip(0).prod(2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    rival = shared > iou * (area[:, None] + area[None] - shared)
-    kept: list[int] = []
-    gone = np.zeros(len(boxes), bool)
-    for index in range(len(boxes)):
-        if not gone[index]:
-            kept.append(index)
-            gone |= rival[index]
-    return np.array(kept, np.int64)

@@ -1,7 +1,7 @@
 """The published Poincare ResNet's arithmetic, defects included, so that its checkpoints give their own numbers.
 
 Written from the paper and from the described behaviour of the authors' code, which carries no licence; tensor
-names and shapes are facts about its files. What is kept on purpose, and what `PoincareResNet` does instead:
+names and shapes are facts about its files. Defects that are kept, and that `PoincareResNet` does not have:
 
 - the conformal factor in the hyperplane distances is 2 (1 - c|x|^2) where it should be 2 / (1 - c|x|^2);
 - the residual sum takes the row of pixels along the image's width for the point, not the channels;
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from models.hyperbolic import mean, poincare
 from models.hyperbolic.isometry import lorentz_to_poincare, poincare_to_lorentz
 from models.hyperbolic.nn.flatten import beta_ratio
-from models.resnets.poincare_resnet import Layers, PoincareResNet
+from models.hyperbolic.nn.module import full_precision
+from models.resnets.resnet import Layers, ResNet
 
 
 def clip(x: Tensor, c: float) -> Tensor:
@@ -114,13 +115,41 @@ class Linear(nn.Module):
 
 
 def published_layers(c: float) -> Layers:
-    """The kit of `PoincareResNet(compat=True)`."""
+    """The layers above, all of curvature -c."""
     return Layers(
         conv=lambda i, o, k, s: Conv2d(i, o, k, s, c),
         norm=lambda width: BatchNorm2d(width, c),
         add=lambda: ResidualAdd(c),
         head=lambda width, classes: Linear(width, classes, c),
     )
+
+
+class PublishedPoincareResNet(ResNet):
+    """The residual network in the published arithmetic, for the checkpoints of its authors.
+
+    Args:
+        depth, widths, num_classes, head, stem_stride: see `ResNet`.
+        c: the curvature, a plain number: the published code's learned curvatures cannot be had again.
+
+    Raises:
+        ValueError: see `ResNet`.
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        widths: tuple[int, ...] = (8, 16, 32),
+        num_classes: int = 10,
+        c: float = 0.1,
+        head: nn.Module | None = None,
+        stem_stride: int = 1,
+    ) -> None:
+        super().__init__(published_layers(c), depth, widths, num_classes, head, stem_stride)
+
+    @full_precision
+    def features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> pooled tangent vectors [B, D]; float32 under autocast too."""
+        return super().features(pixels)
 
 
 # Published name -> ours; weights lie there as [inputs, outputs].
@@ -131,7 +160,7 @@ _NAME = re.compile(
 )
 
 
-def load_published(state: dict[str, Tensor]) -> PoincareResNet:
+def load_published(state: dict[str, Tensor]) -> PublishedPoincareResNet:
     """A network with the published arithmetic from a state dict of the authors' `HyperbolicResNet`.
 
     Depth, widths, number of classes and curvature are read off the tensors (docs/poincare_resnet.md lists them).
@@ -162,12 +191,11 @@ def load_published(state: dict[str, Tensor]) -> PoincareResNet:
         named[f"{layer}.{_PARTS[match['part']]}"] = value.T if value.dim() == 2 else value
     try:
         widths = [state["conv.bias"], state["group2.0.conv1.bias"], state["group3.0.conv1.bias"]]
-        model = PoincareResNet(
+        model = PublishedPoincareResNet(
             6 * per_group + 2,
             tuple(len(bias) for bias in widths),
             len(state["fc.bias"]),
             curvatures.pop(),
-            compat=True,
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing from the state dict") from error

@@ -22,11 +22,11 @@ from pipeline.classification.in_memory import Images, load_captioned, load_image
 from pipeline.classification.long_tail import shots
 from pipeline.classification.model import load_classifier
 from pipeline.classification.ood import NUMBERS, SCORES, detect
-from pipeline.classification.train import choose_device
 from pipeline.config import Config
 from pipeline.datasets import LabelledSet, open_labelled
 from pipeline.evaluation.coverage import MIN_COVERAGE, Coverage
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.runtime.device import resolve_device
 from pipeline.runtime.progress import Progress
 from pipeline.sources.source import Source, open_source
 from storage.store import Store
@@ -72,7 +72,7 @@ def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") 
         FileNotFoundError: a run that is not finished, or absent data.
         ValueError: test data of other classes than the training's.
     """
-    run_dir, where = Path(run_dir), choose_device(device)
+    run_dir, where = Path(run_dir), resolve_device(device)
     model, fit, facts = load_classifier(run_dir / "model", where)
     bootstrap = Bootstrap(config.draws, seed=config.seed)
     found = open_labelled(config.data or fit.data, "test")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from models.clip import load_weights
 from models.heads.max_separation import MaximumSeparation, equal_radius
-from models.resnets.poincare_resnet import EuclideanResNet, PoincareResNet
+from models.resnets.poincare_resnet import PoincareResNet
+from models.resnets.resnet import EuclideanResNet
 from pipeline.classification.config import FitConfig
 from storage.store import Store
 

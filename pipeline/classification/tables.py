@@ -32,7 +32,7 @@ def tables(results: dict[str, Any], folder: Path, measure: EvaluateConfig) -> st
         ("Accuracy of many, medium and few-shot classes (%)", _shots(metrics)),
         ("Out-of-distribution detection (%)", _ood(metrics)),
         (f"Accuracy under attack (%), eps {measure.eps * 255:.3g}/255", _attack(metrics)),
-        ("What the trainings cost", _cost(arms, results)),
+        ("Training cost", _cost(arms, results)),
     ]
     return "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts if table) + "\n"
 
@@ -84,12 +84,12 @@ def _ood(metrics: dict[Arm, list[Any]]) -> str:
     rows = []
     for (model, head, imbalance), found in metrics.items():
         strange = {f"ood.{name}": name for name in found[0].get("ood", {})}
-        strange |= {"open_set": "held-back classes"} if "open_set" in found[0] else {}
+        strange |= {"open_set": "held-out classes"} if "open_set" in found[0] else {}
         for section, name in strange.items():
             for score in SCORES:
                 cells = [_cell(found, f"{section}.{score}.{key}") for key in ("fpr95", "auroc", "aupr")]
                 rows.append([model, head, _imbalance(imbalance), name, score.replace("_", " "), *cells])
-    return _markdown(["net", "head", "training set", "strange set", "score", "FPR95", "AUROC", "AUPR"], rows)
+    return _markdown(["net", "head", "training set", "OOD set", "score", "FPR95", "AUROC", "AUPR"], rows)
 
 
 def _attack(metrics: dict[Arm, list[Any]]) -> str:

@@ -29,6 +29,7 @@ from pipeline.classification.long_tail import long_tail
 from pipeline.classification.model import Classifier, make_classifier, save_classifier
 from pipeline.config import Config, ConfigError
 from pipeline.datasets import open_labelled
+from pipeline.runtime.device import resolve_device
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, stop_request
 from pipeline.training.run_dir import current_commit, exclusive_lock, finished
@@ -79,7 +80,7 @@ def fit(
     if done is not None:
         return done
     with stop_request() as stop, exclusive_lock(run_dir):
-        return _fit(run_dir, config, choose_device(device), listener, stop)
+        return _fit(run_dir, config, resolve_device(device), listener, stop)
 
 
 def prepare(run_dir: Path, config: FitConfig | None) -> FitConfig:
@@ -310,12 +311,3 @@ def make_optimiser(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer
     if config.optimiser == "adam":
         return torch.optim.Adam(groups, lr=config.lr)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto", "cpu" or "cuda" as a device; ValueError where there is none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device '{name}' is unknown: use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for and torch finds no GPU: use --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipeline.mining.grounder import HELP as GROUNDERS
 from pipeline.runtime.stop import StoppedError, TerminatedError, told
 
 OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
@@ -54,7 +55,7 @@ Source = Annotated[
         help="Captioned images: a folder of tars (webdataset, img2dataset), parquet, or jsonl with images."
     ),
 ]
-Grounder = Annotated[str, typer.Option(help="transformers:NAME_OR_DIR, onnx:FILE or groundingdino:DIR.")]
+Grounder = Annotated[str, typer.Option(help=f"{GROUNDERS}.")]
 Home = Annotated[
     str,
     typer.Option(
@@ -76,6 +77,9 @@ AssessSource = Annotated[
 ]
 TaxonomyFile = Annotated[
     str | None, typer.Option(help="taxonomy.json with the classes for zero-shot and hierarchy.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start a training that this machine would need months for.")
 ]
 Assignments = Annotated[
     list[str] | None,

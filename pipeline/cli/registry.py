@@ -65,19 +65,20 @@ def promote(
     anyway: Annotated[bool, typer.Option("--anyway", hidden=True, help="Old word for --force.")] = False,
 ) -> None:
     """Assess a run and the champion beside it; promote the run if it is no worse. Exit code 1 when it is refused."""
-    from pipeline.evaluation.evaluate import assess
+    from pipeline.evaluation.config import EvaluationSpec
+    from pipeline.evaluation.evaluate import evaluate
     from pipeline.registry.model_gate import GateConfig
-    from pipeline.registry.promotion import Exam, challenge
+    from pipeline.registry.promotion import challenge
     from pipeline.training.run_dir import RunConfig
     from storage.model_registry import PROMOTED, Registry
 
     folder = find_run(run, home)
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
-    exam = Exam(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
-    metrics = assess(folder, home, known.version, assess_source, taxonomy, config=exam.config)
+    spec = EvaluationSpec(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
+    metrics = evaluate(folder, home, spec)
     gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
     known_rows = len(Registry(home).rows())
-    row = challenge(folder, home, exam, gate, metrics, anyway=force or anyway)
+    row = challenge(folder, home, spec, gate, metrics, anyway=force or anyway)
     if row.number <= known_rows:
         typer.echo(f"{row.model} is the champion already")
         return

@@ -8,6 +8,7 @@ import typer
 from pipeline.cli.app import (
     AssessSource,
     Assignments,
+    Force,
     Home,
     RecipeName,
     TaxonomyFile,
@@ -28,14 +29,18 @@ def train(
         str | None, typer.Option(help="Name of the run; made of recipe and version by default.")
     ] = None,
     processes: Annotated[int, typer.Option(help="Training processes: one for each GPU.", min=1)] = 1,
+    force: Force = False,
     assignments: Assignments = None,
 ) -> None:
     """Train a recipe on a dataset version, or go on where it stopped.
 
+    The cost of a long training is measured and printed first; one that would take more than three days on a CPU is
+    refused without --force.
     --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
     """
     from pipeline.config import override
     from pipeline.end_to_end import enlarged, run_dir
+    from pipeline.training.cost import require_feasible
     from pipeline.training.launch import launch
     from pipeline.training.recipes import by_name
     from pipeline.training.run_dir import prepare
@@ -44,6 +49,8 @@ def train(
 
     chosen = override(by_name(recipe), assignments or [])
     found = Versions(Store(home)).load(version)
+    if cost := require_feasible(chosen, processes, force):
+        typer.echo(f"training: {cost}", err=True)
     folder = run_dir(home, chosen, found.name, run)
     size = prepare(folder, home, found.name, chosen).recipe.model.vision.image_size
     packed = found.config.get("pack", {}).get("image_size", size)
@@ -80,16 +87,20 @@ def assess(
     """
     from pipeline import end_to_end as journey
     from pipeline.config import override
-    from pipeline.evaluation import evaluate as assessing
+    from pipeline.evaluation.config import AssessConfig, EvaluationSpec
+    from pipeline.evaluation.evaluate import evaluate, evaluate_model
     from pipeline.training.run_dir import RunConfig
 
-    config = override(assessing.AssessConfig(), assignments or [])
+    config = override(AssessConfig(), assignments or [])
     if suite is None and data is not None:
         raise ValueError("--data needs --suite: all, or names of data sets")
     if suite is not None and data is None:
         raise ValueError("--suite needs --data: the directory your data sets lie in")
     if beside:
         config = config.replace(beside=tuple(str(_assessed(other, home)) for other in beside))
+    spec = EvaluationSpec(
+        assess_source=assess_source, taxonomy=taxonomy, config=config, suite=suite, data=data
+    )
     if (Path(run) / "model.safetensors").is_file():
         if suite is None and assess_source is None:
             raise ValueError(
@@ -100,10 +111,7 @@ def assess(
             raise ValueError(
                 "--taxonomy names the classes of an --assess-source: give that too, or leave it out"
             )
-        measured = assessing.assess_model(
-            run, suite, data, assess_source=assess_source, taxonomy=taxonomy, config=config
-        )
-        show_metrics(measured, Path(run))
+        show_metrics(evaluate_model(run, spec), Path(run))
         return
     folder = run_folder(run, home)
     if not (folder / "config.json").is_file():
@@ -116,17 +124,7 @@ def assess(
     except (ValueError, OSError) as error:  # neither need be mined, nor the training's source still be there
         found = f"mining is left out of the report: {error}"
         typer.echo(found, err=True)
-    metrics = assessing.assess(
-        folder,
-        home,
-        known.version,
-        assess_source,
-        taxonomy,
-        found,
-        config=config,
-        suite=suite,
-        data=data,
-    )
+    metrics = evaluate(folder, home, spec.replace(version=known.version), mining=found)
     show_metrics(metrics, folder)
 
 

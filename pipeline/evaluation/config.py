@@ -1,11 +1,16 @@
-"""How a run is assessed."""
+"""How a run is evaluated, and on what."""
 
-from typing import ClassVar, Literal
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import Config, digest
 from pipeline.evaluation.coverage import MIN_COVERAGE
+from pipeline.sources.source import open_source
+from storage.store import Store
+from storage.versions import Versions
 
 
 class AssessConfig(Config):
@@ -50,3 +55,33 @@ class AssessConfig(Config):
     """Heads fitted on the frozen features of labelled sets; [] fits none. "prototypes" lie on the
     hyperboloid.
     """
+
+
+class EvaluationSpec(Config):
+    """What a model is evaluated on, and how: champion and challenger are asked the same."""
+
+    version: str = "latest"
+    """Dataset version the run was trained on; its val split is used when there is no assess_source."""
+    assess_source: str | None = None
+    """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names."""
+    taxonomy: str | None = None
+    """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
+    config: AssessConfig = AssessConfig()
+    """Sizes, seeds and device of the evaluation."""
+    suite: str | None = None
+    """Published data sets to measure on as well: "all", or names with commas between."""
+    data: str | None = None
+    """Directory in which these data sets lie."""
+
+    def digest(self, home: str) -> str:
+        """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
+
+        The registry stores the champion's metrics under this name: what it is made of must not change.
+        """
+        if self.assess_source is not None:
+            asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
+        else:
+            asked = [shard.sha256 for shard in Versions(Store(home)).load(self.version).shards.get("val", [])]
+        tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
+        named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
+        return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))

@@ -1,4 +1,4 @@
-"""Assessment of a trained run: zero-shot, retrieval, hierarchy, parts, geometry; metrics.json and report.html.
+"""Evaluation of a trained run: zero-shot, retrieval, hierarchy, parts, geometry; metrics.json and report.html.
 
 Scoring is minus the distance everywhere. Every number has its chance level beside it, and an interval where
 one can be drawn; what cannot be measured is null, with the reason under "skipped".
@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.embedder import Embedder
 from pipeline.evaluation import sections
-from pipeline.evaluation.benchmarks.standalone import add_suite, assess_model, finite, write_numbers
+from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model, finite, write_numbers
 from pipeline.evaluation.captioned import MEASURED, measure_captioned
-from pipeline.evaluation.config import AssessConfig
+from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.held_out import held_out, training_samples
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.provenance import lineage, provenance
@@ -27,56 +27,44 @@ from pipeline.training.step_log import read_log
 from storage.store import Store
 from storage.versions import Versions
 
-__all__ = ["SECTIONS", "AssessConfig", "assess", "assess_model"]
+__all__ = ["SECTIONS", "AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
 
 SECTIONS = ("mining", "train", *MEASURED)
 
 
-def assess(
+def evaluate(
     run_dir: str | Path,
     home: str,
-    version: str = "latest",
-    assess_source: str | None = None,
-    taxonomy: str | Path | None = None,
-    mining: dict[str, Any] | str | None = None,
+    spec: EvaluationSpec,
     *,
-    config: AssessConfig | None = None,
+    mining: dict[str, Any] | str | None = None,
     listener: Listener | None = None,
-    suite: str | None = None,
-    data: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure a run, write metrics.json, metrics.csv and report.html into it, and return the metrics.
 
     Args:
         run_dir: directory of a finished run (model/, config.json, log.jsonl, train.json).
         home: where the dataset versions are, a local path or fsspec URL.
-        version: the dataset version the run was trained on.
-        assess_source: held-out captioned images, with "objects" and "labels" in their json for the parts and
-            the class names. Without it the val split of the version is taken.
-        taxonomy: taxonomy.json with the classes.
+        spec: what it is evaluated on, and how.
         mining: summary of mining, copied into the metrics; or why there is none.
-        config: see AssessConfig.
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
-        suite: published data sets to measure on as well: "all", or names of pipeline/evaluation/benchmarks/suite.py.
-        data: the directory that these data sets lie in.
 
     Raises:
         FileNotFoundError: no model in the run, no such source, taxonomy or directory of data sets.
         ValueError: no such version, labels that are not leaves, embeddings that are not finite, no such data set.
     """
     began = time.monotonic()
-    config = config or AssessConfig()
-    run_dir = Path(run_dir)
+    config, run_dir = spec.config, Path(run_dir)
     store = Store(home)
-    dataset = Versions(store).load(version)
-    tree = Taxonomy.load(taxonomy) if taxonomy else None
+    dataset = Versions(store).load(spec.version)
+    tree = Taxonomy.load(spec.taxonomy) if spec.taxonomy else None
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}
     others = read_beside(config.beside)
-    found = held_out(store, dataset, assess_source, config.max_images)
+    found = held_out(store, dataset, spec.assess_source, config.max_images)
     metrics: dict[str, Any] = {"run": run_dir.name, **dict.fromkeys(SECTIONS), "intervals": {}, "skipped": {}}
-    if suite:
-        add_suite(metrics, embedder, suite, data, config, listener)
+    if spec.suite:
+        add_suite(metrics, embedder, spec, listener)
     sections.keep(metrics, "mining", mining or "no summary of mining was handed in")
     sections.keep(
         metrics, "train", _json(run_dir / "train.json") or "the run has no train.json: training has not ended"

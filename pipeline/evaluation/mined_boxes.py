@@ -7,11 +7,62 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from models.grounding.boxes import iou
+from pipeline.mining.mine import MineConfig, prefix
 from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
+from pipeline.sources.records import objects_of
+from pipeline.sources.source import UnitGoneError, open_source
+from storage.detections import read_detections
+from storage.manifest import Manifest
+from storage.objects import open_object
+from storage.store import Store
+
+
+def phrase_quality(
+    config: MineConfig,
+    home: str,
+    threshold: float = 0.35,
+    nms_iou: float | None = 0.6,
+    iou: float = 0.5,
+    most: int | None = None,
+) -> dict[str, Any]:
+    """Compare what was mined with what a labelled source says ("objects" in its json).
+
+    A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
+    labelled box can be found once. Boxes of phrases the source does not label count as wrong, labelled
+    phrases that were never found in the caption as missed.
+
+    Args:
+        threshold, nms_iou: as in pipeline.packing.select_parts.
+        most: look at so many units only, the first; at all when None.
+
+    Returns:
+        recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
+        `images` have detections.
+    """
+    store = Store(home)
+    manifest, source = Manifest(store, f"{prefix(config)}/records"), open_source(config.source, config.limits)
+    tally = BoxMatcher(threshold, nms_iou, iou)
+    listed, records = source.units(), manifest.records()
+    units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
+    if not units:
+        named = listed[0].path if listed else config.source
+        raise ValueError(f"unit {named} is not mined: run mine with this config first")
+    for unit in units[:most]:
+        held = records[unit.name]["detections"]
+        with open_object(store, held["path"], held.get("sha256", "")) as file:
+            table = read_detections(file)
+        try:
+            samples = source.samples(unit, lambda failure: None)
+            labels = {sample.key: objects_of(sample.meta) for sample in samples}
+        except UnitGoneError:
+            continue
+        tally.add(table, labels)
+    return tally.result()
 
 
 class BoxMatcher:
-    """Counts right, wrong and missed boxes over the units of a source; see pipeline.mining.mine.phrase_quality."""
+    """Counts right, wrong and missed boxes over the units of a source; see `phrase_quality`."""
 
     def __init__(self, threshold: float, nms_iou: float | None, iou: float) -> None:
         self.iou = iou
@@ -66,17 +117,9 @@ class BoxMatcher:
         for choice in sorted(found, key=lambda choice: -choice.score):
             if len(left) == 0:
                 break
-            overlap = overlaps(np.array(choice.box), left)
+            overlap = iou(np.array(choice.box), left)
             best = int(overlap.argmax())
             if overlap[best] >= self.iou:
                 matched += 1
                 left = np.delete(left, best, axis=0)
         return matched
-
-
-def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box [4] with others [N, 4], corners; 0 for boxes without area."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = (high - low).clip(0).prod(1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
-    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 from pipeline.config import ConfigError, nearest
 from pipeline.end_to_end import run_dir
-from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.experiments.comparison import section, write_section
 from pipeline.runtime.stop import TerminatedError, terminable, told
 from pipeline.training.recipes import Recipe, by_name
@@ -56,14 +57,15 @@ WORLDS = {
 TITLES = {"demo": "The embedded world", "photos": "Flickr8k"}
 PREFACE = """# How much is boxes, and how much is geometry?
 
-CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP as rows of one trainer: the same towers, data,
-schedule and number of whole images seen; they differ in the rows of the objective and in the space. Models with boxes
-encode a part and a phrase beside each image and caption, so equal samples are not equal work. Each cell is the mean
-over the seeds [95 % bootstrap interval over the held-out images, ends averaged over the seeds] (least and most
-of the seeds). These are small models after a short training: the table compares them with each other, not with
-the papers. Everything below a heading is written from the runs' metrics.json by
-pipeline/experiments/comparison.py, sentences included. The command below a heading makes it again, on a GPU
-where there is one; for the embedded world `make ablation ABLATION='--steps 240'` makes the data first."""
+CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP are rows of one trainer, with the same
+towers, data, schedule and number of whole images seen. They differ in the rows of the objective and in the
+space. Models with boxes encode a part and a phrase in addition to each image and caption, so equal samples
+are not equal work. Each cell is the mean over the seeds [95 % bootstrap interval over the held-out images,
+ends averaged over the seeds] (minimum and maximum over the seeds). These are small models after a short
+training: the tables compare them with each other, not with the papers. pipeline/experiments/comparison.py
+writes everything below a heading from the runs' metrics.json, sentences included. The command below a
+heading makes it again, on a GPU if there is one; for the embedded world
+`make ablation ABLATION='--steps 240'` makes the data first."""
 
 
 def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
@@ -151,7 +153,10 @@ def ablate(
     """
     world = WORLDS[name]
     version = Versions(Store(home)).load("latest").name
-    heldout, taxonomy = ((Path(home) / part if part else None) for part in (world.heldout, world.taxonomy))
+    heldout, taxonomy = (str(Path(home) / part) if part else None for part in (world.heldout, world.taxonomy))
+    spec = EvaluationSpec(
+        version=version, assess_source=heldout, taxonomy=taxonomy, config=AssessConfig(device=device)
+    )
     runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
     for number, run in enumerate(runs, 1):
         prepare(run.folder, home, version, run.recipe)  # says so if the directory holds another recipe
@@ -161,8 +166,7 @@ def ablate(
             print(f"ablation: run {number} of {len(runs)}, {run.folder.name}{until}", file=say, flush=True)
             began = time.monotonic()
             train(run.folder, home, version, run.recipe, device=device)
-            source = None if heldout is None else str(heldout)
-            assess(run.folder, home, version, source, taxonomy, config=AssessConfig(device=device))
+            evaluate(run.folder, home, spec)
             print(f"ablation: took {time.monotonic() - began:.0f} s", file=say, flush=True)
         if number % len(models) == 0:
             document(name, runs[:number], out)
@@ -183,7 +187,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
         f"recipes `{WORLDS[name].recipe}*`, "
         f"{recipe.steps} steps of {recipe.batch_size}, so every run saw {seen:,} images "
         f"({first['train']['epochs']:.1f} epochs); {len(runs) // len(by_model)} seeds; on "
-        f"{first['train']['device']}, data version {first['train']['version']}. Asked about {held['images']:,} "
+        f"{first['train']['device']}, data version {first['train']['version']}. Evaluated on {held['images']:,} "
         f"held-out images with {held['captions']:,} captions and {held['parts']:,} parts."
     )
     write_section(out, name, section(TITLES[name], note, by_model), PREFACE)

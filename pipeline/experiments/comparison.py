@@ -123,11 +123,11 @@ def section(title: str, note: str, runs: Runs) -> str:
     if steps:
         how = f"95 % t interval over {seeds} paired seeds"
         if seeds == 1:
-            how = "one seed: from end to end of the two bootstrap intervals"
-        parts += [f"What each step changes ({how}):", _differences(runs, measures, steps)]
+            how = "one seed: interval from the outer ends of the two bootstrap intervals"
+        parts += [f"Effect of each step ({how}):", _differences(runs, measures, steps)]
     if geometry := _geometry(runs):
         parts += ["Geometry, mean over the seeds (phrase / part / caption / image):", geometry]
-    parts += ["What it shows:", "\n".join(f"- {line}" for line in statements(runs, measures))]
+    parts += ["Results:", "\n".join(f"- {line}" for line in statements(runs, measures))]
     return "\n\n".join(parts)
 
 
@@ -149,7 +149,7 @@ def statements(runs: Runs, measures: Sequence[Measure]) -> list[str]:
 def _verdict(found: Difference, measure: Measure) -> str:
     name = measure.name.removesuffix(", %")
     if not found.counts:
-        return f"{name} no difference that counts"
+        return f"{name} no significant difference"
     better = (found.value > 0) == measure.more_is_better
     size = measure.text(abs(found.value))
     return f"{name} {'better' if better else 'worse'} by {size} {measure.unit}"
@@ -160,7 +160,7 @@ def _share_of_boxes(runs: Runs, measure: Measure) -> str | None:
     better = (whole.value > 0) == measure.more_is_better
     name = measure.name.removesuffix(", %")
     if not whole.counts or not better:
-        return f"In {name} HyCoCLIP has no gain over CLIP that counts, so there is none to divide."
+        return f"In {name} HyCoCLIP has no significant gain over CLIP, so the fraction due to boxes is not given."
     share = boxes.value / whole.value
     return f"Of HyCoCLIP's gain over CLIP in {name} ({measure.text(abs(whole.value))}), boxes alone give {share:.0%}."
 
@@ -169,7 +169,7 @@ def _shape(seeds: list[dict[str, Any]]) -> list[str]:
     """Near-Euclidean or not, and whether the cones are saturated, hold, or do not."""
     radius = {n: _mean(seeds, f"geometry.radius.{n}.q50") for n in NODES}
     far = max(v for v in radius.values() if v is not None)
-    felt = "beyond 1: the curvature is felt" if far > 1 else "so the space is used where it is near-Euclidean"
+    felt = "above 1: the curvature has an effect" if far > 1 else "at most 1: the space is nearly Euclidean"
     lines = [f"the largest median sqrt(c)|x| of a node type is {far:.2f}, {felt}."]
     for name in seeds[0]["geometry"]["satisfied"]:
         general, specific = (NODES[n] for n in name.split(">"))
@@ -177,15 +177,15 @@ def _shape(seeds: list[dict[str, Any]]) -> list[str]:
             _mean(seeds, f"geometry.satisfied.{name}.{kind}") or 0.0 for kind in ("true", "shuffled")
         )
         saturated = _mean(seeds, f"geometry.saturated.{name.split('>')[0]}") or 0.0
-        state = "tells true from shuffled"
+        state = "separates true from shuffled pairs"
         if saturated > 0.5:
-            state = f"says little, {saturated:.0%} of its cones being saturated"
+            state = f"is not informative: {saturated:.0%} of its cones are saturated"
         elif true < 0.1:
-            state = "does not hold: training has not brought the pairs into their cones"
+            state = "is not satisfied: training has not moved the pairs into their cones"
         elif true < 2 * shuffled:
-            state = "hardly tells true from shuffled"
+            state = "hardly separates true from shuffled pairs"
         lines.append(
-            f"{general} holds {specific}: {true:.0%} of true pairs, {shuffled:.0%} shuffled; it {state}."
+            f"{general} entails {specific}: {true:.0%} of true pairs, {shuffled:.0%} of shuffled pairs; it {state}."
         )
     return lines
 

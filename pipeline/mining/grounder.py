@@ -1,15 +1,9 @@
-"""Opens a grounding model by its spelling: the one place that knows which backends exist.
+"""Opens a grounding model by its spelling, BACKEND:PLACE. BACKENDS is the one place that knows which there are."""
 
-    transformers:DIR_OR_HUB_NAME  Grounding DINO or MM-Grounding-DINO (a local directory before a hub name)
-    groundingdino:DIR             the same architecture run by groundingdino-py (optional extra)
-    onnx:FILE                     a YOLOX detector with a closed vocabulary
-
-`grounder_digest` reads files only: naming what was mined needs no torch.
-"""
-
-import os
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.config import nearest
 
@@ -18,22 +12,65 @@ if TYPE_CHECKING:
 
     from models.grounding.detector import Detector
 
-BACKENDS = ("transformers", "groundingdino", "onnx")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 
 
-def split_spec(spec: str) -> tuple[str, str]:
-    """Return (backend, place) of a grounder's spelling; ValueError when it is not one."""
-    backend, colon, place = spec.partition(":")
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A family of grounding models.
+
+    Attributes:
+        place: what follows the colon, as the help of the command shows it.
+        text: what the family is, likewise.
+        module: has `digest(place: Path)`, which reads files only, and the class `detector`. It is imported when it is
+            used.
+        detector: a class behind models.grounding.detector.Detector: detector(place: Path, **options).
+        options: keywords that it takes, of device, autocast, per_phrase and batch_size.
+        hub: whether the place may be a name on the Hugging Face hub.
+    """
+
+    place: str
+    text: str
+    module: str
+    detector: str
+    options: tuple[str, ...] = ("device", "autocast", "per_phrase", "batch_size")
+    hub: bool = False
+
+
+BACKENDS = {
+    "transformers": Backend(
+        "DIR_OR_HUB_NAME",
+        "Grounding DINO or MM-Grounding-DINO",
+        "models.grounding.transformers_dino",
+        "TransformersDino",
+        hub=True,
+    ),
+    "groundingdino": Backend(
+        "DIR", "Grounding DINO by groundingdino-py", "models.grounding.groundingdino_py", "GroundingDinoPy"
+    ),
+    "onnx": Backend(
+        "FILE",
+        "YOLOX, a closed vocabulary, on a CPU",
+        "models.grounding.yolox_onnx",
+        "YoloxOnnx",
+        options=("per_phrase",),
+    ),
+}
+HELP = "; ".join(f"{name}:{row.place} ({row.text})" for name, row in BACKENDS.items())
+
+
+def split_spec(spec: str) -> tuple[Backend, str]:
+    """Return the backend and the place of a grounder's spelling; ValueError when it is not one."""
+    name, colon, place = spec.partition(":")
     if not colon or not place:
         raise ValueError(
             f"grounder {spec!r}: spell it BACKEND:PLACE, with a backend of {', '.join(BACKENDS)}"
         )
-    if backend not in BACKENDS:
-        raise ValueError(f"grounder {spec!r}: unknown backend {backend!r}{nearest(backend, BACKENDS)}")
-    return backend, place
+    if name not in BACKENDS:
+        raise ValueError(f"grounder {spec!r}: unknown backend {name!r}{nearest(name, BACKENDS)}")
+    return BACKENDS[name], place
 
 
 def grounder_digest(spec: str) -> str:
@@ -44,17 +81,9 @@ def grounder_digest(spec: str) -> str:
     Raises FileNotFoundError or ValueError, in one line with the remedy, when there is no such model.
     """
     backend, place = split_spec(spec)
-    if backend == "transformers":
-        from models.grounding import transformers_dino
-
-        return f"hub:{place}" if _is_hub_name(place) else transformers_dino.digest(Path(place).expanduser())
-    if backend == "groundingdino":
-        from models.grounding import groundingdino_py
-
-        return groundingdino_py.digest(Path(place))
-    from models.grounding import yolox_onnx
-
-    return yolox_onnx.digest(Path(place))
+    if backend.hub and _is_hub_name(place):
+        return f"hub:{place}"
+    return importlib.import_module(backend.module).digest(Path(place).expanduser())
 
 
 def open_detector(
@@ -76,40 +105,15 @@ def open_detector(
     backend, place = split_spec(spec)
     if per_phrase < 1:
         raise ValueError(f"per_phrase is {per_phrase}: give at least 1")
-    if backend == "onnx":
-        from models.grounding.yolox_onnx import YoloxOnnx
+    options: dict[str, Any] = {"per_phrase": per_phrase, "batch_size": batch_size}
+    if "device" in backend.options:
+        from pipeline.runtime.device import resolve_device
 
-        return YoloxOnnx(Path(place), per_phrase=per_phrase)
-    where = _device(device)
-    autocast = _autocast(dtype, where)
-    if backend == "groundingdino":
-        from models.grounding.groundingdino_py import GroundingDinoPy as Dino
-
-        folder = Path(place)
-    else:
-        from models.grounding.transformers_dino import TransformersDino as Dino
-
-        folder = _model_folder(place)
-    return Dino(folder, device=where, autocast=autocast, per_phrase=per_phrase, batch_size=batch_size)
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        worker = int(os.environ.get("HYCO_WORKER_NUMBER", "0"))  # set by pipeline.runtime.executor
-        return torch.device("cuda", worker % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown: use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise ValueError(f"device {name!r} is not here ({torch.cuda.device_count()} GPUs): use auto or cpu")
-    return device
+        options["device"] = resolve_device(device)
+        options["autocast"] = _autocast(dtype, options["device"])
+    detector = getattr(importlib.import_module(backend.module), backend.detector)
+    where = _model_folder(place) if backend.hub else Path(place).expanduser()
+    return detector(where, **{option: options[option] for option in backend.options})
 
 
 def _autocast(name: str, device: "torch.device") -> "torch.dtype | None":

@@ -25,11 +25,10 @@ from pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
 from pipeline.sources.reading_rules import READING
-from pipeline.sources.records import NOT_DOWNLOADED, Limits, objects_of
-from pipeline.sources.source import Source, Unit, UnitGoneError, open_source, open_unit
-from storage.detections import read_detections, write_detections, write_failures
+from pipeline.sources.records import NOT_DOWNLOADED, Limits
+from pipeline.sources.source import Source, Unit, open_source, open_unit
+from storage.detections import write_detections, write_failures
 from storage.manifest import Manifest
-from storage.objects import open_object
 from storage.sample import Failure
 from storage.sealed import seal
 from storage.store import Store
@@ -170,8 +169,9 @@ def mine_shard(
         "source", open_unit(config.source, unit, config.limits).samples(unit, noting(failures, counts))
     )
     try:
-        for chunk in chunks(samples, config):
-            mine_chunk(config, chunk, extractor, detector, rows, failures, counts, clock)
+        limits, most = config.limits, config.max_captions
+        for chunk in chunks(samples, limits, config.chunk, config.chunk_pixels):
+            mine_chunk(chunk, limits, most, extractor, detector, rows, failures, counts, clock)
             report(len(chunk))
     except (ValueError, OSError) as error:
         if unit.path in str(error):
@@ -277,51 +277,6 @@ def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> d
         "seconds": round(sum(record["seconds"]["total"] for record in mine), 3),
         "images_per_second": round(total["images"] / busy, 2) if busy else None,
     }
-
-
-def phrase_quality(
-    config: MineConfig,
-    home: str,
-    threshold: float = 0.35,
-    nms_iou: float | None = 0.6,
-    iou: float = 0.5,
-    most: int | None = None,
-) -> dict[str, Any]:
-    """Compare what was mined with what a labelled source says ("objects" in its json).
-
-    A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
-    labelled box can be found once. Boxes of phrases the source does not label count as wrong, labelled
-    phrases that were never found in the caption as missed.
-
-    Args:
-        threshold, nms_iou: as in pipeline.packing.select_parts.
-        most: look at so many units only, the first; at all when None.
-
-    Returns:
-        recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
-        `images` have detections.
-    """
-    from pipeline.evaluation.mined_boxes import BoxMatcher
-
-    store = Store(home)
-    manifest, source = _manifest(config, store), open_source(config.source, config.limits)
-    tally = BoxMatcher(threshold, nms_iou, iou)
-    listed, records = source.units(), manifest.records()
-    units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
-    if not units:
-        named = listed[0].path if listed else config.source
-        raise ValueError(f"unit {named} is not mined: run mine with this config first")
-    for unit in units[:most]:
-        held = records[unit.name]["detections"]
-        with open_object(store, held["path"], held.get("sha256", "")) as file:
-            table = read_detections(file)
-        try:
-            samples = source.samples(unit, lambda failure: None)
-            labels = {sample.key: objects_of(sample.meta) for sample in samples}
-        except UnitGoneError:
-            continue
-        tally.add(table, labels)
-    return tally.result()
 
 
 class _Expectation:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from pipeline.mining.noun_phrases import NounExtractor, Phrase
 from pipeline.sources.records import Limits
 from storage.sample import Failure, Sample
 
-if TYPE_CHECKING:
-    from pipeline.mining.mine import MineConfig
-
 S = TypeVar("S")
 R = TypeVar("R")
 
@@ -26,13 +23,13 @@ HARDLY = 0.2
 _LONGEST_REASON = 300  # characters of a library's own words
 
 
-def chunks(samples: Iterable[Sample], config: "MineConfig") -> Iterator[list[Sample]]:
-    """Samples in order, as many at a time as `chunk` and `chunk_pixels` allow, by the sizes in their headers."""
+def chunks(samples: Iterable[Sample], limits: Limits, most: int, most_pixels: int) -> Iterator[list[Sample]]:
+    """Samples in order, at most `most` and `most_pixels` (width * height) at a time, by the sizes in their headers."""
     chunk: list[Sample] = []
     pixels = 0
     for sample in samples:
-        size = _size(sample, config.limits)
-        if chunk and (len(chunk) == config.chunk or pixels + size > config.chunk_pixels):
+        size = _size(sample, limits)
+        if chunk and (len(chunk) == most or pixels + size > most_pixels):
             yield chunk
             chunk, pixels = [], 0
         chunk.append(sample)
@@ -42,8 +39,9 @@ def chunks(samples: Iterable[Sample], config: "MineConfig") -> Iterator[list[Sam
 
 
 def mine_chunk(
-    config: "MineConfig",
     chunk: list[Sample],
+    limits: Limits,
+    max_captions: int,
     extractor: NounExtractor,
     detector: Detector,
     rows: Rows,
@@ -53,12 +51,12 @@ def mine_chunk(
 ) -> None:
     """Add the rows, failures and counts of one chunk, and the seconds they took."""
     with clock("decode"):
-        images = [_pixels(sample, config.limits, failures) for sample in chunk]
+        images = [_pixels(sample, limits, failures) for sample in chunk]
     good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
     with clock("nouns"):
         read = _guarded(
             lambda captions: _read(captions, extractor, detector),
-            [sample.captions[: config.max_captions] for sample, _ in good],
+            [sample.captions[:max_captions] for sample, _ in good],
         )
     for (sample, _), text in zip(good, read, strict=True):
         if isinstance(text, Exception):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from models.grounding.boxes import nms
 from pipeline.config import Config
 
 
@@ -77,10 +78,10 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     same_phrase, same_caption = _groups(images, phrases), _groups(images, captions)
     alive = np.ones(len(rows), bool)
     if config.nms_iou is not None:
-        alive &= suppress(boxes[rows], scores[rows], same_phrase, config.nms_iou)
+        alive &= nms(boxes[rows], scores[rows], config.nms_iou, same_phrase)
     if config.nms_all_iou is not None:
         left = np.flatnonzero(alive)
-        kept = suppress(boxes[rows[left]], scores[rows[left]], same_caption[left], config.nms_all_iou)
+        kept = nms(boxes[rows[left]], scores[rows[left]], config.nms_all_iou, same_caption[left])
         alive[left[~kept]] = False
     left = np.flatnonzero(alive)
     place = _ranks(same_phrase[left], -scores[rows[left]])  # 0 for the best box of a phrase
@@ -91,42 +92,6 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     for row in table.take(rows[left]).to_pylist():
         chosen[row["key"]].append(_choice(row, text))
     return chosen
-
-
-def suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou: float) -> np.ndarray:
-    """Greedy non-maximum suppression in many groups at once.
-
-    Works rank by rank: the best box of every group strikes out its overlapping inferiors, then the second
-    best that is still there, and so on; each step is one vector operation over all groups.
-
-    Args:
-        boxes: float [N, 4], xyxy.
-        scores: float [N].
-        groups: int [N]; boxes compete only within their group.
-        iou: a box goes when it overlaps a better one by more than this.
-
-    Returns:
-        bool [N], true for the boxes that stay. Equal scores: the earlier box wins.
-    """
-    total = len(boxes)
-    order = np.lexsort((np.arange(total), -scores, groups))
-    boxes, groups = boxes[order].astype(np.float64), groups[order]
-    first = np.searchsorted(groups, groups)  # where each box's group begins
-    rank = np.arange(total) - first
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    alive = np.ones(total, bool)
-    for leading in range(int(rank.max(initial=0))):
-        rivals = np.flatnonzero((rank > leading) & alive)
-        leaders = first[rivals] + leading
-        rivals, leaders = rivals[alive[leaders]], leaders[alive[leaders]]
-        low = np.maximum(boxes[rivals, :2], boxes[leaders, :2])
-        high = np.minimum(boxes[rivals, 2:], boxes[leaders, 2:])
-        shared = (high - low).clip(0).prod(axis=1)
-        union = areas[rivals] + areas[leaders] - shared
-        alive[rivals[shared > iou * union]] = False
-    stays = np.empty(total, bool)
-    stays[order] = alive
-    return stays
 
 
 def _floats(table: pa.Table, name: str) -> np.ndarray:

@@ -91,7 +91,7 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
 
 
 def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """How much was asked; where it came from may be spelt in several ways, and Exam.digest names it by its bytes."""
+    """The counts of what was asked. The source is left out: EvaluationSpec.digest compares it by its bytes."""
     return {name: value for name, value in (metrics.get("assessed") or {}).items() if name != "source"}
 
 

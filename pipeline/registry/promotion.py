@@ -1,22 +1,20 @@
 """Champion and challengers: who is served, who was refused and why, and the way back.
 
-A challenger is judged beside the champion on one exam. What was decided is one row of storage.model_registry;
+A challenger is judged beside the champion on one evaluation. What was decided is one row of storage.model_registry;
 the weights of whoever is promoted are in the registry before that row is, so a killed promotion is one that has
 not happened.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, digest
-from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.config import EvaluationSpec
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.registry.model_gate import GateConfig, Verdict, judge
 from pipeline.runtime.progress import Listener
-from pipeline.sources.source import open_source
 from pipeline.training.run_dir import RunConfig, current_commit
 from storage.model_registry import (
     ASSESSED,
@@ -41,32 +39,10 @@ _TRIES = 5
 _RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a model again reads of its run
 
 
-class Exam(Config):
-    """What champion and challenger are both asked: the arguments of pipeline.evaluation.evaluate.assess."""
-
-    version: str
-    """Dataset version whose val split is used when there is no assess_source."""
-    assess_source: str | None = None
-    """Held-out captioned images; null takes the val split."""
-    taxonomy: str | None = None
-    """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
-    config: AssessConfig = AssessConfig()
-    """Sizes and seeds of the evaluation."""
-
-    def digest(self, home: str) -> str:
-        """Name the exam by the bytes that are asked about, so that a changed source is another exam."""
-        if self.assess_source is not None:
-            asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
-        else:
-            asked = [shard.sha256 for shard in Versions(Store(home)).load(self.version).shards.get("val", [])]
-        tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
-        return digest({"asked": asked, "taxonomy": tree, "config": digest(self.config)})
-
-
 def challenge(
     run_dir: str | Path,
     home: str,
-    exam: Exam,
+    spec: EvaluationSpec,
     gate: GateConfig,
     metrics: dict[str, Any],
     *,
@@ -81,7 +57,7 @@ def challenge(
     Args:
         run_dir: the challenger, a finished run.
         home: the home with the registry; a directory of this machine.
-        exam: what the challenger was assessed with; the champion is assessed with the same.
+        spec: what the challenger was evaluated with; the champion is evaluated with the same.
         gate: the numbers that decide.
         metrics: the challenger's metrics.json.
         key: names what was trained (version and configuration).
@@ -99,7 +75,7 @@ def challenge(
         if holder is not None and holder.model == model:
             restore(run_dir, home, holder)
             return holder
-        beside = examine(holder, home, exam, listener) if holder else None
+        beside = examine(holder, home, spec, listener) if holder else None
         verdict = judge(metrics, beside, gate)
         passed = verdict.passed or anyway
         kept = None
@@ -116,7 +92,7 @@ def challenge(
             run=str(run_dir),
             report=_keep_report(run_dir, home),
             metrics=json.dumps(metrics),
-            verdict=json.dumps(_plain(verdict, exam, home)),
+            verdict=json.dumps(_plain(verdict, spec, home)),
             commit=current_commit(),
             kept=kept,
             **_lineage(run_dir, home),
@@ -206,10 +182,12 @@ def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Decis
     return registry.append(back, len(rows))
 
 
-def examine(row: Decision, home: str, exam: Exam, listener: Listener | None = None) -> dict[str, Any]:
-    """Assess a promoted model, once an exam, and return its metrics."""
+def examine(
+    row: Decision, home: str, spec: EvaluationSpec, listener: Listener | None = None
+) -> dict[str, Any]:
+    """Evaluate a promoted model, once per evaluation, and return its metrics."""
     registry = Registry(home)
-    folder = Path(registry.store.path(f"{ASSESSED}/{exam.digest(home)}-{row.model}"))
+    folder = Path(registry.store.path(f"{ASSESSED}/{spec.digest(home)}-{row.model}"))
     done = folder / "metrics.json"
     if not (done.is_file() and (folder / "report.html").is_file()) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):
@@ -221,15 +199,7 @@ def examine(row: Decision, home: str, exam: Exam, listener: Listener | None = No
                 shutil.copyfile(source, folder / name)
         if not (folder / "model").exists():
             (folder / "model").symlink_to(kept, target_is_directory=True)
-        assess(
-            folder,
-            home,
-            exam.version,
-            exam.assess_source,
-            exam.taxonomy,
-            config=exam.config,
-            listener=listener,
-        )
+        evaluate(folder, home, spec, listener=listener)
         prove_folder(folder)
     return json.loads(done.read_text())
 
@@ -294,5 +264,5 @@ def _keep_report(run_dir: Path, home: str) -> str | None:
     return Store(home).commit(REPORTS, ".html", lambda file: file.write(report.read_bytes())).path
 
 
-def _plain(verdict: Verdict, exam: Exam, home: str) -> dict[str, Any]:
-    return {**dataclasses.asdict(verdict), "exam": exam.digest(home)}
+def _plain(verdict: Verdict, spec: EvaluationSpec, home: str) -> dict[str, Any]:
+    return {**dataclasses.asdict(verdict), "exam": spec.digest(home)}

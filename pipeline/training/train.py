@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.clip import DualEncoder, load_weights
 from models.encoders.tokenizer import Tokenizer
 from models.losses import objective as objectives
+from pipeline.runtime.device import resolve_device
 from pipeline.runtime.parent_death import die_with
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
@@ -310,13 +311,8 @@ def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
 @contextlib.contextmanager
 def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
     """(rank, ranks, device) of this process, joined with the others that torchrun started."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device '{device}' is unknown: use auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for and torch finds no GPU: use --device cpu")
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    where = torch.device("cuda", local) if gpu else torch.device("cpu")
+    where = resolve_device(device)
+    gpu = where.type == "cuda"
     if gpu:
         torch.cuda.set_device(where)
     ranks = int(os.environ.get("WORLD_SIZE", 1))

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.evaluation.report.page import gaps
 from pipeline.evaluation.report.summary import rows as metric_rows
-from pipeline.mining.mine import MineConfig, phrase_quality, prefix
+from pipeline.mining.mine import MineConfig, prefix
 from pipeline.packing.dataset_gate import SCORE_BINS, Check, score_histogram, verdict
 from pipeline.sources.records import objects_of
 from pipeline.sources.source import open_source

@@ -58,7 +58,7 @@ def create_app(home: str, hosts: Iterable[str] | None = None) -> Starlette:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    style = Markup((report.FOLDER / "report.css").read_text() + (HERE / "serve.css").read_text())
+    style = report.style() + Markup((HERE / "serve.css").read_text())
 
     def page(name: str, **values: object) -> HTMLResponse:
         text = templates.get_template(name).render(style=style, home=home, **values)

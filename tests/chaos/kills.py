@@ -198,6 +198,8 @@ def kill_at_random(
                 tally.torn += len(torn)
                 assert not torn, torn
             ended = 0 in codes
+            # Other work of the machine changes the pace: kill sooner after runs that were over, later after kills.
+            whole *= 0.8 if ended else 1.05
         check(store, reference, units, tally)
     return tally
 

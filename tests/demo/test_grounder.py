@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from demo.grounder import FIXED_IDS, IMAGE_SIZE, SCORE_THRESHOLD, vocabulary
-from demo.grounder_figures import Question, curve, judge, measure, questions, suppress
+from demo.grounder_figures import Question, curve, judge, measure, questions
 from demo.grounder_loss import corners, phrase_of_token, phrase_scores
 from demo.grounder_prompts import prompt_text
 from models.grounding.detector import Detection
@@ -118,9 +118,3 @@ def test_judging_by_hand():
     points = curve([(scores, right, count)])
     assert points["0.3"] == {"recall": 0.5, "precision": 0.3333}
     assert points["0.7"] == {"recall": 0.5, "precision": 1.0}
-
-
-def test_suppression_keeps_the_best_of_boxes_that_overlap():
-    boxes = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.45], [0.4, 0.4, 0.9, 0.9]])
-    assert suppress(boxes, np.array([0.3, 0.5, 0.4]), 0.6).tolist() == [1, 2]
-    assert suppress(boxes, np.array([0.3, 0.5, 0.4]), 0.95).tolist() == [1, 2, 0]

@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import asdict, replace
 
+import pyarrow as pa
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -21,11 +22,12 @@ from pipeline.packing import pack as packing
 from pipeline.packing.pack import pack_digest
 from pipeline.registry.retraining import RetrainDecision
 from storage.checkpoint import Checkpoints
+from storage.detections import SCHEMA, write_detections
 from storage.manifest import Manifest
 from storage.model_registry import Decision, Registry
 from storage.shard import write_shard
 from storage.store import Store
-from storage.versions import LATEST, Versions, shard_ref
+from storage.versions import Versions, shard_ref
 from tests.flows.deployment.test_reconcile import config
 from tests.pipeline.training_data import sample
 
@@ -145,11 +147,15 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
         work = mining.plan(config, home, settle_s)
         feed(age_s=60), feed()
         settled.append([unit.path for unit in work.pending])
+        nothing = pa.Table.from_pylist([], schema=SCHEMA)
+        boxes = Store(home).commit(
+            "detections/0/objects", ".parquet", lambda file: write_detections(file, nothing)
+        )
         for unit in work.pending:
-            record = {"images": 1, "failed": 0, "detections": {"path": "x"}}
+            record = {"images": 1, "failed": 0, "detections": {"path": boxes.path}}
             Manifest(Store(home), f"{mining.prefix(config)}/records").commit(unit.name, record)
 
-    def packed(mine, config, home, unit, report=None):
+    def packed(mine, config, home, unit, without, report=None):
         feed(age_s=60)
         used.append(unit.path)
         written = Store(home).commit(
@@ -164,7 +170,7 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
         monkeypatch.setattr("pipeline.packing.pack.pack_shard", packed)
         monkeypatch.setattr(
             "pipeline.packing.pack.gate",
-            lambda store, version, config: store.replace(LATEST, version.name.encode()) or [],
+            lambda store, version, config: Versions(store).point(version.name) or [],
         )
         packing.pack(mine, config, home, mined_only=mined_only)
 

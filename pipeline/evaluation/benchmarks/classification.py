@@ -17,7 +17,7 @@ from pipeline.datasets.adapters import ADAPTERS
 from pipeline.datasets.dataset_card import Card, cards
 from pipeline.datasets.wordnet import PLACES, WordNet, find_wordnet, is_wnid
 from pipeline.embedder import Embedder, batched, whole
-from pipeline.evaluation.benchmarks.suite import Evaluation, Setting, folder_called
+from pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_called
 from pipeline.evaluation.coverage import Coverage, as_numbers
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.hierarchy import tree_metrics

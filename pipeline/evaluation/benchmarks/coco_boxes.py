@@ -8,8 +8,7 @@ import numpy as np
 
 from pipeline.datasets.dataset_card import PLAIN
 from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.retrieval import COCO_FOLDERS, folder_with
-from pipeline.evaluation.benchmarks.suite import Evaluation, Setting
+from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
 from pipeline.evaluation.coverage import as_numbers
 from pipeline.evaluation.embed_files import ahead, decoded, files_there, load_image, read_json
 from pipeline.evaluation.metrics.bootstrap import MetricResult

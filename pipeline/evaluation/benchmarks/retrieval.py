@@ -11,13 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.suite import Evaluation, Setting
+from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
 from pipeline.evaluation.coverage import Coverage, as_numbers
 from pipeline.evaluation.embed_files import embed_files, read_json
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 
-COCO_FOLDERS = ("coco", "coco2017", "mscoco")
 FLICKR_FOLDERS = (
     "Images",
     "images",
@@ -149,16 +148,6 @@ def retrieval(
         {way: {**values, "chance": chance[way], **size} for way, values in found.numbers.items()},
         found.intervals,
     )
-
-
-def folder_with(names: tuple[str, ...], *marks: str) -> Callable[[Path], Path | None]:
-    """A finder of folders of one of the names that hold one of the files."""
-
-    def find(data: Path) -> Path | None:
-        named = (entry for entry in sorted(data.iterdir()) if entry.is_dir() and entry.name.lower() in names)
-        return next((folder for folder in named if any((folder / mark).exists() for mark in marks)), None)
-
-    return find
 
 
 EVALUATIONS = {

@@ -14,7 +14,7 @@ from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
 from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.captioned import measure_captioned
-from pipeline.evaluation.config import AssessConfig
+from pipeline.evaluation.config import EvaluationSpec
 from pipeline.evaluation.held_out import of_source
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
 from pipeline.evaluation.metrics.catalog import csv_text
@@ -30,21 +30,20 @@ from storage.store import Store
 def add_suite(
     metrics: dict[str, Any],
     embedder: Embedder,
-    names: str,
-    data: str | Path | None,
-    config: AssessConfig,
+    spec: EvaluationSpec,
     listener: Listener | None = None,
 ) -> None:
     """Measure the suite and put its numbers, intervals and gaps where those of the sections are.
 
     ValueError without a directory of data sets; otherwise as `run_suite`.
     """
-    if data is None:
-        raise ValueError(f"the suite {names!r} needs --data: the directory your data sets lie in")
+    config = spec.config
+    if spec.suite is None or spec.data is None:
+        raise ValueError(f"the suite {spec.suite!r} needs --data: the directory your data sets lie in")
     found = run_suite(
         embedder,
-        names,
-        data,
+        spec.suite,
+        spec.data,
         Bootstrap(config.draws, seed=config.seed),
         limit=config.suite_images,
         seed=config.seed,
@@ -67,40 +66,32 @@ def write_numbers(folder: Path, metrics: dict[str, Any]) -> None:
     store.replace("metrics.csv", csv_text(metrics).encode())
 
 
-def assess_model(
-    folder: str | Path,
-    names: str | None = None,
-    data: str | Path | None = None,
-    *,
-    assess_source: str | None = None,
-    taxonomy: str | Path | None = None,
-    config: AssessConfig | None = None,
-    listener: Listener | None = None,
+def evaluate_model(
+    folder: str | Path, spec: EvaluationSpec, *, listener: Listener | None = None
 ) -> dict[str, Any]:
     """Measure a model directory (exported or imported), which has no run; metrics and report go into it.
 
     Args:
         folder: model.safetensors, config.json, tokenizer.json.
-        names, data: the suite and the directory of its data sets, see `add_suite`.
-        assess_source: captioned images of one's own; `taxonomy` with their classes.
-        config, listener: as in `assess`.
+        spec: an assess_source, a suite or both; a model directory has no version with a val split.
+        listener: as in `evaluate`.
 
     Raises:
         FileNotFoundError: no such source, taxonomy or directory of data sets.
         ValueError: neither suite nor source, labels that are not leaves, no such data set.
     """
     began = time.monotonic()
-    folder, config = Path(folder), config or AssessConfig()
-    if names is None and assess_source is None:
+    folder, config = Path(folder), spec.config
+    if spec.suite is None and spec.assess_source is None:
         raise ValueError(f"nothing to measure {folder} on: give a suite with its data, or an assess_source")
-    tree = Taxonomy.load(taxonomy) if taxonomy else None
+    tree = Taxonomy.load(spec.taxonomy) if spec.taxonomy else None
     others = read_beside(config.beside)
-    found = None if assess_source is None else of_source(assess_source, config.max_images)
+    found = None if spec.assess_source is None else of_source(spec.assess_source, config.max_images)
     embedder = Embedder.load(folder, config.device, config.batch_size)
     metrics: dict[str, Any] = {"run": folder.resolve().name, "intervals": {}, "skipped": {}}
     shown: dict[str, Any] = {}
-    if names is not None:
-        add_suite(metrics, embedder, names, data, config, listener)
+    if spec.suite is not None:
+        add_suite(metrics, embedder, spec, listener)
     if found is not None:
         shown = measure_captioned(metrics, embedder, found, tree, {}, config, listener)
     metrics["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
@@ -111,7 +102,7 @@ def assess_model(
     if others:
         metrics["beside"] = [summary(metrics, folder), *others]
     write_numbers(folder, metrics)
-    asked = ", ".join(str(place) for place in (assess_source, data) if place)
+    asked = ", ".join(str(place) for place in (spec.assess_source, spec.data) if place)
     origin = [("Model", str(folder)), ("Assessed on", asked), ("Commit", str(metrics["commit"] or ""))]
     page = Exhibits(
         config={"assess": config.model_dump(mode="json")}, lineage=origin, draws=config.draws, **shown

@@ -1,4 +1,4 @@
-"""The evaluation suite: what lies below a directory of data sets is measured, what is lacking is named.
+"""The evaluation suite: the data sets below a directory are measured, the missing ones are named.
 
 Each row of EVALUATIONS finds its data set below that directory and measures the model on it. What it hands
 back goes into metrics.json as suite.NAME: blocks of numbers, each with "n" (what the interval is drawn over)
@@ -6,89 +6,24 @@ and "chance" (the same names as the numbers, with the value of a guess).
 """
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
 from pipeline.embedder import Embedder
+from pipeline.evaluation.benchmarks import classification, coco_boxes, compositional, retrieval
+from pipeline.evaluation.benchmarks.base import Evaluation, Setting
 from pipeline.evaluation.coverage import MIN_COVERAGE
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.bootstrap import Bootstrap
 from pipeline.runtime.progress import Listener, Progress
 
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What every evaluation is handed.
-
-    Attributes:
-        data: the directory of data sets, for what several of them share (WordNet).
-        boot: draws the intervals.
-        progress: tell it with `expect` how many images there are and with `advance` how many are done.
-        limit: at most this many images of a split, drawn by seed; 0 takes all.
-        least: the fraction of what a set lists that must be there; what is below it is refused.
-        heads: probes fitted on labelled sets, names of pipeline.evaluation.metrics.linear_probe.HEADS, or prototypes.
-        skipped: blocks of the evaluation that could not be measured, each with the reason.
-    """
-
-    data: Path
-    boot: Bootstrap
-    progress: Progress
-    limit: int = 0
-    seed: int = 0
-    least: float = MIN_COVERAGE
-    heads: tuple[str, ...] = ()
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def choose(self, count: int) -> Int[np.ndarray, " n"]:
-        """Indices of the images asked about, ascending."""
-        if not self.limit or count <= self.limit:
-            return np.arange(count)
-        return np.sort(np.random.default_rng(self.seed).choice(count, self.limit, replace=False))
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A row of the suite.
-
-    Attributes:
-        title: the data set as papers write it.
-        find: its folder (or tar) below the directory of data sets, None where it lacks it.
-        evaluate: the numbers; or why there are none, as words.
-        layout: what the folder should hold, for whoever lacks it.
-    """
-
-    title: str
-    find: Callable[[Path], Path | None]
-    evaluate: Callable[[Embedder, Path, Setting], MetricResult | str]
-    layout: str
-
-
-def folder_called(*names: str) -> Callable[[Path], Path | None]:
-    """A finder of folders and tars by their name, whatever its case; the first name goes first."""
-    ends = ("", ".tar", ".tar.gz", ".tgz")
-    wanted = [(name + end).lower() for name in names for end in ends]
-
-    def find(data: Path) -> Path | None:
-        there = {entry.name.lower(): entry for entry in sorted(data.iterdir())}
-        return next((there[name] for name in wanted if name in there), None)
-
-    return find
+TABLES = (classification, retrieval, coco_boxes, compositional)  # each brings a table EVALUATIONS
 
 
 def evaluations() -> dict[str, Evaluation]:
-    """All rows by name; the parts of the suite each bring a table."""
-    from pipeline.evaluation.benchmarks import classification as labelled_sets
-    from pipeline.evaluation.benchmarks import coco_boxes
-    from pipeline.evaluation.benchmarks import retrieval as caption_sets
-    from pipeline.evaluation.metrics import compositional
-
-    tables = (labelled_sets, caption_sets, coco_boxes, compositional)
-    return {name: row for table in tables for name, row in table.EVALUATIONS.items()}
+    """All rows by name, in the order of the report."""
+    return {name: row for table in TABLES for name, row in table.EVALUATIONS.items()}
 
 
 def chosen(names: str, table: dict[str, Evaluation]) -> list[str]:

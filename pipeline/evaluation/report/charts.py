@@ -30,7 +30,7 @@ class Line:
     dashed: bool = False
 
 
-def number(value: float, digits: int = 3) -> str:
+def number(value: int | float, digits: int = 3) -> str:
     """A number for people: 3 significant digits, thousands grouped; a whole number in full."""
     if isinstance(value, int):
         return f"{value:,}"
@@ -135,7 +135,7 @@ def line_chart(lines: Sequence[Line], label: str, unit: str = "", zero: bool = F
 
 
 def ridges(
-    rows: Sequence[tuple[str, str, Float[np.ndarray, " M"]]],
+    rows: Sequence[tuple[str, str, Float[np.ndarray, " _"]]],
     label: str,
     edge: float,
     edge_name: str,

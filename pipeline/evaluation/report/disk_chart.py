@@ -14,7 +14,7 @@ FULL = 0.85  # points beyond it: the whole disk is drawn, with its rim
 
 
 def disk_chart(
-    groups: Sequence[tuple[str, Float[np.ndarray, "N 2"]]], label: str, hyperbolic: bool
+    groups: Sequence[tuple[str, Float[np.ndarray, "_ 2"]]], label: str, hyperbolic: bool
 ) -> Markup:
     """Points of the unit disk by tone, the first group at the bottom, enlarged to fit.
 

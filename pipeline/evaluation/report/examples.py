@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from models.grounding.boxes import iou
 from pipeline.embedder import Embedder
 from pipeline.evaluation.embedded import Embedded
 from pipeline.evaluation.metrics.hierarchy import meeting_depth
@@ -83,16 +84,10 @@ def _things(parts: Sequence[Part]) -> dict[str, int]:
         thing.setdefault(same_text(part.phrase), len(thing))
     for first, second in itertools.combinations(parts, 2):
         a, b = thing[same_text(first.phrase)], thing[same_text(second.phrase)]
-        if a != b and _overlap(first.box, second.box) > 0.6:
+        if a != b and iou(np.array(first.box), np.array(second.box)) > 0.6:
             thing = {phrase: min(a, b) if n in (a, b) else n for phrase, n in thing.items()}
     order = {n: place for place, n in enumerate(dict.fromkeys(thing.values()))}
     return {phrase: order[n] for phrase, n in thing.items()}
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(wide, 0.0) * max(high, 0.0)
-    return both / max((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both, 1e-9)
 
 
 def _mined(sample: TrainingSample, side: int) -> dict[str, Any]:

@@ -20,17 +20,26 @@ from storage.store import Store
 FOLDER = Path(__file__).parent
 
 
+def style() -> Markup:
+    """The style of a page: palette and charts, then everything else."""
+    return Markup(chart_style() + (FOLDER / "report.css").read_text(encoding="utf-8"))
+
+
+def chart_style() -> Markup:
+    """Palette and charts alone, for a chart that stands outside a page."""
+    return Markup((FOLDER / "charts.css").read_text(encoding="utf-8"))
+
+
 def render(metrics: dict[str, Any], exhibits: Exhibits) -> str:
     """The page as text: `metrics` is what metrics.json holds."""
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
-    style = (FOLDER / "report.css").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["share"] = share
     return environment.get_template("report.html.j2").render(
         page=page(metrics, exhibits),
-        style=Markup(style),
+        style=style(),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

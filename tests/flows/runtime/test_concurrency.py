@@ -72,7 +72,7 @@ def test_training_assessment_and_judging_hold_what_they_use(
         "flows.train.Versions": lambda store: version,
         "flows.train.prepare": lambda *given: None,
         "flows.train.training": work("train", {}),
-        "flows.assess.assessing.assess": work("assess", {}),
+        "flows.assess.evaluate": work("assess", {}),
         "flows.retrain.check": lambda *given: RetrainDecision("v-1", 1, "key", True, "due"),
         "flows.retrain.recipe_for": lambda *given: demo(),
         "flows.retrain._mining": lambda *given: None,

@@ -85,6 +85,6 @@ def test_parquet_is_read_and_written_without_threads_or_python_files() -> None:
         )
     assert {path for path, _ in calls} == {
         "pipeline/datasets/parquet.py",
-        "pipeline/sources/readers.py",
+        "pipeline/sources/parquet_rows.py",
         "storage/sealed.py",
     }

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.grounding.vocabulary import Vocabulary, coco_names
-from models.grounding.yolox_onnx import YoloxOnnx, digest, letterbox, suppress
+from models.grounding.yolox_onnx import YoloxOnnx, digest, letterbox
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 REAL = SHARED / "detectors" / "yolox_nano.onnx"
@@ -86,13 +86,6 @@ def test_letterbox_keeps_the_shape_fills_with_grey_and_speaks_bgr():
     assert (pixels[0, :, :32, :] == np.array([0, 0, 200])[:, None, None]).all() and (
         pixels[0, :, 32:] == 114
     ).all()
-
-
-def test_suppress_keeps_the_first_of_a_heap():
-    boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.9], [0, 0, 0.5, 1], [0.5, 0.5, 1, 1]])
-    assert suppress(boxes, 0.65).tolist() == [0, 2, 3]
-    assert suppress(boxes, 0.95).tolist() == [0, 1, 2, 3]
-    assert suppress(np.zeros((0, 4)), 0.5).tolist() == []
 
 
 @pytest.mark.parametrize(

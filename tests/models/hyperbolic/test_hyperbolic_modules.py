@@ -2,7 +2,9 @@
 load."""
 
 import copy
+import importlib
 import io
+import pkgutil
 
 import pytest
 import torch
@@ -60,6 +62,21 @@ def make(name):
 def loss_of(module, inputs):
     out = module(inputs)
     return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum()
+
+
+def test_every_layer_is_in_the_matrix():
+    """A new layer is exported and has a row in MODULES; what is exported of torch.nn itself needs none."""
+    ours = {
+        layer.__name__: layer
+        for file in pkgutil.iter_modules(hnn.__path__, f"{hnn.__name__}.")
+        for layer in vars(importlib.import_module(file.name)).values()
+        if isinstance(layer, type) and issubclass(layer, nn.Module) and layer.__module__ == file.name
+    }
+    layers = {name: layer for name, layer in ours.items() if not name.startswith("_")}
+    del layers["HyperbolicModule"]  # the base class
+    assert layers.keys() <= set(hnn.__all__)
+    built = {type(part) for name in MODULES for part in make(name)[0].modules()}
+    assert set(layers.values()) <= built
 
 
 @pytest.mark.parametrize("name", MODULES)

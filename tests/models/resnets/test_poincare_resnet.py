@@ -15,8 +15,10 @@ from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.residual import residual_add
 from models.losses.objective import hycoclip_objective, loss
-from models.resnets import published_poincare_resnet as compat
-from models.resnets.poincare_resnet import EuclideanResNet, PoincareResNet
+from models.resnets import published_poincare_resnet as published_net
+from models.resnets.poincare_resnet import PoincareResNet
+from models.resnets.published_poincare_resnet import PublishedPoincareResNet
+from models.resnets.resnet import EuclideanResNet
 from tests.oracle import poincare_resnet as oracle
 
 SMALL = {"depth": 8, "widths": (4, 6, 8), "num_classes": 5}
@@ -86,7 +88,7 @@ def test_lean_residual_sum_equals_plain_autograd(size):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_compat_equals_the_twin_of_the_published_arithmetic(training):
-    model = stirred(PoincareResNet(**SMALL, c=0.1, compat=True)).train(training)
+    model = stirred(PublishedPoincareResNet(**SMALL, c=0.1)).train(training)
     u = pixels()
     want = oracle.forward(model.state_dict(), u, 8, 0.1, training, published=True)
     assert torch.allclose(model(u), want, **EXACT)
@@ -94,10 +96,20 @@ def test_compat_equals_the_twin_of_the_published_arithmetic(training):
     assert (right - want).abs().max() > 0.1 * want.abs().max()
 
 
+def test_compat_warns_and_is_the_published_network():
+    with pytest.warns(FutureWarning, match="PublishedPoincareResNet"):
+        old = PoincareResNet(**SMALL, compat=True)
+    new = PublishedPoincareResNet(**SMALL)
+    new.load_state_dict(old.state_dict())
+    with torch.no_grad():
+        images = pixels().float()
+        assert torch.equal(old.float()(images), new.float()(images))
+
+
 def test_only_the_published_arithmetic_lets_the_batch_into_evaluation():
     images = pixels(4)
     ours = stirred(PoincareResNet(**SMALL)).eval()
-    published = stirred(PoincareResNet(**SMALL, compat=True)).eval()
+    published = stirred(PublishedPoincareResNet(**SMALL)).eval()
     with torch.no_grad():
         assert torch.allclose(ours(images)[:1], ours(images[:1]), **EXACT)
         assert not torch.allclose(published(images)[:1], published(images[:1]), rtol=1e-2)
@@ -136,7 +148,7 @@ def test_identity_initialisation_keeps_norms_where_the_published_ones_lose_them(
     # The identity to first order in c|u|^2.
     assert kept(lambda: hnn.Conv2d(8, 8, 3, padding=1, c=0.1)) == pytest.approx(1, abs=0.02)
     assert kept(lambda: hnn.Conv2d(8, 8, 3, padding=1, c=0.1, init="normal")) < 1e-6
-    assert kept(lambda: compat.Conv2d(8, 8, 3, 1, 0.1)) < 1e-6
+    assert kept(lambda: published_net.Conv2d(8, 8, 3, 1, 0.1)) < 1e-6
 
 
 @pytest.mark.parametrize("size", [(32, 32), (31, 45), (8, 8)])
@@ -254,7 +266,7 @@ def published_state(depth=20, widths=(8, 16, 32), classes=10, c=0.1):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_published_state_dict_loads_and_gives_the_published_numbers(prefix):
     state = published_state(14, (4, 6, 8), 7, 0.3)
-    model = compat.load_published({prefix + n: v for n, v in state.items()}).double()
+    model = published_net.load_published({prefix + n: v for n, v in state.items()}).double()
     assert (model.depth, model.widths, len(model.head.bias)) == (14, (4, 6, 8), 7)
     # The weights of one convolution and one norm by hand: the twin below reads the network's own names.
     assert torch.equal(
@@ -270,7 +282,7 @@ def test_published_state_dict_has_the_published_number_of_parameters():
     state = published_state()
     learned = [v for n, v in state.items() if not n.endswith("isp_c") and "running" not in n]
     assert sum(v.numel() for v in learned) == 68_757
-    compat.load_published(state)
+    published_net.load_published(state)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +299,7 @@ def test_other_state_dicts_are_refused_by_name(change, message):
     state = published_state(8, (4, 6, 8), 5)
     change(state)
     with pytest.raises(ValueError, match=message):
-        compat.load_published(state)
+        published_net.load_published(state)
 
 
 # The image tower of a dual encoder.

@@ -275,7 +275,7 @@ def test_how_many_scenes_carry_one_label_is_told(world: Path, tmp_path: Path) ->
         return meta if len(meta["captions"][1]) % 2 else {k: v for k, v in meta.items() if k != "labels"}
 
     write_source(tmp_path / "some", range(8), every_other)
-    options = {"assess_source": str(tmp_path / "some"), "taxonomy": world / "taxonomy.json"}
+    options = {"assess_source": str(tmp_path / "some"), "taxonomy": str(world / "taxonomy.json")}
     found = run(world, config=LIGHT, **options)["zero_shot"]
     assert found["images"] <= found["labelled"] < found["scenes"] == 8
 

@@ -16,7 +16,7 @@ from models.encoders.tokenizer import Tokenizer
 from models.encoders.vit import VisionConfig
 from pipeline.embedder import Embedder, whole
 from pipeline.evaluation.embedded import embed, work
-from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.evaluation.scenes import Region, Scene, limit_regions
 from pipeline.imaging.crop import crop_box, letterbox
 from pipeline.imaging.decode import decode, encode_jpeg
@@ -134,13 +134,13 @@ def write_run(run, model, tokenizer):
 FAST = AssessConfig(draws=100)
 
 
-def run(world, name="r", **options):
-    home = world / "home"
-    return assess(home / "runs" / name, str(home), config=options.pop("config", FAST), **options)
+def run(world, name="r", mining=None, listener=None, **fields):
+    home, spec = world / "home", EvaluationSpec(**{"config": FAST} | fields)
+    return evaluate(home / "runs" / name, str(home), spec, mining=mining, listener=listener)
 
 
 def labelled(world):
-    return {"assess_source": str(world / "heldout"), "taxonomy": world / "taxonomy.json"}
+    return {"assess_source": str(world / "heldout"), "taxonomy": str(world / "taxonomy.json")}
 
 
 def test_everything_is_measured_on_a_labelled_source(world):
@@ -229,12 +229,12 @@ def test_without_a_source_the_val_split_is_taken(world):
     assert metrics["retrieval"]["images"] == 22 and metrics["parts"]["phrases"] == 8
     assert metrics["zero_shot"] is None and metrics["skipped"]["zero_shot"] == "no taxonomy was given"
     assert metrics["mining"] is None and "mining" in metrics["skipped"]
-    assert run(world, taxonomy=world / "taxonomy.json")["zero_shot"]["classes"] == 4
+    assert run(world, taxonomy=str(world / "taxonomy.json"))["zero_shot"]["classes"] == 4
 
 
 def test_what_a_source_lacks_is_said(world, tmp_path):
     write_source(tmp_path / "bare", range(6), lambda meta: {"captions": meta["captions"]})
-    metrics = run(world, assess_source=str(tmp_path / "bare"), taxonomy=world / "taxonomy.json")
+    metrics = run(world, assess_source=str(tmp_path / "bare"), taxonomy=str(world / "taxonomy.json"))
     assert metrics["retrieval"]["images"] == 6
     assert metrics["parts"] is None and "no parts" in metrics["skipped"]["parts"]
     assert "no foils" in metrics["skipped"]["compositional"] and "labelled" in metrics["skipped"]["boxes"]
@@ -259,7 +259,7 @@ def test_wrong_input_is_named(world, tmp_path):
         run(world, version="v-nothing")
     write_source(tmp_path / "odd", range(4), lambda meta: meta | {"labels": ["duk"]})
     with pytest.raises(ValueError, match="'duk' is not a leaf of the taxonomy; nearest: duck"):
-        run(world, assess_source=str(tmp_path / "odd"), taxonomy=world / "taxonomy.json")
+        run(world, assess_source=str(tmp_path / "odd"), taxonomy=str(world / "taxonomy.json"))
 
 
 def test_a_diverged_model_is_refused_and_a_euclidean_one_has_no_geometry(world):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.evaluate import assess_model
+from pipeline.evaluation.evaluate import EvaluationSpec, evaluate_model
 from pipeline.evaluation.report.summary import rows
 from pipeline.training.recipes import demo
 from pipeline.training.run_dir import RunConfig
+from storage.sealed import seal, unseal
 from storage.store import Store
 from storage.versions import Versions
 from tests.pipeline.evaluation.test_coverage import LIGHT
@@ -44,7 +45,7 @@ def test_a_run_whose_source_has_moved(
     write_run(run, *tiny())
     config = RunConfig(home=str(home), version=name, recipe=demo())
     (run / "config.json").write_text(config.model_dump_json())
-    held = json.loads(record.read_text())
+    held = unseal(record.read_bytes())
     held["config"] = {
         "mine": {
             "source": str(tmp_path / "moved away"),
@@ -54,7 +55,7 @@ def test_a_run_whose_source_has_moved(
         "pack": {},
     }
     record.chmod(0o644)
-    record.write_text(json.dumps(held))
+    record.write_bytes(seal(held))
     words = ["--assess-source", str(own)] if held_out else []
     said = command(monkeypatch, capsys, "assess", "--run", str(run), "--home", str(home), *words, *QUICK)
     assert "R@10 among" in said and "not measured: mining: mining is left out of the report: source" in said
@@ -86,6 +87,6 @@ def test_a_model_directory_on_captions_of_ones_own(
 
 def test_a_model_directory_needs_something_to_be_asked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a suite with its data, or an assess_source"):
-        assess_model(tmp_path, config=LIGHT)
+        evaluate_model(tmp_path, EvaluationSpec(config=LIGHT))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        assess_model(tmp_path, assess_source=str(tmp_path / "nowhere"))
+        evaluate_model(tmp_path, EvaluationSpec(assess_source=str(tmp_path / "nowhere")))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.embedder import Embedder
+from pipeline.evaluation.benchmarks.compositional import read_checklist, read_sugarcrepe
 from pipeline.evaluation.benchmarks.retrieval import read_flickr
 from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
@@ -17,7 +18,7 @@ from pipeline.evaluation.metrics.boxes import (
     mean_average_precision,
     measure_boxes,
 )
-from pipeline.evaluation.metrics.compositional import prefers, read_checklist, read_sugarcrepe
+from pipeline.evaluation.metrics.compositional import prefers
 from pipeline.imaging.decode import encode_jpeg
 from tests.oracle import evaluation_metrics as plain
 

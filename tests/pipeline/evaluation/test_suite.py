@@ -18,9 +18,10 @@ from pipeline.datasets.dataset_card import card
 from pipeline.datasets.wordnet import WordNet
 from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks import suite as suites
+from pipeline.evaluation.benchmarks.base import Evaluation, folder_called
 from pipeline.evaluation.benchmarks.classification import class_names, embed, mean_of_paper_sets
-from pipeline.evaluation.benchmarks.suite import Evaluation, chosen, evaluations, folder_called
-from pipeline.evaluation.evaluate import AssessConfig, assess_model
+from pipeline.evaluation.benchmarks.suite import chosen, evaluations
+from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate_model
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.evaluation.metrics.catalog import COLUMNS, csv_text, figures
 from pipeline.evaluation.metrics.hierarchy import NAMES, tree_metrics
@@ -487,7 +488,7 @@ def test_a_model_directory_from_the_command(
 
 def test_a_run_is_measured_on_both(data: Path, world: Path) -> None:
     config = AssessConfig(draws=100, min_coverage=0)
-    found = run(world, suite="tiny_imagenet", data=data, config=config)
+    found = run(world, suite="tiny_imagenet", data=str(data), config=config)
     assert found["retrieval"] and found["suite"]["tiny_imagenet"]["zero_shot"]["n"] == 12
     held = (world / "home/runs/r/metrics.csv").read_text()
     assert "retrieval.image_to_text.r1," in held and "suite.tiny_imagenet.hierarchy.tie," in held
@@ -516,8 +517,9 @@ def test_a_suite_without_data_is_refused(
     said = command(monkeypatch, capsys, "assess", "--run", str(tmp_path), "--suite", "all", status=2)
     assert said == "hyco: error: --suite needs --data: the directory your data sets lie in\n"
     with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
-        assess_model(tmp_path, "all", tmp_path / "nowhere")
-    assess_model(tmp_path, "tiny_imagenet", data, config=AssessConfig(draws=100, probe_heads=()))
+        evaluate_model(tmp_path, EvaluationSpec(suite="all", data=str(tmp_path / "nowhere")))
+    config = AssessConfig(draws=100, probe_heads=())
+    evaluate_model(tmp_path, EvaluationSpec(suite="tiny_imagenet", data=str(data), config=config))
     assert (tmp_path / "metrics.csv").is_file()
 
 

@@ -78,16 +78,20 @@ def test_sentences_follow_from_the_numbers():
     )
     assert "tree distance of the answer better by 1.00 edges" in said
     assert "gain over CLIP in zero-shot top-1 (9.0), boxes alone give 67%" in said
-    assert "In caption to image R@5 HyCoCLIP has no gain over CLIP that counts" in said
+    assert "In caption to image R@5 HyCoCLIP has no significant gain over CLIP" in said
     assert (
-        "HyCoCLIP: the largest median sqrt(c)|x| of a node type is 0.50, so the space is used where" in said
+        "HyCoCLIP: the largest median sqrt(c)|x| of a node type is 0.50, at most 1: the space is nearly"
+        in said
     )
-    assert "caption holds image: 90% of true pairs, 10% shuffled; it tells true from shuffled." in said
+    assert (
+        "caption entails image: 90% of true pairs, 10% of shuffled pairs; it separates true from shuffled pairs."
+        in said
+    )
     for change, sentence in (
-        (shape(true=0.01, shuffled=0.0), "does not hold"),
-        (shape(true=0.3, shuffled=0.2), "hardly tells true from shuffled"),
-        (shape(saturated=0.8), "80% of its cones being saturated"),
-        (shape(radius=1.5), "the curvature is felt"),
+        (shape(true=0.01, shuffled=0.0), "is not satisfied"),
+        (shape(true=0.3, shuffled=0.2), "hardly separates true from shuffled pairs"),
+        (shape(saturated=0.8), "80% of its cones are saturated"),
+        (shape(radius=1.5), "the curvature has an effect"),
     ):
         assert sentence in "\n".join(statements({"meru": [metrics(0.1, geometry=change)]}, []))
 
@@ -136,7 +140,7 @@ def work(tmp_path, monkeypatch):
         found = {"seconds": 60.0, "epochs": 1.0, "device": "cpu", "version": name}
         (folder / "train.json").write_text(json.dumps(found))
 
-    def assess(folder, home, name, source, taxonomy, config):
+    def evaluate(folder, home, spec):
         called.append(("assess", folder.name))
         found = metrics(0.1 + 0.01 * len(called)) | {
             "seconds": 5.0,
@@ -146,7 +150,7 @@ def work(tmp_path, monkeypatch):
         (folder / "metrics.json").write_text(json.dumps(found))
 
     monkeypatch.setattr(ablation, "train", train)
-    monkeypatch.setattr(ablation, "assess", assess)
+    monkeypatch.setattr(ablation, "evaluate", evaluate)
     return tmp_path / "home", tmp_path / "ablation.md", called, version
 
 

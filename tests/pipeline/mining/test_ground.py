@@ -3,7 +3,7 @@ import pytest
 from tiny_dino import save_tiny
 
 from models.grounding.detector import Detection, best_boxes, join
-from pipeline.mining.grounder import grounder_digest, open_detector
+from pipeline.mining.grounder import BACKENDS, Backend, grounder_digest, open_detector
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,29 @@ def test_a_wrong_grounder_is_one_line_with_the_way_out(spec, error, text):
         with pytest.raises(error, match=text) as caught:
             attempt(spec)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_of_the_table_names_its_place_when_nothing_is_there(name):
+    for attempt in (open_detector, grounder_digest):
+        with pytest.raises(FileNotFoundError, match="/no/such/place"):
+            attempt(f"{name}:/no/such/place")
+
+
+def test_a_backend_is_one_module_and_one_row(tmp_path, monkeypatch):
+    (tmp_path / "everything.py").write_text(
+        "class Everything:\n"
+        "    def __init__(self, place, *, per_phrase):\n"
+        "        self.digest, self.per_phrase = digest(place), per_phrase\n"
+        "def digest(place):\n"
+        "    return place.name\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    row = Backend("DIR", "finds everything", "everything", "Everything", options=("per_phrase",))
+    monkeypatch.setitem(BACKENDS, "everything", row)
+    detector = open_detector("everything:a/b", per_phrase=3, device="cuda:99")
+    assert (detector.digest, detector.per_phrase) == ("b", 3)
+    assert grounder_digest("everything:a/b") == "b"
 
 
 def test_a_hub_name_without_a_network_says_how_to_fetch_it():

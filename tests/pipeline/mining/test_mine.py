@@ -16,10 +16,11 @@ from tiny_dino import save_tiny
 
 from models.grounding.detector import Detection
 from pipeline.config import digest, override
+from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.imaging.decode import MAX_BYTES
 from pipeline.mining import grounder as ground
 from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig, mine_all, mine_shard, phrase_quality, plan, prefix, summary
+from pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, prefix, summary
 from pipeline.mining.noun_phrases import NounExtractor
 from pipeline.runtime.executor import InProcess, LocalExecutor
 from pipeline.sources.records import Limits

@@ -1,42 +1,9 @@
 from typing import Any
 
-import numpy as np
-import pytest
-
-from pipeline.packing.select_parts import SelectionConfig, select_parts, suppress
+from pipeline.packing.select_parts import SelectionConfig, select_parts
 from storage.detections import SCHEMA, _table
 
 Box = tuple[float, float, float, float]
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    shared = (high - low).clip(0).prod()
-    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
-
-
-def plain_suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, limit: float) -> np.ndarray:
-    """The textbook, one box at a time."""
-    keep = np.zeros(len(boxes), bool)
-    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
-        rivals = [j for j in np.flatnonzero(keep) if groups[j] == groups[i]]
-        keep[i] = all(iou(boxes[i], boxes[j]) <= limit for j in rivals)
-    return keep
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("limit", [0.1, 0.5, 1.0])
-def test_suppress_equals_the_textbook(seed: int, limit: float) -> None:
-    rng = np.random.default_rng(seed)
-    corners = rng.integers(0, 8, (60, 2, 2)) / 8
-    boxes = np.concatenate([corners.min(1), corners.max(1) + 0.125], 1)
-    scores = rng.integers(0, 5, 60) / 4  # many ties
-    groups = rng.integers(0, 6, 60) * 3
-    assert (suppress(boxes, scores, groups, limit) == plain_suppress(boxes, scores, groups, limit)).all()
-
-
-def test_suppress_of_nothing() -> None:
-    assert suppress(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), 0.5).tolist() == []
 
 
 def row(box: Box | None, score: float | None, phrase: str | None = "a dog", **more: Any) -> dict[str, Any]:

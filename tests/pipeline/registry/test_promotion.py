@@ -13,11 +13,11 @@ import torch
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from pipeline.cli import registry as commands
-from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.integrity.repair import repair
 from pipeline.registry import promotion as registries
 from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import Exam, challenge, champion, champion_path, examine, refuse, rollback
+from pipeline.registry.promotion import challenge, champion, champion_path, examine, refuse, rollback
 from pipeline.training.run_dir import prepare
 from storage.model_registry import Registry, fingerprint
 from storage.shard import write_shard
@@ -48,9 +48,9 @@ def made(tmp_path_factory):
         text = replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
         DualEncoder(replace(recipe.model, text=text)).save_pretrained(folder / "model")
         tokenizer.save(folder / "model")
-    exam = Exam(version=version, config=AssessConfig(draws=100, samples=0, answers=0))
-    metrics = assess(home / "runs" / "a", str(home), version, config=exam.config)
-    return home, exam, metrics
+    spec = EvaluationSpec(version=version, config=AssessConfig(draws=100, samples=0, answers=0))
+    metrics = evaluate(home / "runs" / "a", str(home), spec)
+    return home, spec, metrics
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def worse(metrics):
 
 
 def take(home, made, name, change=lambda metrics: metrics, **options):
-    _, exam, metrics = made
-    return challenge(home / "runs" / name, str(home), exam, GATE, change(metrics), **options)
+    _, spec, metrics = made
+    return challenge(home / "runs" / name, str(home), spec, GATE, change(metrics), **options)
 
 
 def test_the_first_model_is_promoted_with_its_lineage(home, made):
@@ -89,7 +89,7 @@ def test_the_champion_is_asked_the_same_questions_once(home, made, monkeypatch):
     shutil.rmtree(home / "runs" / "a")  # the registry does not need the run any more
     metrics = examine(row, str(home), made[1])
     assert metrics["retrieval"] == made[2]["retrieval"] and metrics["assessed"] == made[2]["assessed"]
-    monkeypatch.setattr(registries, "assess", None)
+    monkeypatch.setattr(registries, "evaluate", None)
     assert examine(row, str(home), made[1]) == metrics
 
 
@@ -115,10 +115,10 @@ def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp
     with Path("held.tar").open("wb") as file:
         write_shard(file, [sample(n) for n in range(8)])
     examine(row, str(home), made[1].replace(assess_source=str(tmp_path / "held.tar")))  # as a deployment asks
-    exam = made[1].replace(assess_source="held.tar")
-    metrics = assess(home / "runs" / "b", str(home), exam.version, exam.assess_source, config=exam.config)
-    monkeypatch.setattr(registries, "assess", None)  # the champion has answered already
-    assert challenge(home / "runs" / "b", str(home), exam, GATE, metrics).before == row.model
+    spec = made[1].replace(assess_source="held.tar")
+    metrics = evaluate(home / "runs" / "b", str(home), spec)
+    monkeypatch.setattr(registries, "evaluate", None)  # the champion has answered already
+    assert challenge(home / "runs" / "b", str(home), spec, GATE, metrics).before == row.model
 
 
 def test_what_is_decided_by_hand_is_told_with_its_home(home, made, monkeypatch):
@@ -249,6 +249,6 @@ def test_unknown_targets_are_named(home, made):
 
 
 def test_another_source_is_another_exam(home, made):
-    exam = made[1]
-    assert exam.digest(str(home)) == exam.replace(config=exam.config.replace(batch_size=3)).digest(str(home))
-    assert exam.digest(str(home)) != exam.replace(config=exam.config.replace(seed=3)).digest(str(home))
+    spec = made[1]
+    assert spec.digest(str(home)) == spec.replace(config=spec.config.replace(batch_size=3)).digest(str(home))
+    assert spec.digest(str(home)) != spec.replace(config=spec.config.replace(seed=3)).digest(str(home))

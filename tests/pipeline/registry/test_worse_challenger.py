@@ -5,9 +5,9 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.evaluation.evaluate import AssessConfig, assess
+from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import Exam, challenge, champion, champion_path, rollback
+from pipeline.registry.promotion import challenge, champion, champion_path, rollback
 from pipeline.training.train import train
 from storage.model_registry import fingerprint
 from storage.shard import write_shard
@@ -33,10 +33,10 @@ def test_it_is_refused_and_the_champion_stays_to_the_byte(tmp_path):
     home, run = str(tmp_path / "home"), tmp_path / "home" / "runs" / "good"
     version = home_of_squares(home)
     train(run, home, version, tiny_recipe(steps=100))
-    exam = Exam(version=version, config=AssessConfig(draws=200, samples=0, answers=0))
+    spec = EvaluationSpec(version=version, config=AssessConfig(draws=200, samples=0, answers=0))
 
     def judged(folder):
-        return challenge(folder, home, exam, GATE, assess(folder, home, version, config=exam.config))
+        return challenge(folder, home, spec, GATE, evaluate(folder, home, spec))
 
     good = judged(run)
     assert good.kind == "promoted"

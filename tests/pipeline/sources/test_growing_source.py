@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from pipeline.mining.mine import mine_all, mine_shard, phrase_quality, plan, summary
+from pipeline.evaluation.mined_boxes import phrase_quality
+from pipeline.mining.mine import mine_all, mine_shard, plan, summary
 from pipeline.packing import pack as packing
 from pipeline.packing.dataset_gate import QualityConfig
 from pipeline.packing.pack import PackConfig, pack

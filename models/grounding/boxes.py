@@ -1,0 +1,91 @@
+"""Boxes as corners (x0, y0, x1, y1): intersection, IoU and non-maximum suppression, each written once.
+
+NumPy is all that this module imports, so packing uses it without torch; `area`, `intersection` and `iou` also take
+torch tensors and pass gradients on.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+SMALLEST_UNION = 1e-12  # below it the IoU goes to 0 instead of 0 / 0
+
+
+def area(boxes: Any) -> Any:
+    """Areas of boxes [..., 4] -> [...]; 0 where a side is negative."""
+    return (boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(-1)
+
+
+def intersection(a: Any, b: Any) -> Any:
+    """Areas that boxes a [..., 4] and b [..., 4] share, broadcast against each other -> [...]."""
+    maximum, minimum = _extrema(a)
+    return (minimum(a[..., 2:], b[..., 2:]) - maximum(a[..., :2], b[..., :2])).clip(min=0).prod(-1)
+
+
+def enclosing(a: Any, b: Any) -> Any:
+    """Areas of the smallest boxes around a [..., 4] and b [..., 4], broadcast against each other -> [...]."""
+    maximum, minimum = _extrema(a)
+    return (maximum(a[..., 2:], b[..., 2:]) - minimum(a[..., :2], b[..., :2])).clip(min=0).prod(-1)
+
+
+def iou(a: Any, b: Any) -> Any:
+    """Intersection over union of boxes that broadcast against each other, [...]; 0 for two boxes without area.
+
+    Pairwise: iou(a[:, None], b[None]) of [N, 4] and [M, 4] is [N, M].
+    """
+    shared = intersection(a, b)
+    return shared / (area(a) + area(b) - shared).clip(min=SMALLEST_UNION)
+
+
+def nms(
+    boxes: Float[np.ndarray, "N 4"],
+    scores: Float[np.ndarray, " N"],
+    max_iou: float,
+    groups: Int[np.ndarray, " N"] | None = None,
+) -> Bool[np.ndarray, " N"]:
+    """Greedy non-maximum suppression, in many groups at once.
+
+    Works rank by rank: the best box of each group removes the worse boxes that overlap it, then the second best that
+    is left does, and so on; each step is one vector operation over all groups.
+
+    Args:
+        boxes: corners [N, 4].
+        scores: [N]; of equal scores the earlier box counts as better.
+        max_iou: a box is removed when its IoU with a better one is above this.
+        groups: [N]; boxes compete only within their group. None: all compete.
+
+    Returns:
+        Boolean [N], true for the boxes that stay.
+    """
+    total = len(boxes)
+    groups = np.zeros(total, np.int64) if groups is None else groups
+    order = np.lexsort((np.arange(total), -scores, groups))
+    boxes, groups = boxes[order].astype(np.float64), groups[order]
+    first = np.searchsorted(groups, groups)  # where each box's group begins
+    rank = np.arange(total) - first
+    areas = area(boxes)
+    alive = np.ones(total, bool)
+    for leading in range(int(rank.max(initial=0))):
+        rivals = np.flatnonzero((rank > leading) & alive)
+        leaders = first[rivals] + leading
+        rivals, leaders = rivals[alive[leaders]], leaders[alive[leaders]]
+        if len(rivals) == 0:
+            continue
+        shared = intersection(boxes[rivals], boxes[leaders])
+        union = areas[rivals] + areas[leaders] - shared
+        alive[rivals[shared > max_iou * union]] = (
+            False  # a product, so that a box without area removes nothing
+        )
+    stays = np.empty(total, bool)
+    stays[order] = alive
+    return stays
+
+
+def _extrema(like: Any) -> tuple[Any, Any]:
+    """(maximum, minimum), elementwise, of the library that `like` belongs to."""
+    if isinstance(like, np.ndarray):
+        return np.maximum, np.minimum
+    import torch
+
+    return torch.maximum, torch.minimum

@@ -1,0 +1,132 @@
+"""A residual network for small images, built from a kit of layers, and its Euclidean form of torch's own layers.
+
+`poincare_resnet` and `published_poincare_resnet` are the same topology with other kits.
+Legend: B batch, C channels, H W space, K classes, D width of the last stage.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a residual network is made of.
+
+    Attributes:
+        conv: (in, out, kernel, stride), pads by kernel // 2.
+        norm: (width).
+        add: joins f(x) and x, in that order.
+        head: (width, classes), maps pooled features [B, D] to logits [B, K].
+    """
+
+    conv: Callable[[int, int, int, int], nn.Module]
+    norm: Callable[[int], nn.Module]
+    add: Callable[[], nn.Module]
+    head: Callable[[int, int], nn.Module]
+
+
+class Block(nn.Module):
+    """relu(add(norm(conv(relu(norm(conv(x))))), shortcut(x))): [B, C, H, W] -> [B, C', H', W'].
+
+    The shortcut is a 1 x 1 convolution where the shape changes (without a norm, as published), else nothing.
+    """
+
+    def __init__(self, layers: Layers, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = layers.conv(width_in, width, 3, stride)
+        self.bn1 = layers.norm(width)
+        self.conv2 = layers.conv(width, width, 3, 1)
+        self.bn2 = layers.norm(width)
+        changes = stride != 1 or width_in != width
+        self.shortcut = layers.conv(width_in, width, 1, stride) if changes else nn.Identity()
+        self.add = layers.add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of one resolution to those of the next."""
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(self.add(y, self.shortcut(x)))
+
+
+class ResNet(nn.Module):
+    """Pixels [B, 3, H, W] -> logits [B, K], for images of any size that the strides leave something of.
+
+    Args:
+        layers: the kit.
+        depth: 6n + 2: a first convolution, three stages of n blocks, a classifier.
+        widths: channels of the three stages; each after the first halves the resolution.
+        num_classes: K.
+        head: takes pooled features [B, widths[-1]] to logits, in place of the kit's own.
+        stem_stride: of the first convolution, for images larger than 32 pixels.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2, widths that are not three positive numbers, a stride below 1.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        depth: int = 20,
+        widths: tuple[int, ...] = (8, 16, 32),
+        num_classes: int = 10,
+        head: nn.Module | None = None,
+        stem_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"depth {depth} is not 6n + 2 with n >= 1: 20, 32, 44 and 56 are")
+        if len(widths) != 3 or min(widths) < 1:
+            raise ValueError(f"widths {tuple(widths)} must be three positive numbers, such as (8, 16, 32)")
+        if stem_stride < 1:
+            raise ValueError(f"stem_stride {stem_stride} must be at least 1")
+        self.depth, self.widths = depth, tuple(widths)
+        # Wide enough that neighbouring windows overlap: 3 at strides 1 and 2, 7 at 4.
+        self.conv = layers.conv(3, widths[0], max(3, 2 * stem_stride - 1), stem_stride)
+        self.bn = layers.norm(widths[0])
+        blocks, before = [], widths[0]
+        for stage, width in enumerate(widths):
+            for place in range((depth - 2) // 6):
+                blocks.append(Block(layers, before, width, 2 if stage and not place else 1))
+                before = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = head if head is not None else layers.head(before, num_classes)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> [B, D], the mean over the last grid (of tangent vectors)."""
+        if pixels.dim() != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"expected pixels of shape [B, 3, H, W], got {list(pixels.shape)}")
+        return self.blocks(torch.relu(self.bn(self.conv(pixels)))).mean((2, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> logits [B, K]."""
+        return self.head(self.features(pixels))
+
+
+class EuclideanResNet(ResNet):
+    """The same network of torch's own layers: He et al. 2016 for small images, with the 1 x 1 shortcuts above."""
+
+    def __init__(
+        self,
+        depth: int = 20,
+        widths: tuple[int, ...] = (8, 16, 32),
+        num_classes: int = 10,
+        head: nn.Module | None = None,
+        stem_stride: int = 1,
+    ) -> None:
+        super().__init__(EUCLIDEAN, depth, widths, num_classes, head, stem_stride)
+
+
+class _Sum(nn.Module):
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + x
+
+
+EUCLIDEAN = Layers(
+    # A norm follows all convolutions but the shortcuts, so only these have a use for a bias.
+    conv=lambda i, o, k, s: nn.Conv2d(i, o, k, s, k // 2, bias=k == 1),
+    norm=nn.BatchNorm2d,
+    add=_Sum,
+    head=nn.Linear,
+)

@@ -1,0 +1,84 @@
+"""What every benchmark of the suite is made of: the row, the setting it is measured in, and finders of folders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from pipeline.embedder import Embedder
+from pipeline.evaluation.coverage import MIN_COVERAGE
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.runtime.progress import Progress
+
+COCO_FOLDERS = ("coco", "coco2017", "mscoco")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every evaluation is handed.
+
+    Attributes:
+        data: the directory of data sets, for what several of them share (WordNet).
+        boot: draws the intervals.
+        progress: tell it with `expect` how many images there are and with `advance` how many are done.
+        limit: at most this many images of a split, drawn by seed; 0 takes all.
+        least: the fraction of what a set lists that must be there; what is below it is refused.
+        heads: probes fitted on labelled sets, names of pipeline.evaluation.metrics.linear_probe.HEADS, or prototypes.
+        skipped: blocks of the evaluation that could not be measured, each with the reason.
+    """
+
+    data: Path
+    boot: Bootstrap
+    progress: Progress
+    limit: int = 0
+    seed: int = 0
+    least: float = MIN_COVERAGE
+    heads: tuple[str, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def choose(self, count: int) -> Int[np.ndarray, " n"]:
+        """Indices of the images asked about, ascending."""
+        if not self.limit or count <= self.limit:
+            return np.arange(count)
+        return np.sort(np.random.default_rng(self.seed).choice(count, self.limit, replace=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A row of the suite.
+
+    Attributes:
+        title: the data set as papers write it.
+        find: its folder (or tar) below the directory of data sets, None where it lacks it.
+        evaluate: the numbers; or why there are none, as words.
+        layout: what the folder should hold, for whoever lacks it.
+    """
+
+    title: str
+    find: Callable[[Path], Path | None]
+    evaluate: Callable[[Embedder, Path, Setting], MetricResult | str]
+    layout: str
+
+
+def folder_called(*names: str) -> Callable[[Path], Path | None]:
+    """A finder of folders and tars by their name, whatever its case; the first name goes first."""
+    ends = ("", ".tar", ".tar.gz", ".tgz")
+    wanted = [(name + end).lower() for name in names for end in ends]
+
+    def find(data: Path) -> Path | None:
+        there = {entry.name.lower(): entry for entry in sorted(data.iterdir())}
+        return next((there[name] for name in wanted if name in there), None)
+
+    return find
+
+
+def folder_with(names: tuple[str, ...], *marks: str) -> Callable[[Path], Path | None]:
+    """A finder of folders of one of the names that hold one of the files."""
+
+    def find(data: Path) -> Path | None:
+        named = (entry for entry in sorted(data.iterdir()) if entry.is_dir() and entry.name.lower() in names)
+        return next((folder for folder in named if any((folder / mark).exists() for mark in marks)), None)
+
+    return find

@@ -1,0 +1,32 @@
+"""Which torch device a name means: the one place that turns "auto", "cpu", "cuda" and "cuda:N" into a device."""
+
+import os
+
+import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name, with its index where it is a GPU.
+
+    "auto" is a GPU where there is one, else the CPU. Of several GPUs, "auto" and "cuda" take the one of this process:
+    by LOCAL_RANK under torchrun, by HYCO_WORKER_NUMBER in a worker of pipeline.runtime.executor, else the first.
+
+    Raises:
+        ValueError: an unknown name, or a GPU that is not there; in one line with the remedy.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not count:
+        return torch.device("cpu")
+    if name in ("auto", "cuda"):
+        if not count:
+            raise ValueError("device 'cuda' was asked for and torch finds no GPU: use --device cpu")
+        # Processes of one training need a GPU each; workers that mine may share one.
+        number = os.environ.get("LOCAL_RANK") or int(os.environ.get("HYCO_WORKER_NUMBER", "0")) % count
+        name = f"cuda:{number}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device '{name}' is unknown: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and device.index >= count:
+        raise ValueError(f"device '{name}' is not here ({count} GPUs): use auto, cpu, or fewer processes")
+    return device

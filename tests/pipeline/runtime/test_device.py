@@ -1,0 +1,49 @@
+"""Names of devices: which GPU of several, and what is refused."""
+
+import pytest
+import torch
+
+from pipeline.runtime.device import resolve_device
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    """Pretend that there are so many GPUs."""
+    for name in ("LOCAL_RANK", "HYCO_WORKER_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
+
+    def there_are(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return there_are
+
+
+def test_without_a_gpu(gpus) -> None:
+    gpus(0)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="torch finds no GPU: use --device cpu"):
+        resolve_device("cuda")
+    with pytest.raises(ValueError, match=r"'cuda:1' is not here \(0 GPUs\)"):
+        resolve_device("cuda:1")
+
+
+def test_each_process_takes_its_gpu(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(2)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 0)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("HYCO_WORKER_NUMBER", "3")
+    assert resolve_device("auto") == torch.device("cuda", 1), "workers share the GPUs"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert resolve_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="fewer processes"):
+        resolve_device("auto")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
+def test_unknown_names_are_refused(gpus, name: str) -> None:
+    gpus(1)
+    with pytest.raises(ValueError, match="is unknown: use auto, cpu, cuda or cuda:N"):
+        resolve_device(name)

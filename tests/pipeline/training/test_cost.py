@@ -1,0 +1,40 @@
+"""A training that this machine would need months for says so before it starts."""
+
+import pytest
+
+from pipeline.training import cost
+from pipeline.training.recipes import RECIPES, by_name
+from tests.pipeline.training_data import tiny_recipe
+
+
+def test_a_short_training_is_not_measured() -> None:
+    assert cost.estimate(by_name("demo")) is None
+    assert cost.require_feasible(by_name("photos")) is None
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_clip", "demo_phyclip", "demo_poincare_resnet"])
+def test_every_kind_of_recipe_can_be_measured(name: str) -> None:
+    found = cost.estimate(RECIPES[name]().replace(steps=cost.WORTH_MEASURING, batch_size=128))
+    assert found is not None and found.rate > 0
+    assert found.days == pytest.approx(found.samples / found.rate / 86400)
+
+
+def test_months_on_a_cpu_are_refused_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cost, "_seconds_per_step", lambda recipe, device, batch: batch / 4.0)  # 4 samples/s
+    recipe = tiny_recipe().replace(name="hycoclip_vit_s", steps=500_000, batch_size=768)
+    with pytest.raises(
+        ValueError, match=r"384,000,000 samples at about 4 samples/s on this CPU: 1,111 days.*--force"
+    ):
+        cost.require_feasible(recipe)
+    forced = cost.require_feasible(recipe, force=True)
+    assert forced is not None and round(forced.days) == 1111
+    # The remedy: fewer steps.
+    assert cost.require_feasible(recipe.replace(steps=1000)) is None
+
+
+def test_a_gpu_is_told_the_cost_and_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cost, "_seconds_per_step", lambda recipe, device, batch: batch / 100.0)
+    found = cost.require_feasible(tiny_recipe().replace(steps=500_000, batch_size=768), processes=8)
+    assert found is not None and str(found).endswith("on this GPU: 6 days")
