@@ -82,13 +82,8 @@ def promote(
     spec = EvaluationSpec(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
     metrics = evaluate(folder, opened, spec)
     gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
-<<<<<<< HEAD
     known_rows = len(opened.registry.rows())
     row = challenge(folder, opened, spec, gate, metrics, anyway=force or anyway)
-=======
-    known_rows = len(Registry(home).rows())
-    row = challenge(folder, home, spec, gate, metrics, anyway=force or anyway)
->>>>>>> h-O
     if row.number <= known_rows:
         typer.echo(f"{row.model} is the champion already")
         return
