@@ -26,6 +26,7 @@ class Config(pydantic.BaseModel):
     workers): they stay out of `digest`, so changing them repeats nothing. Fields named in `digest_if_set` were
     added when homes with digests existed: they enter the digest only where they differ from their default, so
     that everything made before keeps its name. A plain dataclass inside a Config may name such fields too.
+    Fields named in `derived` are set by Hyco itself: forms leave them out, but a stored value is accepted.
     """
 
     model_config = pydantic.ConfigDict(
@@ -34,6 +35,19 @@ class Config(pydantic.BaseModel):
 
     incidental: ClassVar[frozenset[str]] = frozenset()
     digest_if_set: ClassVar[frozenset[str]] = frozenset()
+    derived: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: pydantic_core.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The schema with derived fields as patterns: validators accept them, and forms show properties alone."""
+        schema = handler(core_schema)
+        if cls.derived:
+            body = handler.resolve_ref_schema(schema)
+            hidden = {f"^{name}$": body["properties"].pop(name) for name in sorted(cls.derived)}
+            body["patternProperties"] = hidden
+        return schema
 
     def __init__(self, **values: Any) -> None:
         try:

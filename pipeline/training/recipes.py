@@ -49,6 +49,8 @@ class OptimiserConfig(Config):
 class StartConfig(Config):
     """The initial weights: random, or those of a trained CLIP."""
 
+    derived: ClassVar[frozenset[str]] = frozenset({"digest"})
+
     checkpoint: str = ""
     """Directory of a CLIP of Hugging Face, OpenCLIP or Hyco, or a published state dict; empty for random
     weights. Its towers, dim and pixel statistics replace the recipe's.

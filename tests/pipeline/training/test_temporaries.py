@@ -1,4 +1,4 @@
-"""Files and folders of a run are written under names that `hyco collect` knows, and are durable before train.json."""
+"""Files and folders of a run are written under names that `hyco gc` knows, and are durable before train.json."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pipeline.training.run_dir import RunConfig, finish
 from pipeline.training.step_log import StepLog
 from storage.gc import collect
 from storage.store import Store
-from tests.pipeline.training_data import tiny_recipe
+from tests.factories.training import tiny_recipe
 from tests.storage.test_atomic_directory import Disk
 
 
