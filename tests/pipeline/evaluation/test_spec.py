@@ -1,11 +1,10 @@
 """EvaluationSpec: what names an evaluation in the registry."""
 
-from tests.pipeline.training_data import make_home
-
 from pipeline.config import digest
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from storage.store import Store
 from storage.versions import Versions
+from tests.factories.training import make_home
 
 
 def test_stored_answers_keep_their_name(tmp_path):
