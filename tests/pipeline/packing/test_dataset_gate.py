@@ -88,8 +88,8 @@ def test_a_new_check_is_one_function(store: Store, monkeypatch: pytest.MonkeyPat
     odd = publish(store, "odd", 101, 404, [0.6] * 404)
     assert failing(store, odd) == ["odd images"]
     with pytest.raises(QualityError, match="an image has no neighbour"):
-        gate(store, odd, LAX)
-    assert judge(store, publish(store, "even", 102, 408, [0.6] * 408), LAX)[-1].why == ""
+        gate(Home(store.url), odd, LAX)
+    assert judge(Home(store.url), publish(store, "even", 102, 408, [0.6] * 408), LAX)[-1].why == ""
 
 
 def test_other_configurations_are_not_compared(store: Store) -> None:
