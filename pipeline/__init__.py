@@ -11,6 +11,7 @@ In the order of the journey:
     export          models in and out
 
 Beside them: datasets (labelled sets), classification (image classifiers), experiments (ablation and studies), integrity
-(verify and repair), imaging (decode, crop), runtime (executors, progress, devices), cli (the verbs of `hyco`), ui (pages);
+(verify and repair), imaging (decode, crop), runtime (executors, progress, devices), cli (the verbs of `hyco`),
+ui (pages);
 embedder (the public API of a trained model), config, presets, and end_to_end (all stages in a row).
 """
