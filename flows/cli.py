@@ -11,9 +11,12 @@ import typer
 from flows.runtime.server import ensure_server, reach
 from flows.runtime.settings import use_home
 from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, Home, TaxonomyFile, app
+from pipeline.cli.config_docs import SECTIONS
 from storage.store import Store
 
 DEPLOYED = "deploy.json"
+SECTIONS["deploy"] = ("flows.deployment.config:DeployConfig", "`hyco deploy --set FIELD=VALUE`")
+SECTIONS["maintain"] = ("flows.maintain:MaintainConfig", "the form of the deployment `maintain`")
 
 
 @app.command()
