@@ -11,8 +11,12 @@ import typer
 from flows.runtime.server import ensure_server, reach
 from flows.runtime.settings import use_home
 from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app
+from pipeline.cli.config_docs import SECTIONS
 from storage.layout import DEPLOYED
 from storage.store import Store
+
+SECTIONS["deploy"] = ("flows.deployment.config:DeployConfig", "`hyco deploy --set FIELD=VALUE`")
+SECTIONS["maintain"] = ("flows.maintain:MaintainConfig", "the form of the deployment `maintain`")
 
 
 @app.command()

@@ -83,7 +83,11 @@ Force = Annotated[
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the configuration; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Set a field of the configuration, see `hyco config`; may be repeated.",
+    ),
 ]
 
 
