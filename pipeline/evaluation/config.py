@@ -9,8 +9,7 @@ from pydantic import Field
 from pipeline.config import Config, digest
 from pipeline.evaluation.coverage import MIN_COVERAGE
 from pipeline.sources.source import open_source
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 
 class AssessConfig(Config):
@@ -75,7 +74,7 @@ class EvaluationSpec(Config):
     data: str | None = None
     """Directory of these data sets."""
 
-    def digest(self, home: str) -> str:
+    def digest(self, home: Home) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
 
         The registry stores the champion's metrics under this name: what it is made of must not change.
@@ -83,7 +82,7 @@ class EvaluationSpec(Config):
         if self.assess_source is not None:
             asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
         else:
-            asked = [shard.sha256 for shard in Versions(Store(home)).load(self.version).shards.get("val", [])]
+            asked = [shard.sha256 for shard in home.versions.load(self.version).shards.get("val", [])]
         tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
         named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
         return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))

@@ -25,15 +25,14 @@ from pipeline.evaluation.report.compare_runs import read_beside, summary
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.runtime.progress import Listener
 from pipeline.training.step_log import read_log
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 __all__ = ["AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
 
 
 def evaluate(
     run_dir: str | Path,
-    home: str,
+    home: Home,
     spec: EvaluationSpec,
     *,
     mining: dict[str, Any] | str | None = None,
@@ -43,7 +42,7 @@ def evaluate(
 
     Args:
         run_dir: directory of a finished run (model/, config.json, log.jsonl, train.json).
-        home: where the dataset versions are, a local path or fsspec URL.
+        home: where the dataset versions are.
         spec: what it is evaluated on, and how.
         mining: summary of mining, copied into the metrics; or why there is none.
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
@@ -54,8 +53,7 @@ def evaluate(
     """
     began = time.monotonic()
     config, run_dir = spec.config, Path(run_dir)
-    store = Store(home)
-    dataset = Versions(store).load(spec.version)
+    store, dataset = home.store, home.versions.load(spec.version)
     tree = Taxonomy.load(spec.taxonomy) if spec.taxonomy else None
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}

@@ -24,8 +24,7 @@ from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.recipes import Recipe, by_name
 from pipeline.training.run_dir import finished, prepare
 from pipeline.training.train import train
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 MODELS = ("clip", "clip_boxes", "meru", "lorentz_boxes", "hycoclip", "phyclip")
 
@@ -107,7 +106,9 @@ class Run:
         return done["seconds"] + metrics["seconds"] if done and metrics else None
 
 
-def plan(world: World, home: str, version: str, models: tuple[str, ...], steps: int, seeds: int) -> list[Run]:
+def plan(
+    world: World, home: Home, version: str, models: tuple[str, ...], steps: int, seeds: int
+) -> list[Run]:
     """The runs, seed by seed, so that a comparison cut short still compares all models."""
     runs = []
     for seed in range(seeds):
@@ -121,7 +122,7 @@ def plan(world: World, home: str, version: str, models: tuple[str, ...], steps: 
 
 def ablate(
     name: str,
-    home: str,
+    home: Home,
     out: Path,
     *,
     models: tuple[str, ...] = MODELS,
@@ -137,8 +138,10 @@ def ablate(
         ValueError: an unknown model, a run directory with another recipe, a training that diverged.
     """
     world = WORLDS[name]
-    version = Versions(Store(home)).load("latest").name
-    heldout, taxonomy = (str(Path(home) / part) if part else None for part in (world.heldout, world.taxonomy))
+    version = home.versions.load("latest").name
+    heldout, taxonomy = (
+        str(home.folder / part) if part else None for part in (world.heldout, world.taxonomy)
+    )
     spec = EvaluationSpec(
         version=version, assess_source=heldout, taxonomy=taxonomy, config=AssessConfig(device=device)
     )
@@ -198,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     code = command(
         lambda: ablate(
             given.world,
-            given.home or f"var/{given.world}",
+            Home(given.home or f"var/{given.world}"),
             given.out,
             models=tuple(given.models.split(",")),
             steps=given.steps,

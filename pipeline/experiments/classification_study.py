@@ -24,7 +24,7 @@ from pipeline.classification.train import fit
 from pipeline.config import Config, ConfigError, override
 from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.run_dir import finished
-from storage.store import Store
+from storage.home import Home
 
 
 class StudyConfig(Config):
@@ -98,7 +98,7 @@ STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full}
 
 
 def run_study(
-    study: StudyConfig, home: str | Path, device: str = "auto", doc: str | Path | None = None
+    study: StudyConfig, home: Home, device: str = "auto", doc: str | Path | None = None
 ) -> dict[str, Any]:
     """Train and measure what is missing; returns the metrics of every arm by run name.
 
@@ -106,8 +106,7 @@ def run_study(
     """
     for spec in study.measure.ood:  # what is missing should be said before an hour of training, not after
         open_strange(spec)
-    folder = Path(home) / "fits"
-    results: dict[str, Any] = {}
+    folder, results = home.fits, dict[str, Any]()
 
     def perform(name: str, config: FitConfig) -> None:
         trained = fit(folder / name, config, device=device)
@@ -121,7 +120,7 @@ def run_study(
 
     def after(number: int) -> None:
         text = tables(results, folder, study.measure)
-        Store(home).replace(f"{study.name}.md", text.encode())
+        home.store.replace(f"{study.name}.md", text.encode())
         if doc is not None:
             write_section(Path(doc), marks(study.name), text)
 
@@ -167,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         study = override(STUDIES[options.study](options.data, tuple(options.ood)), options.set)
-        run_study(study, options.home, options.device, options.doc)
+        run_study(study, Home(options.home), options.device, options.doc)
 
     return command(work)
 

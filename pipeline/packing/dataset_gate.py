@@ -14,9 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import Config
-from storage.manifest import Manifest
-from storage.store import Store
-from storage.versions import Version, Versions
+from storage.home import Home
+from storage.versions import Version
 
 SCORE_BINS = 20
 _REPAIR = "Run hyco verify --repair, then pack again: that makes them anew and judges the version again"
@@ -65,24 +64,23 @@ class QualityError(ValueError):
         self.version, self.checks = version, checks
 
 
-def judge(store: Store, version: Version, config: QualityConfig) -> list[Check]:
+def judge(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     """Every check that can be made of a version, passed or not; see QualityConfig."""
-    versions = Versions(store)
+    versions = home.versions
     parent = versions.load(version.parent) if version.parent in versions.names() else None
     if parent is not None and parent.digests != version.digests:
         parent = None
-    made = [check(Subject(store, version, parent, config)) for check in CHECKS]
+    made = [check(Subject(home, version, parent, config)) for check in CHECKS]
     return [replace(check, why="") if check.passed else check for check in made if check is not None]
 
 
-def gate(store: Store, version: Version, config: QualityConfig) -> list[Check]:
+def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     """Judge a version and make it `latest`, out of quarantine if it was there; one that fails is quarantined instead.
 
     Raises:
         QualityError: naming every check that failed and how to release the version all the same.
     """
-    versions = Versions(store)
-    checks = judge(store, version, config)
+    versions, checks = home.versions, judge(home, version, config)
     if all(check.passed for check in checks):
         versions.lift(version.name)
         versions.point(version.name)
@@ -96,13 +94,13 @@ class Subject:
     """What a check looks at.
 
     Attributes:
-        store: the home's files.
+        home: the home that the version is in.
         version: the version that is judged.
         parent: the version it follows, where both were mined and packed by the same configurations; else None.
         config: the limits.
     """
 
-    store: Store
+    home: Home
     version: Version
     parent: Version | None
     config: QualityConfig
@@ -143,7 +141,7 @@ def damaged_shards(of: Subject) -> Check | None:
     """Fail when a shard's bytes are not those of its hash and counts."""
     if not of.config.verify:
         return None
-    problems = Versions(of.store).verify(of.version)
+    problems = of.home.versions.verify(of.version)
     why = f"{len(problems)} damaged shards, the first: {problems[0]}. {_REPAIR}" if problems else ""
     return Check("damaged shards", float(len(problems)), None, 0.0, not problems, why)
 
@@ -177,7 +175,7 @@ def score_drift(of: Subject) -> Check | None:
     most = of.config.max_score_drift
     if of.parent is None or most is None:
         return None
-    before, now = score_histogram(of.store, of.parent), score_histogram(of.store, of.version)
+    before, now = score_histogram(of.home, of.parent), score_histogram(of.home, of.version)
     if not before.sum() or not now.sum():
         return None
     gap = float(np.abs(np.cumsum(before) / before.sum() - np.cumsum(now) / now.sum()).max())
@@ -185,11 +183,11 @@ def score_drift(of: Subject) -> Check | None:
     return Check("box scores, distance", gap, None, most, gap <= most, why)
 
 
-def score_histogram(store: Store, version: Version) -> np.ndarray:
+def score_histogram(home: Home, version: Version) -> np.ndarray:
     """How many accepted boxes of a version have a score in each of SCORE_BINS equal bins of [0, 1], [bins]."""
     shards = {ref.sha256 for split in version.shards.values() for ref in split}
     total: Counter[int] = Counter()
-    for record in Manifest(store, f"packs/{version.digests['pack']}/records").records().values():
+    for record in home.packs(version.digests["pack"]).records().values():
         if any(ref["sha256"] in shards for split in record["shards"].values() for ref in split):
             total.update(dict(enumerate(record.get("scores", ()))))
     return np.array([total[n] for n in range(SCORE_BINS)], float)

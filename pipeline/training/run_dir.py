@@ -26,8 +26,8 @@ from pipeline.training.recipes import Recipe
 from pipeline.training.run_protocol import summary
 from pipeline.training.step_log import read_log
 from storage.files import atomic_directory
+from storage.home import Home
 from storage.store import Store
-from storage.versions import Versions
 
 
 class RunConfig(Config):
@@ -53,21 +53,20 @@ class RunConfig(Config):
         return values
 
 
-def prepare(run_dir: str | Path, home: str, version: str, recipe: Recipe) -> RunConfig:
+def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> RunConfig:
     """Write config.json of a new run, or check that an existing one asks for the same.
 
     `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs, or why
     the version is in quarantine.
     """
-    run_dir, store, recipe = Path(run_dir), Store(home), resolved(recipe)
-    versions = Versions(store)
+    run_dir, versions, recipe = Path(run_dir), home.versions, resolved(recipe)
     name = versions.load(version).name
     if reasons := versions.quarantined(name):
         why = "; ".join(check["why"] for check in reasons if not check["passed"])
         raise ConfigError(
             f"dataset version {name} is in quarantine ({why}): mend the data, or hyco release {name}"
         )
-    run = RunConfig(home=store.url, version=name, recipe=recipe, environment=environment())
+    run = RunConfig(home=home.store.url, version=name, recipe=recipe, environment=environment())
     if not (run_dir / "config.json").exists():
         write_config(run_dir, run)
     else:
@@ -75,7 +74,7 @@ def prepare(run_dir: str | Path, home: str, version: str, recipe: Recipe) -> Run
     return run
 
 
-def open_run(run_dir: Path, home: str | None, version: str, recipe: Recipe | None) -> RunConfig:
+def open_run(run_dir: Path, home: Home | None, version: str, recipe: Recipe | None) -> RunConfig:
     """The configuration to train: prepared from a recipe and a home, or the one that is there.
 
     FileNotFoundError when there is neither. `home` alone says where the data lies now.
@@ -87,7 +86,7 @@ def open_run(run_dir: Path, home: str | None, version: str, recipe: Recipe | Non
     if not (run_dir / "config.json").is_file():
         raise FileNotFoundError(f"{run_dir} has no config.json: start the run with a recipe and a home")
     run = _read(run_dir)
-    return run if home is None else run.replace(home=Store(home).url)
+    return run if home is None else run.replace(home=home.store.url)
 
 
 @contextlib.contextmanager

@@ -46,8 +46,8 @@ from pipeline.training.run_protocol import (
 )
 from pipeline.training.step_log import StepLog, radii
 from storage.checkpoint import Checkpoints
+from storage.home import Home
 from storage.store import Store
-from storage.versions import Versions
 
 __all__ = ["main", "prepare", "train"]
 
@@ -56,7 +56,7 @@ TOKENIZER_CAPTIONS = 200_000  # a trained tokenizer sees at most this many
 
 def train(
     run_dir: str | Path,
-    home: str | None = None,
+    home: Home | None = None,
     version: str = "latest",
     recipe: Recipe | None = None,
     *,
@@ -107,10 +107,10 @@ def _train(
     lead = rank == 0
 
     # Data: the shards of the version, and the tokenizer, which the first process makes and the others read.
-    store = Store(run.home)
+    home = Home(run.home)
     shards = [
-        ShardFile(ref.path, ref.samples, lambda path=ref.path: store.open(path), ref.sha256)
-        for ref in Versions(store).load(run.version).shards["train"]
+        ShardFile(ref.path, ref.samples, lambda path=ref.path: home.store.open(path), ref.sha256)
+        for ref in home.versions.load(run.version).shards["train"]
     ]
     if lead and not (run_dir / "tokenizer.json").is_file():
         made = _make_tokenizer(recipe, shards)
@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         # was imported; then the parent is another one already.
         die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
     try:
-        train(options.run, options.home, device=options.device)
+        train(options.run, Home(options.home) if options.home else None, device=options.device)
     except (ValueError, OSError) as error:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2

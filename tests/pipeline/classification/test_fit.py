@@ -27,6 +27,7 @@ from pipeline.training.run_protocol import learning_rate
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.ui.status import report
 from storage.checkpoint import Checkpoints
+from storage.home import Home
 
 ROOT = Path(__file__).parents[3]
 ATTACKED = 12
@@ -271,7 +272,7 @@ def test_the_command_trains_measures_and_is_listed(
     shown = json.loads(capsys.readouterr().out)
     assert shown["steps"] == 2 and shown["classification"]["images"] == 30
     assert Path(shown["run_dir"]).name.startswith("folder-resnet20-separation-")
-    (line,) = report(str(tmp_path))
+    (line,) = report(Home(tmp_path))
     assert line.startswith("fit ") and "on 30 test images" in line
     with pytest.raises(ValueError, match="did you mean 'separation'"):
         command.main([*words, "--recipe", "seperation"], standalone_mode=False)

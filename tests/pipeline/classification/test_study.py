@@ -12,6 +12,7 @@ from pipeline.classification.evaluate import EvaluateConfig
 from pipeline.experiments import classification_study as studies
 from pipeline.experiments.classification_study import StudyConfig, main, marks, run_study
 from pipeline.experiments.grid import write_section
+from storage.home import Home
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_study_is_trained_once_and_tabled(
 ) -> None:
     doc = tmp_path / "page.md"
     doc.write_text(f"before\n{marks('small')[0]}\nold\n{marks('small')[1]}\nafter\n")
-    results = run_study(small, tmp_path, doc=doc)
+    results = run_study(small, Home(tmp_path), doc=doc)
     heads = [name.split("-")[2] for name in results]
     assert heads == ["softmax", "separation"] * 2, "the heads of one net and set come out one after another"
 
@@ -62,12 +63,14 @@ def test_a_study_is_trained_once_and_tabled(
 
     monkeypatch.setattr(studies, "evaluate", None)  # nothing is left to measure
     before = text
-    run_study(small, tmp_path, doc=doc)
+    run_study(small, Home(tmp_path), doc=doc)
     assert doc.read_text() == before
 
 
 def test_several_seeds_show_their_spread(small: StudyConfig, tmp_path: Path) -> None:
-    run_study(small.replace(imbalances=(1.0,), seeds=(0, 1), measure=EvaluateConfig(draws=20)), tmp_path)
+    run_study(
+        small.replace(imbalances=(1.0,), seeds=(0, 1), measure=EvaluateConfig(draws=20)), Home(tmp_path)
+    )
     (row,) = cells((tmp_path / "small.md").read_text(), "resnet20", "balanced")
     values = [
         json.loads(path.read_text())["classification"]["accuracy"]

@@ -35,7 +35,7 @@ def test_promote_is_forced_by_either_word(hyco: Any, context: Any, flag: str, mo
         raise RuntimeError("asked")
 
     monkeypatch.setattr("pipeline.registry.promotion.challenge", challenge)
-    monkeypatch.setattr("pipeline.evaluation.evaluate.assess", lambda *given, **rest: {})
+    monkeypatch.setattr("pipeline.evaluation.evaluate.evaluate", lambda *given, **rest: {})
     monkeypatch.setattr("pipeline.cli.registry.find_run", lambda run, home: tmp_path)
     monkeypatch.setattr("pipeline.training.run_dir.RunConfig.model_validate_json", lambda text: _Known())
     (tmp_path / "config.json").write_text("{}")

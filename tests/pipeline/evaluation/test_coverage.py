@@ -23,7 +23,7 @@ from pipeline.evaluation.report.summary import markdown_table, rows
 from pipeline.evaluation.scenes import Scene
 from pipeline.imaging.decode import encode_jpeg
 from storage.sample import Sample
-from tests.pipeline.datasets.made import lay
+from tests.factories.files import lay
 from tests.pipeline.evaluation.test_evaluate import run, scene, tiny, world, write_source
 from tests.pipeline.evaluation.test_published_sets import FEW, ColourEmbedder, crepe, paint
 

@@ -2,9 +2,7 @@
 
 import csv
 import dataclasses
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
@@ -20,10 +18,12 @@ from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.evaluation.scenes import Region, Scene, limit_regions
 from pipeline.imaging.crop import crop_box, letterbox
 from pipeline.imaging.decode import decode, encode_jpeg
+from storage.home import Home
 from storage.sample import Part, Sample, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
+from tests.factories.files import named, tarred
 
 KINDS = {"duck": (230, 200, 40), "hen": (200, 60, 50), "saw": (90, 90, 160), "axe": (40, 140, 80)}
 TREE = {"duck": "bird", "hen": "bird", "saw": "tool", "axe": "tool", "bird": "thing", "tool": "thing"}
@@ -61,15 +61,13 @@ def scene(number):
 
 def write_source(folder, numbers, change=lambda meta: meta):
     folder.mkdir(parents=True)
-    with tarfile.open(folder / "00000.tar", "w") as tar:
-        for number in numbers:
-            image, meta = scene(number)
-            meta = change(meta)
-            files = {"jpg": image, "txt": meta["captions"][0].encode(), "json": json.dumps(meta).encode()}
-            for suffix, data in files.items():
-                info = tarfile.TarInfo(f"{number:05d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = {}
+    for number in numbers:
+        image, meta = scene(number)
+        meta = change(meta)
+        files = {"jpg": image, "txt": meta["captions"][0], "json": json.dumps(meta)}
+        members |= named(f"{number:05d}", files)
+    tarred(folder / "00000.tar", members)
 
 
 def packed(number):
@@ -136,7 +134,7 @@ FAST = AssessConfig(draws=100)
 
 def run(world, name="r", mining=None, listener=None, **fields):
     home, spec = world / "home", EvaluationSpec(**{"config": FAST} | fields)
-    return evaluate(home / "runs" / name, str(home), spec, mining=mining, listener=listener)
+    return evaluate(home / "runs" / name, Home(home), spec, mining=mining, listener=listener)
 
 
 def labelled(world):

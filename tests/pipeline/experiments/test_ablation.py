@@ -14,7 +14,8 @@ from pipeline.experiments import ablation
 from pipeline.experiments.comparison import MEASURES, difference, section, statements
 from pipeline.experiments.grid import write_section
 from pipeline.training.recipes import by_name
-from tests.pipeline.training_data import make_home
+from storage.home import Home
+from tests.factories.training import make_home
 
 
 def metrics(top1, recall=0.5, tie=3.0, geometry=None, width=0.02):
@@ -163,27 +164,27 @@ def test_a_killed_ablation_goes_on_and_repeats_nothing(work):
     options = {"models": ("clip", "hycoclip"), "steps": 10, "seeds": 2}
     say = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        ablation.ablate("demo", str(home), out, **options, say=say)
+        ablation.ablate("demo", Home(home), out, **options, say=say)
     started = [name.split("-")[1:4:2] for kind, name in called if kind == "train"]
     assert started == [["demo_clip", "s0"], ["demo", "s0"], ["demo_clip", "s1"], ["demo", "s1"]]
     assert "1 seeds" in out.read_text() and "about 2 min left" in say.getvalue()
     done = len(called)
-    runs = ablation.ablate("demo", str(home), out, **options, say=say)
+    runs = ablation.ablate("demo", Home(home), out, **options, say=say)
     again = [name for kind, name in called[done:] if kind == "train"]
     assert len(runs) == 4 and again == [runs[3].folder.name]
     assert "2 seeds" in out.read_text() and "2 paired seeds" in out.read_text()
     done = len(called)
-    ablation.ablate("demo", str(home), out, **options, say=say)
+    ablation.ablate("demo", Home(home), out, **options, say=say)
     assert len(called) == done
 
 
 def test_a_directory_with_another_recipe_is_refused(work, monkeypatch):
     home, out, _, _ = work
-    ablation.ablate("demo", str(home), out, models=("clip",), steps=10, seeds=1)
+    ablation.ablate("demo", Home(home), out, models=("clip",), steps=10, seeds=1)
     changed = replace(by_name("demo_clip").model, temperature=0.05)
     monkeypatch.setattr(ablation, "by_name", lambda name: by_name(name).replace(model=changed))
     with pytest.raises(ConfigError, match=r"recipe\.model\.temperature 0\.07, not 0\.05"):
-        ablation.ablate("demo", str(home), out, models=("clip",), steps=10, seeds=1)
+        ablation.ablate("demo", Home(home), out, models=("clip",), steps=10, seeds=1)
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):
