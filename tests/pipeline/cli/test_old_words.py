@@ -36,7 +36,7 @@ def test_promote_is_forced_by_either_word(hyco: Any, context: Any, flag: str, mo
 
     monkeypatch.setattr("pipeline.registry.promotion.challenge", challenge)
     monkeypatch.setattr("pipeline.evaluation.evaluate.evaluate", lambda *given, **rest: {})
-    monkeypatch.setattr("pipeline.cli.registry.find_run", lambda run, home: tmp_path)
+    monkeypatch.setattr("pipeline.cli.registry._finished", lambda home, run: tmp_path)
     monkeypatch.setattr("pipeline.training.run_dir.RunConfig.model_validate_json", lambda text: _Known())
     (tmp_path / "config.json").write_text("{}")
     promote = hyco.get_command(context, "promote")
