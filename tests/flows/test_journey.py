@@ -95,7 +95,7 @@ def test_the_form_of_the_journey_shows_typed_fields() -> None:
 
 def test_what_the_report_needs_of_mining_is_read_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = MagicMock()
-    for name in ("mine", "pack", "train", "assess", "journeys", "Versions"):
+    for name in ("mine", "pack", "train", "assess", "journeys", "Home"):
         monkeypatch.setattr(f"flows.journey.{name}", getattr(stages, name))
     journey.fn(MagicMock(), "home")
     names = [call[0] for call in stages.method_calls]
