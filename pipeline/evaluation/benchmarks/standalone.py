@@ -54,7 +54,7 @@ def add_suite(
     if mean := mean_of_paper_sets(found):
         found["suite"]["paper"] = mean.numbers
         found["intervals"] |= {f"suite.paper.{key}": list(span) for key, span in mean.intervals.items()}
-    spans = {name.removeprefix("suite."): tuple(span) for name, span in found["intervals"].items()}
+    spans = {name.removeprefix("suite."): span for name, span in found["intervals"].items()}
     put(metrics, "suite", MetricResult(found["suite"], spans))
     metrics["skipped"] |= found["skipped"]
 
