@@ -67,9 +67,9 @@ def test_training_assessment_and_judging_hold_what_they_use(
     def work(name: str, result: Any) -> Any:
         return lambda *given, **named: seen.update({name: held()}) or result
 
-    version = SimpleNamespace(load=lambda name: SimpleNamespace(name="v-1"))
+    versions = SimpleNamespace(load=lambda name: SimpleNamespace(name="v-1"))
     for name, stand_in in {
-        "flows.train.Versions": lambda store: version,
+        "flows.train.Home.versions": versions,
         "flows.train.prepare": lambda *given: None,
         "flows.train.training": work("train", {}),
         "flows.assess.evaluate": work("assess", {}),
