@@ -18,7 +18,7 @@ from pipeline.cli.app import (
     Assignments,
     Force,
     Grounder,
-    Home,
+    HomeUrl,
     RecipeName,
     Source,
     TaxonomyFile,
@@ -29,7 +29,6 @@ from pipeline.cli.app import (
 )
 from pipeline.cli.registry import announcers
 from pipeline.runtime.stop import terminable
-from storage.store import Store
 
 
 @app.command()
@@ -37,7 +36,7 @@ def journey(
     source: Source,
     grounder: Grounder,
     recipe: RecipeName,
-    home: Home = "var",
+    home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
     workers: Workers = CORES,
@@ -75,7 +74,7 @@ def journey(
 
 @app.command()
 def ui(
-    home: Home = "var",
+    home: HomeUrl = "var",
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 4200,
 ) -> None:
     """Serve the Prefect UI with the runs made under a home, on this machine only; Ctrl-C ends it."""
@@ -89,10 +88,12 @@ def announce(row: Any, home: str) -> None:
     """Make an event and an artifact of a promotion, refusal or rollback, where a Prefect server is named."""
     if not os.environ.get("PREFECT_API_URL"):
         return
-    home = Store(home).url
+    from storage.home import Home
+
+    opened = Home(Home(home).store.url)  # absolute: who reads the event may be elsewhere
     try:
         reach(os.environ["PREFECT_API_URL"])
-        use_home(home)
+        use_home(opened.url)
     except (RuntimeError, OSError) as error:  # the decision stands in the registry all the same
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
@@ -102,7 +103,7 @@ def announce(row: Any, home: str) -> None:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # Prefect would rather have artifacts made inside a flow
-        decided(row, home)
+        decided(row, opened)
     flush()
 
 

@@ -9,6 +9,7 @@ from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
+from storage.home import Home
 
 
 @flow(name="assess", persist_result=True, result_serializer="json")
@@ -36,6 +37,7 @@ def assess(
         suite: published data sets to measure on as well, with commas between.
         data: the directory that these data sets lie in.
     """
+    opened = Home(home)
     spec = EvaluationSpec(
         version=version,
         assess_source=assess_source,
@@ -46,6 +48,6 @@ def assess(
     )
     with slot(gpu_only=True):
         listener = ProgressArtifact("assess-progress", "assess")
-        metrics = evaluate(run_dir, home, spec, mining=mining, listener=listener)
-    artifacts.assessed(metrics, run_dir, home)
+        metrics = evaluate(run_dir, opened, spec, mining=mining, listener=listener)
+    artifacts.assessed(metrics, run_dir, opened)
     return metrics

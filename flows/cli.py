@@ -10,11 +10,11 @@ import typer
 
 from flows.runtime.server import ensure_server, reach
 from flows.runtime.settings import use_home
-from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, Home, TaxonomyFile, app
+from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app
 from pipeline.cli.config_docs import SECTIONS
+from storage.layout import DEPLOYED
 from storage.store import Store
 
-DEPLOYED = "deploy.json"
 SECTIONS["deploy"] = ("flows.deployment.config:DeployConfig", "`hyco deploy --set FIELD=VALUE`")
 SECTIONS["maintain"] = ("flows.maintain:MaintainConfig", "the form of the deployment `maintain`")
 
@@ -24,7 +24,7 @@ def deploy(
     source: Annotated[str | None, typer.Option(help="Captioned images that are watched.")] = None,
     grounder: Annotated[str | None, typer.Option(help=f"{GROUNDERS}.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe of pipeline/training/recipes.py.")] = None,
-    home: Home = "var",
+    home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
     preset: Annotated[
@@ -103,7 +103,7 @@ def deploy(
 @app.command()
 def worker(
     pool: Annotated[str, typer.Option(help="Work pool: cpu or gpu.")] = "cpu",
-    home: Home = "var",
+    home: HomeUrl = "var",
     limit: Annotated[int | None, typer.Option(help="Most flow runs at once.", min=1)] = None,
     health: Annotated[
         bool,
@@ -128,7 +128,7 @@ def worker(
 @app.command()
 def notify(
     source: Annotated[str, typer.Argument(help="The folder that has new shards.")],
-    home: Home = "var",
+    home: HomeUrl = "var",
 ) -> None:
     """Tell the Prefect server that a source has new shards, so that the next check starts now."""
     use_home(home)

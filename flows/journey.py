@@ -10,8 +10,7 @@ from flows.pack import pack
 from flows.train import train
 from pipeline import end_to_end as journeys
 from pipeline.end_to_end import JourneyConfig
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 
 @flow(name="journey", persist_result=True, result_serializer="json")
@@ -22,13 +21,14 @@ def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
         config: what is mined, packed, trained and assessed.
         home: where everything Hyco makes is kept; a directory of this machine.
     """
+    opened = Home(home)
     mine(config.mine, home)
     held = journeys.held_out(config)
     if held is not None:
         mine(held, home)
     packed = pack(config.mine, config.pack, home, mined_only=True)
-    version = Versions(Store(home)).load(packed["version"])
-    found = journeys.mining_report(config.mine, config.pack, home, version, held)
+    version = opened.versions.load(packed["version"])
+    found = journeys.mining_report(config.mine, config.pack, opened, version, held)
     trained = train(config.recipe, home, version.name, config.run, config.processes)
     spec = journeys.evaluation_of(config, version.name)
     metrics = assess(trained["run_dir"], home, mining=found, **dict(spec))

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pipeline.config import Config
 from storage.gc import collect
-from storage.store import Store
+from storage.home import Home
 
 _PAGE = 100
 
@@ -53,7 +53,7 @@ def maintain(config: MaintainConfig | None = None, home: str = "var") -> dict[st
     """
     config = config or MaintainConfig()
     done = {
-        "files of the home": clean_home(home, config.files_hours),
+        "files of the home": clean_home(Home(home), config.files_hours),
         "flow runs": delete_runs(config.runs_days, config.most_runs),
         "result files": delete_results(config.results_days),
     }
@@ -65,9 +65,9 @@ def maintain(config: MaintainConfig | None = None, home: str = "var") -> dict[st
 
 
 @task(name="files of the home", cache_policy=NO_CACHE, persist_result=False)
-def clean_home(home: str, hours: float) -> int:
+def clean_home(home: Home, hours: float) -> int:
     """Delete unreferenced files older than this; return how many."""
-    return len(collect(Store(home), hours * 3600))
+    return len(collect(home.store, hours * 3600))
 
 
 @task(name="old flow runs", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=10)

@@ -10,6 +10,7 @@ from flows.runtime.progress import ProgressArtifact
 from flows.runtime.task_executor import task_engine
 from flows.runtime.tasks import task_runner
 from pipeline.mining.mine import MineConfig, mine_all
+from storage.home import Home
 
 
 @flow(name="mine", task_runner=task_runner(), persist_result=True, result_serializer="json")
@@ -21,7 +22,8 @@ def mine(config: MineConfig, home: str = "var", settle_s: float = 0.0) -> dict[s
         home: where everything Hyco makes is kept.
         settle_s: local files that changed less than so many seconds ago are left out.
     """
+    opened = Home(home)
     with slot(gpu_only=True), task_engine("mine") as executor:
-        found = mine_all(config, home, executor, ProgressArtifact("mine-progress", "mine"), settle_s)
-    artifacts.mined(found, config, home)
+        found = mine_all(config, opened, executor, ProgressArtifact("mine-progress", "mine"), settle_s)
+    artifacts.mined(found, config, opened)
     return found

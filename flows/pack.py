@@ -14,8 +14,7 @@ from pipeline.mining.mine import MineConfig
 from pipeline.packing import pack as packing
 from pipeline.packing.dataset_gate import Check, QualityError
 from pipeline.packing.pack import PackConfig
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 
 @flow(name="pack", task_runner=task_runner(), persist_result=True, result_serializer="json")
@@ -28,16 +27,16 @@ def pack(mine: MineConfig, config: PackConfig, home: str = "var", mined_only: bo
         home: where everything Hyco makes is kept.
         mined_only: leave out what came to the source after it was mined.
     """
-    checks: list[Check] = []
+    opened, checks = Home(home), list[Check]()
     try:
         with task_engine("pack") as executor:
             progress = ProgressArtifact("pack-progress", "pack")
-            version = packing.pack(mine, config, home, executor, progress, checks.extend, mined_only)
+            version = packing.pack(mine, config, opened, executor, progress, checks.extend, mined_only)
     except QualityError as error:
-        artifacts.packed(Versions(Store(home)).load(error.version), error.checks, home)
+        artifacts.packed(opened.versions.load(error.version), error.checks, opened)
         raise
-    artifacts.packed(version, checks, home)
-    signals.published(version, home)
+    artifacts.packed(version, checks, opened)
+    signals.published(version, opened)
     return {
         "version": version.name,
         "counts": version.counts,

@@ -15,9 +15,8 @@ from pipeline import end_to_end as journeys
 from pipeline.evaluation.config import EvaluationSpec
 from pipeline.registry.promotion import challenge
 from pipeline.registry.retraining import RetrainConfig, RetrainDecision, check, recipe_for
+from storage.home import Home
 from storage.model_registry import Decision
-from storage.store import Store
-from storage.versions import Versions
 
 
 @flow(name="retrain", persist_result=True, result_serializer="json")
@@ -31,20 +30,21 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
         home: where everything Hyco makes is kept; a directory of this machine.
         force: train even if too few samples are new. A version that was judged already stays judged.
     """
-    decision = check(config, home)
+    opened = Home(home)
+    decision = check(config, opened)
     if decision is None or not (decision.due or force):
         reason = decision.reason if decision else "there is no dataset version yet"
         return Completed(name="NothingToDo", message=reason)
     get_run_logger().info("training is due: %s", decision.reason)
-    recipe = recipe_for(config, home)
+    recipe = recipe_for(config, opened)
     trained = train(recipe, home, decision.version, None, config.journey.processes)
     spec = journeys.evaluation_of(config.journey, decision.version)
-    mining = _mining(config, home, decision, journeys.held_out(config.journey))
+    mining = _mining(config, opened, decision, journeys.held_out(config.journey))
     # Prefect's overloads cannot see that the fields of the spec have no return_state.
     metrics = cast("dict[str, Any]", assess(trained["run_dir"], home, mining=mining, **dict(spec)))
     with slot(gpu_only=True):  # the champion is assessed
-        row = judge(trained["run_dir"], home, spec, config, metrics, decision.key)
-    signals.decided(row, home)
+        row = judge(trained["run_dir"], opened, spec, config, metrics, decision.key)
+    signals.decided(row, opened)
     return {
         "decision": row.kind,
         "reason": row.reason,
@@ -56,7 +56,7 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
 
 @task(name="judge", task_run_name="judge beside the champion", cache_policy=NO_CACHE, persist_result=False)
 def judge(
-    run_dir: str, home: str, spec: EvaluationSpec, config: RetrainConfig, metrics: dict[str, Any], key: str
+    run_dir: str, home: Home, spec: EvaluationSpec, config: RetrainConfig, metrics: dict[str, Any], key: str
 ) -> Decision:
     """Assess the champion on the same images and write the decision into the registry."""
     return challenge(
@@ -70,9 +70,9 @@ def judge(
     )
 
 
-def _mining(config: RetrainConfig, home: str, decision: RetrainDecision, held: Any) -> dict[str, Any] | str:
+def _mining(config: RetrainConfig, home: Home, decision: RetrainDecision, held: Any) -> dict[str, Any] | str:
     """The mining section of the report; the reason where the held-out source is not mined or has gone."""
-    version = Versions(Store(home)).load(decision.version)
+    version = home.versions.load(decision.version)
     try:
         return journeys.mining_report(config.journey.mine, config.journey.pack, home, version, held)
     except (ValueError, OSError) as error:

@@ -1,6 +1,5 @@
 """Train: one run in processes of its own under torchrun; started again, it goes on from its last checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -14,8 +13,7 @@ from pipeline.end_to_end import run_dir
 from pipeline.training.launch import launch
 from pipeline.training.recipes import Recipe
 from pipeline.training.run_dir import prepare
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 
 def _not_a_mistake(task: Any, run: Any, state: Any) -> bool:
@@ -56,10 +54,11 @@ def train(
         run: name of the run; made of recipe and version when absent.
         processes: one for each GPU.
     """
-    name = Versions(Store(home)).load(version).name
-    folder: Path = run_dir(home, recipe, name, run)
-    prepare(folder, home, name, recipe)
+    opened = Home(home)
+    name = opened.versions.load(version).name
+    folder = run_dir(opened, recipe, name, run)
+    prepare(folder, opened, name, recipe)
     with slot(gpus=processes):
         result = training(str(folder), processes)
-    artifacts.trained(result, folder, home)
+    artifacts.trained(result, folder, opened)
     return {**result, "run_dir": str(folder)}

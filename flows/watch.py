@@ -35,15 +35,14 @@ from pipeline.registry.retraining import (
     RetrainConfig,
     RetrainDecision,
     check,
-    newest,
+    published,
     recipe_for,
     unmined,
     unpublished,
     unsettled,
 )
 from storage.checkpoint import Checkpoints
-from storage.model_registry import Registry
-from storage.store import Store
+from storage.home import Home
 
 RETRAIN = "retrain/retrain"
 UNDER_WAY = [
@@ -66,27 +65,27 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
         config: the source, how it is mined and packed, and when training begins.
         home: where everything Hyco makes is kept; in a remote one it is mined and packed, but not trained.
     """
-    journey = config.journey
+    journey, opened = config.journey, Home(home)
     rounds = 0
     while rounds < MOST_ROUNDS:  # data that comes while the last was mined is taken along
         time.sleep(unsettled(journey.mine.source, config.settle_s))
-        if not unmined(config, home) and not unpublished(config, home):
+        if not unmined(config, opened) and not unpublished(config, opened):
             break
         rounds += 1
         mine(journey.mine, home, config.settle_s)
         if (held := journeys.held_out(journey)) is not None:
             mine(held, home, config.settle_s)
-        if unpublished(config, home):  # not so when all that was new has gone again
+        if unpublished(config, opened):  # not so when all that was new has gone again
             pack(journey.mine, journey.pack, home, mined_only=True)
-    if not Store(home).local:
-        made = newest(config, home)
+    if not opened.local:
+        made = published(config, opened).newest
         told = f"home {home} is remote: copy its versions and shards to a local home and train there"
         return {"version": made.name if made else None, "training": told}
-    _tell_untold(home)
-    decision = check(config, home)
+    _tell_untold(opened)
+    decision = check(config, opened)
     if decision is None:
         return {"version": None, "training": "there is nothing in the source yet"}
-    started = start(config, home, decision) if decision.due else decision.reason
+    started = start(config, opened, decision) if decision.due else decision.reason
     get_run_logger().info("%s: %s", decision.version, started)
     return {
         "version": decision.version,
@@ -96,7 +95,7 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
     }
 
 
-def start(config: RetrainConfig, home: str, decision: RetrainDecision) -> str:
+def start(config: RetrainConfig, home: Home, decision: RetrainDecision) -> str:
     """Start the training of what is due, at most once for each version and configuration; return what was done.
 
     A run that crashed or failed is followed by another one, up to `attempts`; each goes on where the last stopped, and
@@ -119,7 +118,7 @@ def start(config: RetrainConfig, home: str, decision: RetrainDecision) -> str:
     number = max((_number(run) for run in earlier), default=0) + 1
     run: Any = run_deployment(
         RETRAIN,
-        parameters={"config": config.model_dump(mode="json"), "home": home},
+        parameters={"config": config.model_dump(mode="json"), "home": home.url},
         idempotency_key=f"{decision.key}:{number}",
         tags=[f"{_FROM_STEP}{step}"],
         timeout=0,
@@ -134,7 +133,7 @@ def fruitless(steps: list[int]) -> int:
     return sum(not index or step <= max(steps[:index]) for index, step in enumerate(steps))
 
 
-def _saved_step(config: RetrainConfig, home: str, decision: RetrainDecision) -> int:
+def _saved_step(config: RetrainConfig, home: Home, decision: RetrainDecision) -> int:
     """The step of the checkpoint that training would go on from; 0 without one."""
     folder = journeys.run_dir(home, recipe_for(config, home), decision.version)
     found = Checkpoints(folder / "checkpoints").latest(
@@ -164,12 +163,12 @@ def _begun_at(run: FlowRun) -> int:
     return int(noted[0]) if noted else 0
 
 
-def _tell_untold(home: str) -> None:
+def _tell_untold(home: Home) -> None:
     """Tell of the newest decision if the training that made it died before it could; only within a day of it.
 
     Artifacts are deleted with their runs, so a decision that has none after that was told long ago.
     """
-    rows = Registry(home).rows()
+    rows = home.registry.rows()
     if not rows or not rows[-1].key:  # decided by hand: told by the command
         return
     row = rows[-1]

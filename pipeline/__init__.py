@@ -1,17 +1,17 @@
-"""What happens: verbs as plain functions, without an orchestrator.
+"""The stages as plain functions, without an orchestrator.
 
-By stage, in the order of the journey:
+In the order of the journey:
 
-    sources    source, readers, rows, images          where captioned images come from, checked row by row
-    mine       nouns, ground, mine, mine_rows         captions -> phrases -> boxes; quality: against labels
-    pack       choose, crop, pack, quality_gate       boxes -> parts -> shards -> a version that is fit
-    train      recipes, start, views, batches,        what is trained, from what, on which views of which samples;
-               train, runs, launch, steplog           the loop, its directory, its processes, its log
-    assess     assess/, embedder, labelled/           numbers, report; models as functions; published data sets
-    promote    gate, registry, watch, presets         challenger and champion; when new data is enough
-    give       export, card, onnx_towers              models in and out
-    tell       stories, status, serve/                what the Prefect UI, the terminal and the pages show
+    sources         captioned images, checked record by record
+    mining          captions -> noun phrases -> boxes
+    packing         boxes -> parts -> shards -> a dataset version that passes the gate
+    training        recipes, data loading, the loop, its directory and its processes
+    evaluation      metrics, published benchmarks, the report
+    registry        challenger and champion, retraining on new data
+    export          models in and out
 
-Beside them: classify/ (image classifiers), ablation and comparison (the family side by side), engine/ (worker
-processes), commands/ (the verbs of `hyco`), config, progress, and journey (all of it in a row).
+Beside them: datasets (labelled sets), classification (image classifiers), experiments (ablation and studies), integrity
+(verify and repair), imaging (decode, crop), runtime (executors, progress, devices), cli (the verbs of `hyco`),
+ui (pages);
+embedder (the public API of a trained model), config, presets, and end_to_end (all stages in a row).
 """

@@ -83,7 +83,7 @@ def digest(config: Any) -> str:
     Independent of field order and of whether defaults were spelled out; `incidental` fields are left out,
     also in nested configurations.
     """
-    text = json.dumps(_essence(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(essence(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -134,8 +134,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _essence(value: Any) -> Any:
-    """Plain JSON value of a configuration without its incidental fields and unset later ones."""
+def essence(value: Any) -> Any:
+    """What `digest` names: a configuration as plain JSON without its incidental fields and unset later ones."""
     if isinstance(value, Config):
         fields = {
             name: field.get_default(call_default_factory=True)
@@ -147,16 +147,16 @@ def _essence(value: Any) -> Any:
         fields = {field.name: _default(field) for field in dataclasses.fields(value)}
         return _named(value, list(fields), fields)
     if isinstance(value, dict):
-        return {str(key): _essence(item) for key, item in value.items()}
+        return {str(key): essence(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_essence(item) for item in value]
+        return [essence(item) for item in value]
     return pydantic_core.to_jsonable_python(value)
 
 
 def _named(value: Any, names: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
     later = getattr(type(value), "digest_if_set", frozenset())
     return {
-        name: _essence(getattr(value, name))
+        name: essence(getattr(value, name))
         for name in names
         if name not in later or getattr(value, name) != defaults[name]
     }

@@ -14,8 +14,8 @@ from pipeline.mining.mine import MineConfig
 from pipeline.packing.pack import PackConfig
 from pipeline.sources.source import open_source
 from pipeline.training.recipes import DEMO, PHOTOS, Recipe, by_name
-from storage.store import Store
-from storage.versions import Version, Versions
+from storage.home import Home
+from storage.versions import Version
 
 
 class JourneyConfig(Config):
@@ -119,21 +119,17 @@ def evaluation_of(config: JourneyConfig, version: str) -> EvaluationSpec:
     )
 
 
-def run_dir(home: str, recipe: Recipe, version: str, name: str | None = None) -> Path:
+def run_dir(home: Home, recipe: Recipe, version: str, name: str | None = None) -> Path:
     """Directory of a run. Training writes checkpoints in place, so it must be on this machine.
 
     Raises ValueError when `home` is a remote URL.
     """
-    if "://" in home and not home.startswith("file://"):
-        raise ValueError(
-            f"home {home} is remote: training needs a local home (pack there, then copy versions and shards)"
-        )
     chosen = name or f"{recipe.name}-{version.removeprefix('v-')[:8]}-{digest(recipe)[:8]}"
-    return Path(home.removeprefix("file://")).absolute() / "runs" / chosen
+    return home.runs.absolute() / chosen
 
 
 def mining_report(
-    config: MineConfig, pack: PackConfig, home: str, version: Version, held: MineConfig | None
+    config: MineConfig, pack: PackConfig, home: Home, version: Version, held: MineConfig | None
 ) -> dict[str, Any]:
     """The "mining" section of metrics.json: what was found, and how right it is where the source says so.
 
@@ -154,9 +150,9 @@ def mining_report(
     }
 
 
-def mined_of(version: str, home: str) -> tuple[MineConfig, PackConfig, Version]:
+def mined_of(version: str, home: Home) -> tuple[MineConfig, PackConfig, Version]:
     """The configurations that a dataset version was made with."""
-    found = Versions(Store(home)).load(version)
+    found = home.versions.load(version)
     return (
         MineConfig.model_validate(found.config["mine"]),
         PackConfig.model_validate(found.config["pack"]),

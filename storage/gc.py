@@ -1,14 +1,12 @@
 """What nothing refers to any more: objects of killed workers and of deleted versions, and half-written files."""
 
+from storage.layout import KEPT, RECORDED
 from storage.objects import OBJECT, DamagedError, objects_in
 from storage.sealed import unseal
 from storage.store import Store
 
 LEASE_S = 24 * 3600.0
 """Default age, in seconds, before an unreferenced file is taken: far longer than any unit of work."""
-
-_FOLDERS = ("shards", "detections", "packs", "versions")
-_KEPT = ("registry", "quarantine", "runs", "fits")  # here only temporaries are rubbish
 
 
 def referenced(store: Store) -> set[str]:
@@ -17,7 +15,7 @@ def referenced(store: Store) -> set[str]:
     Raises DamagedError for a record that is not what was written: what it named cannot be told from rubbish.
     """
     found: set[str] = set()
-    for folder in _FOLDERS:
+    for folder in RECORDED:
         for path in store.list(folder):
             if path.endswith(".json"):
                 found.add(path)
@@ -38,6 +36,6 @@ def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
     creating the record that names it.
     """
     keep = referenced(store)
-    removed = [path for folder in _FOLDERS for path in store.collect(folder, keep, older_than_s)]
-    half = [path for folder in _KEPT for path in store.collect_temporaries(folder, older_than_s)]
+    removed = [path for folder in RECORDED for path in store.collect(folder, keep, older_than_s)]
+    half = [path for folder in KEPT for path in store.collect_temporaries(folder, older_than_s)]
     return removed + half

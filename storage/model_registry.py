@@ -24,12 +24,11 @@ from typing import Any
 import pyarrow as pa
 
 from storage.files import atomic_directory, sha256_of
+from storage.layout import ASSESSED, LOG, MODEL_RUNS, MODELS, REPORTS, log_path
 from storage.objects import DamagedError
 from storage.sealed import is_sealed_table, read_table, seal, seal_table, unseal
 from storage.store import Store
 
-LOG, MODELS = "registry/log", "registry/models"
-ASSESSED, REPORTS = "registry/assessed", "registry/reports"
 PROOF = "proof.json"  # beside the answers of a champion: what their bytes were
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"
 LOST = "lost"  # the key of a row that stands for one that was damaged
@@ -98,8 +97,8 @@ class Registry:
     Raises ValueError for a remote home.
     """
 
-    def __init__(self, home: str | os.PathLike[str]) -> None:
-        self.store = Store(home)
+    def __init__(self, store: Store) -> None:
+        self.store = store
         if not self.store.local:
             raise ValueError(f"home {self.store.url} is remote: a registry of models needs a local home")
 
@@ -180,6 +179,18 @@ class Registry:
         """Return the directory of a promoted model."""
         return Path(self.store.path(f"{MODELS}/{model}"))
 
+    def run_path(self, model: str) -> Path:
+        """Return the directory of what was kept of a promoted model's run."""
+        return Path(self.store.path(f"{MODEL_RUNS}/{model}"))
+
+    def assessed(self) -> Path:
+        """Return the directory of the answers of champions, one folder for each exam and model."""
+        return Path(self.store.path(ASSESSED))
+
+    def keep_report(self, path: Path) -> str:
+        """Copy a run's report into the registry under its content's name; return its path in the home."""
+        return self.store.commit(REPORTS, ".html", lambda file: file.write(path.read_bytes())).path
+
     def problem(self, model: str, files: list[dict[str, Any]]) -> str | None:
         """Say what is wrong with the bytes of a promoted model, None when each has the sha256 it was promoted with."""
         folder = self.path(model)
@@ -211,11 +222,6 @@ class Registry:
     def _damaged(self, number: int, what: str) -> DamagedError:
         remedy = f"restore it from a backup, or run `hyco verify --repair --home {self.store.url}` to do without it"
         return DamagedError(log_path(number), what, self.store.url, remedy)
-
-
-def log_path(number: int) -> str:
-    """Return where the row of a number lies in the home."""
-    return f"{LOG}/{number:09d}.parquet"
 
 
 def _breaks_chain(before: Decision | DamagedError, sha256: str, row: Decision) -> bool:

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from storage.layout import LATEST, VERSIONS, quarantine_path, version_path
 from storage.objects import DamagedError, open_object
 from storage.sample import TrainingSample
 from storage.sealed import seal, unseal
 from storage.shard import read_shard
 from storage.store import Object, Store
 
-FOLDER = "versions"
-LATEST = "versions/latest"
-QUARANTINE = "quarantine"
 _NAME = re.compile(r"v-[0-9a-f]{12}")
 
 
@@ -57,6 +55,11 @@ class Version:
     detectors: list[str] = field(default_factory=list)
     created: str = ""
     units: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Where the captioned images came from; "" in versions that do not tell."""
+        return str((self.config.get("mine") or {}).get("source") or "")
 
 
 class Versions:
@@ -193,7 +196,7 @@ class Versions:
 
     def names(self) -> list[str]:
         """Return the names of all versions, sorted."""
-        paths = self.store.list(FOLDER)
+        paths = self.store.list(VERSIONS)
         return [path.rpartition("/")[2][:-5] for path in paths if path.endswith(".json")]
 
     def list(self) -> "list[Version]":
@@ -257,16 +260,6 @@ def read_ref(store: Store, shard: ShardRef) -> Iterator[TrainingSample]:
     """Yield the samples of a version's shard; DamagedError, before the first, when it is not the bytes it was."""
     with open_object(store, shard.path, shard.sha256) as file:
         yield from read_shard(file, shard.path, shard.samples)
-
-
-def version_path(name: str) -> str:
-    """Return where the record of a version lies in the home."""
-    return f"{FOLDER}/{name}.json"
-
-
-def quarantine_path(name: str) -> str:
-    """Return where the home says that a version is in quarantine."""
-    return f"{QUARANTINE}/{name}.json"
 
 
 def shard_ref(made: Object, samples: int, parts: int) -> ShardRef:

@@ -12,6 +12,7 @@ from pipeline.mining.mine import MineConfig
 from pipeline.presets import Preset
 from pipeline.registry.retraining import RetrainConfig
 from pipeline.training.recipes import demo
+from storage.layout import SOURCE
 
 IMAGE_PULL_S = 600.0  # what a container's image may take to come before its run begins
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo" / "weights" / "grounder"
@@ -77,7 +78,7 @@ class DeployConfig(Config):
 
 def first(home: str, assess_source: str | None = None) -> DeployConfig:
     """What is deployed where nobody has said anything: HOME/source, the embedded grounder, recipe demo."""
-    mine = MineConfig(source=f"{home.rstrip('/')}/source", grounder=f"transformers:{EMBEDDED}")
+    mine = MineConfig(source=f"{home.rstrip('/')}/{SOURCE}", grounder=f"transformers:{EMBEDDED}")
     journey = JourneyConfig(mine=mine, pack=packing_for("demo", assess_source), recipe=demo())
     return DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
 

@@ -11,8 +11,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.dataset_gate import Check
 from pipeline.ui import artifact_pages as stories
-from storage.model_registry import Decision, Registry
-from storage.store import Store
+from storage.home import Home
+from storage.model_registry import Decision
 from storage.versions import Version
 
 
@@ -30,14 +30,14 @@ def _harmless(tell: Callable[..., None]) -> Callable[..., None]:
 
 
 @_harmless
-def mined(found: dict[str, Any], config: MineConfig, home: str) -> None:
+def mined(found: dict[str, Any], config: MineConfig, home: Home) -> None:
     """What was found in a source, how good it is, and its failures by code."""
     text = stories.mining(config, home, found)
     create_markdown_artifact(text, key="mining", description=f"{config.source} with {config.grounder}")
 
 
 @_harmless
-def packed(version: Version, checks: list[Check], home: str) -> None:
+def packed(version: Version, checks: list[Check], home: Home) -> None:
     """A dataset version: counts, the quality gate's verdict, pictures. Also of one that was quarantined."""
     fit = all(check.passed for check in checks)
     create_markdown_artifact(
@@ -48,15 +48,15 @@ def packed(version: Version, checks: list[Check], home: str) -> None:
 
 
 @_harmless
-def trained(result: dict[str, Any], folder: Path, home: str) -> None:
+def trained(result: dict[str, Any], folder: Path, home: Home) -> None:
     """The numbers of a training run, its last steps and its curves."""
     create_markdown_artifact(stories.training(result, folder, home), key="training", description=str(folder))
 
 
 @_harmless
-def assessed(metrics: dict[str, Any], run_dir: str, home: str) -> None:
+def assessed(metrics: dict[str, Any], run_dir: str, home: Home) -> None:
     """The metrics with their intervals and chance levels, beside the champion's."""
-    champion = Registry(home).champion() if Store(home).local else None
+    champion = home.registry.champion() if home.local else None
     text = stories.assessment(metrics, Path(run_dir), home, champion)
     create_markdown_artifact(text, key="metrics", description=str(Path(run_dir) / "report.html"))
 
@@ -68,7 +68,7 @@ def failed_units(verb: str, failed: dict[str, Exception]) -> None:
     create_table_artifact(table=rows, key=f"{verb}-failed", description=f"{len(rows)} units failed to {verb}")
 
 
-def decided(row: Decision, home: str) -> None:
+def decided(row: Decision, home: Home) -> None:
     """A promotion, refusal or rollback: why, each number beside the champion's, and where the models came from."""
     text = stories.decision(row, home)
     create_markdown_artifact(text, key="decision", description=f"{row.kind} {row.model}")
@@ -76,8 +76,8 @@ def decided(row: Decision, home: str) -> None:
 
 
 @_harmless
-def _lineage(home: str) -> None:
-    rows = Registry(home).rows()[::-1]
+def _lineage(home: Home) -> None:
+    rows = home.registry.rows()[::-1]
     create_markdown_artifact(
         stories.lineage(rows, home), key="lineage", description=f"{len(rows)} decisions of {home}"
     )

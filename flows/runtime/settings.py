@@ -6,6 +6,8 @@ Imports no Prefect, because Prefect reads these variables once, when it is impor
 import os
 from pathlib import Path
 
+from storage.layout import PREFECT
+
 # Every flow run sends a heartbeat this often, so that flows/deployment/automations.py can tell the dead ones.
 HEARTBEAT_S = 30
 
@@ -31,7 +33,7 @@ def use_home(home: str) -> Path:
     What is asked of loopback goes by no proxy. Returns the directory that holds the Prefect database. Call before the
     first `import prefect`.
     """
-    directory = Path(home).absolute() / "prefect" if "://" not in home else Path.home() / ".hyco" / "prefect"
+    directory = Path(home).absolute() / PREFECT if "://" not in home else Path.home() / ".hyco" / PREFECT
     defaults = {
         "PREFECT_HOME": str(directory),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -6,9 +6,6 @@ the end model/ and train.json, whose presence says that it is finished.
 """
 
 import contextlib
-import json
-import math
-import platform
 import shutil
 import time
 from pathlib import Path
@@ -17,28 +14,39 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn import functional as F
 
-from models.clip import load_weights
 from pipeline.classification.config import FitConfig
 from pipeline.classification.in_memory import Epoch, Images, load_images, statistics
 from pipeline.classification.long_tail import long_tail
 from pipeline.classification.model import Classifier, make_classifier, save_classifier
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config
 from pipeline.datasets import open_labelled
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, stop_request
-from pipeline.training.run_dir import current_commit, exclusive_lock, finished
+from pipeline.training.run_dir import (
+    environment,
+    exclusive_lock,
+    finished,
+    require_same,
+    write_config,
+    write_result,
+)
+from pipeline.training.run_protocol import (
+    decay_groups,
+    learning_rate,
+    load_checkpoint,
+    require_finite,
+    save_checkpoint,
+    set_rate,
+    summary,
+)
 from pipeline.training.step_log import StepLog, read_log
 from storage.checkpoint import Checkpoints
 from storage.files import atomic_directory
-from storage.store import Store
 
-ENDS = 20  # logged steps that the first and the last loss are averaged over
 SCALARS = ("log_radius", "log_c")  # temperature and curvature carry no weight decay
 
 
@@ -92,23 +100,9 @@ def prepare(run_dir: Path, config: FitConfig | None) -> FitConfig:
             raise FileNotFoundError(f"{run_dir} has no config.json: give the run a model and data")
         return known
     if known is None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        environment = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "commit": current_commit() or "unknown",
-        }
-        run = FitRun(fit=config, environment=environment)
-        Store(run_dir).replace("config.json", (run.model_dump_json(indent=1) + "\n").encode())
-        return config
-    for name in FitConfig.model_fields:
-        before, asked = getattr(known, name), getattr(config, name)
-        if name == "data":
-            before, asked = known.data_name, config.data_name
-        if before != asked and name not in FitConfig.incidental:
-            raise ConfigError(
-                f"{run_dir} was started with {name} {before}, not {asked}: ask for the same, or name another run"
-            )
+        write_config(run_dir, FitRun(fit=config, environment=environment()))
+    else:
+        require_same(run_dir, *(one.replace(data=one.data_name) for one in (known, config)))
     return config
 
 
@@ -165,25 +159,9 @@ def _fit(
     found = checkpoints.latest()
     if found:
         step, folder = found
-        load_weights(model, load_file(folder / "model.safetensors"), str(folder))
-        state = torch.load(folder / "optimiser.pt", map_location=device, weights_only=True)
-        optimiser.load_state_dict(state)
-        seconds = json.loads((folder / "state.json").read_text())["seconds"]
+        seconds = load_checkpoint(folder, model, optimiser)["seconds"]
     log = StepLog(run_dir, step)
-
-    def save() -> None:
-        weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-        checkpoints.save(
-            step,
-            {
-                "model.safetensors": to_safetensors(weights),
-                "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
-                "state.json": json.dumps({"step": step, "seconds": seconds}).encode(),
-            },
-        )
-        checkpoints.prune(config.keep)
-
-    half = config.precision == "bfloat16"
+    half, remedy = config.precision == "bfloat16", f"lower lr (now {config.lr})"
     total = steps * config.batch_size
     progress = Progress(total, "fit", "samples", listener, done=step * config.batch_size)
     window, window_steps, saved_at = time.perf_counter(), 0, time.perf_counter()
@@ -203,9 +181,8 @@ def _fit(
                     flip=config.flip,
                 )
             pixels, labels = epoch.batch(step % per_epoch)
-            rate = learning_rate(step, steps, config)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            rate = learning_rate(step, steps, config.lr, config.warmup_steps, config.schedule)
+            set_rate(optimiser, rate)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 logits = model(pixels)
             loss = F.cross_entropy(logits, labels)
@@ -220,10 +197,7 @@ def _fit(
                 now = time.perf_counter()
                 spent, window = now - window, now
                 seconds += spent
-                if not math.isfinite(value):
-                    raise ValueError(
-                        f"the loss is {value} at step {step}: lower lr (now {config.lr}), in another run"
-                    )
+                require_finite(value, step, remedy)
                 line = {
                     "samples": step * config.batch_size,
                     "epoch": step / per_epoch,
@@ -242,9 +216,8 @@ def _fit(
             stopping = bool(stop)
             due = step % config.checkpoint_steps == 0 or step == steps or stopping
             if due or time.perf_counter() - saved_at > 60 * config.checkpoint_minutes:
-                if not math.isfinite(loss.item()):  # no checkpoint of a run that has diverged
-                    raise ValueError(f"the loss is {loss.item()} at step {step}: lower lr, in another run")
-                save()
+                require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
+                save_checkpoint(checkpoints, step, model, optimiser, {"seconds": seconds}, config.keep)
                 saved_at = time.perf_counter()
         complete = step == steps
     finally:
@@ -259,19 +232,11 @@ def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str
     """Write model/ whole or not at all, then train.json."""
     with atomic_directory(run_dir / "model", replace=True) as draft:
         save_classifier(draft, model, config, facts)
-    lines = read_log(run_dir)
-    last, losses = lines[-1], [line["loss"] for line in lines]
     result = {
         "model": config.model,
         "data": config.data_name,
         "head": config.head,
-        "steps": last["step"],
-        "samples_seen": last["samples"],
-        "epochs": last["epoch"],
-        "seconds": last["seconds"],
-        "samples_per_second": last["samples"] / max(last["seconds"], 1e-9),
-        "loss_first": sum(losses[:ENDS]) / len(losses[:ENDS]),
-        "loss_last": sum(losses[-ENDS:]) / len(losses[-ENDS:]),
+        **summary(read_log(run_dir)),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(next(model.parameters()).device),
         "precision": config.precision,
@@ -279,7 +244,7 @@ def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str
         "counts": facts["counts"],
         **{name: scalar.exp().item() for name, scalar in _scalars(model)},
     }
-    Store(run_dir).replace("train.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_result(run_dir, result)
     with contextlib.suppress(OSError):
         shutil.rmtree(run_dir / "checkpoints")  # model/ holds the last of them
     return result
@@ -292,22 +257,9 @@ def _scalars(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(names[name], value.detach()) for name, value in learned if name in names]
 
 
-def learning_rate(step: int, steps: int, config: FitConfig) -> float:
-    """Rate of the step after `step` done ones: linear up to config.lr, then constant or half a cosine down to zero."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
-
-
 def make_optimiser(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     """Adam or SGD whose decay is the gradient of a penalty, as published; a learned radius and curvature have none."""
-    spared = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in SCALARS]
-    decayed = [p for name, p in model.named_parameters() if name.rpartition(".")[2] not in SCALARS]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
-    groups += [{"params": spared, "weight_decay": 0.0}] if spared else []
+    groups = decay_groups(model, config.weight_decay, lambda name, p: name.rpartition(".")[2] in SCALARS)
     if config.optimiser == "adam":
         return torch.optim.Adam(groups, lr=config.lr)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)

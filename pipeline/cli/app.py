@@ -56,7 +56,7 @@ Source = Annotated[
     ),
 ]
 Grounder = Annotated[str, typer.Option(help=f"{GROUNDERS}.")]
-Home = Annotated[
+HomeUrl = Annotated[
     str,
     typer.Option(
         help="Where everything Hyco makes is kept: a directory or an fsspec URL.",
@@ -96,11 +96,6 @@ def hyco(context: typer.Context) -> None:
     """From captioned images to an assessed hyperbolic CLIP."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def run_folder(run: str, home: str) -> Path:
-    """Directory of a run, given as such or by its name in HOME/runs."""
-    return Path(run) if (Path(run) / "config.json").is_file() else Path(home) / "runs" / run
 
 
 def show_metrics(metrics: dict[str, Any], folder: Path) -> None:

@@ -1,11 +1,10 @@
 """The verb of the classifiers: fit."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import Assignments, Home, app, show
+from pipeline.cli.app import Assignments, HomeUrl, app, show
 
 
 @app.command()
@@ -23,7 +22,7 @@ def fit(
         typer.Option(help="Strange images NAME:DIR or captioned:DIR; may be repeated."),
     ] = None,
     attacked: Annotated[int, typer.Option(help="Test images to attack by FGSM and PGD.", min=0)] = 0,
-    home: Home = "var",
+    home: HomeUrl = "var",
     run: Annotated[str | None, typer.Option(help="Name of the run in HOME/fits.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     assignments: Assignments = None,
@@ -36,12 +35,13 @@ def fit(
     from pipeline.classification.evaluate import EvaluateConfig, evaluate
     from pipeline.classification.train import fit as train
     from pipeline.config import digest, override
+    from storage.home import Home
 
     given = [f"head={head}", f"imbalance={imbalance}", *([f"epochs={epochs}"] if epochs else [])]
     config = override(fit_recipe(recipe, model, data), [*given, *(assignments or [])])
     # The name stands for what is trained, not for where the data lies.
     mark = digest(config.replace(data=config.data_name))[:8]
-    folder = Path(home) / "fits" / (run or f"{config.data_name}-{model}-{config.head}-{mark}")
+    folder = Home(home).fits / (run or f"{config.data_name}-{model}-{config.head}-{mark}")
     trained = train(folder, config, device=device)
     measured = evaluate(folder, EvaluateConfig(data=data, ood=tuple(ood or ()), attacked=attacked), device)
     sections = {key: value for key, value in measured.items() if key not in ("config", "run")}

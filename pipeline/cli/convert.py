@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.cli.app import Home, app, show
+from pipeline.cli.app import HomeUrl, app, show
 
 Out = Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")]
 
@@ -49,7 +49,7 @@ def export(
         str, typer.Argument(help="Directory of a finished run, its name in HOME/runs, or a model directory.")
     ],
     out: Out,
-    home: Home = "var",
+    home: HomeUrl = "var",
     onnx: Annotated[
         bool,
         typer.Option(

@@ -9,7 +9,7 @@ from pipeline.cli.app import (
     AssessSource,
     Assignments,
     Grounder,
-    Home,
+    HomeUrl,
     RecipeName,
     Source,
     Workers,
@@ -23,7 +23,7 @@ from pipeline.runtime.stop import terminable
 def mine(
     source: Source,
     grounder: Grounder,
-    home: Home = "var",
+    home: HomeUrl = "var",
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
@@ -34,10 +34,11 @@ def mine(
     from pipeline.config import override
     from pipeline.mining.mine import MineConfig, mine_all
     from pipeline.runtime.executor import open_executor
+    from storage.home import Home
 
     config = override(MineConfig(source=source, grounder=grounder), assignments or [])
     with terminable(), open_executor(workers) as executor:
-        show(mine_all(config, home, executor))
+        show(mine_all(config, Home(home), executor))
 
 
 @app.command()
@@ -45,7 +46,7 @@ def pack(
     source: Source,
     grounder: Grounder,
     recipe: RecipeName = "hycoclip_vit_s",
-    home: Home = "var",
+    home: HomeUrl = "var",
     assess_source: AssessSource = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
@@ -59,18 +60,19 @@ def pack(
     from pipeline.end_to_end import checked, compose
     from pipeline.packing import pack as packing
     from pipeline.runtime.executor import open_executor
+    from storage.home import Home
 
     composed = compose(source, grounder, recipe, assess_source=assess_source)
     config = checked(override(composed, assignments or []))
     with terminable(), open_executor(workers) as executor:
-        version = packing.pack(config.mine, config.pack, home, executor)
+        version = packing.pack(config.mine, config.pack, Home(home), executor)
     show({"version": version.name, "counts": version.counts})
 
 
 @app.command()
 def verify(
     version: Annotated[str, typer.Argument(help="Version name, latest, or all.")] = "latest",
-    home: Home = "var",
+    home: HomeUrl = "var",
     repair: Annotated[
         bool, typer.Option("--repair", help="Look at everything in the home and set aside what is damaged.")
     ] = False,
@@ -81,11 +83,14 @@ def verify(
     Exit code 1 when something is damaged or the version is in quarantine. With --repair what is damaged is moved to
     HOME/damaged, and the commands that made it make it again.
     """
+    from storage.home import Home
+
+    opened = Home(home)
     if repair:
         from pipeline.integrity.repair import remedy
         from pipeline.integrity.repair import repair as set_aside
 
-        found = set_aside(home)
+        found = set_aside(opened)
         for damage in found:
             typer.echo(f"set aside: {damage}")
         for line in remedy(found):
@@ -94,10 +99,8 @@ def verify(
             typer.echo(f"{home}: nothing is damaged")
         return
     from pipeline.integrity.verify import verify as prove
-    from storage.store import Store
-    from storage.versions import Versions
 
-    problems = prove(home, None if version == "all" else version)
+    problems = prove(opened, None if version == "all" else version)
     for problem in problems:
         typer.echo(str(problem))
     if problems:
@@ -106,9 +109,8 @@ def verify(
     if version == "all":
         typer.echo(f"{home}: intact")
         return
-    versions = Versions(Store(home))
-    found = versions.load(version)
-    if reasons := versions.quarantined(found.name):
+    found = opened.versions.load(version)
+    if reasons := opened.versions.quarantined(found.name):
         from pipeline.packing.dataset_gate import verdict
 
         for row in verdict(reasons):
@@ -120,13 +122,12 @@ def verify(
 
 @app.command()
 def release(
-    version: Annotated[str, typer.Argument(help="Version name, or the start of it.")], home: Home = "var"
+    version: Annotated[str, typer.Argument(help="Version name, or the start of it.")], home: HomeUrl = "var"
 ) -> None:
     """Take a dataset version out of quarantine and make it latest."""
-    from storage.store import Store
-    from storage.versions import Versions
+    from storage.home import Home
 
-    versions = Versions(Store(home))
+    versions = Home(home).versions
     name = versions.load(version).name
     if not versions.release(name):
         raise ValueError(f"dataset version {name} is not in quarantine")
@@ -134,22 +135,23 @@ def release(
 
 
 @app.command()
-def status(home: Home = "var") -> None:
+def status(home: HomeUrl = "var") -> None:
     """List what a home holds: mined units, dataset versions, runs."""
     from pipeline.ui.status import report
+    from storage.home import Home
 
-    for line in report(home):
+    for line in report(Home(home)):
         typer.echo(line)
 
 
 @app.command()
 def gc(
-    home: Home = "var",
+    home: HomeUrl = "var",
     older_than_hours: Annotated[float, typer.Option(help="Leave younger files alone.", min=0)] = 24,
 ) -> None:
     """Delete the files that killed workers left: those that no record and no version names, and half-written ones."""
     from storage.gc import collect
-    from storage.store import Store
+    from storage.home import Home
 
-    removed = collect(Store(home), older_than_hours * 3600)
+    removed = collect(Home(home).store, older_than_hours * 3600)
     typer.echo(f"{len(removed)} files removed from {home}")

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.app import AssessSource, Home, TaxonomyFile, app, run_folder, show
+from pipeline.cli.app import AssessSource, HomeUrl, TaxonomyFile, app, show
+
+if TYPE_CHECKING:
+    from storage.home import Home
 
 Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
 
@@ -15,11 +18,11 @@ announcers: list[Callable[[Any, str], None]] = []
 
 
 @app.command()
-def champion(home: Home = "var") -> None:
+def champion(home: HomeUrl = "var") -> None:
     """Show the model in service: its directory, its run, its numbers' report and where its data came from."""
-    from storage.model_registry import Registry
+    from storage.home import Home
 
-    registry = Registry(home)
+    registry = Home(home).registry
     row = registry.champion()
     if row is None:
         raise ValueError(f"{home} has no champion yet: hyco promote RUN --home {home}")
@@ -39,11 +42,11 @@ def champion(home: Home = "var") -> None:
 
 
 @app.command()
-def registry(home: Home = "var") -> None:
+def registry(home: HomeUrl = "var") -> None:
     """List promotions, refusals and rollbacks, oldest first."""
-    from storage.model_registry import Registry
+    from storage.home import Home
 
-    rows = Registry(home).rows()
+    rows = Home(home).registry.rows()
     for row in rows:
         typer.echo(
             f"{row.number:4d}  {row.time}  {row.kind:11s} {row.model}  {Path(row.run).name}  {row.reason}"
@@ -55,7 +58,7 @@ def registry(home: Home = "var") -> None:
 @app.command()
 def promote(
     run: Run,
-    home: Home = "var",
+    home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
     metric: Annotated[
@@ -70,15 +73,17 @@ def promote(
     from pipeline.registry.model_gate import GateConfig
     from pipeline.registry.promotion import challenge
     from pipeline.training.run_dir import RunConfig
-    from storage.model_registry import PROMOTED, Registry
+    from storage.home import Home
+    from storage.model_registry import PROMOTED
 
-    folder = find_run(run, home)
+    opened = Home(home)
+    folder = _finished(opened, run)
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
     spec = EvaluationSpec(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
-    metrics = evaluate(folder, home, spec)
+    metrics = evaluate(folder, opened, spec)
     gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
-    known_rows = len(Registry(home).rows())
-    row = challenge(folder, home, spec, gate, metrics, anyway=force or anyway)
+    known_rows = len(opened.registry.rows())
+    row = challenge(folder, opened, spec, gate, metrics, anyway=force or anyway)
     if row.number <= known_rows:
         typer.echo(f"{row.model} is the champion already")
         return
@@ -92,19 +97,21 @@ def promote(
 def reject(
     run: Run,
     reason: Annotated[str, typer.Option(help="Why, for the log.")],
-    home: Home = "var",
+    home: HomeUrl = "var",
 ) -> None:
     """Record that a run is not to be promoted."""
     from pipeline.registry.promotion import refuse
+    from storage.home import Home
 
-    row = refuse(find_run(run, home), home, reason)
+    opened = Home(home)
+    row = refuse(_finished(opened, run), opened, reason)
     _announce(row, home)
     typer.echo(f"{row.kind}: {row.reason}")
 
 
 @app.command()
 def rollback(
-    home: Home = "var",
+    home: HomeUrl = "var",
     to: Annotated[
         str | None,
         typer.Option(help="Start of a promoted model's digest; by default the champion before this one."),
@@ -113,15 +120,16 @@ def rollback(
 ) -> None:
     """Put an earlier champion back, with the very bytes it was promoted with."""
     from pipeline.registry.promotion import rollback as go_back
+    from storage.home import Home
 
-    row = go_back(home, to, reason)
+    row = go_back(Home(home), to, reason)
     _announce(row, home)
     typer.echo(f"champion {row.model} of run {Path(row.run).name}, in place of {row.before}")
 
 
-def find_run(run: str, home: str) -> Path:
+def _finished(home: "Home", run: str) -> Path:
     """The directory of a finished run, given as a path or by its name; FileNotFoundError when there is none."""
-    folder = run_folder(run, home)
+    folder = home.run(run)
     if not (folder / "model").is_dir():
         raise FileNotFoundError(
             f"no finished run in {run} or {folder}: give the directory that `hyco train` printed"

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import Home, app
+from pipeline.cli.app import HomeUrl, app
 
 
 @app.command()
 def serve(
-    home: Home = "var",
+    home: HomeUrl = "var",
     host: Annotated[
         str, typer.Option(help="Address to listen on; the pages ask nobody for a password.")
     ] = "127.0.0.1",
@@ -29,8 +29,9 @@ def serve(
 
     from pipeline.ui.hosts import own_hosts
     from pipeline.ui.server import create_app
+    from storage.home import Home
 
     hosts = own_hosts(host, os.environ.get("HYCO_SERVE_URL", ""), allow_host or ())
-    application = create_app(home, hosts)
+    application = create_app(Home(home), hosts)
     typer.echo(f"Pages of {home}: http://{host}:{port}/ (Ctrl-C ends it)")
     uvicorn.run(application, host=host, port=port, log_level="warning")

@@ -1,7 +1,7 @@
 """Verbs of the model: train and assess."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,21 +9,23 @@ from pipeline.cli.app import (
     AssessSource,
     Assignments,
     Force,
-    Home,
+    HomeUrl,
     RecipeName,
     TaxonomyFile,
     Version,
     app,
-    run_folder,
     show,
     show_metrics,
 )
+
+if TYPE_CHECKING:
+    from storage.home import Home
 
 
 @app.command()
 def train(
     recipe: RecipeName,
-    home: Home = "var",
+    home: HomeUrl = "var",
     version: Version = "latest",
     run: Annotated[
         str | None, typer.Option(help="Name of the run; made of recipe and version by default.")
@@ -44,15 +46,15 @@ def train(
     from pipeline.training.launch import launch
     from pipeline.training.recipes import by_name
     from pipeline.training.run_dir import prepare
-    from storage.store import Store
-    from storage.versions import Versions
+    from storage.home import Home
 
+    opened = Home(home)
     chosen = override(by_name(recipe), assignments or [])
-    found = Versions(Store(home)).load(version)
+    found = opened.versions.load(version)
     if cost := require_feasible(chosen, processes, force):
         typer.echo(f"training: {cost}", err=True)
-    folder = run_dir(home, chosen, found.name, run)
-    size = prepare(folder, home, found.name, chosen).recipe.model.vision.image_size
+    folder = run_dir(opened, chosen, found.name, run)
+    size = prepare(folder, opened, found.name, chosen).recipe.model.vision.image_size
     packed = found.config.get("pack", {}).get("image_size", size)
     if small := enlarged(packed, size):
         typer.echo(f"note: {small}; hyco pack --set pack.image_size={size} makes a version for it", err=True)
@@ -62,7 +64,7 @@ def train(
 @app.command()
 def assess(
     run: Annotated[str, typer.Option(help="Directory of the run, or its name in HOME/runs.")],
-    home: Home = "var",
+    home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
     suite: Annotated[
@@ -90,14 +92,16 @@ def assess(
     from pipeline.evaluation.config import AssessConfig, EvaluationSpec
     from pipeline.evaluation.evaluate import evaluate, evaluate_model
     from pipeline.training.run_dir import RunConfig
+    from storage.home import Home
 
+    opened = Home(home)
     config = override(AssessConfig(), assignments or [])
     if suite is None and data is not None:
         raise ValueError("--data needs --suite: all, or names of data sets")
     if suite is not None and data is None:
         raise ValueError("--suite needs --data: the directory your data sets lie in")
     if beside:
-        config = config.replace(beside=tuple(str(_assessed(other, home)) for other in beside))
+        config = config.replace(beside=tuple(str(_assessed(opened, other)) for other in beside))
     spec = EvaluationSpec(
         assess_source=assess_source, taxonomy=taxonomy, config=config, suite=suite, data=data
     )
@@ -113,21 +117,21 @@ def assess(
             )
         show_metrics(evaluate_model(run, spec), Path(run))
         return
-    folder = run_folder(run, home)
+    folder = opened.run(run)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
-    mined, packed, version = journey.mined_of(known.version, home)
+    mined, packed, version = journey.mined_of(known.version, opened)
     held = mined.replace(source=assess_source) if assess_source else None
     try:
-        found = journey.mining_report(mined, packed, home, version, held)
+        found = journey.mining_report(mined, packed, opened, version, held)
     except (ValueError, OSError) as error:  # neither need be mined, nor the training's source still be there
         found = f"mining is left out of the report: {error}"
         typer.echo(found, err=True)
-    metrics = evaluate(folder, home, spec.replace(version=known.version), mining=found)
+    metrics = evaluate(folder, opened, spec.replace(version=known.version), mining=found)
     show_metrics(metrics, folder)
 
 
-def _assessed(run: str, home: str) -> Path:
+def _assessed(home: "Home", run: str) -> Path:
     """Directory of an assessed run or model directory, by its path or its name in HOME/runs."""
-    return Path(run) if (Path(run) / "metrics.json").is_file() else run_folder(run, home)
+    return Path(run) if (Path(run) / "metrics.json").is_file() else home.run(run)

@@ -11,21 +11,11 @@ from pipeline.evaluation.coverage import Coverage, as_numbers
 from pipeline.evaluation.embedded import embed, work
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.document import MEASURED
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.report import pictures
 from pipeline.evaluation.scenes import limit_regions
 from pipeline.runtime.progress import Listener, Progress
-
-MEASURED = (
-    "zero_shot",
-    "retrieval",
-    "hierarchy",
-    "parts",
-    "boxes",
-    "compositional",
-    "traversal",
-    "geometry",
-)
 
 
 def measure_captioned(

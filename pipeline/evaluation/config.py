@@ -9,8 +9,7 @@ from pydantic import Field
 from pipeline.config import Config, digest
 from pipeline.evaluation.coverage import MIN_COVERAGE
 from pipeline.sources.source import open_source
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 
 class AssessConfig(Config):
@@ -58,22 +57,24 @@ class AssessConfig(Config):
 
 
 class EvaluationSpec(Config):
-    """What a model is evaluated on, and how: champion and challenger are asked the same."""
+    """What a model is evaluated on, and how: the same for champion and challenger."""
 
     version: str = "latest"
-    """Dataset version the run was trained on; its val split is used when there is no assess_source."""
+    """Dataset version that the run was trained on. Its val split is used when there is no assess_source."""
     assess_source: str | None = None
-    """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names."""
+    """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names;
+    null takes the val split.
+    """
     taxonomy: str | None = None
     """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
     config: AssessConfig = AssessConfig()
-    """Sizes, seeds and device of the evaluation."""
+    """Sizes and seeds of the evaluation."""
     suite: str | None = None
-    """Published data sets to measure on as well: "all", or names with commas between."""
+    """Published data sets to evaluate on as well: "all", or names separated by commas."""
     data: str | None = None
-    """Directory in which these data sets lie."""
+    """Directory of these data sets."""
 
-    def digest(self, home: str) -> str:
+    def digest(self, home: Home) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
 
         The registry stores the champion's metrics under this name: what it is made of must not change.
@@ -81,7 +82,7 @@ class EvaluationSpec(Config):
         if self.assess_source is not None:
             asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
         else:
-            asked = [shard.sha256 for shard in Versions(Store(home)).load(self.version).shards.get("val", [])]
+            asked = [shard.sha256 for shard in home.versions.load(self.version).shards.get("val", [])]
         tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
         named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
         return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))

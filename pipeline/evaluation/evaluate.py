@@ -13,9 +13,10 @@ from typing import Any
 from pipeline.embedder import Embedder
 from pipeline.evaluation import sections
 from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model, finite, write_numbers
-from pipeline.evaluation.captioned import MEASURED, measure_captioned
+from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.held_out import held_out, training_samples
+from pipeline.evaluation.metrics.document import MEASURED, new
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.provenance import lineage, provenance
 from pipeline.evaluation.report import examples as exhibits
@@ -24,17 +25,14 @@ from pipeline.evaluation.report.compare_runs import read_beside, summary
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.runtime.progress import Listener
 from pipeline.training.step_log import read_log
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
-__all__ = ["SECTIONS", "AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
-
-SECTIONS = ("mining", "train", *MEASURED)
+__all__ = ["AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
 
 
 def evaluate(
     run_dir: str | Path,
-    home: str,
+    home: Home,
     spec: EvaluationSpec,
     *,
     mining: dict[str, Any] | str | None = None,
@@ -44,7 +42,7 @@ def evaluate(
 
     Args:
         run_dir: directory of a finished run (model/, config.json, log.jsonl, train.json).
-        home: where the dataset versions are, a local path or fsspec URL.
+        home: where the dataset versions are.
         spec: what it is evaluated on, and how.
         mining: summary of mining, copied into the metrics; or why there is none.
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
@@ -55,14 +53,13 @@ def evaluate(
     """
     began = time.monotonic()
     config, run_dir = spec.config, Path(run_dir)
-    store = Store(home)
-    dataset = Versions(store).load(spec.version)
+    store, dataset = home.store, home.versions.load(spec.version)
     tree = Taxonomy.load(spec.taxonomy) if spec.taxonomy else None
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}
     others = read_beside(config.beside)
     found = held_out(store, dataset, spec.assess_source, config.max_images)
-    metrics: dict[str, Any] = {"run": run_dir.name, **dict.fromkeys(SECTIONS), "intervals": {}, "skipped": {}}
+    metrics = new(run_dir.name, "mining", "train", *MEASURED)
     if spec.suite:
         add_suite(metrics, embedder, spec, listener)
     sections.keep(metrics, "mining", mining or "no summary of mining was handed in")

@@ -8,19 +8,18 @@ import numpy as np
 import pyarrow as pa
 
 from models.grounding.boxes import iou
-from pipeline.mining.mine import MineConfig, prefix
+from pipeline.mining.mine import MineConfig, results
 from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
 from pipeline.sources.records import objects_of
 from pipeline.sources.source import UnitGoneError, open_source
 from storage.detections import read_detections
-from storage.manifest import Manifest
+from storage.home import Home
 from storage.objects import open_object
-from storage.store import Store
 
 
 def phrase_quality(
     config: MineConfig,
-    home: str,
+    home: Home,
     threshold: float = 0.35,
     nms_iou: float | None = 0.6,
     iou: float = 0.5,
@@ -40,17 +39,16 @@ def phrase_quality(
         recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
         `images` have detections.
     """
-    store = Store(home)
-    manifest, source = Manifest(store, f"{prefix(config)}/records"), open_source(config.source, config.limits)
+    source = open_source(config.source, config.limits)
     tally = BoxMatcher(threshold, nms_iou, iou)
-    listed, records = source.units(), manifest.records()
+    listed, records = source.units(), results(config, home).records()
     units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
     if not units:
         named = listed[0].path if listed else config.source
         raise ValueError(f"unit {named} is not mined: run mine with this config first")
     for unit in units[:most]:
         held = records[unit.name]["detections"]
-        with open_object(store, held["path"], held.get("sha256", "")) as file:
+        with open_object(home.store, held["path"], held.get("sha256", "")) as file:
             table = read_detections(file)
         try:
             samples = source.samples(unit, lambda failure: None)

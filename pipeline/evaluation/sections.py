@@ -12,6 +12,7 @@ from pipeline.evaluation.embedded import Embedded
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.evaluation.metrics.boxes import measure_boxes
 from pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
+from pipeline.evaluation.metrics.document import put
 from pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES, Cone, geometry_report
 from pipeline.evaluation.metrics.hierarchy import tree_metrics
 from pipeline.evaluation.metrics.parts import part_retrieval
@@ -134,11 +135,10 @@ def _classify(
 
 
 def keep(metrics: dict[str, Any], section: str, found: MetricResult | dict[str, Any] | str) -> None:
-    """Put a section's numbers and intervals in their places, or the reason why there are none."""
+    """Put the numbers of a section in their places, or the reason why there are none."""
     if isinstance(found, str):
         metrics["skipped"][section] = found
     elif isinstance(found, dict):
         metrics[section] = found
     else:
-        metrics[section] = found.numbers
-        metrics["intervals"] |= {f"{section}.{key}": list(span) for key, span in found.intervals.items()}
+        put(metrics, section, found)

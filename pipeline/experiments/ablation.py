@@ -8,10 +8,9 @@ where it stopped, and a finished run is not repeated. The document is written fr
 """
 
 import argparse
-import json
 import sys
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,13 +18,13 @@ from pipeline.config import ConfigError, nearest
 from pipeline.end_to_end import run_dir
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.experiments.comparison import section, write_section
-from pipeline.runtime.stop import TerminatedError, terminable, told
+from pipeline.evaluation.metrics.document import read_metrics
+from pipeline.experiments.comparison import section
+from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.recipes import Recipe, by_name
 from pipeline.training.run_dir import finished, prepare
 from pipeline.training.train import train
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 MODELS = ("clip", "clip_boxes", "meru", "lorentz_boxes", "hycoclip", "phyclip")
 
@@ -98,7 +97,7 @@ class Run:
     def metrics(self) -> dict[str, Any] | None:
         """What metrics.json holds, None before the assessment."""
         path = self.folder / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_metrics(path) if path.is_file() else None
 
     @property
     def seconds(self) -> float | None:
@@ -107,7 +106,9 @@ class Run:
         return done["seconds"] + metrics["seconds"] if done and metrics else None
 
 
-def plan(world: World, home: str, version: str, models: tuple[str, ...], steps: int, seeds: int) -> list[Run]:
+def plan(
+    world: World, home: Home, version: str, models: tuple[str, ...], steps: int, seeds: int
+) -> list[Run]:
     """The runs, seed by seed, so that a comparison cut short still compares all models."""
     runs = []
     for seed in range(seeds):
@@ -119,24 +120,9 @@ def plan(world: World, home: str, version: str, models: tuple[str, ...], steps: 
     return runs
 
 
-def time_left(runs: list[Run]) -> float | None:
-    """Seconds until all are done, from what the finished runs took; None while none is finished."""
-    took = {run.folder: run.seconds for run in runs}
-    by_model: dict[str, list[float]] = {}
-    for run in runs:
-        if (seconds := took[run.folder]) is not None:
-            by_model.setdefault(run.model, []).append(seconds)
-    known = [value for values in by_model.values() for value in values]
-    if not known:
-        return None
-    mean = sum(known) / len(known)
-    expected = {model: sum(values) / len(values) for model, values in by_model.items()}
-    return sum(expected.get(run.model, mean) for run in runs if took[run.folder] is None)
-
-
 def ablate(
     name: str,
-    home: str,
+    home: Home,
     out: Path,
     *,
     models: tuple[str, ...] = MODELS,
@@ -152,25 +138,33 @@ def ablate(
         ValueError: an unknown model, a run directory with another recipe, a training that diverged.
     """
     world = WORLDS[name]
-    version = Versions(Store(home)).load("latest").name
-    heldout, taxonomy = (str(Path(home) / part) if part else None for part in (world.heldout, world.taxonomy))
+    version = home.versions.load("latest").name
+    heldout, taxonomy = (
+        str(home.folder / part) if part else None for part in (world.heldout, world.taxonomy)
+    )
     spec = EvaluationSpec(
         version=version, assess_source=heldout, taxonomy=taxonomy, config=AssessConfig(device=device)
     )
     runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
-    for number, run in enumerate(runs, 1):
+
+    def perform(run: Run) -> None:
         prepare(run.folder, home, version, run.recipe)  # says so if the directory holds another recipe
         if run.seconds is None:
-            left = time_left(runs)
-            until = "" if left is None else f", about {left / 60:.0f} min left"
-            print(f"ablation: run {number} of {len(runs)}, {run.folder.name}{until}", file=say, flush=True)
-            began = time.monotonic()
             train(run.folder, home, version, run.recipe, device=device)
             evaluate(run.folder, home, spec)
-            print(f"ablation: took {time.monotonic() - began:.0f} s", file=say, flush=True)
+
+    def after(number: int) -> None:
         if number % len(models) == 0:
             document(name, runs[:number], out)
+
+    grid = [GridRun(r.folder, r.model, partial(perform, r), partial(getattr, r, "seconds")) for r in runs]
+    run_grid("ablation", grid, after, say)
     return runs
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines before and after the section of a world."""
+    return f"<!-- {name}: written by pipeline.experiments.ablation -->", f"<!-- end of {name} -->"
 
 
 def document(name: str, runs: list[Run], out: Path) -> None:
@@ -190,7 +184,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
         f"{first['train']['device']}, data version {first['train']['version']}. Evaluated on {held['images']:,} "
         f"held-out images with {held['captions']:,} captions and {held['parts']:,} parts."
     )
-    write_section(out, name, section(TITLES[name], note, by_model), PREFACE)
+    write_section(out, marks(name), section(TITLES[name], note, by_model), PREFACE)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,24 +198,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="runs of each model; demo 3, photos 1")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     given = parser.parse_args(arguments)
-    try:
-        with terminable():
-            ablate(
-                given.world,
-                given.home or f"var/{given.world}",
-                given.out,
-                models=tuple(given.models.split(",")),
-                steps=given.steps,
-                seeds=given.seeds,
-                device=given.device,
-            )
-    except (ValueError, OSError) as error:
-        print(f"hyco: error: {error}", file=sys.stderr)
-        return 2
-    except (TerminatedError, KeyboardInterrupt) as error:
-        return told(error)
-    print(f"{given.out} is written")
-    return 0
+    code = command(
+        lambda: ablate(
+            given.world,
+            Home(given.home or f"var/{given.world}"),
+            given.out,
+            models=tuple(given.models.split(",")),
+            steps=given.steps,
+            seeds=given.seeds,
+            device=given.device,
+        )
+    )
+    if code == 0:
+        print(f"{given.out} is written")
+    return code
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,9 @@ from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_stra
 from pipeline.classification.tables import tables
 from pipeline.classification.train import fit
 from pipeline.config import Config, ConfigError, override
-from pipeline.runtime.stop import TerminatedError, terminable, told
+from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.run_dir import finished
-from storage.store import Store
-
-BEGIN, END = "<!-- study {}: begin -->", "<!-- study {}: end -->"
+from storage.home import Home
 
 
 class StudyConfig(Config):
@@ -99,7 +98,7 @@ STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full}
 
 
 def run_study(
-    study: StudyConfig, home: str | Path, device: str = "auto", doc: str | Path | None = None
+    study: StudyConfig, home: Home, device: str = "auto", doc: str | Path | None = None
 ) -> dict[str, Any]:
     """Train and measure what is missing; returns the metrics of every arm by run name.
 
@@ -107,29 +106,35 @@ def run_study(
     """
     for spec in study.measure.ood:  # what is missing should be said before an hour of training, not after
         open_strange(spec)
-    folder = Path(home) / "fits"
-    results: dict[str, Any] = {}
-    for name, config in study.arms():
+    folder, results = home.fits, dict[str, Any]()
+
+    def perform(name: str, config: FitConfig) -> None:
         trained = fit(folder / name, config, device=device)
         measured = _measured(folder / name, study.measure)
         measured = measured or evaluate(folder / name, study.measure, device)
         results[name] = {"fit": json.loads(config.model_dump_json()), "train": trained, "metrics": measured}
+
+    def seconds(name: str) -> float | None:
+        done = finished(folder / name)
+        return done["seconds"] if done and _measured(folder / name, study.measure) else None
+
+    def after(number: int) -> None:
         text = tables(results, folder, study.measure)
-        Store(home).replace(f"{study.name}.md", text.encode())
+        home.store.replace(f"{study.name}.md", text.encode())
         if doc is not None:
-            insert(Path(doc), study.name, text)
+            write_section(Path(doc), marks(study.name), text)
+
+    runs = [
+        GridRun(folder / name, config.model, partial(perform, name, config), partial(seconds, name))
+        for name, config in study.arms()
+    ]
+    run_grid(f"study {study.name}", runs, after)
     return results
 
 
-def insert(path: Path, name: str, text: str) -> None:
-    """Put `text` between the marks of this study in a document; ValueError when it has none."""
-    begin, end = BEGIN.format(name), END.format(name)
-    held = path.read_text(encoding="utf-8")
-    if begin not in held or end not in held:
-        raise ValueError(f"{path} has no place for the study: add the lines '{begin}' and '{end}'")
-    before, _, rest = held.partition(begin)
-    text = f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
-    Store(path.parent).replace(path.name, text.encode())
+def marks(name: str) -> tuple[str, str]:
+    """The lines before and after the tables of a study in a document."""
+    return f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
 
 
 def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
@@ -158,16 +163,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of StudyConfig")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         study = override(STUDIES[options.study](options.data, tuple(options.ood)), options.set)
-        with terminable():
-            run_study(study, options.home, options.device, options.doc)
-    except (ValueError, OSError) as error:
-        print(f"hyco: error: {error}", file=sys.stderr)
-        return 2
-    except (TerminatedError, KeyboardInterrupt) as error:
-        return told(error)
-    return 0
+        run_study(study, Home(options.home), options.device, options.doc)
+
+    return command(work)
 
 
 if __name__ == "__main__":

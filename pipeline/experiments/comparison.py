@@ -7,12 +7,11 @@ do not meet.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from storage.store import Store
+from pipeline.evaluation.metrics.catalog import Metric, find
 
 Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by seed
 
@@ -35,32 +34,12 @@ STUDENT = (
 # fmt: on
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A number of metrics.json: where it is, what it is called, in what unit, and whether more is better."""
-
-    path: str
-    name: str
-    chance: str
-    share: bool = True
-    more_is_better: bool = True
-
-    def text(self, value: float) -> str:
-        """The value as a cell shows it."""
-        return f"{100 * value:.1f}" if self.share else f"{value:.2f}"
-
-    @property
-    def unit(self) -> str:
-        """What a difference is counted in."""
-        return "points" if self.share else "edges"
-
-
 MEASURES = (
-    Measure("zero_shot.top1", "zero-shot top-1, %", "zero_shot.chance"),
-    Measure("retrieval.image_to_text.r5", "image to caption R@5, %", "retrieval.chance.image_to_text.r5"),
-    Measure("retrieval.text_to_image.r5", "caption to image R@5, %", "retrieval.chance.text_to_image.r5"),
-    Measure("parts.crop_to_phrase.r5", "part to phrase R@5, %", "parts.chance.crop_to_phrase.r5"),
-    Measure("hierarchy.tie", "tree distance of the answer", "hierarchy.chance.tie", False, False),
+    "zero_shot.top1",
+    "retrieval.image_to_text.r5",
+    "retrieval.text_to_image.r5",
+    "parts.crop_to_phrase.r5",
+    "hierarchy.tie",
 )
 STEPS = (
     ("boxes", "clip", "clip_boxes"),
@@ -82,12 +61,37 @@ class Difference:
     high: float
     counts: bool
 
-    def text(self, measure: Measure) -> str:
-        """The mean and the interval in the measure's unit."""
-        factor = 100 if measure.share else 1
-        digits = 1 if measure.share else 2
+    def text(self, name: str) -> str:
+        """The mean and the interval in the unit of the metric."""
+        factor, digits = (100, 1) if _row(name).unit == "fraction" else (1, 2)
         low, mean, high = (f"{factor * v:+.{digits}f}" for v in (self.low, self.value, self.high))
         return f"{mean} [{low}, {high}]"
+
+
+def _row(name: str) -> Metric:
+    metric = find(name)
+    assert metric is not None, f"no row of the catalog: {name}"
+    return metric
+
+
+def _head(name: str) -> str:
+    """Title and unit, as the head of a column."""
+    return _row(name).title + (", %" if _row(name).unit == "fraction" else "")
+
+
+def _text(name: str, value: float) -> str:
+    """A value as a cell shows it."""
+    return f"{100 * value:.1f}" if _row(name).unit == "fraction" else f"{value:.2f}"
+
+
+def _unit(name: str) -> str:
+    """The unit of a difference."""
+    return "points" if _row(name).unit == "fraction" else _row(name).unit
+
+
+def _held(metrics: dict[str, Any], name: str, key: str = "value") -> Any:
+    """A part of a metric, None when it was not measured."""
+    return (metrics["metrics"].get(name) or {}).get(key)
 
 
 def value_at(metrics: dict[str, Any], path: str) -> Any:
@@ -98,17 +102,19 @@ def value_at(metrics: dict[str, Any], path: str) -> Any:
     return value
 
 
-def difference(runs: Runs, measure: Measure, before: str, after: str) -> Difference:
+def difference(runs: Runs, name: str, before: str, after: str) -> Difference:
     """After minus before: a t interval over paired seeds, or with one seed the ends of the two bootstraps."""
     pairs = list(zip(runs[before], runs[after], strict=False))
-    values = np.array([value_at(b, measure.path) - value_at(a, measure.path) for a, b in pairs])
+    values = np.array([_held(b, name) - _held(a, name) for a, b in pairs])
     mean = float(values.mean())
     if len(values) > 1:
         quantile = STUDENT[min(len(values) - 1, len(STUDENT)) - 1]
         reach = quantile * float(values.std(ddof=1)) / len(values) ** 0.5
         low, high = mean - reach, mean + reach
     else:
-        (a_low, a_high), (b_low, b_high) = (m["intervals"][measure.path] for m in pairs[0])
+        (a_low, a_high), (b_low, b_high) = (
+            [_held(m, name, end) for end in ("low", "high")] for m in pairs[0]
+        )
         low, high = b_low - a_high, b_high - a_low
     return Difference(mean, low, high, low > 0 or high < 0)
 
@@ -116,7 +122,7 @@ def difference(runs: Runs, measure: Measure, before: str, after: str) -> Differe
 def section(title: str, note: str, runs: Runs) -> str:
     """The markdown of one world: conditions, table of measures, differences, geometry, statement."""
     runs = {model: seeds for model, seeds in runs.items() if seeds}
-    measures = [m for m in MEASURES if all(value_at(s, m.path) is not None for r in runs.values() for s in r)]
+    measures = [m for m in MEASURES if all(_held(s, m) is not None for r in runs.values() for s in r)]
     steps = [step for step in STEPS if step[1] in runs and step[2] in runs]
     seeds = min(map(len, runs.values()))
     parts = [f"## {title}", note, _measures(runs, measures)]
@@ -131,7 +137,7 @@ def section(title: str, note: str, runs: Runs) -> str:
     return "\n\n".join(parts)
 
 
-def statements(runs: Runs, measures: Sequence[Measure]) -> list[str]:
+def statements(runs: Runs, measures: Sequence[str]) -> list[str]:
     """What the numbers say, one sentence a line."""
     said = []
     for what, before, after in STEPS:
@@ -146,23 +152,25 @@ def statements(runs: Runs, measures: Sequence[Measure]) -> list[str]:
     return said
 
 
-def _verdict(found: Difference, measure: Measure) -> str:
-    name = measure.name.removesuffix(", %")
+def _verdict(found: Difference, name: str) -> str:
+    metric = _row(name)
     if not found.counts:
-        return f"{name} no significant difference"
-    better = (found.value > 0) == measure.more_is_better
-    size = measure.text(abs(found.value))
-    return f"{name} {'better' if better else 'worse'} by {size} {measure.unit}"
+        return f"{metric.title} no significant difference"
+    better = (found.value > 0) == metric.higher_is_better
+    size = _text(name, abs(found.value))
+    return f"{metric.title} {'better' if better else 'worse'} by {size} {_unit(name)}"
 
 
-def _share_of_boxes(runs: Runs, measure: Measure) -> str | None:
-    whole, boxes = (difference(runs, measure, "clip", after) for after in ("hycoclip", "clip_boxes"))
-    better = (whole.value > 0) == measure.more_is_better
-    name = measure.name.removesuffix(", %")
-    if not whole.counts or not better:
-        return f"In {name} HyCoCLIP has no significant gain over CLIP, so the fraction due to boxes is not given."
-    share = boxes.value / whole.value
-    return f"Of HyCoCLIP's gain over CLIP in {name} ({measure.text(abs(whole.value))}), boxes alone give {share:.0%}."
+def _share_of_boxes(runs: Runs, name: str) -> str | None:
+    whole, boxes = (difference(runs, name, "clip", after) for after in ("hycoclip", "clip_boxes"))
+    metric = _row(name)
+    if not whole.counts or (whole.value > 0) != metric.higher_is_better:
+        return (
+            f"In {metric.title} HyCoCLIP has no significant gain over CLIP, "
+            "so the fraction due to boxes is not given."
+        )
+    share, size = boxes.value / whole.value, _text(name, abs(whole.value))
+    return f"Of HyCoCLIP's gain over CLIP in {metric.title} ({size}), boxes alone give {share:.0%}."
 
 
 def _shape(seeds: list[dict[str, Any]]) -> list[str]:
@@ -190,25 +198,27 @@ def _shape(seeds: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _measures(runs: Runs, measures: Sequence[Measure]) -> str:
-    lines = ["| model | " + " | ".join(m.name for m in measures) + " |", "|---" * (len(measures) + 1) + "|"]
+def _measures(runs: Runs, measures: Sequence[str]) -> str:
+    lines = ["| model | " + " | ".join(map(_head, measures)) + " |", "|---" * (len(measures) + 1) + "|"]
     for model, seeds in runs.items():
         cells = []
         for measure in measures:
-            values = [value_at(metrics, measure.path) for metrics in seeds]
-            ends = np.mean([metrics["intervals"][measure.path] for metrics in seeds], axis=0)
-            cell = f"{measure.text(sum(values) / len(values))} [{measure.text(ends[0])}, {measure.text(ends[1])}]"
+            values, low, high = (
+                [_held(metrics, measure, key) for metrics in seeds] for key in ("value", "low", "high")
+            )
+            mean, *ends = (_text(measure, float(np.mean(part))) for part in (values, low, high))
+            cell = f"{mean} [{ends[0]}, {ends[1]}]"
             if len(values) > 1:
-                cell += f" ({measure.text(min(values))}-{measure.text(max(values))})"
+                cell += f" ({_text(measure, min(values))}-{_text(measure, max(values))})"
             cells.append(cell)
         lines.append(f"| {NAMES[model]} | " + " | ".join(cells) + " |")
     first = next(iter(runs.values()))[0]
-    lines.append("| chance | " + " | ".join(m.text(value_at(first, m.chance)) for m in measures) + " |")
+    lines.append("| chance | " + " | ".join(_text(m, _held(first, m, "chance")) for m in measures) + " |")
     return "\n".join(lines)
 
 
-def _differences(runs: Runs, measures: Sequence[Measure], steps: Sequence[tuple[str, str, str]]) -> str:
-    lines = ["| step | " + " | ".join(m.name for m in measures) + " |", "|---" * (len(measures) + 1) + "|"]
+def _differences(runs: Runs, measures: Sequence[str], steps: Sequence[tuple[str, str, str]]) -> str:
+    lines = ["| step | " + " | ".join(map(_head, measures)) + " |", "|---" * (len(measures) + 1) + "|"]
     for what, before, after in steps:
         cells = [difference(runs, m, before, after).text(m) for m in measures]
         lines.append(f"| {what}: {NAMES[before]} to {NAMES[after]} | " + " | ".join(cells) + " |")
@@ -258,16 +268,3 @@ def _percent(seeds: list[dict[str, Any]], path: str) -> str:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def write_section(out: Path, world: str, text: str, preface: str) -> None:
-    """Put the section of a world into the document, in place of its last; the rest of the document stays."""
-    begin, end = f"<!-- {world}: written by pipeline.experiments.ablation -->", f"<!-- end of {world} -->"
-    block = f"{begin}\n\n{text}\n\n{end}\n"
-    known = out.read_text(encoding="utf-8") if out.is_file() else preface + "\n"
-    if begin in known and end in known:
-        before, rest = known.split(begin, 1)
-        known = before + block + rest.split(end, 1)[1].removeprefix("\n")
-    else:
-        known = known.rstrip("\n") + "\n\n" + block
-    Store(out.parent).replace(out.name, known.encode())

@@ -21,12 +21,12 @@ from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
 from models.files import read_json
 from pipeline.config import digest
 from pipeline.embedder import Embedder, save_model
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.export.model_card import model_card
 from pipeline.export.onnx import require_onnx, write_onnx
 from pipeline.training.run_dir import RunConfig
 from storage.files import atomic_directory
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 PUBLISHED = "published.pth"
 
@@ -61,10 +61,11 @@ def export(
     """
     if onnx:
         require_onnx()
-    run, model_dir = find_model(source, home)
+    run, model_dir = find_model(source, Home(home))
     embedder = Embedder.load(model_dir, device="cpu")
     config = _run_config(run)
-    metrics = _json((run or model_dir) / "metrics.json")
+    measured = (run or model_dir) / "metrics.json"
+    metrics = read_metrics(measured) if measured.is_file() else None
     result: dict[str, Any] = {"out": str(out)}
     with _whole(Path(out)) as draft:
         embedder.save(draft)
@@ -82,7 +83,7 @@ def export(
         elif (model_dir / "recipe.json").is_file():
             shutil.copyfile(model_dir / "recipe.json", draft / "recipe.json")
         if metrics:
-            shutil.copyfile((run or model_dir) / "metrics.json", draft / "metrics.json")
+            shutil.copyfile(measured, draft / "metrics.json")
         licence = licence or origin.get("licence")
         _describe(draft, name, embedder.model, facts, metrics, licence, onnx)
         result["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
@@ -142,16 +143,17 @@ def import_checkpoint(
     }
 
 
-def find_model(source: str | Path, home: str) -> tuple[Path | None, Path]:
+def find_model(source: str | Path, home: Home) -> tuple[Path | None, Path]:
     """(run, model directory) of a run, a name in home/runs, or a model directory, which has no run."""
-    for folder in (Path(source), Path(home) / "runs" / str(source)):
+    named = [home.runs / source] if home.local else []
+    for folder in (Path(source), *named):
         if (folder / "model" / "model.safetensors").is_file():
             return folder, folder / "model"
         if (folder / "model.safetensors").is_file():
             run = folder.resolve().parent
             return (run if folder.name == "model" and (run / "train.json").is_file() else None), folder
     raise FileNotFoundError(
-        f"no finished run and no model in {source} or {Path(home) / 'runs' / str(source)}: give the directory that "
+        f"no finished run and no model in {' or '.join(map(str, (source, *named)))}: give the directory that "
         "`hyco train` printed"
     )
 
@@ -206,7 +208,7 @@ def _facts(
         recipe, start = config.recipe, config.recipe.start
         parent, counts = ((metrics or {}).get("versions") or {}).get("parent"), ""
         with contextlib.suppress(OSError, ValueError):  # the data may have stayed behind
-            version = Versions(Store(config.home)).load(config.version)
+            version = Home(config.home).versions.load(config.version)
             parent = version.parent
             counts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in version.counts.items() if n)
         facts = [

@@ -8,19 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.integrity.verify import Damage, verify
-from storage.model_registry import Registry
+from storage.home import Home
+from storage.layout import DAMAGED
 from storage.store import Store
-from storage.versions import Versions
-
-DAMAGED = "damaged"
 
 
-def repair(home: str) -> list[Damage]:
+def repair(home: Home) -> list[Damage]:
     """Set aside everything in a home that is damaged, so that it can be made again; return what was found.
 
     A damaged row of the registry cannot be made again: one that decides nothing takes its place.
     """
-    store = Store(home)
     damages = verify(home, None)
     for damage in damages:
         path = damage.path
@@ -28,14 +25,14 @@ def repair(home: str) -> list[Damage]:
             path = "/".join(path.split("/")[:3])
         elif damage.kind == "assessment":
             path = path.rpartition("/")[0]
-        _set_aside(store, path)
+        _set_aside(home.store, path)
         if damage.kind == "registry row":
             number = int(Path(path).stem)
-            Registry(home).stand_in(number, f"this row was damaged, and set aside below {DAMAGED}")
+            home.registry.stand_in(number, f"this row was damaged, and set aside below {DAMAGED}")
         if damage.kind == "quarantine record":
             why = "the record of its quarantine was damaged: pack again to judge it anew"
             check = {"name": "quarantine record", "value": "damaged", "previous": None, "limit": "intact"}
-            Versions(store).quarantine(Path(path).stem, [{**check, "passed": False, "why": why}])
+            home.versions.quarantine(Path(path).stem, [{**check, "passed": False, "why": why}])
     return damages
 
 

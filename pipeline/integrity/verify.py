@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.home import Home, UnitResults
+from storage.layout import ASSESSED, LATEST, MODEL_RUNS, MODELS, QUARANTINE, quarantine_path, version_path
 from storage.manifest import Manifest
-from storage.model_registry import ASSESSED, MODELS, REFUSED, Decision, Registry, files_damage, folder_damage
+from storage.model_registry import REFUSED, Decision, Registry, files_damage, folder_damage
 from storage.objects import DamagedError, name_sha256
 from storage.sealed import unseal
 from storage.store import Store
-from storage.versions import LATEST, QUARANTINE, Version, Versions, quarantine_path, version_path
+from storage.versions import Version, Versions
 
 Seen = set[str]
 
@@ -27,21 +29,20 @@ class Damage:
         return f"{self.kind} {self.path}: {self.what}"
 
 
-def verify(home: str, version: str | None = "latest") -> list[Damage]:
+def verify(home: Home, version: str | None = "latest") -> list[Damage]:
     """Read what a dataset version was made of, and return what is wrong with it; [] when everything is intact.
 
     Looked at are the version, its shards, the pack and mining records of its units with their detections and failures,
     `latest`, the records of all versions and quarantines, the registry's log and every promoted model's whole copy.
 
     Args:
-        home: a local path or fsspec URL.
+        home: local or remote.
         version: name, start of a name or "latest"; None for all versions and all that was mined or packed.
 
     Raises:
         ValueError: no such version.
     """
-    store = Store(home)
-    versions = Versions(store)
+    versions = home.versions
     found, loaded = _versions(versions)
     wanted = loaded
     if version is not None and not (version == "latest" and found):
@@ -53,11 +54,11 @@ def verify(home: str, version: str | None = "latest") -> list[Damage]:
     seen: Seen = set()
     for made in wanted.values():
         found += [Damage(*problem) for problem in versions.problems(made, seen)]
-        found += _made_of(store, made, seen)
+        found += _made_of(home, made, seen)
     if version is None:
-        found += _all_units(store, seen)
-    if store.local:
-        found += _registry(Registry(home))
+        found += _all_units(home, seen)
+    if home.local:
+        found += _registry(home.registry)
     return list(dict.fromkeys(found))
 
 
@@ -73,7 +74,7 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
             found.append(Damage("version", error.path, error.what))
     try:
         told = versions.latest()
-        if told is None and names and any(not _held_back(versions, name) for name in names):
+        if told is None and any(not versions.store.exists(quarantine_path(name)) for name in names):
             found.append(Damage("latest", LATEST, "is missing"))
         elif told is not None and told not in names:
             found.append(Damage("version", version_path(told), "is missing, and it is the latest version"))
@@ -87,48 +88,35 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
     return found, loaded
 
 
-def _held_back(versions: Versions, name: str) -> bool:
-    return versions.store.exists(quarantine_path(name))
-
-
-def _made_of(store: Store, version: Version, seen: Seen) -> Iterator[Damage]:
+def _made_of(home: Home, version: Version, seen: Seen) -> Iterator[Damage]:
     """Records and objects of the units of a version; of one that names no units, those that made its shards."""
-    mined = Manifest(store, f"detections/{version.digests.get('mine')}/records")
-    packed = Manifest(store, f"packs/{version.digests.get('pack')}/records")
-    yield from _configuration(store, mined, seen)
+    mined, packed = home.detections(version.digests.get("mine")), home.packs(version.digests.get("pack"))
+    yield from _configuration(mined, seen)
     shards = {ref.path for refs in version.shards.values() for ref in refs}
     for unit in version.units or packed.units():
         yield from _packed(packed, mined, unit, seen, None if version.units else shards)
 
 
-def _all_units(store: Store, seen: Seen) -> Iterator[Damage]:
+def _all_units(home: Home, seen: Seen) -> Iterator[Damage]:
     """Records and objects of everything that was mined or packed, in a version or not."""
-    for folder in _folders(store, "detections"):
-        mined = Manifest(store, f"{folder}/records")
-        yield from _configuration(store, mined, seen)
+    for mined in home.all_detections():
+        yield from _configuration(mined, seen)
         for unit in mined.units():
             yield from _mined(mined, unit, seen)[1]
-    for folder in _folders(store, "packs"):
-        packed = Manifest(store, f"{folder}/records")
+    for packed in home.all_packs():
         for unit in packed.units():
             record, problems = _read(packed, unit, "pack record", seen)
             yield from problems
-            yield from _objects_of_pack(store, record or {}, seen)
+            yield from _objects_of_pack(home.store, record or {}, seen)
 
 
-def _folders(store: Store, stage: str) -> list[str]:
-    paths = (path.split("/") for path in store.list(stage))
-    return sorted({"/".join(parts[:2]) for parts in paths if len(parts) > 2})
-
-
-def _configuration(store: Store, mined: Manifest, seen: Seen) -> Iterator[Damage]:
-    path = f"{mined.prefix.rpartition('/')[0]}/config.json"
-    if path not in seen and store.exists(path):
-        seen.add(path)
+def _configuration(mined: UnitResults, seen: Seen) -> Iterator[Damage]:
+    if mined.config not in seen and mined.store.exists(mined.config):
+        seen.add(mined.config)
         try:
-            unseal(store.read_bytes(path))
+            unseal(mined.store.read_bytes(mined.config))
         except ValueError as error:
-            yield Damage("mining configuration", path, str(error))
+            yield Damage("mining configuration", mined.config, str(error))
 
 
 def _packed(
@@ -212,13 +200,13 @@ def _registry(registry: Registry) -> Iterator[Damage]:
                 {path.name for path in folder.iterdir()} - {file["name"] for file in row.files}
             ):
                 yield Damage("model", f"{MODELS}/{model}/{name}", "was not there when it was promoted")
-        for name, what in files_damage(folder.parent / "runs" / model, row.kept or []):
-            yield Damage("run of a model", f"{MODELS}/runs/{model}/{name}", what)
+        for name, what in files_damage(registry.run_path(model), row.kept or []):
+            yield Damage("run of a model", f"{MODEL_RUNS}/{model}/{name}", what)
     seen: Seen = set()
     for row in rows:
         if row.report:
             yield from _object(registry.store, "report", row.report, seen)
-    answers = Path(registry.store.path(ASSESSED))
+    answers = registry.assessed()
     for folder in sorted(answers.iterdir()) if answers.is_dir() else []:
         for name, what in folder_damage(folder):
             yield Damage("assessment", f"{ASSESSED}/{folder.name}/{name}", what)

@@ -28,10 +28,9 @@ from pipeline.sources.reading_rules import READING
 from pipeline.sources.records import NOT_DOWNLOADED, Limits
 from pipeline.sources.source import Source, Unit, open_source, open_unit
 from storage.detections import write_detections, write_failures
-from storage.manifest import Manifest
+from storage.home import Home, UnitResults
 from storage.sample import Failure
 from storage.sealed import seal
-from storage.store import Store
 
 if TYPE_CHECKING:
     from models.grounding.detector import Detector
@@ -102,12 +101,12 @@ class Plan:
     pending: list[Unit]
 
 
-def prefix(config: MineConfig) -> str:
-    """Return the folder of a configuration's results inside a home directory."""
-    return f"detections/{digest(config)}"
+def results(config: MineConfig, home: Home) -> UnitResults:
+    """Return what was mined with a configuration."""
+    return home.detections(digest(config))
 
 
-def plan(config: MineConfig, home: str, settle_s: float = 0.0) -> Plan:
+def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     """Say what is left to mine, and leave the resolved configuration beside the records.
 
     Records of before the present rules of reading are forgotten where those read the unit otherwise.
@@ -115,40 +114,40 @@ def plan(config: MineConfig, home: str, settle_s: float = 0.0) -> Plan:
     Args:
         settle_s: local files that changed less than so many seconds ago are left out.
     """
-    store = Store(home)
+    mined = results(config, home)
     source = open_source(config.source, config.limits)
     units = source.units(settle_s)
-    _forget_misread(config, store, source, units)
-    finished = _manifest(config, store).whole()
-    store.create(f"{prefix(config)}/config.json", seal(config.model_dump(mode="json")))
+    _forget_misread(mined, source, units)
+    finished = mined.whole()
+    home.store.create(mined.config, seal(config.model_dump(mode="json")))
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
     )
 
 
-def _forget_misread(config: MineConfig, store: Store, source: Source, units: list[Unit]) -> None:
+def _forget_misread(mined: UnitResults, source: Source, units: list[Unit]) -> None:
     """Forget the records of units that older rules read otherwise; each unit of an old home is looked at once."""
-    manifest, looked = _manifest(config, store), f"{prefix(config)}/reading-{READING}"
-    seen = {path.rpartition("/")[2] for path in store.list(looked)}
-    records = manifest.records()
+    looked = mined.reading(READING)
+    seen = {path.rpartition("/")[2] for path in mined.store.list(looked)}
+    records = mined.records()
     for unit in units:
         if unit.name not in records or unit.name in seen or records[unit.name].get("reading", 1) >= READING:
             continue
         if source.read_otherwise(unit):
-            manifest.forget(unit.name)
+            mined.forget(unit.name)
         else:
-            store.create(f"{looked}/{unit.name}", b"")
+            mined.store.create(f"{looked}/{unit.name}", b"")
 
 
 def mine_shard(
-    config: MineConfig, home: str, unit: Unit, report: Report = lambda done: None
+    config: MineConfig, home: Home, unit: Unit, report: Report = lambda done: None
 ) -> dict[str, Any]:
     """Mine one unit and return its record; a unit that has a record is not mined again.
 
     Args:
         config: what and how.
-        home: local path or fsspec URL.
+        home: where its results go.
         unit: from `plan`.
         report: called with the number of samples just finished.
 
@@ -157,9 +156,8 @@ def mine_shard(
         ValueError: naming the unit: it is not what it claims to be, or more samples failed than the error
         budget allows. Nothing becomes visible then.
     """
-    store = Store(home)
-    manifest = _manifest(config, store)
-    if (record := manifest.done(unit.name)) is not None:
+    mined = results(config, home)
+    if (record := mined.done(unit.name)) is not None:
         return record
     started, clock = time.time(), Clock()
     with clock("load"):
@@ -180,9 +178,9 @@ def mine_shard(
     _check_budget(unit, failures, counts["images"], config.error_budget)
     with clock("write"):
         table = rows.table(detector.digest, extractor.config.rules)
-        objects = f"{prefix(config)}/objects"
-        written = store.commit(objects, ".parquet", lambda file: write_detections(file, table))
-        failed = store.commit(objects, ".parquet", lambda file: write_failures(file, failures))
+        commit = functools.partial(home.store.commit, mined.objects, ".parquet")
+        written = commit(lambda file: write_detections(file, table))
+        failed = commit(lambda file: write_failures(file, failures))
     record = {
         "unit": unit.name,
         "path": unit.path,
@@ -207,16 +205,16 @@ def mine_shard(
         "finished": round(time.time(), 3),
         "seconds": clock.seconds(),
     }
-    if manifest.commit(unit.name, record):
+    if mined.commit(unit.name, record):
         return record
-    winner = manifest.record(unit.name)  # another worker was faster; its result stands
+    winner = mined.record(unit.name)  # another worker was faster; its result stands
     assert winner is not None
     return winner
 
 
 def mine_all(
     config: MineConfig,
-    home: str,
+    home: Home,
     executor: "Executor",
     listener: Listener | None = None,
     settle_s: float = 0.0,
@@ -230,7 +228,7 @@ def mine_all(
         settle_s: local files that changed less than so many seconds ago are left out.
     """
     work = plan(config, home, settle_s)
-    records = _manifest(config, Store(home)).records()
+    records = results(config, home).records()
     done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
         expect = _Expectation(progress, len(work.done), len(work.pending), done)
@@ -242,7 +240,7 @@ def mine_all(
     return summary(config, home, [unit for unit in (*work.done, *work.pending) if unit not in gone])
 
 
-def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> dict[str, Any]:
+def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> dict[str, Any]:
     """Return the counts of a source's mined units, or of those of `units`.
 
     Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
@@ -252,8 +250,7 @@ def summary(config: MineConfig, home: str, units: list[Unit] | None = None) -> d
     rows, which are no failures), seconds (of work, all workers together), images_per_second (while at least one
     worker worked).
     """
-    store = Store(home)
-    records = _manifest(config, store).whole()
+    records = results(config, home).whole()
     units = open_source(config.source, config.limits).units() if units is None else units
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
@@ -310,10 +307,6 @@ def _covered(spans: list[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return covered
-
-
-def _manifest(config: MineConfig, store: Store) -> Manifest:
-    return Manifest(store, f"{prefix(config)}/records")
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,20 +2,20 @@
 
 Absolute limits hold for every version; drift is measured against the version it follows, where both were mined and
 packed by the same configurations. A version that fails is quarantined: it stays as it is, `latest` does not move to
-it, and training refuses it until somebody releases it.
+it, and training refuses it until somebody releases it. A check is one function marked `dataset_check`.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from pipeline.config import Config
-from storage.manifest import Manifest
-from storage.store import Store
-from storage.versions import Version, Versions
+from storage.home import Home
+from storage.versions import Version
 
 SCORE_BINS = 20
 _REPAIR = "Run hyco verify --repair, then pack again: that makes them anew and judges the version again"
@@ -64,28 +64,23 @@ class QualityError(ValueError):
         self.version, self.checks = version, checks
 
 
-def judge(store: Store, version: Version, config: QualityConfig) -> list[Check]:
+def judge(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     """Every check that can be made of a version, passed or not; see QualityConfig."""
-    versions = Versions(store)
-    checks = _alone(version, config)
-    if config.verify:
-        problems = versions.verify(version)
-        why = f"{len(problems)} damaged shards, the first: {problems[0]}. {_REPAIR}" if problems else ""
-        checks.append(Check("damaged shards", float(len(problems)), None, 0.0, not problems, why))
+    versions = home.versions
     parent = versions.load(version.parent) if version.parent in versions.names() else None
-    if parent is not None and parent.digests == version.digests:
-        checks += _drift(store, version, parent, config)
-    return checks
+    if parent is not None and parent.digests != version.digests:
+        parent = None
+    made = [check(Subject(home, version, parent, config)) for check in CHECKS]
+    return [replace(check, why="") if check.passed else check for check in made if check is not None]
 
 
-def gate(store: Store, version: Version, config: QualityConfig) -> list[Check]:
+def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     """Judge a version and make it `latest`, out of quarantine if it was there; one that fails is quarantined instead.
 
     Raises:
         QualityError: naming every check that failed and how to release the version all the same.
     """
-    versions = Versions(store)
-    checks = judge(store, version, config)
+    versions, checks = home.versions, judge(home, version, config)
     if all(check.passed for check in checks):
         versions.lift(version.name)
         versions.point(version.name)
@@ -94,60 +89,105 @@ def gate(store: Store, version: Version, config: QualityConfig) -> list[Check]:
     raise QualityError(version.name, checks)
 
 
-def _alone(version: Version, config: QualityConfig) -> list[Check]:
-    checks = []
-    images = version.counts["train_images"]
-    if config.min_images is not None:
-        passed = images >= config.min_images
-        why = f"{images} training images, fewer than min_images {config.min_images}"
-        checks.append(
-            Check("training images", images, None, config.min_images, passed, "" if passed else why)
-        )
-    if config.max_failed is not None:
-        failed = version.counts.get("failures", 0)
-        share = failed / max(1, failed + version.counts["images"])
-        passed = share <= config.max_failed
-        why = f"{failed} images failed, {share:.1%} of all, more than max_failed {config.max_failed:.1%}"
-        checks.append(
-            Check("failed images, share", share, None, config.max_failed, passed, "" if passed else why)
-        )
-    return checks
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a check looks at.
+
+    Attributes:
+        home: the home that the version is in.
+        version: the version that is judged.
+        parent: the version it follows, where both were mined and packed by the same configurations; else None.
+        config: the limits.
+    """
+
+    home: Home
+    version: Version
+    parent: Version | None
+    config: QualityConfig
 
 
-def _drift(store: Store, version: Version, parent: Version, config: QualityConfig) -> list[Check]:
-    checks = []
-    if config.max_shrink is not None:
-        before, now = parent.counts["images"], version.counts["images"]
-        passed = now >= before * (1 - config.max_shrink)
-        why = f"{now} images after {before}: more than {config.max_shrink:.0%} are gone (max_shrink)"
-        limit = before * (1 - config.max_shrink)
-        checks.append(Check("images", now, before, limit, passed, "" if passed else why))
-    if config.max_parts_drift is not None:
-        before, now = (v.counts["parts"] / max(1, v.counts["images"]) for v in (parent, version))
-        drift = abs(now - before) / max(before, 1e-9)
-        passed = drift <= config.max_parts_drift
-        why = f"{now:.2f} boxes an image after {before:.2f}: changed by {drift:.0%} (max_parts_drift)"
-        limit = f"within {config.max_parts_drift:.0%}"
-        checks.append(Check("boxes an image", now, before, limit, passed, "" if passed else why))
-    if config.max_score_drift is not None:
-        before, now = score_histogram(store, parent), score_histogram(store, version)
-        if before.sum() and now.sum():
-            gap = float(np.abs(np.cumsum(before) / before.sum() - np.cumsum(now) / now.sum()).max())
-            passed = gap <= config.max_score_drift
-            why = f"box scores moved by {gap:.2f}, more than max_score_drift {config.max_score_drift}"
-            checks.append(
-                Check(
-                    "box scores, distance", gap, None, config.max_score_drift, passed, "" if passed else why
-                )
-            )
-    return checks
+CHECKS: list[Callable[[Subject], Check | None]] = []
 
 
-def score_histogram(store: Store, version: Version) -> np.ndarray:
+def dataset_check(function: Callable[[Subject], Check | None]) -> Callable[[Subject], Check | None]:
+    """Make `judge` call a function for every version; it returns None where it has nothing to check."""
+    CHECKS.append(function)
+    return function
+
+
+@dataset_check
+def training_images(of: Subject) -> Check | None:
+    """Fail below min_images training images."""
+    images, least = of.version.counts["train_images"], of.config.min_images
+    if least is None:
+        return None
+    why = f"{images} training images, fewer than min_images {least}"
+    return Check("training images", images, None, least, images >= least, why)
+
+
+@dataset_check
+def failed_images(of: Subject) -> Check | None:
+    """Fail when mining and packing could not use more than max_failed of the images."""
+    most, failed = of.config.max_failed, of.version.counts.get("failures", 0)
+    if most is None:
+        return None
+    share = failed / max(1, failed + of.version.counts["images"])
+    why = f"{failed} images failed, {share:.1%} of all, more than max_failed {most:.1%}"
+    return Check("failed images, share", share, None, most, share <= most, why)
+
+
+@dataset_check
+def damaged_shards(of: Subject) -> Check | None:
+    """Fail when a shard's bytes are not those of its hash and counts."""
+    if not of.config.verify:
+        return None
+    problems = of.home.versions.verify(of.version)
+    why = f"{len(problems)} damaged shards, the first: {problems[0]}. {_REPAIR}" if problems else ""
+    return Check("damaged shards", float(len(problems)), None, 0.0, not problems, why)
+
+
+@dataset_check
+def lost_images(of: Subject) -> Check | None:
+    """Fail when more than max_shrink of the previous version's images are gone."""
+    if of.parent is None or of.config.max_shrink is None:
+        return None
+    before, now = of.parent.counts["images"], of.version.counts["images"]
+    least = before * (1 - of.config.max_shrink)
+    why = f"{now} images after {before}: more than {of.config.max_shrink:.0%} are gone (max_shrink)"
+    return Check("images", now, before, least, now >= least, why)
+
+
+@dataset_check
+def parts_drift(of: Subject) -> Check | None:
+    """Fail when the boxes per image changed by more than max_parts_drift."""
+    most = of.config.max_parts_drift
+    if of.parent is None or most is None:
+        return None
+    before, now = (v.counts["parts"] / max(1, v.counts["images"]) for v in (of.parent, of.version))
+    drift = abs(now - before) / max(before, 1e-9)
+    why = f"{now:.2f} boxes an image after {before:.2f}: changed by {drift:.0%} (max_parts_drift)"
+    return Check("boxes an image", now, before, f"within {most:.0%}", drift <= most, why)
+
+
+@dataset_check
+def score_drift(of: Subject) -> Check | None:
+    """Fail when the distribution of box scores moved by more than max_score_drift."""
+    most = of.config.max_score_drift
+    if of.parent is None or most is None:
+        return None
+    before, now = score_histogram(of.home, of.parent), score_histogram(of.home, of.version)
+    if not before.sum() or not now.sum():
+        return None
+    gap = float(np.abs(np.cumsum(before) / before.sum() - np.cumsum(now) / now.sum()).max())
+    why = f"box scores moved by {gap:.2f}, more than max_score_drift {most}"
+    return Check("box scores, distance", gap, None, most, gap <= most, why)
+
+
+def score_histogram(home: Home, version: Version) -> np.ndarray:
     """How many accepted boxes of a version have a score in each of SCORE_BINS equal bins of [0, 1], [bins]."""
     shards = {ref.sha256 for split in version.shards.values() for ref in split}
     total: Counter[int] = Counter()
-    for record in Manifest(store, f"packs/{version.digests['pack']}/records").records().values():
+    for record in home.packs(version.digests["pack"]).records().values():
         if any(ref["sha256"] in shards for split in record["shards"].values() for ref in split):
             total.update(dict(enumerate(record.get("scores", ()))))
     return np.array([total[n] for n in range(SCORE_BINS)], float)

@@ -28,14 +28,13 @@ from pipeline.runtime.run_units import run_units
 from pipeline.sources.records import Limits
 from pipeline.sources.source import Unit, open_source, open_unit
 from storage.detections import read_detections, write_failures
-from storage.manifest import Manifest
+from storage.home import Home, UnitResults
+from storage.layout import SHARDS
 from storage.objects import open_object
 from storage.sample import Failure, Part, Sample, TrainingSample
 from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import ShardRef, Version, Versions, shard_ref
+from storage.versions import ShardRef, Version, shard_ref
 
-SHARDS = "shards/objects"
 SPLITS = ("train", "val")
 
 Report = Callable[[int], None]
@@ -69,7 +68,7 @@ class PackConfig(SelectionConfig):
 def pack(
     mine: Config,
     config: PackConfig,
-    home: str,
+    home: Home,
     executor: Executor | None = None,
     listener: Listener | None = None,
     judged: Callable[[list[Check]], None] = lambda checks: None,
@@ -80,8 +79,8 @@ def pack(
     Args:
         mine: the MineConfig the source was mined with.
         config: how to pack.
-        home: the home directory, a local path or fsspec URL.
-        engine: where the units are packed, see pipeline.runtime.executor; in this process when None.
+        home: where the detections are and the shards go.
+        executor: where the units are packed, see pipeline.runtime.executor; in this process when None.
         listener: gets the progress, see pipeline.runtime.progress.
         judged: gets the checks that the version passed.
         mined_only: leave out units that are not mined, because they came to the source since it was.
@@ -94,8 +93,8 @@ def pack(
     executor = executor or InProcess()
     units = listing(mine, home, mined_only)
     pending = _unpacked(units, mine, config, home)
-    mined = _mined(Store(home), mine).records()
-    others = _repeats(Store(home), mine, config, units)
+    mined = _mined(home, mine).records()
+    others = _repeats(home, mine, config, units)
     total = sum(mined[unit.name].get("images", 0) for unit in pending)
     with Progress(total, "pack", "images", listener) as progress:
 
@@ -105,11 +104,11 @@ def pack(
 
         gone = run_units(submit, pending, lambda record: None)
     version = publish(mine, config, home, [unit for unit in units if unit not in gone])
-    judged(gate(Store(home), version, config.gate))
+    judged(gate(home, version, config.gate))
     return version
 
 
-def plan(mine: Config, config: PackConfig, home: str, mined_only: bool = False) -> list[Unit]:
+def plan(mine: Config, config: PackConfig, home: Home, mined_only: bool = False) -> list[Unit]:
     """Return the units that are not packed yet, in order; ValueError when some are not even mined.
 
     A unit is mined or packed when every object that its record names is there.
@@ -117,13 +116,13 @@ def plan(mine: Config, config: PackConfig, home: str, mined_only: bool = False) 
     return _unpacked(listing(mine, home, mined_only), mine, config, home)
 
 
-def listing(mine: Config, home: str, mined_only: bool = False) -> list[Unit]:
+def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
     """Return the units of the source; ValueError when some are not mined, or none is with `mined_only`.
 
     Args:
         mined_only: return those that are mined.
     """
-    units, mined = units_of(mine), _mined(Store(home), mine).whole()
+    units, mined = units_of(mine), _mined(home, mine).whole()
     missing = [unit.path for unit in units if unit.name not in mined]
     if missing and not (mined_only and len(missing) < len(units)):
         names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
@@ -133,10 +132,9 @@ def listing(mine: Config, home: str, mined_only: bool = False) -> list[Unit]:
     return [unit for unit in units if unit.name in mined]
 
 
-def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: str) -> list[Unit]:
-    store = Store(home)
-    packed, mined = _packed(store, mine, config).whole(), _mined(store, mine).records()
-    others = _repeats(store, mine, config, units)
+def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: Home) -> list[Unit]:
+    packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
+    others = _repeats(home, mine, config, units)
     return [
         unit
         for unit in units
@@ -147,7 +145,7 @@ def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: str) ->
 def pack_shard(
     mine: Config,
     config: PackConfig,
-    home: str,
+    home: Home,
     unit: Unit,
     without: tuple[str, ...] | None = None,
     report: Report = lambda done: None,
@@ -159,12 +157,11 @@ def pack_shard(
     The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a
     histogram of the parts' scores), "detectors" and "seconds".
     """
-    store = Store(home)
-    records = _packed(store, mine, config)
+    store, records = home.store, _packed(home, mine, config)
     if without is None:
-        without = _repeats(store, mine, config, units_of(mine)).get(unit.name, ())
+        without = _repeats(home, mine, config, units_of(mine)).get(unit.name, ())
     began = time.monotonic()
-    mined = _mined(store, mine).record(unit.name)
+    mined = _mined(home, mine).record(unit.name)
     if mined is None:
         raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
     done = records.done(unit.name)
@@ -206,8 +203,8 @@ def pack_shard(
     counts["pack_failures"] = len(failures)
     table_of_failures = None
     if failures:
-        folder = f"packs/{pack_digest(mine, config)}/objects"
-        table_of_failures = store.commit(folder, ".parquet", lambda file: write_failures(file, failures)).path
+        made = store.commit(records.objects, ".parquet", lambda file: write_failures(file, failures))
+        table_of_failures = made.path
     records.commit(
         unit.name,
         {
@@ -229,11 +226,10 @@ def pack_shard(
     return record
 
 
-def publish(mine: Config, config: PackConfig, home: str, units: list[Unit] | None = None) -> Version:
+def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | None = None) -> Version:
     """Publish the version made of all units, or of those given, not yet `latest`; ValueError if one is not packed."""
-    store = Store(home)
     units = units_of(mine) if units is None else units
-    packed, mined = _packed(store, mine, config).whole(), _mined(store, mine).records()
+    packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
     if missing := [unit.path for unit in _unpacked(units, mine, config, home)]:
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not packed ({missing[0]} ...): run pack first"
@@ -259,7 +255,7 @@ def publish(mine: Config, config: PackConfig, home: str, units: list[Unit] | Non
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
     names = [unit.name for unit in units]
-    return Versions(store).publish(
+    return home.versions.publish(
         config_of, digests, shards, dict(counts), sorted(detectors), latest=False, units=names
     )
 
@@ -280,8 +276,8 @@ def units_of(mine: Any) -> list[Unit]:
     return open_source(mine.source, mine.limits).units()
 
 
-def _repeats(store: Store, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
-    return repeats(store, units, _mined(store, mine).records(), config, config.keep_partless)
+def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
+    return repeats(home.store, units, _mined(home, mine).records(), config, config.keep_partless)
 
 
 def _is_current(
@@ -294,12 +290,12 @@ def _is_current(
     return mined is None or packed.get("detections") in (None, mined["detections"]["path"])
 
 
-def _mined(store: Store, mine: Config) -> Manifest:
-    return Manifest(store, f"detections/{digest(mine)}/records")
+def _mined(home: Home, mine: Config) -> UnitResults:
+    return home.detections(digest(mine))
 
 
-def _packed(store: Store, mine: Config, config: PackConfig) -> Manifest:
-    return Manifest(store, f"packs/{pack_digest(mine, config)}/records")
+def _packed(home: Home, mine: Config, config: PackConfig) -> UnitResults:
+    return home.packs(pack_digest(mine, config))
 
 
 def _training_samples(

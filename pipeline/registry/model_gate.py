@@ -10,10 +10,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pipeline.config import Config
-from pipeline.evaluation.report.suite_table import LOWER_IS_BETTER
-
-# Of these sections of metrics.json more is better, but for distances in a tree. Of losses, in any section, less is.
-SCORES = ("zero_shot", "retrieval", "hierarchy", "parts", "boxes", "compositional", "suite")
+from pipeline.evaluation.metrics.catalog import find
 
 
 class GateConfig(Config):
@@ -38,7 +35,7 @@ class GateConfig(Config):
         if not given:
             raise ValueError("a gate needs at least one metric, such as zero_shot.top1")
         for name in given:
-            less_is_better(name)
+            higher_is_better(name)
         return given
 
 
@@ -99,39 +96,38 @@ def _compare(
     name: str, challenger: dict[str, Any], champion: dict[str, Any] | None, tolerance: float
 ) -> Comparison:
     ours, theirs = number(challenger, name), number(champion, name) if champion else None
-    span = (challenger.get("intervals") or {}).get(name)
-    interval = None if span is None or None in span else (float(span[0]), float(span[1]))
+    held = (challenger.get("metrics") or {}).get(name) or {}
+    low, high = held.get("low"), held.get("high")
+    interval = None if low is None or high is None else (float(low), float(high))
     if theirs is None:
         return Comparison(name, ours, theirs, interval, False)
     if ours is None:
         return Comparison(name, ours, theirs, interval, True)
     low, high = interval or (ours, ours)
     slack = tolerance * abs(theirs)
-    worse = low > theirs + slack if less_is_better(name) else high < theirs - slack
+    worse = high < theirs - slack if higher_is_better(name) else low > theirs + slack
     return Comparison(name, ours, theirs, interval, worse)
 
 
-def less_is_better(name: str) -> bool:
-    """Which way a metric is better; ValueError for a name that tells neither, such as a radius or a duration."""
-    section, last = name.partition(".")[0], name.rpartition(".")[2]
-    if last in LOWER_IS_BETTER or last.partition("_")[0] == "loss":
-        return True
-    if section in SCORES:
-        return False
-    raise ValueError(
-        f"metric '{name}': whether more or less of it is better is not known; name a loss, or a number of "
-        f"{', '.join(SCORES)}"
-    )
+def higher_is_better(name: str) -> bool:
+    """The direction of a metric; ValueError for a name that the catalog has none for, such as a radius."""
+    row = find(name)
+    if row is None or row.higher_is_better is None:
+        raise ValueError(
+            f"metric '{name}': whether more or less of it is better is not known; name one that the catalog "
+            f"(pipeline/evaluation/metrics/catalog.py) has a direction for, such as zero_shot.top1"
+        )
+    return row.higher_is_better
 
 
 def number(metrics: dict[str, Any] | None, name: str) -> float | None:
-    """The number of a dotted name in metrics.json, None when it was not measured; ValueError when it is no number."""
-    value: Any = metrics
-    for step in name.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"metric '{name}' is not a number but {type(value).__name__}: name one inside it")
-    return value
+    """The value of a metric, None when it was not measured. Losses of the training are numbers of its section."""
+    if metrics is None:
+        return None
+    if held := (metrics.get("metrics") or {}).get(name):
+        return held["value"]
+    section, _, key = name.partition(".")
+    return (metrics.get(section) or {}).get(key) if section == "train" else None
 
 
 def _tell(one: Comparison) -> str:

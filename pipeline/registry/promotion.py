@@ -13,14 +13,14 @@ from typing import Any
 
 from pipeline.evaluation.config import EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.registry.model_gate import GateConfig, Verdict, judge
 from pipeline.runtime.progress import Listener
 from pipeline.training.run_dir import RunConfig, current_commit
+from storage.home import Home
 from storage.model_registry import (
-    ASSESSED,
     PROMOTED,
     REFUSED,
-    REPORTS,
     ROLLED_BACK,
     Decision,
     MovedError,
@@ -33,7 +33,6 @@ from storage.model_registry import (
     prove_folder,
 )
 from storage.store import Store
-from storage.versions import Versions
 
 _TRIES = 5
 _RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a model again reads of its run
@@ -41,7 +40,7 @@ _RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a mode
 
 def challenge(
     run_dir: str | Path,
-    home: str,
+    home: Home,
     spec: EvaluationSpec,
     gate: GateConfig,
     metrics: dict[str, Any],
@@ -64,7 +63,7 @@ def challenge(
         anyway: promote whatever the gate says; the row says that too.
         listener: gets the progress of assessing the champion.
     """
-    run_dir, registry = Path(run_dir).absolute(), Registry(home)
+    run_dir, registry = Path(run_dir).absolute(), home.registry
     files = fingerprint(run_dir / "model")
     model = digest_of(files)
     for _ in range(_TRIES):
@@ -73,7 +72,7 @@ def challenge(
             return decided[-1]
         holder = champion_of(rows)
         if holder is not None and holder.model == model:
-            restore(run_dir, home, holder)
+            restore(run_dir, registry, holder)
             return holder
         beside = examine(holder, home, spec, listener) if holder else None
         verdict = judge(metrics, beside, gate)
@@ -81,7 +80,7 @@ def challenge(
         kept = None
         if passed:
             registry.keep(run_dir / "model")
-            kept = _keep_run(run_dir, registry.path(model))
+            kept = _keep_run(run_dir, registry.run_path(model))
         row = Decision(
             kind=PROMOTED if passed else REFUSED,
             model=model,
@@ -90,7 +89,7 @@ def challenge(
             reason=verdict.reason if verdict.passed or not anyway else f"by hand, although {verdict.reason}",
             key=key,
             run=str(run_dir),
-            report=_keep_report(run_dir, home),
+            report=_keep_report(run_dir, registry),
             metrics=json.dumps(metrics),
             verdict=json.dumps(_plain(verdict, spec, home)),
             commit=current_commit(),
@@ -106,24 +105,19 @@ def challenge(
     )
 
 
-def restore(run_dir: Path, home: str, row: Decision) -> None:
+def restore(run_dir: Path, registry: Registry, row: Decision) -> None:
     """Make again what is missing of a promoted model's copy: its files, its run's, its report."""
-    registry = Registry(home)
     registry.keep(run_dir / "model")
-    missing = [
-        file["name"]
-        for file in row.kept or ()
-        if not (_beside(registry.path(row.model)) / file["name"]).is_file()
-    ]
-    if missing:
-        _keep_run(run_dir, registry.path(row.model))
+    kept = registry.run_path(row.model)
+    if not all((kept / file["name"]).is_file() for file in row.kept or ()):
+        _keep_run(run_dir, kept)
     if row.report is not None and not registry.store.exists(row.report):
-        _keep_report(run_dir, home)
+        _keep_report(run_dir, registry)
 
 
-def refuse(run_dir: str | Path, home: str, reason: str) -> Decision:
+def refuse(run_dir: str | Path, home: Home, reason: str) -> Decision:
     """Record that a run is not wanted, whatever its numbers."""
-    run_dir, registry = Path(run_dir).absolute(), Registry(home)
+    run_dir, registry = Path(run_dir).absolute(), home.registry
     files = fingerprint(run_dir / "model")
     rows = registry.rows()
     holder = champion_of(rows)
@@ -137,7 +131,7 @@ def refuse(run_dir: str | Path, home: str, reason: str) -> Decision:
         f"by hand: {reason}",
         before=holder.model if holder else None,
         run=str(run_dir),
-        report=_keep_report(run_dir, home),
+        report=_keep_report(run_dir, registry),
         metrics=path.read_text() if path.is_file() else "{}",
         commit=current_commit(),
         **_lineage(run_dir, home),
@@ -145,7 +139,7 @@ def refuse(run_dir: str | Path, home: str, reason: str) -> Decision:
     return registry.append(row, len(rows))
 
 
-def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Decision:
+def rollback(home: Home, to: str | None = None, reason: str = "by hand") -> Decision:
     """Make an earlier champion the champion again, with the very bytes it was promoted with.
 
     Args:
@@ -156,7 +150,7 @@ def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Decis
     Raises:
         ValueError: there is none to go back to, `to` names none, or its bytes have changed (sha256).
     """
-    registry = Registry(home)
+    registry = home.registry
     rows = registry.rows()
     now = champion_of(rows)
     if now is None:
@@ -183,11 +177,11 @@ def rollback(home: str, to: str | None = None, reason: str = "by hand") -> Decis
 
 
 def examine(
-    row: Decision, home: str, spec: EvaluationSpec, listener: Listener | None = None
+    row: Decision, home: Home, spec: EvaluationSpec, listener: Listener | None = None
 ) -> dict[str, Any]:
     """Evaluate a promoted model, once per evaluation, and return its metrics."""
-    registry = Registry(home)
-    folder = Path(registry.store.path(f"{ASSESSED}/{spec.digest(home)}-{row.model}"))
+    registry = home.registry
+    folder = registry.assessed() / f"{spec.digest(home)}-{row.model}"
     done = folder / "metrics.json"
     if not (done.is_file() and (folder / "report.html").is_file()) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):
@@ -195,27 +189,13 @@ def examine(
         folder.mkdir(parents=True, exist_ok=True)
         kept = registry.path(row.model)
         for name in _RUN_FILES:
-            if (source := _beside(kept) / name).is_file():
+            if (source := registry.run_path(row.model) / name).is_file():
                 shutil.copyfile(source, folder / name)
         if not (folder / "model").exists():
             (folder / "model").symlink_to(kept, target_is_directory=True)
         evaluate(folder, home, spec, listener=listener)
         prove_folder(folder)
-    return json.loads(done.read_text())
-
-
-def champion(home: str) -> Decision | None:
-    """The present champion's row, None before the first promotion."""
-    return Registry(home).champion()
-
-
-def champion_path(home: str) -> Path:
-    """The directory of the champion's model; ValueError before the first promotion."""
-    registry = Registry(home)
-    row = registry.champion()
-    if row is None:
-        raise ValueError(f"{home} has no champion: promote a run first")
-    return registry.path(row.model)
+    return read_metrics(done)
 
 
 def _reigns(rows: list[Decision]) -> list[Decision]:
@@ -230,39 +210,31 @@ def _reigns(rows: list[Decision]) -> list[Decision]:
     return reigns
 
 
-def _lineage(run_dir: Path, home: str) -> dict[str, Any]:
+def _lineage(run_dir: Path, home: Home) -> dict[str, Any]:
     """Source, detections and version of a run, as the version recorded them."""
     run = RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
-    version = Versions(Store(home)).load(run.version)
-    mined = version.config.get("mine") or {}
+    version = home.versions.load(run.version)
     return {
-        "source": str(mined.get("source", "")),
-        "detections": f"detections/{version.digests.get('mine', '')}",
+        "source": version.source,
+        "detections": home.detections(version.digests.get("mine", "")).folder,
         "detectors": version.detectors,
         "version": version.name,
     }
 
 
-def _beside(model: Path) -> Path:
-    return model.parent / "runs" / model.name
-
-
-def _keep_run(run_dir: Path, model: Path) -> list[dict[str, Any]]:
+def _keep_run(run_dir: Path, folder: Path) -> list[dict[str, Any]]:
     """Keep what is small of a promoted run, so that its directory may go; return name, sha256 and size of each file."""
-    folder = _beside(model)
     there = [name for name in _RUN_FILES if (run_dir / name).is_file()]
     for name in there:
         Store(folder).replace(name, (run_dir / name).read_bytes())
     return [file_entry(folder / name) for name in there]
 
 
-def _keep_report(run_dir: Path, home: str) -> str | None:
+def _keep_report(run_dir: Path, registry: Registry) -> str | None:
     """Keep the report under its content's name; None when the run has none."""
     report = run_dir / "report.html"
-    if not report.is_file():
-        return None
-    return Store(home).commit(REPORTS, ".html", lambda file: file.write(report.read_bytes())).path
+    return registry.keep_report(report) if report.is_file() else None
 
 
-def _plain(verdict: Verdict, spec: EvaluationSpec, home: str) -> dict[str, Any]:
+def _plain(verdict: Verdict, spec: EvaluationSpec, home: Home) -> dict[str, Any]:
     return {**dataclasses.asdict(verdict), "exam": spec.digest(home)}

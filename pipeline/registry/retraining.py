@@ -17,13 +17,12 @@ from pipeline.end_to_end import JourneyConfig
 from pipeline.mining import mine as mining
 from pipeline.packing import pack as packing
 from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import champion, champion_path
 from pipeline.sources.source import KINDS, Unit
 from pipeline.training.recipes import Recipe
-from storage.manifest import Manifest
-from storage.model_registry import ROLLED_BACK, Registry
+from storage.home import Home
+from storage.model_registry import ROLLED_BACK
 from storage.store import Store
-from storage.versions import Version, Versions
+from storage.versions import Version
 
 
 class RetrainConfig(Config):
@@ -75,7 +74,7 @@ def unsettled(source: str, settle_s: float) -> float:
     return max((settle_s - max(age, 0.0) for age in ages if abs(age) < settle_s), default=0.0)
 
 
-def unmined(config: RetrainConfig, home: str) -> list[Unit]:
+def unmined(config: RetrainConfig, home: Home) -> list[Unit]:
     """The settled units of the source that are not mined; none while its folder holds nothing that can be one."""
     store = Store(config.journey.mine.source)
     folder = Path(store.root)
@@ -84,71 +83,81 @@ def unmined(config: RetrainConfig, home: str) -> list[Unit]:
     return mining.plan(config.journey.mine, home, config.settle_s).pending
 
 
-def unpublished(config: RetrainConfig, home: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The versions made with one mining and packing, as one listing of the home has them, oldest first.
+
+    Attributes:
+        versions: with these configurations.
+        everything: all versions of the home.
+        quarantined: names of those of `versions` that are in quarantine.
+        latest: name of the latest version of the home; None without one that can be read.
+    """
+
+    versions: list[Version]
+    everything: list[Version]
+    quarantined: set[str]
+    latest: str | None
+
+    @property
+    def newest(self) -> Version | None:
+        """The version that passed the quality gate last; None without one.
+
+        That is `latest`, which a source that lost a shard moves back to an older version. Where `latest` is another
+        configuration's, it is the newest one that is not in quarantine.
+        """
+        fit = [version for version in self.versions if version.name not in self.quarantined]
+        return next((version for version in fit if version.name == self.latest), fit[-1] if fit else None)
+
+
+def published(config: RetrainConfig, home: Home) -> Published:
+    """Read what versions of this mining and packing there are."""
+    mine, pack = config.journey.mine, config.journey.pack
+    wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
+    everything = home.versions.list()
+    made = [version for version in everything if version.digests == wanted]
+    held_back = {version.name for version in made if home.versions.quarantined(version.name) is not None}
+    latest = home.latest_version()
+    return Published(made, everything, held_back, latest.name if latest else None)
+
+
+def unpublished(config: RetrainConfig, home: Home) -> bool:
     """Say whether the mined units make a version that does not exist yet, or that the quality gate has to judge.
 
     It has to when the source went back to what an earlier version holds, or packing was killed before the gate.
     """
     mine, pack = config.journey.mine, config.journey.pack
-    store = Store(home)
-    mined = set(Manifest(store, f"detections/{digest(mine)}/records").units())
+    mined = set(mining.results(mine, home).units())
     if not mined:
         return False
     units = [unit for unit in packing.units_of(mine) if unit.name in mined]  # the others are the next look's
-    packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records").records()
+    packed = home.packs(packing.pack_digest(mine, pack)).records()
     if any(unit.name not in packed for unit in units):
         return True
     shards = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
-    versions = Versions(store)
-    made = _versions(config, versions)
-    present = [
-        version.name for version in made if {shard.path for shard in version.shards["train"]} == shards
-    ]
-    if any(versions.quarantined(name) is not None for name in present):
+    there = published(config, home)
+    present = {
+        version.name for version in there.versions if {ref.path for ref in version.shards["train"]} == shards
+    }
+    if present & there.quarantined:
         return False
-    chosen = newest(config, home)
-    if chosen is None or chosen.name not in present:
+    newest = there.newest
+    if newest is None or newest.name not in present:
         return True
     # Where `latest` is another configuration's: the newest version of all was killed before the gate.
-    return chosen.name != _latest(versions) and versions.list()[-1].name == chosen.name
+    return newest.name != there.latest and newest.name == there.everything[-1].name
 
 
-def newest(config: RetrainConfig, home: str) -> Version | None:
-    """The version made with this mining and packing that passed the quality gate last; None without one.
-
-    That is `latest`, which a source that lost a shard moves back to an older version. Where `latest` is another
-    configuration's, it is the newest one that is not in quarantine.
-    """
-    versions = Versions(Store(home))
-    fit = [version for version in _versions(config, versions) if versions.quarantined(version.name) is None]
-    latest = _latest(versions)
-    passed = [version for version in fit if version.name == latest]
-    return (passed or fit or [None])[-1]
-
-
-def _versions(config: RetrainConfig, versions: Versions) -> list[Version]:
-    mine, pack = config.journey.mine, config.journey.pack
-    wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
-    return [version for version in versions.list() if version.digests == wanted]
-
-
-def _latest(versions: Versions) -> str | None:
-    try:
-        return versions.load("latest").name
-    except ValueError:
-        return None
-
-
-def check(config: RetrainConfig, home: str) -> RetrainDecision | None:
+def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
     """Say whether training on the newest version is due; None when there is no version."""
-    version = newest(config, home)
+    there = published(config, home)
+    version = there.newest
     if version is None:
         return None
     key = f"train:{version.name}:{digest(config)}"
-    judged = [row for row in Registry(home).rows() if row.kind != ROLLED_BACK]
+    judged = [row for row in home.registry.rows() if row.kind != ROLLED_BACK]
     known = {row.version for row in judged}
-    versions = [one for one in Versions(Store(home)).list() if one.name in known]
-    seen = {shard.path for one in versions for shard in one.shards["train"]}
+    seen = {ref.path for one in there.everything if one.name in known for ref in one.shards["train"]}
     fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
     if any(row.key == key for row in judged):
         return RetrainDecision(
@@ -160,9 +169,11 @@ def check(config: RetrainConfig, home: str) -> RetrainDecision | None:
     return RetrainDecision(version.name, fresh, key, True, f"{fresh} new samples in {version.name}")
 
 
-def recipe_for(config: RetrainConfig, home: str) -> Recipe:
+def recipe_for(config: RetrainConfig, home: Home) -> Recipe:
     """The recipe of the challenger: it starts from the champion where there is one and the configuration says so."""
     recipe = config.journey.recipe
-    if config.start_from == "scratch" or champion(home) is None:
+    champion = home.registry.champion() if config.start_from == "champion" else None
+    if champion is None:
         return recipe
-    return recipe.replace(start=recipe.start.replace(checkpoint=str(champion_path(home))))
+    checkpoint = str(home.registry.path(champion.model))
+    return recipe.replace(start=recipe.start.replace(checkpoint=checkpoint))

@@ -19,16 +19,15 @@ from pydantic import Field, model_validator
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from models.lora import merge_
-from pipeline.config import Config, ConfigError, digest
+from pipeline.config import Config, ConfigError, digest, essence
 from pipeline.embedder import save_model
 from pipeline.training.init_from import resolved
 from pipeline.training.recipes import Recipe
+from pipeline.training.run_protocol import summary
 from pipeline.training.step_log import read_log
 from storage.files import atomic_directory
+from storage.home import Home
 from storage.store import Store
-from storage.versions import Versions
-
-ENDS = 20  # logged steps that the first and the last loss are averaged over
 
 
 class RunConfig(Config):
@@ -54,34 +53,28 @@ class RunConfig(Config):
         return values
 
 
-def prepare(run_dir: str | Path, home: str, version: str, recipe: Recipe) -> RunConfig:
+def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> RunConfig:
     """Write config.json of a new run, or check that an existing one asks for the same.
 
     `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs, or why
     the version is in quarantine.
     """
-    run_dir, store, recipe = Path(run_dir), Store(home), resolved(recipe)
-    versions = Versions(store)
+    run_dir, versions, recipe = Path(run_dir), home.versions, resolved(recipe)
     name = versions.load(version).name
     if reasons := versions.quarantined(name):
         why = "; ".join(check["why"] for check in reasons if not check["passed"])
         raise ConfigError(
             f"dataset version {name} is in quarantine ({why}): mend the data, or hyco release {name}"
         )
-    run = RunConfig(home=store.url, version=name, recipe=recipe, environment=_environment())
-    if (run_dir / "config.json").exists():
-        known = _read(run_dir)
-        if digest(known) != digest(run):
-            raise ConfigError(
-                f"{run_dir} was started with {_difference(known, run)}: ask for the same, or name another run"
-            )
+    run = RunConfig(home=home.store.url, version=name, recipe=recipe, environment=environment())
+    if not (run_dir / "config.json").exists():
+        write_config(run_dir, run)
     else:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        Store(run_dir).replace("config.json", (run.model_dump_json(indent=1) + "\n").encode())
+        require_same(run_dir, _read(run_dir), run)
     return run
 
 
-def open_run(run_dir: Path, home: str | None, version: str, recipe: Recipe | None) -> RunConfig:
+def open_run(run_dir: Path, home: Home | None, version: str, recipe: Recipe | None) -> RunConfig:
     """The configuration to train: prepared from a recipe and a home, or the one that is there.
 
     FileNotFoundError when there is neither. `home` alone says where the data lies now.
@@ -93,7 +86,7 @@ def open_run(run_dir: Path, home: str | None, version: str, recipe: Recipe | Non
     if not (run_dir / "config.json").is_file():
         raise FileNotFoundError(f"{run_dir} has no config.json: start the run with a recipe and a home")
     run = _read(run_dir)
-    return run if home is None else run.replace(home=Store(home).url)
+    return run if home is None else run.replace(home=home.store.url)
 
 
 @contextlib.contextmanager
@@ -107,6 +100,29 @@ def exclusive_lock(run_dir: Path) -> Iterator[None]:
                 f"{run_dir} is being trained by another process: wait for it, or end it first"
             ) from None
         yield
+
+
+def write_config(run_dir: Path, run: Config) -> None:
+    """Make the directory of a new run, with its config.json."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    Store(run_dir).replace("config.json", (run.model_dump_json(indent=1) + "\n").encode())
+
+
+def require_same(run_dir: Path, known: Config, asked: Config) -> None:
+    """ConfigError naming the first field of the digest in which the run's configuration and the asked one differ."""
+    before, after = _leaves(essence(known)), _leaves(essence(asked))
+    shown = [_leaves(config.model_dump(mode="json")) for config in (known, asked)]
+    for name in [*before, *after]:
+        if before.get(name) != after.get(name):
+            left, right = (values.get(name) for values in shown)
+            raise ConfigError(
+                f"{run_dir} was started with {name} {left}, not {right}: ask for the same, or name another run"
+            )
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write train.json, the last file of a run: it says that the run is finished."""
+    Store(run_dir).replace("train.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
@@ -126,20 +142,13 @@ def finish(
 
     lines = read_log(run_dir)
     last = lines[-1]
-    losses = [line["loss"] for line in lines]
     waits = [line["data_wait"] * line["seconds_here"] for line in lines]
     result = {
         "version": run.version,
         "recipe": run.recipe.name,
         "recipe_digest": digest(run.recipe),
-        "steps": last["step"],
-        "samples_seen": last["samples"],
-        "epochs": last["epoch"],
-        "seconds": last["seconds"],
-        "samples_per_second": last["samples"] / last["seconds"],
+        **summary(lines),
         "data_wait": sum(waits) / last["seconds"],
-        "loss_first": sum(losses[:ENDS]) / len(losses[:ENDS]),
-        "loss_last": sum(losses[-ENDS:]) / len(losses[-ENDS:]),
         "temperature": last["temperature"],
         "curvature": last.get("curvature"),
         "radius": last.get("radius"),
@@ -150,7 +159,7 @@ def finish(
         "processes": ranks,
         "precision": run.recipe.precision,
     }
-    Store(run_dir).replace("train.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_result(run_dir, result)
     return result
 
 
@@ -158,30 +167,19 @@ def _read(run_dir: Path) -> RunConfig:
     return RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
 
 
-def _difference(known: RunConfig, asked: RunConfig) -> str:
-    """The first field in which two runs differ: "recipe.optimiser.lr 0.001, not 0.002"."""
-    left, right = (dict(_leaves(json.loads(run.model_dump_json()), "")) for run in (known, asked))
-    ignored = {"home", *(f"recipe.{name}" for name in Recipe.incidental)}
-    for name in [*left, *right]:
-        if name in ignored or name.startswith("environment"):
-            continue
-        if left.get(name) != right.get(name):
-            return f"{name} {left.get(name)}, not {right.get(name)}"
-    return "another configuration"
-
-
-def _leaves(value: Any, prefix: str) -> list[tuple[str, Any]]:
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{"recipe.optimiser.lr": 0.001, ...} of nested dicts and lists."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
-        return [(prefix, value)]
-    found = []
+        return {prefix: value}
+    found = {}
     for name, item in value.items():
-        found += _leaves(item, f"{prefix}.{name}" if prefix else str(name))
+        found |= _leaves(item, f"{prefix}.{name}" if prefix else str(name))
     return found
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Versions of what a result depends on, and this repository's commit where there is one."""
     return {
         "python": platform.python_version(),

@@ -9,8 +9,6 @@ draws none, so a checkpoint needs no generator state. Files of a run: pipeline/t
 import argparse
 import contextlib
 import dataclasses
-import json
-import math
 import os
 import sys
 import time
@@ -24,12 +22,10 @@ import torch.distributed as dist
 # DistributedDataParallel imports this module, whose default arguments hold the process group of that moment. Imported
 # after the group is made, it keeps the group's threads alive into Python's shutdown, and now and then they abort it.
 import torch.distributed.nn.functional
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.clip import DualEncoder, load_weights
+from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from models.losses import objective as objectives
 from pipeline.runtime.device import resolve_device
@@ -40,10 +36,18 @@ from pipeline.training.dataloader import START, Batches, ShardFile
 from pipeline.training.init_from import started
 from pipeline.training.recipes import OptimiserConfig, Recipe
 from pipeline.training.run_dir import RunConfig, exclusive_lock, finish, finished, open_run, prepare
+from pipeline.training.run_protocol import (
+    decay_groups,
+    learning_rate,
+    load_checkpoint,
+    require_finite,
+    save_checkpoint,
+    set_rate,
+)
 from pipeline.training.step_log import StepLog, radii
 from storage.checkpoint import Checkpoints
+from storage.home import Home
 from storage.store import Store
-from storage.versions import Versions
 
 __all__ = ["main", "prepare", "train"]
 
@@ -52,7 +56,7 @@ TOKENIZER_CAPTIONS = 200_000  # a trained tokenizer sees at most this many
 
 def train(
     run_dir: str | Path,
-    home: str | None = None,
+    home: Home | None = None,
     version: str = "latest",
     recipe: Recipe | None = None,
     *,
@@ -103,10 +107,10 @@ def _train(
     lead = rank == 0
 
     # Data: the shards of the version, and the tokenizer, which the first process makes and the others read.
-    store = Store(run.home)
+    home = Home(run.home)
     shards = [
-        ShardFile(ref.path, ref.samples, lambda path=ref.path: store.open(path), ref.sha256)
-        for ref in Versions(store).load(run.version).shards["train"]
+        ShardFile(ref.path, ref.samples, lambda path=ref.path: home.store.open(path), ref.sha256)
+        for ref in home.versions.load(run.version).shards["train"]
     ]
     if lead and not (run_dir / "tokenizer.json").is_file():
         made = _make_tokenizer(recipe, shards)
@@ -141,31 +145,17 @@ def _train(
     step, seconds, position, substituted = 0, 0.0, START, 0
     if found:
         step, folder = found
-        load_weights(model, load_file(folder / "model.safetensors"), str(folder))
-        state = torch.load(folder / "optimiser.pt", map_location=device, weights_only=True)
-        optimiser.load_state_dict(state)
-        saved = json.loads((folder / "state.json").read_text())
+        saved = load_checkpoint(folder, model, optimiser)
         seconds, position = saved["seconds"], saved["position"]
         substituted = saved.get("substituted", 0)  # older checkpoints do not tell
     log = StepLog(run_dir, step) if lead else None
-
-    def save(step: int) -> None:
-        state = {"step": step, "seconds": seconds, "position": position, "substituted": substituted}
-        checkpoints.save(
-            step,
-            {
-                "model.safetensors": to_safetensors({k: v.cpu() for k, v in model.state_dict().items()}),
-                "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
-                "state.json": json.dumps(state).encode(),
-            },
-        )
-        checkpoints.prune(recipe.keep_checkpoints)
 
     net: nn.Module = model
     if ranks > 1:
         net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     control = dist.new_group(backend="gloo") if ranks > 1 else None  # on the CPU: asking waits for no GPU
     half = recipe.precision == "bfloat16"
+    remedy = f"lower optimiser.lr (now {recipe.optimiser.lr}) or raise optimiser.warmup_steps"
     stream = batches.start(position)
     progress = None
     if lead:
@@ -183,9 +173,8 @@ def _train(
             position, substituted = batch.position, substituted + batch.substituted
             batch = batch.to(device)
 
-            rate = learning_rate(step, recipe.steps, recipe.optimiser)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            rate = learning_rate(step, recipe.steps, recipe.optimiser.lr, recipe.optimiser.warmup_steps)
+            set_rate(optimiser, rate)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 nodes, scale, curvature = net(
                     batch.images, batch.tokens, batch.image_boxes, batch.token_boxes
@@ -215,7 +204,7 @@ def _train(
                 now = time.perf_counter()
                 spent, window_start = now - window_start, now
                 seconds += spent
-                _require_finite(means["loss"], step, recipe)
+                require_finite(means["loss"], step, remedy)
                 if log and progress:
                     line = {
                         "samples": step * recipe.batch_size,
@@ -246,8 +235,9 @@ def _train(
             stopping = _any(bool(stop), control)
             due |= stopping
             if lead and due:
-                _require_finite(loss.item(), step, recipe)  # no checkpoint of a run that has diverged
-                save(step)
+                require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
+                state = {"seconds": seconds, "position": position, "substituted": substituted}
+                save_checkpoint(checkpoints, step, model, optimiser, state, recipe.keep_checkpoints)
                 saved_at = time.perf_counter()
         complete = step == recipe.steps
     finally:
@@ -264,31 +254,9 @@ def _train(
     return result
 
 
-def _require_finite(loss: float, step: int, recipe: Recipe) -> None:
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss} at step {step}: lower optimiser.lr (now {recipe.optimiser.lr}) "
-            "or raise optimiser.warmup_steps, in another run"
-        )
-
-
-def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
-    """Rate of the step after `step` done ones: linear up to config.lr, then half a cosine down to zero."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
-
-
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW of what learns; its decay spares norms, biases and scalars: every tensor of fewer than two dimensions."""
-    learned = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in learned if p.ndim >= 2]
-    spared = [p for p in learned if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups = decay_groups(model, config.weight_decay, lambda name, p: p.ndim < 2)
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
@@ -352,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         # was imported; then the parent is another one already.
         die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
     try:
-        train(options.run, options.home, device=options.device)
+        train(options.run, Home(options.home) if options.home else None, device=options.device)
     except (ValueError, OSError) as error:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2

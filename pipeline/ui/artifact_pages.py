@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.evaluation.report.page import gaps
 from pipeline.evaluation.report.summary import rows as metric_rows
-from pipeline.mining.mine import MineConfig, prefix
+from pipeline.mining.mine import MineConfig, results
 from pipeline.packing.dataset_gate import SCORE_BINS, Check, score_histogram, verdict
 from pipeline.sources.records import objects_of
 from pipeline.sources.source import open_source
 from pipeline.training.step_log import read_log
+from pipeline.ui.lineage import MOST
 from pipeline.ui.markdown import bars, number, plain, serve_url, served, table
-from pipeline.ui.pages import Home
+from pipeline.ui.pages import HomePages
 from storage.detections import read_detections, read_failures
+from storage.home import Home
 from storage.manifest import Manifest
 from storage.model_registry import Decision
 from storage.objects import open_object
-from storage.store import Store
 from storage.versions import Version
 
 SCORE = 0.35  # packing's threshold unless it is told another
@@ -37,7 +39,7 @@ PARTS = 2  # side by side: a cell shows one picture below the other
 EXAMPLES = 3  # failures of one code
 
 
-def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
+def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
     """Counts of a mined source, how right its boxes are where it is labelled, scores, failures with examples.
 
     Args:
@@ -58,8 +60,7 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
     }
     if found.get("not_downloaded"):
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
-    store = Store(home)
-    records = Manifest(store, f"{prefix(config)}/records")
+    records = results(config, home)
     mined = set(records.units())  # more may have come to the source since
     units = [unit for unit in open_source(config.source, config.limits).units() if unit.name in mined]
     some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
@@ -71,7 +72,7 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
             counts[note] = "none to measure" if value is None else f"{value:.1%}"
     scores, best, keys = np.zeros(0), np.zeros(0), 0
     for _, record in some:
-        with open_object(store, record["detections"]["path"]) as file:
+        with open_object(home.store, record["detections"]["path"]) as file:
             found_here = read_detections(file)
         scores = np.append(scores, found_here["score"].drop_null().to_numpy())
         phrases = found_here.filter(pc.field("phrase").is_valid()).group_by(
@@ -93,10 +94,10 @@ def mining(config: MineConfig, home: str, found: dict[str, Any]) -> str:
             "",
         ]
         lines += bars(np.histogram(scores[scores >= NOISE], SCORE_BINS, (0.0, 1.0))[0])
-    return "\n".join(lines + _failures(store, records, found["failures_by_code"]))
+    return "\n".join(lines + _failures(records, found["failures_by_code"]))
 
 
-def version(made: Version, checks: list[Check], home: str) -> str:
+def version(made: Version, checks: list[Check], home: Home) -> str:
     """Counts of a dataset version, the verdict of the quality gate, scores, and pictures of its first samples."""
     page = f"{serve_url()}/versions/{made.name}"
     failed = [check for check in checks if not check.passed]
@@ -116,12 +117,12 @@ def version(made: Version, checks: list[Check], home: str) -> str:
     counts = {name.replace("_", " "): f"{n:,}" for name, n in made.counts.items()}
     counts["accepted boxes an image"] = f"{made.counts['parts'] / max(1, made.counts['images']):.2f}"
     lines += [*table(("count", ""), counts.items()), ""]
-    histogram = score_histogram(Store(home), made)
+    histogram = score_histogram(home, made)
     lines += ["Scores of the accepted boxes:", "", *bars(histogram), ""] if histogram.sum() else []
     return "\n".join(lines + served(home))
 
 
-def training(result: dict[str, Any], folder: Path, home: str) -> str:
+def training(result: dict[str, Any], folder: Path, home: Home) -> str:
     """The numbers of a training run, its last logged steps and its curves."""
     lines = [
         *table(("", ""), ((plain(name), number(v)) for name, v in result.items() if not isinstance(v, dict)))
@@ -138,12 +139,12 @@ def training(result: dict[str, Any], folder: Path, home: str) -> str:
     return "\n".join([*lines, "", f"![curves]({picture})", *served(home)])
 
 
-def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Decision | None) -> str:
+def assessment(metrics: dict[str, Any], folder: Path, home: Home, champion: Decision | None) -> str:
     """The metrics with intervals and chance levels, beside what the champion had when it was promoted."""
     beside: dict[str, str] = {}
     if champion is not None:
         with contextlib.suppress(KeyError, TypeError):  # numbers of an earlier Hyco may have another form
-            beside = {row[0]: row[1] for row in metric_rows(json.loads(champion.metrics))}
+            beside = {row[0]: row[1] for row in metric_rows(upgrade(json.loads(champion.metrics)))}
     head = ("measure", "this run", *(("champion",) if champion else ()), "chance", "95 % interval")
     body = [
         [plain(cell) for cell in (*row[:2], *((beside.get(row[0], ""),) if champion else ()), row[3], row[2])]
@@ -163,7 +164,7 @@ def assessment(metrics: dict[str, Any], folder: Path, home: str, champion: Decis
     return "\n".join(lines + served(home))
 
 
-def decision(row: Decision, home: str) -> str:
+def decision(row: Decision, home: Home) -> str:
     """A promotion, refusal or rollback: why, each number beside the champion's, and where the model came from."""
     lines = [f"# {row.kind.replace('_', ' ').capitalize()}: {row.model}", "", plain(row.reason, 2000), ""]
     if comparisons := json.loads(row.verdict).get("comparisons"):
@@ -174,35 +175,41 @@ def decision(row: Decision, home: str) -> str:
             for one in comparisons
         )  # fmt: skip
         lines += [*table(("metric", "challenger", "champion", "worse", "95 % interval"), body), ""]
-    version, run = f"{serve_url()}/versions/{row.version}", f"{serve_url()}/runs/{Path(row.run).name}"
-    origin = {
+    return "\n".join(lines + table(("where it came from", ""), _origin(row).items()) + served(home))
+
+
+def lineage(decisions: list[Decision], home: Home) -> str:
+    """Where the newest models came from, as a picture and as a table; `decisions` newest first."""
+    rows = [
+        {
+            "when": row.time[:16].replace("T", " "),
+            "what": row.kind.replace("_", " "),
+            "model": row.model,
+            **_origin(row),
+        }
+        for row in decisions[:MOST]
+    ]
+    lines = [f"![lineage]({serve_url()}/lineage.svg)", ""]
+    lines += table(rows[0], (row.values() for row in rows)) if rows else []
+    return "\n".join(lines + served(home))
+
+
+def _origin(row: Decision) -> dict[str, str]:
+    """Where a model came from, with links to the pages of its version and run, and which champion it followed."""
+    run = f"{serve_url()}/runs/{Path(row.run).name}"
+    return {
         "source": plain(row.source),
         "detections": plain(row.detections),
-        "version": f"[{row.version}]({version})",
+        "version": f"[{row.version}]({serve_url()}/versions/{row.version})",
         "run": f"{plain(row.run)}: [report]({run}/report.html), [curves]({run}/curves.svg)",
         "champion before": row.before or "",
     }
-    return "\n".join(lines + table(("where it came from", ""), origin.items()) + served(home))
 
 
-def lineage(decisions: list[Decision], home: str) -> str:
-    """Where the newest models came from, as a picture and as a table; `decisions` newest first."""
-    url = serve_url()
-    head = ("when", "what", "model", "version", "run", "before", "source", "detections")
-    body = (
-        [row.time[:16].replace("T", " "), row.kind.replace("_", " "), row.model,
-         f"[{row.version}]({url}/versions/{row.version})",
-         f"[report]({url}/runs/{Path(row.run).name}/report.html)",
-         row.before or "", plain(row.source), plain(row.detections)]
-        for row in decisions[:12]
-    )  # fmt: skip
-    return "\n".join([f"![lineage]({url}/lineage.svg)", "", *table(head, body), *served(home)])
-
-
-def _samples(made: Version, home: str, url: str) -> list[str]:
+def _samples(made: Version, home: Home, url: str) -> list[str]:
     """The first images of a version with a caption each and the parts that were cut out."""
     body = []
-    for place, sample in enumerate(Home(home).samples(made.name)[:PICTURES]):
+    for place, sample in enumerate(HomePages(home).samples(made.name)[:PICTURES]):
         parts = [
             f"![{plain(part.phrase)}]({url}/{place}/{n}.jpg)" for n, part in enumerate(sample.parts[:PARTS])
         ]
@@ -211,13 +218,13 @@ def _samples(made: Version, home: str, url: str) -> list[str]:
     return table(("image", *["part"] * PARTS, "caption"), body) if body else []
 
 
-def _failures(store: Store, records: Manifest, codes: dict[str, int]) -> list[str]:
+def _failures(records: Manifest, codes: dict[str, int]) -> list[str]:
     if not codes:
         return []
     examples: dict[str, list[str]] = {code: [] for code in codes}
     failing = (record for record in records.records().values() if record["failed"])
     for _, record in zip(range(UNITS * 4), failing, strict=False):
-        with open_object(store, record["failures"]["path"]) as file:
+        with open_object(records.store, record["failures"]["path"]) as file:
             for failure in read_failures(file):
                 examples.setdefault(failure.code, []).append(
                     f"{plain(failure.key)}: {plain(failure.message)}"

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.home import Home
+
 SERVE_URL = "http://127.0.0.1:8300"
 LONGEST = 120
 BAR = 24  # characters of the longest bar
@@ -52,7 +54,7 @@ def plain(value: Any, longest: int = LONGEST) -> str:
     )
 
 
-def served(home: str) -> list[str]:
+def served(home: Home) -> list[str]:
     """The line that says where the pictures come from."""
     return [
         "",

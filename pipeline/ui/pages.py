@@ -13,12 +13,12 @@ from pipeline.evaluation.report.examples import mined_samples
 from pipeline.packing.dataset_gate import SCORE_BINS, score_histogram, verdict
 from pipeline.ui.status import run_state
 from storage.detections import read_failures
-from storage.manifest import Manifest
-from storage.model_registry import LOG, Decision, Registry, champion_of
+from storage.home import Home
+from storage.layout import log_path
+from storage.model_registry import Decision, champion_of
 from storage.objects import open_object
 from storage.sample import TrainingSample
-from storage.store import Store
-from storage.versions import Version, Versions, read_ref
+from storage.versions import Version, read_ref
 
 SAMPLES = 24
 SHARDS = 4  # that they are taken from
@@ -30,15 +30,12 @@ _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError, Recursi
 T = TypeVar("T")
 
 
-class Home:
-    """A home as it is read by the pages."""
+class HomePages:
+    """What the pages show of a home; FileNotFoundError when there is no such home."""
 
-    def __init__(self, url: str) -> None:
-        self.store = Store(url)
-        self.folder = Path(url.removeprefix("file://")) if self.store.local else None
-        if self.folder is not None and not self.folder.is_dir():
-            raise FileNotFoundError(f"{url} does not exist: name the home of an earlier command with --home")
-        self.versions = Versions(self.store)
+    def __init__(self, home: Home) -> None:
+        self.home = home.require()
+        self.versions = home.versions
         self.samples = lru_cache(maxsize=8)(self._samples)  # a version never changes
 
     def decisions(self) -> tuple[list[Decision], Decision | None, list[dict[str, str]]]:
@@ -46,11 +43,11 @@ class Home:
 
         Who the champion is stays unsaid (None) when a row behind the one that made it cannot be read.
         """
-        if not self.store.local:
+        if not self.home.local:
             return [], None, []
-        rows, unreadable = Registry(self.store.url).readable()
+        rows, unreadable = self.home.registry.readable()
         champion = champion_of(rows)
-        if champion and any(path > f"{LOG}/{champion.number:09d}.parquet" for path in unreadable):
+        if champion and any(path > log_path(champion.number) for path in unreadable):
             champion = None
         return rows[::-1], champion, [_broken(path, why) for path, why in unreadable.items()][::-1]
 
@@ -60,7 +57,7 @@ class Home:
         latest = self._latest()
         entries = [self._entry(name, latest) for name in self.versions.names()]
         versions = sorted(entries, key=lambda entry: (entry.get("created", ""), entry["name"]), reverse=True)
-        runs = [self._run(folder) for folder in self._run_folders()]
+        runs = [self._run(folder) for folder in self._newest_runs()]
         return {"rows": rows, "lost": lost, "champion": champion, "versions": versions, "runs": runs}
 
     def _entry(self, name: str, latest: str | None) -> dict[str, Any]:
@@ -87,7 +84,7 @@ class Home:
                 lost[name] = _reason(error)
                 return empty
 
-        histogram = part("scores", lambda: score_histogram(self.store, version), np.zeros(SCORE_BINS))
+        histogram = part("scores", lambda: score_histogram(self.home, version), np.zeros(SCORE_BINS))
         top = max(histogram.max(), 1)
         bars = [
             {
@@ -127,14 +124,15 @@ class Home:
 
     def run(self, name: str) -> Path:
         """Directory of a run; KeyError when there is none of that name."""
-        for folder in self._run_folders():
+        for folder in self.home.run_folders():
             if folder.name == name:
                 return folder
-        raise KeyError(f"no run {name} in {self.store.url}")
+        raise KeyError(f"no run {name} in {self.home.store.url}")
 
     def _latest(self) -> str | None:
         try:
-            return self.versions.load("latest").name
+            latest = self.home.latest_version()
+            return latest.name if latest else None
         except _UNREADABLE:
             return None
 
@@ -146,12 +144,8 @@ class Home:
             return "quarantined"
         return "latest" if name == latest else ""
 
-    def _run_folders(self) -> list[Path]:
-        runs = self.folder / "runs" if self.folder else None
-        if runs is None or not runs.is_dir():
-            return []
-        found = [folder for folder in runs.iterdir() if (folder / "config.json").is_file()]
-        return sorted(found, key=lambda folder: -(folder / "config.json").stat().st_mtime)
+    def _newest_runs(self) -> list[Path]:
+        return sorted(self.home.run_folders(), key=lambda run: -(run / "config.json").stat().st_mtime)
 
     def _run(self, folder: Path) -> dict[str, Any]:
         """A run as the first page lists it; with "unreadable" where a record of it cannot be read."""
@@ -178,19 +172,20 @@ class Home:
         each = -(-SAMPLES // max(1, len(shards)))
         found: list[TrainingSample] = []
         for ref in shards:
-            found += itertools.islice(read_ref(self.store, ref), each)
+            found += itertools.islice(read_ref(self.home.store, ref), each)
         return found
 
     def _failures(self, version: Version) -> dict[str, list[Any]]:
         """Examples of what could not be used, by stage and code."""
         found: dict[str, list[Any]] = {}
-        for folder in (f"detections/{version.digests.get('mine')}", f"packs/{version.digests.get('pack')}"):
-            for record in Manifest(self.store, f"{folder}/records").records().values():
+        mined, packed = (version.digests.get(stage) for stage in ("mine", "pack"))
+        for results in (self.home.detections(mined), self.home.packs(packed)):
+            for record in results.records().values():
                 path = record.get("failures")
                 path = path["path"] if isinstance(path, dict) else path
                 if not path:
                     continue
-                with open_object(self.store, path) as file:
+                with open_object(self.home.store, path) as file:
                     for failure in read_failures(file):
                         found.setdefault(f"{failure.stage}: {failure.code}", []).append(failure)
         return found

@@ -26,7 +26,8 @@ from starlette.routing import Route
 from pipeline.evaluation.report import report
 from pipeline.ui import curves, lineage
 from pipeline.ui.hosts import OwnHostsOnly, own_hosts
-from pipeline.ui.pages import Home
+from pipeline.ui.pages import HomePages
+from storage.home import Home
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
@@ -46,12 +47,12 @@ FRESH = {"Cache-Control": "no-cache"}  # kept, but asked for again: what it show
 FOREVER = {"Cache-Control": "max-age=86400, immutable"}
 
 
-def create_app(home: str, hosts: Iterable[str] | None = None) -> Starlette:
+def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
     """The application; FileNotFoundError when there is no such home.
 
     `hosts` are the names it answers to, those of `own_hosts()` by default.
     """
-    known = Home(home)
+    known = HomePages(home)
     templates = Environment(
         loader=FileSystemLoader([HERE, report.FOLDER]),
         autoescape=True,

@@ -4,42 +4,29 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.manifest import Manifest
-from storage.store import Store
-from storage.versions import Versions
+from storage.home import Home
 
 
-def report(home: str) -> Iterator[str]:
+def report(home: Home) -> Iterator[str]:
     """Yield one line for each mining, dataset version and run; FileNotFoundError when there is no such home."""
-    store = Store(home)
-    if store.local and not Path(home.removeprefix("file://")).is_dir():
-        raise FileNotFoundError(f"{home} does not exist: name the home of an earlier command with --home")
+    home.require()
     empty = True
-    for folder in sorted({path.split("/")[1] for path in store.list("detections") if path.count("/") > 1}):
-        records = Manifest(store, f"detections/{folder}/records").records().values()
+    for mined in home.all_detections():
+        records = mined.records().values()
         images, failed = (sum(record[name] for record in records) for name in ("images", "failed"))
-        yield f"mined    {folder}  {len(records)} units, {images:,} images, {failed:,} failed"
+        yield f"mined    {mined.folder.rpartition('/')[2]}  {len(records)} units, {images:,} images, {failed:,} failed"
         empty = False
-    try:
-        latest = Versions(store).load("latest").name
-    except ValueError:
-        latest = None
-    for version in Versions(store).list():
+    latest = home.latest_version()
+    for version in home.versions.list():
         counts = version.counts
         size = f"{counts['images']:,} images, {counts['parts']:,} parts"
-        mark = " (latest)" if version.name == latest else ""
+        mark = " (latest)" if latest and version.name == latest.name else ""
         yield f"version  {version.name}  {size}, {version.created}{mark}"
         empty = False
-    runs = Path(home.removeprefix("file://")) / "runs" if store.local else None
-    for folder in sorted(runs.iterdir()) if runs and runs.is_dir() else []:
-        if not (folder / "config.json").is_file():
-            continue
+    for folder in home.run_folders():
         yield f"run      {folder.name}  {run_state(folder)}"
         empty = False
-    fits = Path(home.removeprefix("file://")) / "fits" if store.local else None
-    for folder in sorted(fits.iterdir()) if fits and fits.is_dir() else []:
-        if not (folder / "config.json").is_file():
-            continue
+    for folder in home.fit_folders():
         yield f"fit      {folder.name}  {_fit_state(folder)}"
         empty = False
     if empty:

@@ -25,6 +25,7 @@ from pipeline.mining.mine import MineConfig, mine_all
 from pipeline.mining.noun_phrases import NounConfig, Phrase
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.runtime.executor import InProcess
+from storage.home import Home
 
 PASSING = 75  # EX_TEMPFAIL
 NOUN = "block"
@@ -69,8 +70,8 @@ def config(source: str) -> MineConfig:
 def work(mine: MineConfig, home: str) -> int:
     """Mine and pack into a home, and return the exit code."""
     try:
-        mine_all(mine, home, InProcess())
-        pack(mine, PACK, home, InProcess())
+        mine_all(mine, Home(home), InProcess())
+        pack(mine, PACK, Home(home), InProcess())
     except ConnectionError as error:
         print(error, file=sys.stderr)
         return PASSING

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from storage.shard import read_shard
 from storage.store import Store
 from storage.versions import Versions
 from tests.chaos.forked import PASSING
+from tests.factories.files import named, tarred
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,15 +31,13 @@ def write_source(folder: Path, units: int, images: int) -> Path:
     """Write `units` tars of `images` captioned images, all different."""
     folder.mkdir(parents=True)
     for unit in range(units):
-        with tarfile.open(folder / f"{unit:05d}.tar", "w") as tar:
-            for number in range(unit * images, (unit + 1) * images):
-                pixels = np.full((24, 32, 3), (number % 256, number // 256, 90), np.uint8)
-                data = io.BytesIO()
-                Image.fromarray(pixels).save(data, "PNG")
-                for suffix, body in (("png", data.getvalue()), ("txt", f"a block {number}".encode())):
-                    info = tarfile.TarInfo(f"{number:06d}.{suffix}")
-                    info.size = len(body)
-                    tar.addfile(info, io.BytesIO(body))
+        members: dict[str, bytes | str] = {}
+        for number in range(unit * images, (unit + 1) * images):
+            pixels = np.full((24, 32, 3), (number % 256, number // 256, 90), np.uint8)
+            data = io.BytesIO()
+            Image.fromarray(pixels).save(data, "PNG")
+            members |= named(f"{number:06d}", {"png": data.getvalue(), "txt": f"a block {number}"})
+        tarred(folder / f"{unit:05d}.tar", members)
     return folder
 
 

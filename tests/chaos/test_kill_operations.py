@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage.model_registry import Registry
+from storage.home import Home
 from tests.flows.operations import PATIENCE, Operation, left
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800 * PATIENCE)]
@@ -115,7 +115,7 @@ def test_one_model_comes_of_it_whatever_is_killed(operation: Operation) -> None:
     operation.kill(operation.server)
     time.sleep(5)
     operation.server = operation.start_server()
-    registry = Registry(operation.home)
+    registry = Home(operation.home).registry
     (row,) = operation.wait("one decision", registry.rows, 600)
     operation.wait("every run to end", lambda: "Running" not in operation.states("retrain"), 180)
 

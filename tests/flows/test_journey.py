@@ -55,8 +55,8 @@ def test_the_journey_ends_with_metrics_and_a_report(ran: Any) -> None:
     assert metrics["mining"]["images"] == 60
     assert metrics["mining"]["quality"]["images"] == 30
     assert metrics["train"]["samples_seen"] == 96
-    assert 0 <= metrics["zero_shot"]["top1"] <= 1
-    assert metrics["zero_shot"]["chance"] == pytest.approx(1 / len(taxonomy.load().leaves))
+    assert 0 <= metrics["metrics"]["zero_shot.top1"]["value"] <= 1
+    assert metrics["metrics"]["zero_shot.top1"]["chance"] == pytest.approx(1 / len(taxonomy.load().leaves))
     assert "<html" in (run / "report.html").read_text()
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.model_registry import Registry, fingerprint
+from storage.home import Home
+from storage.model_registry import fingerprint
 from storage.store import Store
 from storage.versions import Versions
 from tests.flows.operations import PATIENCE, Operation, left
@@ -37,7 +38,7 @@ def test_a_new_shard_becomes_a_decision(operation: Operation) -> None:
     operation.start_worker()
 
     operation.drop(0)
-    registry = Registry(operation.home)
+    registry = Home(operation.home).registry
     operation.wait("a champion", lambda: registry.champion(), 400)
     (row,) = registry.rows()
     assert (row.kind, row.before, row.source) == ("promoted", None, str(operation.source))
@@ -72,7 +73,7 @@ def test_a_new_shard_becomes_a_decision(operation: Operation) -> None:
 
 
 def test_a_rollback_is_one_command_an_event_and_an_artifact(operation: Operation) -> None:
-    registry = Registry(operation.home)
+    registry = Home(operation.home).registry
     rows = registry.rows()
     if registry.champion().number == 1:  # the second was refused: put it in by hand
         operation.hyco("promote", rows[1].run, "--home", str(operation.home), "--force")
@@ -95,7 +96,7 @@ def test_a_storm_of_events_is_one_training(operation: Operation) -> None:
         sent = {**event, "id": f"00000000-0000-4000-8000-{number:012d}", "occurred": _now()}
         operation.ask("POST", "/events", [sent])
         time.sleep(0.2)
-    registry = Registry(operation.home)
+    registry = Home(operation.home).registry
     found = len(registry.rows())
     operation.wait("training", lambda: len(operation.runs("train")) > before, 300)
     operation.drop(3)  # data that comes meanwhile

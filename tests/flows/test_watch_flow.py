@@ -23,13 +23,13 @@ from pipeline.packing.pack import pack_digest
 from pipeline.registry.retraining import RetrainDecision
 from storage.checkpoint import Checkpoints
 from storage.detections import SCHEMA, write_detections
-from storage.manifest import Manifest
-from storage.model_registry import Decision, Registry
+from storage.home import Home
+from storage.model_registry import Decision
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
+from tests.factories.training import sample
 from tests.flows.deployment.test_reconcile import config
-from tests.pipeline.training_data import sample
 
 SIGHT = RetrainDecision("v-000000000000", 1000, "train:v-000000000000:abc", True, "1000 new samples")
 
@@ -54,40 +54,45 @@ def end(state):
 
 
 def test_one_training_at_a_time_and_each_once(retrain):
-    assert start(retrain, "home", SIGHT) == "started v-000000000000 attempt 1"
-    assert start(retrain, "home", SIGHT) == "v-000000000000 attempt 1 is under way; another look follows it"
+    assert start(retrain, Home("home"), SIGHT) == "started v-000000000000 attempt 1"
+    assert (
+        start(retrain, Home("home"), SIGHT)
+        == "v-000000000000 attempt 1 is under way; another look follows it"
+    )
     later = replace(SIGHT, version="v-111111111111", key="train:v-111111111111:abc")
-    assert "is under way" in start(retrain, "home", later), "what comes meanwhile waits"
+    assert "is under way" in start(retrain, Home("home"), later), "what comes meanwhile waits"
     assert end(Completed()) == 1
-    assert start(retrain, "home", later) == "started v-111111111111 attempt 1"
+    assert start(retrain, Home("home"), later) == "started v-111111111111 attempt 1"
     assert end(Completed()) == 1
 
 
 def test_a_dead_training_is_followed_until_the_attempts_are_used_up(retrain):
     sight = replace(SIGHT, key="train:v-222222222222:abc")
     for attempt in range(1, retrain.attempts + 1):
-        assert start(retrain, "home", sight).endswith(f"attempt {attempt}")
+        assert start(retrain, Home("home"), sight).endswith(f"attempt {attempt}")
         assert end(Crashed()) == 1
-    assert start(retrain, "home", sight).startswith("3 attempts have failed without getting further: fix")
+    assert start(retrain, Home("home"), sight).startswith(
+        "3 attempts have failed without getting further: fix"
+    )
     assert end(Crashed()) == 0
 
 
 def test_attempts_that_get_further_do_not_count(retrain, tmp_path):
     """Three stops of a machine that each left a later checkpoint end no training; three without progress do."""
     sight = replace(SIGHT, key="train:v-444444444444:abc")
-    folder = run_dir(str(tmp_path), retrain.journey.recipe, sight.version)
+    folder = run_dir(Home(tmp_path), retrain.journey.recipe, sight.version)
     for attempt in range(1, 6):
-        assert start(retrain, str(tmp_path), sight).endswith(f"attempt {attempt}")
+        assert start(retrain, Home(tmp_path), sight).endswith(f"attempt {attempt}")
         assert end(Crashed()) == 1
         Checkpoints(folder / "checkpoints").save(100 * attempt, {"state.json": b"{}"})
     harmed = Checkpoints(folder / "checkpoints").save(600, {"state.json": b"{}"}) / "state.json"
     harmed.write_bytes(b"}{")  # it looks like progress, and training will pass it over
-    assert start(retrain, str(tmp_path), sight).endswith("attempt 6"), "from step 500, the first one there"
+    assert start(retrain, Home(tmp_path), sight).endswith("attempt 6"), "from step 500, the first one there"
     assert end(Crashed()) == 1
     for attempt in (7, 8):
-        assert start(retrain, str(tmp_path), sight).endswith(f"attempt {attempt}")
+        assert start(retrain, Home(tmp_path), sight).endswith(f"attempt {attempt}")
         assert end(Crashed()) == 1
-    assert "3 attempts have failed without getting further" in start(retrain, str(tmp_path), sight)
+    assert "3 attempts have failed without getting further" in start(retrain, Home(tmp_path), sight)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +105,11 @@ def test_what_counts_as_an_attempt_without_progress(steps, counted):
 
 def test_a_training_that_a_person_cancelled_is_not_started_again(retrain):
     sight = replace(SIGHT, key="train:v-333333333333:abc")
-    start(retrain, "home", sight)
+    start(retrain, Home("home"), sight)
     assert end(Crashed()) == 1
-    name = start(retrain, "home", sight).removeprefix("started ")
+    name = start(retrain, Home("home"), sight).removeprefix("started ")
     assert end(Cancelled()) == 1
-    told = start(retrain, "home", sight)
+    told = start(retrain, Home("home"), sight)
     assert told == f"{name} was cancelled: to train after all, run the deployment retrain/retrain by hand"
     assert end(Cancelled()) == 0
 
@@ -144,7 +149,7 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
 
     def mine(config, home, settle_s=0.0):
         feed(age_s=60), feed()
-        work = mining.plan(config, home, settle_s)
+        work = mining.plan(config, Home(home), settle_s)
         feed(age_s=60), feed()
         settled.append([unit.path for unit in work.pending])
         nothing = pa.Table.from_pylist([], schema=SCHEMA)
@@ -153,26 +158,26 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
         )
         for unit in work.pending:
             record = {"images": 1, "failed": 0, "detections": {"path": boxes.path}}
-            Manifest(Store(home), f"{mining.prefix(config)}/records").commit(unit.name, record)
+            mining.results(config, Home(home)).commit(unit.name, record)
 
     def packed(mine, config, home, unit, without, report=None):
         feed(age_s=60)
         used.append(unit.path)
-        written = Store(home).commit(
+        written = home.store.commit(
             "shards/objects", ".tar", lambda file: write_shard(file, [sample(len(used))])
         )
         record = {"counts": {"images": 1}, "detectors": [], "shards": {"val": []}}
         record["shards"]["train"] = [asdict(shard_ref(written, 1, 2))]
-        Manifest(Store(home), f"packs/{pack_digest(mine, config)}/records").commit(unit.name, record)
+        home.packs(pack_digest(mine, config)).commit(unit.name, record)
 
     def pack(mine, config, home, mined_only=False):
         feed(age_s=60), feed()
         monkeypatch.setattr("pipeline.packing.pack.pack_shard", packed)
         monkeypatch.setattr(
             "pipeline.packing.pack.gate",
-            lambda store, version, config: Versions(store).point(version.name) or [],
+            lambda home, version, config: home.versions.point(version.name) or [],
         )
-        packing.pack(mine, config, home, mined_only=mined_only)
+        packing.pack(mine, config, Home(home), mined_only=mined_only)
 
     feed(age_s=60)
     monkeypatch.setattr("flows.watch.mine", mine)
@@ -191,7 +196,7 @@ def test_a_decision_that_was_killed_before_it_was_told_is_told_once(tmp_path):
 
     (tmp_path / "source").mkdir()
     asked, home = watching(tmp_path / "source"), str(tmp_path / "home")
-    model, registry = "d" * 16, Registry(home)
+    model, registry = "d" * 16, Home(home).registry
     registry.append(Decision("refused", model, [], "worse", key="train:v-9:x", version="v-9", run="/h/r"), 0)
     for _ in range(2):
         watch(asked, home)

@@ -5,11 +5,9 @@ shard with the embedded grounder. "Unbounded" decodes all photographs of the sha
 bounded by number alone; there are just enough of them here to tell the two apart.
 """
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.imaging.decode import encode_jpeg
+from tests.factories.files import named, tarred
 from tests.perf.runner import Case
 
 BOUND_MB = 1500.0
@@ -86,10 +85,10 @@ def write_photographs(source: Path) -> None:
     source.mkdir()
     small = np.random.default_rng(0).integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3), np.uint8)
     pixels = np.array(Image.fromarray(small).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
-    with tarfile.open(source / "00000.tar", "w") as tar:
+
+    def members() -> Iterator[tuple[str, bytes | str]]:
         for number in range(PHOTOGRAPHS):
             pixels[:64, :64] = number  # no two alike
-            for suffix, data in (("jpg", encode_jpeg(pixels)), ("txt", CAPTION.encode())):
-                info = tarfile.TarInfo(f"{number:05d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+            yield from named(f"{number:05d}", {"jpg": encode_jpeg(pixels), "txt": CAPTION}).items()
+
+    tarred(source / "00000.tar", members())

@@ -26,8 +26,8 @@ from pipeline.mining.grounder import open_detector
 from pipeline.mining.mine import MineConfig
 from pipeline.ui.server import create_app
 from storage.detections import read_detections
-from storage.store import Store
-from storage.versions import Version, Versions
+from storage.home import Home
+from storage.versions import Version
 
 ROOT = Path(__file__).parents[2]
 GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
@@ -80,7 +80,7 @@ def _no_detector(*_: object) -> None:
 
 
 def _version(home: Path) -> Version:
-    return Versions(Store(home)).load("latest")
+    return Home(home).versions.load("latest")
 
 
 def _table(home: Path) -> pa.Table:
@@ -90,7 +90,7 @@ def _table(home: Path) -> pa.Table:
 
 
 def test_nothing_is_mined_again(home: Path, hyco: Callable[..., str]) -> None:
-    left = mining.plan(MineConfig(source="scenes/train", grounder=GROUNDER), str(home))
+    left = mining.plan(MineConfig(source="scenes/train", grounder=GROUNDER), Home(home))
     assert ([unit.name for unit in left.done], left.pending) == ([TRAIN], [])
     told = json.loads(hyco("mine", *SOURCE, "--home", str(home), "--workers", "0"))
     assert (told["units_done"], told["images"], told["boxes"]) == (1, 10, 832)
@@ -102,7 +102,7 @@ def test_the_grounder_may_be_gone(home: Path) -> None:
     """The stored configuration names weights on another machine; packing needs none."""
     stored = _version(home).config["mine"]
     assert not mining.plan(
-        MineConfig.model_validate({**stored, "grounder": "transformers:gone"}), str(home)
+        MineConfig.model_validate({**stored, "grounder": "transformers:gone"}), Home(home)
     ).pending
 
 
@@ -145,7 +145,7 @@ def _numbers(run: Path) -> dict[str, tuple[str, float]]:
 
 
 def test_every_page_is_served(home: Path) -> None:
-    client = TestClient(create_app(str(home)), base_url="http://localhost")
+    client = TestClient(create_app(Home(home)), base_url="http://localhost")
     seen: set[str] = set()
     waiting = ["/", "/runs/old/metrics.json", "/runs/old/metrics.csv", "/runs/old/train.json"]
     waiting += [f"/versions/{VERSION}/samples/0/whole.jpg", "/versions/latest"]

@@ -9,7 +9,7 @@ import pytest
 from storage.checkpoint import Checkpoints
 from storage.files import atomic_directory
 from storage.gc import collect
-from storage.model_registry import Registry
+from storage.home import Home
 from storage.store import Store
 
 
@@ -60,7 +60,7 @@ def test_the_registry_and_checkpoints_write_folders_so(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.safetensors").write_bytes(b"weights")
     disk = Disk(monkeypatch)
-    kept, _ = Registry(tmp_path).keep(tmp_path / "model")
+    kept, _ = Home(tmp_path).registry.keep(tmp_path / "model")
     disk.assert_durable(tmp_path / "registry/models" / kept)
     disk = Disk(monkeypatch)
     saved = Checkpoints(tmp_path / "checkpoints").save(1, {"a": b"a", "b": b"b"})

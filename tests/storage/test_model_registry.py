@@ -9,7 +9,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from storage.model_registry import SCHEMA, Decision, MovedError, Registry, digest_of, fingerprint
+from storage.home import Home
+from storage.model_registry import SCHEMA, Decision, MovedError, digest_of, fingerprint
 
 
 def model(folder, weights=b"weights"):
@@ -24,7 +25,7 @@ def row(kind="promoted", name="a"):
 
 
 def test_the_champion_is_the_last_row_that_is_no_refusal(tmp_path):
-    registry = Registry(tmp_path)
+    registry = Home(tmp_path).registry
     assert registry.champion() is None and registry.rows() == []
     for number, (kind, name) in enumerate(
         [("promoted", "a"), ("refused", "b"), ("promoted", "c"), ("refused", "d")]
@@ -37,7 +38,7 @@ def test_the_champion_is_the_last_row_that_is_no_refusal(tmp_path):
 
 
 def test_the_log_is_parquet_that_anything_reads(tmp_path):
-    registry = Registry(tmp_path)
+    registry = Home(tmp_path).registry
     registry.append(replace(row(), source="s3://x", detectors=["d1"], metrics='{"a": 1}'), 0)
     (path,) = tmp_path.glob("registry/log/*.parquet")
     assert pq.read_table(path).schema.equals(SCHEMA)
@@ -45,7 +46,7 @@ def test_the_log_is_parquet_that_anything_reads(tmp_path):
 
 
 def test_who_decided_on_an_old_log_has_to_look_again(tmp_path):
-    registry = Registry(tmp_path)
+    registry = Home(tmp_path).registry
     registry.append(row(name="a"), 0)
     with pytest.raises(MovedError):
         registry.append(row(name="b"), 0)
@@ -53,7 +54,7 @@ def test_who_decided_on_an_old_log_has_to_look_again(tmp_path):
 
 
 def test_of_many_at_once_each_number_goes_to_one(tmp_path):
-    registry = Registry(tmp_path)
+    registry = Home(tmp_path).registry
 
     def add(name):
         while True:
@@ -68,7 +69,7 @@ def test_of_many_at_once_each_number_goes_to_one(tmp_path):
 
 
 def test_a_kept_model_has_its_bytes_and_damage_is_named(tmp_path):
-    registry = Registry(tmp_path / "home")
+    registry = Home(tmp_path / "home").registry
     source = model(tmp_path / "run" / "model")
     name, files = registry.keep(source)
     assert (name, files) == registry.keep(source) and name == digest_of(files)
@@ -91,15 +92,15 @@ def test_a_copy_killed_half_way_leaves_no_model(tmp_path):
         "    if done: os.kill(os.getpid(), 9)\n"
         "    done.append(original(source, target))\n"
         "r.shutil.copyfile = killed\n"
-        "r.Registry(sys.argv[1]).keep(sys.argv[2])\n"
+        "r.Registry(r.Store(sys.argv[1])).keep(sys.argv[2])\n"
     )
     home = tmp_path / "home"
     ended = subprocess.run([sys.executable, "-c", script, str(home), str(tmp_path / "run")], check=False)
     assert ended.returncode == -9
     left = list(home.glob("registry/models/*"))
     assert left and all(path.name.startswith(".tmp-") for path in left)
-    name, files = Registry(home).keep(tmp_path / "run")
-    assert Registry(home).problem(name, files) is None
+    name, files = Home(home).registry.keep(tmp_path / "run")
+    assert Home(home).registry.problem(name, files) is None
 
 
 def test_what_is_no_model_is_refused(tmp_path):
@@ -108,11 +109,11 @@ def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must hold model\.safetensors"):
         fingerprint(tmp_path)
     with pytest.raises(ValueError, match="needs a local home"):
-        Registry("memory://x")
+        _ = Home("memory://x").registry
 
 
 def test_a_torn_row_is_named(tmp_path):
-    registry = Registry(tmp_path)
+    registry = Home(tmp_path).registry
     registry.append(row(), 0)
     (path,) = tmp_path.glob("registry/log/*.parquet")
     path.write_bytes(path.read_bytes()[:50])

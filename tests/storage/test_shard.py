@@ -11,6 +11,7 @@ import pytest
 from storage.sample import Part, TrainingSample, content_key
 from storage.shard import read_shard, write_shard
 from storage.tar import TornTarError, read_members, write_end, write_member
+from tests.factories.files import named, tar_bytes
 
 
 def sample(number: int, parts: int = 2) -> TrainingSample:
@@ -88,14 +89,10 @@ def test_plain_webdataset_reads_it(tmp_path: Path) -> None:
 
 def test_a_shard_without_meta_is_read_as_published() -> None:
     """As HyCoCLIP's own tools write it: no meta.json, keys of digits, a folder before the name."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        members = {"child.jpg": b"i", "child.txt": b"a dog", "numparents.txt": b"1\n"}
-        for suffix, data in {**members, "parent000.jpg": b"p", "parent000.txt": b"dog"}.items():
-            info = tarfile.TarInfo(f"./grit/000001234.{suffix}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    (found,) = read_shard(io.BytesIO(file.getvalue()))
+    members = {"child.jpg": b"i", "child.txt": b"a dog", "numparents.txt": b"1\n"}
+    parent = {"parent000.jpg": b"p", "parent000.txt": b"dog"}
+    data = tar_bytes(named("./grit/000001234", {**members, **parent}))
+    (found,) = read_shard(io.BytesIO(data))
     assert (found.key, found.captions, found.image) == ("000001234", ("a dog",), b"i")
     (part,) = found.parts
     assert (part.image, part.phrase, part.span, part.rule) == (b"p", "dog", (-1, -1), "")
@@ -128,14 +125,9 @@ def test_a_cut_made_to_look_whole_is_caught_by_the_count() -> None:
 
 
 def test_a_missing_part_is_caught() -> None:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for suffix, data in {"child.jpg": b"i", "child.txt": b"t", "numparents.txt": b"1"}.items():
-            info = tarfile.TarInfo(f"k.{suffix}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    data = tar_bytes(named("k", {"child.jpg": b"i", "child.txt": b"t", "numparents.txt": b"1"}))
     with pytest.raises(ValueError, match=r"sample k has no parent000\.jpg"):
-        list(read_shard(io.BytesIO(file.getvalue())))
+        list(read_shard(io.BytesIO(data)))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.batchnorm_fused import recentre_lean
-from models.hyperbolic.nn.batchnorm_ops import Statistics, recentre
+from models.hyperbolic.nn.batchnorm_ops import Statistics, recentre, wide
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
@@ -75,12 +75,13 @@ class _BatchNorm(HyperbolicModule):
         wanted = c * (x.new_ones(()) if self.weight is None else F.softplus(self.weight))
         given = None
         if not self.training and self.running_mean is not None and self.running_var is not None:
-            given = Statistics(to_space(self.running_mean, rate), c * self.running_var)
+            given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
-        recentre_here = recentre_lean if self.lean else recentre
+        # A compiler makes its own backward pass of the plain arithmetic.
+        recentre_here = recentre_lean if self.lean and not torch.compiler.is_compiling() else recentre
         out, found = recentre_here(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:
-            self._track(found.mean, found.spread / c, rate)
+            self._track(found.mean.detach(), found.spread.detach() / c, rate)
         return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
 
     @torch.no_grad()
@@ -90,8 +91,9 @@ class _BatchNorm(HyperbolicModule):
         self.num_batches_tracked.add_(1)
         share = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
         # The weighted midpoint of the old mean and the new one.
-        n = torch.linalg.vector_norm(self.running_mean).clamp(min=1e-15)
-        space = torch.lerp(self.running_mean * ((n * rate).sinh() / n), mean, share)
+        old = self.running_mean.to(mean.dtype)
+        n = torch.linalg.vector_norm(old).clamp(min=1e-15)
+        space = torch.lerp(old * ((n * rate).sinh() / n), mean, share)
         total = torch.lerp((n * rate).cosh(), (1 + mean.dot(mean)).sqrt(), share)
         space = normalise(space, total)
         n = torch.linalg.vector_norm(space).clamp(min=1e-15)

@@ -1,22 +1,32 @@
-"""`recentre` with a hand-written backward pass: a third of the operations, and x alone kept of its size.
+"""`recentre` with a hand-written backward pass: x and four numbers a point are kept, and each tensor of the size of x
+is gone through a few times only.
 
-Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. What happens
-once a point is as much work here as what happens once a coordinate, so operations are few, in place where they can
-be, and free of torch.where, which CPUs do one element at a time.
-
-Every derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2. The difference is off by the
-rounding unit, and the quotient by that over u^2; but it always meets the square of a vector of length u, so the
-gradient is off by a rounding unit. Below a few rounding units the quotient is held, for the same reason.
+What happens once a point is computed again on the way back: as much work as what happens once a coordinate, so
+operations are few, in place where they can be, and free of torch.where, which CPUs do one element at a time. What
+happens once (the means) is left to autograd. Written with angles u rather than their squares, whose roots autograd
+could not differentiate at zero. Every derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2:
+the difference is off by the rounding unit, and the quotient by that over u^2, but it always meets the square of a
+vector of length u. Below a few rounding units the quotient is held, for the same reason.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average, sum_points
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
+from models.hyperbolic.nn.batchnorm_ops import (
+    Ends,
+    Place,
+    Statistics,
+    all_reduce,
+    average,
+    boosted,
+    place,
+    sum_points,
+    wide,
+)
+from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
 
 TINY = 1e-30
 """Least squared angle: sinh of its root is the root itself."""
@@ -31,190 +41,293 @@ def recentre_lean(
     given: Statistics | None = None,
     together: bool = False,
 ) -> tuple[Tensor, Statistics]:
-    """`recentre`, differentiable once, with gradients in all tensors but the returned statistics."""
-    mean, spread = given or (None, None)
-    out, mean, spread, *_ = _Recentre.apply(x, bias, wanted, slack, rate, mean, spread, together)
+    """`recentre`, differentiable once, with gradients in all tensors but the statistics."""
+    out, mean, spread = _Recentre.apply(x, bias, wanted, slack, rate, *(given or (None, None)), together)
     return out, Statistics(mean, spread)
 
 
-class _Kept(NamedTuple):
-    """What the backward pass needs besides x; [B, 1, N] unless said otherwise."""
+class _Seen(NamedTuple):
+    """Numbers of each point, [B, 1, N]: its space part is f times the tangent vector."""
 
-    r: Tensor  # angle of the input
-    t: Tensor  # its time part
-    f: Tensor  # its space part is f x
-    along: Tensor  # x . mean and x . bias, [B, 2, N]
-    cosh: Tensor  # of the angles from mean and bias, [B, 2, N]
-    half: Tensor  # half the angle from the mean
-    sinh_in: Tensor  # sinh(angle) / 2
-    turn: Tensor  # angle from the learned mean in the output
-    sinh_out: Tensor
-    cosh_out: Tensor
+    along: Tensor  # part of the tangent vector along p's direction
+    n: Tensor  # its length
+    sinh: Tensor  # of its angle
+    t: Tensor  # time part
+    f: Tensor
+    x_r: Tensor  # part of the space part along p's direction
+    y_r: Tensor  # this and the time part as seen from p
+    y_t: Tensor
+
+
+def _see(d_r: Tensor, d2: Tensor, rate: Rate, p: Place) -> _Seen:
+    """From the tangent vector's difference from p's: the part along p's direction and the square of that across."""
+    along, one = d_r + p.length, d_r.new_ones(())
+    n = torch.addcmul(d2, along, along).clamp_(min=TINY).sqrt_()
+    sinh = (n * rate).clamp_(max=MAX_ANGLE).sinh_()
+    t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh / n
+    x_r = f * along
+    y_r = (x_r * p.time).sub_(t * p.space)
+    y_t = (f * f).mul_(d2).addcmul_(y_r, y_r).add_(1).sqrt_()
+    return _Seen(along, n, sinh, t, f, x_r, y_r, y_t)
+
+
+def _unsee(
+    p: Place, seen: _Seen, d2: Tensor, rate: Rate, f: Tensor, x_r: Tensor, t: Tensor, y_r: Tensor, y_t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes in d_r, d2 and rate (0-dim) from those in what `_see` returns; overwrites them."""
+    y_t.div_(seen.y_t)
+    y_r.addcmul_(y_t, seen.y_r)
+    f.addcmul_(y_t.mul_(seen.f), d2)
+    by_d2 = y_t.mul_(seen.f).mul_(0.5)
+    x_r.add_(y_r * p.time)
+    t.sub_(y_r.mul_(p.space))
+    f.addcmul_(x_r, seen.along)
+    by_d_r = x_r.mul_(seen.f)
+    # sinh(q) / n and cosh(q) with q = rate n; beyond the cap q stays.
+    f.div_(seen.n)
+    by_angle = t.mul_(seen.sinh).addcmul_(f, seen.t).mul_((MAX_ANGLE - seen.n * rate).sign_().clamp_(min=0))
+    by_n = (by_angle * rate).sub_(f.mul_(seen.f)).div_(seen.n)
+    return by_d_r.addcmul_(by_n, seen.along), by_d2.add_(by_n, alpha=0.5), torch.sum(by_angle.mul_(seen.n))
+
+
+class _Turned(NamedTuple):
+    """Numbers of each point, [B, 1, N], of its way from the mean to the learned mean."""
+
+    cosh: Tensor  # of the angle from the mean
+    half: Tensor  # half of the angle
+    sinh: Tensor  # of the angle
+
+
+def _from_mean(seen: _Seen, across: Tensor, ends: Ends) -> _Turned:
+    cosh = (seen.y_t * ends.mean_t).addcmul_(seen.f, across[:, :1], value=-1).sub_(seen.y_r * ends.mean_r)
+    half2 = (cosh - 1).mul_(0.5).clamp_(min=TINY)
+    sinh_half, cosh_half = half2.sqrt(), (half2 + 1).sqrt_()
+    half = half2.div_(cosh_half + 1).add_(sinh_half).log1p_()
+    return _Turned(cosh, half, sinh_half.mul_(cosh_half).mul_(2))
+
+
+class _Out(NamedTuple):
+    """Numbers of each point, [B, 1, N]: the point goes to k x + of_mean mean + of_bias learned mean."""
+
+    turn: Tensor  # angle from the learned mean
+    sinh: Tensor
+    cosh: Tensor
     k: Tensor
-    mixed: Tensor  # z - cosh and z, [B, 2, N]
-    factors: Tensor  # of mean and bias in w, [B, 2, N]
-    w_t: Tensor  # time part of w
-    w_n: Tensor  # length of its space part
-    shrink: Tensor  # the tangent vector is shrink w
-    sums: Tensor  # of `sum_points`; empty with given statistics
-    pair: Tensor  # mean and bias, [2, C]
-    pair_t: Tensor  # their time parts, [2, 1]
-    mix: Tensor  # mixed = mix cosh, [2, 2]
-    gain: Tensor  # turn = gain angle, 0-dim
-    lift: Tensor  # the learned mean's space part is lift times the tangent vector, 0-dim
+    z: Tensor
+    of_way: Tensor  # all that it has along p's direction
+    of_mean: Tensor
+    of_bias: Tensor
+    w_t: Tensor  # time part
+    w2: Tensor  # square of the length of its space part
+    shrink: Tensor  # the tangent vector is shrink times the space part
+
+
+def _weigh(seen: _Seen, across: Tensor, ends: Ends, turned: _Turned, gain: Tensor, rate: Rate) -> _Out:
+    one = gain.new_ones(())
+    turn = (turned.half * (2 * gain)).clamp_(max=MAX_ANGLE)
+    sinh = turn.sinh()
+    cosh, k = torch.addcmul(one, sinh, sinh).sqrt_(), sinh / turned.sinh
+    from_bias = (seen.t * ends.bias_t).addcmul_(seen.f, across[:, 1:], value=-1).sub_(seen.x_r * ends.bias_r)
+    z = (turned.cosh * ends.between).sub_(from_bias).mul_(1 / (1 + ends.between))
+    of_mean, of_bias = (z - turned.cosh).mul_(k), torch.addcmul(cosh, k, z)
+    of_way = (k * seen.x_r).add_(of_mean * ends.whole_r).add_(of_bias * ends.bias_r)
+    w_t = (k * seen.t).add_(of_mean * ends.whole_t).add_(of_bias * ends.bias_t)
+    w2 = torch.addcmul(-one, w_t, w_t).clamp_(min=TINY)
+    w = w2.sqrt()
+    shrink = (w2 / (w_t + 1)).add_(w).log1p_().div_(w).mul_(1 / rate)
+    return _Out(turn, sinh, cosh, k, z, of_way, of_mean, of_bias, w_t, w2, shrink)
 
 
 class _Recentre(Function):
     @staticmethod
-    def forward(x, bias, wanted, slack, rate, mean, spread, together):
-        batch, one, given = x.shape[0], x.new_ones(()), mean is not None
-        # Fresh pages are half of the time of a large operation on a CPU: squares and result share a buffer.
-        buffer = x * x
-        r = buffer.sum(1, keepdim=True).clamp_(min=TINY).sqrt_().mul_(rate)
-        sinh = r.clamp(max=MAX_ANGLE).sinh_()
-        t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh.mul_(rate).div_(r)
-        sums = x.new_empty(0) if given else sum_points(x, t, f, together)
-        mean = mean.clone() if given else normalise(sums[:-2], sums[-2], sums[-1])
-        n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
-        lift = (n * rate).clamp_(max=MAX_ANGLE).sinh_().div_(n)
-        pair = torch.stack([mean, bias * lift])
-        pair_t = pair.square().sum(1, keepdim=True).add_(1).sqrt_()
-        many = pair.expand(batch, -1, -1)
-        along = torch.bmm(many, x)
-        cosh = (t * pair_t).addcmul_(f, along, value=-1)
-
-        half2 = (cosh[:, :1] - 1).mul_(0.5).clamp_(min=TINY)
-        sinh_half, cosh_half = half2.sqrt(), (half2 + 1).sqrt_()
-        half = half2.div_(cosh_half + 1).add_(sinh_half).log1p_()
-        spread = spread.clone() if given else 4 * average(half.square(), together)
+    def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together):  # pyright: ignore[reportIncompatibleMethodOverride]
+        given = None if mean is None else Statistics(mean, spread)
+        p = place(x, rate, given, together)
+        d, d_r = _apart(x, p)
+        d2 = (d * d).sum(1, keepdim=True)
+        seen = _see(wide(d_r), wide(d2), rate, p)
+        sums = None if given else sum_points(d, seen.f, seen.y_r, seen.y_t, p, together)
+        ends = Ends.of(_mean(sums, given, p), to_space(wide(bias), rate), p)
+        across = torch.bmm(ends.across.to(x.dtype).expand(len(x), -1, -1), d)
+        wide_across = wide(across)
+        turned = _from_mean(seen, wide_across, ends)
+        spread = wide(given.spread) if given else 4 * average(turned.half.square(), together)
         gain = (wanted / (spread + slack)).sqrt()
-        turn = (half * (2 * gain)).clamp_(max=MAX_ANGLE)
-        sinh_out, sinh_in = turn.sinh(), sinh_half.mul_(cosh_half)
-        cosh_out, k = torch.addcmul(one, sinh_out, sinh_out).sqrt_(), (sinh_out / sinh_in).mul_(0.5)
-
-        between = pair_t.prod() - pair[0].dot(pair[1])
-        mix = (torch.stack([-one, -one, between, -one]) / (1 + between)).view(2, 2)
-        mixed = torch.bmm(mix.expand(batch, -1, -1), cosh)
-        factors = mixed * k
-        factors[:, 1:].add_(cosh_out)
-        w_t = torch.bmm(pair_t.T.expand(batch, -1, -1), factors).addcmul_(k, t)
-        w_n2 = torch.addcmul(-one, w_t, w_t).clamp_(min=TINY)
-        w_n = w_n2.sqrt()
-        shrink = w_n2.div_(w_t + 1).add_(w_n).log1p_().div_(w_n).div_(rate)
-        out = torch.mul(x, (k * f).mul_(shrink), out=buffer)
-        out.baddbmm_(many.transpose(1, 2), factors * shrink)
-        kept = _Kept(r, t, f, along, cosh, half, sinh_in, turn, sinh_out, cosh_out, k, mixed, factors, w_t, w_n,
-                     shrink, sums, pair, pair_t, mix, gain, lift)  # fmt: skip
-        return out, mean, spread, *kept
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, _, _, slack, rate, mean, _, ctx.together = inputs
-        ctx.given = mean is not None
+        o = _weigh(seen, wide_across, ends, turned, gain, rate)
+        factors = torch.cat([o.of_way, o.of_mean, o.of_bias], 1).mul_(o.shrink)
+        d.mul_((o.shrink * o.k).mul_(seen.f).to(x.dtype))
+        out = d.baddbmm_(_vectors(p, ends, x).transpose(1, 2), factors.to(x.dtype))
+        ctx.p, ctx.together = p, together
         ctx.rate, ctx.slack = (None if isinstance(v, Tensor) else v for v in (rate, slack))
-        ctx.mark_non_differentiable(*output[1:])
-        if not torch.compiler.is_compiling():  # see `respond`
-            ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *(v if isinstance(v, Tensor) else None for v in (rate, slack)), *output[2:])
+        ctx.mark_non_differentiable(ends.whole, spread)
+        tensors = (v if isinstance(v, Tensor) else None for v in (rate, slack))
+        ctx.save_for_backward(x, bias, wanted, *tensors, d_r, d2, across, sums, mean, spread)
+        return out, ends.whole, spread
 
     @staticmethod
-    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if grad is None:
-            return (None,) * 8
+    def backward(ctx: Any, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this layer is differentiable once; build it with lean=False for second derivatives"
             )
-        x, rate, slack, spread, *kept = ctx.saved_tensors
+        x, bias, wanted, rate, slack, d_r, d2, across, sums, mean, spread = ctx.saved_tensors
         rate, slack = ctx.rate if rate is None else rate, ctx.slack if slack is None else slack
-        p, batch, least = _Kept(*kept), x.shape[0], 8 * torch.finfo(x.dtype).eps
-        k_f = p.k * p.f
-        # Beyond the caps the input's time part and the output's angle stay.
-        free, moves = (MAX_ANGLE - p.r).sign_().clamp_(min=0), (MAX_ANGLE - p.turn).sign_()
+        p, given = ctx.p, None if mean is None else Statistics(mean, spread)
+        d, _ = _apart(x, p)
+        with torch.enable_grad():  # what happens once
+            bias, slack, rate, wanted = (_leaf(v) for v in (bias, slack, rate, wanted))
+            sums, given = _leaf(sums), given and Statistics(_leaf(given.mean), _leaf(given.spread))
+            mean = _mean(sums, given, p)
+            end_mean, spread = _leaf(mean), _leaf(wide(spread))
+            ends = Ends.of(end_mean, to_space(wide(bias), rate), p)
+            gain = (wanted / (spread + slack)).sqrt()
+        once, e, g, rate_ = _Slopes(), Ends(*(v.detach() for v in ends)), gain.detach(), _number(rate)
+        d2, across, least = wide(d2), wide(across), 8 * torch.finfo(gain.dtype).eps
+        seen = _see(wide(d_r), d2, rate_, p)
+        turned = _from_mean(seen, across, e)
+        o = _weigh(seen, across, e, turned, g, rate_)
 
-        # The combination: out = shrink (k f x + factors . pair).
-        buffer = x * grad
-        to_x, to_pair = buffer.sum(1, keepdim=True), torch.bmm(p.pair.expand(batch, -1, -1), grad)
-        d_shrink = (to_x * k_f).add_(_dot(to_pair, p.factors))
-        d_k_f = to_x.mul_(p.shrink)
-        d_w_t = (p.shrink * p.w_t).mul_(-rate).add_(1).mul_(d_shrink)
-        d_w_t.div_((p.w_n * p.w_n).clamp_(min=least)).mul_(1 / rate)
-        d_factors = to_pair.mul_(p.shrink).addcmul_(d_w_t, p.pair_t)
-        d_cosh_out = d_factors[:, 1:]
+        # out = shrink (k f d + factors . vectors)
+        vectors = _vectors(p, ends, x)
+        by_vectors = torch.bmm(vectors, grad)
+        own = (o.shrink * o.k).mul_(seen.f)
+        rows = torch.cat([o.of_mean, o.of_bias], 1).mul_(o.shrink)
+        by_ends = wide(torch.bmm(rows.to(x.dtype), grad.transpose(1, 2)).sum(0))
+        by_own = wide((d * grad).sum(1, keepdim=True))
+        by_way, by_mean, by_bias = wide(by_vectors).split(1, 1)
+        by_shrink = (by_own * o.k).mul_(seen.f).addcmul_(by_way, o.of_way)
+        by_shrink.addcmul_(by_mean, o.of_mean).addcmul_(by_bias, o.of_bias)
+        by_rate = -torch.sum(by_shrink * o.shrink) / rate_
+        by_w_t = (o.shrink * o.w_t).neg_().add_(1 / rate_).mul_(by_shrink).div_(o.w2.clamp_(min=least))
+        by_way, by_mean, by_bias = by_way * o.shrink, by_mean * o.shrink, by_bias * o.shrink
+        by_mean.add_(by_way * e.whole_r).add_(by_w_t * e.whole_t)
+        by_bias.add_(by_way * e.bias_r).add_(by_w_t * e.bias_t)
+        by_whole_r, by_whole_t = _total(by_way, o.of_mean), _total(by_w_t, o.of_mean)
+        by_bias_r, by_bias_t = _total(by_way, o.of_bias), _total(by_w_t, o.of_bias)
+        by_f = by_own.mul_(o.shrink)
+        by_k = (by_f * seen.f).addcmul_(by_way, seen.x_r).addcmul_(by_w_t, seen.t)
+        by_k.addcmul_(by_mean, o.z - turned.cosh).addcmul_(by_bias, o.z)
+        by_f.mul_(o.k)
+        by_x_r, by_t = by_way.mul_(o.k), by_w_t.mul_(o.k)
 
-        # k = sinh(turn) / sinh(angle) and cosh(turn) with turn = gain angle, by the logarithms of both.
-        d_log_k = _dot(d_factors, p.mixed).addcmul_(d_w_t, p.t).mul_(p.k).addcmul_(d_k_f, k_f)
-        d_log_turn = (p.turn * p.cosh_out).div_(p.sinh_out).sub_(1).mul_(d_log_k)
-        d_log_gain = (
-            torch.addcmul(d_log_turn, d_cosh_out, p.sinh_out * p.turn).add_(d_log_k).mul_(moves).sum()
+        # z = (cosh between - from_bias) / (1 + between)
+        by_z = (by_mean + by_bias).mul_(o.k).mul_(1 / (1 + e.between))
+        by_cosh = (by_mean.mul_(o.k)).neg_().add_(by_z * e.between)
+        by_between = torch.sum(by_z * (turned.cosh - o.z))
+        by_t.sub_(by_z * e.bias_t)
+        by_f.addcmul_(by_z, across[:, 1:])
+        by_x_r.add_(by_z * e.bias_r)
+        by_bias_t, by_bias_r = by_bias_t - _total(by_z, seen.t), by_bias_r + _total(by_z, seen.x_r)
+        by_across_bias = by_z.mul_(seen.f)
+
+        # k = sinh(turn) / sinh(angle) and cosh(turn), turn = gain angle, by the cosh of the angle.
+        moves, angle = (MAX_ANGLE - o.turn).sign_().clamp_(min=0), turned.half.mul_(2)
+        coth = (o.turn * o.cosh).div_(o.sinh).sub_(1).mul_(moves)  # turn coth(turn) - 1
+        by_k.mul_(o.k)
+        by_log_turn = by_k.clone().add_(coth * by_k)
+        by_log_turn.mul_(moves).addcmul_((by_bias * moves).mul_(o.turn), o.sinh)
+        once.run((gain,), (by_log_turn.sum() / g,), (wanted, slack, rate, spread))
+        coth.sub_((angle * turned.cosh).div_(turned.sinh).sub_(moves)).div_(
+            (angle * turned.sinh).clamp_(min=least)
         )
-        d_wanted = d_log_gain / (2 * p.gain * p.gain * (spread + slack))
-        d_slack = d_log_gain / (-2 * (spread + slack))
-        # The same by the cosine of the angle, whose slope in the logarithm of the angle is angle sinh(angle), and
-        # which rounding may have put below 1: there the angle is held at zero.
-        ratio, held = p.half / p.sinh_in, (p.cosh[:, :1] - 1).sign_().add_(1).clamp_(max=1)
-        d_from_mean = d_log_turn.div_((p.turn * p.turn).clamp_(min=least)).mul_(ratio).mul_(p.gain)
-        d_from_mean.addcmul_(d_cosh_out, p.k).mul_(moves).mul_(p.gain)
-        growth = (ratio * p.cosh[:, :1]).sub_(moves).div_((p.half * p.sinh_in).mul_(4).clamp_(min=least))
-        d_from_mean.addcmul_(d_log_k, growth, value=-1)
-        if not ctx.given:  # the spread is the mean of the squared angles
-            d_spread = all_reduce(d_slack) if ctx.together else d_slack
-            d_from_mean.addcmul_(ratio, 2 * d_spread / p.sums[-1])
+        by_turned = coth.mul_(by_k).addcmul_(by_bias.mul_(g), o.k.mul_(moves))
+        if given is None:  # the spread is the mean of the squared angles
+            by_spread = all_reduce(once[spread]) if ctx.together else once[spread]
+            by_turned.add_((angle / turned.sinh).mul_(2 * by_spread / sums[-1].detach()))
+        # Where rounding has put the cosh below 1 the angle is held at zero.
+        by_cosh.addcmul_(by_turned, (turned.cosh - 1).sign_().add_(1).clamp_(max=1))
 
-        # The cosines: t pair_t - f along.
-        d_mixed = d_factors.mul_(p.k)
-        first, second = d_mixed.split(1, 1)
-        d_between = ((first + second) * (p.cosh[:, :1] + p.cosh[:, 1:])).sum() * p.mix[0, 0] ** 2
-        d_cosh = torch.bmm(p.mix.T.expand(batch, -1, -1), d_mixed)
-        d_cosh[:, :1].addcmul_(d_from_mean, held)
-        d_t = torch.bmm(p.pair_t.T.expand(batch, -1, -1), d_cosh).addcmul_(d_w_t, p.k)
-        d_f = (d_k_f * p.k).sub_(_dot(d_cosh, p.along))
-        d_pair_t = torch.bmm(d_cosh, p.t.transpose(1, 2)) + torch.bmm(p.factors, d_w_t.transpose(1, 2))
-        d_pair_t = d_pair_t.sum(0) + d_between * p.pair_t.flip(0)
-        rows, vectors = d_cosh.mul_(p.f), -p.pair
-        d_pair = torch.bmm(p.factors * p.shrink, grad.transpose(1, 2)) - torch.bmm(rows, x.transpose(1, 2))
-        d_pair = d_pair.sum(0) + d_pair_t * p.pair / p.pair_t - d_between * p.pair.flip(0)
+        # cosh = y_t mean_t - y_r mean_r - f across
+        by_mean_t, by_mean_r = _total(by_cosh, seen.y_t), -_total(by_cosh, seen.y_r)
+        by_f.addcmul_(by_cosh, across[:, :1], value=-1)
+        by_y_t, by_y_r = by_cosh * e.mean_t, by_cosh * -e.mean_r
+        rows = torch.cat([by_cosh.mul_(seen.f).neg_(), by_across_bias], 1)
+        by_ends = by_ends + wide(torch.bmm(rows.to(x.dtype), d.transpose(1, 2)).sum(0))
+        parts = (ends.mean_r, ends.mean_t, ends.whole_r, ends.whole_t, ends.bias_r, ends.bias_t, ends.between)
+        slopes = (by_mean_r, by_mean_t, by_whole_r, by_whole_t, by_bias_r, by_bias_t, by_between)
+        once.run((*parts, ends.across), (*slopes, by_ends), (bias, rate, end_mean))
 
-        # The mean, by the sums it was made of; f d_sum is one more vector that comes back to every point.
-        if not ctx.given:
-            d_mean = all_reduce(d_pair[0]) if ctx.together else d_pair[0]
-            d_sum, d_total = _normalise_backward(p.sums, p.pair[0], d_mean)
-            d_f += torch.bmm(d_sum.expand(batch, 1, -1), x)
-            d_t += d_total
-            rows, vectors = torch.cat([rows, p.f], 1), torch.cat([vectors, d_sum.unsqueeze(0)])
-        square = (p.r * p.r).clamp_(min=least)
-        d_radial = (p.t * free).div_(p.f).mul_(rate).sub_(1).div_(square).mul_(d_f)
-        d_n2 = d_radial.mul_(rate).addcmul_(d_t, free).mul_(p.f).mul_(rate)
-        d_rate = None
-        if ctx.needs_input_grad[4]:
-            d_rate = (d_n2 * p.r * p.r).sum() / rate**3
-            d_rate = d_rate + ((d_f * p.f).sum() - (d_shrink * p.shrink).sum()) / rate
-        d_x = torch.mul(x, d_n2, out=buffer).addcmul_(grad, k_f.mul_(p.shrink))
-        d_x.baddbmm_(vectors.T.expand(batch, -1, -1), rows)
-        d_bias, slope = _lift_backward(p, rate, d_pair[1])
-        d_rate = None if d_rate is None else d_rate + slope
-        d_given = (d_pair[0], d_slack) if ctx.given else (None, None)
-        return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None
+        rows, vectors = [wide(by_vectors[:, :1]).mul_(own).neg_(), rows], vectors[0]
+        by_end = once[end_mean]
+        if given is None:
+            # The sums: of f d and y_r p.way, and of y_t.
+            by_end = all_reduce(by_end) if ctx.together else by_end
+            once.run((mean,), (by_end,), (sums,))
+            by_sum = once[sums][:-2]
+            along = p.way.dot(by_sum)
+            by_sum = torch.addcmul(by_sum, along, p.way, value=-1).to(x.dtype)[None]
+            by_f.add_(torch.bmm(by_sum.expand(len(x), -1, -1), d))
+            by_y_r.add_(along)
+            by_y_t.add_(once[sums][-2])
+            rows, vectors = [*rows, seen.f], torch.cat([vectors, by_sum])
+        else:
+            once.run((mean,), (by_end,), (given.mean,))
+            once.add(given.spread, once[spread])
+        by_d_r, by_d2, by_angle = _unsee(p, seen, d2, rate_, by_f, by_x_r, by_t, by_y_r, by_y_t)
+        once.add(rate, by_rate + by_angle)
+        # What comes back across p's direction has its part along it taken out, and that of d_r put in.
+        rows[0].add_(by_d_r)
+        d_x = d.mul_(by_d2.mul_(2).to(x.dtype)).addcmul_(grad, own.to(x.dtype))
+        d_x.baddbmm_(vectors.expand(len(x), -1, -1).transpose(1, 2), torch.cat(rows, 1).to(x.dtype))
+        of_given = (once.get(given.mean), once.get(given.spread)) if given else (None, None)
+        return d_x, once.get(bias), once.get(wanted), once.get(slack), once.get(rate), *of_given, None
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[B, 2, N] x 2 -> [B, 1, N]; reducing so short a dimension costs three times this."""
-    return (a[:, :1] * b[:, :1]).addcmul_(a[:, 1:], b[:, 1:])
+class _Slopes:
+    """Sums of the gradients of the leaves that several computations give."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, Tensor] = {}
+
+    def run(self, outputs: tuple[Tensor, ...], slopes: tuple[Tensor, ...], leaves: tuple[Any, ...]) -> None:
+        """Add the gradients of the leaves (numbers among them are left out) from those of the outputs."""
+        leaves = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        found = torch.autograd.grad(outputs, leaves, slopes, retain_graph=True, allow_unused=True)
+        for leaf, slope in zip(leaves, found, strict=True):
+            if slope is not None:
+                self.add(leaf, slope)
+
+    def add(self, leaf: Any, slope: Tensor) -> None:
+        """Add to what a leaf has."""
+        self.held[id(leaf)] = self.held[id(leaf)] + slope if id(leaf) in self.held else slope
+
+    def get(self, leaf: Any) -> Tensor | None:
+        """The gradient of a leaf, if it is one and has any."""
+        return (
+            self.held[id(leaf)].to(leaf.dtype) if isinstance(leaf, Tensor) and id(leaf) in self.held else None
+        )
+
+    def __getitem__(self, leaf: Tensor) -> Tensor:
+        return self.held[id(leaf)]
 
 
-def _lift_backward(p: _Kept, rate: Rate, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in the learned mean's tangent vector [C] and in the rate (0-dim), from that in its space part."""
-    bias, cosh = p.pair[1] / p.lift, p.pair_t[1, 0]
-    n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
-    cosh = cosh * (MAX_ANGLE - n * rate).sign_().clamp_(min=0)
-    along = grad.dot(bias)
-    return torch.addcmul(grad * p.lift, bias, (rate * cosh - p.lift) * along / (n * n)), along * cosh
+def _number(value: Rate) -> Rate:
+    return wide(value.detach()) if isinstance(value, Tensor) else value
 
 
-def _normalise_backward(sums: Tensor, mean: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in the summed space parts [C] and the summed time parts (0-dim) from that in their mean [C]."""
-    # mean = space scale, scale = (total^2 - |space|^2)^-1/2, and total scale is the mean's time part.
-    total, least = sums[-2], sums[-1]
-    scale = (1 + mean.dot(mean)).sqrt() / total
-    along = grad.dot(mean) * scale * (1 - least * scale).sign_().clamp_(min=0)
-    return torch.addcmul(grad * scale, along, mean), -along * total * scale
+def _total(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.flatten(), b.flatten())
+
+
+def _leaf(value: Any) -> Any:
+    return value.detach().requires_grad_() if isinstance(value, Tensor) else value
+
+
+def _apart(x: Tensor, p: Place) -> tuple[Tensor, Tensor]:
+    """Differences of the tangent vectors from p's across its direction, [B, C, N], and along it, [B, 1, N]."""
+    d, rows = x - p.at[:, None], p.way.to(x.dtype).expand(len(x), 1, -1)
+    d_r = torch.bmm(rows, d)
+    return d.baddbmm_(rows.transpose(1, 2), d_r, alpha=-1), d_r
+
+
+def _mean(sums: Tensor | None, given: Statistics | None, p: Place) -> Tensor:
+    """The mean as seen from p: given, or from the sums of `sum_points`."""
+    if given:
+        return boosted(wide(given.mean), p)
+    assert sums is not None
+    return normalise(sums[:-2], sums[-2], sums[-1])
+
+
+def _vectors(p: Place, ends: Ends, x: Tensor) -> Tensor:
+    """p's direction and what mean and learned mean have across it, [B, 3, C]."""
+    return torch.cat([p.way[None], ends.across.detach()]).to(x.dtype).expand(len(x), -1, -1)

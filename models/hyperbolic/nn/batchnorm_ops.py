@@ -6,7 +6,12 @@ cosh d(b, x) alone: with k = sinh(g d(m, x)) / sinh d(m, x) and q = cosh d(m, b)
 
     w = k x + k (z - cosh d(m, x)) m + (k z + cosh(g d(m, x))) b,   z = (q cosh d(m, x) - cosh d(b, x)) / (1 + q).
 
-The cost is two dot products and one combination a point; all else happens once a point, not once a coordinate.
+Points that lie close together lose all digits of float32 in these sums. So coordinates are taken about a place p in
+their midst (any will do; the result does not depend on it, and no gradient runs through it): differences of tangent
+vectors from p's, which are exact, split into the part along p's direction and the part across it. The part across is
+the only thing of the size of the points. What is left are a few numbers a point, computed in float64: the cost of
+float64 shows on tensors of the size of the points only. Boosted by -p, points have the coordinates y along p (y_r),
+the same part across, and y_t; the midpoint is taken there.
 """
 
 from typing import Any, NamedTuple
@@ -15,15 +20,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, normalise, to_space
-from models.hyperbolic.ops import asinhc, sinhc
+from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, radial_part, to_space
+from models.hyperbolic.ops import asinhc, sinhc, square_norm
 
 
 class Statistics(NamedTuple):
-    """Mean [C] (space part on the unit hyperboloid) and spread (0-dim), the mean squared angle from it."""
+    """Mean [C] (space part on the unit hyperboloid, as wide as `wide` makes it) and spread (0-dim), the mean squared
+    angle from it."""
 
     mean: Tensor
     spread: Tensor
+
+
+class Place(NamedTuple):
+    """Where coordinates are taken about: a tangent vector, and its point on the unit hyperboloid."""
+
+    at: Tensor  # the tangent vector [C]
+    way: Tensor  # its direction [C], wide; 0 where it has none
+    length: Tensor  # its length, 0-dim like the rest, and wide
+    time: Tensor  # time part of its point
+    space: Tensor  # length of its point's space part
 
 
 def recentre(
@@ -45,43 +61,106 @@ def recentre(
         given: statistics to use instead of the points' own.
         together: the points' own statistics are those of all processes of torch.distributed.
     """
-    t, f = cosh_sinhc(x, rate, 1)
-    mean = given.mean if given else _mean(x, t, f, together)
-    bias = to_space(bias, rate)
-    pair = torch.stack([mean, bias])
-    pair_t = (1 + pair.square().sum(1, keepdim=True)).sqrt()
-    many = pair.expand(x.shape[0], -1, -1)
-    cosh = t * pair_t - f * torch.bmm(many, x)
-    from_mean, from_bias = cosh.split(1, 1)
+    p = place(x, rate, given, together)
+    rows = p.way.to(x.dtype).expand(x.shape[0], 1, -1)
+    d = x - p.at[:, None]
+    d_r = torch.bmm(rows, d)
+    d = torch.baddbmm(d, rows.transpose(1, 2), d_r, alpha=-1)
+    # Radial quantities as smooth functions of squares, so that second derivatives exist at the origin too.
+    d_r, d2 = wide(d_r), wide(square_norm(d, 1))
+    along = d_r + p.length
+    s = (along * along + d2) * (rate * rate)
+    radial = radial_part(s)
+    f, t = rate * radial, (1 + s * radial * radial).sqrt()
+    y_r = f * along * p.time - t * p.space
+    y_t = (1 + f * f * d2 + y_r * y_r).sqrt()
+    if given:
+        mean = boosted(wide(given.mean), p)
+    else:
+        sums = sum_points(d, f, y_r, y_t, p, together)
+        mean = normalise(sums[:-2], sums[-2], sums[-1])
+    ends = Ends.of(mean, to_space(wide(bias), rate), p)
+    across = torch.bmm(ends.across.to(x.dtype).expand(x.shape[0], -1, -1), d) * f
+    from_mean = y_t * ends.mean_t - across[:, :1] - y_r * ends.mean_r
+    from_bias = t * ends.bias_t - across[:, 1:] - f * along * ends.bias_r
     # sinh^2(angle / 2) gives the squared angle without acosh, which has no slope at 1.
     half2 = (from_mean / 2 - 0.5).clamp(min=0)
     angle2 = 4 * half2 * asinhc(half2).square()
-    spread = given.spread if given else average(angle2, together)
+    spread = wide(given.spread) if given else average(angle2, together)
     gain2 = wanted / (spread + slack)
     wanted2 = gain2 * angle2
     out2 = wanted2.clamp(max=MAX_ANGLE**2)
     # Where the cap holds, k is the quotient of sinh(MAX_ANGLE) and sinh(angle).
     k = (gain2 / (wanted2 / MAX_ANGLE**2).clamp(min=1)).sqrt() * sinhc(out2) / sinhc(angle2)
-    between = pair_t[0] * pair_t[1] - (mean * bias).sum()
-    z = (from_mean * between - from_bias) / (1 + between)
-    factors = torch.cat([k * (z - from_mean), k * z + (1 + out2 * sinhc(out2).square()).sqrt()], 1)
+    z = (from_mean * ends.between - from_bias) / (1 + ends.between)
+    of_mean, of_bias = k * (z - from_mean), k * z + (1 + out2 * sinhc(out2).square()).sqrt()
+    of_way = k * f * along + of_mean * ends.whole_r + of_bias * ends.bias_r
     # The length of w from its time part: no further pass over the coordinates.
-    w_t = k * t + (factors * pair_t).sum(1, keepdim=True)
+    w_t = k * t + of_mean * ends.whole_t + of_bias * ends.bias_t
     shrink = asinhc((w_t * w_t - 1).clamp(min=0)) / rate
-    out = torch.baddbmm(x * (shrink * k * f), many.transpose(1, 2), shrink * factors)
-    return out, Statistics(mean, spread)
+    factors = (shrink * torch.cat([of_way, of_mean, of_bias], 1)).to(x.dtype)
+    vectors = torch.cat([p.way[None], ends.across]).to(x.dtype).expand(x.shape[0], -1, -1)
+    out = torch.baddbmm(d * (shrink * k * f).to(x.dtype), vectors.transpose(1, 2), factors)
+    return out, Statistics(ends.whole, spread)
 
 
-def _mean(x: Tensor, t: Tensor, f: Tensor, together: bool) -> Tensor:
-    sums = sum_points(x, t, f, together)
-    return normalise(sums[:-2], sums[-2], sums[-1])
+def wide(x: Tensor) -> Tensor:
+    """Float64 where the device has it: what is a few numbers a point."""
+    return x if x.device.type == "mps" else x.double()
 
 
-def sum_points(x: Tensor, t: Tensor, f: Tensor, together: bool) -> Tensor:
-    """[C + 2]: sum of the space parts f x, of the time parts t, and their number; one exchange between
+@torch.no_grad()
+def place(x: Tensor, rate: Rate, given: Statistics | None, together: bool) -> Place:
+    """The mean of the tangent vectors, or the given mean's."""
+    if given:
+        mean = wide(given.mean)
+        at = (mean * (asinhc(mean.dot(mean)) / rate)).to(x.dtype)
+    else:
+        at = x.mean((0, 2))
+        at = _summed(at) / dist.get_world_size() if together else at
+    length = torch.linalg.vector_norm(wide(at))
+    angle = (length * rate).clamp(max=MAX_ANGLE)
+    return Place(at, wide(at) / length.clamp(min=1e-30), length, angle.cosh(), angle.sinh())
+
+
+def boosted(x: Tensor, p: Place) -> Tensor:
+    """Space part [C] of a point as seen from p."""
+    return x + p.way * (p.space * (p.way.dot(x) * p.space / (1 + p.time) - (1 + x.dot(x)).sqrt()))
+
+
+class Ends(NamedTuple):
+    """The mean, as seen from p and as it is (`whole`), and the learned mean: parts along p's direction, time parts,
+    and the parts across it."""
+
+    mean_r: Tensor
+    mean_t: Tensor
+    whole: Tensor  # [C]
+    whole_r: Tensor
+    whole_t: Tensor
+    bias_r: Tensor
+    bias_t: Tensor
+    between: Tensor  # cosh of the distance from mean to learned mean
+    across: Tensor  # [2, C]
+
+    @classmethod
+    def of(cls, mean: Tensor, bias: Tensor, p: Place) -> "Ends":
+        """From the mean as seen from p and the learned mean, space parts [C]."""
+        pair = torch.stack([mean, bias])
+        mean_r, bias_r = (pair @ p.way).unbind()
+        mean_t, bias_t = (1 + pair.square().sum(1)).sqrt().unbind()
+        across = torch.addcmul(pair, torch.stack([mean_r, bias_r])[:, None], p.way, value=-1)
+        whole_r, whole_t = mean_r * p.time + mean_t * p.space, mean_t * p.time + mean_r * p.space
+        between = whole_t * bias_t - whole_r * bias_r - across[0].dot(across[1])
+        whole = across[0] + whole_r * p.way
+        return cls(mean_r, mean_t, whole, whole_r, whole_t, bias_r, bias_t, between, across)
+
+
+def sum_points(d: Tensor, f: Tensor, y_r: Tensor, y_t: Tensor, p: Place, together: bool) -> Tensor:
+    """[C + 2]: sum of the space parts seen from p, of the time parts, and their number; one exchange between
     processes."""
-    count = t.new_full((1,), t.numel())
-    sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), t.sum().view(1), count])
+    across = wide(torch.bmm(d, f.to(d.dtype).transpose(1, 2)).sum((0, 2)))
+    count = y_t.new_full((1,), y_t.numel())
+    sums = torch.cat([across + p.way * y_r.sum(), y_t.sum().view(1), count])
     return all_reduce(sums) if together else sums
 
 

@@ -16,8 +16,8 @@ from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import EvaluationSpec
 from pipeline.evaluation.held_out import of_source
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.catalog import csv_text
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.document import csv_text, new, put
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.report import report
 from pipeline.evaluation.report.compare_runs import read_beside, summary
@@ -33,7 +33,7 @@ def add_suite(
     spec: EvaluationSpec,
     listener: Listener | None = None,
 ) -> None:
-    """Measure the suite and put its numbers, intervals and gaps where those of the sections are.
+    """Measure the suite and put its numbers and gaps where those of the sections are.
 
     ValueError without a directory of data sets; otherwise as `run_suite`.
     """
@@ -54,8 +54,8 @@ def add_suite(
     if mean := mean_of_paper_sets(found):
         found["suite"]["paper"] = mean.numbers
         found["intervals"] |= {f"suite.paper.{key}": list(span) for key, span in mean.intervals.items()}
-    metrics["suite"] = found["suite"]
-    metrics["intervals"] |= found["intervals"]
+    spans = {name.removeprefix("suite."): span for name, span in found["intervals"].items()}
+    put(metrics, "suite", MetricResult(found["suite"], spans))
     metrics["skipped"] |= found["skipped"]
 
 
@@ -88,7 +88,7 @@ def evaluate_model(
     others = read_beside(config.beside)
     found = None if spec.assess_source is None else of_source(spec.assess_source, config.max_images)
     embedder = Embedder.load(folder, config.device, config.batch_size)
-    metrics: dict[str, Any] = {"run": folder.resolve().name, "intervals": {}, "skipped": {}}
+    metrics = new(folder.resolve().name)
     shown: dict[str, Any] = {}
     if spec.suite is not None:
         add_suite(metrics, embedder, spec, listener)

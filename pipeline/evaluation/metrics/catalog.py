@@ -1,91 +1,109 @@
-"""Every number of metrics.json that can be judged, as a flat list: metrics.csv and the suite's table.
+"""The catalog of metrics: the title, unit and direction of each, for every reader of metrics.json.
 
-A number can be judged when it has a chance level or an interval beside it.
+A new metric is one function that returns a MetricResult, and one row of CATALOG. The gate, metrics.csv, the report, the
+comparison of models, the pages in Prefect and the terminal know a metric from its row alone.
 """
 
-import csv
-import io
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from pipeline.evaluation.coverage import complete
-
-COLUMNS = ("name", "value", "low", "high", "chance", "n", "source", "of", "gallery")
-NO_MEASURES = ("intervals", "skipped", "versions", "train", "mining", "geometry", "assessed", "coverage")
+from pipeline.evaluation.metrics.retrieval import KS
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A number: its dotted name, the 95 % interval, the value of a guess, what the interval is drawn over.
+class Metric:
+    """A row of the catalog.
 
-    `of` is how many images its set has of which not all were used; `gallery` the size of what was ranked.
+    Attributes:
+        path: the last two steps of its dotted name: "zero_shot.top1" is also that of suite.imagenet.zero_shot.top1.
+            A first step "*" stands for any, and so does {} in the title.
+        title: in the middle of a sentence.
+        unit: a fraction is shown as per cent.
+        higher_is_better: None where neither is.
+        chance: how the chance level is computed; empty where there is none.
+        gallery: what is ranked, in the plural, where the size of the gallery decides how difficult it is.
     """
 
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    chance: float | None
-    n: int | None
-    source: str
-    of: int | None = None
-    gallery: int | None = None
+    path: str
+    title: str
+    unit: Literal["fraction", "edges", "levels", "count", "nats"] = "fraction"
+    higher_is_better: bool | None = True
+    chance: str = ""
+    gallery: str = ""
 
 
-def figures(metrics: dict[str, Any]) -> list[Figure]:
-    """All numbers of the measured sections, in the order of metrics.json; sets of the suite name their folder."""
-    source = str((metrics.get("assessed") or {}).get("source") or "")
-    found: list[Figure] = []
-    for section, held in metrics.items():
-        if section not in NO_MEASURES and isinstance(held, dict):
-            context = _Context(None, None, source, _of({"coverage": metrics.get("coverage") or {}}), None)
-            found += _walk(section, held, metrics.get("intervals") or {}, context)
-    return found
+CLASSIFIERS = {
+    "zero_shot": "zero-shot",
+    "probe_softmax": "linear probe",
+    "probe_maximum_separation": "linear probe with maximum separation",
+    "probe_prototypes": "prototypes on the hyperboloid",
+    "classification": "box classification",
+}
+WAYS = {  # of retrieval, with the gallery
+    "image_to_text": ("image to caption", "captions"),
+    "text_to_image": ("caption to image", "images"),
+    "crop_to_phrase": ("part to phrase", "phrases"),
+    "phrase_to_crop": ("phrase to part", "parts"),
+}
+CLASSES = "one over the number of classes"
+SHUFFLED = "expectation over random orders"
+UNIFORM = "every leaf predicted equally often"
+COIN = "one half"
+POOL = "a uniform draw from the pool"
+
+CATALOG = (
+    *(Metric(f"{block}.top1", f"{name} top-1", chance=CLASSES) for block, name in CLASSIFIERS.items()),
+    *(Metric(f"{block}.top5", f"{name} top-5", chance=CLASSES) for block, name in CLASSIFIERS.items()),
+    *(
+        Metric(f"{block}.mean_per_class", f"{name}, mean per class", chance=CLASSES)
+        for block, name in CLASSIFIERS.items()
+    ),
+    *(
+        Metric(f"{way}.r{k}", f"{name} R@{k}", chance=SHUFFLED, gallery=gallery)
+        for way, (name, gallery) in WAYS.items()
+        for k in KS
+    ),
+    Metric("hierarchy.tie", "tree distance (TIE)", "edges", False, UNIFORM),
+    Metric("hierarchy.lca", "height of the common ancestor (LCA)", "levels", False, UNIFORM),
+    Metric("hierarchy.jaccard", "shared ancestors (Jaccard)", chance=UNIFORM),
+    Metric("hierarchy.p_h", "hierarchical precision", chance=UNIFORM),
+    Metric("hierarchy.r_h", "hierarchical recall", chance=UNIFORM),
+    Metric("detection.map", "mean average precision of boxes by softmax", chance=SHUFFLED),
+    Metric("detection.map_distance", "mean average precision of boxes by distance", chance=SHUFFLED),
+    Metric("color.accuracy", "foils with exchanged colours", chance=COIN),
+    Metric("count.accuracy", "foils with exchanged numbers", chance=COIN),
+    Metric("relation.accuracy", "foils with exchanged sides", chance=COIN),
+    Metric("noun.accuracy", "foils with a sibling's name", chance=COIN),
+    Metric("mean.accuracy", "mean over the kinds of foils", chance=COIN),
+    Metric("*.accuracy", "foils: {}", chance=COIN),
+    Metric("texts.phrases_near_image", "phrases among the texts met near the image", "fraction", None, POOL),
+    Metric("texts.phrases_near_root", "phrases among the texts met near the root", "fraction", None, POOL),
+    Metric("texts.own_near_image", "the image's own texts near the image", "fraction", None, POOL),
+    Metric("texts.own_near_root", "the image's own texts near the root", "fraction", None, POOL),
+    Metric("texts.distinct", "distinct texts met", "count", None),
+    Metric("texts.root", "steps with the root nearer than any text", "fraction", None),
+    Metric(
+        "pictures.parts_near_image", "parts among the pictures met near the image", "fraction", None, POOL
+    ),
+    Metric("pictures.parts_near_root", "parts among the pictures met near the root", "fraction", None, POOL),
+    Metric("pictures.own_near_image", "the image's own pictures near the image", "fraction", None, POOL),
+    Metric("pictures.own_near_root", "the image's own pictures near the root", "fraction", None, POOL),
+    Metric("pictures.distinct", "distinct pictures met", "count", None),
+    Metric("pictures.root", "steps with the root nearer than any picture", "fraction", None),
+    Metric("names.on_path", "names met that are the true one or above it", "fraction", None, POOL),
+    Metric("names.rising", "changes to a name above", "fraction", None, POOL),
+    Metric("names.distinct", "distinct names met", "count", None),
+    Metric("train.loss_first", "training loss at the start", "nats", False),
+    Metric("train.loss_last", "training loss at the end", "nats", False),
+)
+_ROWS = {row.path: row for row in CATALOG}
 
 
-def csv_text(metrics: dict[str, Any]) -> str:
-    """metrics.csv: a head and a row for each figure; what is not known is empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(astuple(figure) for figure in figures(metrics))
-    return out.getvalue()
-
-
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """What enclosing blocks say of a number: `chance` by name, n, the source, of, gallery."""
-
-    chance: dict[str, Any] | None
-    n: int | None
-    source: str
-    of: int | None
-    gallery: int | None
-
-
-def _walk(path: str, block: dict[str, Any], intervals: dict[str, Any], around: _Context) -> Iterator[Figure]:
-    """A block's own "chance", "n", "source", "coverage" and "gallery" go before those of the enclosing one."""
-    own = block.get("chance", around.chance)
-    n = block.get("n", block.get("images", around.n))
-    source, of = block.get("source", around.source), _of(block) or around.of
-    gallery = block.get("gallery", around.gallery)
-    for key, value in block.items():
-        name = f"{path}.{key}"
-        guess = own.get(key) if isinstance(own, dict) else block.get(f"chance_{key}", own)
-        if key == "chance" or key.startswith("chance_"):
-            continue
-        if isinstance(value, dict):
-            inner = _Context(guess if isinstance(guess, dict) else None, n, source, of, gallery)
-            yield from _walk(name, value, intervals, inner)
-        elif isinstance(value, float):
-            low, high = intervals.get(name) or (None, None)
-            guess = guess if isinstance(guess, int | float) else None
-            if low is not None or guess is not None:
-                yield Figure(name, value, low, high, guess, n, source, of, gallery)
-
-
-def _of(block: dict[str, Any]) -> int | None:
-    """How many images (or sets, of a mean over sets) there are to a block, where fewer were used."""
-    counts = next(iter((block.get("coverage") or {}).values()), None)
-    return None if not counts or complete(counts) else counts.get("listed", counts["of"])
+def find(name: str) -> Metric | None:
+    """The row of a metric by its dotted name in metrics.json; None when the catalog does not know it."""
+    block, _, last = name.rpartition(".")
+    block = block.rpartition(".")[2]
+    if row := _ROWS.get(f"{block}.{last}"):
+        return row
+    row = _ROWS.get(f"*.{last}")
+    return row and replace(row, title=row.title.format(block.replace("_", " ")))

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.metrics.catalog import figures
-from pipeline.evaluation.report.charts import number, share
-from pipeline.evaluation.report.suite_table import COUNTS, LOWER_IS_BETTER, word
+from pipeline.evaluation.metrics.catalog import find
+from pipeline.evaluation.metrics.document import context, measured, read_metrics
+from pipeline.evaluation.report.charts import number
+from pipeline.evaluation.report.tables import interval_text, title, value_text
 
 
 def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
     """What the runs' own metrics.json and config.json say of them.
 
     Each: run, recipe, images (kind of the image tower), samples_seen, seconds of training, source, numbers
-    {name: {value, interval}}.
+    {name: {value, low, high, chance, n, gallery}}.
 
     Raises:
         FileNotFoundError: a run that has not been assessed.
@@ -27,8 +28,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} has no metrics.json to show beside this run: give the directory of an assessed run"
         )
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return summary(metrics, folder)
+    return summary(read_metrics(folder / "metrics.json"), folder)
 
 
 def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -44,13 +44,7 @@ def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
         "seconds": train.get("seconds"),
         "source": (metrics.get("assessed") or {}).get("source"),
         "numbers": {
-            f.name: {
-                "value": f.value,
-                "interval": None if f.low is None else [f.low, f.high],
-                "n": f.n,
-                "gallery": f.gallery,
-            }
-            for f in figures(metrics)
+            name: held | {"gallery": context(metrics, name)["gallery"]} for name, _, held in measured(metrics)
         },
     }
 
@@ -94,25 +88,26 @@ def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _row(name: str, cells: list[dict[str, Any] | None]) -> dict[str, Any]:
-    *path, last = name.split(".")
-    low = last in LOWER_IS_BETTER
-    told = number if low or last in COUNTS else share
+    metric = find(name)
+    assert metric is not None, "summary takes only what the catalog knows"
     values = [cell["value"] for cell in cells if cell]
     unequal = any(_differ([cell.get(size) for cell in cells if cell]) for size in ("n", "gallery"))
-    best = None if unequal else min(values) if low else max(values)
+    best = None
+    if not unequal and metric.higher_is_better is not None:
+        best = max(values) if metric.higher_is_better else min(values)
     shown = []
     for cell in cells:
         if cell is None:
             shown.append({"value": "", "interval": "", "best": False})
             continue
-        interval = " to ".join(map(told, cell["interval"] or ()))
-        if unequal and cell.get("n"):
-            interval += f" n = {cell['n']:,}" + (
-                f", among {cell['gallery']:,}" if cell.get("gallery") else ""
-            )
-        shown.append({"value": told(cell["value"]), "interval": interval, "best": cell["value"] == best})
-    note = ", ".join([word(last), *(["lower is better"] if low else [])])
-    return {"name": ", ".join(map(word, path)), "note": note, "cells": shown, "unequal": unequal}
+        interval = interval_text(metric, cell)
+        if unequal and cell["n"]:
+            interval += f" n = {cell['n']:,}"
+            interval += f", among {cell['gallery']:,}" if cell.get("gallery") else ""
+        value = value_text(metric, cell["value"])
+        shown.append({"value": value, "interval": interval, "best": cell["value"] == best})
+    note = "lower is better" if metric.higher_is_better is False else ""
+    return {"name": title(name, metric), "note": note, "cells": shown, "unequal": unequal}
 
 
 def _differ(sizes: Sequence[int | None]) -> bool:

@@ -25,6 +25,7 @@ def curves(log: Log) -> list[dict[str, Any]]:
     keys = sorted({key for row in log for key in row})
     contrast = [key for key in keys if key.startswith("terms/contrast/")]
     entail = [key for key in keys if key.startswith("terms/entail/")]
+    other = [key for key in keys if key.startswith("terms/") and key not in (*contrast, *entail)]
     radius = [f"radius/{node}/mean" for node in NODE_NAMES]
     charts = [
         ("Loss", [line(log, "loss", "total", "accent")], "", "", True),
@@ -40,6 +41,13 @@ def curves(log: Log) -> list[dict[str, Any]]:
             [_pair_line(log, key, " holds ") for key in entail],
             "rad",
             "Mean angle by which a thing lies outside its cone.",
+            True,
+        ),
+        (
+            "Other terms of the loss",
+            [line(log, key, key.removeprefix("terms/"), "scalar") for key in other],
+            "",
+            "",
             True,
         ),
         (

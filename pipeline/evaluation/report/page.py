@@ -5,12 +5,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.evaluation.coverage import incomplete
-from pipeline.evaluation.report.charts import PER_CENT, interval_bar, number, plain_share, share
+from pipeline.evaluation.metrics.catalog import find
+from pipeline.evaluation.metrics.document import context, measured
+from pipeline.evaluation.report.charts import PER_CENT, number, plain_share, share
 from pipeline.evaluation.report.compare_runs import beside_table
 from pipeline.evaluation.report.curves import curves
 from pipeline.evaluation.report.panels import Exhibits, plane_panel, space_panel, tree_panel, walks_panel
-from pipeline.evaluation.report.suite_table import data_sets, suite_name
-from pipeline.evaluation.report.tables import gallery, span_text, tables, times
+from pipeline.evaluation.report.tables import (
+    bar,
+    data_sets,
+    gain,
+    interval_text,
+    suite_name,
+    tables,
+    title,
+    value_text,
+)
 
 SECTIONS = {
     "zero_shot": "Zero-shot classification",
@@ -25,6 +35,15 @@ SECTIONS = {
     "mining": "Mining summary",
     "train": "Training summary",
 }
+
+
+CARDS = (
+    "zero_shot.top1",
+    "retrieval.image_to_text.r5",
+    "retrieval.text_to_image.r5",
+    "parts.crop_to_phrase.r5",
+    "hierarchy.tie",
+)
 
 
 def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
@@ -42,7 +61,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "incomplete": gaps(metrics),
         "skipped": [(_section(k), v) for k, v in (metrics.get("skipped") or {}).items()],
         "tree": tree_panel(exhibits),
-        "walks": walks_panel(exhibits, metrics.get("traversal")),
+        "walks": walks_panel(exhibits, metrics),
         "plane": plane_panel(exhibits),
         "space": space_panel(exhibits, metrics.get("geometry")),
         "samples": exhibits.samples,
@@ -82,24 +101,22 @@ class _View:
 
     def __init__(self, metrics: dict[str, Any], exhibits: Exhibits) -> None:
         self.m, self.x = metrics, exhibits
-        self.spans = metrics.get("intervals") or {}
+        self.numbers = {name: held for name, _, held in measured(metrics) if held["chance"] is not None}
 
     def title(self) -> str:
-        zero, found = self.m.get("zero_shot"), self.m.get("retrieval")
-        if zero:
+        if held := self.numbers.get("zero_shot.top1"):
             return (
-                f"Shown a scene it has never seen, it names the thing {plain_share(zero['top1'])} of the time. "
-                f"Guessing would manage {plain_share(zero['chance'])}."
+                f"Shown a scene it has never seen, it names the thing {plain_share(held['value'])} of the time. "
+                f"Guessing would manage {plain_share(held['chance'])}."
             )
-        if found:
-            value, chance = found["text_to_image"]["r10"], found["chance"]["text_to_image"]["r10"]
+        if held := self.numbers.get("retrieval.text_to_image.r10"):
             return (
-                f"Given a caption, it has the picture among its first ten of {found['images']:,} "
-                f"{plain_share(value)} of the time. "
-                f"Chance would manage {plain_share(chance)}."
+                f"Given a caption, it has the picture among its first ten of {self.m['retrieval']['images']:,} "
+                f"{plain_share(held['value'])} of the time. "
+                f"Chance would manage {plain_share(held['chance'])}."
             )
         if self.m.get("suite"):
-            sets = data_sets(self.m)
+            sets = data_sets(self.m["suite"])
             return f"Measured on {sets} published data set{'s' * (sets != 1)}."
         return "Nothing could be measured."
 
@@ -124,52 +141,23 @@ class _View:
         return " ".join(parts)
 
     def cards(self) -> list[dict[str, Any]]:
-        m, cards = self.m, []
-        if zero := m.get("zero_shot"):
-            cards.append(
-                self._card("Names the thing, zero-shot", "zero_shot.top1", zero["top1"], zero["chance"])
-            )
-        for section, way, k in (
-            ("retrieval", "image_to_text", "r5"),
-            ("retrieval", "text_to_image", "r5"),
-            ("parts", "crop_to_phrase", "r5"),
-        ):
-            if found := m.get(section):
-                name = {
-                    "image_to_text": "Finds a caption of a picture in five tries",
-                    "text_to_image": "Finds the picture of a caption in five tries",
-                    "crop_to_phrase": "Finds the phrase of a cut-out part in five tries",
-                }[way]
-                chance = found["chance"][way][k]
-                card = self._card(name, f"{section}.{way}.{k}", found[way][k], chance)
-                cards.append(card | {"gallery": gallery(found, way)})
-        if tree := m.get("hierarchy"):
-            value, chance = tree["tie"], tree["chance"]["tie"]
-            span = self.spans.get("hierarchy.tie")
-            cards.append(
-                {
-                    "name": "Steps on the tree from answer to truth",
-                    "value": number(value),
-                    "unit": "",
-                    "bar": interval_bar(value, chance, span, top=max(value, chance) * 1.15 or 1.0),
-                    "interval": f"{number(span[0])} to {number(span[1])}" if span else "",
-                    "chance": number(chance),
-                    "gain": "lower is better",
-                }
-            )
-        return cards
+        return [self._card(name, self.numbers[name]) for name in CARDS if name in self.numbers]
 
-    def _card(self, name: str, key: str, value: float, chance: float) -> dict[str, Any]:
-        span = self.spans.get(key)
-        return {
-            "name": name,
-            "value": share(value).removesuffix(PER_CENT),
-            "unit": "%",
-            "bar": interval_bar(value, chance, span),
-            "interval": span_text(span),
-            "chance": share(chance),
-            "gain": times(value, chance),
+    def _card(self, name: str, held: dict[str, Any]) -> dict[str, Any]:
+        metric, size = find(name), context(self.m, name)["gallery"]
+        assert metric is not None
+        value = value_text(metric, held["value"])
+        lower = metric.higher_is_better is False
+        card = {
+            "name": title(name, metric),
+            "value": value.removesuffix(PER_CENT),
+            "unit": "%" if value.endswith(PER_CENT) else "",
+            "bar": bar(metric, held),
+            "interval": interval_text(metric, held),
+            "chance": value_text(metric, held["chance"]),
+            "gain": "lower is better" if lower else f"{gain(metric, held)} chance",
         }
+        return card | ({"gallery": f"among {size:,} {metric.gallery}"} if size else {})
 
     def neighbours_lead(self) -> str:
         if not self.x.neighbours:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from pipeline.evaluation.metrics.document import measured
 from pipeline.evaluation.report.charts import number, ridges, share
 from pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
 from pipeline.evaluation.report.disk_chart import disk_chart
@@ -83,17 +84,19 @@ def tree_panel(x: Exhibits) -> dict[str, Any] | None:
     }
 
 
-def walks_panel(x: Exhibits, found: dict[str, Any] | None) -> dict[str, Any] | None:
+def walks_panel(x: Exhibits, metrics: dict[str, Any]) -> dict[str, Any] | None:
     """Strips of walks to the root; None without them."""
+    found = {key: held for key, _, held in measured(metrics, "traversal")}
     if not x.strips or not found:
         return None
-    texts = found["texts"]
-    lead = f"From a picture straight to the root it meets {number(texts['distinct'], 2)} different texts on average. "
-    ends = [texts.get(f"phrases_{end}") for end in ("near_image", "near_root")]
-    if None not in ends:
-        near, far = map(share, ends)
-        guess = share(texts["chance"]["phrases_near_root"])
-        lead += f"Near the picture {near} of what it meets are phrases, near the root {far}; of all texts, {guess} are."
+    distinct = found["traversal.texts.distinct"]["value"]
+    lead = f"From a picture straight to the root it meets {number(distinct, 2)} different texts on average. "
+    near, far = (found.get(f"traversal.texts.phrases_{end}") for end in ("near_image", "near_root"))
+    if near and far:
+        lead += (
+            f"Near the picture {share(near['value'])} of what it meets are phrases, near the root "
+            f"{share(far['value'])}; of all texts, {share(far['chance'])} are."
+        )
     return {"lead": lead, "strips": x.strips}
 
 

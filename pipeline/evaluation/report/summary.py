@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.evaluation.report.page import gaps, page
-from pipeline.evaluation.report.panels import Exhibits
+from pipeline.evaluation.report.page import gaps
+from pipeline.evaluation.report.tables import tables
 
 COLUMNS = ("measure", "value", "95 % interval", "chance")
 
@@ -12,14 +12,12 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """One row of COLUMNS for each number that has a chance level."""
     return [
         (
-            ("" if table.get("named") else f"{table['name']}: ")
-            + row["name"]
-            + (f" ({row['note']})" if row["note"] else ""),
+            row["name"] + (f" ({row['note']})" if row["note"] else ""),
             row["value"],
             row["interval"],
             row["chance"],
         )
-        for table in page(metrics, Exhibits())["tables"]
+        for table in tables(metrics)
         for row in table["rows"]
     ]
 

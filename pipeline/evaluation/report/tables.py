@@ -1,195 +1,133 @@
-"""The numbers of metrics.json as the tables of the report: rows of words, with the bars that go beside them."""
+"""The metrics as the tables of the report: rows of words, with the bars that go beside them."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.evaluation.benchmarks.suite import evaluations
+from pipeline.evaluation.metrics.catalog import CLASSIFIERS, WAYS, Metric
+from pipeline.evaluation.metrics.document import context, measured
 from pipeline.evaluation.report.charts import PER_CENT, interval_bar, number, share
-from pipeline.evaluation.report.suite_table import suite_table
 
-WAYS = {
-    "image_to_text": "Image to caption",
-    "text_to_image": "Caption to image",
-    "crop_to_phrase": "Part to phrase",
-    "phrase_to_crop": "Phrase to part",
+SPACE = "\N{NO-BREAK SPACE}"
+TABLES = {
+    "zero_shot": "Zero-shot",
+    "retrieval": "Retrieval",
+    "parts": "Parts",
+    "boxes": "Ground-truth boxes",
+    "compositional": "Compositional",
+    "traversal": "Walks",
+    "hierarchy": "Hierarchy",
+    "suite": "Evaluation suite",
 }
-GALLERIES = {  # what a way ranks, and its number in metrics written before each way told its gallery
-    "image_to_text": "captions",
-    "text_to_image": "images",
-    "crop_to_phrase": "phrases",
-    "phrase_to_crop": "crops",
-}
-LOWER_IS_BETTER = ("tie", "lca")
-HIERARCHY = {
-    "tie": ("Tree distance (TIE)", "edges between answer and truth"),
-    "lca": ("Height of the common ancestor (LCA)", "1 is best"),
-    "jaccard": ("Shared ancestors (Jaccard)", ""),
-    "p_h": ("Hierarchical precision", ""),
-    "r_h": ("Hierarchical recall", ""),
-}
-BOXES = {
-    "classification.top1": ("Named right", "top 1"),
-    "classification.mean_per_class": ("Named right, mean per class", ""),
-    "detection.map": ("Mean average precision", "by softmax over the classes"),
-    "detection.map_distance": ("Mean average precision", "by the bare distance"),
-}
-FOILS = {
-    "color": "Colours exchanged",
-    "count": "Numbers exchanged",
-    "relation": "Sides of a relation exchanged",
-    "noun": "Called by a sibling's name",
-    "mean": "Mean of the kinds",
-}
-WALKS = {
-    "texts.phrases_near_image": ("Phrases among the texts met", "near the image"),
-    "texts.phrases_near_root": ("Phrases among the texts met", "near the root"),
-    "texts.own_near_image": ("The image's own words", "near the image"),
-    "texts.own_near_root": ("The image's own words", "near the root"),
-    "pictures.parts_near_image": ("Parts among the pictures met", "near the image"),
-    "pictures.parts_near_root": ("Parts among the pictures met", "near the root"),
-    "names.on_path": ("The true name or one above it", "names of the tree"),
-    "names.rising": ("Changes to a name above", "names of the tree"),
-}
-
-
-def times(value: float, chance: float) -> str:
-    """How many times chance a share is, in words."""
-    if chance <= 0 or value <= 0:
-        return ""
-    ratio = value / chance
-    return f"{ratio:,.0f} times chance" if ratio >= 9.95 else f"{ratio:.1f} times chance"
-
-
-def span_text(span: Sequence[float] | None) -> str:
-    """An interval of shares in words: 40.0 to 60.0 %."""
-    return f"{share(span[0]).removesuffix(PER_CENT)} to {share(span[1])}" if span else ""
 
 
 def tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tables that the metrics have numbers for: {name, note, rows}."""
-    made = [*_zero_shot(metrics), *_retrieval(metrics), *_boxes(metrics), *_foils(metrics), *_walks(metrics)]
-    made += _hierarchy(metrics)
-    suite = suite_table(metrics)
-    return [*made, suite] if suite else made
+    """{name, note, rows} of each section that has metrics with a chance level."""
+    made = []
+    for section, name in TABLES.items():
+        found = [one for one in measured(metrics, section) if one[2]["chance"] is not None]
+        if found:
+            rows = [_row(metrics, *one) for one in found]
+            note = _note(section, metrics[section])
+            made.append({"name": name, "note": note, "rows": rows})
+    return made
 
 
-def _row(
-    metrics: dict[str, Any], name: str, key: str, value: float, chance: float | None, note: str = ""
-) -> dict[str, Any]:
-    span = (metrics.get("intervals") or {}).get(key)
+def value_text(metric: Metric, value: float) -> str:
+    """A value in the unit of its metric: 63.2 %, 2.50."""
+    return share(value) if metric.unit == "fraction" else number(value)
+
+
+def interval_text(metric: Metric, held: dict[str, Any]) -> str:
+    """The interval in words: 40.0 to 60.0 %; empty without one."""
+    if held["low"] is None or held["high"] is None:
+        return ""
+    low, high = (value_text(metric, held[end]) for end in ("low", "high"))
+    return f"{low.removesuffix(PER_CENT)} to {high}"
+
+
+def bar(metric: Metric, held: dict[str, Any]) -> Any:
+    """The value, its interval and its chance level as a bar."""
+    span = None if held["low"] is None or held["high"] is None else (held["low"], held["high"])
+    largest = max(held["value"], held["high"] or 0.0, held["chance"] or 0.0)
+    top = 1.0 if metric.unit == "fraction" else largest * 1.15 or 1.0
+    return interval_bar(held["value"], held["chance"], span, top=top)
+
+
+def gain(metric: Metric, held: dict[str, Any]) -> str:
+    """How far the value is from the chance level: a ratio of fractions, else a difference."""
+    value, chance = held["value"], held["chance"]
+    if chance is None:
+        return ""
+    if metric.unit != "fraction" or chance <= 0:
+        return f"{number(abs(value - chance), 2)} {'below' if value < chance else 'above'}"
+    ratio = value / chance
+    return f"{ratio:,.0f} times" if ratio >= 9.95 else f"{ratio:.1f} times"
+
+
+def title(name: str, metric: Metric) -> str:
+    """The title of a metric at the beginning of a line, with the data set in front of one of the suite."""
+    if name.startswith("suite."):
+        return f"{suite_name('.'.join(name.split('.')[:2]))}: {metric.title}"
+    return metric.title[:1].upper() + metric.title[1:]
+
+
+def _row(metrics: dict[str, Any], name: str, metric: Metric, held: dict[str, Any]) -> dict[str, Any]:
+    around = context(metrics, name)
+    notes = ["lower is better"] if metric.higher_is_better is False else []
+    if name.startswith("suite.") and held["n"]:
+        of = f" of {around['of']:,}" if around["of"] else ""
+        notes.append(f"n{SPACE}={SPACE}{held['n']:,}{of}")
+    if around["gallery"]:
+        notes.append(f"among {around['gallery']:,} {metric.gallery}")
     return {
-        "name": name,
-        "note": note,
-        "value": share(value),
-        "bar": interval_bar(value, chance, span),
-        "interval": span_text(span),
-        "chance": "" if chance is None else share(chance),
-        "gain": "" if chance is None else times(value, chance).removesuffix(" chance"),
+        "name": title(name, metric),
+        "note": ", ".join(notes),
+        "value": value_text(metric, held["value"]),
+        "bar": bar(metric, held),
+        "interval": interval_text(metric, held),
+        "chance": value_text(metric, held["chance"]),
+        "chance_of": metric.chance,
+        "gain": gain(metric, held),
     }
 
 
-def _zero_shot(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if zero := m.get("zero_shot"):
-        mean = zero["mean_per_class"]
-        rows = [
-            _row(m, "Right at first", "zero_shot.top1", zero["top1"], zero["chance"], "top 1"),
-            _row(m, "Right among five", "zero_shot.top5", zero["top5"], zero["chance_top5"], "top 5"),
-            _row(m, "Mean per class", "zero_shot.mean_per_class", mean, zero["chance"]),
-        ]
-        of = f" of {zero['scenes']:,}, {zero['labelled']:,} of them labelled," if "scenes" in zero else ""
-        note = f"{zero['images']:,} scenes{of} with one kind of thing, {zero['classes']} classes"
-        yield {"name": "Zero-shot", "note": note, "rows": rows}
-
-
-def _retrieval(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for section, name in (("retrieval", "Retrieval"), ("parts", "Parts")):
-        if found := m.get(section):
-            rows = [
-                _row(
-                    m,
-                    WAYS[way],
-                    f"{section}.{way}.{k}",
-                    found[way][k],
-                    found["chance"][way][k],
-                    f"R@{k[1:]} {gallery(found, way)}",
-                )
-                for way in WAYS
-                if way in found
-                for k in found["chance"][way]
-            ]
-            if section == "retrieval":
-                note = f"{found['images']:,} images, {found['captions']:,} captions"
-                note += f", {found['distinct']:,} of them distinct"
-            else:
-                note = f"{found['crops']:,} cut-out parts, {found['phrases']:,} distinct phrases"
-            yield {"name": name, "note": note, "rows": rows}
-
-
-def gallery(found: dict[str, Any], way: str) -> str:
-    """The size of what a way of retrieval ranks, in words: among 2,015 captions."""
-    ranked = GALLERIES[way]
-    return f"among {found[way].get('gallery', found[ranked]):,} {ranked.replace('crops', 'parts')}"
-
-
-def _blocks(m: dict[str, Any], section: str, names: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
-    """Rows of a section of blocks, by "BLOCK.number"; what was not measured is left out."""
-    rows = []
-    for path, (name, note) in names.items():
-        block, _, key = path.partition(".")
-        held = m[section].get(block) or {}
-        if held.get(key) is not None:
-            rows.append(_row(m, name, f"{section}.{path}", held[key], held["chance"][key], note))
-    return rows
-
-
-def _boxes(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if found := m.get("boxes"):
-        size = found["classification"]
-        note = f"{size['boxes']:,} boxes cut out of {size['n']:,} images, {size['classes']} classes"
-        yield {"name": "Ground-truth boxes", "note": note, "rows": _blocks(m, "boxes", BOXES)}
-
-
-def _foils(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if found := m.get("compositional"):
-        rows = [
-            _row(
-                m,
-                FOILS.get(kind) or kind.replace("_", " "),
-                f"compositional.{kind}.accuracy",
-                held["accuracy"],
-                held["chance"]["accuracy"],
-                f"{held['pairs']:,} pairs",
+def _note(section: str, facts: dict[str, Any]) -> str:
+    """How much the metrics of a section were measured on."""
+    match section:
+        case "zero_shot":
+            of = ""
+            if "scenes" in facts:
+                of = f" of {facts['scenes']:,}, {facts['labelled']:,} of them labelled,"
+            return f"{facts['images']:,} scenes{of} with one kind of thing, {facts['classes']} classes"
+        case "retrieval":
+            return f"{facts['images']:,} images, {facts['captions']:,} captions, {facts['distinct']:,} of them distinct"
+        case "parts":
+            return f"{facts['crops']:,} cut-out parts, {facts['phrases']:,} distinct phrases"
+        case "boxes":
+            size = facts["classification"]
+            return f"{size['boxes']:,} boxes cut out of {size['n']:,} images, {size['classes']} classes"
+        case "compositional":
+            pairs = sum(block["pairs"] for kind, block in facts.items() if kind != "mean")
+            return f"the true caption scores above a foil of the same words, {pairs:,} pairs"
+        case "traversal":
+            return (
+                f"{facts['texts']['n']:,} images to the root, the fraction of steps at which this is nearest"
             )
-            for kind, held in found.items()
-        ]
-        note = "the true caption scores above a foil of the same words"
-        yield {"name": "Compositional", "note": note, "rows": rows}
+        case "hierarchy":
+            return f"{facts['images']:,} answers on the tree"
+    sets = data_sets(facts)
+    return f"{sets} data set{'s' * (sets != 1)}; n is what an interval is drawn over"
 
 
-def _walks(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if found := m.get("traversal"):
-        note = f"{found['texts']['n']:,} images to the root, the share of steps at which this is nearest"
-        yield {"name": "Walks", "note": note, "rows": _blocks(m, "traversal", WALKS)}
+def suite_name(key: str) -> str:
+    """A dotted key of the suite in words: suite.tiny_imagenet.probe is "Tiny-ImageNet: linear probe"."""
+    _, dataset, *path = key.split(".")
+    titles = {name: row.title for name, row in evaluations().items()} | {"paper": "Mean of the paper's sets"}
+    blocks = CLASSIFIERS | {way: name for way, (name, _) in WAYS.items()} | {"probe": "linear probe"}
+    words = ", ".join(blocks.get(step) or step.replace("_", " ") for step in path)
+    return f"{titles.get(dataset, dataset)}: {words}".removesuffix(": ")
 
 
-def _hierarchy(m: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if tree := m.get("hierarchy"):
-        rows = []
-        for key, (name, note) in HIERARCHY.items():
-            value, chance, span = (
-                tree[key],
-                tree["chance"][key],
-                (m.get("intervals") or {}).get(f"hierarchy.{key}"),
-            )
-            low = key in LOWER_IS_BETTER
-            rows.append(
-                {
-                    "name": name,
-                    "note": f"{note}, lower is better".strip(", ") if low else note,
-                    "value": number(value),
-                    "bar": interval_bar(value, chance, span, top=max(value, chance) * 1.15 if low else 1.0),
-                    "interval": f"{number(span[0])} to {number(span[1])}" if span else "",
-                    "chance": number(chance),
-                    "gain": f"{number(abs(value - chance), 2)} {'below' if value < chance else 'above'}",
-                }
-            )
-        yield {"name": "Hierarchy", "note": f"{tree['images']:,} answers on the tree", "rows": rows}
+def data_sets(suite: dict[str, Any]) -> int:
+    """How many data sets were measured; the mean over those of the paper is none."""
+    return len(set(suite) - {"paper"})

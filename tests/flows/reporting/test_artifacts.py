@@ -14,11 +14,12 @@ from flows.reporting import artifacts
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.dataset_gate import Check, QualityError
 from pipeline.packing.pack import PackConfig
-from storage.model_registry import Decision, Registry
+from storage.home import Home
+from storage.model_registry import Decision
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample
+from tests.factories.training import sample
 
 
 def data_of(key: str) -> Any:
@@ -52,7 +53,7 @@ def test_a_quarantine_is_told_with_the_whole_verdict(tmp_path: Path, monkeypatch
 
 def test_a_page_that_cannot_be_made_stops_nothing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     mine = MineConfig(source=str(tmp_path / "gone"), grounder="transformers:none", weights="w1")
-    artifacts.mined({}, mine, str(tmp_path))
+    artifacts.mined({}, mine, Home(tmp_path))
     assert "no artifact, mined" in caplog.text
 
 
@@ -66,7 +67,9 @@ def named_server(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("named_server")
 def test_a_decision_about_a_run_that_lies_elsewhere_is_told_of_its_home(tmp_path: Path) -> None:
     home, run = tmp_path / "home", tmp_path / "other" / "folder" / "run"
-    row = Registry(home).append(Decision("refused", "r" * 16, [], "by hand", version="v-9", run=str(run)), 0)
+    row = Home(home).registry.append(
+        Decision("refused", "r" * 16, [], "by hand", version="v-9", run=str(run)), 0
+    )
     announce(row, str(home))
     assert data_of("decision").startswith("# Refused: " + "r" * 16)
     assert (home / "prefect").is_dir() and not (tmp_path / "other").exists()
@@ -77,15 +80,15 @@ def test_a_decision_stands_where_prefect_gets_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prefect").touch()
-    row = Registry(tmp_path).append(Decision("refused", "s" * 16, [], "by hand", run="/h/runs/r"), 0)
+    row = Home(tmp_path).registry.append(Decision("refused", "s" * 16, [], "by hand", run="/h/runs/r"), 0)
     announce(row, str(tmp_path))
     assert "no event and no artifact: " in capsys.readouterr().err
 
 
 def test_a_decision_leaves_the_lineage_too(tmp_path: Path) -> None:
-    row = Registry(tmp_path).append(
+    row = Home(tmp_path).registry.append(
         Decision("refused", "m" * 16, [], "worse", version="v-9", run="/h/runs/r9"), 0
     )
-    artifacts.decided(row, str(tmp_path))
+    artifacts.decided(row, Home(tmp_path))
     assert data_of("decision").startswith("# Refused: " + "m" * 16)
     assert "lineage.svg" in data_of("lineage") and "[v-9](" in data_of("lineage")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.model_registry import Decision, Registry
+from storage.home import Home
+from storage.model_registry import Decision
 
 ROOT = Path(__file__).parents[3]
 VERBS = ("champion", "registry", "rollback")
@@ -20,7 +21,7 @@ VERBS = ("champion", "registry", "rollback")
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A home with two promoted models."""
-    registry = Registry(tmp_path / "home")
+    registry = Home(tmp_path / "home").registry
     for number in range(2):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -34,7 +35,7 @@ def home(tmp_path: Path) -> Path:
 
 def exits(home: Path, verb: str, runs: int) -> Counter[int]:
     """The exit codes of so many runs of a verb; rollback goes back and forth between the models."""
-    models = itertools.cycle(row.model for row in Registry(home).rows())
+    models = itertools.cycle(row.model for row in Home(home).registry.rows())
     environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
     environment["PYTHONPATH"] = str(ROOT)
 

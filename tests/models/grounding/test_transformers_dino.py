@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_dino import save_tiny
 from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
     GroundingDinoImageProcessorPil,
@@ -16,6 +15,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from models.grounding.detector import Reader
 from models.grounding.dino import DinoDetector, Preprocessing
 from models.grounding.transformers_dino import TransformersDino, digest
+from tests.factories.grounder import save_tiny
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4  # stated in models/grounding/dino.py

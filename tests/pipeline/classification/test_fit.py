@@ -18,14 +18,16 @@ from pipeline.classification import train
 from pipeline.classification.config import FitConfig, fit_recipe
 from pipeline.classification.evaluate import EvaluateConfig, evaluate
 from pipeline.classification.model import MLR_SLOPE, load_classifier, make_classifier
-from pipeline.classification.train import fit, learning_rate, make_optimiser, training_images
+from pipeline.classification.train import fit, make_optimiser, training_images
 from pipeline.cli.app import app
 from pipeline.config import ConfigError
 from pipeline.datasets import open_labelled
 from pipeline.runtime.stop import TerminatedError
+from pipeline.training.run_protocol import learning_rate
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.ui.status import report
 from storage.checkpoint import Checkpoints
+from storage.home import Home
 
 ROOT = Path(__file__).parents[3]
 ATTACKED = 12
@@ -234,10 +236,13 @@ def test_diverged_runs_stop_without_a_checkpoint(tiny: FitConfig, tmp_path: Path
 
 def test_rates_and_decay(tiny: FitConfig) -> None:
     config = tiny.replace(schedule="cosine", warmup_steps=5)
-    rates = [learning_rate(step, 30, config) / config.lr for step in range(30)]
+    rates = [
+        learning_rate(step, 30, config.lr, config.warmup_steps, config.schedule) / config.lr
+        for step in range(30)
+    ]
     assert rates[0] == pytest.approx(0.2) and rates[4] == rates[5] == 1
     assert rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] < 0.01
-    assert learning_rate(29, 30, tiny) == tiny.lr
+    assert learning_rate(29, 30, tiny.lr, tiny.warmup_steps, tiny.schedule) == tiny.lr
     learned = tiny.replace(
         head="separation", radius="learned", model="poincare_resnet20", learn_curvature=True
     )
@@ -267,7 +272,7 @@ def test_the_command_trains_measures_and_is_listed(
     shown = json.loads(capsys.readouterr().out)
     assert shown["steps"] == 2 and shown["classification"]["images"] == 30
     assert Path(shown["run_dir"]).name.startswith("folder-resnet20-separation-")
-    (line,) = report(str(tmp_path))
+    (line,) = report(Home(tmp_path))
     assert line.startswith("fit ") and "on 30 test images" in line
     with pytest.raises(ValueError, match="did you mean 'separation'"):
         command.main([*words, "--recipe", "seperation"], standalone_mode=False)

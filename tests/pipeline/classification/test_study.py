@@ -10,7 +10,9 @@ from safetensors.numpy import load_file
 from pipeline.classification.config import FitConfig
 from pipeline.classification.evaluate import EvaluateConfig
 from pipeline.experiments import classification_study as studies
-from pipeline.experiments.classification_study import BEGIN, END, StudyConfig, insert, main, run_study
+from pipeline.experiments.classification_study import StudyConfig, main, marks, run_study
+from pipeline.experiments.grid import write_section
+from storage.home import Home
 
 
 @pytest.fixture
@@ -33,8 +35,8 @@ def test_a_study_is_trained_once_and_tabled(
     small: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doc = tmp_path / "page.md"
-    doc.write_text(f"before\n{BEGIN.format('small')}\nold\n{END.format('small')}\nafter\n")
-    results = run_study(small, tmp_path, doc=doc)
+    doc.write_text(f"before\n{marks('small')[0]}\nold\n{marks('small')[1]}\nafter\n")
+    results = run_study(small, Home(tmp_path), doc=doc)
     heads = [name.split("-")[2] for name in results]
     assert heads == ["softmax", "separation"] * 2, "the heads of one net and set come out one after another"
 
@@ -61,12 +63,14 @@ def test_a_study_is_trained_once_and_tabled(
 
     monkeypatch.setattr(studies, "evaluate", None)  # nothing is left to measure
     before = text
-    run_study(small, tmp_path, doc=doc)
+    run_study(small, Home(tmp_path), doc=doc)
     assert doc.read_text() == before
 
 
 def test_several_seeds_show_their_spread(small: StudyConfig, tmp_path: Path) -> None:
-    run_study(small.replace(imbalances=(1.0,), seeds=(0, 1), measure=EvaluateConfig(draws=20)), tmp_path)
+    run_study(
+        small.replace(imbalances=(1.0,), seeds=(0, 1), measure=EvaluateConfig(draws=20)), Home(tmp_path)
+    )
     (row,) = cells((tmp_path / "small.md").read_text(), "resnet20", "balanced")
     values = [
         json.loads(path.read_text())["classification"]["accuracy"]
@@ -79,7 +83,7 @@ def test_a_page_without_a_place_is_refused(tmp_path: Path, capsys: pytest.Captur
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="add the lines '<!-- study cpu: begin -->'"):
-        insert(page, "cpu", "text")
+        write_section(page, marks("cpu"), "text")
     assert main(["cpu", "--data", "cifar10:/nowhere", "--home", str(tmp_path)]) == 2
     assert "/nowhere" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import pytest
 from flows.__main__ import main
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.training_data import make_home
+from tests.factories.training import make_home
 
 GROUNDER = f"transformers:{Path(__file__).parents[3] / 'demo' / 'weights' / 'grounder'}"
 

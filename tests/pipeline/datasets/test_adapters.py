@@ -14,7 +14,7 @@ import pytest
 from pipeline.datasets import open_labelled
 from pipeline.datasets.adapters import ADAPTERS
 from pipeline.datasets.dataset_card import card, cards, read_card, tidy
-from tests.pipeline.datasets.made import lay, picture, tarred
+from tests.factories.files import lay, picture, tarred
 
 
 def mat(**arrays: Any) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.datasets import open_labelled
-from tests.pipeline.datasets.made import lay, picture, tarred
+from tests.factories.files import lay, picture, tarred
 
 FOLDERS = {
     "set/train/cat/a.png": picture(1),

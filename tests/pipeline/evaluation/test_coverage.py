@@ -16,14 +16,14 @@ from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.coverage import Coverage, incomplete
 from pipeline.evaluation.evaluate import AssessConfig
 from pipeline.evaluation.held_out import of_source
-from pipeline.evaluation.metrics.catalog import csv_text
+from pipeline.evaluation.metrics.document import csv_text, upgrade
 from pipeline.evaluation.report.page import page
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.evaluation.report.summary import markdown_table, rows
 from pipeline.evaluation.scenes import Scene
 from pipeline.imaging.decode import encode_jpeg
 from storage.sample import Sample
-from tests.pipeline.datasets.made import lay
+from tests.factories.files import lay
 from tests.pipeline.evaluation.test_evaluate import run, scene, tiny, world, write_source
 from tests.pipeline.evaluation.test_published_sets import FEW, ColourEmbedder, crepe, paint
 
@@ -63,7 +63,7 @@ def test_a_set_with_lost_photographs_is_refused_unless_allowed(tmp_path: Path, n
     allowed = suite(tmp_path, name, least=0.0)
     counts = {"used": 3, "of": 20, "missing": 17, "unusable": 0}
     assert allowed["suite"][name]["coverage"]["images"] == counts and allowed["skipped"] == {}
-    metrics = {**allowed, "run": "r"}
+    metrics = upgrade({**allowed, "run": "r"})
     words = "3 of 20 images (17 missing)"
     assert list(incomplete(metrics)) == [(f"suite.{name}", words)]
     assert f"not complete, {words}" in markdown_table(metrics)
@@ -90,9 +90,9 @@ def test_no_photograph_at_all_and_a_complete_set(tmp_path: Path) -> None:
 
 def test_a_gallery_stands_beside_every_recall(tmp_path: Path) -> None:
     photographs(tmp_path, 8, 8)
-    metrics = {**suite(tmp_path, "coco"), "run": "r"}
+    metrics = upgrade({**suite(tmp_path, "coco"), "run": "r"})
     recalls = [row[0] for row in rows(metrics) if "R@" in row[0]]
-    assert len(recalls) == 6 and all(", among 8" in row for row in recalls)
+    assert len(recalls) == 6 and all("among 8" in row for row in recalls)
     assert {row["gallery"] for row in csv.DictReader(io.StringIO(csv_text(metrics)))} == {"8"}
     drawn = {**suite(tmp_path, "coco", limit=5), "run": "r"}
     assert all(", among 5" in row[0] for row in rows(drawn))
@@ -226,7 +226,7 @@ def test_a_held_out_source_with_lost_images(
     report = (world / "home/runs/r/report.html").read_text()
     assert "Held-out images: not complete" in report and "4 of 20 images (16 missing)" in report
     recalls = [row[0] for row in rows(found) if "R@" in row[0]]
-    assert recalls and all(" among " in row for row in recalls)
+    assert recalls and all("among " in row for row in recalls)
 
 
 def test_held_out_images_beyond_the_limit_are_told(world: Path) -> None:
@@ -289,9 +289,9 @@ def test_old_metrics_stay_readable() -> None:
         "intervals": {},
         "skipped": {},
     }
-    told = [row[0] for row in rows(old)]
-    assert "Retrieval: Image to caption (R@1 among 50 captions)" in told
-    assert "Retrieval: Caption to image (R@1 among 20 images)" in told
+    told = [row[0] for row in rows(upgrade(old))]
+    assert "Image to caption R@1 (among 50 captions)" in told
+    assert "Caption to image R@1 (among 20 images)" in told
     assert list(incomplete(old)) == []
 
 

@@ -58,7 +58,7 @@ def test_a_run_whose_source_has_moved(
     record.write_bytes(seal(held))
     words = ["--assess-source", str(own)] if held_out else []
     said = command(monkeypatch, capsys, "assess", "--run", str(run), "--home", str(home), *words, *QUICK)
-    assert "R@10 among" in said and "not measured: mining: mining is left out of the report: source" in said
+    assert "R@10 (among" in said and "not measured: mining: mining is left out of the report: source" in said
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["assessed"]["images"] == (6 if held_out else 22)
     assert metrics["mining"] is None and "moved away does not exist" in metrics["skipped"]["mining"]
@@ -74,8 +74,8 @@ def test_a_model_directory_on_captions_of_ones_own(
     words = ["--assess-source", str(own), "--taxonomy", str(world / "taxonomy.json")]
     said = command(monkeypatch, capsys, "assess", "--run", str(folder), *words, *QUICK)
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert "Retrieval: Image" in said and str(folder / "report.html") in said
-    assert "Retrieval: Image to caption (R@1 among 12 captions)" in [row[0] for row in rows(metrics)]
+    assert "Image to caption" in said and str(folder / "report.html") in said
+    assert "Image to caption R@1 (among 12 captions)" in [row[0] for row in rows(metrics)]
     assert metrics["assessed"]["source"] == str(own) and metrics["retrieval"]["images"] == 6
     assert metrics["zero_shot"]["classes"] == 4 and metrics["geometry"] and metrics["skipped"] == {}
     assert "R@10" in (folder / "report.html").read_text()

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.report.charts import Line, line_chart, number, ridges, share, ticks
 from pipeline.evaluation.report.curves import curves
 from pipeline.evaluation.report.examples import mined_samples, pieces
@@ -145,7 +146,7 @@ def exhibits():
 
 
 def test_hostile_text_stays_text():
-    html = render(metrics(), exhibits())
+    html = render(upgrade(metrics()), exhibits())
     reader = read(html)
     scripts = [attrs for tag, attrs in reader.tags if tag == "script"]
     assert scripts == [{}]
@@ -158,7 +159,7 @@ def test_hostile_text_stays_text():
 
 @pytest.mark.parametrize("full", [True, False])
 def test_the_page_asks_nothing_of_the_network(full):
-    html = render(metrics(), exhibits()) if full else render({"run": "r"}, Exhibits())
+    html = render(upgrade(metrics()), exhibits()) if full else render({"run": "r"}, Exhibits())
     for url in re.findall(r"(?:src|href|srcset|action|poster)=\"([^\"]*)\"", html):
         assert url.startswith(("data:", "#"))
     assert not re.findall(r"https?://|url\(|@import|//cdn", html.replace("http-equiv", ""))
@@ -183,11 +184,11 @@ def test_missing_sections_leave_their_reason():
 @pytest.mark.parametrize("missing", [name for name in metrics() if isinstance(metrics()[name], dict)][:-2])
 def test_any_one_section_may_be_missing(missing):
     found = metrics() | {missing: None, "skipped": {missing: "because"}}
-    assert "because" in render(found, Exhibits())
+    assert "because" in render(upgrade(found), Exhibits())
 
 
 def test_every_id_is_there_once_and_every_picture_has_words():
-    reader = read(render(metrics(), exhibits()))
+    reader = read(render(upgrade(metrics()), exhibits()))
     ids = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     assert all(attrs.get("alt") for tag, attrs in reader.tags if tag == "img")
@@ -198,7 +199,7 @@ def test_every_id_is_there_once_and_every_picture_has_words():
 
 
 def test_numbers_stand_beside_chance_and_interval():
-    shown = page(metrics(), Exhibits())
+    shown = page(upgrade(metrics()), Exhibits())
     card = shown["cards"][0]
     assert (card["value"], card["chance"], card["gain"]) == ("50.0", "1.0\xa0%", "50 times chance")
     assert card["interval"] == "40.0 to 60.0\xa0%"
@@ -206,11 +207,14 @@ def test_numbers_stand_beside_chance_and_interval():
     assert [table["name"] for table in shown["tables"]] == [
         "Zero-shot", "Retrieval", "Parts", "Ground-truth boxes", "Compositional", "Walks", "Hierarchy"
     ]  # fmt: skip
-    assert [row["note"] for row in shown["tables"][5]["rows"]] == ["near the image", "near the root"]
+    assert [row["name"].rpartition(" met ")[2] for row in shown["tables"][5]["rows"]] == [
+        "near the image",
+        "near the root",
+    ]
 
 
 def test_walks_and_the_plane_say_what_they_show():
-    shown = page(metrics(), exhibits())
+    shown = page(upgrade(metrics()), exhibits())
     assert "5.4 different texts" in shown["walks"]["lead"] and "near the root 90.0" in shown["walks"]["lead"]
     assert "HoroPCA" in shown["plane"]["note"] and "20.0" in shown["plane"]["note"]
     assert {"walks", "space"} <= {entry["id"] for entry in shown["sections"]}
@@ -218,7 +222,7 @@ def test_walks_and_the_plane_say_what_they_show():
     text = render(metrics() | {"geometry": None}, flat)
     assert "The model is flat" in text and "main directions" in text
     factor = dataclasses.replace(exhibits(), plane=dataclasses.replace(exhibits().plane, factor=3))
-    assert "factor 4 of the product" in page(metrics(), factor)["plane"]["note"]
+    assert "factor 4 of the product" in page(upgrade(metrics()), factor)["plane"]["note"]
 
 
 def test_captions_are_cut_at_their_phrases():
@@ -260,6 +264,12 @@ def test_log_is_read_past_torn_and_repeated_lines(tmp_path):
     assert log == [{"step": 1, "loss": 4}, {"step": 2, "loss": 2}]
     assert [curve["name"] for curve in curves(log)] == ["Loss"]
     assert read_log(tmp_path / "nowhere") == []
+
+
+def test_terms_of_a_new_kind_are_drawn() -> None:
+    log = [{"step": step, "terms": {"spread/image": 1.0 / step}} for step in (1, 2, 3)]
+    (chart,) = curves(log)
+    assert chart["name"] == "Other terms of the loss" and chart["legend"][0]["name"] == "spread/image"
 
 
 def test_charts_hold_their_numbers():

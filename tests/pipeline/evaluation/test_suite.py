@@ -1,6 +1,5 @@
-"""The suite: what is found is measured and right, what is lacking or broken is named; the probe; figures and CSV."""
+"""The suite: what is found is measured and right, what is lacking or broken is named."""
 
-import csv
 import io
 import json
 import lzma
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 
 from pipeline.cli.app import app, run_app
 from pipeline.datasets import open_labelled
@@ -23,18 +21,12 @@ from pipeline.evaluation.benchmarks.classification import class_names, embed, me
 from pipeline.evaluation.benchmarks.suite import chosen, evaluations
 from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate_model
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.catalog import COLUMNS, csv_text, figures
 from pipeline.evaluation.metrics.hierarchy import NAMES, tree_metrics
-from pipeline.evaluation.metrics.linear_probe import HEADS, PENALTIES, fit, probe, sweep
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.metrics.zero_shot import mean_per_class, rank_and_answer, set_accuracy, vectors_of
-from pipeline.evaluation.report.page import page
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.evaluation.report.suite_table import suite_name, suite_table
-from pipeline.evaluation.report.summary import rows
 from pipeline.imaging.decode import encode_jpeg
 from pipeline.runtime.progress import Progress
-from tests.pipeline.datasets.made import lay
+from tests.factories.files import lay
 from tests.pipeline.evaluation.test_evaluate import run, tiny, world
 
 __all__ = ["world"]  # a fixture
@@ -341,127 +333,9 @@ def test_every_name_and_prompt_weighs_alike(embedder: Embedder) -> None:
         torch.testing.assert_close(vector, plain, rtol=1e-4, atol=1e-4)
 
 
-def gaussians(seed: int, count: int) -> tuple[torch.Tensor, np.ndarray]:
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 3, count)
-    centres = np.random.default_rng(9).normal(size=(3, 6)) * 1.5
-    return torch.from_numpy(centres[labels] + random.normal(size=(count, 6))).float(), labels
-
-
-def test_fit_finds_the_minimum() -> None:
-    features, labels = gaussians(0, 80)
-    x, y, penalty = features.double().numpy(), labels, 0.03
-
-    def loss(flat: np.ndarray) -> float:
-        weight, bias = flat[:18].reshape(3, 6), flat[18:]
-        logits = x @ weight.T + bias
-        highest = logits.max(1, keepdims=True)
-        norm = np.log(np.exp(logits - highest).sum(1)) + highest[:, 0]
-        return float((norm - logits[np.arange(80), y]).mean() + penalty / 2 * (weight**2).sum())
-
-    best = minimize(loss, np.zeros(21), tol=1e-10)
-    head = torch.nn.Linear(6, 3).double()
-    fit(head, features.double(), torch.from_numpy(labels), penalty)
-    np.testing.assert_allclose(head.weight.detach().numpy(), best.x[:18].reshape(3, 6), atol=2e-4)
-
-
-def test_probe_learns_what_is_there_and_no_more() -> None:
-    train, test = gaussians(0, 300), gaussians(1, 200)
-    found = probe(train, test, 3, FEW)
-    assert found.numbers["top1"] > 0.85 and found.numbers["training_images"] == 300
-    low, high = found.intervals["top1"]
-    assert low < found.numbers["top1"] < high
-    with torch.inference_mode():
-        again = probe(train, test, 3, FEW)
-    assert again.numbers == found.numbers, "seeded, and at home in inference mode"
-    random = np.random.default_rng(3)
-    blind = probe((train[0], random.permutation(train[1])), test, 3, FEW)
-    assert blind.numbers["top1"] < 0.6, "shuffled labels teach nothing"
-
-
-def test_the_penalty_is_chosen_without_the_test_part() -> None:
-    features, labels = gaussians(0, 60)
-    wide = torch.cat([features, torch.randn(60, 200, generator=torch.Generator().manual_seed(0))], 1)
-    penalty = sweep(HEADS["softmax"], wide, torch.from_numpy(labels), 3, 0)
-    assert penalty in PENALTIES and penalty > PENALTIES[-1], "noise asks for a penalty"
-    with pytest.raises(ValueError, match="4 training images are too few"):
-        probe((features[:4], labels[:4]), (features, labels), 3, FEW)
-
-
-def test_other_heads_plug_in(data: Path, embedder: Embedder) -> None:
-    train, test = gaussians(0, 200), gaussians(1, 100)
-    found = probe(train, test, 3, FEW, "maximum_separation")
-    assert found.numbers["top1"] > 0.85
+def test_other_heads_plug_in_to_the_suite(data: Path, embedder: Embedder) -> None:
     both = run_suite(embedder, "cifar10", data, FEW, heads=("softmax", "maximum_separation", "prototypes"))
     assert {"probe_softmax", "probe_maximum_separation", "probe_prototypes"} <= set(both["suite"]["cifar10"])
-    few = (torch.randn(20, 2), np.arange(20) % 5)
-    with pytest.raises(ValueError, match="is too few"):
-        probe(few, few, 5, FEW, "maximum_separation")
-
-
-def metrics() -> dict:
-    return {
-        "run": "r",
-        "zero_shot": {
-            "top1": 0.5,
-            "top5": 0.9,
-            "chance": 0.1,
-            "chance_top5": 0.5,
-            "images": 20,
-            "classes": 10,
-        },
-        "retrieval": {"chance": {"way": {"r1": 0.02}}, "way": {"r1": 1.0}, "images": 30, "distinct": 9},
-        "geometry": {"curvature": 1.0},
-        "suite": {
-            "tiny_imagenet": {
-                "hierarchy": {"tie": 2.5, "chance": {"tie": 5.0}, "n": 40, "nodes": 9},
-                "probe_softmax": {"top1": 0.25, "penalty": 0.1, "chance": {"top1": 0.1}, "n": 40},
-                "source": "data/tiny",
-                "seconds": 1.5,
-            }
-        },
-        "intervals": {"zero_shot.top1": [0.4, 0.6], "suite.tiny_imagenet.hierarchy.tie": [2.25, 2.75]},
-        "skipped": {},
-        "assessed": {"source": "held out", "images": 30},
-        "seconds": 3.5,
-    }
-
-
-def test_figures_and_csv() -> None:
-    got = list(csv.reader(io.StringIO(csv_text(metrics()))))
-    assert all(row[-2:] == ["", ""] for row in got[1:]), "of and gallery, which older metrics do not tell"
-    assert [row[:-2] for row in got] == [
-        list(COLUMNS[:-2]),
-        ["zero_shot.top1", "0.5", "0.4", "0.6", "0.1", "20", "held out"],
-        ["zero_shot.top5", "0.9", "", "", "0.5", "20", "held out"],
-        ["retrieval.way.r1", "1.0", "", "", "0.02", "30", "held out"],
-        ["suite.tiny_imagenet.hierarchy.tie", "2.5", "2.25", "2.75", "5.0", "40", "data/tiny"],
-        ["suite.tiny_imagenet.probe_softmax.top1", "0.25", "", "", "0.1", "40", "data/tiny"],
-    ]
-    assert figures({"suite": {}, "zero_shot": None}) == []
-
-
-def test_table() -> None:
-    table = suite_table(metrics())
-    assert table is not None and table["note"].startswith("1 data set;")
-    tie, top1 = table["rows"]
-    assert (tie["name"], tie["value"], tie["interval"]) == (
-        "Tiny-ImageNet: hierarchy",
-        "2.50",
-        "2.25 to 2.75",
-    )
-    assert (
-        tie["note"] == "tree distance (TIE), lower is better, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}40"
-        and tie["gain"] == "2.5 below"
-    )
-    assert top1["name"] == "Tiny-ImageNet: linear probe" and top1["gain"] == "2.5 times"
-    assert suite_table({"suite": {}}) is None
-    assert suite_name("suite.tiny_imagenet.probe") == "Tiny-ImageNet: linear probe"
-    assert suite_name("suite.dtd") == "Describable Textures"
-    skipped = page({"skipped": {"suite.dtd": "why", "parts": "so"}}, Exhibits())["skipped"]
-    assert skipped == [("Describable Textures", "why"), ("Part and phrase retrieval", "so")]
-    words = rows({k: v for k, v in metrics().items() if k not in ("zero_shot", "retrieval", "geometry")})
-    assert words[0][0].startswith("Tiny-ImageNet: hierarchy (tree distance")
 
 
 def test_a_model_directory_from_the_command(
@@ -476,7 +350,7 @@ def test_a_model_directory_from_the_command(
     assert "CIFAR-10: zero-shot" in said and "not measured: suite.stl10: not in" in said
     held = json.loads((tmp_path / "model/metrics.json").read_text())
     assert set(held["suite"]["cifar10"]) == {"zero_shot", "probe_softmax", "coverage", "source", "seconds"}
-    assert "suite.cifar10.probe_softmax.top1" in held["intervals"]
+    assert "suite.cifar10.probe_softmax.top1" in held["metrics"]
     assert (
         (tmp_path / "model/metrics.csv")
         .read_text()

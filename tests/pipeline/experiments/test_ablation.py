@@ -9,10 +9,13 @@ import pytest
 from scipy.stats import t as student
 
 from pipeline.config import ConfigError
+from pipeline.evaluation.metrics.document import upgrade
 from pipeline.experiments import ablation
-from pipeline.experiments.comparison import MEASURES, difference, section, statements, write_section
+from pipeline.experiments.comparison import MEASURES, difference, section, statements
+from pipeline.experiments.grid import write_section
 from pipeline.training.recipes import by_name
-from tests.pipeline.training_data import make_home
+from storage.home import Home
+from tests.factories.training import make_home
 
 
 def metrics(top1, recall=0.5, tie=3.0, geometry=None, width=0.02):
@@ -28,7 +31,7 @@ def metrics(top1, recall=0.5, tie=3.0, geometry=None, width=0.02):
     }
     values = {"zero_shot.top1": top1, "hierarchy.tie": tie}
     values |= dict.fromkeys(("retrieval.image_to_text.r5", "retrieval.text_to_image.r5"), recall)
-    return found | {"intervals": {name: [v - width, v + width] for name, v in values.items()}}
+    return upgrade(found | {"intervals": {name: [v - width, v + width] for name, v in values.items()}})
 
 
 def shape(true=0.9, shuffled=0.1, saturated=0.0, radius=0.5):
@@ -67,16 +70,18 @@ def test_differences_are_paired_over_seeds():
     one = {model: seeds[:1] for model, seeds in RUNS.items()}
     found = difference(one, MEASURES[0], "clip", "clip_boxes")
     assert (found.low, found.high) == (pytest.approx(0.02), pytest.approx(0.10)) and found.counts
-    wide = {model: [metrics(m[0]["zero_shot"]["top1"], width=0.04)] for model, m in RUNS.items()}
+    wide = {
+        model: [metrics(m[0]["metrics"]["zero_shot.top1"]["value"], width=0.04)] for model, m in RUNS.items()
+    }
     assert not difference(wide, MEASURES[0], "clip", "clip_boxes").counts
 
 
 def test_sentences_follow_from_the_numbers():
-    said = "\n".join(statements(RUNS, [m for m in MEASURES if not m.path.startswith("parts")]))
+    said = "\n".join(statements(RUNS, [m for m in MEASURES if not m.startswith("parts")]))
     assert (
         "Boxes (CLIP to CLIP + boxes): zero-shot top-1 better by 6.0 points; image to caption R@5 no" in said
     )
-    assert "tree distance of the answer better by 1.00 edges" in said
+    assert "tree distance (TIE) better by 1.00 edges" in said
     assert "gain over CLIP in zero-shot top-1 (9.0), boxes alone give 67%" in said
     assert "In caption to image R@5 HyCoCLIP has no significant gain over CLIP" in said
     assert (
@@ -106,10 +111,10 @@ def test_a_section_has_tables_and_leaves_out_what_was_not_measured():
 
 def test_a_section_takes_the_place_of_its_last(tmp_path):
     out = tmp_path / "docs" / "ablation.md"
-    write_section(out, "demo", "first", "# Title")
-    write_section(out, "photos", "second", "# Title")
+    write_section(out, ablation.marks("demo"), "first", "# Title")
+    write_section(out, ablation.marks("photos"), "second", "# Title")
     out.write_text(out.read_text() + "\nBy hand.\n")
-    write_section(out, "demo", "third", "# Another")
+    write_section(out, ablation.marks("demo"), "third", "# Another")
     text = out.read_text()
     assert text.startswith("# Title") and text.endswith("By hand.\n") and "first" not in text
     assert text.index("third") < text.index("second") and text.count("<!-- end of demo -->") == 1
@@ -159,27 +164,27 @@ def test_a_killed_ablation_goes_on_and_repeats_nothing(work):
     options = {"models": ("clip", "hycoclip"), "steps": 10, "seeds": 2}
     say = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        ablation.ablate("demo", str(home), out, **options, say=say)
+        ablation.ablate("demo", Home(home), out, **options, say=say)
     started = [name.split("-")[1:4:2] for kind, name in called if kind == "train"]
     assert started == [["demo_clip", "s0"], ["demo", "s0"], ["demo_clip", "s1"], ["demo", "s1"]]
     assert "1 seeds" in out.read_text() and "about 2 min left" in say.getvalue()
     done = len(called)
-    runs = ablation.ablate("demo", str(home), out, **options, say=say)
+    runs = ablation.ablate("demo", Home(home), out, **options, say=say)
     again = [name for kind, name in called[done:] if kind == "train"]
     assert len(runs) == 4 and again == [runs[3].folder.name]
     assert "2 seeds" in out.read_text() and "2 paired seeds" in out.read_text()
     done = len(called)
-    ablation.ablate("demo", str(home), out, **options, say=say)
+    ablation.ablate("demo", Home(home), out, **options, say=say)
     assert len(called) == done
 
 
 def test_a_directory_with_another_recipe_is_refused(work, monkeypatch):
     home, out, _, _ = work
-    ablation.ablate("demo", str(home), out, models=("clip",), steps=10, seeds=1)
+    ablation.ablate("demo", Home(home), out, models=("clip",), steps=10, seeds=1)
     changed = replace(by_name("demo_clip").model, temperature=0.05)
     monkeypatch.setattr(ablation, "by_name", lambda name: by_name(name).replace(model=changed))
     with pytest.raises(ConfigError, match=r"recipe\.model\.temperature 0\.07, not 0\.05"):
-        ablation.ablate("demo", str(home), out, models=("clip",), steps=10, seeds=1)
+        ablation.ablate("demo", Home(home), out, models=("clip",), steps=10, seeds=1)
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):

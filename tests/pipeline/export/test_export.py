@@ -18,9 +18,10 @@ from pipeline.export import onnx as onnx_towers
 from pipeline.export.export import export, find_model, import_checkpoint
 from pipeline.training.recipes import Recipe
 from pipeline.training.train import train
+from storage.home import Home
+from tests.factories.training import make_home, sample, tiny_recipe
 from tests.models.checkpoints.layouts import published, transformers_clip
 from tests.oracle.clip_towers import published_images, published_texts
-from tests.pipeline.training_data import make_home, sample, tiny_recipe
 
 TEXTS = ["a red square", "blue ground under a red square", ""]
 
@@ -39,7 +40,7 @@ def home(tmp_path_factory) -> Path:
     for geometry, factors in (("lorentz", 1), ("product", 4)):
         asked = tiny_recipe(steps=1, optimiser=optimiser).model_dump()
         asked["model"] |= {"geometry": geometry, "factors": factors}
-        train(home / "runs" / geometry, str(home), "latest", Recipe.model_validate(asked))
+        train(home / "runs" / geometry, Home(home), "latest", Recipe.model_validate(asked))
     return home
 
 
@@ -279,5 +280,5 @@ def test_mistakes_are_one_line(home, words, tmp_path, capsys, monkeypatch):
 
 def test_runs_and_models_are_found_by_path_or_name(home):
     run = home / "runs" / "product"
-    assert find_model(run, "elsewhere") == find_model("product", str(home)) == (run, run / "model")
-    assert find_model(run / "model", "elsewhere") == (run, run / "model")
+    assert find_model(run, Home("elsewhere")) == find_model("product", Home(home)) == (run, run / "model")
+    assert find_model(run / "model", Home("elsewhere")) == (run, run / "model")

@@ -14,17 +14,19 @@ import pytest
 import typer
 
 from pipeline.cli import data as commands
-from pipeline.integrity.repair import DAMAGED, remedy, repair
+from pipeline.integrity.repair import remedy, repair
 from pipeline.integrity.verify import verify
 from pipeline.packing.dataset_gate import QualityError
 from pipeline.registry.promotion import restore
 from pipeline.training.dataloader import ShardFile
 from storage.gc import collect
-from storage.model_registry import SCHEMA, Registry, log_path
+from storage.home import Home
+from storage.layout import DAMAGED, log_path
+from storage.model_registry import SCHEMA
 from storage.objects import DamagedError
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.small_home import SEED, SmallHome, corruptions, kind_of, may_be_absent, small_home
+from tests.factories.home import SEED, SmallHome, corruptions, kind_of, may_be_absent, small_home
 
 KINDS = {
     "mining configuration", "mining record", "detections", "mining failures", "pack record", "packing failures",
@@ -62,7 +64,7 @@ def corrupt(home: Path, count: int) -> Counter[tuple[str, str]]:
         if harmed == whole or (harmed is None and may_be_absent(home, path)):
             continue
         path.unlink() if harmed is None else path.write_bytes(harmed)
-        found = verify(str(home), None)
+        found = verify(Home(home), None)
         label = f"{how}, {path.relative_to(home)}: {[str(damage) for damage in found]}"
         assert found, f"not found: {label}"
         assert {damage.kind for damage in found} == {kind}, f"taken for another kind: {label}"
@@ -74,7 +76,7 @@ def corrupt(home: Path, count: int) -> Counter[tuple[str, str]]:
 
 def test_the_home_has_every_kind_of_file_and_is_intact(made: SmallHome) -> None:
     assert {kind_of(made.home, path) for path in files(made.home)} == KINDS
-    assert verify(str(made.home)) == verify(str(made.home), None) == []
+    assert verify(Home(made.home)) == verify(Home(made.home), None) == []
 
 
 def test_corruptions_of_every_kind_of_file_are_found_and_named(made: SmallHome) -> None:
@@ -105,7 +107,7 @@ def test_what_is_flipped_is_set_aside_and_made_again_by_the_same_commands(made: 
     path = next(path for path in files(made.home, kind) if kind != "version" or path.stem == latest(made))
     name, looked = latest(made), made.detector.images
     flip(path)
-    found = repair(str(made.home))
+    found = repair(Home(made.home))
     assert [(damage.kind, damage.path) for damage in found] == [
         (kind, path.relative_to(made.home).as_posix())
     ]
@@ -114,10 +116,10 @@ def test_what_is_flipped_is_set_aside_and_made_again_by_the_same_commands(made: 
     with pytest.raises(QualityError):
         made.make(threshold=0.6, min_images=1000)  # the damaged file may be of this one
     assert made.make().name == name == latest(made)
-    assert verify(str(made.home), None) == []
+    assert verify(Home(made.home), None) == []
     mines = kind in ("mining record", "detections", "mining failures")
     assert (made.detector.images > looked) == mines, "only the unit that was damaged is mined again"
-    assert repair(str(made.home)) == []
+    assert repair(Home(made.home)) == []
 
 
 @pytest.mark.parametrize(
@@ -127,9 +129,9 @@ def test_what_is_deleted_is_made_again_by_the_same_commands_alone(made: SmallHom
     name = latest(made)
     for path in files(made.home, kind):
         path.unlink()
-    assert verify(str(made.home))
+    assert verify(Home(made.home))
     assert made.make().name == name
-    assert verify(str(made.home)) == []
+    assert verify(Home(made.home)) == []
 
 
 def test_a_flipped_bit_in_detections_is_never_packed(made: SmallHome) -> None:
@@ -148,9 +150,9 @@ def test_a_shard_that_is_flipped_quarantines_with_advice_that_helps(made: SmallH
     flip(made.home / Versions(Store(made.home)).load(name).shards["train"][0].path)
     with pytest.raises(QualityError, match="Run hyco verify --repair, then pack again"):
         made.make()
-    repair(str(made.home))
+    repair(Home(made.home))
     assert made.make().name == name
-    assert Versions(Store(made.home)).quarantined(name) is None and verify(str(made.home)) == []
+    assert Versions(Store(made.home)).quarantined(name) is None and verify(Home(made.home)) == []
 
 
 def test_training_refuses_a_shard_with_a_flipped_bit_before_its_first_sample(made: SmallHome) -> None:
@@ -169,33 +171,33 @@ def test_training_refuses_a_shard_with_a_flipped_bit_before_its_first_sample(mad
 
 
 def test_a_lost_row_of_the_registry_is_stood_in_for_and_the_log_goes_on(made: SmallHome) -> None:
-    registry = Registry(made.home)
+    registry = Home(made.home).registry
     first, _, last = registry.rows()
     flip(made.home / "registry/log/000000003.parquet")
     with pytest.raises(DamagedError, match="restore it from a backup, or run `hyco verify --repair"):
         registry.champion()
-    (damage,) = repair(str(made.home))
+    (damage,) = repair(Home(made.home))
     assert damage.kind == "registry row" and registry.champion() == first
     assert [row.kind for row in registry.rows()] == ["promoted", "refused", "refused"]
     registry.append(last, 3)
-    assert registry.champion().model == last.model and verify(str(made.home)) == []
+    assert registry.champion().model == last.model and verify(Home(made.home)) == []
     (made.home / "registry/log/000000002.parquet").unlink()
-    (damage,) = repair(str(made.home))
+    (damage,) = repair(Home(made.home))
     assert "is missing, and rows follow it" in damage.what
-    assert len(registry.rows()) == 4 and verify(str(made.home)) == []
+    assert len(registry.rows()) == 4 and verify(Home(made.home)) == []
 
 
 def test_a_damaged_model_is_copied_again_from_its_run(made: SmallHome, built: SmallHome) -> None:
-    registry = Registry(made.home)
+    registry = Home(made.home).registry
     champion = registry.champion()
     flip(registry.path(champion.model) / "model.safetensors")
     with pytest.raises(ValueError, match="Run `hyco verify --repair`, then `hyco promote` with the run"):
         registry.keep(Path(champion.run) / "model")
     flip(made.home / champion.report)
-    assert {damage.kind for damage in repair(str(made.home))} == {"model", "report"}
+    assert {damage.kind for damage in repair(Home(made.home))} == {"model", "report"}
     (Path(champion.run) / "report.html").write_bytes(b"<p>report 2</p>")
-    restore(Path(champion.run), str(made.home), champion)
-    assert verify(str(made.home)) == []
+    restore(Path(champion.run), Home(made.home).registry, champion)
+    assert verify(Home(made.home)) == []
 
 
 def test_a_quarantine_that_cannot_be_read_stays_one(made: SmallHome) -> None:
@@ -204,8 +206,8 @@ def test_a_quarantine_that_cannot_be_read_stays_one(made: SmallHome) -> None:
     flip(path)
     with pytest.raises(DamagedError, match=r"quarantine/v-.* is not readable"):
         versions.quarantined(path.stem)
-    repair(str(made.home))
-    assert "damaged" in versions.quarantined(path.stem)[0]["why"] and verify(str(made.home), None) == []
+    repair(Home(made.home))
+    assert "damaged" in versions.quarantined(path.stem)[0]["why"] and verify(Home(made.home), None) == []
     made.make(threshold=0.6)
     assert versions.quarantined(path.stem) is None, "judged anew, and fit"
 
@@ -218,23 +220,23 @@ def test_a_home_of_an_earlier_hyco_opens_and_is_verified_for_what_it_has(made: S
             path.write_text(json.dumps(bare.get("checks", bare), indent=1))
     (made.home / "versions/latest").write_text(f"{latest(made)}\n")
     schema = pa.schema([field for field in SCHEMA if field.name not in ("kept", "previous")])
-    rows = Registry(made.home).rows()
+    rows = Home(made.home).registry.rows()
     for row in rows:
         table = pa.Table.from_pylist([asdict(row)], schema=schema)
         pq.write_table(table, made.home / log_path(row.number), compression="zstd")
-    assert verify(str(made.home), None) == []
-    assert [row.model for row in Registry(made.home).rows()] == [row.model for row in rows]
+    assert verify(Home(made.home), None) == []
+    assert [row.model for row in Home(made.home).registry.rows()] == [row.model for row in rows]
     assert made.make().name == latest(made)
-    Registry(made.home).append(rows[-1], 3)  # from now on its log is chained
+    Home(made.home).registry.append(rows[-1], 3)  # from now on its log is chained
     for kind in ("shard", "detections", "packing failures", "mining failures", "model", "report"):
         path = files(made.home, kind)[0]
         whole = path.read_bytes()
         flip(path)
-        assert {damage.kind for damage in verify(str(made.home), None)} == {kind}
+        assert {damage.kind for damage in verify(Home(made.home), None)} == {kind}
         path.write_bytes(whole)
     old = pa.Table.from_pylist([asdict(replace(rows[2], reason="another"))], schema=schema)
     pq.write_table(old, made.home / log_path(3), compression="zstd")
-    assert [damage.kind for damage in verify(str(made.home))] == ["registry row"], (
+    assert [damage.kind for damage in verify(Home(made.home))] == ["registry row"], (
         "found by the row behind it"
     )
 
@@ -249,16 +251,16 @@ def test_nothing_is_collected_while_a_record_cannot_be_believed(made: SmallHome)
     ):
         collect(Store(made.home), older_than_s=0)
     assert files(made.home) == before
-    repair(str(made.home))
+    repair(Home(made.home))
     made.make()
     collect(Store(made.home), older_than_s=0)
-    assert verify(str(made.home)) == []
+    assert verify(Home(made.home)) == []
 
 
 @pytest.mark.parametrize("text", ["", "v-\n", "v-1", "\n"])
 def test_a_shortened_latest_names_nothing(made: SmallHome, text: str) -> None:
     (made.home / "versions/latest").write_text(text)
-    assert [damage.kind for damage in verify(str(made.home))] == ["latest"]
+    assert [damage.kind for damage in verify(Home(made.home))] == ["latest"]
     with pytest.raises(DamagedError, match="versions/latest: holds no name of a version"):
         Versions(Store(made.home)).load()
 
@@ -268,7 +270,7 @@ def test_the_config_parent_and_time_of_a_version_are_proven(made: SmallHome) -> 
     for name, change in (("config", {}), ("parent", "v-000000000000"), ("created", "2020-01-01T00:00:00")):
         held = path.read_text()
         path.write_text(json.dumps({**json.loads(held), name: change}, indent=1, ensure_ascii=False))
-        assert [damage.kind for damage in verify(str(made.home))] == ["version"]
+        assert [damage.kind for damage in verify(Home(made.home))] == ["version"]
         path.write_text(held)
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tiny_dino import save_tiny
 
 from models.grounding.detector import Detection, best_boxes, join
 from pipeline.mining.grounder import BACKENDS, Backend, grounder_digest, open_detector
+from tests.factories.grounder import save_tiny
 
 
 @pytest.fixture(scope="module")

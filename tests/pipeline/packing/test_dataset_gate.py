@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.packing import dataset_gate
 from pipeline.packing.dataset_gate import (
     QualityConfig,
     QualityError,
@@ -17,6 +18,7 @@ from pipeline.packing.dataset_gate import (
 )
 from pipeline.training.recipes import by_name
 from pipeline.training.run_dir import prepare
+from storage.home import Home
 from storage.manifest import Manifest
 from storage.store import Store
 from storage.versions import ShardRef, Version, Versions
@@ -44,12 +46,12 @@ def publish(
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(tmp_path)
-    gate(store, publish(store, "first", 100, 400, [0.6] * 400), LAX)
+    gate(Home(store.url), publish(store, "first", 100, 400, [0.6] * 400), LAX)
     return store
 
 
 def failing(store: Store, version: Version, config: QualityConfig = LAX) -> list[str]:
-    return [check.name for check in judge(store, version, config) if not check.passed]
+    return [check.name for check in judge(Home(store.url), version, config) if not check.passed]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,21 @@ def test_each_check_bites(
     assert failing(store, publish(store, "second", images, parts, scores, failures)) == expected
 
 
+def test_a_new_check_is_one_function(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_gate, "CHECKS", list(dataset_gate.CHECKS))
+
+    @dataset_gate.dataset_check
+    def even(of: dataset_gate.Subject) -> dataset_gate.Check:
+        odd = of.version.counts["images"] % 2
+        return dataset_gate.Check("odd images", odd, None, 0, not odd, "an image has no neighbour")
+
+    odd = publish(store, "odd", 101, 404, [0.6] * 404)
+    assert failing(store, odd) == ["odd images"]
+    with pytest.raises(QualityError, match="an image has no neighbour"):
+        gate(Home(store.url), odd, LAX)
+    assert judge(Home(store.url), publish(store, "even", 102, 408, [0.6] * 408), LAX)[-1].why == ""
+
+
 def test_other_configurations_are_not_compared(store: Store) -> None:
     assert failing(store, publish(store, "second", 20, 20, [0.1] * 20, pack="q")) == []
 
@@ -89,18 +106,18 @@ def test_quarantine_and_release(store: Store, tmp_path: Path) -> None:
     first = versions.load("latest").name
     bad = publish(store, "second", 10, 40, [0.6] * 40).name
     with pytest.raises(QualityError, match=f"10 images after 100.*hyco release {bad}"):
-        gate(store, versions.load(bad), LAX)
+        gate(Home(store.url), versions.load(bad), LAX)
     assert versions.load("latest").name == first
     with pytest.raises(ValueError, match=f"{bad} is in quarantine"):
-        prepare(tmp_path / "run", str(tmp_path), bad, by_name("demo"))
+        prepare(tmp_path / "run", Home(tmp_path), bad, by_name("demo"))
     assert any("failed" in row["verdict"] for row in verdict(versions.quarantined(bad) or []))
     assert versions.release(bad)
     assert not versions.release(bad)
     assert versions.load("latest").name == bad
-    prepare(tmp_path / "run", str(tmp_path), bad, by_name("demo"))
+    prepare(tmp_path / "run", Home(tmp_path), bad, by_name("demo"))
 
 
 def test_the_histogram_is_that_of_the_version_alone(store: Store) -> None:
     version = publish(store, "second", 100, 400, [0.05] * 3)
-    assert score_histogram(store, version)[:2].tolist() == [0, 3]
-    assert score_histogram(store, version).sum() == 3
+    assert score_histogram(Home(store.url), version)[:2].tolist() == [0, 3]
+    assert score_histogram(Home(store.url), version).sum() == 3

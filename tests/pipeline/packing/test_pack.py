@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,11 +22,13 @@ from pipeline.sources.records import Limits
 from pipeline.sources.source import Unit, open_source
 from storage.detections import read_failures, write_detections
 from storage.gc import collect
+from storage.home import Home
 from storage.manifest import Manifest
 from storage.sample import TrainingSample
 from storage.shard import read_shard
 from storage.store import Store
 from storage.versions import Version, Versions
+from tests.factories.files import named, tarred
 
 SIZE = 64
 
@@ -60,14 +61,13 @@ RED, BLUE = (16 / 128, 32 / 96, 48 / 128, 64 / 96), (80 / 128, 32 / 96, 112 / 12
 def write_source(folder: Path, units: int, samples: int) -> Path:
     folder.mkdir(parents=True)
     for unit in range(units):
-        with tarfile.open(folder / f"{unit:05d}.tar", "w") as tar:
-            for number in range(unit * samples, (unit + 1) * samples):
-                told = {"captions": ["a red square left of a blue square", "two squares"], "number": number}
-                members = {"jpg": encode_jpeg(scene(number), 95), "json": json.dumps(told).encode()}
-                for suffix, data in members.items():
-                    info = tarfile.TarInfo(f"{number:09d}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        members: dict[str, bytes | str] = {}
+        for number in range(unit * samples, (unit + 1) * samples):
+            told = {"captions": ["a red square left of a blue square", "two squares"], "number": number}
+            members |= named(
+                f"{number:09d}", {"jpg": encode_jpeg(scene(number), 95), "json": json.dumps(told)}
+            )
+        tarred(folder / f"{unit:05d}.tar", members)
     return folder
 
 
@@ -138,7 +138,7 @@ def test_pack_end_to_end(made: tuple[Mined, str]) -> None:
     version = pack(
         mined,
         packing_config(image_size=SIZE, shard_size=2),
-        home,
+        Home(home),
         listener=lambda state: told.append(state["done"]),
     )
     assert version.counts == {
@@ -179,22 +179,22 @@ def test_pack_end_to_end(made: tuple[Mined, str]) -> None:
 def test_packing_again_does_nothing(made: tuple[Mined, str], monkeypatch: pytest.MonkeyPatch) -> None:
     mined, home = made
     config = packing_config(image_size=SIZE)
-    version = pack(mined, config, home)
+    version = pack(mined, config, Home(home))
     files = {path: Store(home).read_bytes(path) for path in Store(home).list()}
     monkeypatch.setattr(packing, "decode", lambda *_: pytest.fail("an image was decoded again"))
-    assert plan(mined, config, home) == []
-    assert pack(mined, config, home) == version
+    assert plan(mined, config, Home(home)) == []
+    assert pack(mined, config, Home(home)) == version
     assert {path: Store(home).read_bytes(path) for path in Store(home).list()} == files
 
 
 def test_another_threshold_is_another_version_beside_the_first(made: tuple[Mined, str]) -> None:
     mined, home = made
-    first = pack(mined, packing_config(image_size=SIZE), home)
-    second = pack(mined, packing_config(image_size=SIZE, threshold=0.6), home)
+    first = pack(mined, packing_config(image_size=SIZE), Home(home))
+    second = pack(mined, packing_config(image_size=SIZE, threshold=0.6), Home(home))
     assert second.name != first.name and second.parent == first.name
     assert second.counts["parts"] == 10 and first.counts["parts"] == 30
     assert Versions(Store(home)).verify(first) == Versions(Store(home)).verify(second) == []
-    assert pack(mined, packing_config(image_size=SIZE), home) == first
+    assert pack(mined, packing_config(image_size=SIZE), Home(home)) == first
     assert Versions(Store(home)).load().name == first.name, "latest is what was asked for last"
 
 
@@ -213,16 +213,16 @@ def test_packing_never_touches_a_detector() -> None:
 def test_images_without_parts(made: tuple[Mined, str]) -> None:
     mined, home = made
     with pytest.raises(ValueError, match="no training sample is left to publish: lower threshold"):
-        pack(mined, packing_config(image_size=SIZE, threshold=0.95), home)
-    kept = pack(mined, packing_config(image_size=SIZE, threshold=0.95, keep_partless=True), home)
+        pack(mined, packing_config(image_size=SIZE, threshold=0.95), Home(home))
+    kept = pack(mined, packing_config(image_size=SIZE, threshold=0.95, keep_partless=True), Home(home))
     assert kept.counts["images"] == kept.counts["partless"] == 10 and kept.counts["parts"] == 0
     assert all(sample.parts == () for sample in samples_of(home, kept))
 
 
 def test_holdout_is_by_key_and_the_same_in_every_version(made: tuple[Mined, str]) -> None:
     mined, home = made
-    first = pack(mined, packing_config(image_size=SIZE, holdout=0.4), home)
-    second = pack(mined, packing_config(image_size=SIZE, holdout=0.4, quality=50), home)
+    first = pack(mined, packing_config(image_size=SIZE, holdout=0.4), Home(home))
+    second = pack(mined, packing_config(image_size=SIZE, holdout=0.4, quality=50), Home(home))
     train = {sample.key for sample in samples_of(home, first)}
     val = {sample.key for sample in samples_of(home, first, "val")}
     assert train.isdisjoint(val) and len(train) + len(val) == 10 and val
@@ -238,20 +238,16 @@ def test_holdout_is_by_key_and_the_same_in_every_version(made: tuple[Mined, str]
 
 def test_small_plain_jpegs_go_in_byte_for_byte(made: tuple[Mined, str]) -> None:
     mined, home = made
-    samples = samples_of(home, pack(mined, packing_config(image_size=96), home))
+    samples = samples_of(home, pack(mined, packing_config(image_size=96), Home(home)))
     assert samples[0].image == encode_jpeg(scene(0), 95)
 
 
 def test_limits_can_be_raised(tmp_path: Path) -> None:
     large, told = encode_jpeg(scene(0), 95) + bytes(MAX_BYTES), {"captions": ["a red square", "two squares"]}
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for suffix, data in {"jpg": large, "json": json.dumps(told).encode()}.items():
-            info = tarfile.TarInfo(f"0.{suffix}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    tarred(tmp_path / "0.tar", {"0.jpg": large, "0.json": json.dumps(told)})
     mined = Mined(source=str(tmp_path / "0.tar"), limits=Limits(max_bytes=len(large)))
     mine(mined, str(tmp_path / "home"))
-    version = pack(mined, packing_config(image_size=SIZE), str(tmp_path / "home"))
+    version = pack(mined, packing_config(image_size=SIZE), Home(tmp_path / "home"))
     assert version.counts["images"] == 1 and version.counts["pack_failures"] == 0
 
 
@@ -262,11 +258,11 @@ def test_an_image_that_cannot_be_decoded_is_a_failure(tmp_path: Path) -> None:
     assert inspect(broken), "mining of an older Hyco may have let it pass"
     path.write_bytes(path.read_bytes().replace(whole, broken))
     mine(mined, home)
-    version = pack(mined, packing_config(image_size=SIZE), home)
+    version = pack(mined, packing_config(image_size=SIZE), Home(home))
     assert version.counts["images"] == 2 and version.counts["pack_failures"] == 1
     assert version.counts["failures"] == 2, "with the one that mining reported"
     unit = open_source(path).units()[0]
-    record = pack_shard(mined, packing_config(image_size=SIZE), home, unit)
+    record = pack_shard(mined, packing_config(image_size=SIZE), Home(home), unit)
     with Store(home).open(record["failures"]) as file:
         (failure,) = read_failures(file)
     assert (failure.stage, failure.code) == ("pack", "undecodable")
@@ -278,16 +274,12 @@ def test_a_picture_that_the_encoder_refuses_is_a_failure_by_name(tmp_path: Path)
     path = write_source(Path(mined.source), units=1, samples=2) / "00000.tar"
     wide = io.BytesIO()
     Image.new("L", (70_000, 68), 255).save(wide, "PNG")
-    with tarfile.open(path, "a") as tar:
-        told = {"captions": ["a red square left of a blue square", "two squares"]}
-        for suffix, data in {"png": wide.getvalue(), "json": json.dumps(told).encode()}.items():
-            info = tarfile.TarInfo(f"panorama.{suffix}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    told = {"captions": ["a red square left of a blue square", "two squares"]}
+    tarred(path, named("panorama", {"png": wide.getvalue(), "json": json.dumps(told)}), mode="a")
     mine(mined, home)
-    version = pack(mined, packing_config(image_size=SIZE), home)
+    version = pack(mined, packing_config(image_size=SIZE), Home(home))
     assert version.counts["images"] == 2 and version.counts["pack_failures"] == 1
-    record = pack_shard(mined, packing_config(image_size=SIZE), home, open_source(path).units()[0])
+    record = pack_shard(mined, packing_config(image_size=SIZE), Home(home), open_source(path).units()[0])
     with Store(home).open(record["failures"]) as file:
         (failure,) = read_failures(file)
     assert failure.code == "unencodable" and "65882 x 64" in failure.message
@@ -299,15 +291,15 @@ def test_units_that_are_not_mined_or_not_packed(tmp_path: Path) -> None:
     home, config = str(tmp_path / "home"), packing_config(image_size=SIZE)
     units = mine(mined, home, skip=("00001.tar",))
     with pytest.raises(ValueError, match=r"1 of 3 units are not mined \(00001\.tar\): run mine"):
-        pack(mined, config, home)
+        pack(mined, config, Home(home))
     with pytest.raises(ValueError, match=r"unit 00001\.tar is not mined"):
-        pack_shard(mined, config, home, units[1])
+        pack_shard(mined, config, Home(home), units[1])
     mine(mined, home)
-    pack_shard(mined, config, home, units[2])
-    assert plan(mined, config, home) == units[:2]
+    pack_shard(mined, config, Home(home), units[2])
+    assert plan(mined, config, Home(home)) == units[:2]
     with pytest.raises(ValueError, match=r"2 of 3 units are not packed \(00000\.tar \.\.\.\)"):
-        publish(mined, config, home)
-    assert pack(mined, config, home).counts["images"] == 3
+        publish(mined, config, Home(home))
+    assert pack(mined, config, Home(home)).counts["images"] == 3
 
 
 def test_a_torn_source_is_an_error_of_its_unit(made: tuple[Mined, str]) -> None:
@@ -315,12 +307,12 @@ def test_a_torn_source_is_an_error_of_its_unit(made: tuple[Mined, str]) -> None:
     (unit, _), path = open_source(mined.source).units(), Path(mined.source) / "00000.tar"
     path.write_bytes(path.read_bytes()[:-9000])
     with pytest.raises(ValueError, match=r"00000\.tar"):
-        pack_shard(mined, packing_config(), home, unit)
+        pack_shard(mined, packing_config(), Home(home), unit)
 
 
 def test_nothing_is_garbage_after_packing(made: tuple[Mined, str]) -> None:
     mined, home = made
-    version = pack(mined, packing_config(image_size=SIZE), home)
+    version = pack(mined, packing_config(image_size=SIZE), Home(home))
     Store(home).commit("shards/objects", ".tar", lambda file: file.write(b"of a killed worker"))
     assert len(collect(Store(home), older_than_s=0)) == 1
     assert Versions(Store(home)).verify(version) == []
@@ -329,7 +321,7 @@ def test_nothing_is_garbage_after_packing(made: tuple[Mined, str]) -> None:
 def test_a_home_in_memory(tmp_path: Path) -> None:
     mined = Mined(source=str(write_source(tmp_path / "source", units=1, samples=2)))
     mine(mined, "memory://pack-test")
-    version = pack(mined, packing_config(image_size=SIZE), "memory://pack-test")
+    version = pack(mined, packing_config(image_size=SIZE), Home("memory://pack-test"))
     assert Versions(Store("memory://pack-test")).verify(version) == []
 
 
@@ -353,10 +345,10 @@ def test_a_killed_packing_goes_on(made: tuple[Mined, str], monkeypatch: pytest.M
     for stop in (1, 2, 3):
         state["left"] = stop
         with pytest.raises(Killed):
-            pack(mined, config, home)
+            pack(mined, config, Home(home))
         assert Versions(Store(home)).names() == []
     state["left"] = 0
-    version = pack(mined, config, home)
+    version = pack(mined, config, Home(home))
     assert Versions(Store(home)).verify(version) == []
     assert [sample.meta["number"] for sample in samples_of(home, version)] == list(range(10))
 
@@ -383,7 +375,7 @@ def test_kill_9_while_packing(tmp_path: Path) -> None:
         for path in Store(home).list("shards"):
             assert Store(home).sha256(path) == Path(path).stem
     config = packing_config(image_size=64, shard_size=16)
-    version, expected = pack(mined, config, home), pack(mined, config, quiet)
+    version, expected = pack(mined, config, Home(home)), pack(mined, config, Home(quiet))
     assert killed == 4 and version.shards == expected.shards and version.name == expected.name
     assert Versions(Store(home)).verify(version) == []
 
@@ -409,9 +401,11 @@ def test_another_threshold_calls_no_detector(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ground, "grounder_digest", lambda spec: "counting")
     source, home = write_source(tmp_path / "source", units=1, samples=3), str(tmp_path / "home")
     mined = MineConfig(source=str(source), grounder=f"transformers:{tmp_path}")
-    mine_shard(mined, home, open_source(source).units()[0])
+    mine_shard(mined, Home(home), open_source(source).units()[0])
     calls = detector.calls
-    versions = [pack(mined, packing_config(image_size=SIZE, threshold=t), home) for t in (0.2, 0.6, 0.8)]
+    versions = [
+        pack(mined, packing_config(image_size=SIZE, threshold=t), Home(home)) for t in (0.2, 0.6, 0.8)
+    ]
     assert calls and detector.calls == calls
     assert len({version.name for version in versions}) == 3
     assert versions[0].counts["parts"] > versions[1].counts["parts"] >= versions[2].counts["parts"] > 0

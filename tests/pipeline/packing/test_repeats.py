@@ -10,16 +10,17 @@ from pipeline.imaging.decode import encode_jpeg
 from pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish
 from pipeline.sources.source import open_source
 from storage.detections import read_detections, read_failures, write_detections
+from storage.home import Home
 from storage.manifest import Manifest
 from storage.sample import content_key
 from storage.store import Store
+from tests.factories.files import tarred
 from tests.pipeline.packing.test_pack import SIZE, Mined, mine, packing_config, samples_of, scene
-from tests.pipeline.sources.test_tar_rows import Members, write
 
 CAPTIONS = ["a red square left of a blue square", "two squares"]
 
 
-def members(numbers: list[int], **extra: str) -> Members:
+def members(numbers: list[int], **extra: str) -> list[tuple[str, bytes | str]]:
     told = json.dumps({"captions": CAPTIONS, **extra}).encode()
     return [m for n in numbers for m in ((f"{n}.jpg", encode_jpeg(scene(n), 95)), (f"{n}.json", told))]
 
@@ -28,16 +29,16 @@ def members(numbers: list[int], **extra: str) -> Members:
 def doubled(tmp_path: Path) -> tuple[Mined, str]:
     source = tmp_path / "source"
     source.mkdir()
-    write(source / "0.tar", members([0, 1], shard="0"))
-    write(source / "1.tar", members([1, 2], shard="1"))
-    write(source / "2.tar", members([3, 0, 1], shard="2"))
+    tarred(source / "0.tar", members([0, 1], shard="0"))
+    tarred(source / "1.tar", members([1, 2], shard="1"))
+    tarred(source / "2.tar", members([3, 0, 1], shard="2"))
     mined, home = Mined(source=str(source)), str(tmp_path / "home")
     mine(mined, home)
     return mined, home
 
 
 def held(home: str, config: PackConfig, mined: Mined) -> list[tuple[str, str]]:
-    version = pack(mined, config, home)
+    version = pack(mined, config, Home(home))
     return [(sample.key, sample.meta["shard"]) for sample in samples_of(home, version)]
 
 
@@ -52,9 +53,11 @@ def test_an_image_of_several_units_is_packed_by_the_first(doubled: tuple[Mined, 
     mined, home = doubled
     config = packing_config(image_size=SIZE)
     assert held(home, config, mined) == EXPECTED
-    version = pack(mined, config, home)
+    version = pack(mined, config, Home(home))
     assert (
-        version.counts["images"] == 4 and version.counts["repeated"] == 3 and plan(mined, config, home) == []
+        version.counts["images"] == 4
+        and version.counts["repeated"] == 3
+        and plan(mined, config, Home(home)) == []
     )
 
 
@@ -62,22 +65,22 @@ def test_it_does_not_matter_in_which_order_units_are_packed(doubled: tuple[Mined
     mined, home = doubled
     config = packing_config(image_size=SIZE)
     for unit in reversed(open_source(mined.source).units()):
-        pack_shard(mined, config, home, unit)
-    version = publish(mined, config, home)
+        pack_shard(mined, config, Home(home), unit)
+    version = publish(mined, config, Home(home))
     assert [(sample.key, sample.meta["shard"]) for sample in samples_of(home, version)] == EXPECTED
 
 
 def test_units_that_come_and_go_are_packed_again_only_where_it_matters(doubled: tuple[Mined, str]) -> None:
     mined, home = doubled
     config = packing_config(image_size=SIZE)
-    first = pack(mined, config, home)
+    first = pack(mined, config, Home(home))
     zero = Path(mined.source) / "0.tar"
     away = zero.rename(Path(mined.source).parent / "0.tar")
-    assert [unit.path for unit in plan(mined, config, home)] == ["1.tar", "2.tar"]
+    assert [unit.path for unit in plan(mined, config, Home(home))] == ["1.tar", "2.tar"]
     assert held(home, config, mined) == [(key(1), "1"), (key(2), "1"), (key(3), "2"), (key(0), "2")]
     away.rename(zero)
-    assert [unit.path for unit in plan(mined, config, home)] == ["1.tar", "2.tar"]
-    assert pack(mined, config, home).name == first.name
+    assert [unit.path for unit in plan(mined, config, Home(home))] == ["1.tar", "2.tar"]
+    assert pack(mined, config, Home(home)).name == first.name
 
 
 def test_an_image_is_kept_by_the_first_unit_that_has_a_box_for_it(doubled: tuple[Mined, str]) -> None:
@@ -101,10 +104,10 @@ def test_an_image_is_kept_by_the_first_unit_that_has_a_box_for_it(doubled: tuple
 
 def test_a_source_without_repeated_images_is_packed_as_ever(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    write(tmp_path / "source/0.tar", members([0, 1]))
+    tarred(tmp_path / "source/0.tar", members([0, 1]))
     mined, home = Mined(source=str(tmp_path / "source")), str(tmp_path / "home")
     mine(mined, home)
-    version = pack(mined, packing_config(image_size=SIZE), home)
+    version = pack(mined, packing_config(image_size=SIZE), Home(home))
     assert "repeated" not in version.counts
     record = Manifest(Store(home), f"packs/{version.digests['pack']}/records")
     (unit,) = record.units()
@@ -112,7 +115,7 @@ def test_a_source_without_repeated_images_is_packed_as_ever(tmp_path: Path) -> N
     assert old is not None and old.pop("without") == ""
     record.forget(unit)
     record.commit(unit, old)  # as an older Hyco left it
-    assert plan(mined, packing_config(image_size=SIZE), home) == []
+    assert plan(mined, packing_config(image_size=SIZE), Home(home)) == []
 
 
 def padded(number: int) -> bytes:
@@ -132,7 +135,7 @@ def with_jsonl(folder: Path, numbers: list[int]) -> Path:
 
 def failures(home: str, mined: Mined, config: PackConfig) -> list[tuple[str, str]]:
     (unit,) = open_source(mined.source).units()
-    path = pack_shard(mined, config, home, unit)["failures"]
+    path = pack_shard(mined, config, Home(home), unit)["failures"]
     with Store(home).open(path) as file:
         return [(failure.code, failure.message) for failure in read_failures(file)]
 
@@ -147,7 +150,7 @@ def test_an_image_replaced_by_another_of_equal_size_is_a_failure_and_the_remedy_
     with (source / "x.jsonl").open("a") as file:
         file.write("\n")
     mine(mined, home)
-    version = pack(mined, packing_config(image_size=SIZE), home)
+    version = pack(mined, packing_config(image_size=SIZE), Home(home))
     assert version.counts["images"] == 3 and version.counts["pack_failures"] == 0
 
 
@@ -162,7 +165,7 @@ def test_an_image_replaced_by_none_is_a_failure_too(tmp_path: Path) -> None:
 
 def test_captions_other_than_those_that_were_mined_are_never_packed(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    path = write(tmp_path / "source/0.tar", members([0, 1]))
+    path = tarred(tmp_path / "source/0.tar", members([0, 1]))
     mined, store = Mined(source=str(path)), Store(tmp_path / "home")
     (unit,) = mine(mined, store.url)
     records = Manifest(store, f"detections/{digest(mined)}/records")
@@ -178,7 +181,7 @@ def test_captions_other_than_those_that_were_mined_are_never_packed(tmp_path: Pa
     )
     records.forget(unit.name)
     records.commit(unit.name, {**record, "detections": {"path": made.path, "sha256": made.sha256}})
-    packed = pack_shard(mined, packing_config(image_size=SIZE), store.url, unit)
+    packed = pack_shard(mined, packing_config(image_size=SIZE), Home(store.url), unit)
     with store.open(packed["failures"]) as file:
         assert [(f.code, f.key) for f in read_failures(file)] == [("captions_changed", key(0))]
     assert packed["counts"]["images"] == 1
@@ -191,4 +194,4 @@ def test_captions_without_nouns_are_not_blamed_on_thresholds(doubled: tuple[Mine
         records.forget(name)
         records.commit(name, {**record, "phrases": 0})
     with pytest.raises(ValueError, match=r"no noun was found in any caption of 7 images.*nouns\.model"):
-        pack(mined, packing_config(image_size=SIZE, threshold=0.95), home)
+        pack(mined, packing_config(image_size=SIZE, threshold=0.95), Home(home))

@@ -17,13 +17,14 @@ from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.integrity.repair import repair
 from pipeline.registry import promotion as registries
 from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import challenge, champion, champion_path, examine, refuse, rollback
+from pipeline.registry.promotion import challenge, examine, refuse, rollback
 from pipeline.training.run_dir import prepare
-from storage.model_registry import Registry, fingerprint
+from storage.home import Home
+from storage.model_registry import fingerprint
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample, tiny_recipe
+from tests.factories.training import sample, tiny_recipe
 
 GATE = GateConfig(metrics=("retrieval.image_to_text.r5", "retrieval.text_to_image.r5"))
 
@@ -43,13 +44,13 @@ def made(tmp_path_factory):
     tokenizer = Tokenizer.train([text for n in range(24) for text in sample(n).captions], 560, 16)
     for number, name in enumerate(("a", "b", "c")):
         folder = home / "runs" / name
-        prepare(folder, str(home), version, recipe)
+        prepare(folder, Home(home), version, recipe)
         torch.manual_seed(number)
         text = replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
         DualEncoder(replace(recipe.model, text=text)).save_pretrained(folder / "model")
         tokenizer.save(folder / "model")
     spec = EvaluationSpec(version=version, config=AssessConfig(draws=100, samples=0, answers=0))
-    metrics = evaluate(home / "runs" / "a", str(home), spec)
+    metrics = evaluate(home / "runs" / "a", Home(home), spec)
     return home, spec, metrics
 
 
@@ -64,14 +65,18 @@ def worse(metrics):
     """The same answers, but wrong."""
     bad = json.loads(json.dumps(metrics))
     for way in ("image_to_text", "text_to_image"):
-        bad["retrieval"][way]["r5"] = 0.0
-        bad["intervals"][f"retrieval.{way}.r5"] = [0.0, 0.0]
+        bad["metrics"][f"retrieval.{way}.r5"] |= {"value": 0.0, "low": 0.0, "high": 0.0}
     return bad
+
+
+def served(home):
+    registry = Home(home).registry
+    return registry.path(registry.champion().model)
 
 
 def take(home, made, name, change=lambda metrics: metrics, **options):
     _, spec, metrics = made
-    return challenge(home / "runs" / name, str(home), spec, GATE, change(metrics), **options)
+    return challenge(home / "runs" / name, Home(home), spec, GATE, change(metrics), **options)
 
 
 def test_the_first_model_is_promoted_with_its_lineage(home, made):
@@ -81,32 +86,32 @@ def test_the_first_model_is_promoted_with_its_lineage(home, made):
     assert row.version == made[1].version and row.run == str(home / "runs" / "a")
     assert (home / row.report).read_bytes() == (home / "runs" / "a" / "report.html").read_bytes()
     assert json.loads(row.metrics)["retrieval"] == made[2]["retrieval"]
-    assert fingerprint(champion_path(str(home))) == fingerprint(home / "runs" / "a" / "model")
+    assert fingerprint(served(home)) == fingerprint(home / "runs" / "a" / "model")
 
 
 def test_the_champion_is_asked_the_same_questions_once(home, made, monkeypatch):
     row = take(home, made, "a")
     shutil.rmtree(home / "runs" / "a")  # the registry does not need the run any more
-    metrics = examine(row, str(home), made[1])
-    assert metrics["retrieval"] == made[2]["retrieval"] and metrics["assessed"] == made[2]["assessed"]
+    metrics = examine(row, Home(home), made[1])
+    assert metrics["metrics"] == made[2]["metrics"] and metrics["assessed"] == made[2]["assessed"]
     monkeypatch.setattr(registries, "evaluate", None)
-    assert examine(row, str(home), made[1]) == metrics
+    assert examine(row, Home(home), made[1]) == metrics
 
 
 def test_changed_answers_of_a_champion_are_not_believed(home, made):
     row = take(home, made, "a")
-    metrics = examine(row, str(home), made[1])
+    metrics = examine(row, Home(home), made[1])
     (kept,) = home.glob("registry/assessed/*/metrics.json")
-    kept.write_text(kept.read_text().replace('"r5": ', '"r5": 9'))
-    assert examine(row, str(home), made[1])["retrieval"] == metrics["retrieval"], "it was asked again"
+    kept.write_text(kept.read_text().replace('"value": ', '"value": 9'))
+    assert examine(row, Home(home), made[1])["metrics"] == metrics["metrics"], "it was asked again"
 
 
 def test_a_model_is_promoted_again_when_its_copy_was_set_aside(home, made):
     row = take(home, made, "a")
-    path = Registry(home).path(row.model) / "model.safetensors"
+    path = Home(home).registry.path(row.model) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-    assert [damage.kind for damage in repair(str(home))] == ["model"]
-    assert take(home, made, "a") == row and Registry(home).problem(row.model, row.files) is None
+    assert [damage.kind for damage in repair(Home(home))] == ["model"]
+    assert take(home, made, "a") == row and Home(home).registry.problem(row.model, row.files) is None
 
 
 def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp_path, monkeypatch):
@@ -114,11 +119,13 @@ def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp
     monkeypatch.chdir(tmp_path)
     with Path("held.tar").open("wb") as file:
         write_shard(file, [sample(n) for n in range(8)])
-    examine(row, str(home), made[1].replace(assess_source=str(tmp_path / "held.tar")))  # as a deployment asks
+    examine(
+        row, Home(home), made[1].replace(assess_source=str(tmp_path / "held.tar"))
+    )  # as a deployment asks
     spec = made[1].replace(assess_source="held.tar")
-    metrics = evaluate(home / "runs" / "b", str(home), spec)
+    metrics = evaluate(home / "runs" / "b", Home(home), spec)
     monkeypatch.setattr(registries, "evaluate", None)  # the champion has answered already
-    assert challenge(home / "runs" / "b", str(home), spec, GATE, metrics).before == row.model
+    assert challenge(home / "runs" / "b", Home(home), spec, GATE, metrics).before == row.model
 
 
 def test_what_is_decided_by_hand_is_told_with_its_home(home, made, monkeypatch):
@@ -134,7 +141,7 @@ def test_a_worse_challenger_is_refused_and_nothing_else_changes(home, made):
     take(home, made, "a")
     row = take(home, made, "b", worse)
     assert row.kind == "refused" and "retrieval.image_to_text.r5 0, interval 0 to 0" in row.reason
-    assert champion(str(home)).run.endswith("/a")
+    assert Home(home).registry.champion().run.endswith("/a")
     assert len(list((home / "registry" / "models").glob("*/model.safetensors"))) == 1
     assert json.loads(row.verdict)["comparisons"][0]["worse"]
 
@@ -149,7 +156,7 @@ def test_the_same_challenge_decides_once(home, made):
     first = take(home, made, "a", key="k1")
     second = take(home, made, "b", worse, key="k2")
     assert take(home, made, "a", key="k1") == first and take(home, made, "b", worse, key="k2") == second
-    assert len(Registry(home).rows()) == 2
+    assert len(Home(home).registry.rows()) == 2
 
 
 def test_a_challenge_that_was_overtaken_is_judged_again(home, made, monkeypatch):
@@ -169,7 +176,7 @@ def test_a_challenge_that_was_overtaken_is_judged_again(home, made, monkeypatch)
 
     monkeypatch.setattr(registries, "examine", examined)
     row = take(home, made, "c")
-    rows = Registry(home).rows()
+    rows = Home(home).registry.rows()
     assert [one.run[-1] for one in rows] == ["a", "b", "c"]
     assert judged == [rows[0].model, rows[1].model] and row.before == rows[1].model
 
@@ -195,16 +202,16 @@ def killed_at_fsync(number, work):
 def test_kill_9_at_every_write_leaves_a_whole_promotion_or_none(home, made, monkeypatch):
     monkeypatch.setattr(registries, "examine", lambda *rest: made[2])
     take(home, made, "a")
-    first, kills = champion(str(home)), 0
+    first, kills = Home(home).registry.champion(), 0
     while killed_at_fsync(kills + 1, lambda: take(home, made, "b", key="k2")):
         kills += 1
-        now, rows = champion(str(home)), Registry(home).rows()
-        assert Registry(home).problem(now.model, now.files) is None
+        now, rows = Home(home).registry.champion(), Home(home).registry.rows()
+        assert Home(home).registry.problem(now.model, now.files) is None
         assert (now == first and rows == [first]) or (now.run.endswith("/b") and len(rows) == 2)
         if len(rows) == 2:  # killed behind the one write that counts: asked again, it decides nothing
             assert take(home, made, "b", key="k2") == rows[1]
     assert kills >= 5, "model, run, report and row are written in more steps than that"
-    assert champion(str(home)).run.endswith("/b") and len(Registry(home).rows()) == 2
+    assert Home(home).registry.champion().run.endswith("/b") and len(Home(home).registry.rows()) == 2
 
 
 def test_rollback_restores_the_very_bytes(home, made):
@@ -212,43 +219,45 @@ def test_rollback_restores_the_very_bytes(home, made):
     take(home, made, "a")
     take(home, made, "b")
     take(home, made, "c")
-    assert rollback(str(home)).run.endswith("/b")
-    row = rollback(str(home), reason="b was bad too")
+    assert rollback(Home(home)).run.endswith("/b")
+    row = rollback(Home(home), reason="b was bad too")
     assert (row.kind, row.run[-1], row.reason) == ("rolled_back", "a", "b was bad too")
-    assert fingerprint(champion_path(str(home))) == original == row.files
+    assert fingerprint(served(home)) == original == row.files
     with pytest.raises(ValueError, match="none to go back to"):
-        rollback(str(home))
-    last = next(one for one in Registry(home).rows() if one.run.endswith("/c"))
-    assert rollback(str(home), last.model[:8]).run.endswith("/c")
+        rollback(Home(home))
+    last = next(one for one in Home(home).registry.rows() if one.run.endswith("/c"))
+    assert rollback(Home(home), last.model[:8]).run.endswith("/c")
 
 
 def test_rollback_refuses_weights_that_have_changed(home, made):
     row = take(home, made, "a")
     take(home, made, "b")
-    weights = Registry(home).path(row.model) / "model.safetensors"
+    weights = Home(home).registry.path(row.model) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(ValueError, match="not what was promoted"):
-        rollback(str(home))
-    assert champion(str(home)).run.endswith("/b")
+        rollback(Home(home))
+    assert Home(home).registry.champion().run.endswith("/b")
 
 
 def test_a_run_can_be_refused_by_hand_but_not_the_champion(home, made):
     take(home, made, "a")
-    row = refuse(home / "runs" / "b", str(home), "trained on the wrong data")
+    row = refuse(home / "runs" / "b", Home(home), "trained on the wrong data")
     assert (row.kind, row.reason) == ("refused", "by hand: trained on the wrong data")
     with pytest.raises(ValueError, match="roll back instead"):
-        refuse(home / "runs" / "a", str(home), "no")
+        refuse(home / "runs" / "a", Home(home), "no")
 
 
 def test_unknown_targets_are_named(home, made):
     with pytest.raises(ValueError, match="has no champion"):
-        rollback(str(home))
+        rollback(Home(home))
     take(home, made, "a")
     with pytest.raises(ValueError, match="'zz' names 0 promoted models"):
-        rollback(str(home), "zz")
+        rollback(Home(home), "zz")
 
 
 def test_another_source_is_another_exam(home, made):
     spec = made[1]
-    assert spec.digest(str(home)) == spec.replace(config=spec.config.replace(batch_size=3)).digest(str(home))
-    assert spec.digest(str(home)) != spec.replace(config=spec.config.replace(seed=3)).digest(str(home))
+    assert spec.digest(Home(home)) == spec.replace(config=spec.config.replace(batch_size=3)).digest(
+        Home(home)
+    )
+    assert spec.digest(Home(home)) != spec.replace(config=spec.config.replace(seed=3)).digest(Home(home))

@@ -17,7 +17,7 @@ from pipeline.presets import sized
 from pipeline.registry.retraining import (
     RetrainConfig,
     check,
-    newest,
+    published,
     recipe_for,
     unmined,
     unpublished,
@@ -25,12 +25,13 @@ from pipeline.registry.retraining import (
 )
 from pipeline.training.recipes import demo
 from storage.detections import SCHEMA, write_detections
+from storage.home import Home
 from storage.manifest import Manifest
-from storage.model_registry import Decision, Registry
+from storage.model_registry import Decision
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample, tiny_recipe
+from tests.factories.training import sample, tiny_recipe
 
 
 @pytest.fixture
@@ -56,54 +57,58 @@ def drop(config, name, age_s=60):
 def work(config, home, at=[0]):  # noqa: B006
     """Mine and pack what is new, five samples a unit, and publish."""
     store, mine, pack = Store(home), config.journey.mine, config.journey.pack
-    mined = Manifest(store, f"{mining.prefix(mine)}/records")
+    mined = mining.results(mine, Home(store.url))
     packed = Manifest(store, f"packs/{packing.pack_digest(mine, pack)}/records")
     nothing = pa.Table.from_pylist([], schema=SCHEMA)
     boxes = store.commit("detections/none/objects", ".parquet", lambda file: write_detections(file, nothing))
-    for unit in unmined(config, home):
+    for unit in unmined(config, Home(home)):
         mined.commit(unit.name, {"images": 5, "failed": 0, "detections": {"path": boxes.path}})
-    for unit in packing.plan(mine, pack, home):
+    for unit in packing.plan(mine, pack, Home(home)):
         samples = [sample(at[0] + i) for i in range(5)]
         at[0] += 5
         made = store.commit("shards/objects", ".tar", lambda file, s=samples: write_shard(file, s))
         shards = {"train": [asdict(shard_ref(made, 5, 10))], "val": []}
         packed.commit(unit.name, {"shards": shards, "counts": {"images": 5, "parts": 10}, "detectors": []})
-    version = packing.publish(mine, pack, home).name
+    version = packing.publish(mine, pack, Home(home)).name
     Versions(store).point(version)  # as the quality gate does
     return version
 
 
 def judged(home, version, key="", kind="promoted"):
-    registry = Registry(home)
+    registry = Home(home).registry
     row = Decision(kind, "m", [], "because", version=version, key=key)
     registry.append(row, len(registry.rows()))
 
 
 def test_an_empty_folder_has_nothing_new(config, home):
     (Path(config.journey.mine.source) / ".00000.tar.part").touch()
-    assert unmined(config, home) == [] and not unpublished(config, home)
-    assert check(config, home) is None
+    assert unmined(config, Home(home)) == [] and not unpublished(config, Home(home))
+    assert check(config, Home(home)) is None
 
 
 def test_a_dropped_file_is_found_until_it_is_mined_and_a_renamed_one_is_not(config, home):
     drop(config, "a")
-    (unit,) = unmined(config, home)
+    (unit,) = unmined(config, Home(home))
     assert unit.path == "a.jsonl"
     work(config, home)
-    assert unmined(config, home) == [] and not unpublished(config, home)
+    assert unmined(config, Home(home)) == [] and not unpublished(config, Home(home))
     (Path(config.journey.mine.source) / "a.jsonl").rename(Path(config.journey.mine.source) / "z.jsonl")
-    assert unmined(config, home) == [] and not unpublished(config, home)
+    assert unmined(config, Home(home)) == [] and not unpublished(config, Home(home))
 
 
 def test_training_waits_for_enough_new_samples(config, home):
     drop(config, "a")
     version = work(config, home)
-    decision = check(config, home)
+    decision = check(config, Home(home))
     assert (decision.version, decision.new_samples, decision.due) == (version, 5, False)
     assert decision.reason == "5 new samples, training begins at 10"
     drop(config, "b")
     version = work(config, home)
-    assert (check(config, home).version, check(config, home).new_samples, check(config, home).due) == (
+    assert (
+        check(config, Home(home)).version,
+        check(config, Home(home)).new_samples,
+        check(config, Home(home)).due,
+    ) == (
         version,
         10,
         True,
@@ -113,14 +118,14 @@ def test_training_waits_for_enough_new_samples(config, home):
 def test_only_what_is_new_since_the_last_judgement_counts(config, home):
     for name in "ab":
         drop(config, name)
-    judged(home, work(config, home), check(config, home).key)
-    assert not check(config, home).due
+    judged(home, work(config, home), check(config, Home(home)).key)
+    assert not check(config, Home(home)).due
     drop(config, "c")
     work(config, home)
-    assert (check(config, home).new_samples, check(config, home).due) == (5, False)
-    assert check(config.replace(min_new=5), home).due
+    assert (check(config, Home(home)).new_samples, check(config, Home(home)).due) == (5, False)
+    assert check(config.replace(min_new=5), Home(home)).due
     judged(home, Versions(Store(home)).list()[0].name, kind="rolled_back")  # says nothing about data
-    assert check(config, home).new_samples == 5
+    assert check(config, Home(home)).new_samples == 5
 
 
 def test_a_refusal_of_an_older_version_makes_nothing_new(config, home):
@@ -128,22 +133,22 @@ def test_a_refusal_of_an_older_version_makes_nothing_new(config, home):
     first = work(config, home)
     for name in "bc":
         drop(config, name)
-    judged(home, work(config, home), check(config, home).key)
+    judged(home, work(config, home), check(config, Home(home)).key)
     drop(config, "d")
     work(config, home)
     judged(home, first, kind="refused")  # by hand
     judged(home, "v-gone", kind="refused")  # of a version that is no longer there
-    assert (check(config, home).new_samples, check(config, home).due) == (5, False)
+    assert (check(config, Home(home)).new_samples, check(config, Home(home)).due) == (5, False)
 
 
 def test_a_version_is_judged_once_a_configuration(config, home):
     drop(config, "a")
     easy = config.replace(min_new=1)
-    judged(home, work(config, home), check(config, home).key, "refused")
-    assert not check(easy, home).due and "judged already" in check(easy, home).reason
-    assert check(config, home).key == check(config.replace(min_new=3, attempts=9), home).key
+    judged(home, work(config, home), check(config, Home(home)).key, "refused")
+    assert not check(easy, Home(home)).due and "judged already" in check(easy, Home(home)).reason
+    assert check(config, Home(home)).key == check(config.replace(min_new=3, attempts=9), Home(home)).key
     other = config.replace(journey=config.journey.replace(recipe=tiny_recipe(seed=5)))
-    assert check(other, home).key != check(config, home).key
+    assert check(other, Home(home)).key != check(config, Home(home)).key
 
 
 def test_a_version_in_quarantine_is_neither_trained_on_nor_made_again(config, home):
@@ -153,7 +158,7 @@ def test_a_version_in_quarantine_is_neither_trained_on_nor_made_again(config, ho
     second = work(config, home)
     Versions(Store(home)).point(first)
     Versions(Store(home)).quarantine(second, [])
-    assert newest(config, home).name == first and not unpublished(config, home)
+    assert published(config, Home(home)).newest.name == first and not unpublished(config, Home(home))
 
 
 def test_a_version_that_was_killed_before_it_was_judged_is_packed_again(config, home):
@@ -162,7 +167,7 @@ def test_a_version_that_was_killed_before_it_was_judged_is_packed_again(config, 
     drop(config, "b")
     work(config, home)
     Versions(Store(home)).point(first)
-    assert unpublished(config, home)
+    assert unpublished(config, Home(home))
 
 
 def test_a_withdrawn_file_is_packed_away_once_and_no_longer_trained_on(config, home):
@@ -170,15 +175,19 @@ def test_a_withdrawn_file_is_packed_away_once_and_no_longer_trained_on(config, h
     first = work(config, home)
     drop(config, "b")
     second = work(config, home)
-    assert newest(config, home).name == second
+    assert published(config, Home(home)).newest.name == second
     (Path(config.journey.mine.source) / "b.jsonl").unlink()
-    assert unmined(config, home) == [] and unpublished(config, home)
+    assert unmined(config, Home(home)) == [] and unpublished(config, Home(home))
     assert work(config, home) == first, "the same content is the same version"
-    assert not unpublished(config, home)
-    assert newest(config, home).name == check(config, home).version == first
+    assert not unpublished(config, Home(home))
+    assert published(config, Home(home)).newest.name == check(config, Home(home)).version == first
     drop(config, "b")
-    assert unpublished(config, home) and work(config, home) == second and not unpublished(config, home)
-    assert check(config, home).version == second
+    assert (
+        unpublished(config, Home(home))
+        and work(config, home) == second
+        and not unpublished(config, Home(home))
+    )
+    assert check(config, Home(home)).version == second
 
 
 def test_latest_of_another_configuration_is_left_alone_unless_the_source_went_back(config, home):
@@ -187,12 +196,16 @@ def test_latest_of_another_configuration_is_left_alone_unless_the_source_went_ba
         drop(config, name)
         work(config, home)
     theirs = work(other, home)
-    assert not unpublished(config, home) and not unpublished(other, home)
-    assert newest(other, home).name == theirs != newest(config, home).name
+    assert not unpublished(config, Home(home)) and not unpublished(other, Home(home))
+    assert published(other, Home(home)).newest.name == theirs != published(config, Home(home)).newest.name
     (Path(config.journey.mine.source) / "b.jsonl").unlink()
-    assert unpublished(config, home)
-    assert newest(config, home).name != work(config, home) == newest(config, home).name
-    assert not unpublished(config, home)
+    assert unpublished(config, Home(home))
+    assert (
+        published(config, Home(home)).newest.name
+        != work(config, home)
+        == published(config, Home(home)).newest.name
+    )
+    assert not unpublished(config, Home(home))
 
 
 def test_a_file_that_is_still_being_written_is_waited_for_and_left_out(config, home):
@@ -201,17 +214,19 @@ def test_a_file_that_is_still_being_written_is_waited_for_and_left_out(config, h
     assert unsettled(source, 5) == 0 == unsettled("memory://x", 5)
     drop(config, "b", age_s=0)
     assert 4 < unsettled(source, 5) <= 5
-    assert [unit.path for unit in unmined(config, home)] == ["a.jsonl"], "its neighbour is used all the same"
+    assert [unit.path for unit in unmined(config, Home(home))] == ["a.jsonl"], (
+        "its neighbour is used all the same"
+    )
     drop(config, "b", age_s=-3600)
     assert unsettled(source, 5) == 0, "a time in the future says nothing"
-    assert [unit.path for unit in unmined(config, home)] == ["a.jsonl", "b.jsonl"]
+    assert [unit.path for unit in unmined(config, Home(home))] == ["a.jsonl", "b.jsonl"]
 
 
 def test_training_starts_from_the_champion_if_there_is_one(config, home, tmp_path):
-    assert recipe_for(config, home) == config.journey.recipe
+    assert recipe_for(config, Home(home)) == config.journey.recipe
     judged(home, "v-x")
-    assert recipe_for(config, home).start.checkpoint == str(Registry(home).path("m"))
-    assert recipe_for(config.replace(start_from="scratch"), home) == config.journey.recipe
+    assert recipe_for(config, Home(home)).start.checkpoint == str(Home(home).registry.path("m"))
+    assert recipe_for(config.replace(start_from="scratch"), Home(home)) == config.journey.recipe
 
 
 def test_sizes_of_a_recipe():

@@ -7,13 +7,14 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
 from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import challenge, champion, champion_path, rollback
+from pipeline.registry.promotion import challenge, rollback
 from pipeline.training.train import train
+from storage.home import Home
 from storage.model_registry import fingerprint
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample, tiny_recipe
+from tests.factories.training import sample, tiny_recipe
 
 GATE = GateConfig(
     metrics=("retrieval.image_to_text.r5", "retrieval.text_to_image.r5", "parts.crop_to_phrase.r1")
@@ -32,11 +33,11 @@ def home_of_squares(home):
 def test_it_is_refused_and_the_champion_stays_to_the_byte(tmp_path):
     home, run = str(tmp_path / "home"), tmp_path / "home" / "runs" / "good"
     version = home_of_squares(home)
-    train(run, home, version, tiny_recipe(steps=100))
+    train(run, Home(home), version, tiny_recipe(steps=100))
     spec = EvaluationSpec(version=version, config=AssessConfig(draws=200, samples=0, answers=0))
 
     def judged(folder):
-        return challenge(folder, home, spec, GATE, evaluate(folder, home, spec))
+        return challenge(folder, Home(home), spec, GATE, evaluate(folder, Home(home), spec))
 
     good = judged(run)
     assert good.kind == "promoted"
@@ -50,11 +51,19 @@ def test_it_is_refused_and_the_champion_stays_to_the_byte(tmp_path):
 
     row = judged(bad)
     assert row.kind == "refused" and row.reason.startswith("worse than the champion")
-    assert champion(home).model == good.model and fingerprint(champion_path(home)) == good.files
+    assert (
+        Home(home).registry.champion().model == good.model
+        and fingerprint(Home(home).registry.path(good.model)) == good.files
+    )
 
     same = shutil.copytree(run, run.with_name("same"))  # as good, by a hair: no reason to refuse
     slight = {name: value + 1e-5 * torch.randn_like(value) for name, value in weights.items()}
     save_file(slight, same / "model" / "model.safetensors")
     assert judged(same).kind == "promoted"
-    back = rollback(home)
-    assert back.files == good.files == fingerprint(champion_path(home)) == fingerprint(run / "model")
+    back = rollback(Home(home))
+    assert (
+        back.files
+        == good.files
+        == fingerprint(Home(home).registry.path(good.model))
+        == fingerprint(run / "model")
+    )

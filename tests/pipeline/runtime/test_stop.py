@@ -19,7 +19,8 @@ from pipeline.training.launch import launch
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.training.train import train
 from storage.checkpoint import Checkpoints
-from tests.pipeline.training_data import make_home, tiny_recipe
+from storage.home import Home
+from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIGNALS = [(signal.SIGTERM, TerminatedError, 0), (signal.SIGINT, KeyboardInterrupt, 130)]
@@ -53,7 +54,7 @@ def test_training_saves_the_running_step_and_goes_on_from_there(
     heard = []
     with monkeypatch.context() as patched, pytest.raises(kind, match="at step 7 of 20"), terminable():
         signalled(patched, number, 7)
-        train(tmp_path, home, "latest", tiny_recipe(**NEVER), listener=heard.append)
+        train(tmp_path, Home(home), "latest", tiny_recipe(**NEVER), listener=heard.append)
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
     assert [step for step, _ in Checkpoints(tmp_path / "checkpoints").list()] == [7]
     assert heard[-1]["stopped"] and not heard[-1]["finished"]

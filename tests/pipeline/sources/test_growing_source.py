@@ -12,9 +12,10 @@ from pipeline.packing.dataset_gate import QualityConfig
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.runtime.executor import InProcess
 from pipeline.sources.source import UnitGoneError, open_source
+from storage.home import Home
 from storage.store import Store
 from storage.versions import Versions
-from tests.pipeline.mining.test_mine import config, detector, home, samples, source, write_tar  # noqa: F401  (fixtures are used by name)
+from tests.factories.mining import config, detector, home, samples, source, write_tar  # noqa: F401  (fixtures are used by name)
 
 PACK = PackConfig(image_size=16, threshold=0.1, min_area_px=None, gate=QualityConfig(max_failed=None))
 
@@ -42,33 +43,33 @@ def test_with_a_steady_feeder_every_look_makes_a_version(source, home, detector)
 
     detector.refuse = feed
     for looks, units in ((1, 2), (2, 4), (3, 6)):
-        assert mine_all(mine, home, InProcess())["units"] == units, "what it was when the look began"
+        assert mine_all(mine, Home(home), InProcess())["units"] == units, "what it was when the look began"
         with pytest.raises(ValueError, match=r"are not mined .* run mine with this config first"):
-            pack(mine, PACK, home)
-        version = pack(mine, PACK, home, mined_only=True)
+            pack(mine, PACK, Home(home))
+        version = pack(mine, PACK, Home(home), mined_only=True)
         assert keys(version, home) == 9 + 2 * (units - 2)
         assert len(Versions(Store(home)).names()) == looks
-    assert len(plan(mine, home).pending) == len(fed) - 4, "what came meanwhile is the next one's"
+    assert len(plan(mine, Home(home)).pending) == len(fed) - 4, "what came meanwhile is the next one's"
 
 
 def test_a_unit_that_is_removed_while_its_neighbour_is_mined_is_left_out(source, home, detector):
     mine = config(source)
     while_mining(detector, (source / "00001.tar").unlink)
-    found = mine_all(mine, home, InProcess())
+    found = mine_all(mine, Home(home), InProcess())
     assert (found["units"], found["units_done"], found["images"]) == (1, 1, 5)
-    assert keys(pack(mine, PACK, home), home) == 5
+    assert keys(pack(mine, PACK, Home(home)), home) == 5
 
 
 def test_a_unit_that_is_replaced_is_not_mined_under_the_name_of_the_old_one(source, home, detector):
     mine = config(source)
     before = {unit.name for unit in open_source(source).units()}
     while_mining(detector, lambda: write_tar(source / "00001.tar", samples(3, start=30)))
-    assert mine_all(mine, home, InProcess())["images"] == 5
-    assert keys(pack(mine, PACK, home, mined_only=True), home) == 5
-    (new,) = plan(mine, home).pending
+    assert mine_all(mine, Home(home), InProcess())["images"] == 5
+    assert keys(pack(mine, PACK, Home(home), mined_only=True), home) == 5
+    (new,) = plan(mine, Home(home)).pending
     assert new.path == "00001.tar" and new.name not in before
-    assert mine_all(mine, home, InProcess())["images"] == 8
-    assert keys(pack(mine, PACK, home), home) == 8
+    assert mine_all(mine, Home(home), InProcess())["images"] == 8
+    assert keys(pack(mine, PACK, Home(home)), home) == 8
 
 
 def test_nothing_is_yielded_of_a_file_that_changes_while_it_is_read(tmp_path):
@@ -104,23 +105,23 @@ def test_a_jsonl_whose_images_still_come_is_the_next_looks(tmp_path, home, detec
     made = dict(zip("01", samples(2), strict=True))
     (folder / "0.png").write_bytes(made["0"][1])
     mine = config(folder, error_budget=1.0)
-    (unit,) = plan(mine, home).pending
+    (unit,) = plan(mine, Home(home)).pending
     (folder / "1.png").write_bytes(made["1"][1])
     with pytest.raises(UnitGoneError, match=r"a\.jsonl was removed or changed"):
-        mine_shard(mine, home, unit)
-    assert mine_all(mine, home, InProcess())["images"] == 2
+        mine_shard(mine, Home(home), unit)
+    assert mine_all(mine, Home(home), InProcess())["images"] == 2
 
 
 def test_a_file_of_another_kind_that_comes_meanwhile_stops_no_unit_of_the_listing(source, home, detector):
     mine = config(source)
     while_mining(detector, (source / "note.jsonl").touch)
-    assert mine_all(mine, home, InProcess())["images"] == 9
+    assert mine_all(mine, Home(home), InProcess())["images"] == 9
 
 
 @pytest.mark.parametrize("when", ["before packing", "while packing"])
 def test_a_unit_that_is_removed_before_it_is_packed_is_left_out(source, home, detector, when, monkeypatch):
     mine, real = config(source), packing.pack_shard
-    mine_all(mine, home, InProcess())
+    mine_all(mine, Home(home), InProcess())
 
     def packed(*args, **options):
         (source / "00001.tar").unlink(missing_ok=True)
@@ -130,13 +131,13 @@ def test_a_unit_that_is_removed_before_it_is_packed_is_left_out(source, home, de
         (source / "00001.tar").unlink()
     else:
         monkeypatch.setattr(packing, "pack_shard", packed)
-    assert keys(pack(mine, PACK, home), home) == 5
+    assert keys(pack(mine, PACK, Home(home)), home) == 5
 
 
 def test_a_unit_that_is_packed_stays_in_the_version_of_this_look(source, home, detector, monkeypatch):
     """Packed already, so its images are needed no more: the listing that packing began with holds."""
     mine, real = config(source), packing.publish
-    mine_all(mine, home, InProcess())
+    mine_all(mine, Home(home), InProcess())
 
     def publish(*args, **options):
         (source / "00001.tar").unlink(missing_ok=True)
@@ -144,20 +145,22 @@ def test_a_unit_that_is_packed_stays_in_the_version_of_this_look(source, home, d
         return real(*args, **options)
 
     monkeypatch.setattr(packing, "publish", publish)
-    assert keys(pack(mine, PACK, home), home) == 9
+    assert keys(pack(mine, PACK, Home(home)), home) == 9
 
 
 def test_when_nothing_is_mined_packing_says_so(source, home, detector):
     with pytest.raises(ValueError, match="2 of 2 units are not mined"):
-        pack(config(source), PACK, home, mined_only=True)
+        pack(config(source), PACK, Home(home), mined_only=True)
 
 
 def test_the_report_of_mining_is_of_what_was_mined(source, home, detector):
     mine = config(source)
-    mine_all(mine, home, InProcess())
+    mine_all(mine, Home(home), InProcess())
     told = [(key, image, {**meta, "objects": []}) for key, image, meta in samples(2, start=50)]
     write_tar(source / "00000-new.tar", told)  # sorts among the others
-    assert phrase_quality(mine, home)["images"] == 0, "labels of a unit that is not mined are not asked for"
-    assert summary(mine, home)["units_done"] == 2
+    assert phrase_quality(mine, Home(home))["images"] == 0, (
+        "labels of a unit that is not mined are not asked for"
+    )
+    assert summary(mine, Home(home))["units_done"] == 2
     (source / "00001.tar").write_bytes(b"torn")
-    assert phrase_quality(mine, home)["images"] == 0
+    assert phrase_quality(mine, Home(home))["images"] == 0

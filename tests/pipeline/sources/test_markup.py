@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.sources.markup import plain_text
 from pipeline.sources.source import open_source
-from tests.pipeline.sources.test_source import jpeg, read, tar
+from tests.factories.files import noise, tarred
+from tests.pipeline.sources.test_source import read
 
 PLAIN = [
     "a < b",
@@ -103,8 +104,8 @@ def test_captions_and_labels_of_a_source(tmp_path: Path) -> None:
         {"phrase": "a mat", "caption": 0, "span": [-5, 900], "box": [0, 0, 1, 1]},
     ]
     told = json.dumps({"captions": [said, "<br>", "a cat"], "objects": objects})
-    path = tar(
-        tmp_path / "x.tar", {"0.jpg": jpeg(0), "0.json": told, "1.jpg": jpeg(1), "1.txt": "<b>a\ndog</b>\n"}
+    path = tarred(
+        tmp_path / "x.tar", {"0.jpg": noise(0), "0.json": told, "1.jpg": noise(1), "1.txt": "<b>a\ndog</b>\n"}
     )
     (first, second), failures = read(open_source(path))
     assert failures == [] and second.captions == ("a dog",)
@@ -118,5 +119,5 @@ def test_captions_and_labels_of_a_source(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_of_the_text_and_not_of_its_markup(tmp_path: Path) -> None:
-    path = tar(tmp_path / "x.tar", {"0.jpg": jpeg(0), "0.txt": f"<b class='{'x' * 2500}'>a dog</b>"})
+    path = tarred(tmp_path / "x.tar", {"0.jpg": noise(0), "0.txt": f"<b class='{'x' * 2500}'>a dog</b>"})
     assert read(open_source(path))[0][0].captions == ("a dog",)

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.sources import parquet_rows
 from pipeline.sources.source import open_source
-from tests.pipeline.sources.test_source import jpeg, read
+from tests.factories.files import noise
+from tests.pipeline.sources.test_source import read
 
 BAD = b"caf\xe9 of the dog"
 
@@ -23,7 +24,7 @@ def text(values: list[bytes | str | None]) -> pa.Array:
 
 
 def write(path: Path, **columns: Any) -> Path:
-    pq.write_table(pa.table({"image": [jpeg(n) for n in range(3)], **columns}), path)
+    pq.write_table(pa.table({"image": [noise(n) for n in range(3)], **columns}), path)
     return path
 
 
@@ -68,7 +69,7 @@ def test_values_that_nobody_needs_are_left_out(tmp_path: Path) -> None:
 
 def test_the_path_beside_an_image_need_be_no_text(tmp_path: Path) -> None:
     image = pa.StructArray.from_arrays(
-        [pa.array([jpeg(n) for n in range(3)]), text([BAD] * 3)], ["bytes", "path"]
+        [pa.array([noise(n) for n in range(3)]), text([BAD] * 3)], ["bytes", "path"]
     )
     pq.write_table(
         pa.table({"image": image, "text": ["one", "two", "three"], "key": text(["k", BAD, "m"])}),
@@ -104,7 +105,7 @@ def test_nested_values_beyond_any_reader_are_left_out(tmp_path: Path) -> None:
 
 def test_rows_that_img2dataset_could_not_download(tmp_path: Path) -> None:
     columns = {
-        "jpg": [jpeg(0), None, None],
+        "jpg": [noise(0), None, None],
         "caption": ["one", "two", "three"],
         "status": ["success", "failed_to_download", None],
     }
@@ -117,7 +118,7 @@ def test_rows_that_img2dataset_could_not_download(tmp_path: Path) -> None:
 def test_columns_stay_in_step_over_many_batches(tmp_path: Path) -> None:
     count = 3 * parquet_rows._BATCH + 5
     columns = {
-        "image": [jpeg(n) for n in range(count)],
+        "image": [noise(n) for n in range(count)],
         "text": [f"a dog {n}" for n in range(count)],
         "n": range(count),
     }
@@ -128,7 +129,7 @@ def test_columns_stay_in_step_over_many_batches(tmp_path: Path) -> None:
     )
     samples, _ = read(open_source(tmp_path))
     assert [(s.image, s.captions, s.meta["n"]) for s in samples] == [
-        (jpeg(n), (f"a dog {n}",), n) for n in range(count)
+        (noise(n), (f"a dog {n}",), n) for n in range(count)
     ]
 
 

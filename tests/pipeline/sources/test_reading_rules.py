@@ -11,8 +11,9 @@ import pytest
 from pipeline.sources import readers
 from pipeline.sources.source import open_source
 from storage.store import Store
-from tests.pipeline.sources.test_source import jpeg, read, tar
-from tests.pipeline.sources.test_tar_rows import shard, write
+from tests.factories.files import noise, tarred
+from tests.pipeline.sources.test_source import read
+from tests.pipeline.sources.test_tar_rows import shard
 
 
 def otherwise(path: Path) -> bool:
@@ -24,26 +25,26 @@ def otherwise(path: Path) -> bool:
 @pytest.mark.parametrize(
     ("members", "marked"),
     [
-        ({"0.jpg": jpeg(0), "0.txt": "a < b & c, 5 <3"}, False),
+        ({"0.jpg": noise(0), "0.txt": "a < b & c, 5 <3"}, False),
         (
             {
-                "0.jpg": jpeg(0),
+                "0.jpg": noise(0),
                 "0.json": '{"caption": "a dog", "url": "http://x/?a=1&copy=2", "alt": "<b>x</b>"}',
             },
             False,
         ),
-        ({"0.jpg": jpeg(0), "0.txt": "salt &amp; pepper"}, True),
-        ({"0.jpg": jpeg(0), "0.json": '{"captions": ["a dog", "\\u003cb>a cat\\u003c/b>"]}'}, True),
-        ({"0.jpg": jpeg(0), "0.json": '{"caption": [1, {"a": "&amp;"}]}'}, False),
-        ({"0.jpg": jpeg(0), "0.json": "&amp; no json"}, False),
+        ({"0.jpg": noise(0), "0.txt": "salt &amp; pepper"}, True),
+        ({"0.jpg": noise(0), "0.json": '{"captions": ["a dog", "\\u003cb>a cat\\u003c/b>"]}'}, True),
+        ({"0.jpg": noise(0), "0.json": '{"caption": [1, {"a": "&amp;"}]}'}, False),
+        ({"0.jpg": noise(0), "0.json": "&amp; no json"}, False),
     ],
 )
 def test_a_tar_that_is_read_otherwise(tmp_path: Path, members: dict[str, bytes | str], marked: bool) -> None:
-    assert otherwise(tar(tmp_path / "0.tar", members)) is marked
+    assert otherwise(tarred(tmp_path / "0.tar", members)) is marked
 
 
 def test_joined_tars_and_damaged_ones(tmp_path: Path) -> None:
-    path = write(tmp_path / "0.tar", shard(0, 2) + shard(5, 2))
+    path = tarred(tmp_path / "0.tar", shard(0, 2) + shard(5, 2))
     assert otherwise(path)
     whole = path.read_bytes()
     for end in (0, 100, 600):
@@ -52,10 +53,10 @@ def test_joined_tars_and_damaged_ones(tmp_path: Path) -> None:
 
 
 def test_parquet_and_jsonl_that_are_read_otherwise(tmp_path: Path) -> None:
-    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "0.jpg").write_bytes(noise(0))
     for said, marked in (("a dog & <3", False), ("a dog &lt;3", True)):
         path = tmp_path / "0.parquet"
-        columns = {"image": [jpeg(0)], "caption_0": ["x"], "caption_1": [said], "note": ["&amp;"]}
+        columns = {"image": [noise(0)], "caption_0": ["x"], "caption_1": [said], "note": ["&amp;"]}
         pq.write_table(pa.table(columns), path)
         assert otherwise(path) is marked
         path = tmp_path / "0.jsonl"
@@ -66,7 +67,7 @@ def test_parquet_and_jsonl_that_are_read_otherwise(tmp_path: Path) -> None:
 def test_a_pipe_or_a_folder_that_a_jsonl_names_is_a_failure(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "0.jpg").write_bytes(noise(0))
     lines = [{"file": name, "caption": "a dog"} for name in ("pipe.jpg", "folder.jpg", "0.jpg")]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
     samples, failures = read(open_source(tmp_path / "x.jsonl"))
@@ -78,7 +79,7 @@ def test_pipes_among_the_files_of_a_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "00001.tar")
     with pytest.raises(ValueError, match=r"00001\.tar is a pipe or a device: give a file or a folder"):
         open_source(tmp_path / "00001.tar")
-    tar(tmp_path / "00000.tar", {"0.jpg": jpeg(0), "0.txt": "x"})
+    tarred(tmp_path / "00000.tar", {"0.jpg": noise(0), "0.txt": "x"})
     assert [unit.path for unit in open_source(tmp_path).units()] == ["00000.tar"]
 
 
@@ -106,10 +107,10 @@ def test_a_line_of_any_length_is_read_in_bounded_pieces() -> None:
 
 
 def test_a_long_line_costs_itself_in_the_identity_too(tmp_path: Path) -> None:
-    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "0.jpg").write_bytes(noise(0))
     row = json.dumps({"file": "0.jpg", "caption": "a dog"})
     (tmp_path / "x.jsonl").write_text(f"{row}\n{json.dumps({'file': 'y' * (2 << 20)})}\n{row}")
-    assert readers.jsonl_sizes(Store(tmp_path), "x.jsonl") == [len(jpeg(0)), -1, len(jpeg(0))]
+    assert readers.jsonl_sizes(Store(tmp_path), "x.jsonl") == [len(noise(0)), -1, len(noise(0))]
     samples, failures = read(open_source(tmp_path / "x.jsonl"))
     assert len(samples) == 1 and [failure.code for failure in failures] == ["bad_json"]
 
@@ -118,7 +119,7 @@ def test_a_long_line_costs_itself_in_the_identity_too(tmp_path: Path) -> None:
 def test_deep_json_is_refused_where_it_is_read(tmp_path: Path, depth: int) -> None:
     deep = '{"caption": "a dog", "deep": ' + "[" * depth + "]" * depth + "}"
     fine = '{"caption": "a cat", "deep": ' + "[" * 63 + "]" * 63 + "}"
-    path = tar(tmp_path / "x.tar", {"0.jpg": jpeg(0), "0.json": deep, "1.jpg": jpeg(1), "1.json": fine})
+    path = tarred(tmp_path / "x.tar", {"0.jpg": noise(0), "0.json": deep, "1.jpg": noise(1), "1.json": fine})
     samples, failures = read(open_source(path))
     assert [sample.captions for sample in samples] == [("a cat",)]
     assert [(failure.key, failure.code) for failure in failures] == [("0", "bad_json")]
@@ -129,9 +130,9 @@ def test_labels_of_an_image_met_twice_follow_its_captions(tmp_path: Path) -> Non
         label = {"phrase": phrase, "caption": caption, "span": [0, len(phrase)], "box": [0, 0, 1, 1]}
         return json.dumps({"captions": captions, "objects": [label]})
 
-    members = {"0.jpg": jpeg(0), "0.json": told(["a dog", "a cat"], "a cat", 1)}
-    members |= {"1.jpg": jpeg(0), "1.json": told(["a cat", "a bird"], "a bird", 1)}
-    (sample,), _ = read(open_source(tar(tmp_path / "x.tar", members)))
+    members = {"0.jpg": noise(0), "0.json": told(["a dog", "a cat"], "a cat", 1)}
+    members |= {"1.jpg": noise(0), "1.json": told(["a cat", "a bird"], "a bird", 1)}
+    (sample,), _ = read(open_source(tarred(tmp_path / "x.tar", members)))
     assert sample.captions == ("a dog", "a cat", "a bird")
     assert [(sample.captions[label["caption"]], label["phrase"]) for label in sample.meta["objects"]] == [
         ("a cat", "a cat"),

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.training import cost
 from pipeline.training.recipes import RECIPES, by_name
-from tests.pipeline.training_data import tiny_recipe
+from tests.factories.training import tiny_recipe
 
 
 def test_a_short_training_is_not_measured() -> None:

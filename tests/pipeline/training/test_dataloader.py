@@ -15,7 +15,7 @@ from models.encoders.tokenizer import Tokenizer
 from pipeline.training.augment import DataConfig, draw, random_box
 from pipeline.training.dataloader import START, Batch, Batches, ShardFile
 from storage.shard import write_shard
-from tests.pipeline.training_data import sample, shard_files
+from tests.factories.training import sample, shard_files
 
 
 @pytest.fixture(scope="module")

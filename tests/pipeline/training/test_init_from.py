@@ -15,8 +15,9 @@ from pipeline.training.init_from import resolved, started
 from pipeline.training.recipes import Recipe, StartConfig
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.training.train import make_optimiser, prepare, train
+from storage.home import Home
+from tests.factories.training import make_home, sample, tiny_recipe
 from tests.models.checkpoints.layouts import transformers_clip
-from tests.pipeline.training_data import make_home, sample, tiny_recipe
 
 LORA = {"learn": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_blocks": 1}
 
@@ -51,7 +52,7 @@ def recipe(clip: Path, **start) -> Recipe:
 @pytest.fixture(scope="module")
 def lora_run(clip, home) -> Path:
     run = Path(home) / "runs" / "lora"
-    train(run, home, "latest", recipe(clip, **LORA))
+    train(run, Home(home), "latest", recipe(clip, **LORA))
     return run
 
 
@@ -122,7 +123,7 @@ def test_a_killed_run_goes_on_with_its_adapters(clip, home, lora_run, tmp_path, 
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(StepLog, "write", breaking)
-        train(run, home, "latest", recipe(clip, **LORA))
+        train(run, Home(home), "latest", recipe(clip, **LORA))
     with monkeypatch.context() as patch:  # what the first step learned lies in the checkpoint alone
         patch.setattr("pipeline.training.init_from.read_checkpoint", lambda *a: pytest.fail("started anew"))
         train(run)
@@ -152,7 +153,7 @@ def test_adapters_count_in_the_last_block_and_merge_into_the_weights(clip):
 
 
 def test_frozen_towers_stay_and_heads_learn(clip, home, tmp_path):
-    train(tmp_path / "run", home, "latest", recipe(clip, learn="heads"))
+    train(tmp_path / "run", Home(home), "latest", recipe(clip, learn="heads"))
     before = read_checkpoint(clip).weights
     after = DualEncoder.from_pretrained(tmp_path / "run" / "model").state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -162,7 +163,7 @@ def test_frozen_towers_stay_and_heads_learn(clip, home, tmp_path):
 def test_lora_without_peft_is_refused_before_a_run_is_made(clip, home, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"LoRA needs peft: pip install -e '\.\[lora\]'"):
-        prepare(tmp_path / "run", home, "latest", recipe(clip, **LORA))
+        prepare(tmp_path / "run", Home(home), "latest", recipe(clip, **LORA))
     assert not (tmp_path / "run").exists()
 
 
@@ -170,7 +171,7 @@ def test_a_checkpoint_that_changed_after_the_run_was_prepared_is_refused(clip, h
     moving = tmp_path / "clip"
     shutil.copytree(clip, moving)
     run = tmp_path / "run"
-    prepare(run, home, "latest", recipe(moving))
+    prepare(run, Home(home), "latest", recipe(moving))
     other = read_checkpoint(clip).model()
     other.log_scale.data += 1
     other.save_pretrained(moving)
@@ -180,13 +181,13 @@ def test_a_checkpoint_that_changed_after_the_run_was_prepared_is_refused(clip, h
 
 def test_what_cannot_start_is_said(clip, home, tmp_path):
     with pytest.raises(ValueError, match=r"start\.learn is 'lora' with nothing trained to start from"):
-        train(tmp_path / "run", home, "latest", tiny_recipe(start=StartConfig(learn="lora")))
+        train(tmp_path / "run", Home(home), "latest", tiny_recipe(start=StartConfig(learn="lora")))
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        train(tmp_path / "run", home, "latest", recipe(tmp_path / "nowhere"))
+        train(tmp_path / "run", Home(home), "latest", recipe(tmp_path / "nowhere"))
     bare = tmp_path / "bare"
     read_checkpoint(clip).model().save_pretrained(bare)
     with pytest.raises(ValueError, match="has no tokenizer: set tokenizer to a directory"):
         resolved(recipe(bare))
     Tokenizer.train(["other words"], 520, 16).save(bare)
     with pytest.raises(ValueError, match=r"ends texts with 513, but the text tower of .*bare has \d+ and"):
-        train(tmp_path / "run", home, "latest", recipe(bare))
+        train(tmp_path / "run", Home(home), "latest", recipe(bare))

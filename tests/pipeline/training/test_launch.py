@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.training.launch import launch
 from pipeline.training.run_dir import prepare
-from tests.pipeline.training_data import make_home, tiny_recipe
+from storage.home import Home
+from tests.factories.training import make_home, tiny_recipe
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,7 +39,7 @@ def test_a_machine_whose_own_name_does_not_resolve_trains(tmp_path, monkeypatch)
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     make_home(tmp_path / "home", counts=(64,))
-    prepare(tmp_path / "run", str(tmp_path / "home"), "latest", tiny_recipe(steps=4, batch_size=8))
+    prepare(tmp_path / "run", Home(tmp_path / "home"), "latest", tiny_recipe(steps=4, batch_size=8))
 
     def on_line(line):
         assert "nowhere.invalid" not in line

@@ -18,7 +18,8 @@ from pipeline.training.recipes import (
     hycoclip_vit_b,
     hycoclip_vit_s,
 )
-from pipeline.training.train import learning_rate, make_optimiser
+from pipeline.training.run_protocol import learning_rate
+from pipeline.training.train import make_optimiser
 
 
 def test_the_papers_recipe_has_the_papers_numbers():
@@ -120,8 +121,7 @@ def test_digest_ignores_how_often_things_are_written():
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    config = OptimiserConfig(lr=2.0, warmup_steps=4)
-    rates = [learning_rate(step, 20, config) for step in range(21)]
+    rates = [learning_rate(step, 20, 2.0, 4) for step in range(21)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rates[12] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi / 2))) and rates[20] == pytest.approx(
         0

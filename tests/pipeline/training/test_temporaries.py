@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.report import report
-from pipeline.experiments.comparison import write_section
+from pipeline.evaluation.report.panels import Exhibits
+from pipeline.experiments.grid import write_section
 from pipeline.training.recipes import Recipe
 from pipeline.training.run_dir import RunConfig, finish
 from pipeline.training.step_log import StepLog
 from storage.gc import collect
 from storage.store import Store
-from tests.pipeline.training_data import tiny_recipe
+from tests.factories.training import tiny_recipe
 from tests.storage.test_atomic_directory import Disk
 
 
@@ -39,8 +40,8 @@ def write_log(run: Path) -> None:
     "work",
     [
         write_log,
-        lambda run: write_section(run / "ablation.md", "demo", "text", "preface"),
-        lambda run: report.write(run / "report.html", {}, {}),  # type: ignore[arg-type]
+        lambda run: write_section(run / "ablation.md", ("<!-- demo -->", "<!-- end -->"), "text", "preface"),
+        lambda run: report.write(run / "report.html", {}, Exhibits()),
     ],
     ids=["log.jsonl", "ablation.md", "report.html"],
 )

@@ -20,7 +20,8 @@ from pipeline.training.recipes import Recipe
 from pipeline.training.run_dir import exclusive_lock
 from pipeline.training.step_log import StepLog, read_log
 from pipeline.training.train import main, prepare, train
-from tests.pipeline.training_data import make_home, tiny_recipe
+from storage.home import Home
+from tests.factories.training import make_home, tiny_recipe
 
 CURVE = ("step", "loss", "terms", "lr", "curvature", "temperature", "radius", "epoch")
 
@@ -39,7 +40,7 @@ def home(tmp_path_factory) -> str:
 def straight(home) -> Path:
     """A run of twenty steps that nothing interrupted."""
     run = Path(home) / "runs" / "straight"
-    train(run, home, "latest", tiny_recipe())
+    train(run, Home(home), "latest", tiny_recipe())
     return run
 
 
@@ -90,7 +91,7 @@ def test_an_interrupted_run_continues_exactly(straight, home, tmp_path, monkeypa
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(StepLog, "write", breaking)
-        train(run, home, "latest", tiny_recipe())
+        train(run, Home(home), "latest", tiny_recipe())
     assert read_log(run)[-1]["step"] == stop and not (run / "train.json").exists()
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 14, "lo')  # a line that the kill cut short
@@ -115,32 +116,34 @@ def test_undecodable_samples_of_before_an_interruption_are_counted(home, tmp_pat
     monkeypatch.setattr(Batches, "start", broken)
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(StepLog, "write", stopping)
-        train(tmp_path, home, "latest", tiny_recipe())
+        train(tmp_path, Home(home), "latest", tiny_recipe())
     assert train(tmp_path)["substituted"] == 20
     assert [line["substituted"] for line in read_log(tmp_path)] == list(range(1, 21))
 
 
 def test_a_finished_run_is_not_trained_again(straight, home, monkeypatch):
     monkeypatch.setattr(pipeline.training.train, "_train", lambda *a: pytest.fail("trained again"))
-    assert train(straight, home, "latest", tiny_recipe()) == json.loads((straight / "train.json").read_text())
+    assert train(straight, Home(home), "latest", tiny_recipe()) == json.loads(
+        (straight / "train.json").read_text()
+    )
 
 
 def test_another_recipe_or_version_in_the_same_directory_is_named(straight, home, tmp_path):
     other = tiny_recipe(optimiser=tiny_recipe().optimiser.replace(lr=0.5))
     with pytest.raises(ValueError, match=r"started with recipe\.optimiser\.lr 0\.003, not 0\.5"):
-        train(straight, home, "latest", other)
-    prepare(straight, home, "latest", tiny_recipe(log_every=7))  # how often to log is not a difference
+        train(straight, Home(home), "latest", other)
+    prepare(straight, Home(home), "latest", tiny_recipe(log_every=7))  # how often to log is not a difference
     second = tmp_path / "second"
     make_home(second, counts=(32,))
     with pytest.raises(ValueError, match=r"started with version v-[0-9a-f]+, not v-"):
-        prepare(straight, str(second), "latest", tiny_recipe())
+        prepare(straight, Home(second), "latest", tiny_recipe())
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(straight, home, tmp_path):
     run = tmp_path / "run"
     wide = tiny_recipe().model_dump()
     wide["model"]["dim"] = 24
-    prepare(run, home, "latest", Recipe.model_validate(wide))
+    prepare(run, Home(home), "latest", Recipe.model_validate(wide))
     shutil.copytree(straight / "checkpoints", run / "checkpoints")
     with pytest.raises(ValueError, match=r"another architecture: .* is \(16, 32\) there and \(24, 32\) here"):
         train(run)
@@ -150,7 +153,7 @@ def test_command_line_errors_are_one_line(home, tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "has no config.json" in capsys.readouterr().err
     run = tmp_path / "run"
-    prepare(run, home, "latest", tiny_recipe(batch_size=100))
+    prepare(run, Home(home), "latest", tiny_recipe(batch_size=100))
     assert main([str(run)]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith(
@@ -163,12 +166,12 @@ def test_command_line_errors_are_one_line(home, tmp_path, capsys):
 def test_a_diverging_run_stops_and_says_so(home, tmp_path):
     wild = tiny_recipe(optimiser=tiny_recipe().optimiser.replace(lr=1e30, warmup_steps=0))
     with pytest.raises(ValueError, match=r"loss is nan at step \d+: lower optimiser\.lr"):
-        train(tmp_path / "run", home, "latest", wild)
+        train(tmp_path / "run", Home(home), "latest", wild)
 
 
 def test_a_product_logs_the_spread_of_its_curvatures_and_goes_on(home, tmp_path):
     model = dataclasses.replace(tiny_recipe().model, geometry="product", factors=4)
-    result = train(tmp_path / "run", home, "latest", tiny_recipe(model=model, steps=4))
+    result = train(tmp_path / "run", Home(home), "latest", tiny_recipe(model=model, steps=4))
     line = read_log(tmp_path / "run")[-1]
     assert line["curvature_least"] <= line["curvature"] == result["curvature"] <= line["curvature_most"]
     assert set(line["radius"]) == {"image", "text", "image_box", "text_box"}
@@ -182,7 +185,7 @@ def test_clip_rows_need_no_boxes_and_have_no_curvature(home, tmp_path):
     values = tiny_recipe(objective=clip_objective(), steps=3).model_dump()
     values["model"]["geometry"] = "euclid"
     run = tmp_path / "run"
-    result = train(run, home, "latest", Recipe.model_validate(values))
+    result = train(run, Home(home), "latest", Recipe.model_validate(values))
     assert result["curvature"] is None and "radius" not in read_log(run)[-1]
 
 
@@ -196,7 +199,7 @@ def test_two_processes_killed_with_sigkill_continue(tmp_path):
     """torchrun with gloo and more ranks than shards; its workers die with it, and a second start finishes."""
     make_home(tmp_path / "home", counts=(64,))
     run = tmp_path / "run"
-    prepare(run, str(tmp_path / "home"), "latest", tiny_recipe(steps=60, checkpoint_steps=5, batch_size=8))
+    prepare(run, Home(tmp_path / "home"), "latest", tiny_recipe(steps=60, checkpoint_steps=5, batch_size=8))
     process = launch(run)
     deadline = time.monotonic() + 140
     while not list((run / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
@@ -213,6 +216,6 @@ def test_two_processes_killed_with_sigkill_continue(tmp_path):
 
 def test_a_run_is_trained_by_one_process_at_a_time(home, tmp_path):
     run = tmp_path / "run"
-    prepare(run, home, "latest", tiny_recipe())
+    prepare(run, Home(home), "latest", tiny_recipe())
     with exclusive_lock(run), pytest.raises(ValueError, match="is being trained by another process"):
         train(run)

@@ -1,8 +1,6 @@
 """What a run has to tell: numbers that were counted, nothing from data taken for markup."""
 
-import io
 import json
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +8,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.mining.mine import MineConfig, prefix, summary
+from pipeline.evaluation.metrics.document import upgrade
+from pipeline.mining.mine import MineConfig, results, summary
 from pipeline.packing.dataset_gate import Check
 from pipeline.sources.source import open_source
 from pipeline.ui import artifact_pages as stories
 from pipeline.ui import markdown
 from storage.detections import SCHEMA, write_detections, write_failures
-from storage.manifest import Manifest
+from storage.home import Home
 from storage.model_registry import Decision
 from storage.sample import Failure
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample
+from tests.factories.files import tarred
+from tests.factories.training import sample
 
 BAD = "a | b <img src=x onerror=alert(1)> `c` [d](javascript:e)\nnext"
 LABELS = [
@@ -32,17 +32,13 @@ LABELS = [
 
 
 @pytest.fixture
-def mined(tmp_path: Path) -> tuple[MineConfig, str]:
+def mined(tmp_path: Path) -> tuple[MineConfig, Home]:
     """One labelled image with two boxes of one phrase, one of them right, and a failure with an evil message."""
     source, home = tmp_path / "source", tmp_path / "home"
     source.mkdir()
     made = sample(1)
-    with tarfile.open(source / "00000.tar", "w") as tar:
-        texts = {"jpg": made.image, "txt": b"a red square", "json": json.dumps({"objects": LABELS}).encode()}
-        for suffix, data in texts.items():
-            member = tarfile.TarInfo(f"0.{suffix}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    texts = {"0.jpg": made.image, "0.txt": "a red square", "0.json": json.dumps({"objects": LABELS})}
+    tarred(source / "00000.tar", texts)
     config = MineConfig(source=str(source), grounder="transformers:none", weights="w1")
     (unit,) = open_source(config.source).units()
     (read,) = open_source(config.source).samples(unit, lambda failure: None)
@@ -56,21 +52,20 @@ def mined(tmp_path: Path) -> tuple[MineConfig, str]:
     ]
     unbelieved = {"phrase": "a fish", "span_start": 13, "span_end": 19, "score": 0.05}
     rows.append({**rows[0], **unbelieved})
-    store = Store(home)
-    folder = f"{prefix(config)}/objects"
+    mined = results(config, Home(home))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    written = store.commit(folder, ".parquet", lambda file: write_detections(file, table))
-    failed = store.commit(
-        folder, ".parquet", lambda file: write_failures(file, [Failure("k7", "decode", "torn", BAD)])
+    written = mined.store.commit(mined.objects, ".parquet", lambda file: write_detections(file, table))
+    failed = mined.store.commit(
+        mined.objects, ".parquet", lambda file: write_failures(file, [Failure("k7", "decode", "torn", BAD)])
     )
     record = {"detections": {"path": written.path}, "failures": {"path": failed.path}, "images": 1, "captions": 1,
               "phrases": 2, "boxes": 3, "phrases_with_boxes": 2, "failed": 1, "failed_by_code": {"torn": 1},
               "started": 0.0, "finished": 2.0, "seconds": {"total": 2.0}}  # fmt: skip
-    Manifest(store, f"{prefix(config)}/records").commit(unit.name, record)
-    return config, str(home)
+    mined.commit(unit.name, record)
+    return config, Home(home)
 
 
-def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfig, str]) -> None:
+def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfig, Home]) -> None:
     text = stories.mining(*mined, summary(*mined))
     assert "| boxes an image, before any threshold | 3.00 |" in text
     assert "| boxes an image with a score of 0.35 or more, of 1 images | 2.00 |" in text
@@ -87,7 +82,7 @@ def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfi
     assert "| torn | 1 | k7: a \\| b" in text
 
 
-def test_nothing_from_data_is_markup(mined: tuple[MineConfig, str]) -> None:
+def test_nothing_from_data_is_markup(mined: tuple[MineConfig, Home]) -> None:
     text = stories.mining(*mined, summary(*mined))
     assert "<img" not in text and "[d](" not in text and "`c`" not in text
     (line,) = [line for line in text.splitlines() if "k7" in line]
@@ -107,14 +102,14 @@ def test_a_quarantined_version_says_why_and_how_it_is_released(
         Check("boxes an image", 0.5, 2.0, "within 50%", False, "0.50 boxes an image after 2.00"),
         Check("damaged shards", 0.0, None, 0.0, True),
     ]
-    text = stories.version(made, checks, str(tmp_path))
+    text = stories.version(made, checks, Home(tmp_path))
     assert "is in quarantine" in text and "- 0.50 boxes an image after 2.00" in text
     assert f"    hyco release {made.name} --home {tmp_path}" in text
     assert "| boxes an image | 0.5 | 2 | within 50% | failed: 0.50 boxes an image after 2.00 |" in text
     page = f"https://hyco.example.org/versions/{made.name}"
     row = f"| ![2]({page}/samples/2/whole.jpg) | ![{samples[2].parts[0].phrase}]({page}/samples/2/0.jpg) |"
     assert text.count("/whole.jpg)") == 3 and row in text
-    assert "hyco release" not in stories.version(made, checks[1:], str(tmp_path))
+    assert "hyco release" not in stories.version(made, checks[1:], Home(tmp_path))
 
 
 def test_training_shows_its_last_steps_in_order(tmp_path: Path) -> None:
@@ -125,7 +120,7 @@ def test_training_shows_its_last_steps_in_order(tmp_path: Path) -> None:
         for n in range(1, 9)
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = stories.training({"loss_last": 1.0, "config": {}}, folder, str(tmp_path))
+    text = stories.training({"loss_last": 1.0, "config": {}}, folder, Home(tmp_path))
     steps = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| ") and "1.5" in line]
     assert steps == [[f"| {n}", str(9 - n)] for n in range(4, 9)]
     assert "/runs/one/curves.svg)" in text
@@ -145,12 +140,12 @@ def test_an_assessment_is_shown_beside_the_champion(tmp_path: Path) -> None:
         return {"retrieval": found, "intervals": {}, "skipped": {"zero_shot": BAD}}
 
     champion = Decision("promoted", "c" * 16, [], "first", metrics=json.dumps(metrics(0.25)))
-    alone = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), None)
-    beside = stories.assessment(metrics(0.75), tmp_path, str(tmp_path), champion)
+    alone = stories.assessment(upgrade(metrics(0.75)), tmp_path, Home(tmp_path), None)
+    beside = stories.assessment(upgrade(metrics(0.75)), tmp_path, Home(tmp_path), champion)
     assert "| measure | this run | champion | chance | 95 % interval |" in beside and "champion" not in alone
     row = next(line for line in beside.splitlines() if "75.0" in line)
     older = replace(champion, metrics="{}")
-    assert "75.0" in stories.assessment(metrics(0.75), tmp_path, str(tmp_path), older)
+    assert "75.0" in stories.assessment(upgrade(metrics(0.75)), tmp_path, Home(tmp_path), older)
     assert "25.0" in row.split(" | ")[2] and "<img" not in beside
 
 
@@ -158,7 +153,7 @@ def test_a_lineage_links_version_and_report() -> None:
     row = Decision(
         "rolled_back", "m" * 16, [], "drill", before="n" * 16, version="v-2", run="/h/runs/two", source=BAD
     )
-    text = stories.lineage([row], "/h")
+    text = stories.lineage([row], Home("/h"))
     assert "[v-2](http://127.0.0.1:8300/versions/v-2)" in text and "/runs/two/report.html)" in text
     assert "| rolled back | " + "m" * 16 in text and "<img" not in text
 
@@ -174,7 +169,7 @@ def test_a_decision_shows_both_and_links_the_report() -> None:
     }
     verdict = json.dumps({"comparisons": [compared]})
     row = Decision("refused", "m" * 16, [], BAD, version="v-2", run="/h/runs/two", verdict=verdict)
-    text = stories.decision(row, "/h")
+    text = stories.decision(row, Home("/h"))
     assert text.startswith("# Refused: " + "m" * 16) and "<img" not in text and "next" in text
     assert "| retrieval.image_to_text.r5 | 0.0667 | 0.1667 | yes | 0 to 0.1333 |" in text
     assert "[report](http://127.0.0.1:8300/runs/two/report.html)" in text

@@ -7,12 +7,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from pipeline.ui.server import create_app
+from storage.home import Home
 from storage.model_registry import Decision
 from storage.sample import Part, TrainingSample
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
-from tests.pipeline.training_data import sample
+from tests.factories.training import sample
 
 
 def jpeg(number: int) -> bytes:
@@ -40,7 +41,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(home: Path) -> TestClient:
-    return TestClient(create_app(str(home)), base_url="http://localhost")
+    return TestClient(create_app(Home(home)), base_url="http://localhost")
 
 
 def test_the_overview_names_versions_and_runs(client: TestClient, home: Path) -> None:
@@ -92,14 +93,13 @@ def test_curves_and_report_of_a_run(client: TestClient, home: Path) -> None:
 
 
 def test_the_lineage_of_decisions(home: Path) -> None:
-    from storage.model_registry import Registry
 
-    registry = Registry(home)
+    registry = Home(home).registry
     for number, kind in enumerate(("promoted", "refused")):
         registry.append(
             Decision(kind, f"model{number}", [], "a reason & more", source="/data/<x>", version="v-1"), number
         )
-    client = TestClient(create_app(str(home)), base_url="http://localhost")
+    client = TestClient(create_app(Home(home)), base_url="http://localhost")
     drawn = client.get("/lineage.svg").text
     assert drawn.index("refused") < drawn.index("promoted")
     assert drawn.count("(champion)") == 1
@@ -109,4 +109,4 @@ def test_the_lineage_of_decisions(home: Path) -> None:
 
 def test_a_home_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="name the home"):
-        create_app(str(tmp_path / "none"))
+        create_app(Home(tmp_path / "none"))

@@ -8,7 +8,8 @@ from starlette.testclient import TestClient
 
 from pipeline.ui.hosts import host_of, own_hosts
 from pipeline.ui.server import create_app
-from storage.model_registry import Decision, Registry
+from storage.home import Home
+from storage.model_registry import Decision
 from storage.store import Store
 from storage.versions import Versions
 from tests.pipeline.ui.test_serve import home
@@ -18,7 +19,7 @@ __all__ = ["home"]  # a fixture
 
 def client(home: Path, host: str = "localhost", **options) -> TestClient:
     return TestClient(
-        create_app(str(home), **options), base_url=f"http://{host}", raise_server_exceptions=False
+        create_app(Home(home), **options), base_url=f"http://{host}", raise_server_exceptions=False
     )
 
 
@@ -80,7 +81,9 @@ def filled(home: Path) -> str:
     (home / "runs/second").mkdir()
     (home / "runs/second/config.json").write_text('{"version": "v-2"}')
     for number in range(2):
-        Registry(home).append(Decision("promoted", f"model{number}", [], "a reason", version="v-1"), number)
+        Home(home).registry.append(
+            Decision("promoted", f"model{number}", [], "a reason", version="v-1"), number
+        )
     return Versions(Store(home)).load().name
 
 
@@ -114,7 +117,7 @@ def test_a_champion_is_not_named_when_a_newer_decision_is_torn(home: Path) -> No
     assert "The champion is model1" in client(home).get("/").text
     (log / "000000002.parquet").write_bytes(b"torn")
     (log / "000000001.parquet").unlink()
-    Registry(home).store.delete("registry/log/000000001.parquet")
+    Home(home).registry.store.delete("registry/log/000000001.parquet")
     page = client(home).get("/").text
     assert "The champion is not known" in page and "000000002.parquet" in page
     assert "(champion)" not in client(home).get("/lineage.svg").text
@@ -158,7 +161,7 @@ def test_the_status_of_a_home_goes_on_past_a_torn_record(home: Path) -> None:
     (home / "fits/torn").mkdir(parents=True)
     (home / "fits/torn/config.json").write_text("{}")
     (home / "fits/torn/metrics.json").write_text("{}")
-    lines = list(report(str(home)))
+    lines = list(report(Home(home)))
     assert [line.split()[:4] for line in lines[-3:]] == [
         ["run", "first", "unreadable", "train.json"],
         ["run", "second", "training", "not"],

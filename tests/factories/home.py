@@ -1,9 +1,7 @@
 """A small home with a file of every kind: mined and packed by the real stages, with a registry beside it."""
 
-import io
 import json
 import random
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +19,10 @@ from pipeline.packing import pack as packing
 from pipeline.packing.dataset_gate import QualityConfig, QualityError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.runtime.executor import InProcess
+from storage.home import Home
+from storage.layout import ASSESSED, MODEL_RUNS, REPORTS
 from storage.model_registry import (
-    ASSESSED,
-    MODELS,
-    REPORTS,
     Decision,
-    Registry,
     digest_of,
     file_entry,
     fingerprint,
@@ -34,6 +30,7 @@ from storage.model_registry import (
 )
 from storage.store import Store
 from storage.versions import Version
+from tests.factories.files import named, tarred
 
 SEED = 7
 # Nothing in a home tells that one of these was there: it is made again, or its absence is what there was before.
@@ -68,12 +65,12 @@ class SmallHome:
 
     def make(self, threshold: float = 0.3, **gate: Any) -> Version:
         """Mine and pack, as `hyco mine` and `hyco pack` do."""
-        mine_all(self.mine, str(self.home), InProcess())
+        mine_all(self.mine, Home(self.home), InProcess())
         config = PackConfig(
             image_size=32, shard_size=2, holdout=0.3, threshold=threshold, min_area_px=None,
             gate=QualityConfig(max_failed=None, **gate),
         )  # fmt: skip
-        return pack(self.mine, config, str(self.home))
+        return pack(self.mine, config, Home(self.home))
 
 
 @contextmanager
@@ -178,20 +175,18 @@ def _is_failures(path: Path) -> bool:
 
 
 def _write_unit(path: Path, numbers: range) -> None:
-    with tarfile.open(path, "w") as tar:
-        for number in numbers:
-            pixels = np.full((48, 64, 3), 250 if number == 3 else 20 * number, np.uint8)
-            image = encode_jpeg(pixels, 95) if number != 4 else b"no image"
-            told = {"captions": [f"a red square left of a blue square {number}", "two squares"]}
-            for suffix, data in {"jpg": image, "json": json.dumps(told).encode()}.items():
-                info = tarfile.TarInfo(f"{number:09d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members: dict[str, bytes | str] = {}
+    for number in numbers:
+        pixels = np.full((48, 64, 3), 250 if number == 3 else 20 * number, np.uint8)
+        image = encode_jpeg(pixels, 95) if number != 4 else b"no image"
+        told = {"captions": [f"a red square left of a blue square {number}", "two squares"]}
+        members |= named(f"{number:09d}", {"jpg": image, "json": json.dumps(told)})
+    tarred(path, members)
 
 
 def _fill_registry(home: Path) -> None:
     """Two promoted models and a refused one, with what is kept of their runs, and the answers of the first."""
-    registry = Registry(home)
+    registry = Home(home).registry
     for number, kind in enumerate(("promoted", "refused", "promoted")):
         run = home.parent / "runs" / str(number)
         (run / "model").mkdir(parents=True)
@@ -201,7 +196,7 @@ def _fill_registry(home: Path) -> None:
         model, kept = digest_of(files), None
         if kind == "promoted":
             registry.keep(run / "model")
-            beside = home / MODELS / "runs" / model
+            beside = home / MODEL_RUNS / model
             beside.mkdir(parents=True)
             for name in ("config.json", "train.json", "log.jsonl"):
                 (beside / name).write_text(json.dumps({"name": name, "number": number}))

@@ -1,0 +1,162 @@
+"""metrics.json, schema 2: "metrics" has {value, low, high, chance, n} of each metric by its dotted name.
+
+The sections beside it have what the metrics were measured on: counts, sources, coverage. Schema 1, written before,
+had the numbers inside the sections, chance levels in blocks of their own and the intervals in a third place: `upgrade`
+reads it.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.coverage import complete
+from pipeline.evaluation.metrics.bootstrap import MetricResult
+from pipeline.evaluation.metrics.catalog import WAYS, Metric, find
+
+SCHEMA = 2
+COLUMNS: tuple[str, ...] = ("name", "value", "low", "high", "chance", "n", "source", "of", "gallery")
+MEASURED = (
+    "zero_shot",
+    "retrieval",
+    "hierarchy",
+    "parts",
+    "boxes",
+    "compositional",
+    "traversal",
+    "geometry",
+)
+
+
+def new(run: str, *sections: str) -> dict[str, Any]:
+    """The content of a metrics.json before anything is measured: the sections are null."""
+    return {"schema": SCHEMA, "run": run, "metrics": {}, **dict.fromkeys(sections), "skipped": {}}
+
+
+def put(metrics: dict[str, Any], section: str, found: MetricResult) -> None:
+    """Add the result of a protocol: its metrics to "metrics", what else it says to its section."""
+    spans = {f"{section}.{key}": span for key, span in found.intervals.items()}
+    assert all(map(find, spans)), f"no row in the catalog for some of {', '.join(spans)}"
+    metrics[section], numbers = split(section, found.numbers, spans)
+    metrics["metrics"] |= numbers
+
+
+def split(
+    name: str,
+    block: dict[str, Any],
+    intervals: dict[str, Any],
+    chance: dict[str, Any] | None = None,
+    n: int | None = None,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Divide a block of numbers with chance levels inside into (facts, metrics by dotted name).
+
+    Args:
+        name: the dotted name of the block.
+        block: its own "chance" and "n" (or "images") go before those of the block around it.
+        intervals: (low, high) by dotted name.
+        chance: chance levels that the block around it has for this one.
+        n: what the intervals of the block around it are drawn over.
+    """
+    own = block.get("chance", chance)
+    n = block.get("n", block.get("images", n))
+    facts: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in block.items():
+        path = f"{name}.{key}"
+        if key == "chance" or key.startswith("chance_"):
+            continue
+        guess = own.get(key) if isinstance(own, dict) else block.get(f"chance_{key}", own)
+        if isinstance(value, dict):
+            facts[key], inner = split(path, value, intervals, guess if isinstance(guess, dict) else None, n)
+            found |= inner
+        elif isinstance(value, float) and find(path):
+            low, high = intervals.get(path) or (None, None)
+            found[path] = {"value": value, "low": low, "high": high, "chance": guess, "n": n}
+        else:
+            facts[key] = value
+    return facts, found
+
+
+def upgrade(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The same content in schema 2; ValueError when it was written by a newer Hyco."""
+    schema = metrics.get("schema", 1)
+    if schema > SCHEMA:
+        raise ValueError(
+            f"metrics of schema {schema}, this Hyco reads up to {SCHEMA}: update it, or assess again"
+        )
+    if schema == SCHEMA:
+        return metrics
+    rest = {key: value for key, value in metrics.items() if key != "intervals"}
+    found: dict[str, Any] = {"schema": SCHEMA, "metrics": {}, "skipped": {}} | rest
+    for section in (*MEASURED, "suite"):
+        if isinstance(block := metrics.get(section), dict):
+            found[section], numbers = split(section, block, metrics.get("intervals") or {})
+            found["metrics"] |= numbers
+    for section in ("retrieval", "parts"):  # the size of the gallery was once a number of the section only
+        block = found.get(section) or {}
+        for way, (_, gallery) in WAYS.items():
+            ranked = "crops" if gallery == "parts" else gallery
+            if way in block and ranked in block:
+                block[way].setdefault("gallery", block[ranked])
+    if runs := metrics.get("beside"):
+        found["beside"] = [run | {"numbers": _with_ends(run["numbers"])} for run in runs]
+    return found
+
+
+def _with_ends(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Numbers of a run shown beside, with "interval" as "low" and "high"."""
+    found = {}
+    for name, held in numbers.items():
+        rest = {key: value for key, value in held.items() if key != "interval"}
+        low, high = held.get("interval") or (None, None)
+        found[name] = {"low": low, "high": high, "chance": None, "n": None} | rest
+    return found
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The content of a metrics.json in schema 2; ValueError when it is torn."""
+    try:
+        return upgrade(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): assess the run again") from None
+
+
+def measured(metrics: dict[str, Any], section: str = "") -> Iterator[tuple[str, Metric, dict[str, Any]]]:
+    """(name, row of the catalog, {value, low, high, chance, n}) of each metric, of one section if it is named."""
+    for name, held in (metrics.get("metrics") or {}).items():
+        if name.startswith(section and f"{section}.") and held["value"] is not None and (row := find(name)):
+            yield name, row, held
+
+
+def context(metrics: dict[str, Any], name: str) -> dict[str, Any]:
+    """`source`, `of` and `gallery` of a metric, from the facts of its block or the nearest around it.
+
+    `of` is how many images its set has of which not all were used; `gallery` the size of what was ranked.
+    """
+    whole = {"source": (metrics.get("assessed") or {}).get("source"), "coverage": metrics.get("coverage")}
+    blocks = [] if name.startswith("suite.") else [whole]
+    block: Any = metrics
+    for step in name.split(".")[:-1]:
+        block = block.get(step) if isinstance(block, dict) else None
+        blocks.append(block if isinstance(block, dict) else {})
+    blocks.reverse()
+    source, gallery = (next((b[key] for b in blocks if b.get(key)), None) for key in ("source", "gallery"))
+    return {"source": source or "", "of": next(filter(None, map(_of, blocks)), None), "gallery": gallery}
+
+
+def _of(block: dict[str, Any]) -> int | None:
+    """How many images (or sets, of a mean over sets) there are to a block, where fewer were used."""
+    counts = next(iter((block.get("coverage") or {}).values()), None)
+    return None if not counts or complete(counts) else counts.get("listed", counts["of"])
+
+
+def csv_text(metrics: dict[str, Any]) -> str:
+    """metrics.csv: a head and a row for each metric; what is not known is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for name, _, held in measured(metrics):
+        writer.writerow({"name": name} | held | context(metrics, name))
+    return out.getvalue()

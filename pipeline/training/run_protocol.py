@@ -1,0 +1,100 @@
+"""What every training loop here does alike: optimiser groups, learning rate, divergence check, checkpoints, summary.
+
+Files and the lock of a run's directory: run_dir.py. Its log: step_log.py. The loops are train.py and
+pipeline/classification/train.py.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from models.clip import load_weights
+from storage.checkpoint import Checkpoints
+
+ENDS = 20  # logged steps that the first and the last loss are averaged over
+
+
+def decay_groups(
+    model: nn.Module, weight_decay: float, is_spared: Callable[[str, nn.Parameter], bool]
+) -> list[dict[str, Any]]:
+    """Optimiser groups of the parameters that learn: the decayed ones, then the spared ones where there are any."""
+    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    spared = [p for name, p in learned if is_spared(name, p)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in learned if not is_spared(name, p)], "weight_decay": weight_decay}
+    ]
+    return groups + ([{"params": spared, "weight_decay": 0.0}] if spared else [])
+
+
+def learning_rate(
+    step: int, steps: int, lr: float, warmup_steps: int, schedule: Literal["constant", "cosine"] = "cosine"
+) -> float:
+    """Rate of the step after `step` done ones: linear up to `lr`, then constant or half a cosine down to zero."""
+    if step < warmup_steps:
+        return lr * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return lr
+    fraction = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return lr * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group of the optimiser this learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def require_finite(loss: float, step: int, remedy: str) -> None:
+    """ValueError with the remedy when a run has diverged; asked before a line is logged or a checkpoint is saved."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at step {step}: {remedy}, in another run")
+
+
+def save_checkpoint(
+    checkpoints: Checkpoints,
+    step: int,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+) -> None:
+    """Save the checkpoint of a step and delete all but the newest `keep`; `state` and the step go into state.json."""
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    checkpoints.save(
+        step,
+        {
+            "model.safetensors": to_safetensors(weights),
+            "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
+            "state.json": json.dumps({"step": step, **state}).encode(),
+        },
+    )
+    checkpoints.prune(keep)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a checkpoint into a model and its optimiser; returns what state.json holds."""
+    load_weights(model, load_file(folder / "model.safetensors"), str(folder))
+    device = next(model.parameters()).device
+    optimiser.load_state_dict(torch.load(folder / "optimiser.pt", map_location=device, weights_only=True))
+    return json.loads((folder / "state.json").read_text())
+
+
+def summary(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part of train.json that every run has, from the lines of its step log."""
+    last, losses = log[-1], [line["loss"] for line in log]
+    return {
+        "steps": last["step"],
+        "samples_seen": last["samples"],
+        "epochs": last["epoch"],
+        "seconds": last["seconds"],
+        "samples_per_second": last["samples"] / max(last["seconds"], 1e-9),
+        "loss_first": sum(losses[:ENDS]) / len(losses[:ENDS]),
+        "loss_last": sum(losses[-ENDS:]) / len(losses[-ENDS:]),
+    }

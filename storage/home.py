@@ -1,0 +1,142 @@
+"""The home: one directory or URL that holds everything Hyco makes. storage.layout has the names inside it."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from storage import layout
+from storage.manifest import Manifest
+from storage.model_registry import Registry
+from storage.store import Store
+from storage.versions import Version, Versions
+
+
+class UnitResults(Manifest):
+    """The results of one stage with one configuration: the records of its units and the folder of their objects.
+
+    Attributes:
+        folder: path in the home, such as "detections/<digest>".
+        objects: path of the folder that objects are committed to.
+        config: path of the resolved configuration.
+    """
+
+    def __init__(self, store: Store, folder: str) -> None:
+        super().__init__(store, f"{folder}/{layout.RECORDS}")
+        self.folder = folder
+        self.objects = f"{folder}/{layout.OBJECTS}"
+        self.config = f"{folder}/{layout.CONFIG}"
+
+    def reading(self, rules: int) -> str:
+        """Return the path of the folder that names the units which reading rules of this number read alike."""
+        return f"{self.folder}/reading-{rules}"
+
+
+class Home:
+    """A home, local or remote. Cheap to make: nothing is read or written before it is asked for.
+
+    Attributes:
+        url: as it was given: a local path or an fsspec URL. `store.url` is the absolute one.
+        store: its files.
+        folder: the directory of a local home; of a remote one no path of this machine.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = os.fspath(url)
+        self.store = Store(url)
+        self.folder = Path(self.url.removeprefix("file://").removeprefix("local://")).expanduser()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the URL, so that executors can send a home to their workers."""
+        return Home, (self.url,)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"Home({self.url!r})"
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a directory of this machine."""
+        return self.store.local
+
+    def detections(self, digest: str | None) -> UnitResults:
+        """Return the results of mining with the MineConfig of this digest."""
+        return UnitResults(self.store, f"{layout.DETECTIONS}/{digest}")
+
+    def packs(self, digest: str | None) -> UnitResults:
+        """Return the results of packing with the configurations of this digest."""
+        return UnitResults(self.store, f"{layout.PACKS}/{digest}")
+
+    def all_detections(self) -> list[UnitResults]:
+        """Return the results of every configuration that was mined with, by digest."""
+        return self._results(layout.DETECTIONS)
+
+    def all_packs(self) -> list[UnitResults]:
+        """Return the results of every configuration that was packed with, by digest."""
+        return self._results(layout.PACKS)
+
+    @functools.cached_property
+    def versions(self) -> Versions:
+        """The dataset versions."""
+        return Versions(self.store)
+
+    def latest_version(self) -> Version | None:
+        """Return the latest dataset version; None before the first, or when it cannot be read."""
+        try:
+            return self.versions.load("latest")
+        except ValueError:
+            return None
+
+    @functools.cached_property
+    def registry(self) -> Registry:
+        """The registry of models; ValueError for a remote home."""
+        return Registry(self.store)
+
+    @property
+    def runs(self) -> Path:
+        """The folder of training runs. They are written in place, so ValueError for a remote home."""
+        return self._local_folder(layout.RUNS)
+
+    @property
+    def fits(self) -> Path:
+        """The folder of the classifiers' runs; ValueError for a remote home."""
+        return self._local_folder(layout.FITS)
+
+    def run(self, name: str | os.PathLike[str]) -> Path:
+        """Return the directory of a run, given as such or by its name in `runs`."""
+        folder = Path(name)
+        return folder if (folder / layout.CONFIG).is_file() else self.runs / folder
+
+    def run_folders(self) -> list[Path]:
+        """Return the directories of the training runs, by name; [] for a remote home."""
+        return self._started(layout.RUNS)
+
+    def fit_folders(self) -> list[Path]:
+        """Return the directories of the classifiers' runs, by name; [] for a remote home."""
+        return self._started(layout.FITS)
+
+    def require(self) -> "Home":
+        """Return the home itself; FileNotFoundError for a local one that does not exist."""
+        if self.local and not self.folder.is_dir():
+            raise FileNotFoundError(f"{self} does not exist: name the home of an earlier command with --home")
+        return self
+
+    def _results(self, stage: str) -> list[UnitResults]:
+        paths = (path.split("/") for path in self.store.list(stage))
+        digests = sorted({parts[1] for parts in paths if len(parts) > 2})
+        return [UnitResults(self.store, f"{stage}/{digest}") for digest in digests]
+
+    def _local_folder(self, name: str) -> Path:
+        if not self.local:
+            raise ValueError(
+                f"home {self} is remote: training needs a local home (pack there, then copy versions and shards)"
+            )
+        return self.folder / name
+
+    def _started(self, name: str) -> list[Path]:
+        folder = self.folder / name
+        if not self.local or not folder.is_dir():
+            return []
+        return sorted(path for path in folder.iterdir() if (path / layout.CONFIG).is_file())

@@ -1,0 +1,60 @@
+"""The names of the folders and files of a home. No other module spells them; storage.home.Home opens what lies there.
+
+HOME/
+    detections/<digest>/   mined with one configuration: config.json, records/<unit>.json, objects/<sha256>.parquet,
+                           reading-<n>/<unit> (older records that the reading rules of number n leave as they are)
+    packs/<digest>/        packed with one configuration: records/<unit>.json, objects/<sha256>.parquet (failures)
+    shards/objects/        training shards, <sha256>.tar
+    versions/              dataset versions, v-<hash>.json, and `latest`, the name of one of them
+    quarantine/            v-<hash>.json: why a version must not be trained on
+    registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
+    runs/  fits/           directories of the training runs, and of the classifiers' runs
+    damaged/               files that `hyco verify --repair` set aside, under the same paths
+    source/                the folder that is watched where no other is given
+    prefect/  deploy.json  Prefect's database, and the options of the last `hyco deploy`
+"""
+
+DETECTIONS = "detections"
+PACKS = "packs"
+RECORDS = "records"  # of units, inside a folder of detections or packs
+OBJECTS = "objects"  # named by the sha256 of their bytes
+CONFIG = "config.json"
+
+SHARDS = f"shards/{OBJECTS}"
+VERSIONS = "versions"
+LATEST = f"{VERSIONS}/latest"
+QUARANTINE = "quarantine"
+
+REGISTRY = "registry"
+LOG = f"{REGISTRY}/log"
+MODELS = f"{REGISTRY}/models"
+MODEL_RUNS = f"{MODELS}/runs"  # small files of the runs of promoted models, one folder for each model
+ASSESSED = f"{REGISTRY}/assessed"
+REPORTS = f"{REGISTRY}/reports"
+
+RUNS = "runs"
+FITS = "fits"
+DAMAGED = "damaged"
+SOURCE = "source"
+PREFECT = "prefect"
+DEPLOYED = "deploy.json"
+
+RECORDED = ("shards", DETECTIONS, PACKS, VERSIONS)
+"""Folders in which a file that no record names is garbage."""
+KEPT = (REGISTRY, QUARANTINE, RUNS, FITS)
+"""Folders in which only unfinished files are garbage."""
+
+
+def version_path(name: str) -> str:
+    """Return where the record of a version lies in the home."""
+    return f"{VERSIONS}/{name}.json"
+
+
+def quarantine_path(name: str) -> str:
+    """Return where the home says that a version is in quarantine."""
+    return f"{QUARANTINE}/{name}.json"
+
+
+def log_path(number: int) -> str:
+    """Return where the row of a number lies in the home, in the registry's log."""
+    return f"{LOG}/{number:09d}.parquet"

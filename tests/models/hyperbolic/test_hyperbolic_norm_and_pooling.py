@@ -1,0 +1,150 @@
+"""Batch norm and pooling in float64 against HypLL where HypLL is right, against the textbook elsewhere."""
+
+import hypll.nn as hypll
+import pytest
+import torch
+from hypll.manifolds.poincare_ball.math import stats as hypll_stats
+from torch import nn
+
+from models.hyperbolic import lorentz, mean, poincare
+from models.hyperbolic import nn as hnn
+from models.hyperbolic.nn.pooling import midpoint
+from tests.models.hyperbolic.test_hyperbolic_layers import (
+    CURVATURES,
+    EXACT,
+    _seed,  # noqa: F401  (a fixture)
+    both,
+    points,
+)
+from tests.oracle import hyperbolic_layers as O
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_batch_norm_in_training_equals_hypll_with_midpoint(c):
+    ball = O.hypll_ball(c)
+    theirs = hypll.HBatchNorm2d(4, manifold=ball, use_midpoint=True)
+    theirs.norm.bias.data, theirs.norm.weight.data = (
+        points(4, size=0.5),
+        torch.tensor(1.7, dtype=torch.double),
+    )
+    ours = hnn.BatchNorm2d(4, eps=1e-6, c=c).double()
+    ours.bias.data = theirs.norm.bias.data.clone()
+    ours.weight.data = torch.log(torch.expm1(theirs.norm.weight.data))
+    out, peer, slope, peer_slope = both(ours, theirs, points(3, 4, 5, 6) + 0.1, ball, 1)
+    assert torch.allclose(out, peer, rtol=1e-7, atol=1e-9) and torch.allclose(
+        slope, peer_slope, rtol=1e-6, atol=1e-8
+    )
+
+
+def test_batch_norm_centres_and_scales():
+    """Moved to the origin as a rigid body where the variance is already right, and scaled to variance 1
+    otherwise."""
+    u, zero = points(64, 5) + points(5), torch.zeros(5, dtype=torch.double)
+    x = lorentz.exp0(2 * u, 0.7)
+    center = mean.midpoint(x, 0.7)
+    norm = hnn.BatchNorm1d(5, c=0.7, eps=0.0).double()
+    out = lorentz.exp0(2 * norm(u), 0.7)
+    assert torch.allclose(out.new_tensor(1.0), mean.frechet_variance(out, 0.7, zero), **EXACT)
+    norm.weight.data = torch.log(torch.expm1(mean.frechet_variance(x, 0.7, center)))
+    moved = lorentz.exp0(2 * norm(u), 0.7)
+    assert torch.allclose(mean.midpoint(moved, 0.7), zero, atol=1e-9)
+    assert torch.allclose(
+        lorentz.pairwise_distance(moved, moved, 0.7), lorentz.pairwise_distance(x, x, 0.7), atol=1e-6
+    )
+
+
+def test_batch_norm_keeps_running_statistics_and_eval_does_not_depend_on_the_batch():
+    """The published code normalises by the test batch, and HypLL's momentum never updates (it has none)."""
+    norm = hnn.BatchNorm2d(3, c=0.5).double()
+    shift = points(3, 1, 1, size=0.6)
+    for _ in range(200):
+        norm(points(16, 3, 4, 4) + shift)
+    norm.eval()
+    u = points(8, 3, 4, 4) + shift
+    together, alone = norm(u), torch.cat([norm(u[i : i + 1]) for i in range(8)])
+    assert torch.allclose(together, alone, **EXACT)
+    norm.train()
+    big = points(400, 3, 4, 4) + shift
+    want = norm(big)
+    norm.eval()
+    assert (norm(big) - want).abs().max() < 0.05 * want.abs().max()
+    assert norm.num_batches_tracked == 201
+    cumulative = hnn.BatchNorm1d(3, c=0.5, momentum=None).double()
+    for _ in range(3):
+        cumulative(points(7, 3))
+    assert cumulative.num_batches_tracked == 3
+
+
+def test_batch_norm_of_one_point_and_of_equal_points_is_finite():
+    for u in (torch.zeros(4, 3), torch.ones(4, 3), torch.randn(1, 3)):
+        u = u.clone().requires_grad_()
+        norm = hnn.BatchNorm1d(3, c=1.0)
+        out = norm(u)
+        out.square().sum().backward()
+        assert out.isfinite().all() and u.grad.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in norm.parameters())
+
+
+def test_pooling_of_identical_points_is_the_point_and_hypll_returns_a_fraction_of_it():
+    ball, v = O.hypll_ball(0.7), points(3)
+    u = v.view(1, 3, 1, 1).expand(2, 3, 6, 6).contiguous()
+    for layer in (
+        hnn.AvgPool2d(3, c=0.7),
+        hnn.AvgPool2d(2, c=0.7),
+        hnn.AdaptiveAvgPool2d(1, c=0.7),
+        hnn.MaxPool2d(2),
+    ):
+        assert torch.allclose(layer(u), u[:, :, :1, :1].expand_as(layer(u)), **EXACT)
+    theirs = O.hypll_run(hypll.HAvgPool2d(3, ball, use_midpoint=True), u, ball)
+    share = theirs.norm(dim=1) / v.norm()
+    assert share.max() < 0.5, "HypLL's pooling is repaired: update the migration guide"
+
+
+def test_average_pooling_is_the_midpoint_of_the_window():
+    u = points(2, 3, 5, 5)
+    for include in (True, False):
+        got = hnn.AvgPool2d(3, stride=2, padding=1, count_include_pad=include, c=0.7).double()(u)
+        corner = u[:, :, :2, :2].flatten(2).transpose(1, 2)
+        if include:
+            corner = torch.cat([corner, corner.new_zeros(2, 5, 3)], 1)
+        want = lorentz.log0(mean.midpoint(lorentz.exp0(2 * corner, 0.7), 0.7), 0.7) / 2
+        assert torch.allclose(got[:, :, 0, 0], want, **EXACT)
+    whole = hnn.AdaptiveAvgPool2d(1, c=0.7)(u).flatten(1)
+    assert torch.allclose(whole, midpoint(u.flatten(2).transpose(1, 2), 2 * 0.7**0.5), **EXACT)
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("ceil", [True, False])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [(3, 2, 2, 1), (7, 3, 2, 1), (6, 3, 4, 1), (8, 4, 3, 2), (5, (3, 2), (2, 1), (0, 1))],
+)
+def test_average_pooling_near_the_origin_is_torchs(size, kernel, stride, padding, ceil, include):
+    u = points(2, 3, size, size)
+    window = (kernel, stride, padding, ceil, include)
+    got = hnn.AvgPool2d(*window, c=0.7)(1e-5 * u) / 1e-5
+    assert torch.allclose(got, nn.AvgPool2d(*window)(u), rtol=1e-8, atol=1e-8)
+
+
+def test_midpoint_equals_hypll_and_its_variance_averages_the_wrong_axis():
+    c, w = 0.7, torch.rand(9, dtype=torch.double)
+    x = poincare.exp0(points(9, 4), c)
+    tensor_c = torch.tensor(c, dtype=torch.double)
+    theirs = hypll_stats.midpoint(x, tensor_c, w=w.unsqueeze(-1))
+    assert torch.allclose(mean.midpoint_poincare(x, c, w), theirs, **EXACT)
+    assert torch.allclose(mean.midpoint_poincare(x, c), hypll_stats.midpoint(x, tensor_c), **EXACT)
+    lifted = 2 * x / (1 - c * x.square().sum(-1, keepdim=True))
+    center = hypll_stats.frechet_mean(x, tensor_c)
+    found = mean.frechet_mean(lifted, c)
+    assert torch.allclose(found / (1 + (1 + c * found.square().sum()).sqrt()), center, rtol=1e-8)
+    want = mean.frechet_variance(lifted, c)
+    assert torch.allclose(hypll_stats.frechet_variance(x, tensor_c, vec_dim=1), want, rtol=1e-8)
+    # Coordinates in dimension 1: HypLL drops that dimension first and then averages the one after the one it
+    # was asked for.
+    images, zero = (
+        poincare.exp0(points(2, 9, 5, 4), c).movedim(-1, 1),
+        torch.zeros(2, 4, 1, 5, dtype=torch.double),
+    )
+    theirs = hypll_stats.frechet_variance(images, tensor_c, mu=zero, vec_dim=1, batch_dim=2)
+    d2 = poincare.distance(images.movedim(1, -1), zero.movedim(1, -1), c).square()
+    assert torch.allclose(theirs, d2.mean(2)) and theirs.shape != d2.mean(1).shape
