@@ -18,7 +18,7 @@ class MetricResult:
     """
 
     numbers: dict[str, Any]
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float] | list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

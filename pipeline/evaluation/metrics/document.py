@@ -60,7 +60,8 @@ def split(
         n: what the intervals of the block around it are drawn over.
     """
     own = block.get("chance", chance)
-    n = block.get("n", block.get("images", n))
+    own_n = block.get("n", block.get("images"))
+    n = own_n if isinstance(own_n, int) else n  # the coverage of a set has a block named "images"
     facts: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
     for key, value in block.items():

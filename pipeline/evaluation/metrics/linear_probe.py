@@ -41,14 +41,26 @@ def fit(head: nn.Module, features: Float[Tensor, "N W"], labels: Int[Tensor, " N
         head.parameters(), max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
     )
 
+    best: tuple[float, list[Tensor]] = (float("inf"), [])
+
     def closure() -> Tensor:
+        nonlocal best
         optimiser.zero_grad()
         squares = torch.stack([weight.square().sum() for weight in weights]).sum()
         loss = F.cross_entropy(head(features), labels) + penalty / 2 * squares
         loss.backward()
+        if loss.item() < best[0]:
+            best = loss.item(), [value.detach().clone() for value in head.parameters()]
         return loss
 
-    optimiser.step(closure)
+    try:
+        optimiser.step(closure)
+    except RuntimeError:  # a line search that ran out of float32's range; the best point so far stands
+        if not best[1]:
+            raise
+    with torch.no_grad():
+        for value, kept in zip(head.parameters(), best[1], strict=bool(best[1])):
+            value.copy_(kept)
 
 
 def sweep(
