@@ -1,6 +1,6 @@
 """What a protocol hands back, and the bootstrap that puts an interval beside each of its numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ class MetricResult:
     """
 
     numbers: dict[str, Any]
-    intervals: dict[str, tuple[float, float] | list[float]] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float] | list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
