@@ -34,7 +34,7 @@ class Drift:
 def deployments(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
     """Yield a Drift for every deployment that is missing or differs."""
     for wanted in plan.deployments:
-        schema = _schema(wanted.flow)
+        schema = schema_of(wanted.flow)
         version = digest({"deployed": wanted, "schema": schema})
         try:
             found = client.read_deployment_by_name(wanted.full_name)
@@ -92,14 +92,14 @@ def _create(client: SyncPrefectClient, wanted: Deployed, version: str, active: b
         work_queue_name=wanted.queue,
         tags=list(wanted.tags),
         entrypoint=wanted.entrypoint,
-        parameter_openapi_schema=_schema(wanted.flow),
+        parameter_openapi_schema=schema_of(wanted.flow),
         enforce_parameter_schema=True,
         pull_steps=[],
     )
 
 
 @functools.cache
-def _schema(name: str) -> dict[str, Any]:
+def schema_of(name: str) -> dict[str, Any]:
     """The typed form of a flow's parameters."""
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
     return json.loads(json.dumps(parameter_schema(flow).model_dump()))

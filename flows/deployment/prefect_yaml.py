@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from flows.deployment.config import DeployConfig
-from flows.deployment.deployments import GRACE_S
+from flows.deployment.deployments import GRACE_S, schema_of
 from flows.deployment.spec import Blueprint, blueprint
 from pipeline.end_to_end import JourneyConfig, packing_for
 from pipeline.mining.mine import MineConfig
@@ -38,7 +38,10 @@ def demo_config() -> DeployConfig:
 
 
 def to_yaml(plan: Blueprint) -> dict[str, Any]:
-    """The blueprint's deployments as prefect.yaml has them. Limits, pools and automations need `hyco deploy`."""
+    """The blueprint's deployments as prefect.yaml has them, with the parameters that differ from their defaults.
+
+    Limits, pools and automations need `hyco deploy`.
+    """
     deployments = []
     for one in plan.deployments:
         entry: dict[str, Any] = {
@@ -46,7 +49,7 @@ def to_yaml(plan: Blueprint) -> dict[str, Any]:
             "description": one.description,
             "entrypoint": one.entrypoint,
             "tags": list(one.tags),
-            "parameters": one.parameters,
+            "parameters": set_values(one.parameters, schema_of(one.flow)),
             "work_pool": {"name": one.pool, "work_queue_name": one.queue},
             "schedules": [],
         }
@@ -62,6 +65,35 @@ def to_yaml(plan: Blueprint) -> dict[str, Any]:
             }
         deployments.append(entry)
     return {"name": "hyco", "pull": None, "deployments": deployments}
+
+
+def set_values(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The values that are required or differ from their default, by the schema of an object, at any depth."""
+    return _set_values(values, schema, schema.get("definitions", {}))
+
+
+def _set_values(values: dict[str, Any], schema: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    derived = {name.strip("^$"): field for name, field in schema.get("patternProperties", {}).items()}
+    fields, kept = {**schema["properties"], **derived}, {}
+    for name, value in values.items():
+        field, required = fields[name], name in schema.get("required", ())
+        if "const" not in field and not required and field.get("default", ...) == value:
+            continue
+        if isinstance(value, dict):
+            value = _set_values(value, known[_class(field, value)], known)
+            if not value and not required and "default" not in field:  # made by a factory
+                continue
+        kept[name] = value
+    return kept
+
+
+def _class(field: dict[str, Any], value: dict[str, Any]) -> str:
+    """The definition that a value follows: the field's own, that of its kind, or the one beside null."""
+    if kinds := field.get("discriminator"):  # the constant that names the kind is always kept
+        reference = kinds["mapping"][value[kinds["propertyName"]]]
+    else:
+        (reference,) = [part["$ref"] for part in (field, *field.get("anyOf", ())) if "$ref" in part]
+    return reference.rpartition("/")[2]
 
 
 def text(plan: Blueprint) -> str:

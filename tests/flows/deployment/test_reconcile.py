@@ -9,9 +9,11 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.schema_tools.validation import validate
 
 from flows.deployment.automations import automations
 from flows.deployment.config import DeployConfig, first, resolved
+from flows.deployment.deployments import schema_of
 from flows.deployment.prefect_yaml import demo_config, text
 from flows.deployment.reconcile import apply, check, pauses
 from flows.deployment.spec import blueprint
@@ -21,7 +23,7 @@ from pipeline.config import ConfigError
 from pipeline.end_to_end import JourneyConfig
 from pipeline.mining.mine import MineConfig
 from pipeline.registry.retraining import RetrainConfig
-from pipeline.training.recipes import demo
+from pipeline.training.recipes import RECIPES, demo, demo_poincare_resnet
 
 ROOT = Path(__file__).parents[3]
 
@@ -215,6 +217,26 @@ def test_prefect_yaml_is_the_blueprint(monkeypatch):
     assert entries[3]["schedules"] == [{"interval": 300.0}]
     limit = {"limit": 1, "collision_strategy": "CANCEL_NEW", "grace_period_seconds": 300}
     assert entries[3]["concurrency_limit"] == limit
+
+
+@pytest.mark.parametrize("recipe", [demo(), demo_poincare_resnet(), RECIPES["photos_phyclip"]()])
+def test_what_prefect_yaml_leaves_out_is_the_default(recipe, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    told = demo_config()
+    journey = told.retrain.journey.replace(recipe=recipe)
+    plan = blueprint(told.replace(retrain=told.retrain.replace(journey=journey)))
+    for one, entry in zip(plan.deployments, yaml.safe_load(text(plan))["deployments"], strict=True):
+        schema, flow = schema_of(one.flow), load_flow_from_entrypoint(one.entrypoint)
+        # The run_dir of assess is given when it is run.
+        assert validate(entry["parameters"], {**schema, "required": ["home"]}) == []
+
+        def filled(parameters, flow=flow, names=tuple(schema["properties"])):
+            needed = {"run_dir": "run"} if "run_dir" in names else {}
+            return flow.validate_parameters({**needed, **parameters})
+
+        full = filled(one.parameters)
+        assert {**full, **filled(entry["parameters"])} == full
+    assert len(text(plan).splitlines()) < 800
 
 
 def test_paths_are_made_absolute_for_workers_elsewhere(tmp_path):

@@ -36,12 +36,13 @@ def test_promote_is_forced_by_either_word(hyco: Any, context: Any, flag: str, mo
 
     monkeypatch.setattr("pipeline.registry.promotion.challenge", challenge)
     monkeypatch.setattr("pipeline.evaluation.evaluate.evaluate", lambda *given, **rest: {})
-    monkeypatch.setattr("pipeline.cli.registry._finished", lambda home, run: tmp_path)
     monkeypatch.setattr("pipeline.training.run_dir.RunConfig.model_validate_json", lambda text: _Known())
-    (tmp_path / "config.json").write_text("{}")
+    run = tmp_path / "runs" / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
     promote = hyco.get_command(context, "promote")
     with pytest.raises(RuntimeError, match="asked"):
-        promote.main(["run", "--home", str(tmp_path), flag], standalone_mode=False)
+        promote.main([str(run), "--home", str(tmp_path), flag], standalone_mode=False)
     assert forced == [True]
     assert flag == "--force" or flag not in promote.get_help(promote.make_context("promote", ["run"]))
 
