@@ -160,8 +160,8 @@ def graph_nodes(out: Tensor) -> int:
 def memory(batch: int = 32) -> None:
     """Saved tensors, graph and step time of a ResNet-20, 8-16-32, on images of 32 x 32."""
     networks = {
-        "ours, lean backward": lambda: PoincareResNet(c=C),
-        "ours, plain autograd": lambda: PoincareResNet(c=C, lean=False),
+        "ours, fused backward": lambda: PoincareResNet(c=C),
+        "ours, plain autograd": lambda: PoincareResNet(c=C, fused=False),
         "published arithmetic, plain autograd": lambda: published.PublishedPoincareResNet(c=C),
         "Euclidean": EuclideanResNet,
     }

@@ -7,7 +7,16 @@ as |x| |y| does (radius 44 each), float64 to radius 354.
 import torch
 from torch import Tensor
 
-from models.hyperbolic.ops import Curvature, has_direction, keep, promote, root, safe_norm, square_norm, unit
+from models.hyperbolic.ops import (
+    CurvatureLike,
+    expand_c,
+    has_direction,
+    promote,
+    safe_norm,
+    sqrt_c,
+    square_norm,
+    unit,
+)
 
 
 def beyond_one(xx: Tensor) -> Tensor:
@@ -16,14 +25,14 @@ def beyond_one(xx: Tensor) -> Tensor:
     return xx / (1 + (1 + xx).sqrt())
 
 
-def chord(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def chord(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Squared chord q = c(|x-y|^2 - (x_t-y_t)^2) = 4 sinh^2(sqrt(c) d / 2): [..., D] x [..., D] -> [..., 1].
 
     Written without cancellation, on the unit hyperboloid with u = x_t - 1, v = y_t - 1: for x.y > 0, q =
     2 (|x-y|^2 + |x ^ y|^2) / (2 + u + v + u v + x.y), which follows from Lagrange's identity; otherwise q =
     2 (u + v + u v - x.y). Both are sums of terms of one sign.
     """
-    x, y = promote(x) * keep(root(c)), promote(y) * keep(root(c))
+    x, y = promote(x) * expand_c(sqrt_c(c)), promote(y) * expand_c(sqrt_c(c))
     xx, yy, xy = square_norm(x), square_norm(y), (x * y).sum(-1, keepdim=True)
     u, v = beyond_one(xx), beyond_one(yy)
     times = u + v + u * v

@@ -5,45 +5,45 @@ Each takes points [..., D] and returns points [..., D] of the same curvature -c;
 
 from torch import Tensor
 
-from models.hyperbolic.ops import Curvature, keep, promote, root, square_norm
+from models.hyperbolic.ops import CurvatureLike, expand_c, promote, sqrt_c, square_norm
 
 
-def lorentz_to_poincare(x: Tensor, c: Curvature) -> Tensor:
+def lorentz_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
     """Stereographic projection x / (1 + sqrt(c) x_t)."""
     x = promote(x)
-    return x / (1 + (1 + keep(c) * square_norm(x)).sqrt())
+    return x / (1 + (1 + expand_c(c) * square_norm(x)).sqrt())
 
 
-def poincare_to_lorentz(x: Tensor, c: Curvature) -> Tensor:
+def poincare_to_lorentz(x: Tensor, c: CurvatureLike) -> Tensor:
     """lambda_x x = 2 x / (1 - c|x|^2)."""
     x = promote(x)
-    return 2 * x / (1 - keep(c) * square_norm(x))
+    return 2 * x / (1 - expand_c(c) * square_norm(x))
 
 
-def lorentz_to_klein(x: Tensor, c: Curvature) -> Tensor:
+def lorentz_to_klein(x: Tensor, c: CurvatureLike) -> Tensor:
     """Central projection x / (sqrt(c) x_t): geodesics become straight lines."""
     x = promote(x)
-    return x * (1 + keep(c) * square_norm(x)).rsqrt()
+    return x * (1 + expand_c(c) * square_norm(x)).rsqrt()
 
 
-def klein_to_lorentz(x: Tensor, c: Curvature) -> Tensor:
+def klein_to_lorentz(x: Tensor, c: CurvatureLike) -> Tensor:
     """Lorentz factor times the point, x / sqrt(1 - c|x|^2)."""
     x = promote(x)
-    return x * (1 - keep(c) * square_norm(x)).rsqrt()
+    return x * (1 - expand_c(c) * square_norm(x)).rsqrt()
 
 
-def poincare_to_klein(x: Tensor, c: Curvature) -> Tensor:
+def poincare_to_klein(x: Tensor, c: CurvatureLike) -> Tensor:
     """2 x / (1 + c|x|^2)."""
     x = promote(x)
-    return 2 * x / (1 + keep(c) * square_norm(x))
+    return 2 * x / (1 + expand_c(c) * square_norm(x))
 
 
-def klein_to_poincare(x: Tensor, c: Curvature) -> Tensor:
+def klein_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
     """x / (1 + sqrt(1 - c|x|^2))."""
     x = promote(x)
-    return x / (1 + (1 - keep(c) * square_norm(x)).sqrt())
+    return x / (1 + (1 - expand_c(c) * square_norm(x)).sqrt())
 
 
-def rescale(x: Tensor, source: Curvature, target: Curvature) -> Tensor:
+def rescale(x: Tensor, source: CurvatureLike, target: CurvatureLike) -> Tensor:
     """The similar point of another curvature, sqrt(c_source / c_target) x; holds in all three charts."""
-    return promote(x) * (keep(root(source)) / keep(root(target)))
+    return promote(x) * (expand_c(sqrt_c(source)) / expand_c(sqrt_c(target)))

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from models.hyperbolic.chord import across, ahead, beyond_one, chord
 from models.hyperbolic.ops import (
-    Curvature,
+    CurvatureLike,
     asinhc,
+    expand_c,
     has_direction,
-    keep,
     promote,
-    root,
     safe_atan2,
     safe_norm,
     safe_sqrt,
     sinhc,
+    sqrt_c,
     square_norm,
     unit,
 )
@@ -33,22 +33,22 @@ MAX_RADIUS = math.asinh(2.0**15)
 """Largest sqrt(c)|v| that `exp0` lifts; further out float32 has no digits left for distances."""
 
 
-def time(x: Tensor, c: Curvature) -> Tensor:
+def time(x: Tensor, c: CurvatureLike) -> Tensor:
     """Time part sqrt(1/c + |x|^2): [..., D] -> [..., 1]."""
     x = promote(x)
-    return (1 / keep(c) + square_norm(x)).sqrt()
+    return (1 / expand_c(c) + square_norm(x)).sqrt()
 
 
-def inner(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Lorentz inner product <x, y> = x.y - x_t y_t = -(1 + q/2) / c, q from `chord`, so at most -1/c: [...,
     D] x [..., D] -> [...]."""
     return -(1 + chord(x, y, c).squeeze(-1) / 2) / c
 
 
-def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Geodesic distance (2/sqrt c) asinh(sqrt(q)/2) of paired points, q from `chord`: [..., D] x 2 ->
     [...]."""
-    return 2 * torch.asinh(safe_sqrt(chord(x, y, c)) / 2).squeeze(-1) / root(c)
+    return 2 * torch.asinh(safe_sqrt(chord(x, y, c)) / 2).squeeze(-1) / sqrt_c(c)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -57,16 +57,16 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def pairwise_inner(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Lorentz inner products of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K];
     c: [...]."""
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
-    x, y, c = _wide(promote(x)), _wide(promote(y)), keep(_wide(c) if isinstance(c, Tensor) else c)
+    x, y, c = _wide(promote(x)), _wide(promote(y)), expand_c(_wide(c) if isinstance(c, Tensor) else c)
     product = torch.cat([x, time(x, c)], -1) @ torch.cat([y, -time(y, c)], -1).transpose(-1, -2)
     return product.to(dtype)
 
 
-def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c:
     [...].
 
@@ -76,59 +76,59 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     wide_c = _wide(c) if isinstance(c, Tensor) else c
-    root_c = root(wide_c)
-    spread = keep(keep(root_c))
+    root_c = sqrt_c(wide_c)
+    spread = expand_c(expand_c(root_c))
     x, y = _wide(promote(x)) * spread, _wide(promote(y)) * spread
     u, v = beyond_one(square_norm(x)), beyond_one(square_norm(y)).transpose(-1, -2)
     q = 2 * (u + v + u * v - x @ y.transpose(-1, -2))
     return (2 * torch.asinh(safe_sqrt(q) / 2) / spread).to(dtype)
 
 
-def exp0(v: Tensor, c: Curvature, max_radius: float = MAX_RADIUS) -> Tensor:
+def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:
     """Lift of a tangent vector at the origin, sinh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D].
 
     Beyond u = max_radius the direction is kept and the radius stays at max_radius.
     """
     v = promote(v)
-    s = keep(c) * square_norm(v)
+    s = expand_c(c) * square_norm(v)
     inside = s.clamp(max=max_radius**2)
     return v * sinhc(inside) * (s / max_radius**2).clamp(min=1).rsqrt()
 
 
-def project(x: Tensor, c: Curvature) -> Tensor:
+def project(x: Tensor, c: CurvatureLike) -> Tensor:
     """Pull points beyond MAX_RADIUS, sqrt(c)|x| = 2^15, back to it along their ray: [..., D] -> [..., D]."""
     x = promote(x)
-    return x * (keep(c) * square_norm(x) / 2.0**30).clamp(min=1).rsqrt()
+    return x * (expand_c(c) * square_norm(x) / 2.0**30).clamp(min=1).rsqrt()
 
 
-def log0(x: Tensor, c: Curvature) -> Tensor:
+def log0(x: Tensor, c: CurvatureLike) -> Tensor:
     """Tangent vector at the origin whose lift is x, asinh(u) x / u with u = sqrt(c)|x|: [..., D] -> [...,
     D]."""
     x = promote(x)
-    return x * asinhc(keep(c) * square_norm(x))
+    return x * asinhc(expand_c(c) * square_norm(x))
 
 
-def half_aperture(x: Tensor, c: Curvature, k: float = 0.1) -> Tensor:
+def half_aperture(x: Tensor, c: CurvatureLike, k: float = 0.1) -> Tensor:
     """Half-aperture asin(2k / (sqrt(c)|x|)) of the entailment cone at x, pi/2 where it would exceed it:
     [..., D] -> [...]."""
-    r = (keep(root(c)) * safe_norm(promote(x))).squeeze(-1)
+    r = (expand_c(sqrt_c(c)) * safe_norm(promote(x))).squeeze(-1)
     edge = torch.full_like(r, 2 * k)
     return torch.atan2(edge, (r - edge).clamp(min=1e-30).sqrt() * (r + edge).clamp(min=1e-30).sqrt())
 
 
-def exterior_angle(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def exterior_angle(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Pi minus the angle at x of the triangle O x y, in [0, pi]: [..., D] x [..., D] -> [...].
 
     atan2(|y_perp|, y_r x_t - y_t |x|) with y = y_r x/|x| + y_perp on the unit hyperboloid; 0 means that y
     lies straight behind x. Coincident points give 0; at x = 0, where no angle exists, the answer is pi/2.
     """
     x, y = promote(x), promote(y)
-    x, y = x * keep(root(c)), y * keep(root(c))
+    x, y = x * expand_c(sqrt_c(c)), y * expand_c(sqrt_c(c))
     aside = across(x, y)
     return safe_atan2(safe_norm(aside), ahead(x, y, aside)).squeeze(-1)
 
 
-def tangent_norm(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+def tangent_norm(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     """Length of a tangent vector v at x, both by their space parts: [..., D] x [..., D] -> [..., 1].
 
     A tangent vector is orthogonal to its point, so its time part is x.v / x_t and need not be stored.
@@ -136,22 +136,22 @@ def tangent_norm(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
     return safe_sqrt(_tangent_square(promote(x), promote(v), c))
 
 
-def _tangent_square(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+def _tangent_square(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     radial = unit(x)
     outward = (v * radial).sum(-1, keepdim=True)
-    return square_norm(v - outward * radial) + outward**2 / (1 + keep(c) * square_norm(x))
+    return square_norm(v - outward * radial) + outward**2 / (1 + expand_c(c) * square_norm(x))
 
 
-def exp(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+def exp(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     """Endpoint of the geodesic from x with velocity v (space part), cosh(u) x + sinh(u) v / u: [..., D] x 2
     -> [..., D]."""
     x, v = promote(x), promote(v)
-    s = keep(c) * _tangent_square(x, v, c)
+    s = expand_c(c) * _tangent_square(x, v, c)
     half = sinhc(s / 4)
     return x * (1 + s * half * half / 2) + v * sinhc(s)
 
 
-def log(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Velocity (space part) at x of the geodesic that reaches y at time 1, the inverse of `exp`: [..., D] x
     2 -> [..., D]."""
     x, y = promote(x), promote(y)
@@ -160,10 +160,10 @@ def log(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     return (y - x) * (part / half_cosh) - x * (part * (q / 2 / half_cosh))
 
 
-def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
+def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     """Parallel transport of v from x to y along their geodesic, all by space parts: [..., D] x 3 -> [...,
     D]."""
-    x, y, v, root_c = promote(x), promote(y), promote(v), keep(root(c))
+    x, y, v, root_c = promote(x), promote(y), promote(v), expand_c(sqrt_c(c))
     x, y = x * root_c, y * root_c
     # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish by themselves as y comes to x.
     aside, outward = across(x, y), (v * unit(x)).sum(-1, keepdim=True)
@@ -174,13 +174,13 @@ def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
     return v + (x + y) * along / (2 + chord(x, y, 1.0) / 2)
 
 
-def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Gyrovector sum, y boosted by x: y + x (y_t' + c x.y / (1 + x_t')), with t' = sqrt(c) t: [..., D] x 2
     -> [..., D].
 
     The isometry that takes the origin to x; the Mobius sum of the same points on the ball (Ungar 2008).
     """
-    root_c = keep(root(c))
+    root_c = expand_c(sqrt_c(c))
     x, y = promote(x) * root_c, promote(y) * root_c
     xy = (x * y).sum(-1, keepdim=True)
     together = y + x * (time(y, 1.0) + xy / (1 + time(x, 1.0)))
@@ -190,13 +190,13 @@ def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     return torch.where(xy < 0, apart, together) / root_c
 
 
-def gyration(x: Tensor, y: Tensor, z: Tensor, c: Curvature) -> Tensor:
+def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
     """The rotation gyr[x, y] z = -(x + y) + (x + (y + z)) by which gyrovector addition fails to associate:
     [..., D] x 3 -> [..., D].
 
     In closed form; it is linear in z and the rotation of the same points x, y on the ball.
     """
-    root_c = keep(root(c))
+    root_c = expand_c(sqrt_c(c))
     x, y, z = promote(x) * root_c, promote(y) * root_c, promote(z)
     x_t, y_t = time(x, 1.0), time(y, 1.0)
     a, b = 1 + x_t, 1 + y_t
@@ -207,18 +207,18 @@ def gyration(x: Tensor, y: Tensor, z: Tensor, c: Curvature) -> Tensor:
     return rotate(ball_x, ball_y, total, 2 / a, 2 / b, z, 1.0)
 
 
-def scale(t: float | Tensor, x: Tensor, c: Curvature) -> Tensor:
+def scale(t: float | Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
     """Gyrovector product: the point t times as far from the origin; a tensor t broadcasts against x: [...,
     D] -> [..., D]."""
     return exp0(t * log0(x, c), c, max_radius=math.inf)
 
 
-def matvec(m: Tensor, x: Tensor, c: Curvature) -> Tensor:
+def matvec(m: Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
     """Mobius matrix product exp_0(M log_0 x): [E, D] x [..., D] -> [..., E] (Ganea et al. 2018, lemma 4)."""
     return exp0(log0(x, c) @ m.transpose(-1, -2), c, max_radius=math.inf)
 
 
-def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
+def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tensor:
     """Point at share t of the way from x to y (t = 0 is x, 1 is y); a tensor t broadcasts: [..., D] x 2 ->
     [..., D].
 
@@ -241,14 +241,14 @@ def _sinh_ratio(t: float | Tensor, s: Tensor) -> Tensor:
     return torch.where(far, apart, t * sinhc(t * t * near) / sinhc(near))
 
 
-def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvature) -> Tensor:
+def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: CurvatureLike) -> Tensor:
     """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or
     0-dim.
 
     The plane has the direction z_k and passes at the distance offset_k from the origin (Shimizu et al. 2021,
     eq. 6, whose r is half of it). The length of z_k plays no part.
     """
-    x, root_c = promote(x), root(c)
+    x, root_c = promote(x), sqrt_c(c)
     a = root_c * (x @ unit(promote(z)).transpose(-1, -2))
     if offset is not None:
         u = root_c * promote(offset)
@@ -256,11 +256,11 @@ def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvatur
     return torch.asinh(a) / root_c
 
 
-def project_tangent(x: Tensor, g: Tensor, c: Curvature) -> Tensor:
+def project_tangent(x: Tensor, g: Tensor, c: CurvatureLike) -> Tensor:
     """Riemannian gradient, a tangent vector at x, from the derivative g in the space chart: [..., D] x 2 ->
     [..., D].
 
     The inverse metric in this chart is I + c x x^T.
     """
     x, g = promote(x), promote(g)
-    return g + keep(c) * x * (x * g).sum(-1, keepdim=True)
+    return g + expand_c(c) * x * (x * g).sum(-1, keepdim=True)

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from models.hyperbolic import lorentz
 from models.hyperbolic.ops import (
-    Curvature,
+    CurvatureLike,
     asinhc,
-    keep,
+    expand_c,
     promote,
-    root,
     safe_norm,
     safe_sqrt,
+    sqrt_c,
     square_norm,
     unit,
 )
 
 
-def midpoint(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
+def midpoint(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: int = -2) -> Tensor:
     """Lorentz centroid over `dim` (negative, not -1): [..., N, D] -> [..., D]; weights [..., N] at least 0,
     not all 0.
 
@@ -31,7 +31,7 @@ def midpoint(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = 
     float or 0-dim.
     """
     _check_dim(dim)
-    x, root_c = promote(x), keep(root(c))
+    x, root_c = promote(x), expand_c(sqrt_c(c))
     x = x * root_c
     w = torch.ones_like(x[..., :1]) if weights is None else weights.unsqueeze(-1)
     space = (w * x).sum(dim, keepdim=True)
@@ -51,7 +51,7 @@ def _check_dim(dim: int) -> None:
         raise ValueError(f"dim must be negative and not -1, which holds the coordinates; got {dim}")
 
 
-def midpoint_poincare(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
+def midpoint_poincare(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: int = -2) -> Tensor:
     """Weighted gyromidpoint on the ball: [..., N, D] -> [..., D] (Ungar 2008, definition 3.53; c: float or
     0-dim).
 
@@ -60,22 +60,22 @@ def midpoint_poincare(x: Tensor, c: Curvature, weights: Tensor | None = None, di
     """
     _check_dim(dim)
     x = promote(x)
-    gamma = 2 / (1 - keep(c) * square_norm(x))
+    gamma = 2 / (1 - expand_c(c) * square_norm(x))
     w = 1.0 if weights is None else weights.unsqueeze(-1)
     frac = (w * gamma * x).sum(dim) / (w * (gamma - 1)).sum(dim)
-    return frac / (1 + safe_sqrt(1 - keep(c) * square_norm(frac)))
+    return frac / (1 + safe_sqrt(1 - expand_c(c) * square_norm(frac)))
 
 
-def midpoint_klein(x: Tensor, c: Curvature, weights: Tensor | None = None, dim: int = -2) -> Tensor:
+def midpoint_klein(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: int = -2) -> Tensor:
     """Einstein midpoint on the Klein ball, an average with Lorentz factors: [..., N, D] -> [..., D]."""
     _check_dim(dim)
     x = promote(x)
-    gamma = (1 - keep(c) * square_norm(x)).rsqrt()
+    gamma = (1 - expand_c(c) * square_norm(x)).rsqrt()
     w = gamma if weights is None else gamma * weights.unsqueeze(-1)
     return (w * x).sum(dim) / w.sum(dim)
 
 
-def frechet_mean(x: Tensor, c: Curvature, weights: Tensor | None = None, iterations: int = 12) -> Tensor:
+def frechet_mean(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, iterations: int = 12) -> Tensor:
     """The point with least weighted mean squared distance: [..., N, D] -> [..., D]; weights [..., N]; c:
     float or 0-dim.
 
@@ -102,13 +102,13 @@ def frechet_mean(x: Tensor, c: Curvature, weights: Tensor | None = None, iterati
     return lorentz.add(mean, lorentz.exp0(_newton(mean, x, c, w), c), c)
 
 
-def _newton(mean: Tensor, x: Tensor, c: Curvature, w: Tensor) -> Tensor:
+def _newton(mean: Tensor, x: Tensor, c: CurvatureLike, w: Tensor) -> Tensor:
     """A Newton step, as a tangent vector at the origin to which `mean` is moved: solve with the Hessian of
     the mean squared distance."""
     v = lorentz.log0(lorentz.add(-mean.unsqueeze(-2), x, c), c)
     pull = (w.unsqueeze(-1) * v).sum(-2)
     with torch.no_grad():
-        s = keep(c) * square_norm(v)
+        s = expand_c(c) * square_norm(v)
         theta = s.sqrt()
         # Hessian of d^2/2 at the mean: 1 along the direction n of the point, theta coth(theta) across it.
         across = torch.where(s < 1e-8, 1 + s / 3, theta / torch.tanh(torch.where(s < 1e-8, 1.0, theta)))
@@ -120,7 +120,7 @@ def _newton(mean: Tensor, x: Tensor, c: Curvature, w: Tensor) -> Tensor:
 
 
 def frechet_variance(
-    x: Tensor, c: Curvature, mean: Tensor | None = None, weights: Tensor | None = None
+    x: Tensor, c: CurvatureLike, mean: Tensor | None = None, weights: Tensor | None = None
 ) -> Tensor:
     """Weighted mean squared distance to `mean` (default: the Frechet mean): [..., N, D] -> [...]."""
     x = promote(x)

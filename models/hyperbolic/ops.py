@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-Curvature = float | Tensor
+CurvatureLike = float | Tensor
 """c > 0 means curvature -c: a float, a 0-dim tensor, or a tensor that broadcasts with the batch shape
 x.shape[:-1]."""
 
@@ -20,12 +20,12 @@ def promote(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def root(c: Curvature) -> Curvature:
+def sqrt_c(c: CurvatureLike) -> CurvatureLike:
     """Square root of a curvature, whichever type it has."""
     return c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
 
 
-def keep(c: Curvature) -> Curvature:
+def expand_c(c: CurvatureLike) -> CurvatureLike:
     """C with a trailing axis, ready to meet tensors of shape [..., D]."""
     return c.unsqueeze(-1) if isinstance(c, Tensor) else c
 

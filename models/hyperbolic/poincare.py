@@ -12,34 +12,34 @@ import torch
 from torch import Tensor
 
 from models.hyperbolic.ops import (
-    Curvature,
+    CurvatureLike,
     asinhc,
     atanhc,
-    keep,
+    expand_c,
     promote,
-    root,
     safe_sqrt,
+    sqrt_c,
     square_norm,
     tanhc,
     unit,
 )
 
 
-def _inside(x: Tensor, c: Curvature) -> Tensor:
-    return 1 - keep(c) * square_norm(x)
+def _inside(x: Tensor, c: CurvatureLike) -> Tensor:
+    return 1 - expand_c(c) * square_norm(x)
 
 
-def conformal(x: Tensor, c: Curvature) -> Tensor:
+def conformal(x: Tensor, c: CurvatureLike) -> Tensor:
     """Conformal factor 2 / (1 - c|x|^2): [..., D] -> [..., 1]."""
     return 2 / _inside(promote(x), c)
 
 
-def project(x: Tensor, c: Curvature, margin: float | None = None) -> Tensor:
+def project(x: Tensor, c: CurvatureLike, margin: float | None = None) -> Tensor:
     """Pull points outside the ball back to sqrt(c)|x| = 1 - margin (float32 1e-6, float64 1e-14): [..., D]
     -> [..., D]."""
     x = promote(x)
     margin = margin if margin is not None else _margin(x)
-    s = keep(c) * square_norm(x)
+    s = expand_c(c) * square_norm(x)
     return x * (s / (1 - margin) ** 2).clamp(min=1).rsqrt()
 
 
@@ -47,49 +47,49 @@ def _margin(x: Tensor) -> float:
     return 1e-14 if x.dtype == torch.float64 else 1e-6
 
 
-def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
+def inner(x: Tensor, u: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     """Riemannian inner product lambda_x^2 u.v of tangent vectors at x: [..., D] x 3 -> [...]."""
     return (conformal(x, c) ** 2).squeeze(-1) * (promote(u) * promote(v)).sum(-1)
 
 
-def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Geodesic distance (2/sqrt c) asinh(sqrt(c)|x-y| / sqrt((1-c|x|^2)(1-c|y|^2))) of pairs: [..., D] x 2
     -> [...]."""
-    return 2 * torch.asinh(safe_sqrt(_half_sinh(x, y, c))).squeeze(-1) / root(c)
+    return 2 * torch.asinh(safe_sqrt(_half_sinh(x, y, c))).squeeze(-1) / sqrt_c(c)
 
 
-def _half_sinh(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def _half_sinh(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """sinh^2 of half the distance on the unit ball, c|x-y|^2 / ((1-c|x|^2)(1-c|y|^2)): [..., D] x 2 -> [...,
     1]."""
     x, y = promote(x), promote(y)
-    return keep(c) * square_norm(x - y) / (_inside(x, c) * _inside(y, c))
+    return expand_c(c) * square_norm(x - y) / (_inside(x, c) * _inside(y, c))
 
 
-def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Geodesic distances of all pairs: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...]."""
-    wide = keep(c)
-    return distance(x.unsqueeze(-2), y.unsqueeze(-3), keep(wide) if isinstance(wide, Tensor) else wide)
+    wide = expand_c(c)
+    return distance(x.unsqueeze(-2), y.unsqueeze(-3), expand_c(wide) if isinstance(wide, Tensor) else wide)
 
 
-def add(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Mobius sum of x and y, the image of y under the translation that takes 0 to x: [..., D] x 2 -> [...,
     D].
 
     Regrouped by x + y, so that opposite points cancel to what is left of them and the denominator stays
     positive.
     """
-    x, y, k = promote(x), promote(y), keep(c)
+    x, y, k = promote(x), promote(y), expand_c(c)
     total = x + y
     inside, square = _inside(x, c), k * square_norm(total)
     return (inside * total + square * x) / (inside * _inside(y, c) + square)
 
 
-def difference(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def difference(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """(-x) + y: [..., D] x 2 -> [..., D]."""
     return add(-promote(x), y, c)
 
 
-def exp0(v: Tensor, c: Curvature, max_radius: float | None = None) -> Tensor:
+def exp0(v: Tensor, c: CurvatureLike, max_radius: float | None = None) -> Tensor:
     """Exponential map at the origin, tanh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D]. d(0, exp0(v))
     = 2|v|.
 
@@ -98,40 +98,40 @@ def exp0(v: Tensor, c: Curvature, max_radius: float | None = None) -> Tensor:
     to anything.
     """
     v = promote(v)
-    s = keep(c) * square_norm(v)
+    s = expand_c(c) * square_norm(v)
     most = (math.atanh(1 - _margin(v)) if max_radius is None else max_radius) ** 2
     return v * tanhc(s.clamp(max=most)) * (s / most).clamp(min=1).rsqrt()
 
 
-def log0(x: Tensor, c: Curvature) -> Tensor:
+def log0(x: Tensor, c: CurvatureLike) -> Tensor:
     """Inverse of `exp0`, atanh(u) x / u with u = sqrt(c)|x|: [..., D] -> [..., D]."""
     x = promote(x)
-    return x * atanhc(keep(c) * square_norm(x))
+    return x * atanhc(expand_c(c) * square_norm(x))
 
 
-def exp(x: Tensor, v: Tensor, c: Curvature) -> Tensor:
+def exp(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     """Endpoint of the geodesic from x with velocity v: [..., D] x 2 -> [..., D]."""
     return add(x, exp0(v / _inside(promote(x), c), c), c)
 
 
-def log(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Velocity at x of the geodesic that reaches y at time 1: [..., D] x 2 -> [..., D]."""
     s = _half_sinh(x, y, c)
     return difference(x, y, c) * asinhc(s) * (1 + s).sqrt() * _inside(promote(x), c)
 
 
-def gyration(x: Tensor, y: Tensor, z: Tensor, c: Curvature) -> Tensor:
+def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
     """The rotation gyr[x, y] z in closed form; z may be a point or a tangent vector: [..., D] x 3 -> [...,
     D].
 
     Regrouped by x + y as `add` is: exact at y = -x, with a denominator that stays positive.
     """
     x, y, z = promote(x), promote(y), promote(z)
-    return rotate(x, y, x + y, _inside(x, c), _inside(y, c), z, keep(c))
+    return rotate(x, y, x + y, _inside(x, c), _inside(y, c), z, expand_c(c))
 
 
 def rotate(
-    x: Tensor, y: Tensor, total: Tensor, inside_x: Tensor, inside_y: Tensor, z: Tensor, k: Curvature
+    x: Tensor, y: Tensor, total: Tensor, inside_x: Tensor, inside_y: Tensor, z: Tensor, k: CurvatureLike
 ) -> Tensor:
     """gyr[x, y] z from total = x + y and inside_x = 1 - k|x|^2, inside_y likewise, which the hyperboloid
     knows exactly."""
@@ -141,35 +141,35 @@ def rotate(
     return z + 2 * k * turn / (inside_x * inside_y + square)
 
 
-def transport(x: Tensor, y: Tensor, v: Tensor, c: Curvature) -> Tensor:
+def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     """Parallel transport of v from x to y, gyr[y, -x] v lambda_x / lambda_y: [..., D] x 3 -> [..., D]."""
     return gyration(y, -promote(x), v, c) * _inside(promote(y), c) / _inside(promote(x), c)
 
 
-def scale(t: float | Tensor, x: Tensor, c: Curvature) -> Tensor:
+def scale(t: float | Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
     """Mobius scalar product: the point t times as far from the origin; a tensor t broadcasts: [..., D] ->
     [..., D]."""
     return exp0(t * log0(x, c), c)
 
 
-def matvec(m: Tensor, x: Tensor, c: Curvature) -> Tensor:
+def matvec(m: Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
     """Mobius matrix product exp_0(M log_0 x): [E, D] x [..., D] -> [..., E] (Ganea et al. 2018, lemma 4)."""
     return exp0(log0(x, c) @ m.transpose(-1, -2), c)
 
 
-def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
+def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tensor:
     """Point at share t of the way from x to y; a tensor t broadcasts: [..., D] x 2 -> [..., D]."""
     return exp(x, t * log(x, y, c), c)
 
 
-def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvature) -> Tensor:
+def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: CurvatureLike) -> Tensor:
     """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or
     0-dim.
 
     asinh(sqrt(c) lambda_x x.z^ cosh(u) - (lambda_x - 1) sinh(u)) / sqrt(c) with u = sqrt(c) offset; the
     offset is the distance of the plane from the origin (Shimizu et al. 2021, eq. 6, whose r is half of it).
     """
-    x, root_c = promote(x), root(c)
+    x, root_c = promote(x), sqrt_c(c)
     factor = conformal(x, c)
     a = root_c * factor * (x @ unit(promote(z)).transpose(-1, -2))
     if offset is not None:
@@ -178,6 +178,6 @@ def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvatur
     return torch.asinh(a) / root_c
 
 
-def project_tangent(x: Tensor, g: Tensor, c: Curvature) -> Tensor:
+def project_tangent(x: Tensor, g: Tensor, c: CurvatureLike) -> Tensor:
     """Riemannian gradient g / lambda_x^2 from the Euclidean derivative g: [..., D] x 2 -> [..., D]."""
     return promote(g) * (_inside(promote(x), c) / 2) ** 2

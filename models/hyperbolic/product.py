@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.hyperbolic import lorentz
-from models.hyperbolic.ops import Curvature
+from models.hyperbolic.ops import CurvatureLike
 
 Reduce = str
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,34 +32,36 @@ def split(x: Tensor, factors: int) -> Tensor:
     return x.unflatten(-1, (factors, -1))
 
 
-def exp0(v: Tensor, c: Curvature, factors: int) -> Tensor:
+def exp0(v: Tensor, c: CurvatureLike, factors: int) -> Tensor:
     """Lift factor by factor: [..., k*d] -> [..., k*d]."""
     return lorentz.exp0(split(v, factors), c).flatten(-2)
 
 
-def log0(x: Tensor, c: Curvature, factors: int) -> Tensor:
+def log0(x: Tensor, c: CurvatureLike, factors: int) -> Tensor:
     """Inverse of `exp0`: [..., k*d] -> [..., k*d]."""
     return lorentz.log0(split(x, factors), c).flatten(-2)
 
 
-def distance(x: Tensor, y: Tensor, c: Curvature, factors: int, reduce: Reduce = "mean") -> Tensor:
+def distance(x: Tensor, y: Tensor, c: CurvatureLike, factors: int, reduce: Reduce = "mean") -> Tensor:
     """Distance of paired points: [..., k*d] x 2 -> [...]; reduce: "mean", "sum" or "l2"."""
     return _reduction(reduce)(lorentz.distance(split(x, factors), split(y, factors), c))
 
 
-def pairwise_distance(x: Tensor, y: Tensor, c: Curvature, factors: int, reduce: Reduce = "mean") -> Tensor:
+def pairwise_distance(
+    x: Tensor, y: Tensor, c: CurvatureLike, factors: int, reduce: Reduce = "mean"
+) -> Tensor:
     """Distances of all pairs, one batched matrix product: [B, k*d] x [K, k*d] -> [B, K]."""
     left, right = split(x, factors).transpose(-2, -3), split(y, factors).transpose(-2, -3)
     each = lorentz.pairwise_distance(left, right, c)
     return _reduction(reduce)(each.movedim(-3, -1))
 
 
-def half_aperture(x: Tensor, c: Curvature, factors: int, k: float = 0.1) -> Tensor:
+def half_aperture(x: Tensor, c: CurvatureLike, factors: int, k: float = 0.1) -> Tensor:
     """Half-aperture of every factor's cone: [..., k*d] -> [..., k]."""
     return lorentz.half_aperture(split(x, factors), c, k)
 
 
-def exterior_angle(x: Tensor, y: Tensor, c: Curvature, factors: int) -> Tensor:
+def exterior_angle(x: Tensor, y: Tensor, c: CurvatureLike, factors: int) -> Tensor:
     """Exterior angle in every factor: [..., k*d] x 2 -> [..., k]."""
     return lorentz.exterior_angle(split(x, factors), split(y, factors), c)
 

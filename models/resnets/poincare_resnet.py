@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.module import full_precision
+from models.hyperbolic.nn.module import accepts_lean, full_precision
 from models.resnets.published_poincare_resnet import published_layers
 from models.resnets.resnet import Layers, ResNet
 
 
-def poincare_layers(c: float | Curvature, init: str = "identity", lean: bool = True) -> Layers:
+def poincare_layers(c: float | Curvature, init: str = "identity", fused: bool = True) -> Layers:
     """The layers of `models.hyperbolic.nn`, all of one curvature."""
     return Layers(
-        conv=lambda i, o, k, s: hnn.Conv2d(i, o, k, s, k // 2, c=c, init=init, lean=lean),
-        norm=lambda width: hnn.BatchNorm2d(width, c=c, lean=lean),
-        add=lambda: hnn.ResidualAdd(c=c, lean=lean),
+        conv=lambda i, o, k, s: hnn.Conv2d(i, o, k, s, k // 2, c=c, init=init, fused=fused),
+        norm=lambda width: hnn.BatchNorm2d(width, c=c, fused=fused),
+        add=lambda: hnn.ResidualAdd(c=c, fused=fused),
         head=lambda width, classes: hnn.MLR(width, classes, c=c),
     )
 
@@ -37,13 +37,14 @@ class PoincareResNet(ResNet):
         c: the curvature, or a `Curvature` that all layers share.
         learn_c: learn it from there on (`constrain_()` keeps it in bounds; no weight decay).
         init: of the convolutions; "identity" keeps norms, "normal" is that of HNN++.
-        lean: hand-written backward passes; False is plain autograd.
+        fused: hand-written backward passes; False is plain autograd.
         compat: old spelling of `models.resnets.published_poincare_resnet.PublishedPoincareResNet`; warns.
 
     Raises:
         ValueError: see `ResNet`; compat with a curvature that is not a plain number.
     """
 
+    @accepts_lean
     def __init__(
         self,
         depth: int = 20,
@@ -53,14 +54,14 @@ class PoincareResNet(ResNet):
         head: nn.Module | None = None,
         learn_c: bool = False,
         init: str = "identity",
-        lean: bool = True,
+        fused: bool = True,
         compat: bool = False,
         stem_stride: int = 1,
     ) -> None:
         if learn_c and not isinstance(c, Curvature):
             c = Curvature(c, learnable=True)
         if not compat:
-            layers = poincare_layers(c, init, lean)
+            layers = poincare_layers(c, init, fused)
         elif isinstance(c, Curvature):
             raise ValueError("compat=True has the published, fixed curvature: give c as a number")
         else:

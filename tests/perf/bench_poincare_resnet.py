@@ -24,14 +24,14 @@ def step(model: ResNet, images: torch.Tensor, labels: torch.Tensor) -> Callable[
     return run
 
 
-def lean_equals_plain(lean: ResNet, images: torch.Tensor) -> Callable[[], str]:
-    """The lean network's logits and the gradient of its first layer against plain autograd's, one state."""
+def fused_equals_plain(fused: ResNet, images: torch.Tensor) -> Callable[[], str]:
+    """The fused network's logits and the gradient of its first layer against plain autograd's, one state."""
 
     def check() -> str:
-        plain = PoincareResNet(lean=False)
-        plain.load_state_dict(lean.state_dict())
+        plain = PoincareResNet(fused=False)
+        plain.load_state_dict(fused.state_dict())
         results = []
-        for model in (lean, plain):
+        for model in (fused, plain):
             logits = model(images)
             (slope,) = torch.autograd.grad(logits.square().sum(), next(model.parameters()))
             results.append((logits.detach(), slope))
@@ -48,8 +48,8 @@ def cases() -> Iterator[Case]:
     """8-16-32, training mode."""
     torch.manual_seed(0)
     images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
-    ours, plain, euclid = PoincareResNet(), PoincareResNet(lean=False), EuclideanResNet()
-    equal = lean_equals_plain(ours, images)
+    ours, plain, euclid = PoincareResNet(), PoincareResNet(fused=False), EuclideanResNet()
+    equal = fused_equals_plain(ours, images)
     peers = ((euclid, "EuclideanResNet", 1 / 5, 1 / 6), (plain, "plain autograd", None, None))
     for model, peer, fast, small in peers:
         yield Case(

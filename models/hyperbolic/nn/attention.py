@@ -9,7 +9,7 @@ from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import cosh_sinhc, normalise, to_tangent
 from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
 from models.hyperbolic.ops import asinhc
 
 
@@ -33,9 +33,10 @@ class MultiheadAttention(HyperbolicModule):
         num_heads: heads.
         bias: of the four projections.
         c, model: see `HyperbolicModule`.
-        lean: of the four projections, see `Linear`; False can be differentiated any number of times.
+        fused: of the four projections, see `Linear`; False can be differentiated any number of times.
     """
 
+    @accepts_lean
     def __init__(
         self,
         embed_dim: int,
@@ -44,14 +45,14 @@ class MultiheadAttention(HyperbolicModule):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "poincare",
-        lean: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__(c, model)
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.query, self.key, self.value, self.out = (
-            Linear(embed_dim, embed_dim, bias, c=c, model=model, lean=lean) for _ in range(4)
+            Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused) for _ in range(4)
         )
         # One learned temperature a head; distances count in units of their typical size, sqrt(head_dim).
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))

@@ -2,7 +2,7 @@
 
 A point x goes to exp_b(g P log_m(x)): its velocity from the mean m, carried to the learned mean b by parallel
 transport P and scaled by g = sqrt(softplus(weight) / (variance + eps)) (Lou et al. 2020 with the midpoint of
-van Spengler et al. 2023); see `recentre`.
+van Spengler et al. 2023); see `batch_norm`.
 """
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.batchnorm_fused import recentre_lean
-from models.hyperbolic.nn.batchnorm_ops import Statistics, recentre, wide
+from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
+from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm, wide
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
 
 
 class _BatchNorm(HyperbolicModule):
@@ -23,6 +23,7 @@ class _BatchNorm(HyperbolicModule):
     num_batches_tracked: Tensor | None
     _dims: tuple[int, ...]
 
+    @accepts_lean
     def __init__(
         self,
         num_features: int,
@@ -32,10 +33,10 @@ class _BatchNorm(HyperbolicModule):
         track_running_stats: bool = True,
         c: float | Curvature = 1.0,
         model: str = "poincare",
-        lean: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__(c, model)
-        self.lean = lean
+        self.fused = fused
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         # softplus(weight) is the variance the output has; it starts at 1, the learned mean at the origin.
@@ -78,8 +79,8 @@ class _BatchNorm(HyperbolicModule):
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
         # A compiler makes its own backward pass of the plain arithmetic.
-        recentre_here = recentre_lean if self.lean and not torch.compiler.is_compiling() else recentre
-        out, found = recentre_here(x, bias, wanted, c * self.eps, rate, given, together)
+        kernel = batch_norm_fused if self.fused and not torch.compiler.is_compiling() else batch_norm
+        out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:
             self._track(found.mean.detach(), found.spread.detach() / c, rate)
         return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
@@ -114,7 +115,7 @@ class BatchNorm1d(_BatchNorm):
         momentum: weight of the newest batch in the running statistics; None: the average of all batches.
         affine: learn the mean (`bias`, a tangent vector at the origin) and the variance (softplus of
         `weight`). track_running_stats: keep running statistics and use them in eval mode. c, model: see
-        `HyperbolicModule`. lean: hand-written backward, which is fast and differentiable once; False: plain
+        `HyperbolicModule`. fused: hand-written backward, which is fast and differentiable once; False: plain
         autograd.
     """
 

@@ -1,7 +1,7 @@
-"""`recentre` with a hand-written backward pass: a third of the operations, and x alone kept of its size.
+"""`batch_norm` with a hand-written backward pass: a third of the operations, and x alone kept of its size.
 
 Points that lie close together, for the angle at which they lie, lose digits in the sums below: where the statistics
-show that, `batchnorm_near` takes over, which is as lean and takes twice the time.
+show that, `batchnorm_near` takes over, which is also fused and takes twice the time.
 
 Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. What happens
 once a point is as much work here as what happens once a coordinate, so operations are few, in place where they can
@@ -29,7 +29,7 @@ LOST = 2.5e-7
 """Relative error of the squared angles from the mean, as estimated, beyond which `batchnorm_near` is used."""
 
 
-def recentre_lean(
+def batch_norm_fused(
     x: Tensor,
     bias: Tensor,
     wanted: Tensor,
@@ -38,8 +38,8 @@ def recentre_lean(
     given: Statistics | None = None,
     together: bool = False,
 ) -> tuple[Tensor, Statistics]:
-    """`recentre`, differentiable once, with gradients in all tensors but the returned statistics."""
-    out, mean, spread = _Recentre.apply(x, bias, wanted, slack, rate, *(given or (None, None)), together)
+    """`batch_norm`, differentiable once, with gradients in all tensors but the returned statistics."""
+    out, mean, spread = _BatchNorm.apply(x, bias, wanted, slack, rate, *(given or (None, None)), together)
     return out, Statistics(mean, spread)
 
 
@@ -70,7 +70,7 @@ class _Kept(NamedTuple):
     lift: Tensor  # the learned mean's space part is lift times the tangent vector, 0-dim
 
 
-class _Recentre(Function):
+class _BatchNorm(Function):
     @staticmethod
     def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together):  # pyright: ignore[reportIncompatibleMethodOverride]
         found = _forward(x, bias, wanted, slack, rate, mean, spread, together)
@@ -91,7 +91,7 @@ class _Recentre(Function):
             return (None,) * 8
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "this layer is differentiable once; build it with lean=False for second derivatives"
+                "this layer is differentiable once; build it with fused=False for second derivatives"
             )
         x, bias, wanted, rate, slack, spread, *kept = ctx.saved_tensors
         rate, slack = ctx.rate if rate is None else rate, ctx.slack if slack is None else slack

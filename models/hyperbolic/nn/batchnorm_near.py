@@ -1,4 +1,4 @@
-"""The arithmetic of `recentre`, with the backward pass written by hand, for points that lie close together.
+"""The arithmetic of `batch_norm`, with the backward pass written by hand, for points that lie close together.
 
 Of the size of x, x alone is kept; besides it four numbers a point, and each tensor of that size is gone through a few
 times only.
@@ -135,7 +135,7 @@ def forward(
     spread: Tensor | None,
     together: bool,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """Result, statistics and what `backward` needs; arguments as of `recentre`."""
+    """Result, statistics and what `backward` needs; arguments as of `batch_norm`."""
     given = None if mean is None or spread is None else Statistics(mean, spread)
     p = place(x, rate, given, together)
     d, d_r = _apart(x, p)

@@ -1,4 +1,4 @@
-"""The arithmetic of batch normalisation, by autograd; `recentre_lean` is its twin with a hand-written backward.
+"""The arithmetic of batch normalisation, by autograd; `batch_norm_fused` is its twin with a hand-written backward.
 
 With the mean m and the learned mean b on the unit hyperboloid, a point x goes to w = exp_b(g P log_m(x)). Log,
 parallel transport P and exp all give sums of x, m and b, whose factors depend on the two numbers cosh d(m, x) and
@@ -42,7 +42,7 @@ class Place(NamedTuple):
     space: Tensor  # length of its point's space part
 
 
-def recentre(
+def batch_norm(
     x: Tensor,
     bias: Tensor,
     wanted: Tensor,

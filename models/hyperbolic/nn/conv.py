@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.hyperplane_ops import planes, respond, respond_plain
+from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
 from models.hyperbolic.nn.linear import init_planes_
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
 from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]
@@ -50,7 +50,7 @@ def convolve(
     bias: Tensor | None,
     rate: Rate,
     groups: int = 1,
-    lean: bool = True,
+    fused: bool = True,
     **geometry,
 ) -> Tensor:
     """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K,
@@ -68,13 +68,13 @@ def convolve(
     square = square_norm(u.unflatten(1, (groups, -1)), 2).squeeze(2) if groups > 1 else square_norm(u, 1)
     s = (rate * rate * gain * gain) * window_sum(square, weight.shape[2:], **geometry)
     m = convolution(u, directions, groups=groups, **geometry)
-    respond_here = respond if lean else respond_plain
+    outputs = hyperplane_outputs if fused else hyperplane_outputs_plain
     if groups == 1:
         powers, shifts = powers.view(-1, *space), None if shifts is None else shifts.view(-1, *space)
-        return respond_here(m, s, None, shifts, powers, rate, (1,))
+        return outputs(m, s, None, shifts, powers, rate, (1,))
     m, powers = m.unflatten(1, (groups, -1)), powers.view(groups, -1, *space)
     shifts = None if shifts is None else shifts.view(groups, -1, *space)
-    return respond_here(m, s.unsqueeze(2), None, shifts, powers, rate, (1, 2)).flatten(1, 2)
+    return outputs(m, s.unsqueeze(2), None, shifts, powers, rate, (1, 2)).flatten(1, 2)
 
 
 def window_sum(
@@ -111,6 +111,7 @@ class _Conv(HyperbolicModule):
     _convolution: Callable[..., Tensor]
     _space: int
 
+    @accepts_lean
     def __init__(
         self,
         in_channels: int,
@@ -124,7 +125,7 @@ class _Conv(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         init: str = "identity",
-        lean: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
@@ -135,7 +136,7 @@ class _Conv(HyperbolicModule):
         self.stride = sizes("stride", stride, self._space, 1)
         self.padding = sizes("padding", padding, self._space, 0)
         self.dilation = sizes("dilation", dilation, self._space, 1)
-        self.init, self.lean = init, lean
+        self.init, self.fused = init, fused
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
@@ -177,7 +178,7 @@ class _Conv(HyperbolicModule):
         options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         convolution = type(self)._convolution
         return convolve(
-            convolution, u, self.weight, self.bias, self.rate(), self.groups, self.lean, **options
+            convolution, u, self.weight, self.bias, self.rate(), self.groups, self.fused, **options
         )
 
     def extra_repr(self) -> str:
@@ -204,7 +205,7 @@ class Conv2d(_Conv):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in torch; padding,
         in numbers, adds points at the origin. c, model: see `HyperbolicModule`. init: "identity" (default),
-        "normal" or "hypll"; see `reset_parameters`. lean: hand-written backward that keeps the input and the
+        "normal" or "hypll"; see `reset_parameters`. fused: hand-written backward that keeps the input and the
         convolution's output only; False: plain autograd.
     """
 

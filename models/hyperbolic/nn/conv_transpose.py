@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes, check_channels, sizes
 from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.hyperplane_ops import planes, respond, respond_plain
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
+from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
 from models.hyperbolic.ops import square_norm
 
 
@@ -21,13 +21,14 @@ class ConvTranspose2d(HyperbolicModule):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation: as
-        in torch. c, model: see `HyperbolicModule`. lean: hand-written backward; False is plain autograd with
+        in torch. c, model: see `HyperbolicModule`. fused: hand-written backward; False is plain autograd with
         the same numbers.
 
     `weight` is [out, in / groups, kh, kw], that of the equal `Conv2d` turned by 180 degrees (torch's own
     transposed convolution keeps [in, out / groups, kh, kw]).
     """
 
+    @accepts_lean
     def __init__(
         self,
         in_channels: int,
@@ -41,14 +42,14 @@ class ConvTranspose2d(HyperbolicModule):
         dilation: Sizes = 1,
         c: float | Curvature = 1.0,
         model: str = "poincare",
-        lean: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride = sizes("kernel_size", kernel_size, 2, 1), sizes("stride", stride, 2, 1)
         self.padding, self.dilation = sizes("padding", padding, 2, 0), sizes("dilation", dilation, 2, 1)
-        self.output_padding, self.lean = sizes("output_padding", output_padding, 2, 0), lean
+        self.output_padding, self.fused = sizes("output_padding", output_padding, 2, 0), fused
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
@@ -83,8 +84,8 @@ class ConvTranspose2d(HyperbolicModule):
         box = torch.ones(g, 1, *self.kernel_size, dtype=u.dtype, device=u.device)
         s = (rate * rate * gain * gain) * F.conv_transpose2d(square, box, **options).unsqueeze(2)
         shifts = None if shifts is None else shifts.view(g, -1, 1, 1)
-        respond_here = respond if self.lean else respond_plain
-        return respond_here(m, s, None, shifts, powers.view(g, -1, 1, 1), rate, (1, 2)).flatten(1, 2)
+        outputs = hyperplane_outputs if self.fused else hyperplane_outputs_plain
+        return outputs(m, s, None, shifts, powers.view(g, -1, 1, 1), rate, (1, 2)).flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Sizes, geometry, curvature and model."""

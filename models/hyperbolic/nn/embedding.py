@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from models.hyperbolic import lorentz, poincare
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
-from models.hyperbolic.ops import keep
+from models.hyperbolic.ops import expand_c
 
 GEOMETRIES = {"poincare": poincare, "lorentz": lorentz}
 
@@ -50,7 +50,7 @@ class Embedding(HyperbolicModule):
         """Normal tangent vectors, lifted where the table holds points."""
         nn.init.normal_(self.weight, std=self.std)
         if self.points:
-            self.weight.copy_(GEOMETRIES[self.model].exp0(self.weight, keep(self.curvature())))
+            self.weight.copy_(GEOMETRIES[self.model].exp0(self.weight, expand_c(self.curvature())))
 
     def manifold_parameters(self) -> list[tuple[nn.Parameter, str, float]]:
         """(parameter, model, c) of the parameters that are points; empty without `points`."""

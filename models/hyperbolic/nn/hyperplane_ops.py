@@ -46,7 +46,7 @@ def _time(s: Tensor) -> Tensor:
     return (1 + s * radial_part(s) ** 2).sqrt()
 
 
-def respond_plain(
+def hyperplane_outputs_plain(
     m: Tensor,
     s: Tensor,
     scale: Tensor | None,
@@ -55,13 +55,13 @@ def respond_plain(
     rate: Rate,
     dims: tuple[int, ...],
 ) -> Tensor:
-    """The fully connected layer behind its matrix product, by autograd: the twin of `respond`."""
+    """The fully connected layer behind its matrix product, by autograd: the twin of `hyperplane_outputs`."""
     exponent = power * asinh(scores(m, s, scale, shift))
     w = torch.sinh(exponent + (exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT) - exponent).detach())
     return w * (asinhc((w * w).sum(dims, keepdim=True)) / rate)
 
 
-def respond(
+def hyperplane_outputs(
     m: Tensor,
     s: Tensor,
     scale: Tensor | None,
@@ -86,7 +86,7 @@ def respond(
         dims: the dimensions of m that hold the coordinates of one output point.
 
     Keeps asinh a for the backward pass and nothing else of its size: a, the products and w follow from it by
-    sinh, which is cheap where asinh is not. Differentiable once; respond_plain any number of times.
+    sinh, which is cheap where asinh is not. Differentiable once; hyperplane_outputs_plain any number of times.
     """
     return _Respond.apply(m, s, scale, shift, power, rate, dims)[0]
 
@@ -123,7 +123,7 @@ class _Respond(Function):
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "this layer is differentiable once; build it with lean=False for second derivatives"
+                "this layer is differentiable once; build it with fused=False for second derivatives"
             )
         s, scale, shift, power, angle, n, value, radial, time, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate

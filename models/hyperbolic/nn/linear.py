@@ -6,23 +6,23 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.hyperplane_ops import planes, respond, respond_plain
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
+from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, check_coordinates, full_precision
 from models.hyperbolic.ops import square_norm
 
 
-def linear(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, lean: bool = True) -> Tensor:
+def linear(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, fused: bool = True) -> Tensor:
     """Poincare fully connected layer (Shimizu et al. 2021, eq. 7): [..., I], [O, I], [O] or None -> [..., O].
 
     u and the result are tangent vectors at the origin. Output k is decided by the signed distance to the
-    hyperplane with direction weight_k and offset bias_k, and by the length of weight_k. lean=False is the
+    hyperplane with direction weight_k and offset bias_k, and by the length of weight_k. fused=False is the
     plain autograd twin.
     """
     scales, powers, shifts = planes(weight, bias, rate)
-    respond_here = respond if lean else respond_plain
+    outputs = hyperplane_outputs if fused else hyperplane_outputs_plain
     s = (rate * rate) * square_norm(u)
     # Scaled afterwards, so that no second tensor of the size of the weights is made or kept.
-    return respond_here(F.linear(u, weight), s, scales, shifts, powers, rate, (-1,))
+    return outputs(F.linear(u, weight), s, scales, shifts, powers, rate, (-1,))
 
 
 class Linear(HyperbolicModule):
@@ -35,10 +35,11 @@ class Linear(HyperbolicModule):
         out_features: size of the output points.
         bias: whether the hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
-        lean: keep only the matrix product for the backward pass; False is plain autograd with the same
+        fused: keep only the matrix product for the backward pass; False is plain autograd with the same
         numbers.
     """
 
+    @accepts_lean
     def __init__(
         self,
         in_features: int,
@@ -46,10 +47,10 @@ class Linear(HyperbolicModule):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "poincare",
-        lean: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__(c, model)
-        self.in_features, self.out_features, self.lean = in_features, out_features, lean
+        self.in_features, self.out_features, self.fused = in_features, out_features, fused
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.reset_parameters()
@@ -65,7 +66,7 @@ class Linear(HyperbolicModule):
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         check_coordinates(u, self.in_features)
-        return linear(u, self.weight, self.bias, self.rate(), self.lean)
+        return linear(u, self.weight, self.bias, self.rate(), self.fused)
 
     def extra_repr(self) -> str:
         """Sizes, curvature and model."""

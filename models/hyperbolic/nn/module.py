@@ -2,8 +2,9 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.ops import promote
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound=nn.Module)
+P = ParamSpec("P")
 
 
 class HyperbolicModule(nn.Module):
@@ -85,3 +88,18 @@ def full_precision(forward: F) -> F:
             return forward(self, *inputs, **options)
 
     return wrapped  # type: ignore[return-value]
+
+
+def accepts_lean(init: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
+    """Let a constructor take `lean=`, the earlier name of `fused=`, with a FutureWarning."""
+
+    @functools.wraps(init)
+    def wrapped(self: M, *args: P.args, **options: P.kwargs) -> None:
+        if "lean" in options:
+            warnings.warn(
+                "lean= is called fused= now; the old name goes with the next release", FutureWarning, 2
+            )
+            options["fused"] = options.pop("lean")
+        init(self, *args, **options)
+
+    return wrapped

@@ -18,19 +18,19 @@ from models.hyperbolic.nn.functional import (
     radial_slope,
     to_tangent,
 )
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
 from models.hyperbolic.ops import above, asinhc, asinhc_slope
 
 
-def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, lean: bool = True) -> Tensor:
+def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, fused: bool = True) -> Tensor:
     """log_0(exp_0(x) + exp_0(y)) by Mobius addition, for tangent vectors with coordinates along `dim`; same
     shape.
 
     The boost that takes the origin to x, applied to y: s = y_s + x_s (y_t + <y_s, x_s> / (1 + x_t)). Not
-    commutative: the second argument is the one that is moved. lean: hand-written backward, differentiable once,
+    commutative: the second argument is the one that is moved. fused: hand-written backward, differentiable once,
     that keeps x, y and nothing else of their size; False is plain autograd.
     """
-    if lean:
+    if fused:
         return _ResidualAdd.apply(x, y, rate, dim)[0]
     x_t, x_f = cosh_sinhc(x, rate, dim)
     y_t, y_f = cosh_sinhc(y, rate, dim)
@@ -67,7 +67,7 @@ class _ResidualAdd(Function):
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "this sum is differentiable once; build it with lean=False for second derivatives"
+                "this sum is differentiable once; build it with fused=False for second derivatives"
             )
         x, y, p, q, d, x_f, x_t, y_f, y_t, a, n, value, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
@@ -102,15 +102,16 @@ class ResidualAdd(HyperbolicModule):
     """`residual_add` as a layer: two tensors of one shape, points' coordinates along `dim` (default:
     channels)."""
 
+    @accepts_lean
     def __init__(
-        self, dim: int = 1, c: float | Curvature = 1.0, model: str = "poincare", lean: bool = True
+        self, dim: int = 1, c: float | Curvature = 1.0, model: str = "poincare", fused: bool = True
     ) -> None:
         super().__init__(c, model)
-        self.dim, self.lean = dim, lean
+        self.dim, self.fused = dim, fused
 
     @full_precision
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, y moved by x; same shape."""
         if x.shape != y.shape:
             raise ValueError(f"a residual sum needs equal shapes, got {list(x.shape)} and {list(y.shape)}")
-        return residual_add(x, y, self.rate(), self.dim, self.lean)
+        return residual_add(x, y, self.rate(), self.dim, self.fused)

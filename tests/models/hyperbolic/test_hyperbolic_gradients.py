@@ -175,9 +175,9 @@ def test_gradients_are_finite_everywhere(dtype):
     "make",
     [
         lambda: hnn.Linear(4, 4),
-        lambda: hnn.Linear(4, 4, lean=False),
+        lambda: hnn.Linear(4, 4, fused=False),
         lambda: hnn.Conv1d(4, 4, 1),
-        lambda: hnn.Conv1d(4, 4, 1, lean=False),
+        lambda: hnn.Conv1d(4, 4, 1, fused=False),
         lambda: hnn.MLR(4, 4),
     ],
 )

@@ -1,6 +1,8 @@
 """Layers in float64 against HypLL where HypLL is right, against the textbook elsewhere, and HypLL's faults
 documented."""
 
+import functools
+
 import hypll.nn as hypll
 import pytest
 import torch
@@ -13,6 +15,7 @@ from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.classifier import mlr
 from models.hyperbolic.nn.flatten import beta_ratio
+from models.resnets.poincare_resnet import PoincareResNet
 from tests.oracle import hyperbolic_layers as O
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -114,21 +117,21 @@ def test_transposed_conv_is_a_conv_over_the_spread_out_input(stride, padding, ex
 
 
 @pytest.mark.parametrize("layer", [
-    lambda lean: hnn.Linear(6, 4, c=0.9, lean=lean),
-    lambda lean: hnn.Linear(6, 4, bias=False, c=0.9, lean=lean),
-    lambda lean: hnn.Conv2d(6, 4, 3, padding=1, groups=2, c=hnn_curvature(), lean=lean),
-    lambda lean: hnn.ConvTranspose2d(6, 4, 3, stride=2, c=hnn_curvature(), lean=lean),
-    lambda lean: hnn.BatchNorm2d(6, c=hnn_curvature(), lean=lean),
-    lambda lean: hnn.BatchNorm2d(6, c=0.9, affine=False, lean=lean),
-    lambda lean: trained(hnn.BatchNorm2d(6, c=hnn_curvature(), lean=lean)),
+    lambda fused: hnn.Linear(6, 4, c=0.9, fused=fused),
+    lambda fused: hnn.Linear(6, 4, bias=False, c=0.9, fused=fused),
+    lambda fused: hnn.Conv2d(6, 4, 3, padding=1, groups=2, c=hnn_curvature(), fused=fused),
+    lambda fused: hnn.ConvTranspose2d(6, 4, 3, stride=2, c=hnn_curvature(), fused=fused),
+    lambda fused: hnn.BatchNorm2d(6, c=hnn_curvature(), fused=fused),
+    lambda fused: hnn.BatchNorm2d(6, c=0.9, affine=False, fused=fused),
+    lambda fused: trained(hnn.BatchNorm2d(6, c=hnn_curvature(), fused=fused)),
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [1e-9, 0.3, 30.0])
 def test_lean_backward_equals_autograd(layer, size):
     """Values and gradients in input, weight, bias and c; near the origin, and beyond both caps."""
     results = []
-    for lean in (True, False):
+    for fused in (True, False):
         torch.manual_seed(1)
-        module = layer(lean).double()
+        module = layer(fused).double()
         for p in module.parameters():
             if p.dim():
                 nn.init.normal_(p, std=0.5 if size < 1 else 5.0)
@@ -140,9 +143,9 @@ def test_lean_backward_equals_autograd(layer, size):
     # the caps its two formulas differ by the rounding of cosh(12)^2.
     extreme = isinstance(module, hnn.BatchNorm2d) and size != 0.3
     rtol, atol = (1e-5, 1e-5 if size > 1 else 1e-12) if extreme else (1e-8, 1e-12)
-    for lean, plain in zip(*results, strict=True):
-        assert lean.isfinite().all() and torch.allclose(
-            lean, plain, rtol=rtol, atol=atol * plain.detach().abs().max().item()
+    for fused, plain in zip(*results, strict=True):
+        assert fused.isfinite().all() and torch.allclose(
+            fused, plain, rtol=rtol, atol=atol * plain.detach().abs().max().item()
         )
 
 
@@ -158,22 +161,22 @@ def hnn_curvature():
 
 
 def test_second_derivatives_are_right_or_refused():
-    def setup(lean):
-        layer = hnn.Linear(3, 4, c=hnn_curvature(), lean=lean).double()
+    def setup(fused):
+        layer = hnn.Linear(3, 4, c=hnn_curvature(), fused=fused).double()
         nn.init.normal_(layer.weight)
         nn.init.normal_(layer.bias)
         return layer, points(2, 3).requires_grad_()
 
-    assert torch.autograd.gradgradcheck(*setup(lean=False), atol=1e-6)
-    layer, u = setup(lean=True)
-    with pytest.raises(RuntimeError, match="lean=False"):
+    assert torch.autograd.gradgradcheck(*setup(fused=False), atol=1e-6)
+    layer, u = setup(fused=True)
+    with pytest.raises(RuntimeError, match="fused=False"):
         torch.autograd.grad(layer(u).sum(), u, create_graph=True)
-    norm = hnn.BatchNorm1d(3, c=hnn_curvature(), track_running_stats=False, lean=False).double()
+    norm = hnn.BatchNorm1d(3, c=hnn_curvature(), track_running_stats=False, fused=False).double()
     assert torch.autograd.gradgradcheck(norm, points(4, 3).requires_grad_(), atol=1e-5)
     assert torch.autograd.gradgradcheck(
         hnn.AvgPool2d(2, c=0.7), points(1, 2, 2, 2).requires_grad_(), atol=1e-5
     )
-    attention, words = hnn.MultiheadAttention(2, 1, c=0.7, lean=False).double(), points(1, 2, 2)
+    attention, words = hnn.MultiheadAttention(2, 1, c=0.7, fused=False).double(), points(1, 2, 2)
     assert torch.autograd.gradgradcheck(attention, words.requires_grad_(), atol=1e-5)
 
 
@@ -194,14 +197,14 @@ def test_lean_path_keeps_two_tensors():
     change."""
     u = torch.randn(4, 16, 32, 32, requires_grad=True)
     sizes = {}
-    for lean in (True, False):
+    for fused in (True, False):
         kept = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, k=kept: k.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t,
             lambda t: t,
         ):
-            out = hnn.Conv2d(16, 16, 3, padding=1, c=0.1, lean=lean)(u)
-        sizes[lean] = sum(kept.values()) / (u.numel() * 4)
+            out = hnn.Conv2d(16, 16, 3, padding=1, c=0.1, fused=fused)(u)
+        sizes[fused] = sum(kept.values()) / (u.numel() * 4)
         del out
     assert sizes[True] < 2.5 < 4 < sizes[False], sizes
 
@@ -376,3 +379,22 @@ def test_beta_ratio_is_that_of_beta_functions():
     from hypll.utils.math import beta_func
 
     assert abs(beta_ratio(27, 3) / (beta_func(13.5, 0.5) / beta_func(1.5, 0.5)) - 1) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        functools.partial(hnn.Linear, 3, 4),
+        functools.partial(hnn.Conv1d, 3, 4, 1),
+        functools.partial(hnn.ConvTranspose2d, 3, 4, 1),
+        functools.partial(hnn.BatchNorm1d, 3),
+        functools.partial(hnn.MultiheadAttention, 4, 2),
+        functools.partial(hnn.ResidualAdd),
+        functools.partial(PoincareResNet, depth=8),
+    ],
+    ids=lambda build: build.func.__name__,
+)
+def test_lean_is_still_taken_as_fused_and_warns(build):
+    with pytest.warns(FutureWarning, match="fused="):
+        layer = build(lean=False)
+    assert not next(m.fused for m in layer.modules() if hasattr(m, "fused"))

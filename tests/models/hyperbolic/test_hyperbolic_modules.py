@@ -31,7 +31,7 @@ def shared():
 IMAGE, ROWS, WORDS = (2, 4, 6, 6), (3, 4), (2, 3, 4)
 MODULES = {
     "Linear": (lambda: hnn.Linear(4, 6, c=shared()), ROWS),
-    "Linear, plain": (lambda: hnn.Linear(4, 6, bias=False, c=0.5, lean=False), ROWS),
+    "Linear, plain": (lambda: hnn.Linear(4, 6, bias=False, c=0.5, fused=False), ROWS),
     "Conv1d": (lambda: hnn.Conv1d(4, 6, 3, padding=1, c=0.5), (2, 4, 7)),
     "Conv2d": (lambda: hnn.Conv2d(4, 6, 3, padding=1, c=shared()), IMAGE),
     "Conv2d, groups": (lambda: hnn.Conv2d(4, 6, 3, groups=2, c=0.5, model="lorentz"), IMAGE),

@@ -7,7 +7,7 @@ from hypll.tensors import ManifoldTensor, TangentTensor
 
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn import batchnorm_fused as recentre_lean
+from models.hyperbolic.nn import batchnorm_fused as batch_norm_fused
 from tests.oracle.hyperbolic_layers import hypll_ball
 
 NORMS, SPREADS = (1e-3, 0.3, 1.0, 2.0, 8.0), (1e-4, 1e-2, 0.1, 1.0)
@@ -57,28 +57,28 @@ def test_batch_norm_is_never_further_from_float64_than_hypll(c):
     for norm in NORMS:
         for spread in SPREADS:
             u, weights = cluster(norm, spread)
-            exact = ours(u, weights, c, torch.double, lean=False)
+            exact = ours(u, weights, c, torch.double, fused=False)
             peer = zip(theirs(u, weights, c, torch.float), theirs(u, weights, c, torch.double), strict=True)
             budget = [max(off(*pair), ROUNDINGS) for pair in peer]
-            for lean in (True, False):
-                got = ours(u, weights, c, torch.float, lean=lean)
+            for fused in (True, False):
+                got = ours(u, weights, c, torch.float, fused=fused)
                 errors = [off(*pair) for pair in zip(got, exact, strict=True)]
                 assert all(e <= b for e, b in zip(errors, budget, strict=True)), (
                     norm,
                     spread,
-                    lean,
+                    fused,
                     errors,
                     budget,
                 )
 
 
 @pytest.mark.parametrize("c", [0.1, 1.0, 3.0])
-@pytest.mark.parametrize("lean", [True, False])
-def test_copies_of_one_point_far_out_leave_batch_norm_finite(c, lean):
+@pytest.mark.parametrize("fused", [True, False])
+def test_copies_of_one_point_far_out_leave_batch_norm_finite(c, fused):
     """64 copies at tangent norm 5 gave NaN."""
     for norm in (0.0, 1e-8, 1.0, 5.0, 8.0, 1e3):
         u = cluster(norm, 0.0)[0].requires_grad_()
-        layer = hnn.BatchNorm1d(8, c=Curvature(c, learnable=True), lean=lean)
+        layer = hnn.BatchNorm1d(8, c=Curvature(c, learnable=True), fused=fused)
         out = layer(u)
         slopes = torch.autograd.grad(out.square().sum() + out.sum(), [u, *layer.parameters()])
         assert all(t.isfinite().all() for t in (out, *slopes)), norm
@@ -92,9 +92,9 @@ def test_both_kernels_equal_autograd(monkeypatch: pytest.MonkeyPatch, affine, gi
     results = []
     for kernel in ("plain", "usual", "near"):
         torch.manual_seed(1)
-        monkeypatch.setattr(recentre_lean, "_lost", lambda *_, near=kernel == "near": near)
+        monkeypatch.setattr(batch_norm_fused, "_lost", lambda *_, near=kernel == "near": near)
         norm = hnn.BatchNorm1d(
-            6, c=Curvature(0.9, learnable=True), affine=affine, lean=kernel != "plain"
+            6, c=Curvature(0.9, learnable=True), affine=affine, fused=kernel != "plain"
         ).double()
         for p in norm.parameters():
             if p.dim():

@@ -79,7 +79,7 @@ def test_lean_residual_sum_equals_plain_autograd(size):
         torch.tensor(0.7, dtype=torch.double, requires_grad=True),
     )
     weights = torch.randn_like(x)
-    got, want = (residual_add(*inputs, lean=lean) for lean in (True, False))
+    got, want = (residual_add(*inputs, fused=fused) for fused in (True, False))
     assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
     slopes = [torch.autograd.grad((out * weights).sum(), inputs) for out in (got, want)]
     for a, b in zip(*slopes, strict=True):
