@@ -83,4 +83,4 @@ def test_runs_of_other_numbers_of_images_are_not_ranked(runs):
     assert "different numbers of images" in table["note"]
     other = whole | {"zero_shot": {"top1": 0.5, "chance": 0.1}}
     table = beside_table({"beside": [summary(upgrade(held), runs[0]) for held in (whole, other)]})
-    assert "1 numbers that only one side has are left out" in table["note"]
+    assert "1 metrics that only one run has are left out" in table["note"]

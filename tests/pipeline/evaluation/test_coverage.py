@@ -182,7 +182,7 @@ def test_lists_that_do_not_fit_each_other_are_named(tmp_path: Path) -> None:
         "image_class_labels.txt": "1 1\n2 2\n",
         "train_test_split.txt": "1 0\n2 0\n",
     }
-    with pytest.raises(ValueError, match="its lists do not fit each other"):
+    with pytest.raises(ValueError, match="its lists do not match"):
         open_labelled(f"cub:{lay(tmp_path / 'cub', files)}")
 
 

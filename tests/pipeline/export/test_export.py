@@ -260,7 +260,7 @@ def test_mistakes_are_one_line(home, words, tmp_path, capsys, monkeypatch):
     assert "no finished run and no model in nowhere" in error_of(
         capsys, monkeypatch, "export", "nowhere", "--out", out
     )
-    assert "is there already" in error_of(
+    assert "already exists" in error_of(
         capsys, monkeypatch, "export", "product", "--home", str(home), "--out", str(words)
     )
     assert "text.width / text.heads is 16 and the published architecture has 64 only" in error_of(
@@ -268,7 +268,7 @@ def test_mistakes_are_one_line(home, words, tmp_path, capsys, monkeypatch):
     )
     torch.save(published(), path)
     heads = ("--vision-heads", "4")
-    assert "brings no tokenizer: give --tokenizer with CLIP's bpe_simple" in error_of(
+    assert "has no tokenizer: give --tokenizer with CLIP's bpe_simple" in error_of(
         capsys, monkeypatch, "import", path, "--out", out, *heads
     )
     assert "the text tower has 600 and 599: give the tokenizer it was trained with" in error_of(
