@@ -161,9 +161,9 @@ class _View:
 
     def neighbours_lead(self) -> str:
         if not self.x.neighbours:
-            return "There were no held-out images."
+            return "No captions were retrieved."
         return (
-            "Held-out images drawn at random, not picked, and the nearest captions among all "
+            "Held-out images drawn at random, and the nearest captions among all "
             f"{self.m['retrieval']['distinct']:,}. A caption written for another image counts as wrong, even "
             "where it fits."
         )

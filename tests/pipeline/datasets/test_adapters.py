@@ -303,7 +303,9 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         tmp_path,
         {"cifar-10-batches-py/batches.meta": b"\x80\x02", "cifar-10-batches-py/test_batch": b"\x80\x02"},
     )
-    with pytest.raises(ValueError, match="Python pickles, which are not opened: fetch its binary version"):
+    with pytest.raises(
+        ValueError, match="Python pickles, which Hyco does not open: fetch its binary version"
+    ):
         open_labelled(f"cifar10:{tmp_path}")
 
 

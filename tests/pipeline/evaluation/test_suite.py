@@ -165,7 +165,7 @@ def test_imagenet_takes_its_names_from_wordnet(data: Path, embedder: Embedder, t
     _, wnids = wordnet()
     lay(tmp_path, {f"imagenet/val/{w}/{n}.JPEG": coloured("cat", n) for w in wnids for n in range(2)})
     found = run_suite(embedder, "imagenet", tmp_path, FEW)
-    assert "nothing tells the names of its classes" in found["skipped"]["suite.imagenet"]
+    assert "the names of its classes are unknown" in found["skipped"]["suite.imagenet"]
     (tmp_path / "wordnet").symlink_to(data / "wordnet")
     found = run_suite(embedder, "imagenet", tmp_path, FEW)
     assert found["suite"]["imagenet"]["hierarchy"]["nodes"] == 5
@@ -357,7 +357,7 @@ def test_a_model_directory_from_the_command(
         .startswith("name,value,low,high,chance,n,source,of,gallery\nsuite.cifar10")
     )
     page = (tmp_path / "model/report.html").read_text()
-    assert "Measured on 1 published data set." in page and "CIFAR-10: linear probe" in page
+    assert "Evaluated on 1 published data set." in page and "CIFAR-10: linear probe" in page
 
 
 def test_a_run_is_measured_on_both(data: Path, world: Path) -> None:
@@ -408,7 +408,7 @@ def test_a_suite_without_data_is_refused(
         ),
         (
             ("--suite", "all", "--data", "sets", "--beside", "r"),
-            "has no metrics.json to show beside this run",
+            "has no metrics.json to compare with",
         ),
     ],
 )

@@ -137,7 +137,7 @@ def test_the_card_tells_origin_numbers_licence_and_use(home, written, tmp_path):
     ):
         assert said in card, said
     curvature = Embedder.load(home / "runs" / "lorentz" / "model", "cpu").curvature
-    assert "was not assessed" in card and f"curvature -{curvature:.4g}," in card
+    assert "was not evaluated" in card and f"curvature -{curvature:.4g}," in card
     # The three lines of the card are run as they stand.
     lines = card.split("```python\n")[1].split("```")[0].replace("DIR", str(written))
     photo = tmp_path / "photo.jpg"
