@@ -26,8 +26,10 @@ def nearest_value(given: Any, expected: str) -> str:
 
 
 def nearest_field(holder: Any, path: list[str]) -> str:
-    """The same for an unknown field of `holder`, by its full path: a field of that very name below, the closest
-    sibling, or the closest field below."""
+    """Full path of the field that the unknown field of `holder` most likely means.
+
+    A field of the same name further down, the closest sibling, or the closest field further down.
+    """
     *above, wrong = path
     below = sorted(paths(holder), key=len)
     found = [other for other in below if other[-1] == wrong]
@@ -68,8 +70,10 @@ def paths(owner: Any) -> Iterator[Path]:
 
 
 def follow(owner: Any, location: tuple[int | str, ...]) -> tuple[Any, list[str]]:
-    """Follow a pydantic error location from `owner`: the class that holds its last field, and the location as
-    one would write it, without the tags of unions."""
+    """Follow a pydantic error location from `owner`: the class that holds its last field, and the location.
+
+    The location is the one that a user would write, without the tags of unions.
+    """
     holder, annotation, names = owner, owner, []
     for step in location:
         if step in fields_of(owner):

@@ -55,10 +55,10 @@ _PACKING: dict[str, PackConfig] = {
 
 
 def packing_for(recipe: str, assess_source: str | None) -> PackConfig:
-    """Packing that suits the recipe of that name: crops of the size it trains on or larger, thresholds of the
-    detector it is meant for. ConfigError for an unknown recipe.
+    """Packing that suits the recipe of that name; ConfigError for an unknown recipe.
 
-    Without an assess_source a share HELD_OUT of the images is held out: a model that nothing was measured of can be
+    Crops have the size that the recipe trains on or a larger one; thresholds are those of the detector that it is meant
+    for. Without an assess_source the fraction HELD_OUT of the images is held out: a model without measurements can be
     neither judged nor promoted.
     """
     size = by_name(recipe).model.vision.image_size

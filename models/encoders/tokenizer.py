@@ -127,10 +127,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, where: str | Path, context_length: int = 77) -> "Tokenizer":
-        """Read tokenizer.json, vocab.json + merges.txt or CLIP's gzipped merges from a directory, the merges file
-        itself, or tokenizer.json from the hub's local cache.
+        """Read the tokenizer in a directory or a merges file, or tokenizer.json in the hub's local cache.
 
-        FileNotFoundError naming what was looked for when none has it, ValueError for a broken merges file.
+        A directory holds tokenizer.json, vocab.json and merges.txt, or CLIP's gzipped merges.
+
+        Raises:
+            FileNotFoundError: none of these exists; the message names the files that were tried.
+            ValueError: a broken merges file.
         """
         folder = Path(where)
         if folder.is_file():

@@ -170,8 +170,7 @@ class DinoDetector(ABC):
         return [self._detection(prompt, scores[row], corners[row]) for row, (_, prompt) in enumerate(part)]
 
     def _pixels(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
-        """Resize to (height, width) and normalise: uint8 [H, W, 3] each -> float32 [B, 3, h, w] on the
-        device."""
+        """Resize to (height, width) and normalise: uint8 [H, W, 3] each -> float32 [B, 3, h, w] on the device."""
         height, width = size
         filter = Image.Resampling(self.preprocessing.resample)
         stacked = np.empty((len(images), height, width, 3), np.uint8)

@@ -262,8 +262,10 @@ def _backbone(arguments: SimpleNamespace, swin: Any) -> Any:
 
 @contextlib.contextmanager
 def _without_the_hub(module: Any, text_config: Any) -> Iterator[None]:
-    """While the model is built: our tokens for its tokenizer, an untrained BERT for the hub's, our wrapper for its
-    own."""
+    """Replace what groundingdino-py fetches from the hub while it builds the model.
+
+    Our tokens stand for its tokenizer, an untrained BERT for the hub's, our wrapper for its own.
+    """
     from transformers import BertModel
 
     hub, wrapper = module.get_tokenlizer, module.BertModelWarper

@@ -1,5 +1,4 @@
-"""Grounding DINO and MM-Grounding-DINO as the transformers library runs them, from a directory of
-safetensors.
+"""Grounding DINO and MM-Grounding-DINO as the transformers library runs them, from a directory of safetensors.
 
 The directory is what `save_pretrained` and the hub give: config.json, model.safetensors, tokenizer.json and
 preprocessor_config.json (or processor_config.json). The embedded grounder in demo/weights/grounder is one of

@@ -20,8 +20,7 @@ from models.hyperbolic.ops import (
 
 
 def beyond_one(xx: Tensor) -> Tensor:
-    """sqrt(1 + s) - 1 without cancellation, from s = |x|^2; how far the unit hyperboloid's time part exceeds
-    1."""
+    """sqrt(1 + s) - 1 without cancellation, from s = |x|^2; how far the unit hyperboloid's time part exceeds 1."""
     return xx / (1 + (1 + xx).sqrt())
 
 
@@ -45,8 +44,7 @@ def chord(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def across(x: Tensor, y: Tensor) -> Tensor:
-    """The part of y orthogonal to x, taken from y - x where that is the shorter vector: [..., D] x 2 ->
-    [..., D]."""
+    """The part of y orthogonal to x, taken from y - x where that is the shorter vector: [..., D] x 2 -> [..., D]."""
     gap, radial = y - x, unit(x)
     shorter = torch.where(square_norm(gap) < square_norm(y), gap, y)
     # What rounding leaves along x would count exp(radius) times: each time around divides it by 1e7 (float32).
@@ -56,8 +54,7 @@ def across(x: Tensor, y: Tensor) -> Tensor:
 
 
 def ahead(x: Tensor, y: Tensor, aside: Tensor) -> Tensor:
-    """y_r x_t - y_t |x| on the unit hyperboloid, how far y lies beyond x along x, without cancellation:
-    [..., 1]."""
+    """y_r x_t - y_t |x| on the unit hyperboloid, how far y lies beyond x along x, without cancellation: [..., 1]."""
     radial, n = unit(x), safe_norm(x)
     step, y_r = ((y - x) * radial).sum(-1, keepdim=True), (y * radial).sum(-1, keepdim=True)
     x_t, y_t = (1 + square_norm(x)).sqrt(), (1 + square_norm(y)).sqrt()

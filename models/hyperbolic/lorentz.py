@@ -1,5 +1,4 @@
-"""The hyperboloid: a point is its space part x in R^D, its time part is x_t = sqrt(1/c + |x|^2), curvature
-is -c.
+"""The hyperboloid: a point is its space part x in R^D, its time part is x_t = sqrt(1/c + |x|^2), curvature is -c.
 
 c is a float, a 0-dim tensor or a tensor that broadcasts with the batch shape x.shape[:-1] (the factors of a
 product). Every function has finite gradients everywhere: at the origin, at coincident, collinear and
@@ -40,26 +39,25 @@ def time(x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Lorentz inner product <x, y> = x.y - x_t y_t = -(1 + q/2) / c, q from `chord`, so at most -1/c: [...,
-    D] x [..., D] -> [...]."""
+    """Lorentz inner product <x, y> = x.y - x_t y_t, at most -1/c: [..., D] x [..., D] -> [...].
+
+    Computed as -(1 + q/2) / c, with q from `chord`.
+    """
     return -(1 + chord(x, y, c).squeeze(-1) / 2) / c
 
 
 def distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Geodesic distance (2/sqrt c) asinh(sqrt(q)/2) of paired points, q from `chord`: [..., D] x 2 ->
-    [...]."""
+    """Geodesic distance (2/sqrt c) asinh(sqrt(q)/2) of paired points, q from `chord`: [..., D] x 2 -> [...]."""
     return 2 * torch.asinh(safe_sqrt(chord(x, y, c)) / 2).squeeze(-1) / sqrt_c(c)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it: near pairs lose all digits in a float32 matrix product, and TF32 is
-    kept out."""
+    """Float64 where the device has it: near pairs lose all digits in a float32 matrix product, and TF32 is kept out."""
     return x if x.device.type == "mps" else x.double()
 
 
 def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Lorentz inner products of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K];
-    c: [...]."""
+    """Lorentz inner products of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...]."""
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     x, y, c = _wide(promote(x)), _wide(promote(y)), expand_c(_wide(c) if isinstance(c, Tensor) else c)
     product = torch.cat([x, time(x, c)], -1) @ torch.cat([y, -time(y, c)], -1).transpose(-1, -2)
@@ -67,8 +65,7 @@ def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c:
-    [...].
+    """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...].
 
     The product runs in float64 (negligible beside an encoder): a float32 product is 15-230 % wrong at a
     distance of 1e-3. The squared chord 4 sinh^2(sqrt(c) d / 2) is off by at most a few times 2.2e-16 c |x|
@@ -102,15 +99,13 @@ def project(x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def log0(x: Tensor, c: CurvatureLike) -> Tensor:
-    """Tangent vector at the origin whose lift is x, asinh(u) x / u with u = sqrt(c)|x|: [..., D] -> [...,
-    D]."""
+    """Tangent vector at the origin whose lift is x, asinh(u) x / u with u = sqrt(c)|x|: [..., D] -> [..., D]."""
     x = promote(x)
     return x * asinhc(expand_c(c) * square_norm(x))
 
 
 def half_aperture(x: Tensor, c: CurvatureLike, k: float = 0.1) -> Tensor:
-    """Half-aperture asin(2k / (sqrt(c)|x|)) of the entailment cone at x, pi/2 where it would exceed it:
-    [..., D] -> [...]."""
+    """Half-aperture asin(2k / (sqrt(c)|x|)) of the entailment cone at x, at most pi/2: [..., D] -> [...]."""
     r = (expand_c(sqrt_c(c)) * safe_norm(promote(x))).squeeze(-1)
     edge = torch.full_like(r, 2 * k)
     return torch.atan2(edge, (r - edge).clamp(min=1e-30).sqrt() * (r + edge).clamp(min=1e-30).sqrt())
@@ -143,8 +138,10 @@ def _tangent_square(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def exp(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
-    """Endpoint of the geodesic from x with velocity v (space part), cosh(u) x + sinh(u) v / u: [..., D] x 2
-    -> [..., D]."""
+    """Endpoint of the geodesic from x with velocity v, cosh(u) x + sinh(u) v / u: [..., D] x 2 -> [..., D].
+
+    v and the result are space parts; u is the length of v times sqrt(c).
+    """
     x, v = promote(x), promote(v)
     s = expand_c(c) * _tangent_square(x, v, c)
     half = sinhc(s / 4)
@@ -152,8 +149,10 @@ def exp(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Velocity (space part) at x of the geodesic that reaches y at time 1, the inverse of `exp`: [..., D] x
-    2 -> [..., D]."""
+    """Velocity (space part) at x of the geodesic that reaches y at time 1: [..., D] x 2 -> [..., D].
+
+    The inverse of `exp`.
+    """
     x, y = promote(x), promote(y)
     q = chord(x, y, c)
     part, half_cosh = asinhc(q / 4), (1 + q / 4).sqrt()
@@ -161,8 +160,7 @@ def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
-    """Parallel transport of v from x to y along their geodesic, all by space parts: [..., D] x 3 -> [...,
-    D]."""
+    """Parallel transport of v from x to y along their geodesic, all by space parts: [..., D] x 3 -> [..., D]."""
     x, y, v, root_c = promote(x), promote(y), promote(v), expand_c(sqrt_c(c))
     x, y = x * root_c, y * root_c
     # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish by themselves as y comes to x.
@@ -175,8 +173,7 @@ def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Gyrovector sum, y boosted by x: y + x (y_t' + c x.y / (1 + x_t')), with t' = sqrt(c) t: [..., D] x 2
-    -> [..., D].
+    """Gyrovector sum, y boosted by x: y + x (y_t' + c x.y / (1 + x_t')), with t' = sqrt(c) t: [..., D] x 2 -> [..., D].
 
     The isometry that takes the origin to x; the Mobius sum of the same points on the ball (Ungar 2008).
     """
@@ -191,10 +188,10 @@ def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
-    """The rotation gyr[x, y] z = -(x + y) + (x + (y + z)) by which gyrovector addition fails to associate:
-    [..., D] x 3 -> [..., D].
+    """Gyration gyr[x, y] z = -(x + y) + (x + (y + z)), a rotation of z: [..., D] x 3 -> [..., D].
 
-    In closed form; it is linear in z and the rotation of the same points x, y on the ball.
+    It measures by how much gyrovector addition fails to be associative. Closed form, linear in z; the same rotation as
+    for the same points x, y on the ball.
     """
     root_c = expand_c(sqrt_c(c))
     x, y, z = promote(x) * root_c, promote(y) * root_c, promote(z)
@@ -208,8 +205,7 @@ def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def scale(t: float | Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
-    """Gyrovector product: the point t times as far from the origin; a tensor t broadcasts against x: [...,
-    D] -> [..., D]."""
+    """Gyrovector product, the point t times as far from the origin; a tensor t broadcasts: [..., D] -> [..., D]."""
     return exp0(t * log0(x, c), c, max_radius=math.inf)
 
 
@@ -219,8 +215,7 @@ def matvec(m: Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tensor:
-    """Point at share t of the way from x to y (t = 0 is x, 1 is y); a tensor t broadcasts: [..., D] x 2 ->
-    [..., D].
+    """Point at share t of the way from x to y (t = 0 is x, 1 is y); a tensor t broadcasts: [..., D] x 2 -> [..., D].
 
     (sinh((1 - t) u) x + sinh(t u) y) / sinh(u) with u = sqrt(c) d(x, y): exp_x(t log_x y) without its
     cancellation far out.
@@ -233,8 +228,10 @@ def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tenso
 
 
 def _sinh_ratio(t: float | Tensor, s: Tensor) -> Tensor:
-    """sinh(t u) / sinh(u) as a function of s = u^2; beyond u = 1 by exponentials of the difference, which do not
-    overflow."""
+    """sinh(t u) / sinh(u) as a function of s = u^2, without overflow.
+
+    Beyond u = 1 it is computed by exponentials of the difference.
+    """
     far, near = s > 1, s.clamp(max=1)
     u = torch.where(far, s, 1.0).sqrt()
     apart = torch.exp((t - 1) * u) * torch.expm1(-2 * t * u) / torch.expm1(-2 * u)
@@ -242,8 +239,7 @@ def _sinh_ratio(t: float | Tensor, s: Tensor) -> Tensor:
 
 
 def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: CurvatureLike) -> Tensor:
-    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or
-    0-dim.
+    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or 0-dim.
 
     The plane has the direction z_k and passes at the distance offset_k from the origin (Shimizu et al. 2021,
     eq. 6, whose r is half of it). The length of z_k plays no part.
@@ -257,8 +253,7 @@ def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvatur
 
 
 def project_tangent(x: Tensor, g: Tensor, c: CurvatureLike) -> Tensor:
-    """Riemannian gradient, a tangent vector at x, from the derivative g in the space chart: [..., D] x 2 ->
-    [..., D].
+    """Riemannian gradient, a tangent vector at x, from the derivative g in the space chart: [..., D] x 2 -> [..., D].
 
     The inverse metric in this chart is I + c x x^T.
     """

@@ -23,17 +23,20 @@ from models.hyperbolic.nn.module import HyperbolicModule
 
 @torch.no_grad()
 def load_hypll(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a HypLL state dict into `module`, whose layers have the same attribute names; see docs/coming-
-    from-hypll.md.
+    """Copy a HypLL state dict into `module`, whose layers have the same attribute names.
 
-    Tangent vectors get the length they have in the layer's model, and embeddings, which are points in HypLL,
-    become what the table holds. Ordinary torch layers in the module are loaded as they are. Running
-    statistics, which HypLL does not have, keep their initial values: call `recalibrate` or train on before
-    using eval mode.
+    See docs/coming-from-hypll.md. Tangent vectors get the length they have in the layer's model; embeddings, which are
+    points in HypLL, become rows of the table (tangent vectors or points). Ordinary torch layers in the module are
+    loaded as they are. Running statistics, which HypLL does not have, stay at their initial values: call `recalibrate`
+    or train on before using eval mode.
+
+    Args:
+        module: receives the weights.
+        state: the HypLL state dict, as plain tensors (see the module's docstring).
 
     Raises:
         ValueError: a missing or unused tensor, a shape that does not fit, a batch-norm weight that is not
-        positive, or a curvature that differs from the layer's.
+            positive, or a curvature that differs from the layer's.
     """
     left = dict(state)
     for name, layer in module.named_modules():

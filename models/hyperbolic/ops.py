@@ -66,8 +66,7 @@ def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """Through the root of the square, a small gradient on a long vector would be divided below the least
-    float."""
+    """Through the root of the square, a small gradient on a long vector would be divided below the least float."""
 
     generate_vmap_rule = True
 
@@ -91,8 +90,7 @@ def has_direction(s: Tensor) -> Tensor:
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """x / |x|; vectors without a direction (|x| below 4e-12 in float32) stay and pass their gradient
-    unchanged."""
+    """x / |x|; vectors without a direction (|x| below 4e-12 in float32) stay and pass their gradient unchanged."""
     s = square_norm(x, dim)
     # Not times rsqrt, whose gradient takes the power -3/2: no float32 beyond |x| = 1e12.
     return x / torch.where(has_direction(s), s, 1.0).sqrt()

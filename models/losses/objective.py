@@ -130,8 +130,12 @@ def scores(
     key: Float[Tensor, "K D"],
     curvature: Tensor | float = 1.0,
 ) -> Float[Tensor, "Q K"]:
-    """Similarity of all pairs: minus the distance of Lorentz points (of a product, minus the mean of its factors'
-    distances; it has as many as `curvature` [k] has entries), the cosine of Euclidean unit vectors."""
+    """Similarity of all pairs: [Q, D] x [K, D] -> [Q, K].
+
+    - lorentz: minus the geodesic distance
+    - product: minus the mean of the factors' distances; `curvature` [k] has one entry per factor
+    - euclid: the cosine of unit vectors
+    """
     if geometry == "lorentz":
         return -lorentz.pairwise_distance(query, key, curvature)
     if geometry == "product":
@@ -157,12 +161,17 @@ def loss(
 
     Args:
         nodes: embeddings by node name; the box nodes may be absent if no row uses them, and may be empty.
-        owner: which sample of this process's batch each box belongs to.
+        owner: for each box, the index of its sample in this process's batch.
         scale: inverse temperature, a factor of the scores.
         curvature: c > 0, 0-dim, or [k] for a product; unused in Euclidean geometry.
+        config: rows of contrastive and entailment terms, with their weights.
+        geometry: space in which the embeddings lie.
         distributed: take the keys of all ranks. Every rank needs the same B (not the same P); the mean of the
-            ranks' losses, and of their gradients, is then what one process with the whole batch would have.
-        entailment_share: factor of all entailment weights, for a recipe that lets them rise.
+            ranks' losses, and of their gradients, is then the one of a single process with the whole batch.
+        entailment_share: factor of all entailment weights, for a recipe that raises them during training.
+
+    Raises:
+        ValueError: entailment rows in Euclidean geometry.
     """
     if geometry == "euclid" and config.entailment:
         raise ValueError("entailment rows need geometry 'lorentz' or 'product'; drop them or change it")

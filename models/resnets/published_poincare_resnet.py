@@ -34,8 +34,7 @@ def exp0(v: Tensor, c: float) -> Tensor:
 
 
 def fully_connected(v: Tensor, weight: Tensor, bias: Tensor, c: float) -> Tensor:
-    """Tangents [..., I] through hyperplanes [K, I] with offsets [K] -> tangents [..., K], by the inverted
-    factor."""
+    """Tangents [..., I] through hyperplanes [K, I] with offsets [K] -> tangents [..., K], by the inverted factor."""
     x, size, root = exp0(v, c), weight.norm(dim=1).clamp_min(1e-15), c**0.5
     factor = 2 * (1 - c * x.square().sum(-1, keepdim=True))
     offset = 2 * root * bias

@@ -41,8 +41,7 @@ class Rows:
         detection: "Detection",
         counts: Counter[str],
     ) -> None:
-        """Take in one image: its phrases by caption, the texts that were asked for and what the detector
-        said."""
+        """Take in one image: its phrases by caption, the texts that were asked for and what the detector said."""
         height, width = size
         place = {text: index for index, text in enumerate(asked)}
         image = (sample.key, hashlib.sha256(sample.image).hexdigest(), width, height)

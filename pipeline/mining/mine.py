@@ -1,5 +1,4 @@
-"""Mining: one source unit in, one detections file out, before any threshold. The only stage that needs a
-detector.
+"""Mining: one source unit in, one detections file out, before any threshold. The only stage that needs a detector.
 
 A unit is done when its record exists in HOME/detections/<digest of the MineConfig>/records. Where the source
 and the weights lie, device and batch size stay out of that digest; the bytes of unit and weights are what
@@ -112,6 +111,8 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     Records of before the present rules of reading are forgotten where those read the unit otherwise.
 
     Args:
+        config: names source, detector and rules.
+        home: holds the records.
         settle_s: local files that changed less than so many seconds ago are left out.
     """
     mined = results(config, home)
@@ -225,6 +226,10 @@ def mine_all(
     raised when all have ended. A unit that is removed or changed meanwhile is left out.
 
     Args:
+        config: names source, detector and rules.
+        home: receives the detections.
+        executor: runs one unit per task.
+        listener: gets the progress.
         settle_s: local files that changed less than so many seconds ago are left out.
     """
     work = plan(config, home, settle_s)
@@ -277,8 +282,7 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
 
 
 class _Expectation:
-    """Guesses the number of images of a source from the units that are done: nobody counts them
-    beforehand."""
+    """Guesses the number of images of a source from the units that are done: nobody counts them beforehand."""
 
     def __init__(self, progress: Progress, done: int, pending: int, images: int) -> None:
         self.progress, self.done, self.units, self.images = progress, done, done + pending, images

@@ -89,8 +89,10 @@ def mine_chunk(
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What is read in the captions of one image: phrases, and the fraction of words that the detector knows (nothing
-    where it has no tokenizer)."""
+    """Text of one image: its phrases, and the fraction of words that the detector knows.
+
+    The fraction is absent where the detector has no tokenizer.
+    """
 
     phrases: list[list[Phrase]]
     known: list[float]

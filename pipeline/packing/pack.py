@@ -120,6 +120,8 @@ def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
     """Return the units of the source; ValueError when some are not mined, or none is with `mined_only`.
 
     Args:
+        mine: configuration of the mining.
+        home: holds the records.
         mined_only: return those that are mined.
     """
     units, mined = units_of(mine), _mined(home, mine).whole()
@@ -283,8 +285,7 @@ def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) ->
 def _is_current(
     packed: dict[str, Any] | None, mined: dict[str, Any] | None, without: tuple[str, ...]
 ) -> TypeGuard[dict[str, Any]]:
-    """Whether a unit was packed from the detections that its mining record names, without just the images that
-    other units pack."""
+    """Whether a unit was packed from the detections named by its mining record, without the images of other units."""
     if packed is None or packed.get("without", "") != mark(without):
         return False
     return mined is None or packed.get("detections") in (None, mined["detections"]["path"])

@@ -1,5 +1,4 @@
-"""Work in processes of this machine: started clean, kept warm, replaced when they die, gone when their
-parent goes.
+"""Work in processes of this machine: started clean, kept warm, replaced when they die, gone when their parent goes.
 
 Each worker has a pipe of its own. A queue shared by all would be simpler, but a worker killed while it holds
 the queue's lock would hang every other one. One thread of the parent starts the workers and talks to them:
@@ -100,8 +99,7 @@ class LocalExecutor:
         self._thread.start()
 
     def submit(self, function: Callable[..., Any], *args: Any, report: Report | None = None) -> Future[Any]:
-        """See Engine.submit. The function must be importable by name and the arguments picklable
-        (ValueError)."""
+        """See Engine.submit. The function must be importable by name and the arguments picklable (ValueError)."""
         name = f"{function.__module__}.{function.__qualname__}"
         if function.__module__ == "__main__" or "<" in function.__qualname__:
             raise ValueError(

@@ -1,5 +1,4 @@
-"""Progress of a stage: a bar on a terminal, a plain line every ten seconds in a log, a dict for whoever
-listens."""
+"""Progress of a stage: a bar on a terminal, a plain line every ten seconds in a log, a dict for whoever listens."""
 
 import sys
 import threading

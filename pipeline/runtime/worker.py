@@ -1,5 +1,4 @@
-"""A worker process of the local executor: `python -m pipeline.runtime.worker FD PARENT`, started by LocalExecutor
-only.
+"""A worker process of the local executor: `python -m pipeline.runtime.worker FD PARENT`, started by LocalExecutor only.
 
 Started as a program of its own, not forked and not through multiprocessing's spawn: threads and locks of the
 parent are not copied, and the parent's main module (pytest, Prefect, a notebook) is not imported again.

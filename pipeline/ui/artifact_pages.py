@@ -43,6 +43,8 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
     """Counts of a mined source, how right its boxes are where it is labelled, scores, failures with examples.
 
     Args:
+        config: of the mining.
+        home: holds the detections.
         found: the result of pipeline.mining.mine.summary.
     """
     images = max(1, found["images"])

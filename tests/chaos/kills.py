@@ -162,8 +162,11 @@ def kill_at_random(
     In three of ten cases two workers, as of two hosts, are at one home.
 
     Args:
+        workers: starts the worker processes.
         new_home: gives the home of a round, and the store that it is checked through.
         units: of the source.
+        kills: number of workers to kill.
+        seed: of the instants.
         look_after_each: look for torn files after each kill, not only at the end of a round.
     """
     chance, tally = random.Random(seed), BoxMatcher()

@@ -113,10 +113,10 @@ class BatchNorm1d(_BatchNorm):
         num_features: coordinates of a point.
         eps: added to the variance, which is a mean squared distance.
         momentum: weight of the newest batch in the running statistics; None: the average of all batches.
-        affine: learn the mean (`bias`, a tangent vector at the origin) and the variance (softplus of
-        `weight`). track_running_stats: keep running statistics and use them in eval mode. c, model: see
-        `HyperbolicModule`. fused: hand-written backward, which is fast and differentiable once; False: plain
-        autograd.
+        affine: learn the mean (`bias`, a tangent vector at the origin) and the variance (softplus of `weight`).
+        track_running_stats: update running statistics and use them in eval mode.
+        c, model: see `HyperbolicModule`.
+        fused: hand-written backward, fast and differentiable once; False: plain autograd.
     """
 
     _dims = (2, 3)

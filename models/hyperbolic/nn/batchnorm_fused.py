@@ -237,8 +237,7 @@ def _lost(sums: Tensor, mean_t: Tensor, t: Tensor, spread: Tensor) -> bool:
 
 
 def _sum_points(x: Tensor, t: Tensor, f: Tensor, together: bool) -> Tensor:
-    """[C + 2]: sum of the space parts f x, of the time parts t, and their number; one exchange between
-    processes."""
+    """[C + 2]: sum of the space parts f x, of the time parts t, and their number; one exchange between processes."""
     count = t.new_full((1,), t.numel())
     sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), t.sum().view(1), count])
     return all_reduce(sums) if together else sums

@@ -25,8 +25,10 @@ from models.hyperbolic.ops import asinhc, sinhc, square_norm
 
 
 class Statistics(NamedTuple):
-    """Mean [C] (space part on the unit hyperboloid, as wide as `wide` makes it) and spread (0-dim), the mean squared
-    angle from it."""
+    """Mean [C] and spread (0-dim), the mean squared angle from the mean.
+
+    The mean is a space part on the unit hyperboloid, in the precision that `wide` gives it.
+    """
 
     mean: Tensor
     spread: Tensor
@@ -55,11 +57,12 @@ def batch_norm(
 
     Args:
         x: tangent vectors at the origin.
-        bias: the mean to give them, [C], a tangent vector too.
-        wanted: the mean squared angle to give them (0-dim); slack is added to the one they have.
+        bias: the mean of the result, [C], a tangent vector too.
+        wanted: the mean squared angle of the result (0-dim).
+        slack: added to the mean squared angle of the points before it is divided by (`eps` of the layer).
         rate: angle per unit of tangent length.
         given: statistics to use instead of the points' own.
-        together: the points' own statistics are those of all processes of torch.distributed.
+        together: take the points' own statistics over all processes of torch.distributed.
     """
     p = place(x, rate, given, together)
     rows = p.way.to(x.dtype).expand(x.shape[0], 1, -1)
@@ -129,8 +132,10 @@ def boosted(x: Tensor, p: Place) -> Tensor:
 
 
 class Ends(NamedTuple):
-    """The mean, as seen from p and as it is (`whole`), and the learned mean: parts along p's direction, time parts,
-    and the parts across it."""
+    """The mean and the learned mean as seen from p: along p's direction, time parts, and across that direction.
+
+    `whole` is the mean itself, not seen from p.
+    """
 
     mean_r: Tensor
     mean_t: Tensor
@@ -156,8 +161,7 @@ class Ends(NamedTuple):
 
 
 def sum_points(d: Tensor, f: Tensor, y_r: Tensor, y_t: Tensor, p: Place, together: bool) -> Tensor:
-    """[C + 2]: sum of the space parts seen from p, of the time parts, and their number; one exchange between
-    processes."""
+    """Sums of the space parts seen from p and of the time parts, and the number of points: [C + 2]; one all-reduce."""
     across = wide(torch.bmm(d, f.to(d.dtype).transpose(1, 2)).sum((0, 2)))
     count = y_t.new_full((1,), y_t.numel())
     sums = torch.cat([across + p.way * y_r.sum(), y_t.sum().view(1), count])

@@ -25,8 +25,7 @@ Sizes = int | tuple[int, ...]
 
 
 def sizes(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
-    """An argument of a window, one number for each of `dims` dimensions; ValueError unless all are at least
-    `least`."""
+    """An argument of a window, one number for each of `dims` dimensions; ValueError unless all are at least `least`."""
     each = tuple(value) if isinstance(value, Iterable) else (value,) * dims
     if len(each) != dims or not all(isinstance(k, SupportsIndex) and k >= least for k in each):
         hint = '; "same" is dilation * (kernel_size - 1) // 2' if value == "same" else ""
@@ -53,8 +52,7 @@ def convolve(
     fused: bool = True,
     **geometry,
 ) -> Tensor:
-    """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K,
-    *space'].
+    """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K, *space'].
 
     With groups, each group of output coordinates looks at its own share of every input point.
     """
@@ -143,10 +141,11 @@ class _Conv(HyperbolicModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """ "identity": the centre tap is the identity map where it fits, so norms stay over any depth.
+        """Initialise the weights by `init`, and the bias with zeros.
 
-        "normal": HNN++, std (2 fan_in K)^-1/2, under which norms fall at every layer. "hypll": the same, but half
-        an eye over (channel, tap) in the rare case that fan_in <= K.
+        - "identity": the centre tap is the identity map where it fits, so that norms stay the same at any depth
+        - "normal": HNN++, std (2 fan_in K)^-1/2, under which norms fall at every layer
+        - "hypll": as "normal", but half an identity matrix over (channel, tap) in the rare case that fan_in <= K
         """
         flat = self.weight.flatten(1)
         if self.init == "hypll":
@@ -191,22 +190,23 @@ class _Conv(HyperbolicModule):
 
 
 class Conv1d(_Conv):
-    """Hyperbolic `torch.nn.Conv1d` on tangent vectors, the points' coordinates being the channels; see
-    `Conv2d`."""
+    """Hyperbolic `torch.nn.Conv1d` on tangent vectors, the points' coordinates being the channels; see `Conv2d`."""
 
     _convolution = staticmethod(F.conv1d)
     _space = 1
 
 
 class Conv2d(_Conv):
-    """Hyperbolic `torch.nn.Conv2d`: [B, C, H, W] -> [B, K, H', W'] tangent vectors, coordinates in dimension
-    1.
+    """Hyperbolic `torch.nn.Conv2d`: [B, C, H, W] -> [B, K, H', W'] tangent vectors, coordinates in dimension 1.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in torch; padding,
-        in numbers, adds points at the origin. c, model: see `HyperbolicModule`. init: "identity" (default),
-        "normal" or "hypll"; see `reset_parameters`. fused: hand-written backward that keeps the input and the
-        convolution's output only; False: plain autograd.
+        in_channels: coordinates of an input point.
+        out_channels: coordinates of an output point.
+        kernel_size, stride, dilation, groups, bias: as in torch.
+        padding: numbers, as in torch; adds points at the origin.
+        c, model: see `HyperbolicModule`.
+        init: "identity" (default), "normal" or "hypll"; see `reset_parameters`.
+        fused: hand-written backward that stores only the input and the convolution's output; False: plain autograd.
     """
 
     _convolution = staticmethod(F.conv2d)

@@ -16,11 +16,13 @@ class Embedding(HyperbolicModule):
     """A table of points, [num_embeddings, embedding_dim]; indices of any shape -> [..., embedding_dim].
 
     Args:
-        num_embeddings, embedding_dim: sizes of the table.
-        points: False: the rows are tangent vectors at the origin, ordinary parameters for any optimiser.
-        True: the rows are points in the coordinates of `model` (c fixed); train them with
-        `optim.RiemannianSGD` or `RiemannianAdam`, to which `manifold_parameters` introduces them. std: of
-        the tangent vectors that the table starts from. c, model: see `HyperbolicModule`.
+        num_embeddings: rows of the table.
+        embedding_dim: coordinates of a point.
+        points: False: the rows are tangent vectors at the origin, ordinary parameters for any optimiser. True: the rows
+            are points in the coordinates of `model` (c fixed); train them with `optim.RiemannianSGD` or
+            `RiemannianAdam`, which find them by `manifold_parameters`.
+        std: standard deviation of the tangent vectors that initialise the table.
+        c, model: see `HyperbolicModule`.
     """
 
     def __init__(

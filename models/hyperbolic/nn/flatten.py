@@ -1,5 +1,4 @@
-"""Joining and splitting the coordinates of points, with the beta factors that keep their size (Shimizu et
-al. 2021)."""
+"""Joining and splitting the coordinates of points, with the beta factors that keep their size (Shimizu et al. 2021)."""
 
 import math
 
@@ -39,8 +38,7 @@ def split(u: Tensor, size: int, dim: int = -1) -> tuple[Tensor, ...]:
 
 
 class Flatten(nn.Module):
-    """`torch.nn.Flatten` for points: tangent vectors with their coordinates in `point_dim`, flattened from
-    start_dim.
+    """`torch.nn.Flatten` for points: tangent vectors with their coordinates in `point_dim`, flattened from start_dim.
 
     Where the flattened range contains point_dim, all its points become one, by beta-concatenation; elsewhere
     this is torch.flatten.

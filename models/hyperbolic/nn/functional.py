@@ -79,8 +79,7 @@ def norm_and_shrink(out: Tensor, rate: Rate, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def cosh_sinhc(u: Tensor, rate: Rate, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """(t, f) of tangent vectors u, each with size 1 along `dim`: the time part t, and f with space part = f
-    u."""
+    """(t, f) of tangent vectors u, each with size 1 along `dim`: the time part t, and f with space part = f u."""
     s = (rate * rate) * square_norm(u, dim)
     radial = radial_part(s)
     return (1 + s * radial * radial).sqrt(), rate * radial
@@ -121,8 +120,7 @@ def radial_slope(s: Tensor, value: Tensor) -> Tensor:
 
 
 def normalise(space: Tensor, total: Tensor, least: float | Tensor = 1.0, dim: int = 0) -> Tensor:
-    """Unit-hyperboloid space part of the centroid, from summed space parts, summed time parts and summed
-    weights.
+    """Unit-hyperboloid space part of the centroid, from summed space parts, summed time parts and summed weights.
 
     The Lorentz norm of a weighted sum is at least the sum of the weights, which bounds the rounding of T -
     |S|; in float32 it shows from an angle of about 7 on (`mean.midpoint` has no such limit, at twice the

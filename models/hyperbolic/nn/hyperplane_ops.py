@@ -1,5 +1,4 @@
-"""The response of K hyperplanes to a point: what a fully connected layer and a convolution do behind their
-products."""
+"""The response of K hyperplanes to a point: what a fully connected layer and a convolution do behind their products."""
 
 import torch
 from torch import Tensor
@@ -34,8 +33,7 @@ def planes(
 
 
 def scores(m: Tensor, s: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """a_k: sinh of the signed distance to hyperplane k on the unit hyperboloid; s = r^2 broadcasts against
-    m."""
+    """a_k: sinh of the signed distance to hyperplane k on the unit hyperboloid; s = r^2 broadcasts against m."""
     a = m * radial_part(s)
     a = a if scale is None else a * scale
     return a if shift is None else a - _time(s) * shift
@@ -70,11 +68,12 @@ def hyperplane_outputs(
     rate: Rate,
     dims: tuple[int, ...],
 ) -> Tensor:
-    """Tangent vectors out of hyperplane products (Shimizu et al. 2021, eqs. 6 and 7), with a hand-written
-    backward.
+    """Tangent vectors out of hyperplane products, with a hand-written backward (Shimizu et al. 2021, eqs. 6 and 7).
 
-    w_k = sinh(power_k asinh a_k), a_k = radial(s) scale_k m_k - cosh(sqrt s) shift_k, out = asinh|w| w /
-    (rate |w|).
+    w_k = sinh(power_k asinh a_k), a_k = radial(s) scale_k m_k - cosh(sqrt s) shift_k, out = asinh|w| w / (rate |w|).
+
+    Of tensors of its size it stores only asinh a for the backward pass: a, the products and w follow from it by sinh,
+    which is cheap where asinh is not. Differentiable once; `hyperplane_outputs_plain` any number of times.
 
     Args:
         m: products of the tangent vectors with the hyperplanes' weights.
@@ -84,9 +83,6 @@ def hyperplane_outputs(
         power: of `planes`, broadcasting against m.
         rate: rate of the output space (the same as the input's).
         dims: the dimensions of m that hold the coordinates of one output point.
-
-    Keeps asinh a for the backward pass and nothing else of its size: a, the products and w follow from it by
-    sinh, which is cheap where asinh is not. Differentiable once; hyperplane_outputs_plain any number of times.
     """
     return _Respond.apply(m, s, scale, shift, power, rate, dims)[0]
 

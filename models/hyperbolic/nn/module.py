@@ -22,14 +22,14 @@ class HyperbolicModule(nn.Module):
     """A layer on tangent vectors at the origin of hyperbolic space with curvature -c.
 
     Args:
-        c: a positive number, or a `Curvature` (shared between layers by passing the same one; learnable if
-        it is). model: whose coordinates the tangent vectors have. "poincare": d(0, exp u) = 2|u|, as in
-        HypLL, HNN++ and Poincare ResNet; "lorentz": d(0, exp u) = |u|, as in MERU and HyCoCLIP. Half the
-        vector, the same point.
+        c: a positive number, or a `Curvature` (learnable if it is; pass the same one to several layers to share it).
+        model: the coordinates of the tangent vectors. "poincare": d(0, exp u) = 2|u|, as in HypLL, HNN++ and Poincare
+            ResNet; "lorentz": d(0, exp u) = |u|, as in MERU and HyCoCLIP. The same point has half the vector in
+            "poincare".
 
     Raises:
-        ValueError: c not positive, a `Curvature` with a size, or another model; later, `.half()` or
-        `.bfloat16()` of the layer.
+        ValueError: c not positive, a `Curvature` with a size, or another model; later, `.half()` or `.bfloat16()` of
+            the layer.
     """
 
     def __init__(self, c: float | Curvature = 1.0, model: str = "poincare") -> None:

@@ -22,7 +22,7 @@ class AvgPool2d(HyperbolicModule):
 
     Args:
         kernel_size, stride, padding, ceil_mode: as in torch.
-        count_include_pad: whether padding (not what ceil_mode adds) counts as points at the origin.
+        count_include_pad: whether padding counts as points at the origin (positions added by ceil_mode never do).
         c, model: see `HyperbolicModule`.
     """
 
@@ -65,8 +65,7 @@ class AvgPool2d(HyperbolicModule):
 
 
 class AdaptiveAvgPool2d(HyperbolicModule):
-    """Hyperbolic `torch.nn.AdaptiveAvgPool2d`: midpoints on a grid of `output_size`, [B, C, H, W] -> [B, C,
-    h, w]."""
+    """Hyperbolic `torch.nn.AdaptiveAvgPool2d`: midpoints on a grid of `output_size`, [B, C, H, W] -> [B, C, h, w]."""
 
     def __init__(
         self, output_size: int | tuple[int, int], c: float | Curvature = 1.0, model: str = "poincare"
@@ -97,8 +96,7 @@ def _check_images(u: Tensor) -> None:
 
 
 def midpoint(u: Tensor, rate: float | Tensor, weights: Tensor | None = None, dim: int = -2) -> Tensor:
-    """Weighted midpoint of tangent vectors [..., N, D] over `dim` (not -1) -> [..., D]; weights [..., N] >=
-    0."""
+    """Weighted midpoint of tangent vectors [..., N, D] over `dim` (not -1) -> [..., D]; weights [..., N] >= 0."""
     t, f = cosh_sinhc(u, rate)
     w = torch.ones_like(t) if weights is None else weights.unsqueeze(-1)
     return to_tangent(normalise((w * f * u).sum(dim), (w * t).sum(dim), w.sum(dim), dim=-1), rate)

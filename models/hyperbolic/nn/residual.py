@@ -23,12 +23,18 @@ from models.hyperbolic.ops import above, asinhc, asinhc_slope
 
 
 def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, fused: bool = True) -> Tensor:
-    """log_0(exp_0(x) + exp_0(y)) by Mobius addition, for tangent vectors with coordinates along `dim`; same
-    shape.
+    """log_0(exp_0(x) + exp_0(y)) by Mobius addition, for tangent vectors with coordinates along `dim`; same shape.
 
-    The boost that takes the origin to x, applied to y: s = y_s + x_s (y_t + <y_s, x_s> / (1 + x_t)). Not
-    commutative: the second argument is the one that is moved. fused: hand-written backward, differentiable once,
-    that keeps x, y and nothing else of their size; False is plain autograd.
+    The boost that takes the origin to x, applied to y: s = y_s + x_s (y_t + <y_s, x_s> / (1 + x_t)). Not commutative:
+    y is moved by x.
+
+    Args:
+        x: tangent vectors, which give the boost.
+        y: tangent vectors, which are moved.
+        rate: angle per unit of tangent length.
+        dim: the dimension of the coordinates.
+        fused: hand-written backward, differentiable once, which stores x, y and nothing else of their size; False:
+            plain autograd.
     """
     if fused:
         return _ResidualAdd.apply(x, y, rate, dim)[0]
@@ -99,8 +105,7 @@ class _ResidualAdd(Function):
 
 
 class ResidualAdd(HyperbolicModule):
-    """`residual_add` as a layer: two tensors of one shape, points' coordinates along `dim` (default:
-    channels)."""
+    """`residual_add` as a layer: two tensors of one shape, points' coordinates along `dim` (default: channels)."""
 
     @accepts_lean
     def __init__(

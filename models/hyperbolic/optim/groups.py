@@ -30,8 +30,7 @@ def parameter_groups(module: nn.Module, **options: Any) -> list[dict[str, Any]]:
 
 
 class PointsMixin:
-    """Adds `step` for groups of points to a torch optimiser; other groups go through torch's own step, digit
-    for digit."""
+    """Adds `step` for groups of points to a torch optimiser; other groups take torch's own step, bit for bit."""
 
     param_groups: list[dict[str, Any]]
     _move_group: Callable[[dict[str, Any]], None]
@@ -83,8 +82,10 @@ def geometry(group: dict[str, Any]):
 
 
 def move_(x: nn.Parameter, step: Tensor, group: dict[str, Any], carried: list[Tensor]) -> None:
-    """Move x along the geodesic with velocity `step`, in place and no further out than `project` allows, and
-    transport the `carried` tangent vectors with it."""
+    """Move x along the geodesic with velocity `step`, in place, and transport the `carried` tangent vectors with it.
+
+    x moves no further from the origin than `project` allows.
+    """
     space, c = geometry(group), group["c"]
     target = space.project(space.exp(x, step, c), c)
     for vector in carried:

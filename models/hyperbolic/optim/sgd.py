@@ -1,5 +1,4 @@
-"""Riemannian stochastic gradient descent (Bonnabel 2013), with momentum carried along by parallel
-transport."""
+"""Riemannian stochastic gradient descent (Bonnabel 2013), with momentum carried along by parallel transport."""
 
 from typing import Any
 
