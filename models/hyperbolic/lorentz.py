@@ -52,7 +52,7 @@ def distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it: near pairs lose all digits in a float32 matrix product, and TF32 is kept out."""
+    """Float64 where the device has it: a float32 (or TF32) matrix product loses all digits of near pairs."""
     return x if x.device.type == "mps" else x.double()
 
 
@@ -67,9 +67,9 @@ def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...].
 
-    The product runs in float64 (negligible beside an encoder): a float32 product is 15-230 % wrong at a
-    distance of 1e-3. The squared chord 4 sinh^2(sqrt(c) d / 2) is off by at most a few times 2.2e-16 c |x|
-    |y|; use `distance` for pairs that are close together and far out.
+    The product runs in float64, which is cheap compared with an encoder: a float32 product is 15-230 % wrong at a
+    distance of 1e-3. The absolute error of the squared chord 4 sinh^2(sqrt(c) d / 2) is at most a few times
+    2.2e-16 c |x| |y|; use `distance` for pairs that are close together and far from the origin.
     """
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     wide_c = _wide(c) if isinstance(c, Tensor) else c
@@ -84,7 +84,7 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:
     """Lift of a tangent vector at the origin, sinh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D].
 
-    Beyond u = max_radius the direction is kept and the radius stays at max_radius.
+    Beyond u = max_radius the result has the direction of v and the radius max_radius.
     """
     v = promote(v)
     s = expand_c(c) * square_norm(v)
@@ -115,7 +115,7 @@ def exterior_angle(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Pi minus the angle at x of the triangle O x y, in [0, pi]: [..., D] x [..., D] -> [...].
 
     atan2(|y_perp|, y_r x_t - y_t |x|) with y = y_r x/|x| + y_perp on the unit hyperboloid; 0 means that y
-    lies straight behind x. Coincident points give 0; at x = 0, where no angle exists, the answer is pi/2.
+    lies straight behind x. Coincident points give 0; at x = 0, where no angle exists, the result is pi/2.
     """
     x, y = promote(x), promote(y)
     x, y = x * expand_c(sqrt_c(c)), y * expand_c(sqrt_c(c))
@@ -163,7 +163,7 @@ def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
     """Parallel transport of v from x to y along their geodesic, all by space parts: [..., D] x 3 -> [..., D]."""
     x, y, v, root_c = promote(x), promote(y), promote(v), expand_c(sqrt_c(c))
     x, y = x * root_c, y * root_c
-    # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish by themselves as y comes to x.
+    # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish as y approaches x.
     aside, outward = across(x, y), (v * unit(x)).sum(-1, keepdim=True)
     x_t, xx = time(x, 1.0), square_norm(x)
     along = (aside * v).sum(-1, keepdim=True) + outward * ahead(x, y, aside) / x_t
@@ -198,7 +198,7 @@ def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
     x_t, y_t = time(x, 1.0), time(y, 1.0)
     a, b = 1 + x_t, 1 + y_t
     ball_x, ball_y = x / a, y / b
-    # ball_x + ball_y, written with x + y and x_t - y_t so that opposite points cancel to what is left of them.
+    # ball_x + ball_y, written with x + y and x_t - y_t so that opposite points do not lose digits.
     later = ((x - y) * (x + y)).sum(-1, keepdim=True) / (x_t + y_t)
     total = torch.where(a > b, (x + y + ball_y * later) / a, (x + y - ball_x * later) / b)
     return rotate(ball_x, ball_y, total, 2 / a, 2 / b, z, 1.0)
@@ -215,15 +215,15 @@ def matvec(m: Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tensor:
-    """Point at share t of the way from x to y (t = 0 is x, 1 is y); a tensor t broadcasts: [..., D] x 2 -> [..., D].
+    """Point at fraction t of the geodesic from x to y (t = 0 is x, 1 is y): [..., D] x 2 -> [..., D].
 
-    (sinh((1 - t) u) x + sinh(t u) y) / sinh(u) with u = sqrt(c) d(x, y): exp_x(t log_x y) without its
-    cancellation far out.
+    A tensor t broadcasts. (sinh((1 - t) u) x + sinh(t u) y) / sinh(u) with u = sqrt(c) d(x, y): equal to
+    exp_x(t log_x y) without its cancellation far from the origin.
     """
     x, y = promote(x), promote(y)
     q = chord(x, y, c)
     part = asinhc(q / 4)
-    s = q * part * part  # in this order, so that no gradient takes q alone
+    s = q * part * part  # in this order, so that no gradient has q as its only factor
     return _sinh_ratio(1 - t, s) * x + _sinh_ratio(t, s) * y
 
 
@@ -242,7 +242,7 @@ def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvatur
     """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or 0-dim.
 
     The plane has the direction z_k and passes at the distance offset_k from the origin (Shimizu et al. 2021,
-    eq. 6, whose r is half of it). The length of z_k plays no part.
+    eq. 6, whose r is half of it). The length of z_k has no effect.
     """
     x, root_c = promote(x), sqrt_c(c)
     a = root_c * (x @ unit(promote(z)).transpose(-1, -2))

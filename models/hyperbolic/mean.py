@@ -1,4 +1,4 @@
-"""Averages: the weighted midpoint (a closed form), the Frechet mean (Newton's method) and the variance about it.
+"""Means: the weighted midpoint (a closed form), the Frechet mean (Newton's method) and the variance about it.
 
 Points are space parts of hyperboloid points; `midpoint` also exists for the two balls, where it is the same
 point.
@@ -22,11 +22,16 @@ from models.hyperbolic.ops import (
 
 
 def midpoint(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: int = -2) -> Tensor:
-    """Lorentz centroid over `dim` (negative, not -1): [..., N, D] -> [..., D]; weights [..., N] at least 0, not all 0.
+    """Lorentz centroid over `dim` (negative, not -1): [..., N, D] -> [..., D].
 
     (sum w x_t, sum w x) brought back to the hyperboloid by dividing by sqrt((T - |S|)(T + |S|)) (Law et al.
-    2019). The same point as the gyromidpoint of the ball and the Einstein midpoint of the Klein ball. c:
-    float or 0-dim.
+    2019). The same point as the gyromidpoint of the ball and the Einstein midpoint of the Klein ball.
+
+    Args:
+        x: space parts of the points.
+        c: float or 0-dim.
+        weights: [..., N], not negative and not all 0; None weighs all points equally.
+        dim: the dimension of the points.
     """
     _check_dim(dim)
     x, root_c = promote(x), expand_c(sqrt_c(c))
@@ -52,8 +57,8 @@ def _check_dim(dim: int) -> None:
 def midpoint_poincare(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: int = -2) -> Tensor:
     """Weighted gyromidpoint on the ball: [..., N, D] -> [..., D] (Ungar 2008, definition 3.53; c: float or 0-dim).
 
-    `midpoint` on the hyperboloid is the exact one: here, at radius 12, the gamma factors lose tens of times
-    what rounding the coordinates of float32 points does.
+    `midpoint` on the hyperboloid is exact. Here, at radius 12, the rounding error of the gamma factors is tens of times
+    that of the coordinates of float32 points.
     """
     _check_dim(dim)
     x = promote(x)
@@ -130,6 +135,6 @@ def frechet_variance(
     x = promote(x)
     mean = frechet_mean(x, c, weights) if mean is None else promote(mean)
     q = lorentz.chord(x, mean.unsqueeze(-2), c).squeeze(-1)
-    # d^2 = (4/c) asinh(sqrt(q)/2)^2 = (q/c) asinhc(q/4)^2: no root, so points at the mean are no exception.
+    # d^2 = (4/c) asinh(sqrt(q)/2)^2 = (q/c) asinhc(q/4)^2: no root, so points at the mean need no special case.
     d2 = q * asinhc(q / 4) ** 2 / c
     return d2.mean(-1) if weights is None else (d2 * weights).sum(-1) / weights.sum(-1)

@@ -1,8 +1,8 @@
 """The Poincare ball: points x in R^D with c|x|^2 < 1, curvature -c, conformal factor lambda_x = 2 / (1 - c|x|^2).
 
-c as in `lorentz`. Gradients are finite at the origin and at coincident points. Near the boundary the
-coordinates themselves run out of digits (a float32 point at distance 15 from the origin is 1 - |x| = 6e-7
-from the sphere): work on the hyperboloid and come here to look. Formulas: Ungar 2008, Ganea et al. 2018.
+c as in `lorentz`. Gradients are finite at the origin and at coincident points. Near the boundary the coordinates
+themselves run out of digits (a float32 point at distance 15 from the origin is 1 - |x| = 6e-7 from the sphere):
+compute on the hyperboloid and convert results. Formulas: Ungar 2008, Ganea et al. 2018.
 """
 
 import math
@@ -73,8 +73,7 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Mobius sum of x and y, the image of y under the translation that takes 0 to x: [..., D] x 2 -> [..., D].
 
-    Regrouped by x + y, so that opposite points cancel to what is left of them and the denominator stays
-    positive.
+    Regrouped by x + y, so that for opposite points only their sum remains and the denominator is always positive.
     """
     x, y, k = promote(x), promote(y), expand_c(c)
     total = x + y
@@ -90,9 +89,9 @@ def difference(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 def exp0(v: Tensor, c: CurvatureLike, max_radius: float | None = None) -> Tensor:
     """Exponential map at the origin, tanh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D]. d(0, exp0(v)) = 2|v|.
 
-    Beyond u = max_radius (default: the margin of `project`, 7.25 in float32 and 16.5 in float64) the direction is
-    kept and the point stays there: further out tanh rounds to 1, a point on the boundary, which has no distance
-    to anything.
+    Beyond u = max_radius (default: the margin of `project`, 7.25 in float32 and 16.5 in float64) the result has the
+    direction of v and the radius max_radius: further out tanh rounds to 1, a point on the boundary, at an infinite
+    distance from all others.
     """
     v = promote(v)
     s = expand_c(c) * square_norm(v)
@@ -118,9 +117,10 @@ def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
-    """The rotation gyr[x, y] z in closed form; z may be a point or a tangent vector: [..., D] x 3 -> [..., D].
+    """Gyration gyr[x, y] z, a rotation of z, in closed form: [..., D] x 3 -> [..., D].
 
-    Regrouped by x + y as `add` is: exact at y = -x, with a denominator that stays positive.
+    z is a point or a tangent vector. Regrouped by x + y as `add` is: exact at y = -x, with a denominator that is always
+    positive.
     """
     x, y, z = promote(x), promote(y), promote(z)
     return rotate(x, y, x + y, _inside(x, c), _inside(y, c), z, expand_c(c))
@@ -155,7 +155,7 @@ def matvec(m: Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tensor:
-    """Point at share t of the way from x to y; a tensor t broadcasts: [..., D] x 2 -> [..., D]."""
+    """Point at fraction t of the geodesic from x to y; a tensor t broadcasts: [..., D] x 2 -> [..., D]."""
     return exp(x, t * log(x, y, c), c)
 
 

@@ -1,4 +1,4 @@
-"""Activations. On tangent vectors torch's own do: ReLU, GELU and the rest are re-exported, not wrapped."""
+"""Activations on tangent vectors: torch's own ReLU, GELU and others, re-exported, and one on hyperboloid points."""
 
 from collections.abc import Callable
 

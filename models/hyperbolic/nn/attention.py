@@ -58,7 +58,7 @@ class MultiheadAttention(HyperbolicModule):
         self.query, self.key, self.value, self.out = (
             Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused) for _ in range(4)
         )
-        # One learned temperature a head; distances count in units of their typical size, sqrt(head_dim).
+        # One learned temperature per head; distances count in units of their typical size, sqrt(head_dim).
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))
 
     @full_precision
@@ -91,8 +91,8 @@ class MultiheadAttention(HyperbolicModule):
         q_t, q_s = self._heads(self.query(query), rate)
         k_t, k_s = self._heads(self.key(key), rate)
         v_t, v_s = self._heads(self.value(value), rate)
-        # 4 sinh^2(angle / 2) = -2 - 2 <q, k>; the squared angle is smooth in it, so coincident points are no
-        # exception.
+        # 4 sinh^2(angle / 2) = -2 - 2 <q, k>; the squared angle is smooth in it, so coincident points need no
+        # special case.
         chord = (2 * (q_t @ k_t.transpose(-1, -2) - q_s @ k_s.transpose(-1, -2)) - 2).clamp(min=0)
         angle2 = chord * asinhc(chord / 4).square()
         logits = -angle2 * self.log_scale.exp() / 2

@@ -1,17 +1,17 @@
-"""The arithmetic of batch normalisation, by autograd; `batch_norm_fused` is its twin with a hand-written backward.
+"""The arithmetic of batch normalisation by autograd: the reference implementation of `batch_norm_fused`.
 
 With the mean m and the learned mean b on the unit hyperboloid, a point x goes to w = exp_b(g P log_m(x)). Log,
-parallel transport P and exp all give sums of x, m and b, whose factors depend on the two numbers cosh d(m, x) and
-cosh d(b, x) alone: with k = sinh(g d(m, x)) / sinh d(m, x) and q = cosh d(m, b),
+parallel transport P and exp all give sums of x, m and b, whose factors depend only on the two numbers cosh d(m, x)
+and cosh d(b, x): with k = sinh(g d(m, x)) / sinh d(m, x) and q = cosh d(m, b),
 
     w = k x + k (z - cosh d(m, x)) m + (k z + cosh(g d(m, x))) b,   z = (q cosh d(m, x) - cosh d(b, x)) / (1 + q).
 
-Points that lie close together lose all digits of float32 in these sums. So coordinates are taken about a place p in
-their midst (any will do; the result does not depend on it, and no gradient runs through it): differences of tangent
-vectors from p's, which are exact, split into the part along p's direction and the part across it. The part across is
-the only thing of the size of the points. What is left are a few numbers a point, computed in float64: the cost of
-float64 shows on tensors of the size of the points only. Boosted by -p, points have the coordinates y along p (y_r),
-the same part across, and y_t; the midpoint is taken there.
+Points that lie close together lose all digits of float32 in these sums. So coordinates are taken about a place p
+among them (any will do; the result does not depend on it, and no gradient runs through it). Differences of tangent
+vectors from p's are exact; they are split into the part along p's direction and the part across it. The part across
+is the only tensor of the size of the points. The rest is a few numbers per point, computed in float64, which is
+expensive only for tensors of the size of the points. Boosted by -p, points have the coordinates y along p (y_r), the
+same part across, and y_t; the midpoint is taken there.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Statistics(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where coordinates are taken about: a tangent vector, and its point on the unit hyperboloid."""
+    """Origin of the coordinates: a tangent vector, and its point on the unit hyperboloid."""
 
     at: Tensor  # the tangent vector [C]
     way: Tensor  # its direction [C], wide; 0 where it has none
@@ -108,7 +108,7 @@ def batch_norm(
 
 
 def wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it: what is a few numbers a point."""
+    """Float64 where the device has it, for tensors with a few numbers per point."""
     return x if x.device.type == "mps" else x.double()
 
 
@@ -169,7 +169,7 @@ def sum_points(d: Tensor, f: Tensor, y_r: Tensor, y_t: Tensor, p: Place, togethe
 
 
 def average(x: Tensor, together: bool) -> Tensor:
-    """Mean of a number a point, 0-dim."""
+    """Mean over the points of one number per point, 0-dim."""
     if not together:
         return x.mean()
     sums = all_reduce(torch.stack([x.sum(), x.new_full((), x.numel())]))

@@ -1,4 +1,4 @@
-"""Between coordinates: into the layers, out of them, and from one curvature to another."""
+"""Changes of coordinates: into the layers, out of them, and from one curvature to another."""
 
 from torch import Tensor
 

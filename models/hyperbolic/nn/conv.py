@@ -25,7 +25,7 @@ Sizes = int | tuple[int, ...]
 
 
 def sizes(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
-    """An argument of a window, one number for each of `dims` dimensions; ValueError unless all are at least `least`."""
+    """An argument of a window as one number per dimension; ValueError unless all are at least `least`."""
     each = tuple(value) if isinstance(value, Iterable) else (value,) * dims
     if len(each) != dims or not all(isinstance(k, SupportsIndex) and k >= least for k in each):
         hint = '; "same" is dilation * (kernel_size - 1) // 2' if value == "same" else ""
@@ -34,7 +34,7 @@ def sizes(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
 
 
 def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
-    """Raise ValueError where the channels do not fall into groups."""
+    """Raise ValueError where the channels cannot be divided into the groups."""
     if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
         raise ValueError(
             f"{in_channels} and {out_channels} channels are not positive multiples of {groups} groups; "
@@ -54,12 +54,12 @@ def convolve(
 ) -> Tensor:
     """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K, *space'].
 
-    With groups, each group of output coordinates looks at its own share of every input point.
+    With groups, each group of output coordinates sees only its own coordinates of every input point.
     """
     fan_in = weight[0].numel()
     gain = beta_ratio(fan_in, u.shape[1])
     scales, powers, shifts = planes(weight, bias, rate, gain)
-    # A kernel is small beside its images: scaled before the convolution, it saves a pass over them.
+    # A kernel is smaller than its images: scaling it before the convolution saves a pass over them.
     directions = weight * scales.view(-1, *(1,) * (weight.dim() - 1))
     space = (1,) * (u.dim() - 2)
     # Sums over the channels of each group first: the box sum then costs 1/C of the convolution.
@@ -84,8 +84,8 @@ def window_sum(
 ) -> Tensor:
     """Sum of each window of each channel, [B, C, *space] -> [B, C, *space']: a convolution with ones.
 
-    Dimension by dimension, by slices: torch's convolution of single channels takes thirty times as long on its way
-    back on a CPU.
+    Computed dimension by dimension, by slices: the backward pass of torch's convolution of single channels takes thirty
+    times as long on a CPU.
     """
     for dim, (size, step, around, apart) in enumerate(
         zip(kernel_size, stride, padding, dilation, strict=True), start=2
@@ -161,8 +161,7 @@ class _Conv(HyperbolicModule):
                 2 * beta_ratio(flat.shape[1], self.in_channels)
             )
             tap.copy_(eye)
-            # A zero row has no direction to start from: outputs beyond the input's channels look around at
-            # random.
+            # A zero row has no direction, so outputs beyond the input's channels start at random.
             empty = flat.view(self.groups, rows, -1)[:, columns:]
             nn.init.normal_(empty, std=(2 * flat.numel()) ** -0.5)
         if self.bias is not None:

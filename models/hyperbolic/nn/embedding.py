@@ -49,7 +49,7 @@ class Embedding(HyperbolicModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal tangent vectors, lifted where the table holds points."""
+        """Initialise with normal tangent vectors, lifted where the table holds points."""
         nn.init.normal_(self.weight, std=self.std)
         if self.points:
             self.weight.copy_(GEOMETRIES[self.model].exp0(self.weight, expand_c(self.curvature())))
@@ -60,7 +60,7 @@ class Embedding(HyperbolicModule):
 
     @full_precision
     def forward(self, index: Tensor) -> Tensor:
-        """The rows, as they are kept: tangent vectors, or points."""
+        """The rows as stored: tangent vectors, or points."""
         return F.embedding(index, self.weight)
 
     def extra_repr(self) -> str:

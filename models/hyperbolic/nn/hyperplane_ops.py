@@ -1,4 +1,4 @@
-"""The response of K hyperplanes to a point: what a fully connected layer and a convolution do behind their products."""
+"""The response of K hyperplanes to a point: the part of linear layers and convolutions after their products."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ MAX_OFFSET = 30.0
 def planes(
     weight: Tensor, bias: Tensor | None, rate: Rate, gain: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What K hyperplanes are besides their weights: weight [K, ...], bias [K] or None (tangent units).
+    """Scales, powers and shifts of K hyperplanes: weight [K, ...], bias [K] or None (tangent units).
 
     Returns scales [K] = gain rate cosh(rate bias) / |z|, by which products with the weights are to be
     multiplied, powers [K] = 2|z| and shifts [K] = sinh(rate bias), or None without bias.
@@ -53,7 +53,7 @@ def hyperplane_outputs_plain(
     rate: Rate,
     dims: tuple[int, ...],
 ) -> Tensor:
-    """The fully connected layer behind its matrix product, by autograd: the twin of `hyperplane_outputs`."""
+    """The reference implementation of `hyperplane_outputs`, by plain autograd."""
     exponent = power * asinh(scores(m, s, scale, shift))
     w = torch.sinh(exponent + (exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT) - exponent).detach())
     return w * (asinhc((w * w).sum(dims, keepdim=True)) / rate)
@@ -88,7 +88,7 @@ def hyperplane_outputs(
 
 
 class _Respond(Function):
-    # Buffers are reused on both ways: half of the time of such a chain on a CPU is spent on fresh pages.
+    # Both passes reuse buffers: new memory pages take half of the time of such a chain on a CPU.
 
     @staticmethod
     def forward(m, s, scale, shift, power, rate, dims):
@@ -130,7 +130,7 @@ class _Respond(Function):
         d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
         d.mul_(w.square_().add_(1).sqrt_())
         d_power = (d * angle).sum_to_size(power.shape)
-        # sinh is wanted below, and a root is cheaper than cosh.
+        # sinh is needed below, and a root is cheaper than cosh.
         a = torch.sinh(angle)
         d.mul_(power).mul_(torch.addcmul(a.new_ones(()), a, a).rsqrt_())
         # d is now the slope in a; the products m are (a + time shift) / (radial scale), and enter in sums

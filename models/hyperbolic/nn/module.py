@@ -1,4 +1,4 @@
-"""The base of every layer: a curvature, a model, and geometry that stays out of half precision."""
+"""The base class of all layers: curvature, model, and no half precision."""
 
 import functools
 import math
@@ -91,13 +91,13 @@ def full_precision(forward: F) -> F:
 
 
 def accepts_lean(init: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
-    """Let a constructor take `lean=`, the earlier name of `fused=`, with a FutureWarning."""
+    """Let a constructor accept `lean=`, the earlier name of `fused=`, with a FutureWarning."""
 
     @functools.wraps(init)
     def wrapped(self: M, *args: P.args, **options: P.kwargs) -> None:
         if "lean" in options:
             warnings.warn(
-                "lean= is called fused= now; the old name goes with the next release", FutureWarning, 2
+                "lean= was renamed to fused=; the next release removes the old name", FutureWarning, 2
             )
             options["fused"] = options.pop("lean")
         init(self, *args, **options)

@@ -53,7 +53,7 @@ class AvgPool2d(HyperbolicModule):
         ones = t.new_ones(1, 1, *t.shape[2:])
         space, total, count = (F.avg_pool2d(x, *window, divisor_override=1) for x in (u * f, t, ones))
         if self.count_include_pad and any(self.padding):
-            # A point at the origin has space part 0 and time part 1; torch's mean of ones tells their number.
+            # A point at the origin has space part 0 and time part 1; torch's mean of ones gives their number.
             padded = (count / F.avg_pool2d(ones, *window)).round() - count
             total, count = total + padded, count + padded
         return to_tangent(normalise(space, total, count, dim=1), rate, dim=1)

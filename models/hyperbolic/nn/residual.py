@@ -1,8 +1,8 @@
 """Residual connection: the gyrovector (Mobius) sum of two points, over their coordinates.
 
-The boost that takes the origin to x, applied to y, is a sum a x + b y whose factors depend on |x|^2, |y|^2 and x.y
-alone. So the backward pass needs two dot products with the incoming gradient and sums of three tensors; all else is
-one number a point.
+The boost that takes the origin to x, applied to y, is a sum a x + b y whose factors depend only on |x|^2, |y|^2 and
+x.y. So the backward pass needs two dot products with the incoming gradient and sums of three tensors; all other
+values are one number per point.
 """
 
 import torch
@@ -96,7 +96,7 @@ class _ResidualAdd(Function):
         d_q += (d_a * x_f * y_f / 2).mul_(1 - above(q, MAX_ANGLE**2))
         d_rate = None
         if ctx.needs_input_grad[2]:
-            # n has rate^2 in it, as p, q and d have.
+            # n contains rate^2, as p, q and d do.
             d_rate = (d_p * p + d_q * q + d_d * d + turn * n / 2).sum() * (2 / rate)
         cross = (turn * a * y_f + d_d) * scale
         d_x = (grad * (a * value)).addcmul_(x, (turn * a * a + 2 * d_p) * scale).addcmul_(y, cross)
