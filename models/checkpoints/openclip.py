@@ -17,7 +17,7 @@ from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
 
 HEAD = 64
-# What an architecture's description may say, with the values that mean what Hyco's towers do (None: any).
+# Keys of an architecture's description, with the values that Hyco's towers support (None: any value).
 VISION_KEYS: dict[str, tuple[Any, ...] | None] = {
     "image_size": None,
     "patch_size": None,

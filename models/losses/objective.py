@@ -39,9 +39,9 @@ class ContrastRow:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     query: Node
-    """Node whose embeddings search; text_box and image_box have a row per box."""
+    """Node whose embeddings are the queries; text_box and image_box have a row per box."""
     key: Whole
-    """Node that is searched, a whole image or text."""
+    """Node whose embeddings are the keys: whole images or texts."""
     weight: float
     """Factor of the term in the loss."""
 

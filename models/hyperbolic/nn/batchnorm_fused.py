@@ -23,7 +23,7 @@ from models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
 
 TINY = 1e-30
-"""Least squared angle: sinh of its root is the root itself."""
+"""Smallest squared angle: sinh of its root is the root itself."""
 
 LOST = 2.5e-7
 """Relative error of the squared angles from the mean, as estimated, beyond which `batchnorm_near` is used."""

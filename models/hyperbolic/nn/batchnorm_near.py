@@ -31,7 +31,7 @@ from models.hyperbolic.nn.batchnorm_ops import (
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
 
 TINY = 1e-30
-"""Least squared angle: sinh of its root is the root itself."""
+"""Smallest squared angle: sinh of its root is the root itself."""
 
 
 class _Seen(NamedTuple):

@@ -21,8 +21,10 @@ from models.hyperbolic.ops import (
 )
 
 MAX_ANGLE = 12.0
-"""Input points further out than this are drawn back to it along their ray: cosh(12)^2 is all float32 can
-square."""
+"""Maximum hyperbolic angle of input points; points beyond are moved back to it along their ray.
+
+The squares of larger time parts than cosh(12) are out of reach of float32.
+"""
 
 Rate = float | Tensor
 

@@ -8,10 +8,12 @@ from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, ra
 from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
 
 MAX_EXPONENT = 40.0
-"""Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can come back from it."""
+"""Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can leave it again."""
 MAX_OFFSET = 30.0
-"""Largest hyperbolic distance of a hyperplane from the origin, straight-through too: with MAX_ANGLE, what
-`asinh` takes."""
+"""Maximum hyperbolic distance of a hyperplane from the origin, also straight-through.
+
+Together with MAX_ANGLE it bounds the argument of `asinh`.
+"""
 
 
 def planes(
