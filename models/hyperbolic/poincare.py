@@ -19,6 +19,7 @@ from models.hyperbolic.ops import (
     promote,
     safe_sqrt,
     sqrt_c,
+    square_fits,
     square_norm,
     tanhc,
     unit,
@@ -37,7 +38,7 @@ def conformal(x: Tensor, c: CurvatureLike) -> Tensor:
 def project(x: Tensor, c: CurvatureLike, margin: float | None = None) -> Tensor:
     """Pull points outside the ball back to sqrt(c)|x| = 1 - margin (float32 1e-6, float64 1e-14): [..., D]
     -> [..., D]."""
-    x = promote(x)
+    x = square_fits(promote(x))
     margin = margin if margin is not None else _margin(x)
     s = expand_c(c) * square_norm(x)
     return x * (s / (1 - margin) ** 2).clamp(min=1).rsqrt()
@@ -97,7 +98,7 @@ def exp0(v: Tensor, c: CurvatureLike, max_radius: float | None = None) -> Tensor
     kept and the point stays there: further out tanh rounds to 1, a point on the boundary, which has no distance
     to anything.
     """
-    v = promote(v)
+    v = square_fits(promote(v))
     s = expand_c(c) * square_norm(v)
     most = (math.atanh(1 - _margin(v)) if max_radius is None else max_radius) ** 2
     return v * tanhc(s.clamp(max=most)) * (s / most).clamp(min=1).rsqrt()
