@@ -151,6 +151,18 @@ class MaximumSeparation(nn.Module):
         """Length of the prototypes, 0-dim."""
         return self.log_radius.exp()
 
+    def slopes(self) -> Tensor:
+        """Weights that a penalty is to count, as large as the logits are steep: [C - 1, in_features], or
+        [C - 1, C - 1] without `project`.
+
+        radius / equal_radius times the projection's: the Frobenius norm of the logits' matrix. The projection alone
+        could shrink for nothing while a learned radius grows.
+        """
+        steep = self.radius / equal_radius(self.classes)
+        if isinstance(self.projection, nn.Linear):
+            return steep * self.projection.weight
+        return steep * torch.eye(self.classes - 1, dtype=steep.dtype, device=steep.device)
+
     def forward(self, features: Tensor) -> Tensor:
         """Features [..., in_features] -> logits [..., C], float32 or wider."""
         projected = self.projection(features)
@@ -223,6 +235,17 @@ class HyperbolicPrototypes(nn.Module):
     def prototypes(self) -> Tensor:
         """Points of the classes: [C, D]."""
         return lorentz.exp0(self.log_radius.exp() * self.corners, self.curvature)
+
+    def slopes(self) -> Tensor:
+        """Weights that a penalty is to count, as large as the logits are steep: [D, D], or [C, D] without `adapt`.
+
+        scale / equal_radius times the map: the Frobenius norm of the logits' derivative at the origin. A penalty on
+        the map alone has no minimum: the map goes to 0 while the scale, which is free, goes to infinity.
+        """
+        scale = self.log_scale.exp()
+        if self.adapt is None:
+            return scale * self.corners
+        return scale / equal_radius(len(self.corners)) * self.adapt.weight
 
     def forward(self, points: Tensor) -> Tensor:
         """Space parts [..., D] -> logits [..., C], never in half precision."""

@@ -62,4 +62,5 @@ def ahead(x: Tensor, y: Tensor, aside: Tensor) -> Tensor:
     forward = (y_r > 0) & has_direction(square_norm(x))
     bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
     beyond = step * ((y_r + n) / bottom) - square_norm(n * (aside / bottom.sqrt()))
-    return torch.where(forward, beyond, y_r * x_t - y_t * n)
+    known = bottom / bottom  # 1, or NaN where the squares overflowed: a quotient by inf would be 0
+    return torch.where(forward, beyond * known, y_r * x_t - y_t * n)

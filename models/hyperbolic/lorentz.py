@@ -2,7 +2,9 @@
 
 c is a float, a 0-dim tensor or a tensor that broadcasts with the batch shape x.shape[:-1] (the factors of a
 product). Every function has finite gradients everywhere: at the origin, at coincident, collinear and
-antipodal points. Half-precision input is promoted to float32. Formulas: Nickel and Kiela 2018; cones: Ganea
+antipodal points, up to sqrt(c)|x| = 1e18 in float32 (radius 42). Further out, where squares are no float32, the
+answer is NaN, never a number; `exp0` and `project` bring every finite vector back inside, along its ray.
+Half-precision input is promoted to float32. Formulas: Nickel and Kiela 2018; cones: Ganea
 et al. 2018, Desai et al. 2023 (MERU).
 """
 
@@ -23,6 +25,7 @@ from models.hyperbolic.ops import (
     safe_sqrt,
     sinhc,
     sqrt_c,
+    square_fits,
     square_norm,
     unit,
 )
@@ -86,7 +89,7 @@ def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:
 
     Beyond u = max_radius the result has the direction of v and the radius max_radius.
     """
-    v = promote(v)
+    v = square_fits(promote(v))
     s = expand_c(c) * square_norm(v)
     inside = s.clamp(max=max_radius**2)
     return v * sinhc(inside) * (s / max_radius**2).clamp(min=1).rsqrt()
@@ -94,7 +97,7 @@ def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:
 
 def project(x: Tensor, c: CurvatureLike) -> Tensor:
     """Pull points beyond MAX_RADIUS, sqrt(c)|x| = 2^15, back to it along their ray: [..., D] -> [..., D]."""
-    x = promote(x)
+    x = square_fits(promote(x))
     return x * (expand_c(c) * square_norm(x) / 2.0**30).clamp(min=1).rsqrt()
 
 

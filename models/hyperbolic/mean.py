@@ -46,7 +46,8 @@ def midpoint(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: in
     slack = (1 + square_norm(x - along * axis)) / torch.where(same_side, x_t + along, 1.0)
     less = (w * torch.where(same_side, slack, x_t - along)).sum(dim, keepdim=True)
     more = (w * x_t).sum(dim, keepdim=True) + safe_norm(space)
-    return (space * (less * more).rsqrt() / root_c).squeeze(dim)
+    known = more / more  # 1, or NaN where the squares overflowed: 1 / sqrt(inf) would be the origin
+    return (space * (known * (less * more).rsqrt()) / root_c).squeeze(dim)
 
 
 def _check_dim(dim: int) -> None:

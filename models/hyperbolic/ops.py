@@ -31,9 +31,9 @@ def expand_c(c: CurvatureLike) -> CurvatureLike:
 
 
 def safe_sqrt(s: Tensor) -> Tensor:
-    """Square root whose value and gradient are zero at (and below) zero."""
-    positive = s > torch.finfo(s.dtype).tiny
-    return torch.where(positive, torch.where(positive, s, 1.0).sqrt(), 0.0)
+    """Square root whose value and gradient are zero at (and below) zero; NaN stays NaN."""
+    zero = s <= torch.finfo(s.dtype).tiny
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, s).sqrt())
 
 
 def square_norm(x: Tensor, dim: int = -1) -> Tensor:
@@ -84,6 +84,12 @@ class _Norm(torch.autograd.Function):
         return x / torch.where(norm > 0, norm, 1.0) * grad, None
 
 
+def square_fits(x: Tensor) -> Tensor:
+    """X, shortened along its ray where a coordinate exceeds 1e16, so that its squared norm is a float32: [..., D]
+    -> [..., D]."""
+    return x / (x.detach().abs().amax(-1, keepdim=True) / 1e16).clamp(min=1)
+
+
 def has_direction(s: Tensor) -> Tensor:
     """Whether a squared norm is large enough for its power -3/2, which the gradient of a direction needs."""
     return s > torch.finfo(s.dtype).tiny ** 0.6
@@ -97,12 +103,12 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def safe_atan2(a: Tensor, b: Tensor) -> Tensor:
-    """atan2(a, b) with value and gradient zero where both arguments vanish."""
+    """atan2(a, b) with value and gradient zero where both arguments vanish; NaN stays NaN."""
     # The angle does not depend on the size, and squares of large arguments (in atan2's gradient) overflow.
     size = torch.maximum(a.detach().abs(), b.detach().abs()).clamp(min=1)
     a, b = a / size, b / size
-    nonzero = a * a + b * b > torch.finfo(a.dtype).tiny
-    return torch.where(nonzero, torch.atan2(torch.where(nonzero, a, 0.0), torch.where(nonzero, b, 1.0)), 0.0)
+    zero = a * a + b * b <= torch.finfo(a.dtype).tiny
+    return torch.where(zero, 0.0, torch.atan2(torch.where(zero, 0.0, a), torch.where(zero, 1.0, b)))
 
 
 _SINH = [n / math.factorial(2 * n + 1) for n in range(1, 10)]

@@ -18,6 +18,7 @@ from models.hyperbolic.ops import (
     promote,
     safe_sqrt,
     sqrt_c,
+    square_fits,
     square_norm,
     tanhc,
     unit,
@@ -38,7 +39,7 @@ def project(x: Tensor, c: CurvatureLike, margin: float | None = None) -> Tensor:
 
     The default margin is 1e-6 in float32 and 1e-14 in float64.
     """
-    x = promote(x)
+    x = square_fits(promote(x))
     margin = margin if margin is not None else _margin(x)
     s = expand_c(c) * square_norm(x)
     return x * (s / (1 - margin) ** 2).clamp(min=1).rsqrt()
@@ -93,7 +94,7 @@ def exp0(v: Tensor, c: CurvatureLike, max_radius: float | None = None) -> Tensor
     direction of v and the radius max_radius: further out tanh rounds to 1, a point on the boundary, at an infinite
     distance from all others.
     """
-    v = promote(v)
+    v = square_fits(promote(v))
     s = expand_c(c) * square_norm(v)
     most = (math.atanh(1 - _margin(v)) if max_radius is None else max_radius) ** 2
     return v * tanhc(s.clamp(max=most)) * (s / most).clamp(min=1).rsqrt()
