@@ -85,8 +85,10 @@ class _Norm(torch.autograd.Function):
 
 
 def square_fits(x: Tensor) -> Tensor:
-    """X, shortened along its ray where a coordinate exceeds 1e16, so that its squared norm is a float32: [..., D]
-    -> [..., D]."""
+    """Shorten x along its ray until no coordinate exceeds 1e16: [..., D] -> [..., D].
+
+    The squared norm of the result is finite in float32.
+    """
     return x / (x.detach().abs().amax(-1, keepdim=True) / 1e16).clamp(min=1)
 
 
