@@ -273,7 +273,7 @@ def split_of(key: str, holdout: float) -> str:
 
 def units_of(mine: Any) -> list[Unit]:
     """Return the units of the source that a MineConfig names."""
-    return open_source(mine.source, mine.limits).units()
+    return open_source(mine.source, mine.limits, mine.columns).units()
 
 
 def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
@@ -309,7 +309,8 @@ def _training_samples(
     report: Report,
 ) -> Iterator[TrainingSample]:
     """Read the unit's images again and cut their parts; what mining has already failed is passed over."""
-    for sample in open_unit(mine.source, unit, mine.limits).samples(unit, lambda failure: None):
+    source = open_unit(mine.source, unit, mine.limits, mine.columns)
+    for sample in source.samples(unit, lambda failure: None):
         changed = as_mined.check(sample)
         if sample.key not in chosen:
             continue
