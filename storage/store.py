@@ -131,7 +131,8 @@ class Store:
         """Return a mark of the content of every file below a remote folder, by relative path, with one listing."""
         assert not self.local, "the operating system tells more: use os.stat"
         found: Any = self._remote(prefix, lambda: self.fs.find(self.path(prefix), detail=True))
-        return {full[len(self.root) :].lstrip("/"): content_mark(info) for full, info in found.items()}
+        paths = {full: full[len(self.root) :].lstrip("/") for full in found}
+        return {path: content_mark(path, found[full]) for full, path in paths.items()}
 
     def sha256(self, path: str) -> str:
         """Return the sha256 of a file's bytes, in hex."""
@@ -360,10 +361,13 @@ class Store:
             return None
 
 
-def content_mark(info: dict[str, Any]) -> str:
-    """Return what a remote filesystem's description of a file says of its content: its tag or time, and its size."""
+def content_mark(path: str, info: dict[str, Any]) -> str:
+    """Return what a remote filesystem's description of a file says of its content: its tag or time, and its size.
+
+    A plain web server may give neither tag nor time: the path stands for them, as two files of one size differ.
+    """
     names = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "created")
-    return f"{next((info[name] for name in names if info.get(name)), '')} {info.get('size')}"
+    return f"{next((info[name] for name in names if info.get(name)), path)} {info.get('size')}"
 
 
 @functools.cache

@@ -220,7 +220,7 @@ class Source:
             stat = full.stat()
             content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
         else:
-            content = hashlib.sha256(content_mark(self.store.info(path)).encode()).hexdigest()
+            content = hashlib.sha256(content_mark(path, self.store.info(path)).encode()).hexdigest()
         if self.kind != ".jsonl" or not self.store.local:
             return content
         # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
