@@ -43,7 +43,7 @@ def phrase_quality(
         recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
         `images` have detections.
     """
-    source = open_source(config.source, config.limits)
+    source = open_source(config.source, config.limits, config.columns)
     tally = BoxMatcher(threshold, nms_iou, iou)
     listed, records = source.units(), results(config, home).records()
     units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
