@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
+from models.hyperbolic import lorentz, product
 from pipeline.imaging.crop import letterbox, whole
 from pipeline.imaging.decode import decode, rgb_of
 from pipeline.runtime.device import resolve_device
@@ -128,6 +129,59 @@ class Embedder:
     def score(self, a: Float[Tensor, "Q D"], b: Float[Tensor, "K D"]) -> Float[Tensor, "Q K"]:
         """Minus the distance of all pairs (Euclidean models: the cosine); larger is nearer."""
         return self.model.score(a, b)
+
+    def index_vectors(self, points: Float[Tensor, "N D"], query: bool = False) -> Float[Tensor, "N E"]:
+        """Vectors whose inner products rank pairs as `score` does, for an exact inner-product index.
+
+        On the hyperboloid the distance grows with x_t y_t - <x, y>, so an item is [x, x_t] and a query [y, -y_t]:
+        E = D + 1. Euclidean points are unit vectors already: E = D. Only the order is that of `score`.
+
+        Args:
+            points: what an encode method returned.
+            query: vectors to search with, rather than vectors to store.
+
+        Raises:
+            ValueError: a product of several hyperboloids, whose score no inner product ranks.
+        """
+        curvatures = self.curvatures
+        if curvatures is None:
+            return points
+        if len(curvatures) > 1:
+            raise ValueError(
+                f"the model's space is a product of {len(curvatures)} hyperboloids: its score is a mean of distances, "
+                "which no inner product ranks; compare the points with score()"
+            )
+        time = lorentz.time(points, curvatures[0])
+        return torch.cat([points, -time if query else time], dim=-1)
+
+    @torch.inference_mode()
+    def entailment(
+        self, general: Float[Tensor, "Q D"], specific: Float[Tensor, "K D"], k: float = 0.1
+    ) -> Float[Tensor, "Q K"]:
+        """How far each specific point lies inside the entailment cone of each general point, in radians.
+
+        Half-aperture minus exterior angle (Ganea et al. 2018): positive inside the cone, 0 on its edge; the mean over
+        the factors of a product.
+
+        Args:
+            general: points of what is more general: phrases, parts.
+            specific: points of what is more specific: captions, whole images.
+            k: the constant of the half-aperture that the model was trained with (`objective.aperture` of its recipe).
+
+        Raises:
+            ValueError: a Euclidean model, which has no cones.
+        """
+        curvatures = self.curvatures
+        if curvatures is None:
+            raise ValueError(
+                "the model's space is Euclidean and has no entailment cones: compare with score()"
+            )
+        a, b = (product.split(x, len(curvatures)) for x in (general, specific))
+        inside = [
+            lorentz.half_aperture(row, curvatures, k) - lorentz.exterior_angle(row, b, curvatures)
+            for row in a[:, None]
+        ]
+        return torch.stack(inside).mean(-1) if inside else general.new_zeros(0, len(specific))
 
     def _finite(self, points: Tensor) -> Tensor:
         if not bool(torch.isfinite(points).all()):

@@ -9,6 +9,7 @@ HOME/
     quarantine/            v-<hash>.json: why a version must not be trained on
     registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
     runs/  fits/           directories of the training runs, and of the classifiers' runs
+    embeddings/            of the images of a version by one model, made by `hyco search`
     damaged/               files that `hyco verify --repair` moved there, under the same paths
     source/                the folder that is watched by default
     prefect/  deploy.json  Prefect's database, and the options of the last `hyco deploy`
@@ -34,6 +35,7 @@ REPORTS = f"{REGISTRY}/reports"
 
 RUNS = "runs"
 FITS = "fits"
+EMBEDDINGS = "embeddings"
 DAMAGED = "damaged"
 SOURCE = "source"
 PREFECT = "prefect"

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.config import Config, digest
 from pipeline.evaluation.coverage import MIN_COVERAGE
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.source import open_source
 from storage.home import Home
 
@@ -59,12 +60,16 @@ class AssessConfig(Config):
 class EvaluationSpec(Config):
     """The data and options of an evaluation: the same for champion and challenger."""
 
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
+
     version: str = "latest"
     """Dataset version that the run was trained on. Its val split is used when there is no assess_source."""
     assess_source: str | None = None
     """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names;
     null takes the val split.
     """
+    columns: Columns = USUAL
+    """Names of the columns of assess_source that are not the usual ones."""
     taxonomy: str | None = None
     """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
     config: AssessConfig = AssessConfig()
@@ -80,9 +85,12 @@ class EvaluationSpec(Config):
         The registry stores the champion's metrics under this name: its inputs must not change.
         """
         if self.assess_source is not None:
-            asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
+            asked: Any = [
+                unit.sha256 for unit in open_source(self.assess_source, columns=self.columns).units()
+            ]
         else:
             asked = [shard.sha256 for shard in home.versions.load(self.version).shards.get("val", [])]
         tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
         named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
+        named |= {"columns": digest(self.columns)} if self.columns != USUAL else {}
         return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))

@@ -8,6 +8,7 @@ from itertools import islice
 from pipeline.evaluation.coverage import Coverage
 from pipeline.evaluation.scenes import Scene
 from pipeline.mining.detections_table import noting
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.source import open_source
 from storage.sample import Failure, TrainingSample
 from storage.store import Store
@@ -50,21 +51,23 @@ class HeldOut:
         return found
 
 
-def held_out(store: Store, dataset: Version, source: str | None, most: int) -> HeldOut:
+def held_out(
+    store: Store, dataset: Version, source: str | None, most: int, columns: Columns = USUAL
+) -> HeldOut:
     """The first `most` held-out scenes: of the source, or without one of the version's val split."""
     if source is not None:
-        return of_source(source, most)
+        return of_source(source, most, columns)
     scenes = [Scene.of_training(sample) for sample in islice(training_samples(store, dataset, "val"), most)]
     listed = sum(shard.samples for shard in dataset.shards.get("val", []))
     return HeldOut(f"val split of {dataset.name}", scenes, listed)
 
 
-def of_source(source: str, most: int) -> HeldOut:
+def of_source(source: str, most: int, columns: Columns = USUAL) -> HeldOut:
     """The first `most` scenes of captioned images; unusable samples of the files are counted.
 
     FileNotFoundError or ValueError when it is no source.
     """
-    opened = open_source(source)
+    opened = open_source(source, columns=columns)
     units, scenes, failures = opened.units(), [], list[Failure]()
     good = read = 0
     note = noting(failures, Counter())  # img2dataset's own failed rows were never images

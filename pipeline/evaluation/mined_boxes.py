@@ -25,21 +25,25 @@ def phrase_quality(
     iou: float = 0.5,
     most: int | None = None,
 ) -> dict[str, Any]:
-    """Compare mined boxes with the labels of a source ("objects" in its json).
+    """Compare mined boxes with the labels of a labelled source ("objects" in its json).
 
     A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
     labelled box can be found once. Boxes of phrases without labels count as wrong, labelled phrases that were not found
     in the caption as missed.
 
     Args:
-        threshold, nms_iou: as in pipeline.packing.select_parts.
-        most: maximum number of units, the first ones; all when None.
+        config: of the mining.
+        home: holds the detections.
+        threshold: see pipeline.packing.select_parts.
+        nms_iou: see pipeline.packing.select_parts.
+        iou: overlap (intersection over union) from which a box counts as right.
+        most: read only the first units, so many; all when None.
 
     Returns:
         recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
         `images` have detections.
     """
-    source = open_source(config.source, config.limits)
+    source = open_source(config.source, config.limits, config.columns)
     tally = BoxMatcher(threshold, nms_iou, iou)
     listed, records = source.units(), results(config, home).records()
     units = [unit for unit in listed if unit.name in records]  # the others were added after mining

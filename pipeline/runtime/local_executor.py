@@ -98,8 +98,7 @@ class LocalExecutor:
         self._thread.start()
 
     def submit(self, function: Callable[..., Any], *args: Any, report: Report | None = None) -> Future[Any]:
-        """See Engine.submit. The function must be importable by name and the arguments picklable
-        (ValueError)."""
+        """See Engine.submit. The function must be importable by name and the arguments picklable (ValueError)."""
         name = f"{function.__module__}.{function.__qualname__}"
         if function.__module__ == "__main__" or "<" in function.__qualname__:
             raise ValueError(

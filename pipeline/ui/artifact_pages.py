@@ -43,6 +43,8 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
     """Counts of a mined source, quality of its boxes where it is labelled, scores, failures with examples.
 
     Args:
+        config: of the mining.
+        home: holds the detections.
         found: the result of pipeline.mining.mine.summary.
     """
     images = max(1, found["images"])
@@ -64,7 +66,8 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     records = results(config, home)
     mined = set(records.units())  # the source may have more units since
-    units = [unit for unit in open_source(config.source, config.limits).units() if unit.name in mined]
+    source = open_source(config.source, config.limits, config.columns)
+    units = [unit for unit in source.units() if unit.name in mined]
     some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
     if len(some) == min(UNITS, found["units"]) and _labelled(config, some[0][0]):
         quality = phrase_quality(config, home, SCORE, most=UNITS)
@@ -246,5 +249,6 @@ def _unknown_captions(found: dict[str, Any]) -> str:
 
 
 def _labelled(config: MineConfig, unit: Any) -> bool:
-    first = next(iter(open_source(config.source, config.limits).samples(unit, lambda failure: None)), None)
+    source = open_source(config.source, config.limits, config.columns)
+    first = next(iter(source.samples(unit, lambda failure: None)), None)
     return first is not None and objects_of(first.meta) is not None

@@ -86,7 +86,8 @@ def evaluate_model(
         raise ValueError(f"no data to evaluate {folder} on: give a suite with its data, or an assess_source")
     tree = Taxonomy.load(spec.taxonomy) if spec.taxonomy else None
     others = read_beside(config.beside)
-    found = None if spec.assess_source is None else of_source(spec.assess_source, config.max_images)
+    source = spec.assess_source
+    found = None if source is None else of_source(source, config.max_images, spec.columns)
     embedder = Embedder.load(folder, config.device, config.batch_size)
     metrics = new(folder.resolve().name)
     shown: dict[str, Any] = {}

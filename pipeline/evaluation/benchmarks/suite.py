@@ -57,11 +57,16 @@ def run_suite(
     """Evaluate a model on the data sets below a directory.
 
     Args:
+        embedder: the model.
         names: "all" or names of rows separated by commas.
         data: the directory, with one folder per data set.
+        boot: resampling for the intervals.
         limit: maximum number of images of each split; 0 takes all.
+        seed: of everything random.
         least: minimum fraction of a set's images that must exist; a set with fewer is refused.
         heads: the probes to fit.
+        listener: gets the progress of each evaluation.
+        table: evaluations by name; None takes all of the suite.
 
     Returns:
         {"suite": {NAME: blocks, coverage}, "intervals": {"suite.NAME.BLOCK.number": [low, high]}, "skipped": {...}}.
@@ -69,7 +74,7 @@ def run_suite(
 
     Raises:
         FileNotFoundError: no such directory.
-        ValueError: an unknown name, or none of the requested data sets exists.
+        ValueError: an unknown name, or no requested data set in the directory.
     """
     data = Path(data)
     if not data.is_dir():

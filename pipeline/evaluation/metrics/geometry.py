@@ -115,8 +115,10 @@ def geometry_report(
     cones: Sequence[Cone] = HYCOCLIP_CONES,
     seed: int = 0,
 ) -> dict:
-    """curvature (the mean of a product's, and all of them as "curvatures"), radius, saturated, satisfied,
-    order: see the module. Node types without points are left out.
+    """Radius, curvature, saturated and satisfied cones and order of the node types: see the module.
+
+    The curvature of a product is the mean of its factors'; all of them are listed as "curvatures". Node types without
+    points are left out.
 
     `pairs` maps (general, specific) to indices of true pairs. "order" holds for each ordered pair of node types whether
     the mean radius of the first is smaller, and in which fraction of true pairs it is.

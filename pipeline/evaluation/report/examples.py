@@ -1,4 +1,7 @@
-"""Examples in the report: pictures with boxes, answers, confusions. Drawn by seed or in order, not selected by hand."""
+"""Pictures of the report: images with their boxes, answers, confusions.
+
+All are drawn by seed or in order, none is picked by hand.
+"""
 
 import base64
 import itertools

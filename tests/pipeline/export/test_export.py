@@ -263,8 +263,8 @@ def test_mistakes_are_one_line(home, words, tmp_path, capsys, monkeypatch):
     assert "already exists" in error_of(
         capsys, monkeypatch, "export", "product", "--home", str(home), "--out", str(words)
     )
-    assert "text.width / text.heads is 16 and the published architecture has 64 only" in error_of(
-        capsys, monkeypatch, "export", "lorentz", "--home", str(home), "--out", out, "--published"
+    assert "geometry is product and the published architecture has lorentz or euclid only" in error_of(
+        capsys, monkeypatch, "export", "product", "--home", str(home), "--out", out, "--published"
     )
     torch.save(published(), path)
     heads = ("--vision-heads", "4")

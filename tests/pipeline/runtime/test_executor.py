@@ -1,5 +1,4 @@
-"""What every engine must do. A new engine joins by adding its factory to ENGINES; DYING holds those with
-processes."""
+"""What every engine must do. A new engine joins by adding its factory to ENGINES; DYING holds those with processes."""
 
 import os
 import signal
