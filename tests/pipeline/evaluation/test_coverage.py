@@ -115,7 +115,7 @@ def test_images_that_lost_their_captions_are_missed(tmp_path: Path) -> None:
     assert "4 of 10 captioned images (6 missing)" in suite(tmp_path, "coco")["skipped"]["suite.coco"]
     content["annotations"][0]["caption"] = None
     path.write_text(json.dumps(content))
-    assert "None is no text" in suite(tmp_path, "coco")["skipped"]["suite.coco"]
+    assert "None is not text" in suite(tmp_path, "coco")["skipped"]["suite.coco"]
 
 
 def test_kinds_without_a_file_and_kinds_without_photographs(tmp_path: Path) -> None:

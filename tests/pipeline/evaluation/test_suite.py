@@ -235,7 +235,7 @@ def test_all_runs_what_it_finds_and_names_the_rest(data: Path, embedder: Embedde
 def test_what_cannot_be_asked(data: Path, embedder: Embedder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="called 'cifar11'; nearest: cifar1"):
         run_suite(embedder, "cifar11", data, FEW)
-    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         run_suite(embedder, "all", tmp_path / "nowhere", FEW)
     with pytest.raises(ValueError, match=r"holds no data set of the suite; expected stl10 \(stl10/ with"):
         run_suite(embedder, "stl10", tmp_path, FEW)
@@ -390,7 +390,7 @@ def test_a_suite_without_data_is_refused(
     tokenizer.save(tmp_path)
     said = command(monkeypatch, capsys, "assess", "--run", str(tmp_path), "--suite", "all", status=2)
     assert said == "hyco: error: --suite needs --data: the directory your data sets lie in\n"
-    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         evaluate_model(tmp_path, EvaluationSpec(suite="all", data=str(tmp_path / "nowhere")))
     config = AssessConfig(draws=100, probe_heads=())
     evaluate_model(tmp_path, EvaluationSpec(suite="tiny_imagenet", data=str(data), config=config))
