@@ -1,0 +1,164 @@
+"""The exterior angles of all pairs as scores of the fused contrast: who lies inside whose entailment cone.
+
+On the unit hyperboloid write a specific y = y_r e + a f at a general x with e = x / |x|, f orthogonal to e, n = |x|.
+The exterior angle is theta = atan2(a, b) with a^2 = |y|^2 - y_r^2 and b = y_r x_t - y_t n; S = a^2 + b^2 = sinh^2 of
+the distance (models/losses/entailment.py). y_r of all pairs is one matrix product. With K1 = b / (a S), K2 = a / S,
+    d theta / d y_r = -(K1 y_r + K2 x_t),    d / d(|y|^2 / 2) = K1,    d / d y_t = K2 n,
+    d / d n = K2 y_t,    d / d x_t = -K2 y_r,
+so the gradient is two products with one matrix and sums of rows and columns. Both squares cancel where the points are
+nearly collinear with the origin or near each other, and f has no direction there: such pairs are computed one by one
+from `cone_excess`, or, where a block has very many, the block in float64.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.hyperbolic.ops import has_direction
+from models.losses.entailment import cone_excess
+from models.losses.spaces import Block, Sphere
+
+COLLINEAR = {torch.float32: 1e-2, torch.float64: 1e-13}
+"""Of |y|^2: an a^2 below it has lost two of the seven digits of float32, or nearly all of float64's."""
+COINCIDENT = {torch.float32: 1e-4, torch.float64: 1e-13}
+"""Of (y_t n)^2: an S below it has lost as many."""
+
+
+@dataclass
+class _Points:
+    """A set on the unit hyperboloids [k, N, d], its lengths and times [k, N, 1], unit vectors (0 at the origin)."""
+
+    x: Tensor
+    length: Tensor
+    time: Tensor
+    unit: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, points: Tensor, root_c: Tensor) -> "_Points":
+        x = points.unflatten(1, (len(root_c), -1)).transpose(0, 1) * root_c[:, None, None]
+        square = torch.linalg.vecdot(x, x)[..., None]
+        directed = has_direction(square)
+        inverse = torch.where(directed, square, 1.0).rsqrt() * directed
+        return cls(x, square * inverse, (1 + square).sqrt(), x * inverse, inverse)
+
+    def rows(self, span: tuple[int, int]) -> "_Points":
+        """The points of a span."""
+        tensors = (self.x, self.length, self.time, self.unit, self.inverse)
+        return _Points(*(tensor[:, slice(*span)] for tensor in tensors))
+
+
+@dataclass
+class _Apart:
+    """Pairs taken one by one: (factor, general, specific), their points [P, d] and the angles with their graph."""
+
+    index: tuple[Tensor, Tensor, Tensor]
+    x: Tensor
+    y: Tensor
+    angle: Tensor
+
+    @classmethod
+    def of(cls, index: tuple[Tensor, Tensor, Tensor], x: _Points, y: _Points) -> "_Apart":
+        factor, row, column = index
+        with torch.enable_grad():
+            general = x.x[factor, row].double().requires_grad_()
+            specific = y.x[factor, column].double().requires_grad_()
+            one = general.new_ones(())
+            return cls(index, general, specific, cone_excess(general, specific, one, eta=0.0, k=0.0))
+
+
+@dataclass
+class _Angles(Block):
+    """Scores, the points that were multiplied, and K1, K2 and y_r [k, q, K] (K1 = K2 = 0 of pairs in `apart`)."""
+
+    x: _Points | None = None
+    y: _Points | None = None
+    k1: Tensor | None = None
+    k2: Tensor | None = None
+    along: Tensor | None = None
+    apart: _Apart | None = None
+
+
+class Cones(Sphere):
+    """Minus the mean over k hyperboloids of the exterior angle of a key at a query."""
+
+    def __init__(self, c: Tensor, scale: Tensor, points: Sequence[Tensor]) -> None:
+        super().__init__(scale, points, len(c))
+        self.root_c = c.sqrt()
+        self.sets = [_Points.of(each, self.root_c) for each in points]
+        self.by_sets = [torch.zeros_like(each.x) for each in self.sets]
+
+    def block(self, pair: tuple[int, int], span: tuple[int, int]) -> _Angles:
+        x, y = self.sets[pair[0]].rows(span), self.sets[pair[1]]
+        along, a, b, lost = _sides(x, y)
+        apart = None
+        if bool(lost.any()):
+            index = lost.nonzero(as_tuple=True)
+            if len(index[0]) <= max(lost.shape[1:]):
+                apart = _Apart.of(index, x, y)
+            else:
+                wide = self.root_c.double()
+                x = _Points.of(self.points[pair[0]][slice(*span)].double(), wide)
+                y = _Points.of(self.points[pair[1]].double(), wide)
+                along, a, b, lost = _sides(x, y)
+                # Straight behind or straight before the general, or on it.
+                near = lost & (a.square() + b.square() <= COINCIDENT[a.dtype] * (x.length * y.time.mT).square())
+                a, b = a.masked_fill(lost, 0.0), b.masked_fill(near, 1.0)
+        angle = torch.atan2(a, b)
+        if apart is not None:
+            angle[apart.index] = apart.angle.detach().to(angle.dtype)
+        square = torch.addcmul(a.square(), b, b)
+        k2 = a / square
+        k1 = torch.div(b, square.mul_(a))
+        if apart is not None or x.x.dtype != self.scale.dtype or bool(lost.any()):
+            k1, k2 = k1.masked_fill_(lost, 0.0), k2.masked_fill_(lost, 0.0)
+        scores = angle.mean(0).to(self.scale.dtype).mul_(-self.scale)
+        return _Angles(span, scores, x.unit, y.x, None, None, None, x, y, k1, k2, along, apart)
+
+    def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
+        assert isinstance(block, _Angles) and block.k1 is not None and block.k2 is not None
+        x, y, along = block.x, block.y, block.along
+        assert x is not None and y is not None and along is not None
+        self.moment[0] += torch.dot(block.scores.flatten(), slopes.flatten())
+        weight = slopes[None].to(along.dtype)
+        k1, k2 = block.k1.mul_(weight), block.k2.mul_(weight)
+        # The column of K2 y_r is a sum of rows only: no matrix is kept for it.
+        by_time = torch.linalg.vecdot(k2, along)[..., None]
+        by_along = torch.addcmul(k2 * x.time, k1, along).neg_()
+        across = by_along @ y.x
+        across = torch.addcmul(across, x.unit, torch.linalg.vecdot(across, x.unit)[..., None], value=-1)
+        by_x = across * x.inverse + x.unit * (k2 @ y.time) - x.x * (by_time / x.time)
+        by_y = by_along.mT @ x.unit + y.x * (k1.sum(1)[..., None] + (k2.mT @ x.length) / y.time)
+        by_rows = self.by_sets[pair[0]][:, slice(*block.span)]
+        by_rows += by_x.to(slopes.dtype)
+        self.by_sets[pair[1]] += by_y.to(slopes.dtype)
+        if block.apart is not None:
+            factor, row, column = block.apart.index
+            weights = slopes[row, column].to(block.apart.angle.dtype)
+            ends = torch.autograd.grad(block.apart.angle, (block.apart.x, block.apart.y), weights)
+            for part, end, by_end in zip((by_rows, self.by_sets[pair[1]]), (row, column), ends, strict=True):
+                part.index_put_((factor, end), by_end.to(part.dtype), accumulate=True)
+
+    def gradients(self) -> Iterator[Tensor]:
+        share = -self.scale / self.factors
+        by_root, by_points = torch.zeros_like(self.root_c), []
+        for own, by_own, points in zip(self.sets, self.by_sets, self.points, strict=True):
+            by_own *= share
+            by_root += torch.linalg.vecdot(by_own, own.x).sum(1) / self.root_c
+            by_points.append((by_own * self.root_c[:, None, None]).transpose(0, 1).reshape(points.shape))
+        yield self.moment[0] / self.scale
+        yield by_root / (2 * self.root_c)
+        yield from by_points
+
+
+def _sides(x: _Points, y: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y_r, a and b of all pairs [k, q, K], and whether a or the distance is lost to cancellation (or overflow)."""
+    along, square = x.unit @ y.x.mT, y.length.square().mT
+    across = torch.addcmul(square, along, along, value=-1).clamp_(min=0)
+    reach = x.length * y.time.mT
+    b = (along * x.time).sub_(reach)
+    lost = ~(across > COLLINEAR[along.dtype] * square)
+    lost |= ~(torch.addcmul(across, b, b) > COINCIDENT[along.dtype] * reach.square_())
+    return along, across.sqrt_(), b, lost
