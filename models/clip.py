@@ -35,6 +35,7 @@ class ClipConfig:
     """Towers, space and learned scalars of a dual encoder."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"temperatures", "sigmoid_bias"})
 
     vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
     """Image tower; its `kind` selects the architecture."""
@@ -57,7 +58,11 @@ class ClipConfig:
     temperature: float = 0.07
     """Initial softmax temperature; at least 1 / max_scale."""
     max_scale: float = 100.0
-    """Maximum of the learned logit scale, 1 / temperature."""
+    """Maximum of the learned logit scale, 1 / temperature, and of the named ones."""
+    temperatures: tuple[str, ...] = ()
+    """Names of further learned temperatures, for rows of the objective that name one; all start at `temperature`."""
+    sigmoid_bias: float | None = None
+    """Initial value of the learned bias of sigmoid rows; None for a model without one."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each colour channel, for pixels in [0, 1]; ImageNet's by default."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -81,6 +86,11 @@ class ClipConfig:
             raise ValueError(
                 f"factors {self.factors} need geometry 'product', not '{self.geometry}': set it, or factors=1"
             )
+        for name in self.temperatures:
+            if not name.isidentifier() or self.temperatures.count(name) > 1:
+                raise ValueError(
+                    f"temperatures {self.temperatures}: '{name}' must be an identifier that occurs once"
+                )
         if min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_std {self.pixel_std} must be positive")
 
@@ -105,6 +115,10 @@ class DualEncoder(nn.Module):
         for projection in (self.visual_projection, self.textual_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        for name in config.temperatures:
+            self.register_parameter(_scale_name(name), nn.Parameter(self.log_scale.detach().clone()))
+        if config.sigmoid_bias is not None:
+            self.sigmoid_bias = nn.Parameter(torch.tensor(float(config.sigmoid_bias)))
         if config.geometry != "euclid":
             # At the start a point is about 1 from the origin, in every factor of a product.
             alpha = -0.5 * math.log(config.dim // config.factors)
@@ -128,6 +142,17 @@ class DualEncoder(nn.Module):
     def scale(self) -> Tensor:
         """Inverse temperature, 0-dim."""
         return self.log_scale.float().exp()
+
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """Inverse temperatures by name, those of the configuration's `temperatures`."""
+        names = self.config.temperatures
+        return {name: self.get_parameter(_scale_name(name)).float().exp() for name in names}
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Learned bias of sigmoid rows, 0-dim; None without."""
+        return None if self.config.sigmoid_bias is None else self.sigmoid_bias.float()
 
     def normalise(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
         """RGB bytes -> pixels, normalised by this model's mean and standard deviation."""
@@ -197,7 +222,11 @@ class DualEncoder(nn.Module):
     @torch.no_grad()
     def constrain_(self) -> None:
         """Bring the learned scalars back into their ranges; called after each optimiser step."""
-        self.log_scale.clamp_(max=math.log(self.config.max_scale))
+        for log_scale in (
+            self.log_scale,
+            *(self.get_parameter(_scale_name(n)) for n in self.config.temperatures),
+        ):
+            log_scale.clamp_(max=math.log(self.config.max_scale))
         if isinstance(self.visual, PoincareResNetTower):
             self.visual.constrain_()
         if self.config.geometry != "euclid":
@@ -234,7 +263,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> ClipConfig:
     """ClipConfig from its `asdict` form as read from JSON; ValueError naming `source`."""
     values = dict(values)
     try:
-        for name in ("pixel_mean", "pixel_std"):
+        for name in ("pixel_mean", "pixel_std", "temperatures"):
             if name in values:
                 values[name] = tuple(values[name])
         text = TextConfig(**values.pop("text"))
@@ -262,6 +291,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
                 "use the configuration it was trained with, or another run directory"
             )
     model.load_state_dict(weights)
+
+
+def _scale_name(temperature: str) -> str:
+    return f"log_scale_{temperature}"
 
 
 def _project(projection: nn.Linear, features: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ class Cones(Sphere):
         self.by_sets = [torch.zeros_like(each.x) for each in self.sets]
 
     def block(self, pair: tuple[int, int], span: tuple[int, int]) -> _Angles:
+        """Scores of the queries of a span and all keys of a pair of sets."""
         x, y = self.sets[pair[0]].rows(span), self.sets[pair[1]]
         along, a, b, lost = _sides(x, y)
         apart = None
@@ -104,7 +105,9 @@ class Cones(Sphere):
                 y = _Points.of(self.points[pair[1]].double(), wide)
                 along, a, b, lost = _sides(x, y)
                 # Straight behind or straight before the general, or on it.
-                near = lost & (a.square() + b.square() <= COINCIDENT[a.dtype] * (x.length * y.time.mT).square())
+                near = lost & (
+                    a.square() + b.square() <= COINCIDENT[a.dtype] * (x.length * y.time.mT).square()
+                )
                 a, b = a.masked_fill(lost, 0.0), b.masked_fill(near, 1.0)
         angle = torch.atan2(a, b)
         if apart is not None:
@@ -118,6 +121,7 @@ class Cones(Sphere):
         return _Angles(span, scores, x.unit, y.x, None, None, None, x, y, k1, k2, along, apart)
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
+        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
         assert isinstance(block, _Angles) and block.k1 is not None and block.k2 is not None
         x, y, along = block.x, block.y, block.along
         assert x is not None and y is not None and along is not None
@@ -142,6 +146,7 @@ class Cones(Sphere):
                 part.index_put_((factor, end), by_end.to(part.dtype), accumulate=True)
 
     def gradients(self) -> Iterator[Tensor]:
+        """Gradients by the scale, the curvatures and every set of points, in this order."""
         share = -self.scale / self.factors
         by_root, by_points = torch.zeros_like(self.root_c), []
         for own, by_own, points in zip(self.sets, self.by_sets, self.points, strict=True):

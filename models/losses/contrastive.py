@@ -80,7 +80,15 @@ def contrast(
 class _Contrast(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, wants: bool, tables: tuple[PairLoss, ...], pairs_at_once: int, cones: bool, scale, bias, c, *points
+        ctx: Any,
+        wants: bool,
+        tables: tuple[PairLoss, ...],
+        pairs_at_once: int,
+        cones: bool,
+        scale,
+        bias,
+        c,
+        *points,
     ):
         curved = Cones if cones else Hyperboloids
         space = curved(c, scale, points) if len(c) else Sphere(scale, points)
@@ -121,7 +129,13 @@ def _row_weight(table: PairLoss, span: tuple[int, int], dtype: torch.dtype) -> t
 
 
 def _run_sigmoid(
-    space: Sphere, table: PairLoss, sums: Tensor, pairs_at_once: int, wants: bool, bias: Tensor, by_bias: Tensor
+    space: Sphere,
+    table: PairLoss,
+    sums: Tensor,
+    pairs_at_once: int,
+    wants: bool,
+    bias: Tensor,
+    by_bias: Tensor,
 ) -> None:
     """Add the binary cross-entropies of one table to `sums`, their gradients to the space's and the bias's."""
     for span in _spans(space, table, pairs_at_once):
@@ -130,7 +144,9 @@ def _run_sigmoid(
         logits = block.scores + bias
         sums[0] -= (factor * (F.logsigmoid(-logits).sum(1, keepdim=True) + logits.gather(1, target))).sum()
         if wants:
-            slopes = logits.sigmoid_().scatter_add_(1, target, logits.new_full(target.shape, -1.0)).mul_(weight)
+            slopes = (
+                logits.sigmoid_().scatter_add_(1, target, logits.new_full(target.shape, -1.0)).mul_(weight)
+            )
             by_bias += slopes.sum()
             space.accumulate_grad((table.query, table.key), block, slopes)
 

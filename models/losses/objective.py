@@ -1,129 +1,62 @@
-"""The training loss as two tables of rows: contrastive and entailment terms.
+"""The training loss: contrastive terms, entailment terms and norm regularisers, as the rows of a configuration say.
 
-HyCoCLIP (Pal et al., ICLR 2025, arXiv 2410.06912), PHyCLIP (ICLR 2026, the same rows in a product of
-hyperboloids), MERU (Desai et al., ICML 2023) and CLIP (Radford et al. 2021) are different rows of the same
-tables.
-
-A node is a set of embeddings of one type: "image" and "text" have one row per sample, "image_box" and "text_box" one
-row per box, and `owner` [P] is the index of each box's sample in the batch.
+The rows are those of models/losses/rows.py. `owner` [P] is the index of each box's sample in the batch.
 Legend: B samples and P boxes of this process, K keys of all processes, D dim.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.hyperbolic import lorentz, product
-from models.hyperbolic.ops import promote
+from models.hyperbolic.ops import promote, safe_norm
 from models.losses.contrastive import PairLoss, contrast
 from models.losses.entailment import cone_excess
+from models.losses.rows import (
+    BOXES,
+    NODES,
+    ContrastRow,
+    EntailmentRow,
+    Geometry,
+    Node,
+    NormRow,
+    ObjectiveConfig,
+    angle_objective,
+    argent_objective,
+    clip_objective,
+    hycoclip_objective,
+    meru_objective,
+    siglip_objective,
+    uncha_objective,
+)
 
-Node = Literal["image", "text", "image_box", "text_box"]
-Whole = Literal["image", "text"]
-Geometry = Literal["lorentz", "product", "euclid"]
-NODES: tuple[Node, ...] = get_args(Node)
-WHOLE_PAIRS: tuple[tuple[Node, Whole], ...] = (("image", "text"), ("text", "image"))
-BOX_PAIRS: tuple[tuple[Node, Whole], ...] = (*WHOLE_PAIRS, ("image_box", "text"), ("text_box", "image"))
-BOXES: tuple[Node, ...] = ("image_box", "text_box")
+__all__ = [
+    "NODES",
+    "ContrastRow",
+    "EntailmentRow",
+    "Geometry",
+    "Node",
+    "NormRow",
+    "ObjectiveConfig",
+    "angle_objective",
+    "argent_objective",
+    "clip_objective",
+    "hycoclip_objective",
+    "loss",
+    "meru_objective",
+    "scores",
+    "siglip_objective",
+    "uncha_objective",
+]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastRow:
-    """Cross-entropy of each `query` over the `key`s of the global batch, with its own sample as target."""
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    query: Node
-    """Node whose embeddings are the queries; text_box and image_box have a row per box."""
-    key: Whole
-    """Node whose embeddings are the keys: whole images or texts."""
-    weight: float
-    """Factor of the term in the loss."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntailmentRow:
-    """Batch mean of max(0, exterior angle(general, specific) - eta * half-aperture(general))."""
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    general: Node
-    """Node that contains the other: its entailment cone is used."""
-    specific: Node
-    """Node that is contained."""
-    eta: float
-    """Factor of the cone's half-aperture (eta of HyCoCLIP): below 1 a narrower cone."""
-    weight: float
-    """Factor of the term in the loss."""
-
-    def __post_init__(self) -> None:
-        if self.specific in BOXES and self.general not in BOXES:
-            raise ValueError(
-                f"entailment of {self.specific} by {self.general}: a part cannot contain its whole"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """The rows of a loss."""
-
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-
-    contrast: tuple[ContrastRow, ...]
-    """Cross-entropy terms; at least one."""
-    entailment: tuple[EntailmentRow, ...] = ()
-    """Entailment terms; they need geometry "lorentz" or "product"."""
-    aperture: float = 0.1
-    """Constant K of the entailment cones; the half-aperture at x is asin(2 K / (sqrt(c) |x|))."""
-    pairs_at_once: int = 1 << 20
-    """Maximum number of entries (queries x keys x factors) of a score matrix in memory; a larger matrix is
-    streamed in pieces of this size.
-    """
-
-    def __post_init__(self) -> None:
-        if self.pairs_at_once < 1:
-            raise ValueError(f"pairs_at_once {self.pairs_at_once} must be at least 1")
-
-    @property
-    def uses_boxes(self) -> bool:
-        """Whether any row uses boxes; if none does, they need not be read or encoded."""
-        rows = [(row.query, row.key) for row in self.contrast]
-        rows += [(row.general, row.specific) for row in self.entailment]
-        return any(node in BOXES for pair in rows for node in pair)
-
-
-def _contrast(pairs: tuple[tuple[Node, Whole], ...]) -> tuple[ContrastRow, ...]:
-    return tuple(ContrastRow(query=query, key=key, weight=1 / len(pairs)) for query, key in pairs)
-
-
-def clip_objective(boxes: bool = False) -> ObjectiveConfig:
-    """CLIP's two cross-entropies; with boxes HyCoCLIP's four (the baseline of arXiv 2607.05268)."""
-    return ObjectiveConfig(contrast=_contrast(BOX_PAIRS if boxes else WHOLE_PAIRS))
-
-
-def meru_objective(weight: float = 0.2) -> ObjectiveConfig:
-    """MERU: two cross-entropies, and the text contains its image."""
-    row = EntailmentRow(general="text", specific="image", eta=1.0, weight=weight)
-    return ObjectiveConfig(contrast=_contrast(WHOLE_PAIRS), entailment=(row,))
-
-
-def hycoclip_objective(
-    weight: float = 0.1, eta_inter: float = 0.7, eta_intra: float = 1.2
-) -> ObjectiveConfig:
-    """HyCoCLIP's hCC + weight * hCE: texts contain images (eta_inter), boxes contain wholes (eta_intra)."""
-    contained: tuple[tuple[Node, Node, float], ...] = (
-        ("text", "image", eta_inter),
-        ("text_box", "image_box", eta_inter),
-        ("image_box", "image", eta_intra),
-        ("text_box", "text", eta_intra),
-    )
-    rows = tuple(EntailmentRow(general=g, specific=s, eta=eta, weight=weight) for g, s, eta in contained)
-    return ObjectiveConfig(contrast=_contrast(BOX_PAIRS), entailment=rows)
+NORM_LEAST = 1e-4
+"""Norm below which the logarithm of a norm regulariser is continued by its tangent, so that its slope is finite."""
 
 
 def scores(
@@ -158,78 +91,237 @@ def loss(
     geometry: Geometry = "lorentz",
     distributed: bool = False,
     entailment_share: float = 1.0,
+    scales: Mapping[str, Tensor] | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss and its unweighted, detached terms ("contrast/image>text", "entail/text_box>text" ...).
+    """Total loss and its unweighted, detached terms ("contrast/image>text", "entail/text_box>text", "norm/text" ...).
 
     Args:
         nodes: embeddings by node name; the box nodes may be absent if no row uses them, and may be empty.
         owner: for each box, the index of its sample in this process's batch.
         scale: inverse temperature, a factor of the scores.
         curvature: c > 0, 0-dim, or [k] for a product; unused in Euclidean geometry.
-        config: rows of contrastive and entailment terms, with their weights.
+        config: rows of contrastive, entailment and norm terms, with their weights.
         geometry: space in which the embeddings lie.
         distributed: take the keys of all ranks. Every rank needs the same B (not the same P); the mean of the
             ranks' losses, and of their gradients, is then the one of a single process with the whole batch.
         entailment_share: factor of all entailment weights, for a recipe that raises them during training.
+        scales: inverse temperatures of the rows that name one.
+        bias: learned bias of the sigmoid rows, 0-dim.
 
     Raises:
-        ValueError: entailment rows in Euclidean geometry.
+        ValueError: entailment or norm rows in Euclidean geometry, or a row whose temperature or bias is not given.
     """
-    if geometry == "euclid" and config.entailment:
-        raise ValueError("entailment rows need geometry 'lorentz' or 'product'; drop them or change it")
+    if geometry == "euclid" and (config.entailment or config.norm):
+        raise ValueError(
+            "entailment and norm rows need geometry 'lorentz' or 'product'; drop them or change it"
+        )
+    if missing := sorted(set(config.temperatures) - set(scales or {})):
+        raise ValueError(f"a row names temperature '{missing[0]}': add it to model.temperatures")
+    if config.uses_bias and bias is None:
+        raise ValueError("a sigmoid row needs a bias: set model.sigmoid_bias")
     with torch.autocast(scale.device.type, enabled=False):
-        nodes = {name: promote(points) for name, points in nodes.items()}
         curvature = torch.as_tensor(curvature, device=scale.device)
-        queries, keys = ({getattr(row, end) for row in config.contrast} for end in ("query", "key"))
-        first = dist.get_rank() * len(nodes["image"]) if distributed else 0
-        if distributed:
-            points = {name: nodes[name] for name in sorted(queries)}
-            points |= {f"all {name}": _gather(nodes[name]) for name in sorted(keys)}
-        else:
-            points = {name: nodes[name] for name in sorted(queries | keys)}
-        own = first + torch.arange(len(nodes["image"]), device=scale.device)
-        boxes = _mean_over_ranks(len(owner), scale.device) if distributed else scale.new_tensor(len(owner))
-
-        def count(name: str) -> Tensor:
-            return boxes.clamp(min=1) if name in BOXES else boxes.new_tensor(max(1, len(own)))
-
-        places = {name: place for place, name in enumerate(points)}
-        tables, read = [], []
-        for row, reverse_target in _matrices(config.contrast, two_ways=not distributed):
-            tables.append(
-                PairLoss(
-                    query=places[row.query],
-                    key=places[f"all {row.key}" if distributed else row.key],
-                    target=first + owner if row.query in BOXES else own,
-                    weight=row.weight / count(row.query),
-                    reverse_target=own if reverse_target else None,
-                    reverse_weight=reverse_target.weight / count(reverse_target.query)
-                    if reverse_target
-                    else None,
-                )
-            )
-            read += [(row, len(tables) - 1, 0)] + [(reverse_target, len(tables) - 1, 1)] * (
-                reverse_target is not None
-            )
-        space = None if geometry == "euclid" else curvature
-        total, sums = contrast(list(points.values()), tables, scale, space, config.pairs_at_once)
-        terms = {
-            f"contrast/{row.query}>{row.key}": sums[table, side] / count(row.query)
-            for row, table, side in read
-        }
+        points = {name: promote(each) for name, each in nodes.items()}
+        batch = _Batch(points, owner, scale.detach(), distributed)
+        named = {"": scale, **(scales or {})}
+        total, terms = scale.new_zeros(()), {}
+        for name, inverse in named.items():
+            rows = [row for row in config.contrast if row.temperature == name]
+            space = None if geometry == "euclid" else curvature
+            total = total + _contrasts(batch, rows, inverse, space, config.pairs_at_once, bias, terms)
+            cones = [r for r in config.entailment if r.loss == "contrastive" and r.temperature == name]
+            part = _rejections(batch, cones, inverse, curvature, config.pairs_at_once, terms)
+            total = total + entailment_share * part
         for row in config.entailment:
-            general, specific = nodes[row.general], nodes[row.specific]
-            if row.general in BOXES and row.specific not in BOXES:
-                specific = specific.index_select(0, owner)
-            if geometry == "product":
-                general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
-            outside = cone_excess(general, specific, curvature, row.eta, config.aperture)
-            term = outside.sum() / (
-                count(row.general) * (_factors(curvature) if geometry == "product" else 1)
-            )
-            total = total + entailment_share * row.weight * term
-            terms[f"entail/{row.general}>{row.specific}"] = term.detach()
+            if row.loss != "contrastive":
+                term = _entailed(batch, row, curvature, geometry, config.aperture)
+                total = total + entailment_share * row.weight * term
+                terms[f"entail/{row.general}>{row.specific}"] = term.detach()
+        for row in config.norm:
+            term = _norms(batch.nodes[row.node], _factors(curvature)).sum() / batch.count(row.node)
+            total = total + row.weight * term
+            terms[f"norm/{row.node}"] = term.detach()
     return total, terms
+
+
+class _Batch:
+    """The nodes of this process with those of all ranks: keys, targets and counts."""
+
+    def __init__(self, nodes: dict[str, Tensor], owner: Tensor, like: Tensor, distributed: bool) -> None:
+        self.nodes, self.owner, self.distributed = nodes, owner, distributed
+        self.samples = len(nodes["image"])
+        self.first = dist.get_rank() * self.samples if distributed else 0
+        self.boxes = like.new_tensor([float(len(owner))])
+        if distributed:
+            every = [torch.empty_like(self.boxes) for _ in range(dist.get_world_size())]
+            dist.all_gather(every, self.boxes)
+            self.boxes = torch.cat(every)
+        self.gathered: dict[str, Tensor] = {}
+        self._sizes: list[int] | None = None
+
+    def count(self, node: str) -> Tensor:
+        """Rows of a node, mean over the ranks, at least 1: sums over it have the global mean as their mean."""
+        return (
+            self.boxes.mean().clamp(min=1) if node in BOXES else self.boxes.new_tensor(max(1, self.samples))
+        )
+
+    def own(self, node: str) -> Tensor:
+        """Index of this process's rows of a node among those of all ranks."""
+        start = self.first
+        if node in BOXES:
+            start = sum(self._sizes_of_boxes()[: dist.get_rank()]) if self.distributed else 0
+        return start + torch.arange(len(self.nodes[node]), device=self.owner.device)
+
+    def target(self, query: str, key: str) -> Tensor:
+        """Index among the keys of all ranks of each query's own."""
+        return self.first + self.owner if query in BOXES and key not in BOXES else self.own(key)
+
+    def all(self, node: str) -> Tensor:
+        """Rows of a node on all ranks."""
+        if not self.distributed:
+            return self.nodes[node]
+        if node not in self.gathered:
+            boxes = self._sizes_of_boxes() if node in BOXES else [self.samples] * dist.get_world_size()
+            gathered = _Gather.apply(self.nodes[node], boxes)
+            assert isinstance(gathered, Tensor)
+            self.gathered[node] = gathered
+        return self.gathered[node]
+
+    def mean(self, node: str, values: Tensor) -> Tensor:
+        """Mean over the rows of a node on all ranks."""
+        total = values.sum()
+        if self.distributed:
+            dist.all_reduce(total)
+            total = total / dist.get_world_size()
+        return total / self.count(node)
+
+    def _sizes_of_boxes(self) -> list[int]:
+        """Boxes of every rank; only where boxes are keys, since reading them waits for the device."""
+        if self._sizes is None:
+            self._sizes = [int(n) for n in self.boxes.tolist()]
+        return self._sizes
+
+
+class _Points:
+    """Sets of points by name, with their places in a list."""
+
+    def __init__(self, batch: _Batch) -> None:
+        self.batch, self.places, self.sets = batch, {}, []
+
+    def place(self, node: str, everywhere: bool) -> int:
+        name = (node, everywhere and self.batch.distributed)
+        if name not in self.places:
+            self.places[name] = len(self.sets)
+            self.sets.append(self.batch.all(node) if everywhere else self.batch.nodes[node])
+        return self.places[name]
+
+
+def _contrasts(
+    batch: _Batch,
+    rows: Sequence[ContrastRow],
+    scale: Tensor,
+    curvature: Tensor | None,
+    pairs_at_once: int,
+    bias: Tensor | None,
+    terms: dict[str, Tensor],
+) -> Tensor:
+    """Weighted sum of the contrastive rows of one temperature; adds their terms."""
+    points, tables, read = _Points(batch), [], []
+    for row, reverse in _matrices(rows, two_ways=not batch.distributed):
+        factor = None
+        if row.uncertainty:
+            certain = torch.linalg.vector_norm(batch.nodes[row.query].detach(), dim=-1).sigmoid()
+            factor = certain / batch.mean(row.query, certain).clamp(min=1e-6)
+        read += [(row, len(tables), 0)] + [(reverse, len(tables), 1)] * (reverse is not None)
+        tables.append(
+            PairLoss(
+                query=points.place(row.query, everywhere=False),
+                key=points.place(row.key, everywhere=True),
+                target=batch.target(row.query, row.key),
+                weight=row.weight / batch.count(row.query),
+                reverse_target=batch.own(row.key) if reverse else None,
+                reverse_weight=reverse.weight / batch.count(reverse.query) if reverse else None,
+                factor=factor,
+                sigmoid=row.loss == "sigmoid",
+            )
+        )
+    if not tables:
+        return scale.new_zeros(())
+    total, sums = contrast(points.sets, tables, scale, curvature, pairs_at_once, bias=bias)
+    for row, table, side in read:
+        terms[f"contrast/{row.query}>{row.key}"] = sums[table, side] / batch.count(row.query)
+    return total
+
+
+def _rejections(
+    batch: _Batch,
+    rows: Sequence[EntailmentRow],
+    scale: Tensor,
+    curvature: Tensor,
+    pairs_at_once: int,
+    terms: dict[str, Tensor],
+) -> Tensor:
+    """Weighted sum of the contrastive entailment rows of one temperature; adds their terms.
+
+    A part is asked for its whole only: for a whole all of its parts are right, and a cross-entropy has one target.
+    """
+    points, tables, read = _Points(batch), [], {}
+    for row in rows:
+        both = (row.general in BOXES) == (row.specific in BOXES)
+        weight = row.weight / batch.count(row.general) / (2 if both else 1)
+        place = len(tables)
+        general, specific = (points.place(node, everywhere=False) for node in (row.general, row.specific))
+        target = batch.target(row.general, row.specific)
+        if not batch.distributed:
+            back = batch.own(row.general) if both else None
+            tables.append(PairLoss(general, specific, target, weight, back, weight if both else None))
+            read[row] = [(place, 0)] + [(place, 1)] * both
+            continue
+        tables.append(PairLoss(general, points.place(row.specific, everywhere=True), target, weight))
+        read[row] = [(place, 0)]
+        if both:
+            # The columns of this process's specifics alone: the rows have the weight 0.
+            everyone = points.place(row.general, everywhere=True)
+            nothing = target.new_zeros(len(points.sets[everyone]))
+            zero, back = torch.zeros_like(weight), batch.own(row.general)
+            tables.append(PairLoss(everyone, specific, nothing, zero, back, weight))
+            read[row].append((place + 1, 1))
+    if not tables:
+        return scale.new_zeros(())
+    total, sums = contrast(points.sets, tables, scale, curvature, pairs_at_once, cones=True)
+    for row, sides in read.items():
+        mean = sum(sums[side] for side in sides) / len(sides)
+        terms[f"entail/{row.general}>{row.specific}"] = mean / batch.count(row.general)
+    return total
+
+
+def _entailed(
+    batch: _Batch, row: EntailmentRow, curvature: Tensor, geometry: Geometry, aperture: float
+) -> Tensor:
+    """Mean over the pairs, and the factors of a product, of the hinge or of the Huber loss of the angle."""
+    general, specific = batch.nodes[row.general], batch.nodes[row.specific]
+    if row.general in BOXES and row.specific not in BOXES:
+        specific = specific.index_select(0, batch.owner)
+    if geometry == "product":
+        general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
+    if row.loss == "hinge":
+        each = cone_excess(general, specific, curvature, row.eta, aperture)
+    else:
+        each = cone_excess(general, specific, curvature, 0.0, aperture)
+        if row.adaptive:
+            each = -torch.expm1(-lorentz.distance(general, specific, curvature)) * each
+        each = F.huber_loss(each, torch.zeros_like(each), reduction="none", delta=row.delta)
+    return each.sum() / (batch.count(row.general) * (_factors(curvature) if geometry == "product" else 1))
+
+
+def _norms(points: Tensor, factors: int) -> Tensor:
+    """|x|^2 - log|x| of every point, mean over its factors: [N, D] -> [N]."""
+    norm = safe_norm(product.split(points, factors))[..., 0]
+    log = torch.where(
+        norm < NORM_LEAST, norm / NORM_LEAST - 1 + math.log(NORM_LEAST), norm.clamp(min=NORM_LEAST).log()
+    )
+    return (norm.square() - log).mean(-1)
 
 
 def _matrices(
@@ -239,12 +331,13 @@ def _matrices(
     left = list(rows)
     while left:
         row = left.pop(0)
-        reverse_target = next(
-            (r for r in left if two_ways and (r.query, r.key) == (row.key, row.query)), None
-        )
-        if reverse_target:
-            left.remove(reverse_target)
-        yield row, reverse_target
+        reverse = None
+        if two_ways and row.loss == "softmax" and not row.uncertainty:
+            back = (row.key, row.query, "softmax", False)
+            reverse = next((r for r in left if (r.query, r.key, r.loss, r.uncertainty) == back), None)
+        if reverse:
+            left.remove(reverse)
+        yield row, reverse
 
 
 def _factors(curvature: Tensor | float) -> int:
@@ -252,32 +345,21 @@ def _factors(curvature: Tensor | float) -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks, in rank order; the gradient of a row flows back to its own rank."""
+    """Rows of all ranks, in rank order, `sizes` of each; the gradient of a row flows back to its own rank."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        ctx.rows = len(rows)
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
+        most = rows.new_zeros(max(sizes), rows.shape[1])
+        most[: len(rows)] = rows
+        parts = [torch.empty_like(most) for _ in sizes]
+        dist.all_gather(parts, most)
+        rank = dist.get_rank()
+        ctx.span = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # all_reduce and a slice: gloo has no reduce_scatter.
         grad = grads[0].contiguous().clone()
         dist.all_reduce(grad)
-        start = dist.get_rank() * ctx.rows
-        return grad[start : start + ctx.rows]
-
-
-def _gather(rows: Tensor) -> Tensor:
-    gathered = _Gather.apply(rows)
-    assert isinstance(gathered, Tensor)
-    return gathered
-
-
-def _mean_over_ranks(count: int, device: torch.device) -> Tensor:
-    """Mean number of boxes per rank: each rank's sum over its boxes divided by it gives an unbiased global mean."""
-    total = torch.tensor(float(count), device=device)
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+        return grad[ctx.span], None

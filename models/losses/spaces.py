@@ -71,6 +71,7 @@ class Sphere:
         self.pulled: dict[int, Tensor] = {}
 
     def block(self, pair: tuple[int, int], span: tuple[int, int]) -> Block:
+        """Scores of the queries of a span and all keys of a pair of sets."""
         query, key = self.points[pair[0]][None, slice(*span)], self.points[pair[1]][None]
         return Block(span, (query @ key.transpose(1, 2))[0].mul_(self.scale), query, key)
 
@@ -112,6 +113,7 @@ class Hyperboloids(Sphere):
         self.times: dict[int, Tensor] = {}  # as `pulled`, of time parts
 
     def block(self, pair: tuple[int, int], span: tuple[int, int]) -> Block:
+        """Scores of the queries of a span and all keys of a pair of sets."""
         query, key = self.charts[pair[0]][:, slice(*span)], self.charts[pair[1]]
         if pair[1] not in self.keys:
             self.keys[pair[1]] = _as_key(key)
@@ -136,6 +138,7 @@ class Hyperboloids(Sphere):
         return Block(span, torch.tensordot(share, distance, 1), query, key, distance, stretch, near_pairs)
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
+        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
         assert block.stretch is not None, "a block of hyperboloids has one"
         distance = block.scores[None] if block.distance is None else block.distance
         self.moment += torch.mv(distance.flatten(1), slopes.flatten())
@@ -163,6 +166,7 @@ class Hyperboloids(Sphere):
                 part.index_put_((factor, end), -by_end.to(part.dtype), accumulate=True)
 
     def gradients(self) -> Iterator[Tensor]:
+        """Gradients by the scale, the curvatures and every set of points, in this order."""
         # Where the moment is of scores, these are -scale * share times the distance.
         moment = self.moment / (-self.scale * self.share) if self.factors == 1 else self.moment
         by_root = self.scale * moment * self.share / self.root_c

@@ -90,7 +90,16 @@ def _seconds_per_step(recipe: Recipe, device: torch.device, batch: int) -> float
         half = recipe.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             nodes, scale, curvature = model(pixels, tokens, *parts)
-        loss, _ = objectives.loss(nodes, owner, scale, curvature, recipe.objective, recipe.model.geometry)
+        loss, _ = objectives.loss(
+            nodes,
+            owner,
+            scale,
+            curvature,
+            recipe.objective,
+            recipe.model.geometry,
+            scales=model.scales,
+            bias=model.bias,
+        )
         loss.backward()
     return (_now(device) - began) / _STEPS
 

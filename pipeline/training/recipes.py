@@ -1,9 +1,10 @@
 """Recipes: functions that return the configuration of a training run, by name.
 
-HyCoCLIP, PHyCLIP, MERU, CLIP and CLIP + boxes use one trainer with different rows of the objective and different
-geometries.
+HyCoCLIP, PHyCLIP, MERU, CLIP, CLIP + boxes, ARGENT, UNCHA-lite, cones with negatives and hyperbolic SigLIP use one
+trainer with different rows of the objective and different geometries.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
@@ -17,9 +18,13 @@ from models.encoders.vit import VisionConfig
 from models.losses.objective import (
     Geometry,
     ObjectiveConfig,
+    angle_objective,
+    argent_objective,
     clip_objective,
     hycoclip_objective,
     meru_objective,
+    siglip_objective,
+    uncha_objective,
 )
 from pipeline.config import Config, ConfigError, nearest
 from pipeline.training.augment import DataConfig
@@ -123,13 +128,29 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.objective.entailment and self.model.geometry == "euclid":
+        objective, model = self.objective, self.model
+        if (objective.entailment or objective.norm) and model.geometry == "euclid":
             raise ValueError(
-                "entailment rows need geometry 'lorentz' or 'product': drop the rows or change the geometry"
+                "entailment and norm rows need geometry 'lorentz' or 'product': drop the rows or change the geometry"
             )
         if not self.objective.contrast:
             raise ValueError(
                 "an objective without contrast rows learns nothing: add (image, text), (text, image)"
+            )
+        if objective.contrast and all(row.temperature for row in objective.contrast):
+            raise ValueError(
+                "all contrast rows name a temperature of their own, so that the model's learns nothing: leave it out of "
+                "one row"
+            )
+        if set(objective.temperatures) != set(model.temperatures):
+            raise ValueError(
+                f"model.temperatures {list(model.temperatures)} must be those that rows of the objective name, "
+                f"{list(objective.temperatures)}"
+            )
+        if objective.uses_bias != (model.sigmoid_bias is not None):
+            remedy = "set it, for example to 10" if objective.uses_bias else "set it to null"
+            raise ValueError(
+                f"model.sigmoid_bias {model.sigmoid_bias} belongs to contrast rows with loss 'sigmoid': {remedy}"
             )
         if self.optimiser.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.optimiser.warmup_steps} exceeds steps {self.steps}")
@@ -224,6 +245,10 @@ def photos() -> Recipe:
     )
 
 
+SIGLIP_TEMPERATURE = 0.1
+"""Initial temperature of sigmoid rows (Zhai et al. 2023, section 4)."""
+START_DISTANCE = math.acosh(math.cosh(1) ** 2)
+"""Distance of two points at a distance of 1 from the origin, in orthogonal directions."""
 FACTOR_DIM = 8
 """Dimensions of a PHyCLIP factor; an embedding of 512 has 64 of them."""
 
@@ -231,7 +256,12 @@ FACTOR_DIM = 8
 def _family(base: Recipe, name: str, objective: ObjectiveConfig, geometry: Geometry) -> Recipe:
     """The same towers and schedule under another objective or in another space."""
     factors = base.model.dim // FACTOR_DIM if geometry == "product" else 1
-    model = replace(base.model, geometry=geometry, factors=factors)
+    model = replace(base.model, geometry=geometry, factors=factors, temperatures=objective.temperatures)
+    if objective.uses_bias:
+        # SigLIP's temperature; at the start, with points 1 from the origin and so START_DISTANCE from each other, the
+        # probability of a pair is that of a right one among the batch (their bias of -10 is for cosines).
+        bias = round(START_DISTANCE / SIGLIP_TEMPERATURE - math.log(base.batch_size), 1)
+        model = replace(model, temperature=SIGLIP_TEMPERATURE, sigmoid_bias=bias)
     return base.replace(name=name, objective=objective, model=model)
 
 
@@ -250,6 +280,10 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("clip_boxes", clip_objective(boxes=True), "euclid"),
             # From no paper: HyCoCLIP's contrast on its hyperboloid without cones, to separate geometry from entailment.
             named("lorentz_boxes", clip_objective(boxes=True), "lorentz"),
+            named("argent", argent_objective(), "lorentz"),
+            named("uncha", uncha_objective(), "lorentz"),
+            named("angle", angle_objective(), "lorentz"),
+            named("siglip", siglip_objective(), "lorentz"),
         ]
     )
 

@@ -190,6 +190,8 @@ def _train(
                 recipe.model.geometry,
                 distributed=ranks > 1,
                 entailment_share=recipe.entailment_share(step),
+                scales=model.scales,
+                bias=model.bias,
             )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

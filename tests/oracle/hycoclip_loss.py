@@ -135,3 +135,119 @@ def product_entailment(
 def phyclip(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor) -> Tensor:
     """HyCoCLIP's rows in a product of hyperboloids with curvatures c [k]."""
     return rows(image, text, image_box, text_box, owner, scale, c, mean_distance, product_entailment)
+
+
+def pair_mean(general: list[Tensor], specific: list[Tensor], each) -> Tensor:
+    return torch.stack([each(x, y) for x, y in zip(general, specific, strict=True)]).mean()
+
+
+def huber(t: Tensor) -> Tensor:
+    return t**2 / 2 if t <= 1 else t - 0.5
+
+
+def hycoclip_contrast(i, t, ib, tb, owner, scale, c) -> Tensor:
+    own = list(range(len(i)))
+    entropies = [(i, t, own), (t, i, own), (ib, t, owner), (tb, i, owner)]
+    return sum(cross_entropy(q, k, right, negative_distance, scale, c) for q, k, right in entropies) / 4
+
+
+def negative_distance(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return -distance(x, y, c)
+
+
+def negative_angle(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return -exterior_angle(x, y, c)
+
+
+def hinges(i, t, ib, tb, owner, c) -> Tensor:
+    return (
+        entailment(t, i, 0.7, 0.1, c)
+        + entailment(tb, ib, 0.7, 0.1, c)
+        + entailment(ib, [i[o] for o in owner], 1.2, 0.1, c)
+        + entailment(tb, [t[o] for o in owner], 1.2, 0.1, c)
+    )
+
+
+def argent(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    """ARGENT: half of Huber(phi) between modalities, of Huber((1 - exp(-d)) phi) within, and a tenth of the norms."""
+    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
+
+    def plain(x, y):
+        return huber(exterior_angle(x, y, c))
+
+    def adaptive(x, y):
+        return huber((1 - torch.exp(-distance(x, y, c))) * exterior_angle(x, y, c))
+
+    angles = pair_mean(t, i, plain) + pair_mean(tb, ib, plain)
+    angles = angles + pair_mean(ib, [i[o] for o in owner], adaptive)
+    angles = angles + pair_mean(tb, [t[o] for o in owner], adaptive)
+    norms = [torch.stack([x @ x - torch.log(x.norm()) for x in points]).mean() for points in (i, t, ib, tb)]
+    return hycoclip_contrast(i, t, ib, tb, owner, scale, c) + 0.5 * angles + 0.1 * sum(norms) / 4
+
+
+def uncha(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    """UNCHA-lite: six cross-entropies, parts weighted by exp(-u) over its mean (a constant), boxes with scale `box`."""
+    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
+    own, same = list(range(len(i))), list(range(len(ib)))
+
+    def weighted(part, key):
+        u = torch.stack([torch.log(1 + torch.exp(-x.norm())) for x in part]).detach()
+        weight = torch.exp(-u) / torch.exp(-u).mean()
+        each = [
+            cross_entropy([x], key, [right], negative_distance, scale, c)
+            for x, right in zip(part, owner, strict=True)
+        ]
+        return (weight * torch.stack(each)).mean()
+
+    wholes = cross_entropy(i, t, own, negative_distance, scale, c)
+    wholes = wholes + cross_entropy(t, i, own, negative_distance, scale, c)
+    boxes = cross_entropy(ib, tb, same, negative_distance, box, c)
+    boxes = boxes + cross_entropy(tb, ib, same, negative_distance, box, c)
+    parts = weighted(ib, t) + weighted(tb, i)
+    return (wholes + boxes + parts) / 6 + 0.1 * hinges(i, t, ib, tb, owner, c)
+
+
+def angle(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    """Cones against the batch: each general over all specifics and each specific over all generals, scale `box`."""
+    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
+
+    def rejection(general, specific):
+        own = list(range(len(general)))
+
+        def turned(y, x, c):
+            return negative_angle(x, y, c)
+
+        inside = cross_entropy(general, specific, own, negative_angle, box, c)
+        return (inside + cross_entropy(specific, general, own, turned, box, c)) / 2
+
+    own = list(range(len(i)))
+    wholes = cross_entropy(i, t, own, negative_distance, scale, c)
+    wholes = (wholes + cross_entropy(t, i, own, negative_distance, scale, c)) / 2
+    rejections = (rejection(t, i) + rejection(tb, ib)) / 4
+    return wholes + rejections + 0.1 * hinges(i, t, ib, tb, owner, c)
+
+
+def siglip(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    """Mean over queries of the binary cross-entropies of all keys, logit bias - scale * distance; three rows."""
+    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
+
+    def sigmoids(query, key, target):
+        each = []
+        for x, right in zip(query, target, strict=True):
+            for place, y in enumerate(key):
+                sign = 1 if place == right else -1
+                logit = bias - scale * distance(x, y, c)
+                each.append(torch.log(1 + torch.exp(-sign * logit)))
+        return torch.stack(each).sum() / len(query)
+
+    rows = sigmoids(i, t, list(range(len(i)))) + sigmoids(ib, t, owner) + sigmoids(tb, i, owner)
+    return rows / 3 + 0.1 * hinges(i, t, ib, tb, owner, c)
+
+
+def part_rejection(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    """Each box's cone over all whole images, and CLIP's rows with their cosines replaced by distances."""
+    i, t, ib = list(image), list(text), list(image_box)
+    own = list(range(len(i)))
+    wholes = cross_entropy(i, t, own, negative_distance, scale, c)
+    wholes = (wholes + cross_entropy(t, i, own, negative_distance, scale, c)) / 2
+    return wholes + 0.5 * cross_entropy(ib, i, owner, negative_angle, scale, c)

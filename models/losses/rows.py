@@ -1,0 +1,243 @@
+"""The rows of the training loss, and the published objectives made of them.
+
+HyCoCLIP (Pal et al., ICLR 2025, arXiv 2410.06912), PHyCLIP (ICLR 2026, the same rows in a product of hyperboloids),
+MERU (Desai et al., ICML 2023), CLIP (Radford et al. 2021), ARGENT (arXiv 2603.23311), UNCHA (arXiv 2603.22042) and
+SigLIP (Zhai et al., ICCV 2023) are different rows of the same tables.
+
+A node is a set of embeddings of one type: "image" and "text" have one row per sample, "image_box" and "text_box" one
+row per box.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
+
+Node = Literal["image", "text", "image_box", "text_box"]
+Geometry = Literal["lorentz", "product", "euclid"]
+NODES: tuple[Node, ...] = get_args(Node)
+WHOLE_PAIRS: tuple[tuple[Node, Node], ...] = (("image", "text"), ("text", "image"))
+BOX_PAIRS: tuple[tuple[Node, Node], ...] = (*WHOLE_PAIRS, ("image_box", "text"), ("text_box", "image"))
+BOXES: tuple[Node, ...] = ("image_box", "text_box")
+BOX_BOX: tuple[tuple[Node, Node], ...] = (("image_box", "text_box"), ("text_box", "image_box"))
+ANGLE_PAIRS: tuple[tuple[Node, Node], ...] = (("text", "image"), ("text_box", "image_box"))
+SIGMOID_PAIRS: tuple[tuple[Node, Node], ...] = (
+    ("image", "text"),
+    ("image_box", "text"),
+    ("text_box", "image"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastRow:
+    """Cross-entropy of each `query` over the `key`s of the global batch, with its own sample or box as target."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"loss", "temperature", "uncertainty"})
+
+    query: Node
+    """Node whose embeddings are the queries; text_box and image_box have a row per box."""
+    key: Node
+    """Node whose embeddings are the keys. Boxes as keys need boxes as queries: the target is the same box."""
+    weight: float
+    """Factor of the term in the loss."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """"softmax": cross-entropy over the keys. "sigmoid": sum over the keys of the binary cross-entropies of score +
+    bias (SigLIP); it needs `model.sigmoid_bias`, and a row serves both directions.
+    """
+    temperature: str = ""
+    """Name of a learned temperature of `model.temperatures`; empty for the model's own."""
+    uncertainty: bool = False
+    """Weight the queries by exp(-u) / mean(exp(-u)), u = log(1 + exp(-|x|)) (UNCHA); no gradient flows through it."""
+
+    def __post_init__(self) -> None:
+        if self.key in BOXES and self.query not in BOXES:
+            raise ValueError(
+                f"contrast of {self.query} over {self.key}: a whole has several boxes and so no single target; use "
+                f"query '{self.key}' and key '{self.query}'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntailmentRow:
+    """Batch mean of a loss of the exterior angle phi of the specific at the general.
+
+    - hinge: max(0, phi - eta * half-aperture(general)) (HyCoCLIP)
+    - angle: Huber(phi), or Huber((1 - exp(-d)) phi) with their distance d (ARGENT)
+    - contrastive: cross-entropy of the scores -phi / temperature over the global batch: of each general over all
+      specifics and, where both are wholes or both are boxes, of each specific over all generals, halved
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"loss", "adaptive", "delta", "temperature"})
+
+    general: Node
+    """Node that contains the other: its entailment cone is used."""
+    specific: Node
+    """Node that is contained."""
+    eta: float = 1.0
+    """Factor of the cone's half-aperture in a hinge (eta of HyCoCLIP): below 1 a narrower cone."""
+    weight: float
+    """Factor of the term in the loss."""
+    loss: Literal["hinge", "angle", "contrastive"] = "hinge"
+    """Loss of the angle: "hinge", "angle" or "contrastive"."""
+    adaptive: bool = False
+    """Weight the angle by 1 - exp(-distance) (loss "angle"): pairs near each other are not turned."""
+    delta: float = 1.0
+    """Angle, in radians, from which the Huber loss is linear (loss "angle")."""
+    temperature: str = ""
+    """Name of a learned temperature of `model.temperatures` (loss "contrastive"); empty for the model's own."""
+
+    def __post_init__(self) -> None:
+        if self.loss != "angle" and (self.adaptive or self.delta != 1.0):
+            raise ValueError(
+                f"adaptive and delta belong to loss 'angle', not '{self.loss}': drop them or change it"
+            )
+        if not self.delta > 0:
+            raise ValueError(f"delta {self.delta} must be above 0")
+        if self.loss != "contrastive" and self.temperature:
+            raise ValueError(
+                f"temperature '{self.temperature}' belongs to loss 'contrastive', not '{self.loss}': drop it"
+            )
+        if self.specific in BOXES and self.general not in BOXES:
+            raise ValueError(
+                f"entailment of {self.specific} by {self.general}: a part cannot contain its whole"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormRow:
+    """Batch mean of |x|^2 - log|x| (ARGENT), lowest at |x| = 1/sqrt(2): neither the origin nor the boundary.
+
+    In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued by its tangent.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    node: Node
+    """Node whose norms are regularised."""
+    weight: float
+    """Factor of the term in the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The rows of a loss."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"norm"})
+
+    contrast: tuple[ContrastRow, ...]
+    """Cross-entropy terms; at least one."""
+    entailment: tuple[EntailmentRow, ...] = ()
+    """Entailment terms; they need geometry "lorentz" or "product"."""
+    norm: tuple[NormRow, ...] = ()
+    """Norm regularisers; they need geometry "lorentz" or "product"."""
+    aperture: float = 0.1
+    """Constant K of the entailment cones; the half-aperture at x is asin(2 K / (sqrt(c) |x|))."""
+    pairs_at_once: int = 1 << 20
+    """Maximum number of entries (queries x keys x factors) of a score matrix in memory; a larger matrix is
+    streamed in pieces of this size.
+    """
+
+    def __post_init__(self) -> None:
+        if self.pairs_at_once < 1:
+            raise ValueError(f"pairs_at_once {self.pairs_at_once} must be at least 1")
+
+    @property
+    def uses_boxes(self) -> bool:
+        """Whether any row uses boxes; if none does, they need not be read or encoded."""
+        rows = [(row.query, row.key) for row in self.contrast]
+        rows += [(row.general, row.specific) for row in self.entailment]
+        rows += [(row.node, row.node) for row in self.norm]
+        return any(node in BOXES for pair in rows for node in pair)
+
+    @property
+    def temperatures(self) -> tuple[str, ...]:
+        """Names of the learned temperatures that rows use, besides the model's own."""
+        rows = (*self.contrast, *self.entailment)
+        return tuple(sorted({row.temperature for row in rows} - {""}))
+
+    @property
+    def uses_bias(self) -> bool:
+        """Whether any row needs the learned bias of sigmoids."""
+        return any(row.loss == "sigmoid" for row in self.contrast)
+
+
+def _rows(pairs: tuple[tuple[Node, Node], ...]) -> tuple[ContrastRow, ...]:
+    return tuple(ContrastRow(query=query, key=key, weight=1 / len(pairs)) for query, key in pairs)
+
+
+def clip_objective(boxes: bool = False) -> ObjectiveConfig:
+    """CLIP's two cross-entropies; with boxes HyCoCLIP's four (the baseline of arXiv 2607.05268)."""
+    return ObjectiveConfig(contrast=_rows(BOX_PAIRS if boxes else WHOLE_PAIRS))
+
+
+def meru_objective(weight: float = 0.2) -> ObjectiveConfig:
+    """MERU: two cross-entropies, and the text contains its image."""
+    row = EntailmentRow(general="text", specific="image", eta=1.0, weight=weight)
+    return ObjectiveConfig(contrast=_rows(WHOLE_PAIRS), entailment=(row,))
+
+
+def hycoclip_objective(
+    weight: float = 0.1, eta_inter: float = 0.7, eta_intra: float = 1.2
+) -> ObjectiveConfig:
+    """HyCoCLIP's hCC + weight * hCE: texts contain images (eta_inter), boxes contain wholes (eta_intra)."""
+    contained: tuple[tuple[Node, Node, float], ...] = (
+        ("text", "image", eta_inter),
+        ("text_box", "image_box", eta_inter),
+        ("image_box", "image", eta_intra),
+        ("text_box", "text", eta_intra),
+    )
+    rows = tuple(EntailmentRow(general=g, specific=s, eta=eta, weight=weight) for g, s, eta in contained)
+    return ObjectiveConfig(contrast=_rows(BOX_PAIRS), entailment=rows)
+
+
+def argent_objective(weight: float = 0.5, norm: float = 0.1) -> ObjectiveConfig:
+    """ARGENT (arXiv 2603.23311): HyCoCLIP's contrast and pairs; angles themselves instead of apertures, and norms.
+
+    Between modalities Huber(phi), within them Huber((1 - exp(-d)) phi), each times `weight`; the regulariser is the
+    mean over the four nodes, times `norm` (our choice).
+    """
+    entailment = tuple(
+        EntailmentRow(
+            general=row.general,
+            specific=row.specific,
+            weight=weight,
+            loss="angle",
+            adaptive=(row.general, row.specific) not in ANGLE_PAIRS,
+        )
+        for row in hycoclip_objective().entailment
+    )
+    rows = tuple(NormRow(node=node, weight=norm / len(NODES)) for node in NODES)
+    return ObjectiveConfig(contrast=_rows(BOX_PAIRS), entailment=entailment, norm=rows)
+
+
+def uncha_objective() -> ObjectiveConfig:
+    """UNCHA-lite (after arXiv 2603.22042): HyCoCLIP, its parts weighted by certainty, and boxes against boxes.
+
+    Boxes and phrases have a temperature of their own, "box". The published calibration of the uncertainty is left out.
+    """
+    base = hycoclip_objective()
+    certain = tuple(replace(row, uncertainty=row.query in BOXES) for row in base.contrast)
+    boxes = tuple(ContrastRow(query=query, key=key, weight=0.0, temperature="box") for query, key in BOX_BOX)
+    rows = (*certain, *boxes)
+    return replace(base, contrast=tuple(replace(row, weight=1 / len(rows)) for row in rows))
+
+
+def angle_objective(weight: float = 0.25) -> ObjectiveConfig:
+    """From no paper: CLIP's two rows, cones that reject the rest of the batch, and HyCoCLIP's hinges.
+
+    Captions and phrases have to hold their own image or box at a smaller angle than all others. These two matrices
+    replace HyCoCLIP's contrast of parts; their temperature is "angle".
+    """
+    negatives = tuple(
+        EntailmentRow(general=g, specific=s, weight=weight, loss="contrastive", temperature="angle")
+        for g, s in ANGLE_PAIRS
+    )
+    hinges = hycoclip_objective().entailment
+    return ObjectiveConfig(contrast=_rows(WHOLE_PAIRS), entailment=(*negatives, *hinges))
+
+
+def siglip_objective() -> ObjectiveConfig:
+    """HyCoCLIP with SigLIP's sigmoids (Zhai et al. 2023) of minus the distance plus a learned bias."""
+    rows = tuple(replace(row, loss="sigmoid") for row in _rows(SIGMOID_PAIRS))
+    return replace(hycoclip_objective(), contrast=rows)
