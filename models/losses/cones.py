@@ -10,6 +10,7 @@ nearly collinear with the origin or near each other, and f has no direction ther
 from `cone_excess`, or, where a block has very many, the block in float64.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ COLLINEAR = {torch.float32: 1e-2, torch.float64: 1e-13}
 """Of |y|^2: an a^2 below it has lost two of the seven digits of float32, or nearly all of float64's."""
 COINCIDENT = {torch.float32: 1e-4, torch.float64: 1e-13}
 """Of (y_t n)^2: an S below it has lost as many."""
+LEAST_STEP = 1e-6
+"""Of y_t n: a smaller negative b of a pair that is lost in float64 is a rounding error, and the points coincide."""
 
 
 @dataclass
@@ -93,9 +96,9 @@ class Cones(Sphere):
     def block(self, pair: tuple[int, int], span: tuple[int, int]) -> _Angles:
         """Scores of the queries of a span and all keys of a pair of sets."""
         x, y = self.sets[pair[0]].rows(span), self.sets[pair[1]]
-        along, a, b, lost = _sides(x, y)
-        apart = None
-        if bool(lost.any()):
+        along, across, b, square = _sides(x, y)
+        lost, apart = _lost(x, y, across, square), None
+        if lost is not None:
             index = lost.nonzero(as_tuple=True)
             if len(index[0]) <= max(lost.shape[1:]):
                 apart = _Apart.of(index, x, y)
@@ -103,21 +106,21 @@ class Cones(Sphere):
                 wide = self.root_c.double()
                 x = _Points.of(self.points[pair[0]][slice(*span)].double(), wide)
                 y = _Points.of(self.points[pair[1]].double(), wide)
-                along, a, b, lost = _sides(x, y)
-                # Straight behind or straight before the general, or on it.
-                near = lost & (
-                    a.square() + b.square() <= COINCIDENT[a.dtype] * (x.length * y.time.mT).square()
-                )
-                a, b = a.masked_fill(lost, 0.0), b.masked_fill(near, 1.0)
+                along, across, b, square = _sides(x, y)
+                lost = _lost(x, y, across, square)
+        a = across.sqrt_()
         angle = torch.atan2(a, b)
-        if apart is not None:
-            angle[apart.index] = apart.angle.detach().to(angle.dtype)
-        square = torch.addcmul(a.square(), b, b)
-        k2 = a / square
-        k1 = torch.div(b, square.mul_(a))
-        if apart is not None or x.x.dtype != self.scale.dtype or bool(lost.any()):
+        k2 = torch.div(a, square)
+        k1 = torch.div(b, square.mul_(a), out=square)
+        if lost is not None:
             k1, k2 = k1.masked_fill_(lost, 0.0), k2.masked_fill_(lost, 0.0)
-        scores = angle.mean(0).to(self.scale.dtype).mul_(-self.scale)
+            if apart is not None:
+                angle[apart.index] = apart.angle.detach().to(angle.dtype)
+            else:  # straight behind or before the general to all digits of float64, or on it
+                straight = torch.where(b < -LEAST_STEP * x.length * y.time.mT, math.pi, 0.0)
+                angle = torch.where(lost, straight, angle)
+        mean = angle[0] if self.factors == 1 else angle.mean(0)
+        scores = mean.to(self.scale.dtype).mul_(-self.scale)
         return _Angles(span, scores, x.unit, y.x, None, None, None, x, y, k1, k2, along, apart)
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
@@ -128,16 +131,18 @@ class Cones(Sphere):
         self.moment[0] += torch.dot(block.scores.flatten(), slopes.flatten())
         weight = slopes[None].to(along.dtype)
         k1, k2 = block.k1.mul_(weight), block.k2.mul_(weight)
-        # The column of K2 y_r is a sum of rows only: no matrix is kept for it.
         by_time = torch.linalg.vecdot(k2, along)[..., None]
-        by_along = torch.addcmul(k2 * x.time, k1, along).neg_()
-        across = by_along @ y.x
+        by_length, by_their_time = k2 @ y.time, k2.mT @ x.length
+        by_square = k1.sum(1)[..., None]
+        turned = k2.mul_(x.time).addcmul_(k1, along)  # minus the derivative by y_r
+        across = turned @ y.x
         across = torch.addcmul(across, x.unit, torch.linalg.vecdot(across, x.unit)[..., None], value=-1)
-        by_x = across * x.inverse + x.unit * (k2 @ y.time) - x.x * (by_time / x.time)
-        by_y = by_along.mT @ x.unit + y.x * (k1.sum(1)[..., None] + (k2.mT @ x.length) / y.time)
+        by_x = (x.unit * by_length).addcmul_(across, x.inverse, value=-1)
+        by_x = by_x.addcmul_(x.x, by_time / x.time, value=-1)
+        by_y = torch.addcmul(turned.mT @ x.unit, y.x, by_square + by_their_time / y.time, value=-1)
         by_rows = self.by_sets[pair[0]][:, slice(*block.span)]
         by_rows += by_x.to(slopes.dtype)
-        self.by_sets[pair[1]] += by_y.to(slopes.dtype)
+        self.by_sets[pair[1]] -= by_y.to(slopes.dtype)
         if block.apart is not None:
             factor, row, column = block.apart.index
             weights = slopes[row, column].to(block.apart.angle.dtype)
@@ -159,11 +164,22 @@ class Cones(Sphere):
 
 
 def _sides(x: _Points, y: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y_r, a and b of all pairs [k, q, K], and whether a or the distance is lost to cancellation (or overflow)."""
-    along, square = x.unit @ y.x.mT, y.length.square().mT
-    across = torch.addcmul(square, along, along, value=-1).clamp_(min=0)
-    reach = x.length * y.time.mT
-    b = (along * x.time).sub_(reach)
-    lost = ~(across > COLLINEAR[along.dtype] * square)
-    lost |= ~(torch.addcmul(across, b, b) > COINCIDENT[along.dtype] * reach.square_())
-    return along, across.sqrt_(), b, lost
+    """y_r, a^2, b and S of all pairs, [k, q, K]."""
+    along = x.unit @ y.x.mT
+    across = torch.addcmul(y.length.square().mT, along, along, value=-1).clamp_(min=0)
+    b = (along * x.time).addcmul_(x.length, y.time.mT, value=-1)
+    return along, across, b, torch.addcmul(across, b, b)
+
+
+def _lost(x: _Points, y: _Points, across: Tensor, square: Tensor) -> Tensor | None:
+    """Pairs [k, q, K] whose a^2 or S is lost to cancellation, or overflows; None without such pairs."""
+    least = COLLINEAR[across.dtype] * y.length.square().mT
+    least_square = COINCIDENT[across.dtype] * x.length.square()
+    times = y.time.square().mT
+    # First by one pass over each matrix, with a bound that is at least the pair's own.
+    some = ~(across.amin(1, keepdim=True) > least).all()
+    some |= ~(square.amin(2, keepdim=True) > least_square * times.amax(2, keepdim=True)).all()
+    if not bool(some):
+        return None
+    lost = ~(across > least) | ~(square > least_square * times)
+    return lost if bool(lost.any()) else None

@@ -5,6 +5,7 @@ exterior angle at the general x is theta = atan2(a, b) with b = y_r x_t - y_t n,
 their distance D. Its gradient lies in the plane of e and f:
     by y: ((b + a^2 n / y_t) f - a cosh D / y_t e) / sinh^2 D
     by x: (-(b y_r + a^2 x_t) / n f + a cosh D / x_t e) / sinh^2 D.
+That of the distance is (a x_t f + b e) / (y_t sinh D) by y and -(a f + b / x_t e) / sinh D by x.
 The half-aperture is asin(2K / n), so its derivative by n is -2K / (n sqrt(n^2 - 4K^2)) (Ganea et al. 2018; MERU,
 Desai et al. 2023). Cancelling terms are computed from y - x as in `lorentz.exterior_angle`, the reference
 implementation by autograd.
@@ -25,12 +26,21 @@ def cone_excess(general: Tensor, specific: Tensor, curvature: Tensor, eta: float
     product: [N, k, d] and c [k]). Differentiable once. Coincident points have the angle 0, a general at the
     origin pi/2.
     """
-    return _ConeExcess.apply(general, specific, curvature.to(general.dtype), eta, k)  # pyright: ignore[reportReturnType]
+    return _ConeExcess.apply(general, specific, curvature.to(general.dtype), eta, k)[0]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
+
+
+def angle_and_distance(general: Tensor, specific: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """Exterior angle of the specific at the general, and their distance: [..., D] x 2 -> [...] x 2.
+
+    Types, curvature and the cases without an angle as in `cone_excess`. Coincident points have the distance 0 with the
+    gradient 0.
+    """
+    return _ConeExcess.apply(general, specific, curvature.to(general.dtype), 0.0, 0.0)  # pyright: ignore[reportReturnType]
 
 
 class _ConeExcess(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, c: Tensor, eta: float, k: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, c: Tensor, eta: float, k: float) -> tuple[Tensor, Tensor]:
         # Row sums; from here on tensors [...] are float64, at no measurable cost.
         xx, xy = _square(x), torch.linalg.vecdot(x, y).double()
         directed = has_direction(xx.to(x.dtype))
@@ -73,20 +83,33 @@ class _ConeExcess(torch.autograd.Function):
         narrowing = eta * edge * along * outside.clamp(min=1e-30).rsqrt() * (outside > 0)
         x_e = x_e + narrowing
         active = excess > 0
-        by_c = (x_e * n + y_f * a + y_e * y_r) / (2 * c) * active
-        factors = (across * x_f, along * x_e, across * y_f, along * y_e)
-        ctx.save_for_backward(x, aside, by_c, *((c * factor * active).to(x.dtype) for factor in factors))
+        turn = [side * active for side in (x_f, x_e, y_f, y_e)]
+        inner = torch.where(apart, sinh, 1.0).reciprocal() * apart
+        move = [-a * inner, -b / x_t * inner, a * x_t / y_t * inner, b / y_t * inner]
+        distance = torch.asinh(sinh) * apart / c.sqrt()
+        saved = []
+        for f_x, e_x, f_y, e_y in (turn, move):
+            by_c = (e_x * n + f_y * a + e_y * y_r) / (2 * c)
+            factors = (across * f_x, along * e_x, across * f_y, along * e_y)
+            saved.append((by_c, *(c * factor for factor in factors)))
+        # The distance is that on the unit hyperboloid over sqrt(c).
+        saved[1] = [each / c.sqrt() for each in saved[1]]
+        saved[1][0] = saved[1][0] - distance / (2 * c)
+        ctx.save_for_backward(x, aside, *saved[0], *saved[1])
         ctx.curvature = c
-        return excess.clamp(min=0).to(x.dtype)
+        return excess.clamp(min=0).to(x.dtype), distance.to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, aside, by_c, *factors = ctx.saved_tensors
-        x_f, x_e, y_f, y_e = ((grad * factor)[..., None] for factor in factors)
+    def backward(ctx: Any, by_excess: Tensor, by_distance: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, aside, *saved = ctx.saved_tensors
+        by_c, *factors = (
+            by_excess * turn + by_distance * move for turn, move in zip(saved[:5], saved[5:], strict=True)
+        )
+        x_f, x_e, y_f, y_e = (factor.to(x.dtype)[..., None] for factor in factors)
         by_x, by_y = (x_f * aside).addcmul_(x_e, x), (y_f * aside).addcmul_(y_e, x)
         c = ctx.curvature
-        return by_x, by_y, (grad * by_c).sum_to_size(c.shape).to(c.dtype), None, None
+        return by_x, by_y, by_c.sum_to_size(c.shape).to(c.dtype), None, None
 
 
 def _square(x: Tensor) -> Tensor:

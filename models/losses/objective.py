@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.hyperbolic import lorentz, product
-from models.hyperbolic.ops import promote, safe_norm
+from models.hyperbolic.ops import promote
 from models.losses.contrastive import PairLoss, contrast
-from models.losses.entailment import cone_excess
+from models.losses.entailment import angle_and_distance, cone_excess
 from models.losses.rows import (
     BOXES,
     NODES,
@@ -114,7 +114,7 @@ def loss(
     """
     if geometry == "euclid" and (config.entailment or config.norm):
         raise ValueError(
-            "entailment and norm rows need geometry 'lorentz' or 'product'; drop them or change it"
+            "norm and entailment rows need geometry 'lorentz' or 'product'; drop them or change it"
         )
     if missing := sorted(set(config.temperatures) - set(scales or {})):
         raise ValueError(f"a row names temperature '{missing[0]}': add it to model.temperatures")
@@ -308,16 +308,16 @@ def _entailed(
     if row.loss == "hinge":
         each = cone_excess(general, specific, curvature, row.eta, aperture)
     else:
-        each = cone_excess(general, specific, curvature, 0.0, aperture)
+        each, distance = angle_and_distance(general, specific, curvature)
         if row.adaptive:
-            each = -torch.expm1(-lorentz.distance(general, specific, curvature)) * each
+            each = -torch.expm1(-distance) * each
         each = F.huber_loss(each, torch.zeros_like(each), reduction="none", delta=row.delta)
     return each.sum() / (batch.count(row.general) * (_factors(curvature) if geometry == "product" else 1))
 
 
 def _norms(points: Tensor, factors: int) -> Tensor:
     """|x|^2 - log|x| of every point, mean over its factors: [N, D] -> [N]."""
-    norm = safe_norm(product.split(points, factors))[..., 0]
+    norm = torch.linalg.vector_norm(product.split(points, factors), dim=-1)
     log = torch.where(
         norm < NORM_LEAST, norm / NORM_LEAST - 1 + math.log(NORM_LEAST), norm.clamp(min=NORM_LEAST).log()
     )

@@ -131,7 +131,7 @@ class Recipe(Config):
         objective, model = self.objective, self.model
         if (objective.entailment or objective.norm) and model.geometry == "euclid":
             raise ValueError(
-                "entailment and norm rows need geometry 'lorentz' or 'product': drop the rows or change the geometry"
+                "norm and entailment rows need geometry 'lorentz' or 'product': drop the rows or change the geometry"
             )
         if not self.objective.contrast:
             raise ValueError(
@@ -139,8 +139,8 @@ class Recipe(Config):
             )
         if objective.contrast and all(row.temperature for row in objective.contrast):
             raise ValueError(
-                "all contrast rows name a temperature of their own, so that the model's learns nothing: leave it out of "
-                "one row"
+                "all contrast rows name a temperature of their own, so that the model's learns nothing: leave it out "
+                "of one row"
             )
         if set(objective.temperatures) != set(model.temperatures):
             raise ValueError(
