@@ -91,7 +91,6 @@ class Cones(Sphere):
         super().__init__(scale, points, len(c))
         self.root_c = c.sqrt()
         self.sets = [_Points.of(each, self.root_c) for each in points]
-        self.by_sets = [torch.zeros_like(each.x) for each in self.sets]
 
     def block(self, pair: tuple[int, int], span: tuple[int, int]) -> _Angles:
         """Scores of the queries of a span and all keys of a pair of sets."""
@@ -136,28 +135,31 @@ class Cones(Sphere):
         by_square = k1.sum(1)[..., None]
         turned = k2.mul_(x.time).addcmul_(k1, along)  # minus the derivative by y_r
         across = turned @ y.x
-        across = torch.addcmul(across, x.unit, torch.linalg.vecdot(across, x.unit)[..., None], value=-1)
-        by_x = (x.unit * by_length).addcmul_(across, x.inverse, value=-1)
-        by_x = by_x.addcmul_(x.x, by_time / x.time, value=-1)
-        by_y = torch.addcmul(turned.mT @ x.unit, y.x, by_square + by_their_time / y.time, value=-1)
-        by_rows = self.by_sets[pair[0]][:, slice(*block.span)]
-        by_rows += by_x.to(slopes.dtype)
-        self.by_sets[pair[1]] -= by_y.to(slopes.dtype)
+        radial = torch.linalg.vecdot(across, x.unit)[..., None] * x.inverse + by_length
+        radial -= by_time * x.length / x.time
+        by_x = across.mul_(-x.inverse).addcmul_(x.unit, radial)
+        by_y = torch.addcmul((turned.mT @ x.unit).neg_(), y.x, by_square + by_their_time / y.time)
+        by_rows = self._add(pair[0], block.span, by_x.to(slopes.dtype))
+        by_keys = self._add(pair[1], (0, len(self.points[pair[1]])), by_y.to(slopes.dtype))
         if block.apart is not None:
             factor, row, column = block.apart.index
             weights = slopes[row, column].to(block.apart.angle.dtype)
             ends = torch.autograd.grad(block.apart.angle, (block.apart.x, block.apart.y), weights)
-            for part, end, by_end in zip((by_rows, self.by_sets[pair[1]]), (row, column), ends, strict=True):
+            for part, end, by_end in zip((by_rows, by_keys), (row, column), ends, strict=True):
                 part.index_put_((factor, end), by_end.to(part.dtype), accumulate=True)
 
     def gradients(self) -> Iterator[Tensor]:
         """Gradients by the scale, the curvatures and every set of points, in this order."""
         share = -self.scale / self.factors
         by_root, by_points = torch.zeros_like(self.root_c), []
-        for own, by_own, points in zip(self.sets, self.by_sets, self.points, strict=True):
-            by_own *= share
-            by_root += torch.linalg.vecdot(by_own, own.x).sum(1) / self.root_c
-            by_points.append((by_own * self.root_c[:, None, None]).transpose(0, 1).reshape(points.shape))
+        for place, (own, points) in enumerate(zip(self.sets, self.points, strict=True)):
+            by_own = self.pulled.pop(place, None)
+            if by_own is None:
+                by_points.append(torch.zeros_like(points))
+                continue
+            by_root += share * torch.linalg.vecdot(by_own, own.x).sum(1) / self.root_c
+            by_own *= (share * self.root_c)[:, None, None]
+            by_points.append(by_own.transpose(0, 1).reshape(points.shape))
         yield self.moment[0] / self.scale
         yield by_root / (2 * self.root_c)
         yield from by_points

@@ -100,6 +100,15 @@ class Sphere:
             held[place] = weight.new_zeros(self.factors, len(self.points[place]), with_.shape[-1])
         return held[place][:, slice(*span)].baddbmm_(weight, with_)
 
+    def _add(self, place: int, span: tuple[int, int], values: Tensor) -> Tensor:
+        """Add values to the sum of a span of a set; returns the span's part."""
+        if place not in self.pulled and span == (0, len(self.points[place])):
+            self.pulled[place] = values
+            return values
+        if place not in self.pulled:
+            self.pulled[place] = values.new_zeros(self.factors, len(self.points[place]), values.shape[-1])
+        return self.pulled[place][:, slice(*span)].add_(values)
+
 
 class Hyperboloids(Sphere):
     """Minus the mean of the distances in k hyperboloids."""
@@ -186,12 +195,6 @@ class Hyperboloids(Sphere):
         yield -torch.dot(self.share, moment)
         yield by_root / (2 * self.root_c)
         yield from by_points
-
-    def _add(self, place: int, span: tuple[int, int], values: Tensor) -> Tensor:
-        if place not in self.pulled:
-            self.pulled[place] = values.new_zeros(self.factors, len(self.points[place]), values.shape[-1])
-        part = self.pulled[place][:, slice(*span)]
-        return part.add_(values)
 
 
 def _chart(points: Tensor, root_c: Tensor) -> Tensor:

@@ -2,24 +2,41 @@
 
 "four matrices": the same loss written as published code computes it, a distance matrix for every cross-entropy
 (acosh of the clamped inner product) and the cones by acos and asin. "CLIP + boxes": the four cross-entropies
-over cosines, a matrix of logits each, without entailment. Time is processor time; memory is the peak of what
-is allocated above the inputs, as torch.profiler counts it.
+over cosines, a matrix of logits each, without entailment. "HyCoCLIP's loss": ours, beside the other rows. Time is
+processor time; memory is the peak of what is allocated above the inputs, as torch.profiler counts it.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.hyperbolic import lorentz
-from models.losses.objective import NODES, clip_objective, hycoclip_objective, loss
+from models.losses.objective import (
+    NODES,
+    ObjectiveConfig,
+    angle_objective,
+    argent_objective,
+    clip_objective,
+    hycoclip_objective,
+    loss,
+    siglip_objective,
+    uncha_objective,
+)
 from tests.perf.runner import Case
 
 DIM, SCALE = 512, 14.3
 HYCOCLIP, CLIP = hycoclip_objective(), clip_objective(boxes=True)
+# UNCHA-lite has four matrices of scores, HyCoCLIP and the others three: its floor is lower than 1 / 1.3.
+ROWS = {
+    "ARGENT": (argent_objective(), 1.3),
+    "angle": (angle_objective(), 1.3),
+    "SigLIP": (siglip_objective(), 1.3),
+    "UNCHA-lite": (uncha_objective(), 1.45),
+}
 
 
 def cases() -> Iterator[Case]:
@@ -32,6 +49,10 @@ def cases() -> Iterator[Case]:
     yield Case(
         "Euclidean loss 768 x 512", "CLIP + boxes", "ms", batch.our_cosines, batch.cosines, batch.same_cosines
     )
+
+    for family, (objective, most) in ROWS.items():
+        name, step = f"{family} loss 768 x 512", partial(batch.rows, objective)
+        yield Case(name, "HyCoCLIP's loss", "ms", step, batch.ours, lambda: "n/a", round(1 / most, 3))
 
     @cache
     def ours() -> tuple[float, float, float]:
@@ -67,6 +88,13 @@ class Batch:
 
     def ours(self) -> float:
         return self._step(loss(self.points, self.own, self.scale, self.c, HYCOCLIP)[0])
+
+    def rows(self, objective: ObjectiveConfig) -> float:
+        """Another objective on the same points; its named temperature is the scale, its bias 10."""
+        scales = dict.fromkeys(objective.temperatures, self.scale)
+        bias = self.scale.new_tensor(10.0)
+        total, _ = loss(self.points, self.own, self.scale, self.c, objective, scales=scales, bias=bias)
+        return self._step(total)
 
     def our_cosines(self) -> float:
         return self._step(loss(self.units, self.own, self.scale, self.c, CLIP, "euclid")[0])
