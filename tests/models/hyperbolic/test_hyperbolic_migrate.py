@@ -73,6 +73,45 @@ def test_an_embedding_keeps_its_points(model, points):
     assert torch.allclose(there(table(torch.arange(5))), want, rtol=1e-4)
 
 
+@pytest.mark.parametrize("model", ["poincare", "lorentz"])
+@pytest.mark.parametrize(
+    "constraint", [nn.functional.softplus, lambda value: value], ids=["softplus", "identity"]
+)
+def test_learned_curvatures_load_under_their_constraint(constraint, model):
+    """As HypLL trains them: one number for all layers of a manifold, with the layers' outputs as the witness."""
+    torch.manual_seed(0)
+    ball = PoincareBall(Curvature(0.3, constraining_strategy=constraint, requires_grad=True))
+    source = theirs(ball)
+    shared = curvature.Curvature(1.0, learnable=True)
+    target, twice = ours(shared, model), 2 if model == "lorentz" else 1
+    load_hypll(target, plain(source), constraining_strategy=constraint)
+    assert shared().item() == pytest.approx(ball.c().item(), rel=1e-6)
+    rows = 0.3 * torch.randn(7, 4)
+    assert torch.allclose(target.fc(twice * rows) / twice, hypll_run(source.fc, rows, ball, -1), atol=1e-5)
+    own = nn.ModuleList(
+        [hnn.Linear(4, 5, c=curvature.Curvature(1.0, learnable=True, high=h)) for h in (2.0, 1.0)]
+    )
+    pair = nn.ModuleList([hypll.HLinear(4, 5, manifold=PoincareBall(Curvature(v))) for v in (0.3, 0.7)])
+    with pytest.raises(ValueError, match=r"outside the bounds 0\.001 to 1"):
+        load_hypll(own, plain(pair))
+    one = curvature.Curvature(1.0, learnable=True)
+    with pytest.raises(ValueError, match="share one Curvature"):
+        load_hypll(nn.ModuleList([hnn.Linear(4, 5, c=one), hnn.Linear(4, 5, c=one)]), plain(pair))
+
+
+def test_the_identity_constraint_is_the_remedy_that_the_message_names():
+    source = theirs(PoincareBall(Curvature(0.1, constraining_strategy=lambda value: value)))
+    with pytest.raises(ValueError, match="constraining_strategy="):
+        load_hypll(ours(0.1), plain(source))
+    load_hypll(ours(0.1), plain(source), constraining_strategy=lambda value: value)
+    with pytest.raises(ValueError, match=r"is -1, of which.*must be positive"):
+        load_hypll(
+            ours(0.1),
+            {**plain(source), "fc.manifold.c.value": torch.tensor(-1.0)},
+            constraining_strategy=lambda value: value,
+        )
+
+
 def test_what_does_not_fit_is_named():
     state = plain(theirs(PoincareBall(Curvature(0.1))))
     with pytest.raises(ValueError, match="softplus"):
