@@ -1,4 +1,4 @@
-"""Batch normalisation about the midpoint, with running statistics, and synchronised between processes.
+"""Batch normalisation about the midpoint or the Frechet mean; running statistics, synchronised between processes.
 
 A point x goes to exp_b(g P log_m(x)): its velocity from the mean m, carried to the learned mean b by parallel
 transport P and scaled by g = sqrt(softplus(weight) / (variance + eps)) (Lou et al. 2020 with the midpoint of
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.mean import frechet_mean, frechet_variance
 from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
 from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm, wide
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
@@ -34,9 +35,12 @@ class _BatchNorm(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        mean: str = "midpoint",
     ) -> None:
         super().__init__(c, model)
-        self.fused = fused
+        if mean not in ("midpoint", "frechet"):
+            raise ValueError(f'mean must be "midpoint" or "frechet"; got {mean!r}')
+        self.fused, self.mean = fused, mean
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         # softplus(weight) is the variance the output has; it starts at 1, the learned mean at the origin.
@@ -78,12 +82,26 @@ class _BatchNorm(HyperbolicModule):
         if not self.training and self.running_mean is not None and self.running_var is not None:
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
+        fused = self.fused
+        if given is None and self.mean == "frechet":
+            given, fused = self._frechet(x, rate, together), False
         # A compiler builds its own backward pass from the plain arithmetic.
-        kernel = batch_norm_fused if self.fused and not torch.compiler.is_compiling() else batch_norm
+        kernel = batch_norm_fused if fused and not torch.compiler.is_compiling() else batch_norm
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:
             self._track(found.mean.detach(), found.spread.detach() / c, rate)
         return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
+
+    def _frechet(self, x: Tensor, rate: Rate, together: bool) -> Statistics:
+        """Statistics of [B, C, N] about the Frechet mean, which carry their gradient."""
+        if together and dist.get_world_size() > 1:
+            raise ValueError(
+                'mean="frechet" is not computed across processes: use mean="midpoint", '
+                "or leave torch.distributed uninitialised"
+            )
+        points = to_space(wide(x.transpose(1, 2).flatten(0, 1)), rate)
+        mean = frechet_mean(points, 1.0)
+        return Statistics(mean, frechet_variance(points, 1.0, mean))
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, rate: Rate) -> None:
@@ -103,7 +121,8 @@ class _BatchNorm(HyperbolicModule):
 
     def extra_repr(self) -> str:
         """Size, constants, curvature and model."""
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {super().extra_repr()}"
+        own = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, mean={self.mean}"
+        return f"{own}, {super().extra_repr()}"
 
 
 class BatchNorm1d(_BatchNorm):
@@ -117,6 +136,12 @@ class BatchNorm1d(_BatchNorm):
         track_running_stats: update running statistics and use them in eval mode.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward, fast and differentiable once; False: plain autograd.
+        mean: "midpoint", in closed form, or "frechet", the point of least variance (Lou et al. 2020), by Newton's
+            method. Where the statistics are the batch's own, "frechet" is plain autograd whatever `fused` says,
+            and is refused across processes. Running means are averaged by midpoints in both.
+
+    Raises:
+        ValueError: another mean, or "frechet" in training with torch.distributed initialised for several processes.
     """
 
     _dims = (2, 3)
