@@ -37,7 +37,8 @@ class Version:
     Attributes:
         name: "v-" and 12 hex digits made from digests, shards, counts and detectors, so it proves them.
         parent: the version that was `latest` when this one was published, or None.
-        config: resolved configurations by stage ("mine", "pack"), enough to make the version again.
+        config: resolved configurations by stage ("mine", "pack"), enough to make the version again; "adopt" where the
+            shards existed already.
         digests: of those configurations, by stage; incidental options (batch size, device) are not in them.
         shards: "train" and "val", each in a fixed order.
         counts: images, captions, parts, failures ...
@@ -59,7 +60,7 @@ class Version:
     @property
     def source(self) -> str:
         """Where the captioned images came from; "" in versions that do not tell."""
-        return str((self.config.get("mine") or {}).get("source") or "")
+        return str((self.config.get("mine") or self.config.get("adopt") or {}).get("source") or "")
 
 
 class Versions:

@@ -31,7 +31,7 @@ def lineage(run: dict[str, Any], dataset: Version, metrics: dict[str, Any]) -> l
     )
     mined = dataset.config.get("mine") or {}
     facts = [
-        ("Source", str(mined.get("source") or "")),
+        ("Source", dataset.source),
         ("Found by", str(mined.get("grounder") or "")),
         ("Detector digest", ", ".join(dataset.detectors)),
         *((f"{stage.capitalize()} digest", str(value)) for stage, value in dataset.digests.items()),

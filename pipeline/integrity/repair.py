@@ -43,7 +43,10 @@ def remedy(damages: Iterable[Damage]) -> list[str]:
 
 
 _MINE = "give the hyco mine and hyco pack commands that made it again (or hyco journey): only these units are redone"
-_PACK = "give the hyco pack command that made it again (or hyco journey): only what is missing is redone"
+_PACK = (
+    "give the hyco pack command that made it again (or hyco journey, or hyco adopt of its shards): only what is "
+    "missing is redone"
+)
 _PROMOTE = "hyco promote with the run that it came from copies it again"
 _REMEDIES = {
     "mining configuration": "the next hyco mine writes it again",
