@@ -29,7 +29,8 @@ def phrase_quality(
 
     A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
     labelled box can be found once. Boxes of phrases the source does not label count as wrong, labelled
-    phrases that were never found in the caption as missed.
+    phrases that were never found in the caption as missed. Nothing is compared where the labels are boxes that were
+    mined themselves (columns.boxes).
 
     Args:
         threshold, nms_iou: as in pipeline.packing.select_parts.
@@ -39,6 +40,8 @@ def phrase_quality(
         recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
         `images` have detections.
     """
+    if config.columns.boxes:  # the labels are what is judged
+        return BoxMatcher(threshold, nms_iou, iou).result()
     source = open_source(config.source, config.limits, config.columns)
     tally = BoxMatcher(threshold, nms_iou, iou)
     listed, records = source.units(), results(config, home).records()

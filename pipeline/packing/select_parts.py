@@ -44,6 +44,7 @@ class AcceptedPart:
     span: tuple[int, int]
     caption: int
     rule: str
+    origin: str = ""
 
 
 def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[AcceptedPart]]:
@@ -126,7 +127,8 @@ def _choice(row: dict, text: str) -> AcceptedPart:
         start, end = _expression_span(row["text"], phrase, start, end)
     x0, y0, x1, y1 = (min(max(row[name], 0.0), 1.0) for name in ("x0", "y0", "x1", "y1"))
     rule = "chunk" if text == "phrase" else "expression"
-    return AcceptedPart(phrase, (x0, y0, x1, y1), row["score"], (start, end), row["caption"], rule)
+    origin = row["detector"] if row["detector"].startswith("source:") else ""
+    return AcceptedPart(phrase, (x0, y0, x1, y1), row["score"], (start, end), row["caption"], rule, origin)
 
 
 def _expression_span(text: str, expression: str, start: int, end: int) -> tuple[int, int]:

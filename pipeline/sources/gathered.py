@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from pipeline.sources.records import (
 from pipeline.sources.table_rows import NUMBERED
 from pipeline.sources.tar_rows import IMAGES, TEXTS, Admit, Run, sample_row
 from storage.sample import short
-from storage.store import Store
+from storage.store import Store, content_mark
 
 PER_UNIT = 1000
 """Entries of one unit, the last one excepted."""
@@ -40,8 +41,8 @@ _IMAGE_COLUMNS = (*FILES, "image_name", "image_path", "filepath", "file_path", "
 _DELIMITERS = ",\t;|"
 _TRIED = 50  # entries whose images are looked for when their folder is searched
 _KEPT = 2
-_PARSED: "dict[tuple[str, str, str], list[Entry]]" = {}
-"""The last files that were read, by path, content and columns: every unit of a file is cut out of all its entries."""
+_PARSED: "dict[tuple[str, ...], list[Entry]]" = {}
+"""The last files that were read, by path, mark and columns: every unit of a file is cut out of all its entries."""
 csv.field_size_limit(Limits().max_text)
 
 
@@ -116,16 +117,27 @@ def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
 def _entries(store: Store, path: str, columns: Columns) -> list[Entry]:
     if path.endswith(BESIDE):
         return _beside(store, path.rpartition("/")[0])
-    data = store.read_bytes(path)
-    name = (path, hashlib.sha256(data).hexdigest(), columns.model_dump_json())
+    instances = path.replace("captions", "instances")
+    beside = instances if columns.boxes and instances != path and store.exists(instances) else ""
+    marks = [_file_mark(store, one) for one in (path, beside) if one]
+    name = (store.url, path, *marks, columns.model_dump_json())
     if name not in _PARSED:
-        parsed = (
-            csv_entries(data, path, columns) if kind_of(path) == ".csv" else json_entries(data, path, columns)
-        )
+        data = store.read_bytes(path)
+        if kind_of(path) == ".csv":
+            parsed = csv_entries(data, path, columns)
+        else:
+            parsed = json_entries(data, path, columns, store.read_bytes(beside) if beside else b"")
         while len(_PARSED) >= _KEPT:
             _PARSED.pop(next(iter(_PARSED)))
         _PARSED[name] = parsed
     return _placed(store, path, _PARSED[name])
+
+
+def _file_mark(store: Store, path: str) -> str:
+    if not store.local:
+        return content_mark(path, store.info(path))
+    stat = Path(store.path(path)).stat()
+    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _placed(store: Store, path: str, entries: list[Entry]) -> list[Entry]:
@@ -270,8 +282,10 @@ def _unquoted(text: str) -> str:
     return plain[1:-1].replace('""', '"') if len(plain) > 1 and plain[0] == plain[-1] == '"' else text
 
 
-def json_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
+def json_entries(data: bytes, path: str, columns: Columns, instances: bytes = b"") -> list[Entry]:
     """Return the images of a json: COCO captions, Karpathy's splits, or a list of objects as in jsonl.
+
+    `instances` is COCO's json of boxes for the same images: they become `objects` in fractions of width and height.
 
     ValueError, naming what there is, for any other.
     """
@@ -280,7 +294,10 @@ def json_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return _of_list(value, path, columns)
     if isinstance(images, list) and isinstance(value.get("annotations"), list):
-        return _of_coco(images, value["annotations"], path)
+        entries = _of_coco(images, value["annotations"], path)
+        if instances:
+            add_boxes(entries, parse_json(instances, path))
+        return entries
     if (
         isinstance(images, list)
         and images
@@ -319,6 +336,38 @@ def _of_coco(images: list[Any], annotations: list[Any], path: str) -> list[Entry
             "give captions_*.json"
         )
     return [entry for entry in entries.values() if entry.captions]
+
+
+def add_boxes(entries: list[Entry], instances: Any) -> None:
+    """Give entries the boxes of COCO's instances; a category that a caption names gets its place there.
+
+    Boxes of crowds are left out. Categories that no caption names keep the span (-1, -1).
+    """
+    names = {
+        one.get("id"): one.get("name") for one in instances.get("categories", []) if isinstance(one, dict)
+    }
+    sizes = {one.get("id"): (one.get("width"), one.get("height")) for one in instances.get("images", [])}
+    by_image = {entry.meta.get("image_id"): entry for entry in entries}
+    for entry in entries:
+        entry.meta["objects"] = []
+    for one in instances.get("annotations", []):
+        entry, name = by_image.get(one.get("image_id")), names.get(one.get("category_id"))
+        width, height = sizes.get(one.get("image_id"), (None, None))
+        if entry is None or not name or one.get("iscrowd") or not width or not height:
+            continue
+        x, y, w, h = one["bbox"]
+        caption, span = _named(name, entry.captions)
+        box = [x / width, y / height, (x + w) / width, (y + h) / height]
+        label = {"phrase": name, "box": box, "caption": caption, "span": span, "score": 1.0}
+        entry.meta["objects"].append(label)
+
+
+def _named(name: str, captions: list[Any]) -> tuple[int, list[int]]:
+    """The first caption that holds a name (or its plural) as a word, and where; caption 0 and (-1, -1) without one."""
+    for number, text in enumerate(captions):
+        if isinstance(text, str) and (found := re.search(rf"\b{re.escape(name)}(?:e?s)?\b", text, re.I)):
+            return number, [found.start(), found.start() + len(name)]
+    return 0, [-1, -1]
 
 
 def _of_list(items: list[dict[str, Any]], path: str, columns: Columns) -> list[Entry]:

@@ -249,8 +249,9 @@ def _follow(item: Any, moved: dict[int, tuple[int, Places]]) -> Any:
     """A label as it belongs to the clean captions: its phrase without mark-up, its caption and span moved."""
     if not isinstance(item, dict):
         return item
-    if isinstance(item.get("phrase"), str):
-        item = {**item, "phrase": plain_text(item["phrase"])[0]}
+    for name in ("phrase", "expression"):
+        if isinstance(item.get(name), str):
+            item = {**item, name: plain_text(item[name])[0]}
     if "caption" not in item:
         return item
     caption, place_of = moved[item["caption"]]

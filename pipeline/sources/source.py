@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.imaging.decode import ImageError, inspect
 from pipeline.imaging.orientation import told_orientation, with_orientation
+from pipeline.sources.boxes import BoxFields, objects_from
 from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.gathered import Entry, units_of
 from pipeline.sources.gathered import rows as gathered_rows
@@ -127,12 +128,15 @@ class Source:
             ValueError: the file is torn or not of its kind. Nothing has been yielded in either case.
         """
         merged: dict[str, _Draft] = {}
+        boxes = Labels(self.columns.boxes, unit.path)
         with Spool(self.limits) as spool:
             with self._unchanged(unit), contextlib.closing(self.rows(unit.path, spool.admit)) as rows:
                 for row in rows:
                     try:
+                        boxes.label(row, spool)
                         captions, meta = clean(row, self.limits)
-                        row.key = spool.turned(row.key, told_orientation(meta.get("exif")))
+                        if self.columns.boxes is None:  # boxes belong to the pixels as they are stored
+                            row.key = spool.turned(row.key, told_orientation(meta.get("exif")))
                     except RecordError as error:
                         name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
                         on_failure(Failure(name, "source", error.code, message))
@@ -144,6 +148,7 @@ class Source:
                     draft.captions += [caption for caption in captions if caption not in draft.captions]
                     places = [draft.captions.index(text) for text in captions]
                     draft.meta = join_objects(draft.meta, meta, places)
+            boxes.require()
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
@@ -226,6 +231,45 @@ class Source:
         # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
         sizes = jsonl_sizes(self.store, path, self.columns)
         return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
+
+
+class Labels:
+    """Makes `objects` of the boxes that a source has, row by row; without fields it does nothing."""
+
+    def __init__(self, fields: BoxFields | None, path: str) -> None:
+        self.fields, self.path = fields, path
+        self.rows = self.labelled = self.boxes = 0
+        self.seen: dict[str, None] = {}
+
+    def label(self, row: SourceRecord, spool: "Spool") -> None:
+        """Replace the boxes of a row in its meta."""
+        if self.fields is None or row.error:
+            return
+        self.rows += 1
+        self.seen.update(dict.fromkeys(row.meta))
+        stored = tuple(
+            row.meta.get(name) for name in ("original_width", "original_height")
+        )  # img2dataset resizes
+
+        def size() -> tuple[int, int]:
+            if all(isinstance(side, int) and side > 0 for side in stored):
+                return stored  # type: ignore[return-value]
+            return inspect(spool.read(row.key), spool.limits.max_pixels, spool.limits.max_bytes)[:2]
+
+        objects = objects_from(row.meta, row.captions, self.fields, size)
+        if objects is not None:
+            self.labelled += 1
+            self.boxes += len(objects)
+            row.meta["objects"] = objects
+
+    def require(self) -> None:
+        """Raise ValueError, naming the fields there are, when rows were read and none had the boxes' field."""
+        if self.fields is not None and self.rows and not self.labelled:
+            fields = short(", ".join(self.seen)) or "none"
+            raise ValueError(
+                f"{self.path} has no boxes: no row has a field {self.fields.field}; the fields are {fields}: set "
+                "--boxes or columns.boxes.field (COCO: put instances_*.json beside captions_*.json)"
+            )
 
 
 @dataclass(slots=True)
