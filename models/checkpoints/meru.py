@@ -2,8 +2,8 @@
 
 A timm vision transformer under `visual`, a CLIP-style text transformer under `textual`, two projections, the scalars
 logit_scale, visual_alpha, textual_alpha and curv (all logarithms, as ours) and pixel_mean and pixel_std. Published
-files have a pixel mean equal to the deviation (shifted constructor arguments); what the file says is kept, since the
-weights were trained with it. MERU's CLIP baselines have no alphas and no curv: they are Euclidean.
+files have a pixel mean equal to the deviation (shifted constructor arguments); the value in the file is used, since
+the weights were trained with it. MERU's CLIP baselines have no alphas and no curv: they are Euclidean.
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ SCALARS = {
 def from_published(
     state: Mapping[str, Tensor], source: str = "the state dict", vision_heads: int | None = None
 ) -> tuple[ClipConfig, dict[str, Tensor]]:
-    """Published names -> our configuration and weights, bit for bit.
+    """Convert published names to our configuration and weights, bit for bit.
 
     Args:
         state: the state dict.
-        source: what errors call it.
+        source: name of the checkpoint in error messages.
         vision_heads: attention heads of the image tower, for widths other than ViT-S, B and L.
 
     Raises:
@@ -59,8 +59,11 @@ def from_published(
 def to_published(model: DualEncoder) -> dict[str, Tensor]:
     """Our weights under the published names and in the published shapes.
 
-    ValueError when the published architecture has no place for something this model has. Heads of the image tower
-    are not in a state dict: their code takes them from the name of the architecture.
+    The number of heads of the image tower is not part of a state dict: the published code takes it from the name of the
+    architecture.
+
+    Raises:
+        ValueError: the published architecture has no equivalent of a part of this model.
     """
     config = model.config
     vision = _require_published(config)
@@ -155,12 +158,12 @@ def _shapes(config: ClipConfig) -> dict[str, torch.Size]:
 
 
 def _causal(length: int) -> Tensor:
-    """True where a token must not look, [length, length]."""
+    """Mask [length, length], True where a token must not attend."""
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 
 def _require_published(config: ClipConfig) -> VisionConfig:
-    """The image tower's configuration; ValueError for what the published architecture does not have."""
+    """The image tower's configuration; ValueError for settings that the published architecture does not have."""
     vision, text = config.vision, config.text
     here = "the published architecture"
     if not isinstance(vision, VisionConfig):

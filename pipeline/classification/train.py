@@ -72,7 +72,8 @@ def fit(
 
     Args:
         run_dir: directory of the run; without `config` its config.json says what to do.
-        config: what to train. device: "auto" (a GPU where there is one), "cpu", "cuda".
+        config: what to train.
+        device: "auto" (a GPU where there is one), "cpu", "cuda".
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
 
     Raises:

@@ -25,7 +25,7 @@ def phrase_quality(
     iou: float = 0.5,
     most: int | None = None,
 ) -> dict[str, Any]:
-    """Compare what was mined with what a labelled source says ("objects" in its json).
+    """Compare mined boxes with the labels of a labelled source ("objects" in its json).
 
     A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
     labelled box can be found once. Boxes of phrases the source does not label count as wrong, labelled
@@ -33,8 +33,12 @@ def phrase_quality(
     mined themselves (columns.boxes).
 
     Args:
-        threshold, nms_iou: as in pipeline.packing.select_parts.
-        most: look at so many units only, the first; at all when None.
+        config: of the mining.
+        home: holds the detections.
+        threshold: see pipeline.packing.select_parts.
+        nms_iou: see pipeline.packing.select_parts.
+        iou: overlap (intersection over union) from which a box counts as right.
+        most: read only the first units, so many; all when None.
 
     Returns:
         recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which

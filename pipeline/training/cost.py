@@ -7,6 +7,7 @@ import torch
 
 from models.clip import DualEncoder
 from models.losses import objective as objectives
+from pipeline.runtime.device import resolve_device
 from pipeline.training.recipes import Recipe
 
 WORTH_MEASURING = 1_000_000
@@ -50,8 +51,8 @@ def estimate(recipe: Recipe, processes: int = 1) -> Cost | None:
     samples = recipe.steps * recipe.batch_size
     if samples < WORTH_MEASURING:
         return None
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    device = resolve_device("auto")
+    gpu = device.type == "cuda"
     batch = 16 * _BATCH if gpu else _BATCH
     rate = batch / _seconds_per_step(recipe, device, batch)
     return Cost(samples, rate * (processes if gpu else 1), "GPU" if gpu else "CPU")

@@ -43,6 +43,8 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
     """Counts of a mined source, how right its boxes are where it is labelled, scores, failures with examples.
 
     Args:
+        config: of the mining.
+        home: holds the detections.
         found: the result of pipeline.mining.mine.summary.
     """
     images = max(1, found["images"])
@@ -52,7 +54,7 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         "captions": f"{found['captions']:,}",
         "phrases": f"{found['phrases']:,}",
         "boxes, before any threshold": f"{found['boxes']:,}",
-        "boxes an image, before any threshold": f"{found['boxes'] / images:.2f}",
+        "boxes per image, before any threshold": f"{found['boxes'] / images:.2f}",
         "phrases of unknown tokens only, not asked": f"{found['phrases_unknown']:,}",
         "captions with hardly a word that the tokenizer knows": _unknown_captions(found),
         "images a second": "" if found["images_per_second"] is None else f"{found['images_per_second']:.2f}",
@@ -82,7 +84,7 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         best = np.append(best, phrases.aggregate([("score", "max")])["score_max"].fill_null(0.0).to_numpy())
         keys += len(found_here["key"].unique())
     of = f"of {keys:,} images"
-    counts[f"boxes an image with a score of {SCORE} or more, {of}"] = (
+    counts[f"boxes per image with a score of {SCORE} or more, {of}"] = (
         f"{(scores >= SCORE).sum() / max(1, keys):.2f}"
     )
     if len(best):
@@ -116,7 +118,7 @@ def version(made: Version, checks: list[Check], home: Home) -> str:
     lines += [*table(head, ([plain(row[name]) for name in head] for row in verdict(checks))), ""]
     lines += [*_samples(made, home, f"{page}/samples"), ""]
     counts = {name.replace("_", " "): f"{n:,}" for name, n in made.counts.items()}
-    counts["accepted boxes an image"] = f"{made.counts['parts'] / max(1, made.counts['images']):.2f}"
+    counts["accepted boxes per image"] = f"{made.counts['parts'] / max(1, made.counts['images']):.2f}"
     lines += [*table(("count", ""), counts.items()), ""]
     histogram = score_histogram(home, made)
     lines += ["Scores of the accepted boxes:", "", *bars(histogram), ""] if histogram.sum() else []

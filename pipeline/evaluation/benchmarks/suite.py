@@ -57,11 +57,16 @@ def run_suite(
     """Measure a model on the data sets below a directory.
 
     Args:
+        embedder: the model.
         names: "all" or names of rows with commas between.
         data: the directory; each data set lies in a folder of its own in it.
+        boot: resampling for the intervals.
         limit: at most this many images of each split; 0 takes all.
+        seed: of everything random.
         least: the fraction of a set's images that must be there; a set with fewer is refused.
         heads: which probes are fitted.
+        listener: gets the progress of each evaluation.
+        table: evaluations by name; None takes all of the suite.
 
     Returns:
         {"suite": {NAME: blocks, coverage}, "intervals": {"suite.NAME.BLOCK.number": [low, high]}, "skipped": {...}}.
@@ -69,7 +74,7 @@ def run_suite(
 
     Raises:
         FileNotFoundError: no such directory.
-        ValueError: an unknown name, or nothing of what was asked for lies there.
+        ValueError: an unknown name, or no requested data set in the directory.
     """
     data = Path(data)
     if not data.is_dir():

@@ -115,11 +115,13 @@ def geometry_report(
     cones: Sequence[Cone] = HYCOCLIP_CONES,
     seed: int = 0,
 ) -> dict:
-    """curvature (the mean of a product's, and all of them as "curvatures"), radius, saturated, satisfied,
-    order: see the module. Node types without points are left out.
+    """Radius, curvature, saturated and satisfied cones and order of the node types: see the module.
 
-    `pairs` maps (general, specific) to indices of true pairs. "order" says for each ordered couple of node
-    types whether the mean radius of the first is smaller, and in which share of true pairs it is.
+    The curvature of a product is the mean of its factors'; all of them are listed as "curvatures". Node types without
+    points are left out.
+
+    `pairs` maps (general, specific) to indices of true pairs. "order" says for each ordered couple of node types
+    whether the mean radius of the first is smaller, and in which fraction of true pairs it is.
     """
     each = {n: factor_radii(points.points, c) for n, points in nodes.items() if len(points.occurrences)}
     edge = {name: (values <= 2 * k).mean(1)[nodes[name].occurrences] for name, values in each.items()}

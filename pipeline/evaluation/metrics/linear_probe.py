@@ -34,33 +34,30 @@ ITERATIONS = 100
 def fit(head: nn.Module, features: Float[Tensor, "N W"], labels: Int[Tensor, " N"], penalty: float) -> None:
     """Minimise mean cross-entropy + penalty / 2 * |weights|^2 by L-BFGS over all rows; biases go free.
 
-    scikit-learn's C is 1 / (N * penalty).
+    The weights are the matrices of the head, or what its `slopes` returns: a head with a learned scale has a minimum
+    only if the penalty counts the scale too. scikit-learn's C is 1 / (N * penalty).
+
+    Raises:
+        ValueError: a feature is not finite.
     """
-    weights = [value for value in head.parameters() if value.ndim > 1]
+    rows = int((~features.isfinite()).any(1).sum())
+    if rows:
+        raise ValueError(f"{rows} of the {len(features)} rows of features are not finite: leave them out")
+    slopes: Callable[[], Tensor] | None = getattr(head, "slopes", None)
+    matrices = [value for value in head.parameters() if value.ndim > 1]
     optimiser = torch.optim.LBFGS(
         head.parameters(), max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
     )
 
-    best: tuple[float, list[Tensor]] = (float("inf"), [])
-
     def closure() -> Tensor:
-        nonlocal best
         optimiser.zero_grad()
+        weights = [slopes()] if slopes else matrices
         squares = torch.stack([weight.square().sum() for weight in weights]).sum()
         loss = F.cross_entropy(head(features), labels) + penalty / 2 * squares
         loss.backward()
-        if loss.item() < best[0]:
-            best = loss.item(), [value.detach().clone() for value in head.parameters()]
         return loss
 
-    try:
-        optimiser.step(closure)
-    except RuntimeError:  # a line search that ran out of float32's range; the best point so far stands
-        if not best[1]:
-            raise
-    with torch.no_grad():
-        for value, kept in zip(head.parameters(), best[1], strict=bool(best[1])):
-            value.copy_(kept)
+    optimiser.step(closure)
 
 
 def sweep(

@@ -27,8 +27,11 @@ def prototype_probe(
     """top1, top5 and mean_per_class of prototypes fitted on the training part; and their radius, sqrt(c) times.
 
     Args:
-        train, test: space parts of image points on the hyperboloid of curvature -c, with their labels.
-        classes: C, at most D + 1. curvature: c; None (a Euclidean or product space) is refused.
+        train: space parts of image points on the hyperboloid of curvature -c, with their labels.
+        test: the same of the test images.
+        classes: C, at most D + 1.
+        curvature: c; None (a Euclidean or product space) is refused.
+        bootstrap: resampling for the intervals; its seed is that of the fit.
 
     Raises:
         ValueError: no hyperboloid, fewer than ten training rows, more classes than D + 1.

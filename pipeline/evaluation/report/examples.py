@@ -1,5 +1,7 @@
-"""What the report shows besides numbers: pictures with their boxes, answers, confusions. All drawn by seed or
-in order, none picked by hand."""
+"""Pictures of the report: images with their boxes, answers, confusions.
+
+All are drawn by seed or in order, none is picked by hand.
+"""
 
 import base64
 import itertools

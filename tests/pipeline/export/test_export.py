@@ -226,10 +226,10 @@ def test_pictures_are_arrays_images_or_paths(written, tmp_path):
 
 def test_one_picture_or_text_is_no_list(home):
     model = Embedder.load(home / "runs" / "lorentz" / "model", "cpu")
-    with pytest.raises(ValueError, match=r"'a dog' is no list of texts: give \['a dog'\]"):
+    with pytest.raises(ValueError, match=r"'a dog' is not a list of texts: give \['a dog'\]"):
         model.encode_text("a dog")
     for encode in (model.encode_image, model.encode_part):
-        with pytest.raises(ValueError, match=r"'photo.jpg' is no list of pictures: give \['photo.jpg'\]"):
+        with pytest.raises(ValueError, match=r"'photo.jpg' is not a list of pictures: give \['photo.jpg'\]"):
             encode("photo.jpg")
 
 

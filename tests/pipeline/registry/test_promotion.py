@@ -234,7 +234,7 @@ def test_rollback_refuses_weights_that_have_changed(home, made):
     take(home, made, "b")
     weights = Home(home).registry.path(row.model) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(ValueError, match="not what was promoted"):
+    with pytest.raises(ValueError, match="changed since the promotion"):
         rollback(Home(home))
     assert Home(home).registry.champion().run.endswith("/b")
 
