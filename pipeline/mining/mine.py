@@ -50,7 +50,7 @@ class MineConfig(Config):
 
     source: str
     """Captioned images: a folder, a file, a pattern, a range in braces or a list with commas, local or an fsspec URL;
-    see docs/shards.md.
+    see docs/sources.md.
     """
     grounder: str
     """Detector, BACKEND:PLACE with a backend of transformers, groundingdino or onnx, see

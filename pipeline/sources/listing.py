@@ -258,7 +258,7 @@ def _of_one_kind(paths: list[str], store: Store, url: str) -> tuple[str, list[st
     by_kind[BESIDE] = _beside(paths)
     shards = [kind for kind in _SHARDS if by_kind.get(kind)]
     if len(shards) > 1:
-        one = f"'{url}/*{shards[0]}'"
+        one = f"'{url}/**/*{shards[0]}'"
         raise ValueError(
             f"source {url} mixes {' and '.join(shards)} files: keep one kind in a folder, or give {one}"
         )
