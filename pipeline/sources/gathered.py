@@ -1,7 +1,7 @@
 """Sources of loose images: a csv, a COCO or Karpathy json, or text files beside the images, cut into units.
 
-The rows that name one image are one entry. A unit is a run of entries in their order, and its identity is made of what
-they say and of the sizes of their images, so rows added at the end make new units and leave the others as they were.
+The rows that name one image are one entry. A unit is a run of consecutive entries, identified by their content and
+the sizes of their images: rows added at the end make new units and leave the others unchanged.
 """
 
 import csv
@@ -48,7 +48,7 @@ csv.field_size_limit(Limits().max_text)
 
 @dataclass(slots=True)
 class Entry:
-    """One image and what is said of it: captions, or text files that hold them (extension to path)."""
+    """One image with its captions, or with the text files that hold them (extension to path)."""
 
     image: str
     captions: list[Any] = field(default_factory=list)
@@ -103,7 +103,7 @@ def _text(store: Store, path: str, limits: Limits) -> bytes | RecordError:
 
 
 def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
-    """What stands for the content of an entry's files: of images their size, of texts their bytes."""
+    """Return marks of the content of an entry's files: the size of the image, the hash of each text."""
     if not store.local:
         return [marks.get(path, "") for path in (entry.image, *entry.texts.values())]
     try:
@@ -141,7 +141,7 @@ def _file_mark(store: Store, path: str) -> str:
 
 
 def _placed(store: Store, path: str, entries: list[Entry]) -> list[Entry]:
-    """The entries with the paths of their images in the store: beside the file, else wherever most of the first are."""
+    """Return the entries with the paths of their images: beside the file, else where most of the first ones are."""
     tried = [entry.image for entry in entries if entry.image][:_TRIED]
     folder = path.rpartition("/")[0]
     prefix = f"{folder}/" if folder else ""
@@ -152,7 +152,7 @@ def _placed(store: Store, path: str, entries: list[Entry]) -> list[Entry]:
         found = Counter(
             file[1 : len(file) - len(name) + 1] for file in files for name in wanted if file.endswith(name)
         )
-        # annotations/captions_val2017.json speaks of val2017/ where train2017/ holds files of the same names.
+        # annotations/captions_val2017.json means val2017/ where train2017/ holds files of the same names.
         spoken = [start for start in found if start.rstrip("/").rpartition("/")[2] in path and start]
         prefix = max(sorted(found), key=lambda start: (found[start], start in spoken), default=prefix)
     return [
@@ -197,7 +197,7 @@ def csv_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
     The first line names the columns: one of _IMAGE_COLUMNS, and the first of CAPTIONS or all numbered ones. Two columns
     without a header, the first of which is an image's name, are image and caption; others are given by number.
     """
-    text = data.decode("utf-8-sig", "surrogateescape")  # a caption that is not UTF-8 costs its row
+    text = data.decode("utf-8-sig", "surrogateescape")  # a caption that is not UTF-8 fails its row only
     first = text.partition("\n")[0]
     mark = "\t" if path.lower().endswith(".tsv") else max(_DELIMITERS, key=first.count)
     quoting = csv.QUOTE_NONE if mark in "\t|" else csv.QUOTE_MINIMAL
@@ -277,7 +277,7 @@ def _take(
 
 
 def _unquoted(text: str) -> str:
-    """A field of a file that is read without quotes, as some write it all the same."""
+    """Return a field without quotes, in a file whose format has none."""
     plain = text.strip()
     return plain[1:-1].replace('""', '"') if len(plain) > 1 and plain[0] == plain[-1] == '"' else text
 
@@ -339,7 +339,7 @@ def _of_coco(images: list[Any], annotations: list[Any], path: str) -> list[Entry
 
 
 def add_boxes(entries: list[Entry], instances: Any) -> None:
-    """Give entries the boxes of COCO's instances; a category that a caption names gets its place there.
+    """Give entries the boxes of COCO's instances; a category gets its place in the first caption that names it.
 
     Boxes of crowds are left out. Categories that no caption names keep the span (-1, -1).
     """

@@ -42,7 +42,7 @@ OnFailure = Callable[[Failure], None]
 
 
 class UnitGoneError(ValueError):
-    """A unit's file was removed, or holds other bytes, since the source was listed: no fault of the data."""
+    """A unit's file was removed or changed since the source was listed: no fault of the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Unit:
     """One file of a source.
 
     Attributes:
-        name: the start of its hash, so that a moved folder or a renamed file still holds the same units.
+        name: the start of its hash, so that a moved folder or a renamed file has the same units.
         path: the file's name in the source's folder, for people.
         sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them."""
 
@@ -96,7 +96,7 @@ class Source:
         """Return the units in the order of their file names; files of equal content are one unit.
 
         Args:
-            settle_s: local files that changed less than so many seconds ago are left out: they may still be written.
+            settle_s: local files that changed within this many seconds are left out: they may still be written.
         """
         if self.kind in READERS:
             files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
@@ -120,12 +120,11 @@ class Source:
 
         Args:
             unit: one of `units()`.
-            on_failure: called with every sample that is not yielded; stage "source", its key the name in
-                the file.
+            on_failure: called with a Failure of every sample that is not yielded; its key is the name in the file.
 
         Raises:
             UnitGoneError: the file was removed or replaced since it was listed, or while it was read.
-            ValueError: the file is torn or not of its kind. Nothing has been yielded in either case.
+            ValueError: the file is torn or not of its kind. Nothing has been yielded in these cases.
         """
         merged: dict[str, _Draft] = {}
         boxes = Labels(self.columns.boxes, unit.path)
@@ -153,7 +152,7 @@ class Source:
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
     def rows(self, path: str, admit: Admit) -> Iterator[SourceRecord]:
-        """Yield the rows of a unit as they are found, before any check; errors as `samples`."""
+        """Yield the unchecked rows of a unit; errors as `samples`."""
         if self.kind in READERS:
             with self.store.open(path) as file:
                 yield from READERS[self.kind](file, path, self.store, self.limits, admit, self.columns)
@@ -165,7 +164,7 @@ class Source:
         yield from gathered_rows(self.store, units[int(number)][2], self.limits, admit, self.columns)
 
     def read_otherwise(self, unit: Unit, since: int) -> bool:
-        """Say whether the rules of reading up to `since` read other samples out of a unit, see reading_rules."""
+        """Return whether the rules up to version `since` read other samples from a unit, see reading_rules."""
         if self.kind not in READERS:
             return False  # such units were never read by older rules
         try:
@@ -176,7 +175,7 @@ class Source:
 
     @contextlib.contextmanager
     def _unchanged(self, unit: Unit) -> Iterator[None]:
-        """Let nothing pass that was read from another file than the one that was listed."""
+        """Raise UnitGoneError when the file that was read is not the one that was listed."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -193,7 +192,7 @@ class Source:
         )
 
     def _settled(self, path: str, settle_s: float) -> bool:
-        """Say whether a file is older than `settle_s`. A time far in the future says nothing, so it counts as old."""
+        """Return whether a file is older than `settle_s`. A time far in the future is meaningless and counts as old."""
         if not self.store.local:
             return True  # an object appears whole
         try:
@@ -208,7 +207,7 @@ class Source:
         return all(self._settled(path, settle_s) or not self.store.exists(path) for path in paths)
 
     def _identity(self, path: str) -> str | None:
-        """Name the bytes of a file; None when it is not there (any more)."""
+        """Return the hash that identifies a unit's content; None when it is gone."""
         try:
             return self._mark(path)
         except FileNotFoundError:
@@ -228,7 +227,7 @@ class Source:
             content = hashlib.sha256(content_mark(path, self.store.info(path)).encode()).hexdigest()
         if self.kind != ".jsonl" or not self.store.local:
             return content
-        # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
+        # A jsonl only names its images; reading them all would be expensive, so their sizes identify them.
         sizes = jsonl_sizes(self.store, path, self.columns)
         return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
 
@@ -279,7 +278,7 @@ class _Draft:
 
 
 class Spool:
-    """Images of one unit by content key: checked on the way in, kept in a file, read back one at a time."""
+    """Images of one unit by content key: checked when admitted, stored in a file, read back one at a time."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -293,7 +292,7 @@ class Spool:
         self.file.close()
 
     def admit(self, data: bytes) -> str:
-        """Keep an image and return its key; RowError for one that cannot be used."""
+        """Store an image and return its key; RecordError for one that cannot be used."""
         try:
             inspect(data, self.limits.max_pixels, self.limits.max_bytes)
         except ImageError as error:
@@ -317,11 +316,11 @@ class Spool:
 
 @functools.lru_cache(1 << 16)
 def _file_sha256(path: str, size: int, modified_ns: int) -> str:
-    """Hash a local file once a process, as long as its size and time stay the same."""
+    """Hash a local file once per process, as long as its size and time stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unicode(text: str) -> str:
-    """Half surrogate pairs written out: a name that is not UTF-8 holds some, and no table can."""
+    """Return text with half surrogate pairs escaped: a name that is not UTF-8 has some, and no table can hold them."""
     return text.encode("utf-8", "backslashreplace").decode()
