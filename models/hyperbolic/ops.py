@@ -20,6 +20,12 @@ def promote(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def wide(x: Tensor) -> Tensor:
+    """Float64 where the device has it: in float32 (or TF32) products of points that lie close together and far out
+    no digit is right."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def sqrt_c(c: CurvatureLike) -> CurvatureLike:
     """Square root of a curvature, whichever type it has."""
     return c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
