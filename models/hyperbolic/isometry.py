@@ -45,5 +45,5 @@ def klein_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def rescale(x: Tensor, source: CurvatureLike, target: CurvatureLike) -> Tensor:
-    """The similar point of another curvature, sqrt(c_source / c_target) x; holds in all three charts."""
+    """The corresponding point at another curvature, sqrt(c_source / c_target) x; valid in all three charts."""
     return promote(x) * (expand_c(sqrt_c(source)) / expand_c(sqrt_c(target)))

@@ -1,8 +1,8 @@
-"""Scalar building blocks with right values and finite gradients at zero, which sqrt and division do not have.
+"""Scalar functions with correct values and finite gradients at zero, which sqrt and division do not have.
 
 The quotients take the *squared* argument: sinh(u)/u is an even function, so in s = u^2 it is smooth through
-zero and no norm has to be taken, shifted or clamped. Below the threshold of each a power series is used, at
-float64 accuracy. Shapes: everything here is elementwise, except the norms, which reduce one dimension.
+zero, and no norm has to be computed, shifted or clamped. Below its threshold each uses a power series of float64
+accuracy. Shapes: all functions are elementwise, except the norms, which reduce one dimension.
 """
 
 import math
@@ -16,23 +16,25 @@ x.shape[:-1]."""
 
 
 def promote(x: Tensor) -> Tensor:
-    """Float16 and bfloat16 to float32: hyperbolic geometry has no meaning in eight bits of mantissa."""
+    """Float16 and bfloat16 to float32: hyperbolic geometry needs more digits than they have."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it: in float32 (or TF32) products of points that lie close together and far out
-    no digit is right."""
+    """Float64 where the device has it.
+
+    A float32 (or TF32) product of points that lie close together and far out has no digit right.
+    """
     return x if x.device.type == "mps" else x.double()
 
 
 def sqrt_c(c: CurvatureLike) -> CurvatureLike:
-    """Square root of a curvature, whichever type it has."""
+    """Square root of a curvature, float or tensor."""
     return c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
 
 
 def expand_c(c: CurvatureLike) -> CurvatureLike:
-    """C with a trailing axis, ready to meet tensors of shape [..., D]."""
+    """c with a trailing axis, which broadcasts with tensors of shape [..., D]."""
     return c.unsqueeze(-1) if isinstance(c, Tensor) else c
 
 
@@ -43,12 +45,12 @@ def safe_sqrt(s: Tensor) -> Tensor:
 
 
 def square_norm(x: Tensor, dim: int = -1) -> Tensor:
-    """Sum of squares over `dim`, kept: [..., D] -> [..., 1]."""
+    """Sum of squares over `dim`, as a dimension of size 1: [..., D] -> [..., 1]."""
     return _SquareNorm.apply(x, dim)
 
 
 class _SquareNorm(torch.autograd.Function):
-    """One pass over the large tensor on the way back, where autograd's chain takes three."""
+    """One pass over the large tensor in the backward pass, where autograd's chain takes three."""
 
     generate_vmap_rule = True
 
@@ -67,13 +69,12 @@ class _SquareNorm(torch.autograd.Function):
 
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
-    """Euclidean norm over `dim`, kept, with zero gradient at zero: [..., D] -> [..., 1]."""
+    """Euclidean norm over `dim`, with zero gradient at zero: [..., D] -> [..., 1]."""
     return _Norm.apply(x, dim)
 
 
 class _Norm(torch.autograd.Function):
-    """Through the root of the square, a small gradient on a long vector would be divided below the least
-    float."""
+    """Norm with a gradient of its own: through the root of the square, a small gradient on a long vector underflows."""
 
     generate_vmap_rule = True
 
@@ -92,8 +93,10 @@ class _Norm(torch.autograd.Function):
 
 
 def square_fits(x: Tensor) -> Tensor:
-    """X, shortened along its ray where a coordinate exceeds 1e16, so that its squared norm is a float32: [..., D]
-    -> [..., D]."""
+    """Shorten x along its ray until no coordinate exceeds 1e16: [..., D] -> [..., D].
+
+    The squared norm of the result is finite in float32.
+    """
     return x / (x.detach().abs().amax(-1, keepdim=True) / 1e16).clamp(min=1)
 
 
@@ -103,10 +106,9 @@ def has_direction(s: Tensor) -> Tensor:
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """x / |x|; vectors without a direction (|x| below 4e-12 in float32) stay and pass their gradient
-    unchanged."""
+    """x / |x|; vectors without a direction (|x| below 4e-12 in float32) and their gradients are returned unchanged."""
     s = square_norm(x, dim)
-    # Not times rsqrt, whose gradient takes the power -3/2: no float32 beyond |x| = 1e12.
+    # Not times rsqrt, whose gradient takes the power -3/2: it overflows float32 beyond |x| = 1e12.
     return x / torch.where(has_direction(s), s, 1.0).sqrt()
 
 
@@ -127,19 +129,19 @@ _ATANH = [n / (2 * n + 1) for n in range(1, 13)]
 
 
 def _positive_root(s: Tensor) -> Tensor:
-    """sqrt(s), at least a number small enough that sinh, asinh, tanh and atanh of it are itself."""
+    """sqrt(s), or at least a number so small that it equals its sinh, asinh, tanh and atanh."""
     return s.clamp(min=1e-30).sqrt()
 
 
 def above(s: Tensor, threshold: float) -> Tensor:
-    """1 where s > threshold, else 0; a blend by it costs a fifth of torch.where, which CPUs do one by one."""
+    """1 where s > threshold, else 0; a blend by it takes a fifth of the time of torch.where on CPUs."""
     return (s.detach() - threshold).sign().clamp(min=0)
 
 
 def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: Tensor | float) -> Tensor:
     """by * exact / (2 s), where `exact` is a difference that cancels near zero; there the derivative's series.
 
-    `by` is the gradient that comes in: where it is large, exact / (2 s) alone may be too small for a float.
+    `by` is the incoming gradient: where it is large, exact / (2 s) alone may underflow.
     """
     # The coefficients are cut for float64 at the threshold; float32 needs 5 of them.
     used = series if s.dtype == torch.float64 else series[:5]
@@ -151,7 +153,7 @@ def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: 
 
 
 class _Quotient(torch.autograd.Function):
-    """A function of s = u^2: one node of the graph, which keeps s and the value, instead of thirty."""
+    """A function of s = u^2: one node of the graph, which stores s and the value, instead of thirty."""
 
     generate_vmap_rule = True
 
@@ -232,8 +234,7 @@ def atanhc(s: Tensor) -> Tensor:
 def _asinh(x: Tensor) -> Tensor:
     """asinh(x) without a gradient; |x| below 1e19 in float32.
 
-    torch.asinh is not vectorised on CPUs (ten times the cost of this); same digits: log1p(|x| + x^2 / (1 +
-    root)).
+    torch.asinh is not vectorised on CPUs and takes ten times as long. The same digits by log1p(|x| + x^2 / (1 + root)).
     """
     root = torch.addcmul(x.new_ones(()), x, x).sqrt_()
     size = x.abs()

@@ -13,25 +13,28 @@ from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_pre
 
 
 class MultiheadAttention(HyperbolicModule):
-    """Attention with scores -d(q, k)^2 / 2 and midpoints for averages (after Gulcehre et al. 2019 and
-    Shimizu et al. 2021).
+    """Attention between points: scores -d(q, k)^2 / 2, midpoints as averages.
 
-    [B, N, E] queries, [B, M, E] keys and values (tangent vectors) -> [B, N, E]. Projections are hyperbolic
-    `Linear`s; heads are beta-splits of their outputs and are beta-concatenated again. Near the origin the
-    scores are those of a dot product up to a term in |q| and |k| alone.
+    After Gulcehre et al. 2019 and Shimizu et al. 2021. [B, N, E] queries, [B, M, E] keys and values (tangent vectors)
+    -> [B, N, E]. Projections are hyperbolic `Linear`s; heads are beta-splits of their outputs and are beta-concatenated
+    again. Near the origin the scores are those of a dot product up to a term in |q| and |k| alone.
 
     Products of points are made in float64 (float32 on MPS), pair by pair arithmetic in float32: outputs and
     gradients of float32 inputs are those of float64 to 1e-5 and 1e-4 (relative) for c of 0.1 to 3, norms up to
     8 and points that lie 1 % of their norm apart or more. Closer together and far out, the gradient follows
     differences that the projections have rounded: 1.5e-2 at norm 8 and 0.01 %, while the output keeps 1e-4.
 
-    Unlike torch's: the batch always comes first, the result is a tensor, without the weights; there is no
-    dropout; a boolean mask is True where a query may look, where torch's is False.
+    Differences from torch.nn.MultiheadAttention:
+
+    - the batch always comes first
+    - the result is one tensor, without the weights
+    - there is no dropout
+    - a boolean mask is True where a query may look; torch's is False there
 
     Args:
         embed_dim: coordinates of a point, a multiple of num_heads.
-        num_heads: heads.
-        bias: of the four projections.
+        num_heads: number of heads.
+        bias: whether the four projections have a bias.
         c, model: see `HyperbolicModule`.
         fused: backward passes written by hand, which keep nothing of size N M; False is plain autograd with
         the same numbers and can be differentiated any number of times.
@@ -56,7 +59,7 @@ class MultiheadAttention(HyperbolicModule):
         self.query, self.key, self.value, self.out = (
             Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused) for _ in range(4)
         )
-        # One learned temperature a head; distances count in units of their typical size, sqrt(head_dim).
+        # One learned temperature per head; distances count in units of their typical size, sqrt(head_dim).
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))
 
     @full_precision

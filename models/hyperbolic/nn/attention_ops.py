@@ -65,7 +65,9 @@ def attend(
     """Attention with the backward pass written by hand: [B, N, E], [B, M, E], [B, M, E] -> [B, N, E].
 
     Args:
-        query, key, value: tangent vectors, all heads side by side.
+        query: tangent vectors, all heads side by side.
+        key: the same of the keys.
+        value: the same of the values.
         scale: [H, 1, 1], factor of -angle^2 / 2.
         mask: boolean, broadcasting to [B, H, N, M], True where a query may look; or None.
         rate: angle per unit of the heads' tangent vectors, in and out.
