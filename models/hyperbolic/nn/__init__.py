@@ -4,7 +4,9 @@
 
 module                    HyperbolicModule, the base class
 linear, classifier        Linear; MLR
-conv, conv_transpose      Conv1d, Conv2d; ConvTranspose2d
+conv, conv_transpose      Conv1d, Conv2d, Conv3d; ConvTranspose2d
+lorentz_linear, lorentz_conv, lorentz_classifier
+                          LorentzLinear; LorentzConv1d, LorentzConv2d, LorentzConv3d; LorentzMLR: linear growth
 batchnorm                 BatchNorm1d, BatchNorm2d
 pooling                   AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, AdaptiveMaxPool2d
 activation                LorentzActivation; torch's ReLU, GELU, ... re-exported
@@ -24,11 +26,14 @@ from models.hyperbolic.nn.attention import MultiheadAttention
 from models.hyperbolic.nn.batchnorm import BatchNorm1d, BatchNorm2d
 from models.hyperbolic.nn.change_manifold import ChangeManifold
 from models.hyperbolic.nn.classifier import MLR
-from models.hyperbolic.nn.conv import Conv1d, Conv2d
+from models.hyperbolic.nn.conv import Conv1d, Conv2d, Conv3d
 from models.hyperbolic.nn.conv_transpose import ConvTranspose2d
 from models.hyperbolic.nn.embedding import Embedding
 from models.hyperbolic.nn.flatten import Flatten, cat, split
 from models.hyperbolic.nn.linear import Linear
+from models.hyperbolic.nn.lorentz_classifier import LorentzMLR
+from models.hyperbolic.nn.lorentz_conv import LorentzConv1d, LorentzConv2d, LorentzConv3d
+from models.hyperbolic.nn.lorentz_linear import LorentzLinear
 from models.hyperbolic.nn.module import HyperbolicModule
 from models.hyperbolic.nn.pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from models.hyperbolic.nn.residual import ResidualAdd, residual_add
@@ -45,6 +50,7 @@ __all__ = [
     "ChangeManifold",
     "Conv1d",
     "Conv2d",
+    "Conv3d",
     "ConvTranspose2d",
     "Embedding",
     "Flatten",
@@ -52,6 +58,11 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LorentzActivation",
+    "LorentzConv1d",
+    "LorentzConv2d",
+    "LorentzConv3d",
+    "LorentzLinear",
+    "LorentzMLR",
     "MaxPool2d",
     "MultiheadAttention",
     "ReLU",
