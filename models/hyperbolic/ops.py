@@ -20,6 +20,11 @@ def promote(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def wide(x: Tensor) -> Tensor:
+    """Float64 where the device has it: a float32 (or TF32) product of far points loses all digits of their angle."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def sqrt_c(c: CurvatureLike) -> CurvatureLike:
     """Square root of a curvature, float or tensor."""
     return c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)

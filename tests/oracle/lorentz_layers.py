@@ -69,3 +69,26 @@ def conv(u, weight, bias, rate, groups=1, *, stride, padding, dilation):
         whole = torch.cat([(1 + joined.square().sum(-1, keepdim=True)).sqrt(), joined], -1)
         outs.append(minkowski(whole, normals(rows.flatten(1), offset, rate)))
     return lower(torch.cat(outs, -1), rate).movedim(-1, 1)
+
+
+def busemann(u, weight, c, rate):
+    """Busemann functions of the Poincare ball, log(|v - sqrt(c) x|^2 / (1 - c|x|^2)) / sqrt(c): [..., K]."""
+    n = u.norm(dim=-1, keepdim=True)
+    x = torch.tanh(rate * n / 2) * u / n  # sqrt(c) times the ball point
+    v = weight / weight.norm(dim=1, keepdim=True)
+    square = (v - x.unsqueeze(-2)).square().sum(-1)
+    return torch.log(square / (1 - x.square().sum(-1, keepdim=True))) / c**0.5
+
+
+def busemann_linear(u, weight, bias, gyro, c, rate):
+    """Ball chain of Chen et al. 2026: w = sinh(sqrt(c) v) / sqrt(c), ball point, gyrovector bias, log."""
+    length = rate / c**0.5  # distance per unit of tangent length
+    v = length * bias - weight.norm(dim=1) * busemann(u, weight, c, rate)
+    w = torch.sinh(c**0.5 * v) / c**0.5
+    y = w / (1 + (1 + c * w.square().sum(-1, keepdim=True)).sqrt())
+    size = gyro.norm()
+    p = (torch.tanh(rate * size / 2) * gyro / size / c**0.5).expand_as(y)
+    xy, xx, yy = ((a * b).sum(-1, keepdim=True) for a, b in ((p, y), (p, p), (y, y)))
+    z = ((1 + 2 * c * xy + c * yy) * p + (1 - c * xx) * y) / (1 + 2 * c * xy + c * c * xx * yy)
+    n = c**0.5 * z.norm(dim=-1, keepdim=True)
+    return 2 * torch.atanh(n) / rate * z * c**0.5 / n

@@ -7,6 +7,7 @@ linear, classifier        Linear; MLR
 conv, conv_transpose      Conv1d, Conv2d, Conv3d; ConvTranspose2d
 lorentz_linear, lorentz_conv, lorentz_classifier
                           LorentzLinear; LorentzConv1d, LorentzConv2d, LorentzConv3d; LorentzMLR: linear growth
+busemann                  BusemannLinear; BusemannMLR: distances to horospheres
 batchnorm                 BatchNorm1d, BatchNorm2d
 pooling                   AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, AdaptiveMaxPool2d
 activation                LorentzActivation; torch's ReLU, GELU, ... re-exported
@@ -24,6 +25,7 @@ results into points of the Poincare ball, the hyperboloid or the Klein ball.
 from models.hyperbolic.nn.activation import ELU, GELU, LeakyReLU, LorentzActivation, ReLU, SiLU, Tanh
 from models.hyperbolic.nn.attention import MultiheadAttention
 from models.hyperbolic.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from models.hyperbolic.nn.busemann import BusemannLinear, BusemannMLR
 from models.hyperbolic.nn.change_manifold import ChangeManifold
 from models.hyperbolic.nn.classifier import MLR
 from models.hyperbolic.nn.conv import Conv1d, Conv2d, Conv3d
@@ -47,6 +49,8 @@ __all__ = [
     "AvgPool2d",
     "BatchNorm1d",
     "BatchNorm2d",
+    "BusemannLinear",
+    "BusemannMLR",
     "ChangeManifold",
     "Conv1d",
     "Conv2d",

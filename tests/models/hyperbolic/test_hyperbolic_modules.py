@@ -53,6 +53,8 @@ MODULES = {
     "LorentzConv2d": (lambda: hnn.LorentzConv2d(4, 6, 3, padding=1, groups=2, c=shared()), IMAGE),
     "LorentzConv3d": (lambda: hnn.LorentzConv3d(4, 6, 3, bias=False, c=0.5), VOLUME),
     "LorentzMLR": (lambda: hnn.LorentzMLR(4, 6, c=shared()), ROWS),
+    "BusemannLinear": (lambda: hnn.BusemannLinear(4, 6, gyro_bias=True, c=shared()), ROWS),
+    "BusemannMLR": (lambda: hnn.BusemannMLR(4, 6, c=shared()), ROWS),
     "Curvature": (lambda: hnn.Linear(4, 4, c=Curvature(0.5)), ROWS),
 }
 
