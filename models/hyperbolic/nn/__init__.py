@@ -10,7 +10,8 @@ lorentz_linear, lorentz_conv, lorentz_classifier
 busemann                  BusemannLinear; BusemannMLR: distances to horospheres
 batchnorm                 BatchNorm1d, BatchNorm2d
 pooling                   AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, AdaptiveMaxPool2d
-activation                LorentzActivation; torch's ReLU, GELU, ... re-exported
+norm                      LayerNorm, RMSNorm, GroupNorm
+activation                LorentzActivation; torch's ReLU, GELU, Dropout, ... re-exported
 attention, embedding      MultiheadAttention; Embedding
 residual, flatten         ResidualAdd, residual_add; Flatten, cat, split
 change_manifold           ChangeManifold
@@ -22,7 +23,7 @@ A tangent vector is an ordinary tensor, so Euclidean features go in as they are;
 results into points of the Poincare ball, the hyperboloid or the Klein ball.
 """
 
-from models.hyperbolic.nn.activation import ELU, GELU, LeakyReLU, LorentzActivation, ReLU, SiLU, Tanh
+from models.hyperbolic.nn.activation import ELU, GELU, Dropout, LeakyReLU, LorentzActivation, ReLU, SiLU, Tanh
 from models.hyperbolic.nn.attention import MultiheadAttention
 from models.hyperbolic.nn.batchnorm import BatchNorm1d, BatchNorm2d
 from models.hyperbolic.nn.busemann import BusemannLinear, BusemannMLR
@@ -37,6 +38,7 @@ from models.hyperbolic.nn.lorentz_classifier import LorentzMLR
 from models.hyperbolic.nn.lorentz_conv import LorentzConv1d, LorentzConv2d, LorentzConv3d
 from models.hyperbolic.nn.lorentz_linear import LorentzLinear
 from models.hyperbolic.nn.module import HyperbolicModule
+from models.hyperbolic.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from models.hyperbolic.nn.pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from models.hyperbolic.nn.residual import ResidualAdd, residual_add
 
@@ -56,9 +58,12 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "ConvTranspose2d",
+    "Dropout",
     "Embedding",
     "Flatten",
+    "GroupNorm",
     "HyperbolicModule",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LorentzActivation",
@@ -69,6 +74,7 @@ __all__ = [
     "LorentzMLR",
     "MaxPool2d",
     "MultiheadAttention",
+    "RMSNorm",
     "ReLU",
     "ResidualAdd",
     "SiLU",

@@ -55,6 +55,9 @@ MODULES = {
     "LorentzMLR": (lambda: hnn.LorentzMLR(4, 6, c=shared()), ROWS),
     "BusemannLinear": (lambda: hnn.BusemannLinear(4, 6, gyro_bias=True, c=shared()), ROWS),
     "BusemannMLR": (lambda: hnn.BusemannMLR(4, 6, c=shared()), ROWS),
+    "LayerNorm": (lambda: hnn.LayerNorm(4), WORDS),
+    "RMSNorm": (lambda: hnn.RMSNorm(4, model="lorentz"), WORDS),
+    "GroupNorm": (lambda: hnn.GroupNorm(2, 4), IMAGE),
     "Curvature": (lambda: hnn.Linear(4, 4, c=Curvature(0.5)), ROWS),
 }
 
