@@ -31,11 +31,11 @@ class WrappedNormal(Distribution):
     """
 
     # torch declares properties, and sets them as here in each distribution of its own.
-    arg_constraints: ClassVar = {  # pyright: ignore[reportIncompatibleMethodOverride]
+    arg_constraints: ClassVar = {  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
         "loc": constraints.real_vector,
         "scale": constraints.independent(constraints.positive, 1),
     }
-    support: ClassVar = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
+    support: ClassVar = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
     has_rsample = True
 
     def __init__(

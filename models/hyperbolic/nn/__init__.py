@@ -13,6 +13,7 @@ pooling                   AvgPool2d, AdaptiveAvgPool2d, MaxPool2d, AdaptiveMaxPo
 norm                      LayerNorm, RMSNorm, GroupNorm
 activation                LorentzActivation; torch's ReLU, GELU, Dropout, ... re-exported
 attention, embedding      MultiheadAttention; Embedding
+transformer               TransformerBlock; RotaryPositions
 residual, flatten         ResidualAdd, residual_add; Flatten, cat, split
 change_manifold           ChangeManifold
 functional                tangent vectors to the unit hyperboloid and back
@@ -41,6 +42,7 @@ from models.hyperbolic.nn.module import HyperbolicModule
 from models.hyperbolic.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from models.hyperbolic.nn.pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from models.hyperbolic.nn.residual import ResidualAdd, residual_add
+from models.hyperbolic.nn.transformer import RotaryPositions, TransformerBlock
 
 __all__ = [
     "ELU",
@@ -77,8 +79,10 @@ __all__ = [
     "RMSNorm",
     "ReLU",
     "ResidualAdd",
+    "RotaryPositions",
     "SiLU",
     "Tanh",
+    "TransformerBlock",
     "cat",
     "residual_add",
     "split",

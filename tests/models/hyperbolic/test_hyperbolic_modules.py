@@ -58,6 +58,8 @@ MODULES = {
     "LayerNorm": (lambda: hnn.LayerNorm(4), WORDS),
     "RMSNorm": (lambda: hnn.RMSNorm(4, model="lorentz"), WORDS),
     "GroupNorm": (lambda: hnn.GroupNorm(2, 4), IMAGE),
+    "TransformerBlock": (lambda: hnn.TransformerBlock(4, 2, hidden=6, c=shared()), WORDS),
+    "RotaryPositions": (lambda: hnn.RotaryPositions(4, 2), WORDS),
     "Curvature": (lambda: hnn.Linear(4, 4, c=Curvature(0.5)), ROWS),
 }
 
