@@ -12,6 +12,7 @@ from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.pack import PackConfig
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.source import open_source
 from pipeline.training.recipes import DEMO, PHOTOS, Recipe, by_name
 from storage.home import Home
@@ -65,7 +66,9 @@ def packing_for(recipe: str, assess_source: str | None) -> PackConfig:
     return packing if assess_source or packing.holdout else packing.replace(holdout=HELD_OUT)
 
 
-def compose(source: str, grounder: str, recipe: str, filled: bool = True, **rest: Any) -> JourneyConfig:
+def compose(
+    source: str, grounder: str, recipe: str, filled: bool = True, columns: Columns = USUAL, **rest: Any
+) -> JourneyConfig:
     """A journey with the packing for the recipe of that name; `rest` are further fields of JourneyConfig.
 
     The source must not be empty, unless `filled` is False: a watched folder may still be empty.
@@ -75,9 +78,8 @@ def compose(source: str, grounder: str, recipe: str, filled: bool = True, **rest
     if filled or "://" in source or not Path(source).is_dir():
         open_source(source)
     packing = packing_for(recipe, rest.get("assess_source"))
-    return JourneyConfig(
-        mine=MineConfig(source=source, grounder=grounder), pack=packing, recipe=found, **rest
-    )
+    mine = MineConfig(source=source, grounder=grounder, columns=columns)
+    return JourneyConfig(mine=mine, pack=packing, recipe=found, **rest)
 
 
 def checked(config: JourneyConfig, option: str = "pack.image_size") -> JourneyConfig:
@@ -114,6 +116,7 @@ def evaluation_of(config: JourneyConfig, version: str) -> EvaluationSpec:
     return EvaluationSpec(
         version=version,
         assess_source=config.assess_source,
+        columns=config.mine.columns,
         taxonomy=config.taxonomy,
         config=config.assess,
     )

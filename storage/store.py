@@ -127,6 +127,13 @@ class Store:
         entries: Any = self._remote(prefix, lambda: self.fs.ls(self.path(prefix), detail=True))
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        """Return a mark of the content of every file below a remote folder, by relative path, with one listing."""
+        assert not self.local, "the operating system tells more: use os.stat"
+        found: Any = self._remote(prefix, lambda: self.fs.find(self.path(prefix), detail=True))
+        paths = {full: full[len(self.root) :].lstrip("/") for full in found}
+        return {path: content_mark(path, found[full]) for full, path in paths.items()}
+
     def sha256(self, path: str) -> str:
         """Return the sha256 of a file's bytes, in hex."""
         with (
@@ -352,6 +359,15 @@ class Store:
             return _timestamp(self.info(path))
         except FileNotFoundError:
             return None
+
+
+def content_mark(path: str, info: dict[str, Any]) -> str:
+    """Return what a remote filesystem's description of a file says of its content: its tag or time, and its size.
+
+    A plain web server may give neither tag nor time: the path stands for them, as two files of one size differ.
+    """
+    names = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "created")
+    return f"{next((info[name] for name in names if info.get(name)), path)} {info.get('size')}"
 
 
 @functools.cache

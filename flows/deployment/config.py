@@ -11,6 +11,7 @@ from pipeline.end_to_end import JourneyConfig, packing_for
 from pipeline.mining.mine import MineConfig
 from pipeline.presets import Preset
 from pipeline.registry.retraining import RetrainConfig
+from pipeline.sources.listing import absolute_source
 from pipeline.training.recipes import demo
 from storage.layout import SOURCE
 
@@ -92,7 +93,7 @@ def resolved(config: DeployConfig, root: Path) -> DeployConfig:
     journey = config.retrain.journey
     kind, _, place = journey.mine.grounder.partition(":")
     grounder = f"{kind}:{absolute(place)}" if (root / place).exists() and place else journey.mine.grounder
-    mine = journey.mine.replace(source=absolute(journey.mine.source), grounder=grounder)
+    mine = journey.mine.replace(source=absolute_source(journey.mine.source, root), grounder=grounder)
     journey = journey.replace(
         mine=mine, assess_source=absolute(journey.assess_source), taxonomy=absolute(journey.taxonomy)
     )

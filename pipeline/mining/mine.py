@@ -23,6 +23,7 @@ from pipeline.mining.mine_chunk import chunks, mine_chunk
 from pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.reading_rules import READING
 from pipeline.sources.records import NOT_DOWNLOADED, Limits
 from pipeline.sources.source import Source, Unit, open_source, open_unit
@@ -45,9 +46,12 @@ class MineConfig(Config):
         {"source", "grounder", "batch_size", "chunk", "chunk_pixels", "device", "error_budget"}
     )
     derived: ClassVar[frozenset[str]] = frozenset({"weights"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
 
     source: str
-    """Captioned images: a folder, file or fsspec URL, see pipeline.sources.source."""
+    """Captioned images: a folder, a file, a pattern, a range in braces or a list with commas, local or an fsspec URL;
+    see docs/shards.md.
+    """
     grounder: str
     """Detector, BACKEND:PLACE with a backend of transformers, groundingdino or onnx, see
     pipeline.mining.grounder.
@@ -56,6 +60,8 @@ class MineConfig(Config):
     """Digest of the grounder's files, so that other weights are another configuration. Set wherever the files
     are; elsewhere a stored value is kept (packing needs no detector).
     """
+    columns: Columns = USUAL
+    """Names of the source's columns and fields that are not the usual ones."""
     limits: Limits = Field(default_factory=Limits)
     """Maximum sizes of a sample; larger ones fail, by name."""
     nouns: NounConfig = Field(default_factory=NounConfig)
@@ -116,7 +122,7 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
         settle_s: local files that changed less than this many seconds ago are left out.
     """
     mined = results(config, home)
-    source = open_source(config.source, config.limits)
+    source = open_source(config.source, config.limits, config.columns)
     units = source.units(settle_s)
     _forget_misread(mined, source, units)
     finished = mined.whole()
@@ -133,9 +139,10 @@ def _forget_misread(mined: UnitResults, source: Source, units: list[Unit]) -> No
     seen = {path.rpartition("/")[2] for path in mined.store.list(looked)}
     records = mined.records()
     for unit in units:
-        if unit.name not in records or unit.name in seen or records[unit.name].get("reading", 1) >= READING:
+        since = records[unit.name].get("reading", 1) if unit.name in records else READING
+        if unit.name in seen or since >= READING:
             continue
-        if source.read_otherwise(unit):
+        if source.read_otherwise(unit, since):
             mined.forget(unit.name)
         else:
             mined.store.create(f"{looked}/{unit.name}", b"")
@@ -165,7 +172,8 @@ def mine_shard(
         extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
     samples = clock.iterate(
-        "source", open_unit(config.source, unit, config.limits).samples(unit, noting(failures, counts))
+        "source",
+        open_unit(config.source, unit, config.limits, config.columns).samples(unit, noting(failures, counts)),
     )
     try:
         limits, most = config.limits, config.max_captions
@@ -255,7 +263,7 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
     are no failures), seconds (of work, all workers together), images_per_second (while at least one worker worked).
     """
     records = results(config, home).whole()
-    units = open_source(config.source, config.limits).units() if units is None else units
+    units = open_source(config.source, config.limits, config.columns).units() if units is None else units
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     unknown = ("phrases_unknown", "captions_unknown", "captions_read")

@@ -275,8 +275,8 @@ def split_of(key: str, holdout: float) -> str:
 
 
 def units_of(mine: Any) -> list[Unit]:
-    """Return the units of a MineConfig's source."""
-    return open_source(mine.source, mine.limits).units()
+    """Return the units of the source that a MineConfig names."""
+    return open_source(mine.source, mine.limits, mine.columns).units()
 
 
 def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
@@ -311,7 +311,8 @@ def _training_samples(
     report: Report,
 ) -> Iterator[TrainingSample]:
     """Read the unit's images again and cut their parts; images that failed in mining are skipped."""
-    for sample in open_unit(mine.source, unit, mine.limits).samples(unit, lambda failure: None):
+    source = open_unit(mine.source, unit, mine.limits, mine.columns)
+    for sample in source.samples(unit, lambda failure: None):
         changed = as_mined.check(sample)
         if sample.key not in chosen:
             continue
