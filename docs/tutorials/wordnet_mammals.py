@@ -127,10 +127,12 @@ def train(kinds: Kinds, options: argparse.Namespace) -> Tensor:
     start = shown = time.monotonic()
     for epoch in range(options.epochs):
         # 2. Burn-in: small steps, and common kinds as negatives, until the angles have found their places. Then the
-        # rate falls to 0.
+        # rate of Adam falls to 0; that of Riemannian SGD stays, as published.
         burning = epoch < options.burn_in
         left = (options.epochs - epoch) / max(options.epochs - options.burn_in, 1)
-        optimiser.param_groups[0]["lr"] = rate * (0.1 if burning else left)
+        optimiser.param_groups[0]["lr"] = rate * (
+            0.1 if burning else left if options.rows == "tangent" else 1.0
+        )
         drawn = torch.multinomial(
             often if burning else evenly, len(pairs) * options.negatives, replacement=True
         )

@@ -1,4 +1,4 @@
-"""Long-tailed sets: how many images each class keeps, which ones, and which classes are many, medium and few-shot."""
+"""Long-tailed sets: images per class, their selection, and the many, medium and few-shot classes."""
 
 from typing import Literal
 
@@ -64,7 +64,7 @@ def long_tail(
     sizes = np.bincount(labels, minlength=classes)
     if sizes.min() == 0:
         raise ValueError(
-            f"class {int(sizes.argmin())} has no images: a long tail needs one of each class or more"
+            f"class {int(sizes.argmin())} has no images: a long tail needs at least one per class"
         )
     counts = long_tail_counts(int(sizes.min()), classes, imbalance, profile)
     legacy, kept = np.random.RandomState(0), []
@@ -82,7 +82,7 @@ def long_tail(
 def shots(counts: np.ndarray) -> list[Shots]:
     """Group of each class by its training images: many above n_max / 5, few below n_max / 25, medium between.
 
-    At n_max = 500 (CIFAR-100) these are the 100 and 20 of Liu et al. 2019; they grow with n_max.
+    At n_max = 500 (CIFAR-100) these are the 100 and 20 of Liu et al. 2019; they scale with n_max.
     """
     many, few = counts.max() / 5, counts.max() / 25
     return ["many" if count > many else "few" if count < few else "medium" for count in counts]
