@@ -10,7 +10,7 @@
 # Remedy: keepdim=True and squeeze(-1).
 #
 # Seen (4 points, seed 0):
-#   inner(x, u, v)               shape [4, 4], mean -1.69
+#   inner(x, u, v)               shape [4, 4], mean 5.11
 #   inner(..., keepdim=True)     shape [4, 1], mean 8.65
 #   diagonal equals keepdim:     True
 set -euo pipefail
