@@ -38,7 +38,7 @@ class MLR(HyperbolicModule):
         num_classes: number of hyperplanes.
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
-        max_angle: maximum angle sqrt(c) d(0, x) of the points that go in, which keep their direction; see `FEATURE_ANGLE`.
+        max_angle: points that go in are moved to this angle sqrt(c) d(0, x) where they lie beyond; see `FEATURE_ANGLE`.
     """
 
     def __init__(

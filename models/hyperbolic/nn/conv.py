@@ -213,7 +213,7 @@ class Conv2d(_Conv):
         c, model: see `HyperbolicModule`.
         init: "identity" (default), "normal" or "hypll"; see `reset_parameters`.
         fused: hand-written backward that stores only the input and the convolution's output; False: plain autograd.
-        max_angle: maximum angle sqrt(c) d(0, x) of the points under the kernel, which keep their direction; see `FEATURE_ANGLE`.
+        max_angle: points of patches beyond this angle sqrt(c) d(0, x) are moved to it; see `FEATURE_ANGLE`.
     """
 
     _convolution = staticmethod(F.conv2d)

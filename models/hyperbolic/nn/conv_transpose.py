@@ -34,7 +34,7 @@ class ConvTranspose2d(HyperbolicModule):
         kernel_size, stride, padding, output_padding, groups, bias, dilation: as in torch.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward; False: plain autograd, with the same results.
-        max_angle: maximum angle sqrt(c) d(0, x) of the points under the kernel, which keep their direction; see `FEATURE_ANGLE`.
+        max_angle: points of patches beyond this angle sqrt(c) d(0, x) are moved to it; see `FEATURE_ANGLE`.
     """
 
     @accepts_lean

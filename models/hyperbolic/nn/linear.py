@@ -49,7 +49,7 @@ class Linear(HyperbolicModule):
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
         fused: store only the matrix product for the backward pass; False: plain autograd, with the same results.
-        max_angle: maximum angle sqrt(c) d(0, x) of the points that go in, which keep their direction; see `FEATURE_ANGLE`.
+        max_angle: points that go in are moved to this angle sqrt(c) d(0, x) where they lie beyond; see `FEATURE_ANGLE`.
     """
 
     @accepts_lean
