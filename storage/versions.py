@@ -37,7 +37,8 @@ class Version:
     Attributes:
         name: "v-" and 12 hex digits made from digests, shards, counts and detectors, so it verifies them.
         parent: the version that was `latest` when this one was published, or None.
-        config: resolved configurations by stage ("mine", "pack"), sufficient to make the version again.
+        config: resolved configurations by stage ("mine", "pack"), sufficient to make the version again; "adopt" where
+            the shards existed already.
         digests: of those configurations, by stage; incidental options (batch size, device) are not in them.
         shards: "train" and "val", each in a fixed order.
         counts: images, captions, parts, failures ...
@@ -59,7 +60,15 @@ class Version:
     @property
     def source(self) -> str:
         """The source of the captioned images; "" in versions that do not record it."""
-        return str((self.config.get("mine") or {}).get("source") or "")
+        return self._mined_with("source")
+
+    @property
+    def grounder(self) -> str:
+        """The model that found the boxes, BACKEND:PLACE; "" in versions that do not record it."""
+        return self._mined_with("grounder")
+
+    def _mined_with(self, option: str) -> str:
+        return str((self.config.get("mine") or self.config.get("adopt") or {}).get(option) or "")
 
 
 class Versions:

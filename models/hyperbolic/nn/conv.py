@@ -182,9 +182,13 @@ class _Conv(HyperbolicModule):
         if u.dim() != len(self.kernel_size) + 2 or u.shape[1] != self.in_channels:
             wanted = f"[B, {self.in_channels}, {len(self.kernel_size)} spatial sizes]"
             raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
-        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        options |= {"groups": self.groups, "fused": self.fused, "max_angle": self.max_angle}
-        return convolve(type(self)._convolution, u, self.weight, self.bias, self.rate(), **options)
+        return self._respond(u, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def _respond(self, u: Tensor, **geometry) -> Tensor:
+        options = {"groups": self.groups, "fused": self.fused, "max_angle": self.max_angle}
+        return convolve(
+            type(self)._convolution, u, self.weight, self.bias, self.rate(), **options, **geometry
+        )
 
     def extra_repr(self) -> str:
         """Sizes, geometry, curvature and model."""
@@ -218,3 +222,10 @@ class Conv2d(_Conv):
 
     _convolution = staticmethod(F.conv2d)
     _space = 2
+
+
+class Conv3d(_Conv):
+    """Hyperbolic `torch.nn.Conv3d`: [B, C, D, H, W] -> [B, K, D', H', W'] tangent vectors; see `Conv2d`."""
+
+    _convolution = staticmethod(F.conv3d)
+    _space = 3
