@@ -40,7 +40,7 @@ def test_hypll_s_nets_are_its_modules(shape):
         x, index = ball.expmap(TangentTensor(u[at], manifold=ball, man_dim=1)), 0
 
         def weights(layer, index, p=p):
-            getattr(layer, "z", getattr(layer, "weights", None)).tensor.data = (
+            (layer.z if hasattr(layer, "z") else layer.weights).tensor.data = (
                 p[f"{index}.weight"].flatten(1).T.contiguous()
             )
             layer.bias.data = p[f"{index}.bias"]

@@ -7,6 +7,7 @@ does not take, so HypLL's nets call the functions of plain tensors that its modu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypll.manifolds.poincare_ball.math import diffgeom, linalg, stats
@@ -40,8 +41,9 @@ def our_net(shape: Shape, c: float, contender: str) -> nn.Sequential:
     """The net of one contender but HypLL, with its usual initialisation; plain autograd, for vmap."""
     if contender == "Euclidean":
         linear, norm, conv, flat, head = nn.Linear, nn.BatchNorm1d, nn.Conv2d, nn.Flatten, nn.Linear
-        here: dict[str, object] = {}
-        normed = cut = here
+        here: dict[str, Any] = {}
+        normed: dict[str, Any] = {}
+        cut: dict[str, Any] = {}
     else:
         linear, norm, conv, flat, head = hnn.Linear, hnn.BatchNorm1d, hnn.Conv2d, hnn.Flatten, hnn.MLR
         cap = CAPS[contender]

@@ -105,7 +105,8 @@ class _Radial(Function):
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad * radial_slope(*ctx.saved_tensors, ctx.max_angle), None
+        s, value = ctx.saved_tensors
+        return grad * radial_slope(s, value, ctx.max_angle), None
 
 
 def radial_and_time(s: Tensor, max_angle: float = MAX_ANGLE) -> tuple[Tensor, Tensor]:
