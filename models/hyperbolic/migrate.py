@@ -21,6 +21,9 @@ from models.hyperbolic.nn.embedding import Embedding
 from models.hyperbolic.nn.linear import Linear
 from models.hyperbolic.nn.module import HyperbolicModule
 
+HYPLL_ANGLE = 2 * math.atanh(1 - 4e-3)
+"""6.2, the angle at which HypLL projects float32 points back into the ball, as `max_angle` of our layers."""
+
 
 @torch.no_grad()
 def load_hypll(
@@ -33,7 +36,8 @@ def load_hypll(
     See docs/coming-from-hypll.md. Tangent vectors get the length they have in the layer's model; embeddings, which are
     points in HypLL, become rows of the table (tangent vectors or points). Ordinary torch layers in the module are
     loaded as they are. Running statistics, which HypLL does not have, stay at their initial values: call `recalibrate`
-    or train on before using eval mode.
+    or train on before using eval mode. A lower `max_angle` of a layer is raised to `HYPLL_ANGLE`, as trained weights
+    may rely on points that far out; build a net that is to load these weights again with max_angle=HYPLL_ANGLE.
 
     Args:
         module: receives the weights.
@@ -57,6 +61,8 @@ def load_hypll(
         double = 2 if isinstance(layer, HyperbolicModule) and layer.model == "lorentz" else 1
         if isinstance(layer, HyperbolicModule):
             _load_curvature(prefix, layer, left, constraining_strategy, learned)
+        if isinstance(layer, Linear | _Conv):
+            layer.max_angle = max(layer.max_angle, HYPLL_ANGLE)
         if isinstance(layer, Linear):
             _copy(layer.weight, left, f"{prefix}z", lambda z: z.T)
             _copy(layer.bias, left, f"{prefix}bias", lambda r, k=double: k * r)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.attention_ops import attend, attend_plain
 from models.hyperbolic.nn.flatten import beta_ratio
+from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
 from models.hyperbolic.nn.linear import Linear
 from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
 
@@ -38,6 +39,7 @@ class MultiheadAttention(HyperbolicModule):
         c, model: see `HyperbolicModule`.
         fused: backward passes written by hand, which keep nothing of size N M; False is plain autograd with
         the same numbers and can be differentiated any number of times.
+        max_angle: of the points that go into the four projections, see `Linear`.
     """
 
     @accepts_lean
@@ -50,6 +52,7 @@ class MultiheadAttention(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        max_angle: float = FEATURE_ANGLE,
     ) -> None:
         super().__init__(c, model)
         if num_heads < 1 or embed_dim % num_heads:
@@ -57,7 +60,8 @@ class MultiheadAttention(HyperbolicModule):
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.fused = fused
         self.query, self.key, self.value, self.out = (
-            Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused) for _ in range(4)
+            Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused, max_angle=max_angle)
+            for _ in range(4)
         )
         # One learned temperature per head; distances count in units of their typical size, sqrt(head_dim).
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.hyperbolic import curvature, isometry
 from models.hyperbolic import nn as hnn
-from models.hyperbolic.migrate import load_hypll, recalibrate
+from models.hyperbolic.migrate import HYPLL_ANGLE, load_hypll, recalibrate
 from models.hyperbolic.nn.pooling import midpoint
 from tests.oracle.hyperbolic_layers import hypll_run
 
@@ -58,6 +58,22 @@ def test_a_hypll_state_dict_loads_and_computes_the_same(model, shared):
     assert torch.allclose(got, hidden, atol=1e-4)
     rows = 0.3 * torch.randn(7, 4)
     assert torch.allclose(target.fc(twice * rows) / twice, hypll_run(source.fc, rows, ball, -1), atol=1e-4)
+
+
+def test_points_far_out_stay_where_hypll_has_them():
+    """Trained weights may rely on points beyond the default `max_angle`; HypLL's own limit is 6.2."""
+    torch.manual_seed(0)
+    ball = PoincareBall(Curvature(0.1))
+    source, c = theirs(ball), math.log1p(math.exp(0.1))
+    target = ours(c)
+    target.conv1 = hnn.Conv2d(3, 4, 3, padding=1, c=c, max_angle=8.0)
+    u = torch.nn.functional.normalize(torch.randn(7, 4), dim=-1) * 5 / (2 * c**0.5)
+    assert not torch.allclose(
+        hnn.Linear(4, 5, c=c)(u), hnn.Linear(4, 5, c=c, max_angle=HYPLL_ANGLE)(u), atol=0.1
+    )
+    load_hypll(target, plain(source))
+    assert torch.allclose(target.fc(u), hypll_run(source.fc, u, ball, -1), rtol=1e-3)
+    assert target.fc.max_angle == HYPLL_ANGLE and target.conv1.max_angle == 8
 
 
 @pytest.mark.parametrize("points", [False, True])
