@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from models.hyperbolic.transforms import scalar, transformed
+
 CurvatureLike = float | Tensor
 """c > 0 means curvature -c: a float, a 0-dim tensor, or a tensor that broadcasts with the batch shape
 x.shape[:-1]."""
@@ -38,7 +40,7 @@ def safe_sqrt(s: Tensor) -> Tensor:
 
 def square_norm(x: Tensor, dim: int = -1) -> Tensor:
     """Sum of squares over `dim`, as a dimension of size 1: [..., D] -> [..., 1]."""
-    return _SquareNorm.apply(x, dim)
+    return x.square().sum(dim, keepdim=True) if transformed() else _SquareNorm.apply(x, dim)
 
 
 class _SquareNorm(torch.autograd.Function):
@@ -62,7 +64,7 @@ class _SquareNorm(torch.autograd.Function):
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
     """Euclidean norm over `dim`, with zero gradient at zero: [..., D] -> [..., 1]."""
-    return _Norm.apply(x, dim)
+    return safe_sqrt(square_norm(x, dim)) if transformed() else _Norm.apply(x, dim)
 
 
 class _Norm(torch.autograd.Function):
@@ -111,6 +113,33 @@ def safe_atan2(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.atan2(torch.where(zero, 0.0, a), torch.where(zero, 1.0, b)))
 
 
+def sinh(x: Tensor) -> Tensor:
+    """torch.sinh; in an exported float64 graph by exp and tanh, which ONNX Runtime has in float64."""
+    return torch.tanh(x) * cosh(x) if _exports_float64(x) else torch.sinh(x)
+
+
+def cosh(x: Tensor) -> Tensor:
+    """torch.cosh; in an exported float64 graph by exp."""
+    return (torch.exp(x) + torch.exp(-x)) / 2 if _exports_float64(x) else torch.cosh(x)
+
+
+def _exports_float64(x: Tensor) -> bool:
+    return torch.compiler.is_exporting() and x.dtype == torch.float64
+
+
+def _exported_asinh(x: Tensor) -> Tensor:
+    """asinh(x) by what ONNX Runtime has: its Asinh in float32; no log1p at all, so in float64 by the log of 1 + x."""
+    if not _exports_float64(x):
+        return torch.asinh(x)
+    size = x.abs()
+    more = size + size * size / (1 + (1 + size * size).sqrt())
+    one_more = 1 + more
+    rounded = one_more - 1  # the logarithm is that of 1 + rounded
+    return x.sign() * torch.where(
+        rounded == 0, more, one_more.log() * (more / torch.where(rounded == 0, 1.0, rounded))
+    )
+
+
 _SINH = [n / math.factorial(2 * n + 1) for n in range(1, 10)]
 _ASINH = [n * (-1) ** n * math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(1, 11)]
 _TANH = [-1 / 3, 4 / 15, -17 / 105, 248 / 2835, -1382 / 31185, 43688 / 2027025, -929569 / 91216125,
@@ -142,25 +171,6 @@ def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: 
     return torch.lerp((near + used[0]) * by, by / (2 * s.clamp(min=threshold)) * exact, above(s, threshold))
 
 
-class _Quotient(torch.autograd.Function):
-    """A function of s = u^2: one node of the graph, which stores s and the value, instead of thirty."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(s, function, slope):
-        return function(s)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        s, _, ctx.slope = inputs
-        ctx.save_for_backward(s, output)
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.slope(*ctx.saved_tensors, grad), None, None
-
-
 def sinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
     """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s), from its value; times `by`."""
     # cosh(u) as value sqrt(s + 1 / value^2): sinh(u)^2 overflows at half the u of sinh(u).
@@ -182,10 +192,13 @@ def _atanhc_slope(s: Tensor, value: Tensor, by: Tensor) -> Tensor:
 
 def _sinhc(s: Tensor) -> Tensor:
     u = _positive_root(s)
-    return torch.sinh(u) / u
+    return sinh(u) / u
 
 
 def _asinhc(s: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():
+        u = _positive_root(s)
+        return _exported_asinh(u) / u
     # As `_asinh`, of a number whose square is known and whose sign is.
     u = _positive_root(s)
     return (s / ((1 + s).sqrt_() + 1) + u).log1p_() / u
@@ -203,22 +216,22 @@ def _atanhc(s: Tensor) -> Tensor:
 
 def sinhc(s: Tensor) -> Tensor:
     """sinh(u)/u as a function of s = u^2."""
-    return _Quotient.apply(s, _sinhc, sinhc_slope)
+    return scalar(s, _sinhc, sinhc_slope)
 
 
 def asinhc(s: Tensor) -> Tensor:
     """asinh(u)/u as a function of s = u^2."""
-    return _Quotient.apply(s, _asinhc, asinhc_slope)
+    return scalar(s, _asinhc, asinhc_slope)
 
 
 def tanhc(s: Tensor) -> Tensor:
     """tanh(u)/u as a function of s = u^2."""
-    return _Quotient.apply(s, _tanhc, _tanhc_slope)
+    return scalar(s, _tanhc, _tanhc_slope)
 
 
 def atanhc(s: Tensor) -> Tensor:
     """atanh(u)/u as a function of s = u^2 < 1."""
-    return _Quotient.apply(s, _atanhc, _atanhc_slope)
+    return scalar(s, _atanhc, _atanhc_slope)
 
 
 def _asinh(x: Tensor) -> Tensor:
@@ -226,28 +239,17 @@ def _asinh(x: Tensor) -> Tensor:
 
     torch.asinh is not vectorised on CPUs and takes ten times as long. The same digits by log1p(|x| + x^2 / (1 + root)).
     """
+    if torch.compiler.is_exporting():
+        return _exported_asinh(x)
     root = torch.addcmul(x.new_ones(()), x, x).sqrt_()
     size = x.abs()
     return torch.addcmul(size, size, size / (root + 1)).log1p_().copysign_(x)
 
 
-class _Asinh(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return _asinh(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
-        return grad * (1 + x * x).rsqrt()
+def _asinh_slope(x: Tensor, value: Tensor, by: Tensor) -> Tensor:
+    return by * (1 + x * x).rsqrt()
 
 
 def asinh(x: Tensor) -> Tensor:
     """Inverse hyperbolic sine for |x| below 1e19 (float32), elementwise."""
-    return _Asinh.apply(x)
+    return scalar(x, _asinh, _asinh_slope)

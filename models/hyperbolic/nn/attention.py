@@ -9,7 +9,7 @@ from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import cosh_sinhc, normalise, to_tangent
 from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import asinhc
 
 
@@ -50,16 +50,25 @@ class MultiheadAttention(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.query, self.key, self.value, self.out = (
-            Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused) for _ in range(4)
+            Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused, device=device, dtype=dtype)
+            for _ in range(4)
         )
         # One learned temperature per head; distances count in units of their typical size, sqrt(head_dim).
-        self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))
+        self.log_scale = nn.Parameter(torch.empty(num_heads, 1, 1, **placed(device, dtype)))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the temperatures to head_dim^-1/2; the projections have a reset_parameters of their own."""
+        self.log_scale.fill_(-0.5 * math.log(self.head_dim))
 
     @full_precision
     def forward(

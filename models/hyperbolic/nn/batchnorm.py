@@ -14,7 +14,8 @@ from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
 from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm, wide
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from models.hyperbolic.transforms import transformed
 
 
 class _BatchNorm(HyperbolicModule):
@@ -34,17 +35,23 @@ class _BatchNorm(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
-        self.fused = fused
+        self.fused, place = fused, placed(device, dtype)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         # softplus(weight) is the variance the output has; it starts at 1, the learned mean at the origin.
-        self.weight = nn.Parameter(torch.empty(())) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
-        self.register_buffer("running_var", torch.ones(()) if track_running_stats else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
+        self.weight = nn.Parameter(torch.empty((), **place)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features, **place)) if affine else None
+        self.register_buffer(
+            "running_mean", torch.zeros(num_features, **place) if track_running_stats else None
+        )
+        self.register_buffer("running_var", torch.ones((), **place) if track_running_stats else None)
+        count = torch.tensor(0, device=device) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -79,7 +86,8 @@ class _BatchNorm(HyperbolicModule):
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
         # A compiler builds its own backward pass from the plain arithmetic.
-        kernel = batch_norm_fused if self.fused and not torch.compiler.is_compiling() else batch_norm
+        plain = not self.fused or torch.compiler.is_compiling() or transformed()
+        kernel = batch_norm if plain else batch_norm_fused
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:
             self._track(found.mean.detach(), found.spread.detach() / c, rate)

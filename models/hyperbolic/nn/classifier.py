@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.hyperplane_ops import planes, scores
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
 from models.hyperbolic.ops import asinh, square_norm
 
 
@@ -40,11 +40,15 @@ class MLR(HyperbolicModule):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "poincare",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         self.in_features, self.num_classes = in_features, num_classes
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features))
-        self.bias = nn.Parameter(torch.empty(num_classes)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(num_classes, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
 from models.hyperbolic.nn.linear import init_planes_
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]
@@ -124,6 +124,9 @@ class _Conv(HyperbolicModule):
         model: str = "poincare",
         init: str = "identity",
         fused: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
@@ -135,8 +138,11 @@ class _Conv(HyperbolicModule):
         self.padding = sizes("padding", padding, self._space, 0)
         self.dilation = sizes("dilation", dilation, self._space, 1)
         self.init, self.fused = init, fused
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes, check_channels, sizes
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import square_norm
 
 
@@ -45,6 +45,9 @@ class ConvTranspose2d(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
@@ -52,8 +55,11 @@ class ConvTranspose2d(HyperbolicModule):
         self.kernel_size, self.stride = sizes("kernel_size", kernel_size, 2, 1), sizes("stride", stride, 2, 1)
         self.padding, self.dilation = sizes("padding", padding, 2, 0), sizes("dilation", dilation, 2, 1)
         self.output_padding, self.fused = sizes("output_padding", output_padding, 2, 0), fused
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -6,10 +6,11 @@ from torch.autograd import Function
 
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part, radial_slope
 from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
+from models.hyperbolic.transforms import transformed
 
-MAX_EXPONENT = 40.0
+MAX_EXPONENT = 40
 """Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can leave it again."""
-MAX_OFFSET = 30.0
+MAX_OFFSET = 30
 """Maximum hyperbolic distance of a hyperplane from the origin, also straight-through.
 
 Together with MAX_ANGLE it bounds the argument of `asinh`.
@@ -86,6 +87,8 @@ def hyperplane_outputs(
         rate: rate of the output space (the same as the input's).
         dims: the dimensions of m that hold the coordinates of one output point.
     """
+    if transformed():
+        return hyperplane_outputs_plain(m, s, scale, shift, power, rate, dims)
     return _Respond.apply(m, s, scale, shift, power, rate, dims)[0]
 
 

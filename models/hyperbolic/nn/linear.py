@@ -7,7 +7,14 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, check_coordinates, full_precision
+from models.hyperbolic.nn.module import (
+    Device,
+    HyperbolicModule,
+    accepts_lean,
+    check_coordinates,
+    full_precision,
+    placed,
+)
 from models.hyperbolic.ops import square_norm
 
 
@@ -47,11 +54,15 @@ class Linear(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         self.in_features, self.out_features, self.fused = in_features, out_features, fused
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
