@@ -140,11 +140,40 @@ def _exported_asinh(x: Tensor) -> Tensor:
     )
 
 
-_SINH = [n / math.factorial(2 * n + 1) for n in range(1, 10)]
-_ASINH = [n * (-1) ** n * math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(1, 11)]
-_TANH = [-1 / 3, 4 / 15, -17 / 105, 248 / 2835, -1382 / 31185, 43688 / 2027025, -929569 / 91216125,
-         51236656 / 10854718875, -443861162 * 9 / 1856156927625]  # fmt: skip
-_ATANH = [n / (2 * n + 1) for n in range(1, 13)]
+# Coefficients of the derivatives' series: literals, since torch.compile(dynamic=True) makes inputs of a module's floats.
+def _sinh_series() -> tuple[float, ...]:
+    """n / (2 n + 1)! for n = 1, 2, ...."""
+    return (
+        0.16666666666666666, 0.016666666666666666, 0.0005952380952380953, 1.1022927689594357e-05,
+        1.252605419272086e-07, 9.635426302092969e-10, 5.353014612273871e-12, 2.2491658034764165e-14,
+        7.398571721961897e-17,
+    )  # fmt: skip
+
+
+def _asinh_series() -> tuple[float, ...]:
+    """n (-1)^n C(2 n, n) / (4^n (2 n + 1))."""
+    return (
+        -0.16666666666666666, 0.15, -0.13392857142857142, 0.12152777777777778, -0.11186079545454546,
+        0.10411658653846154, -0.09775390625, 0.09241440716911764, -0.08785448576274671, 0.08390335809616815,
+    )  # fmt: skip
+
+
+def _tanh_series() -> tuple[float, ...]:
+    """n times the coefficients of tanh(u) / u in u^2."""
+    return (
+        -0.3333333333333333, 0.26666666666666666, -0.1619047619047619, 0.08747795414462081,
+        -0.044316177649510985, 0.021552768219434887, -0.010190840709359227, 0.004720219527564688,
+        -0.002152162028191972,
+    )  # fmt: skip
+
+
+def _atanh_series() -> tuple[float, ...]:
+    """n / (2 n + 1)."""
+    return (
+        0.3333333333333333, 0.4, 0.42857142857142855, 0.4444444444444444, 0.45454545454545453,
+        0.46153846153846156, 0.4666666666666667, 0.47058823529411764, 0.47368421052631576, 0.47619047619047616,
+        0.4782608695652174, 0.48,
+    )  # fmt: skip
 
 
 def _positive_root(s: Tensor) -> Tensor:
@@ -157,7 +186,9 @@ def above(s: Tensor, threshold: float) -> Tensor:
     return (s.detach() - threshold).sign().clamp(min=0)
 
 
-def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: Tensor | float) -> Tensor:
+def _slope(
+    s: Tensor, exact: Tensor, series: tuple[float, ...], threshold: float, by: Tensor | float
+) -> Tensor:
     """by * exact / (2 s), where `exact` is a difference that cancels near zero; there the derivative's series.
 
     `by` is the incoming gradient: where it is large, exact / (2 s) alone may underflow.
@@ -174,20 +205,20 @@ def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: 
 def sinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
     """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s), from its value; times `by`."""
     # cosh(u) as value sqrt(s + 1 / value^2): sinh(u)^2 overflows at half the u of sinh(u).
-    return _slope(s, value * (s + value.reciprocal().square()).sqrt() - value, _SINH, 1.0, by)
+    return _slope(s, value * (s + value.reciprocal().square()).sqrt() - value, _sinh_series(), 1.0, by)
 
 
 def asinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
     """Derivative of `asinhc` in s, (1/sqrt(1 + s) - asinh(u)/u) / (2 s), from its value; times `by`."""
-    return _slope(s, (1 + s).rsqrt() - value, _ASINH, 0.02, by)
+    return _slope(s, (1 + s).rsqrt() - value, _asinh_series(), 0.02, by)
 
 
 def _tanhc_slope(s: Tensor, value: Tensor, by: Tensor) -> Tensor:
-    return _slope(s, 1 - s * value * value - value, _TANH, 0.05, by)
+    return _slope(s, 1 - s * value * value - value, _tanh_series(), 0.05, by)
 
 
 def _atanhc_slope(s: Tensor, value: Tensor, by: Tensor) -> Tensor:
-    return _slope(s, 1 / (1 - s) - value, _ATANH, 0.05, by)
+    return _slope(s, 1 / (1 - s) - value, _atanh_series(), 0.05, by)
 
 
 def _sinhc(s: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class _BatchNorm(HyperbolicModule):
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
         # A compiler builds its own backward pass from the plain arithmetic.
-        plain = not self.fused or torch.compiler.is_compiling() or transformed()
+        plain = not self.fused or torch.compiler.is_compiling() or transformed() or u.is_meta
         kernel = batch_norm if plain else batch_norm_fused
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:

@@ -102,7 +102,7 @@ def full_precision(forward: F) -> F:
         kind = next((x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor)), None)
         if kind is None:  # torch.fx's stand-ins for tensors
             return leaf(self, *inputs, **options)
-        if not torch.is_autocast_enabled(kind):
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
             return forward(self, *inputs, **options)
         with torch.autocast(kind, enabled=False):
             return forward(self, *inputs, **options)
