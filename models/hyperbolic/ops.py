@@ -140,7 +140,8 @@ def _exported_asinh(x: Tensor) -> Tensor:
     )
 
 
-# Coefficients of the derivatives' series: literals, since torch.compile(dynamic=True) makes inputs of a module's floats.
+# Coefficients of the derivatives' series. Literals, and integers as defaults: torch.compile(dynamic=True) makes inputs
+# of all other floats of a module, and fails where two autograd.Functions use the same.
 def _sinh_series() -> tuple[float, ...]:
     """n / (2 n + 1)! for n = 1, 2, ...."""
     return (
@@ -202,13 +203,13 @@ def _slope(
     return torch.lerp((near + used[0]) * by, by / (2 * s.clamp(min=threshold)) * exact, above(s, threshold))
 
 
-def sinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
+def sinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1) -> Tensor:
     """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s), from its value; times `by`."""
     # cosh(u) as value sqrt(s + 1 / value^2): sinh(u)^2 overflows at half the u of sinh(u).
     return _slope(s, value * (s + value.reciprocal().square()).sqrt() - value, _sinh_series(), 1.0, by)
 
 
-def asinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
+def asinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1) -> Tensor:
     """Derivative of `asinhc` in s, (1/sqrt(1 + s) - asinh(u)/u) / (2 s), from its value; times `by`."""
     return _slope(s, (1 + s).rsqrt() - value, _asinh_series(), 0.02, by)
 

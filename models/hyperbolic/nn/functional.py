@@ -105,7 +105,7 @@ def radial_and_time(s: Tensor) -> tuple[Tensor, Tensor]:
     return sinh(angle).div_(r), cosh(angle)
 
 
-def radial_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
+def radial_slope(s: Tensor, value: Tensor, by: Tensor | float = 1) -> Tensor:
     """Derivative of `radial_part` in s from its value, times `by`; -value / (2 s) where sinh is constant."""
     inside, beyond = s.clamp(max=MAX_ANGLE**2), s.clamp(min=MAX_ANGLE**2)
     return by * torch.lerp(sinhc_slope(inside, value), value / (-2 * beyond), above(s, MAX_ANGLE**2))
