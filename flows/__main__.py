@@ -16,14 +16,18 @@ from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
+    Boxes,
+    CaptionColumn,
     Force,
     Grounder,
     HomeUrl,
+    ImageColumn,
     RecipeName,
     Source,
     TaxonomyFile,
     Workers,
     app,
+    mining_of,
     run_app,
     show_metrics,
 )
@@ -34,11 +38,14 @@ from pipeline.runtime.stop import terminable
 @app.command()
 def journey(
     source: Source,
-    grounder: Grounder,
     recipe: RecipeName,
+    grounder: Grounder = "",
     home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
     workers: Workers = CORES,
     force: Force = False,
     assignments: Assignments = None,
@@ -54,7 +61,8 @@ def journey(
     from pipeline.end_to_end import checked, compose
     from pipeline.training.cost import require_feasible
 
-    config = compose(source, grounder, recipe, assess_source=assess_source, taxonomy=taxonomy)
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
+    config = compose(source, grounder, recipe, True, columns, assess_source=assess_source, taxonomy=taxonomy)
     config = checked(override(config, assignments or []))
     if cost := require_feasible(config.recipe, config.processes, force):
         typer.echo(f"training: {cost}", err=True)

@@ -1,4 +1,4 @@
-"""The door to a trained model: images and texts in, points and scores out; and its directory on disk.
+"""The public API of a trained model: images and texts in, points and scores out; and its directory on disk.
 
     model = Embedder.load("DIR")
     texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])
@@ -34,7 +34,7 @@ Picture = np.ndarray | Image.Image | str | Path
 
 
 def pixels_of(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB bytes of a picture; FileNotFoundError for an absent file, ValueError for what is no image."""
+    """RGB bytes of an image; FileNotFoundError for an absent file, ValueError for anything that is no image."""
     if isinstance(image, Image.Image):
         return rgb_of(image)
     if isinstance(image, (str, Path)):
@@ -47,9 +47,10 @@ def pixels_of(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
 
 
 class Embedder:
-    """A trained dual encoder with its tokenizer: images and texts -> points, and the score of two sets.
+    """A trained dual encoder with its tokenizer: images and texts -> points, and the scores of two sets.
 
-    Batched and without gradients. ValueError when an embedding is not finite: such a run has diverged.
+    Batched and without gradients. ValueError when an embedding is not finite: the training of such a model has
+    diverged.
     """
 
     def __init__(self, model: DualEncoder, tokenizer: Tokenizer, batch_size: int = 64) -> None:
@@ -71,23 +72,23 @@ class Embedder:
 
     @property
     def curvature(self) -> float | None:
-        """c of the hyperboloid (the mean of a product's); None in Euclidean geometry, where there is none."""
+        """c of the hyperboloid (the mean of a product's); None in Euclidean geometry."""
         return None if self.curvatures is None else float(self.curvatures.mean())
 
     @property
     def curvatures(self) -> Float[Tensor, " k"] | None:
-        """c of each factor, one of a plain hyperboloid; None in Euclidean geometry."""
+        """c of each factor, one value for a plain hyperboloid; None in Euclidean geometry."""
         if self.model.config.geometry == "euclid":
             return None
         return self.model.curvature.detach().reshape(-1)
 
     def encode_image(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
-        """Whole images of any size -> points. ValueError for one picture in place of a list."""
+        """Whole images of any size -> points. ValueError for a single image instead of a list."""
         _refuse_one(images, "pictures")
         return self.encode_pixels(whole(pixels_of(image), self.size) for image in images)
 
     def encode_part(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
-        """Cut-out parts of any shape -> points. ValueError for one picture in place of a list."""
+        """Cropped parts of any shape -> points. ValueError for a single image instead of a list."""
         _refuse_one(images, "pictures")
         return self.encode_pixels(letterbox(pixels_of(image), self.size) for image in images)
 
@@ -102,9 +103,9 @@ class Embedder:
 
     @torch.inference_mode()
     def project_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
-        """Projected text features before the lift; texts of a length share a batch, so little is padding.
+        """Projected text features before the lift; texts of equal length share a batch, which minimises padding.
 
-        ValueError for one text in place of a list.
+        ValueError for a single text instead of a list.
         """
         _refuse_one(texts, "texts")
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -121,7 +122,7 @@ class Embedder:
         return self.model.lift_text(features)
 
     def encode_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
-        """Texts -> points. ValueError for one text in place of a list."""
+        """Texts -> points. ValueError for a single text instead of a list."""
         return self.lift_text(self.project_text(texts, report))
 
     @torch.inference_mode()
@@ -186,24 +187,26 @@ class Embedder:
         if not bool(torch.isfinite(points).all()):
             raise ValueError(
                 "the model gives embeddings that are not finite: its training has diverged; "
-                "look at the loss in log.jsonl and train again with a lower learning rate"
+                "check the loss in log.jsonl and train again with a lower learning rate"
             )
         return points
 
 
 def _refuse_one(items: Sequence[Picture], what: str) -> None:
-    """A str is a sequence too: of its letters."""
+    """Refuse a single item; a str would pass as a sequence of its letters."""
     if isinstance(items, (str, Path, Image.Image)):
-        raise ValueError(f"{items!r} is no list of {what}: give [{items!r}]")
+        raise ValueError(f"{items!r} is not a list of {what}: give [{items!r}]")
 
 
 def save_model(folder: str | Path, model: DualEncoder, tokenizer: Tokenizer) -> None:
     """Write a model directory: model.safetensors, config.json, tokenizer.json, preprocessor_config.json."""
     model.save_pretrained(folder)
-    (Path(folder) / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+    (Path(folder) / "model.safetensors").chmod(
+        0o644
+    )  # safetensors creates files that only their owner can read
     tokenizer.save(folder)
     size, config = model.config.vision.image_size, model.config
-    # In the terms of transformers' image processors: what `whole` and DualEncoder.normalise do. Where the long side
+    # `whole` and DualEncoder.normalise in the terms of transformers' image processors. Where the long side
     # exceeds the size by an odd number of pixels, transformers cuts at the floor of the half and torchvision rounds.
     steps = {
         "image_processor_type": "CLIPImageProcessor",

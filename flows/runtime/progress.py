@@ -1,4 +1,4 @@
-"""What the flows share: progress becomes an artifact one can watch, and the terminal stays free of tracebacks."""
+"""Progress of the flows as a Prefect artifact, and a terminal without tracebacks."""
 
 import logging
 import threading
@@ -14,13 +14,13 @@ ARTIFACT_EVERY_S = 5.0
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
-    """A filter for the terminal: no records that carry a traceback; a line with the error's text follows them."""
+    """A filter for the terminal: drops records with a traceback; a line with the error's text follows them."""
     return not record.exc_info
 
 
 def quiet_terminal() -> None:
-    """Keep tracebacks out of the terminal (the Prefect UI has them), so that a user's mistake stays one line."""
-    setup_logging()  # Prefect does this at the first flow run; the second time it keeps the handlers
+    """Keep tracebacks out of the terminal (the Prefect UI has them), so that a mistake is reported in one line."""
+    setup_logging()  # Prefect does this at the first flow run; a second call keeps the handlers
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
             handler.addFilter(without_traceback)
@@ -29,8 +29,8 @@ def quiet_terminal() -> None:
 class ProgressArtifact:
     """A listener for `pipeline.runtime.progress.Progress` that keeps one Prefect progress artifact up to date.
 
-    Called from any thread; writes at most once every ARTIFACT_EVERY_S seconds, and always at the end. A server that
-    does not answer stops no work.
+    Called from any thread; writes at most once every ARTIFACT_EVERY_S seconds, and always at the end. Work continues
+    when the server does not answer.
     """
 
     def __init__(self, key: str, label: str) -> None:

@@ -1,6 +1,6 @@
 """A Prefect server for the length of one command, where none is configured: on SQLite, loopback only, with the UI.
 
-Prefect's own temporary server outlives a command that is killed; this one is bound to the life of its parent.
+Prefect's own temporary server outlives a command that is killed; this one ends with its parent.
 """
 
 import atexit
@@ -23,8 +23,9 @@ STARTUP_S = 120.0
 def ensure_server(home: str) -> str:
     """Return the address of the API that flows of this process run against.
 
-    That is PREFECT_API_URL where the environment names one, else a server of our own, which ends with this process.
-    Call it before Prefect is imported. Raises RuntimeError when the server does not answer in time; its log is named.
+    This is PREFECT_API_URL where the environment sets it, else the address of a new server, which ends with this
+    process. Call it before Prefect is imported. Raises RuntimeError, naming the log, when the server does not answer in
+    time.
     """
     folder = use_home(home)
     if known := os.environ.get("PREFECT_API_URL"):
@@ -40,10 +41,10 @@ def ensure_server(home: str) -> str:
             stdout=file,
             stderr=file,
             env=environment(port),
-            process_group=0,  # Ctrl-C in a terminal must not end it before this process has told it how the runs ended
+            process_group=0,  # Ctrl-C in a terminal must not end it before this process has sent the runs' final states
         )
-    # Prefect empties its queues of logs and events when the interpreter exits. Exit handlers run last in, first out:
-    # registered before Prefect's, this one stops the server after they are empty.
+    # Prefect flushes its queues of logs and events when the interpreter exits. Exit handlers run last in, first out:
+    # registered before Prefect's, this one stops the server after the flush.
     atexit.register(process.terminate)
     address = f"http://127.0.0.1:{port}/api"
     _wait(process, f"{address}/health", log)
@@ -52,8 +53,8 @@ def ensure_server(home: str) -> str:
 
 
 def reach(address: str) -> None:
-    """Raise RuntimeError, in words, when nothing answers at an API's address or it refuses the password."""
-    if os.environ.get("PREFECT_API_KEY"):  # Prefect Cloud, which has other paths
+    """Raise RuntimeError, with the remedy, when nothing answers at an API's address or it refuses the password."""
+    if os.environ.get("PREFECT_API_KEY"):  # Prefect Cloud has other paths
         return
     spare_loopback()
     request = urllib.request.Request(f"{address}/admin/version")
@@ -76,28 +77,28 @@ def reach(address: str) -> None:
 
 
 def command(port: int) -> list[str]:
-    """The server's command line, bound to the life of this process."""
+    """The server's command line; the server ends with this process."""
     uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     return guarded([*uvicorn, "--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"])
 
 
 def guarded(command: list[str]) -> list[str]:
-    """The same command, bound to the life of this process."""
+    """The same command, made to end with this process."""
     return [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid()), *command]
 
 
 def environment(port: int) -> dict[str, str]:
-    """The server's environment: its pages ask port 4200 unless they are told otherwise.
+    """The server's environment: its pages use port 4200 by default, so they get the address.
 
-    Leases of concurrency slots are kept on disk, so that a server that was killed can give back what dead holders
-    had; flow runs, their logs and heartbeats go after a while.
+    Leases of concurrency slots are stored on disk, so that a restarted server can release those of dead processes; old
+    flow runs, their logs and heartbeats are deleted.
     """
     kept = {
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        # Prefect's default lets the pages of any site that the same browser shows read and start runs.
+        # Prefect's default lets any web site that the browser shows read and start runs.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite on a busy machine: wait for the lock, do not fail
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite on a busy machine: wait for the lock instead of failing
     }
     return {
         **kept,

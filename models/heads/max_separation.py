@@ -152,11 +152,10 @@ class MaximumSeparation(nn.Module):
         return self.log_radius.exp()
 
     def slopes(self) -> Tensor:
-        """Weights that a penalty is to count, as large as the logits are steep: [C - 1, in_features], or
-        [C - 1, C - 1] without `project`.
+        """Matrix for a weight penalty: [C - 1, in_features], or [C - 1, C - 1] without `project`.
 
-        radius / equal_radius times the projection's: the Frobenius norm of the logits' matrix. The projection alone
-        could shrink for nothing while a learned radius grows.
+        Its Frobenius norm is that of the logits' matrix: radius / equal_radius times that of the projection. A penalty
+        on the projection alone has no minimum: the projection shrinks while a learned radius grows.
         """
         steep = self.radius / equal_radius(self.classes)
         if isinstance(self.projection, nn.Linear):
@@ -237,10 +236,10 @@ class HyperbolicPrototypes(nn.Module):
         return lorentz.exp0(self.log_radius.exp() * self.corners, self.curvature)
 
     def slopes(self) -> Tensor:
-        """Weights that a penalty is to count, as large as the logits are steep: [D, D], or [C, D] without `adapt`.
+        """Matrix for a weight penalty: [D, D], or [C, D] without `adapt`.
 
-        scale / equal_radius times the map: the Frobenius norm of the logits' derivative at the origin. A penalty on
-        the map alone has no minimum: the map goes to 0 while the scale, which is free, goes to infinity.
+        Its Frobenius norm is that of the logits' derivative at the origin: scale / equal_radius times that of the map.
+        A penalty on the map alone has no minimum: the map goes to 0 while the scale, which is free, goes to infinity.
         """
         scale = self.log_scale.exp()
         if self.adapt is None:

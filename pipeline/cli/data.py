@@ -8,12 +8,16 @@ from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
+    Boxes,
+    CaptionColumn,
     Grounder,
     HomeUrl,
+    ImageColumn,
     RecipeName,
     Source,
     Workers,
     app,
+    mining_of,
     show,
 )
 from pipeline.runtime.stop import terminable
@@ -22,8 +26,11 @@ from pipeline.runtime.stop import terminable
 @app.command()
 def mine(
     source: Source,
-    grounder: Grounder,
+    grounder: Grounder = "",
     home: HomeUrl = "var",
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
@@ -36,7 +43,8 @@ def mine(
     from pipeline.runtime.executor import open_executor
     from storage.home import Home
 
-    config = override(MineConfig(source=source, grounder=grounder), assignments or [])
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
+    config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
     with terminable(), open_executor(workers) as executor:
         show(mine_all(config, Home(home), executor))
 
@@ -44,10 +52,13 @@ def mine(
 @app.command()
 def pack(
     source: Source,
-    grounder: Grounder,
+    grounder: Grounder = "",
     recipe: RecipeName = "hycoclip_vit_s",
     home: HomeUrl = "var",
     assess_source: AssessSource = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
@@ -62,7 +73,8 @@ def pack(
     from pipeline.runtime.executor import open_executor
     from storage.home import Home
 
-    composed = compose(source, grounder, recipe, assess_source=assess_source)
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
+    composed = compose(source, grounder, recipe, columns=columns, assess_source=assess_source)
     config = checked(override(composed, assignments or []))
     with terminable(), open_executor(workers) as executor:
         version = packing.pack(config.mine, config.pack, Home(home), executor)

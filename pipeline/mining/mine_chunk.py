@@ -1,4 +1,4 @@
-"""Some samples of a unit at a time: decode, read the captions, ask the detector. What fails costs its own sample."""
+"""A chunk of samples of a unit: decode, parse the captions, run the detector. A failure affects only its own sample."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +19,8 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 HARDLY = 0.2
-"""A caption of whose words the detector's tokenizer knows a smaller fraction holds hardly anything it can look for."""
-_LONGEST_REASON = 300  # characters of a library's own words
+"""Minimum fraction of a caption's words that the detector's tokenizer must know; else little in it can be found."""
+_LONGEST_REASON = 300  # characters of a library's own message
 
 
 def chunks(samples: Iterable[Sample], limits: Limits, most: int, most_pixels: int) -> Iterator[list[Sample]]:
@@ -48,8 +48,12 @@ def mine_chunk(
     failures: list[Failure],
     counts: Counter[str],
     clock: Clock,
+    origin: str = "",
 ) -> None:
-    """Add the rows, failures and counts of one chunk, and the seconds they took."""
+    """Add the rows, failures and counts of one chunk, and the seconds they took.
+
+    With an `origin` the boxes that the source has are added as well, under that name.
+    """
     with clock("decode"):
         images = [_pixels(sample, limits, failures) for sample in chunk]
     good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
@@ -62,7 +66,7 @@ def mine_chunk(
         if isinstance(text, Exception):
             failures.append(Failure(sample.key, "nouns", "unreadable_caption", _told(text)))
     ready = [(*pair, text) for pair, text in zip(good, read, strict=True) if not isinstance(text, Exception)]
-    # A text that several captions share is looked for once; case does not matter to any backend.
+    # A text that several captions share is searched once; no backend distinguishes case.
     asked = [
         list(dict.fromkeys(phrase.text.lower() for caption in text.phrases for phrase in caption))
         for _, _, text in ready
@@ -85,14 +89,31 @@ def mine_chunk(
             phrase.text.lower() in unknown for caption in text.phrases for phrase in caption
         )
         rows.add(sample, image.shape[:2], text.phrases, texts, detection, counts)
+        if origin:
+            rows.add_objects(sample, (image.shape[1], image.shape[0]), origin, counts)
+
+
+def take_boxes(
+    samples: Iterable[Sample],
+    limits: Limits,
+    origin: str,
+    rows: Rows,
+    counts: Counter[str],
+    report: Callable[[int], None],
+) -> None:
+    """Add the boxes that the source has, and nothing else: no image is decoded and no caption is parsed."""
+    for sample in samples:
+        size = inspect(sample.image, limits.max_pixels, limits.max_bytes)[:2]
+        counts["images"] += 1
+        counts["captions"] += len(sample.captions)
+        if not rows.add_objects(sample, size, origin, counts):
+            rows.add_nothing(sample, size)
+        report(1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """Text of one image: its phrases, and the fraction of words that the detector knows.
-
-    The fraction is absent where the detector has no tokenizer.
-    """
+    """The phrases in one image's captions, and the fraction of words that the detector knows (or [])."""
 
     phrases: list[list[Phrase]]
     known: list[float]
@@ -106,7 +127,7 @@ def _read(captions: Sequence[tuple[str, ...]], extractor: NounExtractor, detecto
 
 
 def _size(sample: Sample, limits: Limits) -> int:
-    """Pixels of a sample's image; 0 for one that will not be decoded."""
+    """Pixels of a sample's image; 0 for an image that will not be decoded."""
     try:
         width, height, _ = inspect(sample.image, limits.max_pixels, limits.max_bytes)
     except ImageError:
@@ -124,10 +145,10 @@ def _pixels(sample: Sample, limits: Limits, failures: list[Failure]) -> np.ndarr
 
 
 def _guarded(work: Callable[[list[S]], list[R]], items: list[S]) -> list[R | Exception]:
-    """Results of work(items); where that fails, item by item, so that only those that cause it are lost.
+    """Results of work(items); after a failure item by item, so that only the items that cause it are lost.
 
-    spaCy, tokenizers, torch and onnxruntime have no common class of exceptions: whatever one raises stands for the
-    result of its item.
+    spaCy, tokenizers, torch and onnxruntime have no common class of exceptions: the exception takes the place of the
+    item's result.
     """
     try:
         return [*work(items)]

@@ -23,70 +23,50 @@ class Residual(nn.Module):
         return self.add(u, self.conv(u))
 
 
-class SelfAttention(nn.Module):
-    """Torch's layer, called as ours is."""
-
-    def __init__(self):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-
-    def forward(self, u):
-        return self.attention(u, u, u, need_weights=False)[0]
-
-
 def shared():
     return Curvature(0.5, learnable=True)
 
 
-IMAGE, ROWS, WORDS = (2, 4, 6, 6), (3, 4), (2, 3, 4)
-# Name: our layer, the shape of its input (None: indices), and torch's own layer where there is one.
+IMAGE, ROWS, WORDS, VOLUME = (2, 4, 6, 6), (3, 4), (2, 3, 4), (2, 4, 3, 4, 5)
 MODULES = {
-    "Linear": (lambda: hnn.Linear(4, 6, c=shared()), ROWS, lambda: nn.Linear(4, 6)),
-    "Linear, plain": (
-        lambda: hnn.Linear(4, 6, bias=False, c=0.5, fused=False),
-        ROWS,
-        lambda: nn.Linear(4, 6),
-    ),
-    "Conv1d": (
-        lambda: hnn.Conv1d(4, 6, 3, padding=1, c=0.5),
-        (2, 4, 7),
-        lambda: nn.Conv1d(4, 6, 3, padding=1),
-    ),
-    "Conv2d": (
-        lambda: hnn.Conv2d(4, 6, 3, padding=1, c=shared()),
-        IMAGE,
-        lambda: nn.Conv2d(4, 6, 3, padding=1),
-    ),
-    "Conv2d, plain": (lambda: hnn.Conv2d(4, 6, 3, c=0.5, fused=False), IMAGE, lambda: nn.Conv2d(4, 6, 3)),
-    "Conv2d, groups": (
-        lambda: hnn.Conv2d(4, 6, 3, groups=2, c=0.5, model="lorentz"),
-        IMAGE,
-        lambda: nn.Conv2d(4, 6, 3, groups=2),
-    ),
-    "ConvTranspose2d": (
-        lambda: hnn.ConvTranspose2d(4, 6, 3, stride=2, c=0.5),
-        IMAGE,
-        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2),
-    ),
-    "BatchNorm1d": (lambda: hnn.BatchNorm1d(4, c=0.5), ROWS, lambda: nn.BatchNorm1d(4)),
-    "BatchNorm2d": (lambda: hnn.BatchNorm2d(4, c=shared()), IMAGE, lambda: nn.BatchNorm2d(4)),
-    "AvgPool2d": (lambda: hnn.AvgPool2d(2, padding=1, c=shared()), IMAGE, lambda: nn.AvgPool2d(2, padding=1)),
-    "AdaptiveAvgPool2d": (lambda: hnn.AdaptiveAvgPool2d(2, c=0.5), IMAGE, lambda: nn.AdaptiveAvgPool2d(2)),
-    "MaxPool2d": (lambda: hnn.MaxPool2d(2), IMAGE, lambda: nn.MaxPool2d(2)),
-    "LorentzActivation": (lambda: hnn.LorentzActivation(torch.relu, c=0.5), IMAGE, lambda: nn.ReLU()),
-    "ResidualAdd": (Residual, IMAGE, None),
-    "Flatten": (lambda: nn.Sequential(hnn.Flatten(), hnn.Linear(144, 3, c=0.5)), IMAGE, lambda: nn.Flatten()),
-    "MLR": (lambda: hnn.MLR(4, 6, c=shared()), ROWS, lambda: nn.Linear(4, 6)),
-    "MultiheadAttention": (lambda: hnn.MultiheadAttention(4, 2, c=shared()), WORDS, SelfAttention),
-    "ChangeManifold": (lambda: hnn.ChangeManifold("tangent", "klein", c=shared()), ROWS, None),
-    "Embedding": (lambda: hnn.Embedding(9, 4, c=0.5), None, lambda: nn.Embedding(9, 4)),
-    "Curvature": (lambda: hnn.Linear(4, 4, c=Curvature(0.5)), ROWS, lambda: nn.Linear(4, 4)),
+    "Linear": (lambda: hnn.Linear(4, 6, c=shared()), ROWS),
+    "Linear, plain": (lambda: hnn.Linear(4, 6, bias=False, c=0.5, fused=False), ROWS),
+    "Conv1d": (lambda: hnn.Conv1d(4, 6, 3, padding=1, c=0.5), (2, 4, 7)),
+    "Conv2d": (lambda: hnn.Conv2d(4, 6, 3, padding=1, c=shared()), IMAGE),
+    "Conv2d, groups": (lambda: hnn.Conv2d(4, 6, 3, groups=2, c=0.5, model="lorentz"), IMAGE),
+    "Conv3d": (lambda: hnn.Conv3d(4, 6, 3, padding=1, c=0.5), VOLUME),
+    "ConvTranspose2d": (lambda: hnn.ConvTranspose2d(4, 6, 3, stride=2, c=0.5), IMAGE),
+    "BatchNorm1d": (lambda: hnn.BatchNorm1d(4, c=0.5), ROWS),
+    "BatchNorm2d": (lambda: hnn.BatchNorm2d(4, c=shared()), IMAGE),
+    "AvgPool2d": (lambda: hnn.AvgPool2d(2, padding=1, c=shared()), IMAGE),
+    "AdaptiveAvgPool2d": (lambda: hnn.AdaptiveAvgPool2d(2, c=0.5), IMAGE),
+    "MaxPool2d": (lambda: hnn.MaxPool2d(2), IMAGE),
+    "LorentzActivation": (lambda: hnn.LorentzActivation(torch.relu, c=0.5), IMAGE),
+    "ResidualAdd": (Residual, IMAGE),
+    "Flatten": (lambda: nn.Sequential(hnn.Flatten(), hnn.Linear(144, 3, c=0.5)), IMAGE),
+    "MLR": (lambda: hnn.MLR(4, 6, c=shared()), ROWS),
+    "MultiheadAttention": (lambda: hnn.MultiheadAttention(4, 2, c=shared()), WORDS),
+    "ChangeManifold": (lambda: hnn.ChangeManifold("tangent", "klein", c=shared()), ROWS),
+    "Embedding": (lambda: hnn.Embedding(9, 4, c=0.5), None),
+    "LorentzLinear": (lambda: hnn.LorentzLinear(4, 6, c=shared()), ROWS),
+    "LorentzConv1d": (lambda: hnn.LorentzConv1d(4, 6, 3, padding=1, c=0.5), (2, 4, 7)),
+    "LorentzConv2d": (lambda: hnn.LorentzConv2d(4, 6, 3, padding=1, groups=2, c=shared()), IMAGE),
+    "LorentzConv3d": (lambda: hnn.LorentzConv3d(4, 6, 3, bias=False, c=0.5), VOLUME),
+    "LorentzMLR": (lambda: hnn.LorentzMLR(4, 6, c=shared()), ROWS),
+    "BusemannLinear": (lambda: hnn.BusemannLinear(4, 6, gyro_bias=True, c=shared()), ROWS),
+    "BusemannMLR": (lambda: hnn.BusemannMLR(4, 6, c=shared()), ROWS),
+    "LayerNorm": (lambda: hnn.LayerNorm(4), WORDS),
+    "RMSNorm": (lambda: hnn.RMSNorm(4, model="lorentz"), WORDS),
+    "GroupNorm": (lambda: hnn.GroupNorm(2, 4), IMAGE),
+    "TransformerBlock": (lambda: hnn.TransformerBlock(4, 2, hidden=6, c=shared()), WORDS),
+    "RotaryPositions": (lambda: hnn.RotaryPositions(4, 2), WORDS),
+    "Curvature": (lambda: hnn.Linear(4, 4, c=Curvature(0.5)), ROWS),
 }
 
 
 def make(name):
     torch.manual_seed(0)
-    module, shape, _ = MODULES[name]
+    module, shape = MODULES[name]
     inputs = torch.arange(6).view(2, 3) if shape is None else torch.randn(shape) * 0.4
     return module(), inputs
 
