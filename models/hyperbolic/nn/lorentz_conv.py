@@ -15,6 +15,7 @@ from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes, _Conv, window_sum
 from models.hyperbolic.nn.functional import Rate, to_space, to_tangent
 from models.hyperbolic.nn.lorentz_linear import normals
+from models.hyperbolic.nn.module import Device
 from models.hyperbolic.ops import square_norm
 
 
@@ -57,6 +58,9 @@ class _LorentzConv(_Conv):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "lorentz",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -70,6 +74,8 @@ class _LorentzConv(_Conv):
             c,
             model,
             "normal",
+            device=device,
+            dtype=dtype,
         )
 
     @torch.no_grad()

@@ -346,6 +346,17 @@ BUILT = {
     "MLR": (4, 6),
     "MultiheadAttention": (4, 2),
     "Embedding": (9, 4),
+    "Conv3d": (4, 6, 3),
+    "BusemannLinear": (4, 6),
+    "BusemannMLR": (4, 6),
+    "LayerNorm": (4,),
+    "RMSNorm": (4,),
+    "GroupNorm": (2, 4),
+    "LorentzLinear": (4, 6),
+    "LorentzMLR": (4, 6),
+    "LorentzConv1d": (4, 6, 3),
+    "LorentzConv2d": (4, 6, 3),
+    "LorentzConv3d": (4, 6, 3),
 }
 
 
@@ -370,7 +381,8 @@ def test_device_and_dtype(name):
     with pytest.raises(ValueError, match=r"give dtype=torch.float32 and run them under torch.autocast"):
         build(*sizes, dtype=torch.bfloat16)
     c = Curvature(0.3, learnable=True)
-    skipped = skip_init(build, *sizes, c=c, dtype=torch.float64)
+    curved = {"c": c} if "c" in inspect.signature(build).parameters else {}
+    skipped = skip_init(build, *sizes, **curved, dtype=torch.float64)
     assert all(t.device.type == "cpu" for t in skipped.state_dict().values())
     assert abs(float(c()) - 0.3) < 1e-6, "others may share the curvature"
     for part in skipped.modules():
