@@ -39,6 +39,7 @@ class MultiheadAttention(HyperbolicModule):
         c, model: see `HyperbolicModule`.
         fused: backward passes written by hand, which keep nothing of size N M; False is plain autograd with
         the same numbers and can be differentiated any number of times.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean

@@ -126,6 +126,7 @@ class BatchNorm1d(_BatchNorm):
         track_running_stats: update running statistics and use them in eval mode.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward, fast and differentiable once; False: plain autograd.
+        device, dtype: as in torch; float32 or float64.
     """
 
     _dims = (2, 3)

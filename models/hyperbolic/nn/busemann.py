@@ -74,6 +74,7 @@ class BusemannMLR(_Busemann):
         num_classes: number of horospheres.
         bias: whether horospheres may miss the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.
@@ -116,6 +117,7 @@ class BusemannLinear(_Busemann):
         bias: whether horospheres may miss the origin.
         gyro_bias: learn a point to which the outputs are moved by gyrovector addition, exp_0(p) + y.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.

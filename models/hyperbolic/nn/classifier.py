@@ -31,6 +31,7 @@ class MLR(HyperbolicModule):
         num_classes: number of hyperplanes.
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     def __init__(

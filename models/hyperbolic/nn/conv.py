@@ -214,6 +214,7 @@ class Conv2d(_Conv):
         c, model: see `HyperbolicModule`.
         init: "identity" (default), "normal" or "hypll"; see `reset_parameters`.
         fused: hand-written backward that stores only the input and the convolution's output; False: plain autograd.
+        device, dtype: as in torch; float32 or float64.
     """
 
     _convolution = staticmethod(F.conv2d)

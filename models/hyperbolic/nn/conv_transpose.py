@@ -28,6 +28,7 @@ class ConvTranspose2d(HyperbolicModule):
         kernel_size, stride, padding, output_padding, groups, bias, dilation: as in torch.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward; False: plain autograd, with the same results.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean

@@ -24,6 +24,7 @@ class Embedding(HyperbolicModule):
             `RiemannianAdam`, which find them by `manifold_parameters`.
         std: standard deviation of the tangent vectors that initialise the table.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     def __init__(

@@ -43,6 +43,7 @@ class Linear(HyperbolicModule):
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
         fused: store only the matrix product for the backward pass; False: plain autograd, with the same results.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean

@@ -23,6 +23,7 @@ class LorentzMLR(HyperbolicModule):
         num_classes: number of hyperplanes.
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.

@@ -110,6 +110,7 @@ class LorentzConv2d(_LorentzConv):
         kernel_size, stride, dilation, groups, bias: as in torch.
         padding: numbers, as in torch; adds points at the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; sizes, channels or groups that do not fit; later, an input of another shape.

@@ -60,6 +60,7 @@ class LorentzLinear(HyperbolicModule):
         out_features: coordinates of an output point.
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.

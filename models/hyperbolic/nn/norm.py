@@ -65,6 +65,7 @@ class LayerNorm(_Norm):
         elementwise_affine: learn `weight` (starts at 1) and `bias` (a tangent vector, starts at 0).
         bias: whether there is a bias.
         model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: no coordinates, another model; later, an input without normalized_shape coordinates.
@@ -102,6 +103,7 @@ class RMSNorm(_Norm):
         eps: added to the squared distance from the origin.
         elementwise_affine: learn `weight`, which starts at 1.
         model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: no coordinates, another model; later, an input without normalized_shape coordinates.
@@ -138,6 +140,7 @@ class GroupNorm(_Norm):
         eps: added to the mean squared distance from the origin.
         affine: learn `weight` (starts at 1) and `bias` (a tangent vector, starts at 0).
         model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: channels that are not a multiple of the groups, another model; later, an input of another shape.

@@ -69,6 +69,7 @@ class TransformerBlock(HyperbolicModule):
         activation: elementwise function of tangent vectors inside the MLP.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward of the parts that have one; False: plain autograd.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: sizes that do not fit, dropout outside [0, 1]; later, an input of another shape.
