@@ -81,7 +81,8 @@ def fx_node(
     """The node of a call; where the first input is a module, of a call of that module."""
     if not isinstance(inputs[0], nn.Module):
         return proxy.tracer.create_proxy("call_function", function, inputs, options)
-    tracer, module = proxy.tracer, inputs[0]
+    tracer: Any = proxy.tracer  # with a root
+    module = inputs[0]
     if tracer.root is module:  # the graph needs a module that holds the one it calls
         tracer.root = nn.ModuleDict({"layer": module})
         tracer.submodule_paths = {module: "layer"}
