@@ -10,7 +10,8 @@ from models.hyperbolic.nn.attention_ops import attend, attend_plain
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
 from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from models.hyperbolic.transforms import transformed
 
 
 class MultiheadAttention(HyperbolicModule):
@@ -40,6 +41,7 @@ class MultiheadAttention(HyperbolicModule):
         fused: backward passes written by hand, which keep nothing of size N M; False is plain autograd with
         the same numbers and can be differentiated any number of times.
         max_angle: of the points that go into the four projections, see `Linear`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean
@@ -53,6 +55,8 @@ class MultiheadAttention(HyperbolicModule):
         model: str = "poincare",
         fused: bool = True,
         max_angle: float = FEATURE_ANGLE,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         if num_heads < 1 or embed_dim % num_heads:
@@ -60,11 +64,27 @@ class MultiheadAttention(HyperbolicModule):
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.fused = fused
         self.query, self.key, self.value, self.out = (
-            Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused, max_angle=max_angle)
+            Linear(
+                embed_dim,
+                embed_dim,
+                bias,
+                c=c,
+                model=model,
+                fused=fused,
+                max_angle=max_angle,
+                device=device,
+                dtype=dtype,
+            )
             for _ in range(4)
         )
         # One learned temperature per head; distances count in units of their typical size, sqrt(head_dim).
-        self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))
+        self.log_scale = nn.Parameter(torch.empty(num_heads, 1, 1, **placed(device, dtype)))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the temperatures to head_dim^-1/2; the projections have a reset_parameters of their own."""
+        self.log_scale.fill_(-0.5 * math.log(self.head_dim))
 
     @full_precision
     def forward(
@@ -94,7 +114,7 @@ class MultiheadAttention(HyperbolicModule):
             )
         # The beta-split and the beta-concatenation of the heads scale tangent vectors; so does a rate.
         rate = self.rate() * beta_ratio(self.head_dim, self.embed_dim)
-        core = attend if self.fused else attend_plain
+        core = attend if self.fused and not transformed() and not query.is_meta else attend_plain
         projected = self.query(query), self.key(key), self.value(value)
         joined = core(*projected, self.log_scale.exp(), mask, rate)
         return self.out(joined)

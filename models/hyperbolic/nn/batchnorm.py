@@ -15,8 +15,9 @@ from models.hyperbolic.mean import frechet_mean, frechet_variance
 from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
 from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import wide
+from models.hyperbolic.transforms import transformed
 
 
 class _BatchNorm(HyperbolicModule):
@@ -37,19 +38,25 @@ class _BatchNorm(HyperbolicModule):
         model: str = "poincare",
         fused: bool = True,
         mean: str = "midpoint",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         if mean not in ("midpoint", "frechet"):
             raise ValueError(f'mean must be "midpoint" or "frechet"; got {mean!r}')
-        self.fused, self.mean = fused, mean
+        self.fused, self.mean, place = fused, mean, placed(device, dtype)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         # softplus(weight) is the variance the output has; it starts at 1, the learned mean at the origin.
-        self.weight = nn.Parameter(torch.empty(())) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
-        self.register_buffer("running_var", torch.ones(()) if track_running_stats else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
+        self.weight = nn.Parameter(torch.empty((), **place)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features, **place)) if affine else None
+        self.register_buffer(
+            "running_mean", torch.zeros(num_features, **place) if track_running_stats else None
+        )
+        self.register_buffer("running_var", torch.ones((), **place) if track_running_stats else None)
+        count = torch.tensor(0, device=device) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -87,7 +94,8 @@ class _BatchNorm(HyperbolicModule):
         if given is None and self.mean == "frechet":
             given, fused = self._frechet(x, rate, together), False
         # A compiler builds its own backward pass from the plain arithmetic.
-        kernel = batch_norm_fused if fused and not torch.compiler.is_compiling() else batch_norm
+        plain = not fused or torch.compiler.is_compiling() or transformed() or u.is_meta
+        kernel = batch_norm if plain else batch_norm_fused
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:
             self._track(found.mean.detach(), found.spread.detach() / c, rate)
@@ -140,6 +148,7 @@ class BatchNorm1d(_BatchNorm):
         mean: "midpoint", in closed form, or "frechet", the point of least variance (Lou et al. 2020), by Newton's
             method. Where the statistics are the batch's own, "frechet" is plain autograd whatever `fused` says,
             and is refused across processes. Running means are averaged by midpoints in both.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: another mean, or "frechet" in training with torch.distributed initialised for several processes.

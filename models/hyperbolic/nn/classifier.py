@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE, check_max_angle, planes, scores
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
 from models.hyperbolic.ops import asinh, square_norm
 
 
@@ -39,6 +39,7 @@ class MLR(HyperbolicModule):
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
         max_angle: points that go in are moved to this angle sqrt(c) d(0, x) where they lie beyond; see `FEATURE_ANGLE`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     def __init__(
@@ -49,12 +50,16 @@ class MLR(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         max_angle: float = FEATURE_ANGLE,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         self.in_features, self.num_classes = in_features, num_classes
         self.max_angle = check_max_angle(max_angle)
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features))
-        self.bias = nn.Parameter(torch.empty(num_classes)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(num_classes, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from models.hyperbolic.nn.hyperplane_ops import (
     planes,
 )
 from models.hyperbolic.nn.linear import init_planes_
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]
@@ -132,6 +132,9 @@ class _Conv(HyperbolicModule):
         init: str = "identity",
         fused: bool = True,
         max_angle: float = FEATURE_ANGLE,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
@@ -144,8 +147,11 @@ class _Conv(HyperbolicModule):
         self.dilation = sizes("dilation", dilation, self._space, 1)
         self.init, self.fused = init, fused
         self.max_angle = check_max_angle(max_angle)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -218,6 +224,7 @@ class Conv2d(_Conv):
         init: "identity" (default), "normal" or "hypll"; see `reset_parameters`.
         fused: hand-written backward that stores only the input and the convolution's output; False: plain autograd.
         max_angle: points of patches beyond this angle sqrt(c) d(0, x) are moved to it; see `FEATURE_ANGLE`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     _convolution = staticmethod(F.conv2d)

@@ -14,7 +14,7 @@ from models.hyperbolic.nn.hyperplane_ops import (
     hyperplane_outputs_plain,
     planes,
 )
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import square_norm
 
 
@@ -35,6 +35,7 @@ class ConvTranspose2d(HyperbolicModule):
         c, model: see `HyperbolicModule`.
         fused: hand-written backward; False: plain autograd, with the same results.
         max_angle: points of patches beyond this angle sqrt(c) d(0, x) are moved to it; see `FEATURE_ANGLE`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean
@@ -53,6 +54,9 @@ class ConvTranspose2d(HyperbolicModule):
         model: str = "poincare",
         fused: bool = True,
         max_angle: float = FEATURE_ANGLE,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
@@ -61,8 +65,11 @@ class ConvTranspose2d(HyperbolicModule):
         self.padding, self.dilation = sizes("padding", padding, 2, 0), sizes("dilation", dilation, 2, 1)
         self.output_padding, self.fused = sizes("output_padding", output_padding, 2, 0), fused
         self.max_angle = check_max_angle(max_angle)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -6,8 +6,9 @@ from torch.autograd import Function
 
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part, radial_slope
 from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
+from models.hyperbolic.transforms import transformed
 
-FEATURE_ANGLE = 3.0
+FEATURE_ANGLE = 3
 """Default of `max_angle`: the maximum angle of the input points of linear layers, convolutions and MLR.
 
 Points beyond (at a distance of more than max_angle / sqrt(c) from the origin) are moved back to it along their ray, and
@@ -15,9 +16,9 @@ pass no gradient along it. At an angle r a layer magnifies a change of direction
 6.2, 6,800 at `MAX_ANGLE`. Nets in which this happens layer by layer do not train: docs/hyperbolic_training.md has the
 measurements. Below the cap nothing changes.
 """
-MAX_EXPONENT = 40.0
+MAX_EXPONENT = 40
 """Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can leave it again."""
-MAX_OFFSET = 30.0
+MAX_OFFSET = 30
 """Maximum hyperbolic distance of a hyperplane from the origin, also straight-through.
 
 Together with MAX_ANGLE it bounds the argument of `asinh`.
@@ -43,13 +44,15 @@ def planes(
 
 
 def check_max_angle(max_angle: float) -> float:
-    """Return max_angle as a float; ValueError unless it is positive and at most `MAX_ANGLE`."""
+    """Return max_angle; ValueError unless it is positive and at most `MAX_ANGLE`."""
     if not 0 < max_angle <= MAX_ANGLE:
         raise ValueError(
             f"max_angle must be positive and at most {MAX_ANGLE:g}, the limit of float32; got {max_angle}: "
             f"{FEATURE_ANGLE:g} is the default"
         )
-    return float(max_angle)
+    # A whole number stays an integer: under torch.compile(dynamic=True) the floats of a module become graph inputs,
+    # which an autograd.Function does not take.
+    return int(max_angle) if max_angle == int(max_angle) else max_angle
 
 
 def scores(
@@ -106,6 +109,8 @@ def hyperplane_outputs(
         dims: the dimensions of m that hold the coordinates of one output point.
         max_angle: see `FEATURE_ANGLE`.
     """
+    if transformed():
+        return hyperplane_outputs_plain(m, s, scale, shift, power, rate, dims, max_angle)
     return _Respond.apply(m, s, scale, shift, power, rate, dims, max_angle)[0]
 
 

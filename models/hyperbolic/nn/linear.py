@@ -13,7 +13,14 @@ from models.hyperbolic.nn.hyperplane_ops import (
     hyperplane_outputs_plain,
     planes,
 )
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, check_coordinates, full_precision
+from models.hyperbolic.nn.module import (
+    Device,
+    HyperbolicModule,
+    accepts_lean,
+    check_coordinates,
+    full_precision,
+    placed,
+)
 from models.hyperbolic.ops import square_norm
 
 
@@ -50,6 +57,7 @@ class Linear(HyperbolicModule):
         c, model: see `HyperbolicModule`.
         fused: store only the matrix product for the backward pass; False: plain autograd, with the same results.
         max_angle: points that go in are moved to this angle sqrt(c) d(0, x) where they lie beyond; see `FEATURE_ANGLE`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean
@@ -62,12 +70,16 @@ class Linear(HyperbolicModule):
         model: str = "poincare",
         fused: bool = True,
         max_angle: float = FEATURE_ANGLE,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         self.in_features, self.out_features, self.fused = in_features, out_features, fused
         self.max_angle = check_max_angle(max_angle)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

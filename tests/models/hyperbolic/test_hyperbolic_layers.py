@@ -351,7 +351,7 @@ def test_bad_arguments_are_named():
 
 def test_arguments_that_torch_counts_otherwise_have_to_be_named():
     for make in (
-        lambda: hnn.Embedding(5, 3, 2),  # torch: padding_idx
+        lambda: hnn.Embedding(5, 3, 2, 1.0),  # torch: max_norm
         lambda: hnn.MultiheadAttention(8, 2, 0.0),  # torch: dropout
         lambda: hnn.MultiheadAttention(4, 2)(*[torch.zeros(3, 3, 4)] * 3, torch.ones(3, 3, dtype=torch.bool)),
         lambda: hnn.AvgPool2d(2, 2, 0, False, True, 4),  # torch: divisor_override
