@@ -16,6 +16,7 @@ from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
+    Boxes,
     CaptionColumn,
     Force,
     Grounder,
@@ -26,6 +27,7 @@ from pipeline.cli.app import (
     TaxonomyFile,
     Workers,
     app,
+    mining_of,
     run_app,
     show_metrics,
 )
@@ -36,13 +38,14 @@ from pipeline.runtime.stop import terminable
 @app.command()
 def journey(
     source: Source,
-    grounder: Grounder,
     recipe: RecipeName,
+    grounder: Grounder = "",
     home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
     workers: Workers = CORES,
     force: Force = False,
     assignments: Assignments = None,
@@ -56,10 +59,9 @@ def journey(
     """
     from pipeline.config import override
     from pipeline.end_to_end import checked, compose
-    from pipeline.sources.columns import Columns
     from pipeline.training.cost import require_feasible
 
-    columns = Columns(image=image_column, caption=caption_column)
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     config = compose(source, grounder, recipe, True, columns, assess_source=assess_source, taxonomy=taxonomy)
     config = checked(override(config, assignments or []))
     if cost := require_feasible(config.recipe, config.processes, force):

@@ -222,6 +222,12 @@ def sinhc(s: Tensor) -> Tensor:
     return _Quotient.apply(s, _sinhc, sinhc_slope)
 
 
+def log_sinhc(s: Tensor) -> Tensor:
+    """log(sinh(u)/u) as a function of s = u^2, also where sinh overflows."""
+    near, u = sinhc(s.clamp(max=400.0)).log(), s.clamp(min=400.0).sqrt()
+    return torch.where(s < 400.0, near, u - (2 * u).log())
+
+
 def asinhc(s: Tensor) -> Tensor:
     """asinh(u)/u as a function of s = u^2."""
     return _Quotient.apply(s, _asinhc, asinhc_slope)

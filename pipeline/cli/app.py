@@ -5,13 +5,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from pipeline.mining.grounder import HELP as GROUNDERS
 from pipeline.runtime.stop import StoppedError, TerminatedError, told
+
+if TYPE_CHECKING:
+    from pipeline.sources.columns import Columns
 
 OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
 """Verbs of earlier releases: they work, and --help lists the present ones alone."""
@@ -61,6 +64,12 @@ ImageColumn = Annotated[
 CaptionColumn = Annotated[
     str | None, typer.Option(help="Column or field of the caption, or several with commas, likewise.")
 ]
+Boxes = Annotated[
+    str | None,
+    typer.Option(
+        help="Boxes that the source has: objects, grit or coco. Without --grounder no detector runs; with one, both."
+    ),
+]
 Grounder = Annotated[str, typer.Option(help=f"{GROUNDERS}.")]
 HomeUrl = Annotated[
     str,
@@ -95,6 +104,22 @@ Assignments = Annotated[
         help="Set a field of the configuration, see `hyco config`; may be repeated.",
     ),
 ]
+
+
+def mining_of(
+    grounder: str, image: str | None, caption: str | None, boxes: str | None
+) -> tuple[str, "Columns"]:
+    """The grounder and the columns that the options of a command name; ValueError without grounder and boxes."""
+    from pipeline.mining.grounder import SOURCE
+    from pipeline.sources.boxes import preset
+    from pipeline.sources.columns import Columns
+
+    if not grounder and not boxes:
+        raise ValueError(
+            f"give --grounder {GROUNDERS.split(' ')[0]}, or --boxes for a source that has its boxes"
+        )
+    columns = Columns(image=image, caption=caption, boxes=preset(boxes) if boxes else None)
+    return grounder or SOURCE, columns
 
 
 @app.callback(invoke_without_command=True)

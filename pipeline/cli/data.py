@@ -8,6 +8,7 @@ from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
+    Boxes,
     CaptionColumn,
     Grounder,
     HomeUrl,
@@ -16,6 +17,7 @@ from pipeline.cli.app import (
     Source,
     Workers,
     app,
+    mining_of,
     show,
 )
 from pipeline.runtime.stop import terminable
@@ -24,10 +26,11 @@ from pipeline.runtime.stop import terminable
 @app.command()
 def mine(
     source: Source,
-    grounder: Grounder,
+    grounder: Grounder = "",
     home: HomeUrl = "var",
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
@@ -38,10 +41,9 @@ def mine(
     from pipeline.config import override
     from pipeline.mining.mine import MineConfig, mine_all
     from pipeline.runtime.executor import open_executor
-    from pipeline.sources.columns import Columns
     from storage.home import Home
 
-    columns = Columns(image=image_column, caption=caption_column)
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
     with terminable(), open_executor(workers) as executor:
         show(mine_all(config, Home(home), executor))
@@ -50,12 +52,13 @@ def mine(
 @app.command()
 def pack(
     source: Source,
-    grounder: Grounder,
+    grounder: Grounder = "",
     recipe: RecipeName = "hycoclip_vit_s",
     home: HomeUrl = "var",
     assess_source: AssessSource = None,
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
@@ -68,10 +71,9 @@ def pack(
     from pipeline.end_to_end import checked, compose
     from pipeline.packing import pack as packing
     from pipeline.runtime.executor import open_executor
-    from pipeline.sources.columns import Columns
     from storage.home import Home
 
-    columns = Columns(image=image_column, caption=caption_column)
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     composed = compose(source, grounder, recipe, columns=columns, assess_source=assess_source)
     config = checked(override(composed, assignments or []))
     with terminable(), open_executor(workers) as executor:

@@ -121,9 +121,9 @@ def assess(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
     known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
-    mined, packed, version = journey.mined_of(known.version, opened)
-    held = mined.replace(source=assess_source) if assess_source else None
     try:
+        mined, packed, version = journey.mined_of(known.version, opened)
+        held = mined.replace(source=assess_source) if assess_source else None
         found = journey.mining_report(mined, packed, opened, version, held)
     except (ValueError, OSError) as error:  # neither need be mined, nor the training's source still be there
         found = f"mining is left out of the report: {error}"

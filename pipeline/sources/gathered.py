@@ -1,13 +1,14 @@
 """Sources of loose images: a csv, a COCO or Karpathy json, or text files beside the images, cut into units.
 
-The rows that name one image are one entry. A unit is a run of entries in their order, and its identity is made of what
-they say and of the sizes of their images, so rows added at the end make new units and leave the others as they were.
+The rows that name one image are one entry. A unit is a run of consecutive entries, identified by their content and
+the sizes of their images: rows added at the end make new units and leave the others unchanged.
 """
 
 import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from pipeline.sources.records import (
 from pipeline.sources.table_rows import NUMBERED
 from pipeline.sources.tar_rows import IMAGES, TEXTS, Admit, Run, sample_row
 from storage.sample import short
-from storage.store import Store
+from storage.store import Store, content_mark
 
 PER_UNIT = 1000
 """Entries of one unit, the last one excepted."""
@@ -40,14 +41,14 @@ _IMAGE_COLUMNS = (*FILES, "image_name", "image_path", "filepath", "file_path", "
 _DELIMITERS = ",\t;|"
 _TRIED = 50  # entries whose images are looked for when their folder is searched
 _KEPT = 2
-_PARSED: "dict[tuple[str, str, str], list[Entry]]" = {}
-"""The last files that were read, by path, content and columns: every unit of a file is cut out of all its entries."""
+_PARSED: "dict[tuple[str, ...], list[Entry]]" = {}
+"""The last files that were read, by path, mark and columns: every unit of a file is cut out of all its entries."""
 csv.field_size_limit(Limits().max_text)
 
 
 @dataclass(slots=True)
 class Entry:
-    """One image and what is said of it: captions, or text files that hold them (extension to path)."""
+    """One image with its captions, or with the text files that hold them (extension to path)."""
 
     image: str
     captions: list[Any] = field(default_factory=list)
@@ -102,7 +103,7 @@ def _text(store: Store, path: str, limits: Limits) -> bytes | RecordError:
 
 
 def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
-    """What stands for the content of an entry's files: of images their size, of texts their bytes."""
+    """Return marks of the content of an entry's files: the size of the image, the hash of each text."""
     if not store.local:
         return [marks.get(path, "") for path in (entry.image, *entry.texts.values())]
     try:
@@ -116,20 +117,31 @@ def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
 def _entries(store: Store, path: str, columns: Columns) -> list[Entry]:
     if path.endswith(BESIDE):
         return _beside(store, path.rpartition("/")[0])
-    data = store.read_bytes(path)
-    name = (path, hashlib.sha256(data).hexdigest(), columns.model_dump_json())
+    instances = path.replace("captions", "instances")
+    beside = instances if columns.boxes and instances != path and store.exists(instances) else ""
+    marks = [_file_mark(store, one) for one in (path, beside) if one]
+    name = (store.url, path, *marks, columns.model_dump_json())
     if name not in _PARSED:
-        parsed = (
-            csv_entries(data, path, columns) if kind_of(path) == ".csv" else json_entries(data, path, columns)
-        )
+        data = store.read_bytes(path)
+        if kind_of(path) == ".csv":
+            parsed = csv_entries(data, path, columns)
+        else:
+            parsed = json_entries(data, path, columns, store.read_bytes(beside) if beside else b"")
         while len(_PARSED) >= _KEPT:
             _PARSED.pop(next(iter(_PARSED)))
         _PARSED[name] = parsed
     return _placed(store, path, _PARSED[name])
 
 
+def _file_mark(store: Store, path: str) -> str:
+    if not store.local:
+        return content_mark(path, store.info(path))
+    stat = Path(store.path(path)).stat()
+    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+
+
 def _placed(store: Store, path: str, entries: list[Entry]) -> list[Entry]:
-    """The entries with the paths of their images in the store: beside the file, else wherever most of the first are."""
+    """Return the entries with the paths of their images: beside the file, else where most of the first ones are."""
     tried = [entry.image for entry in entries if entry.image][:_TRIED]
     folder = path.rpartition("/")[0]
     prefix = f"{folder}/" if folder else ""
@@ -140,7 +152,7 @@ def _placed(store: Store, path: str, entries: list[Entry]) -> list[Entry]:
         found = Counter(
             file[1 : len(file) - len(name) + 1] for file in files for name in wanted if file.endswith(name)
         )
-        # annotations/captions_val2017.json speaks of val2017/ where train2017/ holds files of the same names.
+        # annotations/captions_val2017.json means val2017/ where train2017/ holds files of the same names.
         spoken = [start for start in found if start.rstrip("/").rpartition("/")[2] in path and start]
         prefix = max(sorted(found), key=lambda start: (found[start], start in spoken), default=prefix)
     return [
@@ -185,7 +197,7 @@ def csv_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
     The first line names the columns: one of _IMAGE_COLUMNS, and the first of CAPTIONS or all numbered ones. Two columns
     without a header, the first of which is an image's name, are image and caption; others are given by number.
     """
-    text = data.decode("utf-8-sig", "surrogateescape")  # a caption that is not UTF-8 costs its row
+    text = data.decode("utf-8-sig", "surrogateescape")  # a caption that is not UTF-8 fails its row only
     first = text.partition("\n")[0]
     mark = "\t" if path.lower().endswith(".tsv") else max(_DELIMITERS, key=first.count)
     quoting = csv.QUOTE_NONE if mark in "\t|" else csv.QUOTE_MINIMAL
@@ -265,13 +277,15 @@ def _take(
 
 
 def _unquoted(text: str) -> str:
-    """A field of a file that is read without quotes, as some write it all the same."""
+    """Return a field without quotes, in a file whose format has none."""
     plain = text.strip()
     return plain[1:-1].replace('""', '"') if len(plain) > 1 and plain[0] == plain[-1] == '"' else text
 
 
-def json_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
+def json_entries(data: bytes, path: str, columns: Columns, instances: bytes = b"") -> list[Entry]:
     """Return the images of a json: COCO captions, Karpathy's splits, or a list of objects as in jsonl.
+
+    `instances` is COCO's json of boxes for the same images: they become `objects` in fractions of width and height.
 
     ValueError, naming what there is, for any other.
     """
@@ -280,7 +294,10 @@ def json_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return _of_list(value, path, columns)
     if isinstance(images, list) and isinstance(value.get("annotations"), list):
-        return _of_coco(images, value["annotations"], path)
+        entries = _of_coco(images, value["annotations"], path)
+        if instances:
+            add_boxes(entries, parse_json(instances, path))
+        return entries
     if (
         isinstance(images, list)
         and images
@@ -319,6 +336,38 @@ def _of_coco(images: list[Any], annotations: list[Any], path: str) -> list[Entry
             "give captions_*.json"
         )
     return [entry for entry in entries.values() if entry.captions]
+
+
+def add_boxes(entries: list[Entry], instances: Any) -> None:
+    """Give entries the boxes of COCO's instances; a category gets its place in the first caption that names it.
+
+    Boxes of crowds are left out. Categories that no caption names keep the span (-1, -1).
+    """
+    names = {
+        one.get("id"): one.get("name") for one in instances.get("categories", []) if isinstance(one, dict)
+    }
+    sizes = {one.get("id"): (one.get("width"), one.get("height")) for one in instances.get("images", [])}
+    by_image = {entry.meta.get("image_id"): entry for entry in entries}
+    for entry in entries:
+        entry.meta["objects"] = []
+    for one in instances.get("annotations", []):
+        entry, name = by_image.get(one.get("image_id")), names.get(one.get("category_id"))
+        width, height = sizes.get(one.get("image_id"), (None, None))
+        if entry is None or not name or one.get("iscrowd") or not width or not height:
+            continue
+        x, y, w, h = one["bbox"]
+        caption, span = _named(name, entry.captions)
+        box = [x / width, y / height, (x + w) / width, (y + h) / height]
+        label = {"phrase": name, "box": box, "caption": caption, "span": span, "score": 1.0}
+        entry.meta["objects"].append(label)
+
+
+def _named(name: str, captions: list[Any]) -> tuple[int, list[int]]:
+    """The first caption that holds a name (or its plural) as a word, and where; caption 0 and (-1, -1) without one."""
+    for number, text in enumerate(captions):
+        if isinstance(text, str) and (found := re.search(rf"\b{re.escape(name)}(?:e?s)?\b", text, re.I)):
+            return number, [found.start(), found.start() + len(name)]
+    return 0, [-1, -1]
 
 
 def _of_list(items: list[dict[str, Any]], path: str, columns: Columns) -> list[Entry]:

@@ -69,7 +69,7 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
     source = open_source(config.source, config.limits, config.columns)
     units = [unit for unit in source.units() if unit.name in mined]
     some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
-    if len(some) == min(UNITS, found["units"]) and _labelled(config, some[0][0]):
+    if len(some) == min(UNITS, found["units"]) and not config.columns.boxes and _labelled(config, some[0][0]):
         quality = phrase_quality(config, home, SCORE, most=UNITS)
         for name in ("recall", "precision"):
             value = quality[name]

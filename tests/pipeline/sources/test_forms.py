@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,16 @@ def test_torn_archives_and_arrow_files(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         with pytest.raises(ValueError, match=text):
             read(open_source(path))
+
+
+def test_the_remedy_for_mixed_kinds_works(tmp_path: Path) -> None:
+    for folder in ("", "sub"):
+        tars(tmp_path / folder)
+        pq.write_table(pa.table({"url": ["x"]}), tmp_path / folder / "other.parquet")
+    with pytest.raises(ValueError, match=r"mixes \.tar and \.parquet") as caught:
+        open_source(tmp_path)
+    (remedy,) = re.findall(r"or give '(.*)'", str(caught.value))
+    assert len(open_source(remedy).files) == 6
 
 
 def test_shards_for_training_are_refused_by_name(tmp_path: Path) -> None:
