@@ -102,6 +102,12 @@ def square_fits(x: Tensor) -> Tensor:
     return x / (x.detach().abs().amax(-1, keepdim=True) / 1e16).clamp(min=1)
 
 
+def ball_square(x: Tensor, c: CurvatureLike) -> Tensor:
+    """c|x|^2 of a point in a ball, below 1; NaN where x is not inside: [..., D] -> [..., 1]."""
+    s = expand_c(c) * square_norm(x)
+    return torch.where(s < 1, s, torch.nan)
+
+
 def has_direction(s: Tensor) -> Tensor:
     """Whether a squared norm is large enough for its power -3/2, which the gradient of a direction needs."""
     return s > torch.finfo(s.dtype).tiny ** 0.6
