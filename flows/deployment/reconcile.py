@@ -26,7 +26,7 @@ def apply(plan: Blueprint) -> list[str]:
         for part in (_pools, _limits, deployments, _automations):
             for drift in list(part(client, plan)):
                 drift.mend()
-                changed.append(drift.what)
+                changed.append(drift.done)
     return changed
 
 
