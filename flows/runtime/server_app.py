@@ -32,6 +32,35 @@ def begin_immediate(config: AioSqliteConfiguration, session: Any, with_for_updat
     return _DEFERRED(config, session, with_for_update=True)
 
 
+class OwnServerOnly:
+    """Forbids the pages of an application to load scripts from, or send anything to, another server.
+
+    Prefect's second UI (/v2) asks an analytics host on every page. Images may come from elsewhere: `hyco serve` has
+    those of the artifacts.
+    """
+
+    def __init__(self, application: Any, port: int) -> None:
+        self.application = application
+        own = " ".join(
+            f"{kind}://{name}:{port}" for kind in ("http", "ws") for name in ("127.0.0.1", "localhost")
+        )
+        code = "'self' 'unsafe-inline' 'unsafe-eval' blob:"
+        policy = (
+            f"connect-src 'self' {own}; script-src {code}; worker-src 'self' blob:; frame-ancestors 'self'"
+        )
+        self.header = (b"content-security-policy", policy.encode())
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Call the application; ASGI."""
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), self.header]
+            await send(message)
+
+        await self.application(scope, receive, sending)
+
+
 class Counted(logging.Filter):
     """Drops log records that need no action and prints how many there were, at most every `every` seconds.
 
@@ -98,9 +127,8 @@ def main() -> None:
     for name in [None, *logging.root.manager.loggerDict]:
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(counted)
-    config = uvicorn.Config(
-        application, timeout_keep_alive=5, timeout_graceful_shutdown=5, log_level="warning"
-    )
+    guarded = OwnServerOnly(application, listening.getsockname()[1])
+    config = uvicorn.Config(guarded, timeout_keep_alive=5, timeout_graceful_shutdown=5, log_level="warning")
     server = Server(config)
     for handler in logging.getLogger("uvicorn").handlers:  # uvicorn's configuration has just made them
         handler.addFilter(counted)
