@@ -98,6 +98,7 @@ def deploy(
         raise typer.Exit(1 if lines else 0)
     store.replace(DEPLOYED, (json.dumps(config.model_dump(mode="json"), indent=1) + "\n").encode())
     typer.echo(f"watched: {config.retrain.journey.mine.source}, recipe {config.retrain.journey.recipe.name}")
+    say(f"scheduled: watch every {config.watch_every_s:g} s; maintain at cron '{config.maintain_cron}', UTC")
     workers = [f"hyco worker --pool {pool} --home {home}" for pool in sorted({"cpu", config.heavy_pool})]
     typer.echo(f"{len(lines)} changes on {address}; next: {' and '.join(workers)}")
 

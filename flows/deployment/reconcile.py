@@ -38,7 +38,7 @@ def check(plan: Blueprint) -> list[str]:
 
 
 def pauses(plan: Blueprint) -> list[str]:
-    """Return what somebody has paused on the server, one line each: no difference, and left as it is."""
+    """Return what somebody has paused or given a time zone on the server, one line each; all of it is kept."""
     found = []
     with get_client(sync_client=True) as client:
         for pool in plan.pools:
@@ -50,6 +50,12 @@ def pauses(plan: Blueprint) -> list[str]:
                 there = client.read_deployment_by_name(wanted.full_name)
                 if there.paused or not all(schedule.active for schedule in there.schedules):
                     found.append(f"deployment {wanted.full_name} is paused")
+                for zone in {str(one.schedule.timezone or "UTC") for one in there.schedules} - {"UTC"}:
+                    found.append(
+                        f"deployment {wanted.full_name} is scheduled in {zone}: when its clocks change, a daily "
+                        "interval drifts by an hour, and a cron from 1:00 to 3:00 runs early or twice; use UTC, or a "
+                        "cron at another hour"
+                    )
     return found
 
 
