@@ -18,9 +18,11 @@ from pipeline.cli.app import (
     CORES,
     AssessSource,
     Assignments,
+    CaptionColumn,
     Force,
     Grounder,
     HomeUrl,
+    ImageColumn,
     RecipeName,
     Source,
     TaxonomyFile,
@@ -46,6 +48,8 @@ def journey(
     home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     workers: Workers = CORES,
     force: Force = False,
     assignments: Assignments = None,
@@ -61,9 +65,11 @@ def journey(
     """
     from pipeline.config import override
     from pipeline.end_to_end import checked, compose
+    from pipeline.sources.columns import Columns
     from pipeline.training.cost import require_feasible
 
-    config = compose(source, grounder, recipe, assess_source=assess_source, taxonomy=taxonomy)
+    columns = Columns(image=image_column, caption=caption_column)
+    config = compose(source, grounder, recipe, True, columns, assess_source=assess_source, taxonomy=taxonomy)
     config = checked(override(config, assignments or []))
     if cost := require_feasible(config.recipe, config.processes, force):
         say(f"training: {cost}", err=True)

@@ -24,18 +24,18 @@ def assess(
     suite: str | None = None,
     data: str | None = None,
 ) -> dict[str, Any]:
-    """Zero-shot, retrieval, hierarchy, parts and geometry of a run, each beside its chance level.
+    """Zero-shot, retrieval, hierarchy, parts and geometry of a run, each with its chance level.
 
     Args:
         run_dir: directory of a finished run.
-        home: where everything Hyco makes is kept.
-        version: the dataset version it was trained on.
+        home: where Hyco stores everything.
+        version: the dataset version that the run was trained on.
         assess_source: held-out captioned images; the version's val split when absent.
         taxonomy: taxonomy.json with the classes.
-        mining: summary of mining for the report, or why there is none.
+        mining: summary of mining for the report, or the reason why there is none.
         config: sizes, seeds, device.
-        suite: published data sets to measure on as well, with commas between.
-        data: the directory that these data sets lie in.
+        suite: published data sets to evaluate on as well, separated by commas.
+        data: the directory of these data sets.
     """
     opened = Home(home)
     spec = EvaluationSpec(

@@ -1,4 +1,4 @@
-"""The journey: mine, pack, train and assess in a row. The demo runs it, and so does retraining."""
+"""The journey: mine, pack, train and assess in sequence. The demo and retraining run it."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from storage.home import Home
 
 @flow(name="journey", persist_result=True, result_serializer="json")
 def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
-    """From captioned images to an assessed model; what is done already is not done again.
+    """From captioned images to an assessed model; finished work is not repeated.
 
     Args:
-        config: what is mined, packed, trained and assessed.
-        home: where everything Hyco makes is kept; a directory of this machine.
+        config: options of mining, packing, training and evaluation.
+        home: where Hyco stores everything; a local directory.
     """
     opened = Home(home)
     mine(config.mine, home)

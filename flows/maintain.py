@@ -1,4 +1,4 @@
-"""Maintain: what nobody needs any more goes: files no record names, old flow runs with their logs, old results."""
+"""Maintain: delete unreferenced files, old flow runs with their logs, and old result files."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ _PAGE = 100
 
 
 class MaintainConfig(Config):
-    """How long things are kept."""
+    """Ages after which files and flow runs are deleted."""
 
     runs_days: float = Field(default=30, gt=0)
     """Days after which ended flow runs are deleted, with their task runs; the server's own vacuum deletes
@@ -45,11 +45,11 @@ class MaintainConfig(Config):
 
 @flow(name="maintain", persist_result=True, result_serializer="json", timeout_seconds=3600)
 def maintain(config: MaintainConfig | None = None, home: str = "var") -> dict[str, Any]:
-    """Delete what is old or orphaned, and say how much it was.
+    """Delete old and unreferenced files and runs, and report their number.
 
     Args:
-        config: how long things are kept.
-        home: where everything Hyco makes is kept.
+        config: ages after which files and flow runs are deleted.
+        home: where Hyco stores everything.
     """
     config = config or MaintainConfig()
     done = {
@@ -72,7 +72,7 @@ def clean_home(home: Home, hours: float) -> int:
 
 @task(name="old flow runs", cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=10)
 def delete_runs(days: float, most: int) -> int:
-    """Delete flow runs that ended longer ago than this, the first to start first; return how many."""
+    """Delete flow runs that ended longer ago than this, in order of their start; return how many."""
     before = datetime.now(UTC) - timedelta(days=days)
     chosen = FlowRunFilter(
         end_time=FlowRunFilterEndTime(before_=before),  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def delete_runs(days: float, most: int) -> int:
                     client.delete_flow_run(run.id)
                     count += 1
                 except ObjectNotFound:
-                    get_run_logger().info("%s went with its parent", run.name)
+                    get_run_logger().info("%s was deleted with its parent", run.name)
     return count
 
 

@@ -1,4 +1,4 @@
-"""Mine: nouns and boxes of every captioned image of a source, one task a shard."""
+"""Mine: noun phrases and boxes of every captioned image of a source, one task per shard."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from storage.home import Home
 
 @flow(name="mine", task_runner=task_runner(), persist_result=True, result_serializer="json")
 def mine(config: MineConfig, home: str = "var", settle_s: float = 0.0) -> dict[str, Any]:
-    """Ground the nouns of all captions; shards that are mined already are not touched.
+    """Ground the noun phrases of all captions; mined shards are skipped.
 
     Args:
-        config: the source, the grounder, and how they are used.
-        home: where everything Hyco makes is kept.
-        settle_s: local files that changed less than so many seconds ago are left out.
+        config: the source, the grounder, and their options.
+        home: where Hyco stores everything.
+        settle_s: local files that changed less than this many seconds ago are left out.
     """
     opened = Home(home)
     with slot(gpu_only=True), task_engine("mine") as executor:

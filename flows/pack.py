@@ -1,4 +1,4 @@
-"""Pack: detections to a dataset version, one task a shard, without any detector."""
+"""Pack: detections to a dataset version, one task per shard, without a detector."""
 
 import dataclasses
 from typing import Any
@@ -23,9 +23,9 @@ def pack(mine: MineConfig, config: PackConfig, home: str = "var", mined_only: bo
 
     Args:
         mine: the configuration the source was mined with.
-        config: thresholds, sizes and the held-out share.
-        home: where everything Hyco makes is kept.
-        mined_only: leave out what came to the source after it was mined.
+        config: thresholds, sizes and the held-out fraction.
+        home: where Hyco stores everything.
+        mined_only: leave out units that were added to the source after it was mined.
     """
     opened, checks = Home(home), list[Check]()
     try:

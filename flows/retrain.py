@@ -1,4 +1,4 @@
-"""Retrain: a challenger on the newest data, measured beside the champion, promoted or refused."""
+"""Retrain: a challenger trained on the newest data, compared with the champion, promoted or refused."""
 
 from typing import Any, cast
 
@@ -21,14 +21,14 @@ from storage.model_registry import Decision
 
 @flow(name="retrain", persist_result=True, result_serializer="json")
 def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> dict[str, Any] | State:
-    """Train, assess and judge a model on the newest version, if enough samples are new; otherwise do nothing.
+    """Train, assess and judge a model on the newest version if enough samples are new; else do nothing.
 
-    Killed at any point and started again it goes on: training from its checkpoint, the decision never twice.
+    Killed at any point and started again, it resumes: training from its checkpoint, and never a second decision.
 
     Args:
-        config: what is trained, how much must be new, and by which numbers the challenger is judged.
-        home: where everything Hyco makes is kept; a directory of this machine.
-        force: train even if too few samples are new. A version that was judged already stays judged.
+        config: the training, how many samples must be new, and the metrics by which the challenger is judged.
+        home: where Hyco stores everything; a local directory.
+        force: train even if too few samples are new. A version that was judged already is not trained on again.
     """
     opened = Home(home)
     decision = check(config, opened)
@@ -42,7 +42,7 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
     mining = _mining(config, opened, decision, journeys.held_out(config.journey))
     # Prefect's overloads cannot see that the fields of the spec have no return_state.
     metrics = cast("dict[str, Any]", assess(trained["run_dir"], home, mining=mining, **dict(spec)))
-    with slot(gpu_only=True):  # the champion is assessed
+    with slot(gpu_only=True):  # the champion is evaluated
         row = judge(trained["run_dir"], opened, spec, config, metrics, decision.key)
     signals.decided(row, opened)
     return {
@@ -54,11 +54,11 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
     }
 
 
-@task(name="judge", task_run_name="judge beside the champion", cache_policy=NO_CACHE, persist_result=False)
+@task(name="judge", task_run_name="compare with the champion", cache_policy=NO_CACHE, persist_result=False)
 def judge(
     run_dir: str, home: Home, spec: EvaluationSpec, config: RetrainConfig, metrics: dict[str, Any], key: str
 ) -> Decision:
-    """Assess the champion on the same images and write the decision into the registry."""
+    """Evaluate the champion on the same images and write the decision into the registry."""
     return challenge(
         run_dir,
         home,
@@ -71,7 +71,7 @@ def judge(
 
 
 def _mining(config: RetrainConfig, home: Home, decision: RetrainDecision, held: Any) -> dict[str, Any] | str:
-    """The mining section of the report; the reason where the held-out source is not mined or has gone."""
+    """The mining section of the report; the reason where the held-out source is not mined or does not exist."""
     version = home.versions.load(decision.version)
     try:
         return journeys.mining_report(config.journey.mine, config.journey.pack, home, version, held)

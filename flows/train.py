@@ -1,4 +1,4 @@
-"""Train: one run in processes of its own under torchrun; started again, it goes on from its last checkpoint."""
+"""Train: one run in processes of its own under torchrun; started again, it resumes from its last checkpoint."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from storage.home import Home
 
 
 def _not_a_mistake(task: Any, run: Any, state: Any) -> bool:
-    """A killed or stalled training is worth another try from its checkpoint; a refused configuration is not."""
+    """Retry a killed or stalled training from its checkpoint, but not a refused configuration."""
     try:
         state.result()
     except ValueError:
@@ -29,7 +29,7 @@ def _not_a_mistake(task: Any, run: Any, state: Any) -> bool:
 
 @task(
     name="training",
-    cache_policy=NO_CACHE,  # train.json says that it is done
+    cache_policy=NO_CACHE,  # train.json records that it is finished
     persist_result=False,
     retries=2,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
@@ -37,7 +37,7 @@ def _not_a_mistake(task: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=_not_a_mistake,
 )
 def training(folder: str, processes: int) -> dict[str, Any]:
-    """One training run; a retry goes on from the last checkpoint."""
+    """One training run; a retry resumes from the last checkpoint."""
     return launch(folder, processes, get_run_logger().info, ProgressArtifact("train-progress", "train"))
 
 
@@ -49,10 +49,10 @@ def train(
 
     Args:
         recipe: model, objective, data and schedule.
-        home: where everything Hyco makes is kept; a directory of this machine.
+        home: where Hyco stores everything; a local directory.
         version: dataset version, by name or "latest".
-        run: name of the run; made of recipe and version when absent.
-        processes: one for each GPU.
+        run: name of the run; derived from recipe and version when absent.
+        processes: one per GPU.
     """
     opened = Home(home)
     name = opened.versions.load(version).name

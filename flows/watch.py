@@ -1,7 +1,7 @@
-"""Watch: what the source has new is mined and packed, and training is started when enough of it is there.
+"""Watch: mine and pack new data of the source, and start a training when there is enough of it.
 
-Started by a schedule and by events; each look reads everything from the home, so events only make it sooner. One runs
-at a time, and one training at a time: what comes meanwhile is found by the look that follows it.
+A schedule and events start it; each check reads everything from the home, so events only make it earlier. One check
+runs at a time, and one training: the next check finds data that arrives meanwhile.
 """
 
 import time
@@ -53,21 +53,21 @@ UNDER_WAY = [
     StateType.CANCELLING,
 ]
 MOST_ROUNDS = 20
-_PAGE = 100  # attempts that are asked for at once; Prefect answers with at most 200 runs
-_FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it goes on from
+_PAGE = 100  # attempts per request; Prefect returns at most 200 runs
+_FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it resumes from
 
 
 @flow(name="watch", persist_result=True, result_serializer="json")
 def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
-    """Mine and pack what is new in the source, then start a training if it is due and none is under way.
+    """Mine and pack new data of the source, then start a training if it is due and none is running.
 
     Args:
         config: the source, how it is mined and packed, and when training begins.
-        home: where everything Hyco makes is kept; in a remote one it is mined and packed, but not trained.
+        home: where Hyco stores everything; in a remote home data is mined and packed, but no model is trained.
     """
     journey, opened = config.journey, Home(home)
     rounds = 0
-    while rounds < MOST_ROUNDS:  # data that comes while the last was mined is taken along
+    while rounds < MOST_ROUNDS:  # includes data that arrived while the last was mined
         time.sleep(unsettled(journey.mine.source, config.settle_s))
         if not unmined(config, opened) and not unpublished(config, opened):
             break
@@ -75,16 +75,16 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
         mine(journey.mine, home, config.settle_s)
         if (held := journeys.held_out(journey)) is not None:
             mine(held, home, config.settle_s)
-        if unpublished(config, opened):  # not so when all that was new has gone again
+        if unpublished(config, opened):  # not when all new data was removed again
             pack(journey.mine, journey.pack, home, mined_only=True)
     if not opened.local:
         made = published(config, opened).newest
         told = f"home {home} is remote: copy its versions and shards to a local home and train there"
         return {"version": made.name if made else None, "training": told}
-    _tell_untold(opened)
+    _publish_missed(opened)
     decision = check(config, opened)
     if decision is None:
-        return {"version": None, "training": "there is nothing in the source yet"}
+        return {"version": None, "training": "the source is empty"}
     started = start(config, opened, decision) if decision.due else decision.reason
     get_run_logger().info("%s: %s", decision.version, started)
     return {
@@ -96,23 +96,23 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
 
 
 def start(config: RetrainConfig, home: Home, decision: RetrainDecision) -> str:
-    """Start the training of what is due, at most once for each version and configuration; return what was done.
+    """Start the training that is due, at most once per version and configuration; return what was done.
 
-    A run that crashed or failed is followed by another one, up to `attempts`; each goes on where the last stopped, and
-    one that went on from a later checkpoint than all before it does not count. One that a person cancelled has no
-    follower.
+    A run that crashed or failed is followed by another one, up to `attempts`; each resumes where the last stopped, and
+    an attempt that resumed from a later checkpoint than all before it does not count. A cancelled run is not followed
+    by another.
     """
     with get_client(sync_client=True) as client:
         if busy := _runs(client, FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))):
-            return f"{busy[0].name} is under way; another look follows it"
+            return f"{busy[0].name} is running; another check follows it"
         earlier = _attempts(client, decision.key)
     if cancelled := [run.name for run in earlier if run.state_type == StateType.CANCELLED]:
-        return f"{cancelled[0]} was cancelled: to train after all, run the deployment {RETRAIN} by hand"
+        return f"{cancelled[0]} was cancelled: to train anyway, run the deployment {RETRAIN} by hand"
     begun_at = [_begun_at(run) for run in earlier]
     step = _saved_step(config, home, decision)
-    if fruitless([*begun_at, step]) > config.attempts:
+    if attempts_without_progress([*begun_at, step]) > config.attempts:
         return (
-            f"{config.attempts} attempts have failed without getting further: fix the cause, "
+            f"{config.attempts} attempts have failed without progress: fix the cause, "
             f"then run the deployment {RETRAIN} by hand"
         )
     number = max((_number(run) for run in earlier), default=0) + 1
@@ -128,22 +128,22 @@ def start(config: RetrainConfig, home: Home, decision: RetrainDecision) -> str:
     return f"started {run.name}"
 
 
-def fruitless(steps: list[int]) -> int:
-    """How many attempts, given by the step that each began at, began no further than one before them."""
+def attempts_without_progress(steps: list[int]) -> int:
+    """How many attempts began at no later step than one before them; `steps` are the steps they began at."""
     return sum(not index or step <= max(steps[:index]) for index, step in enumerate(steps))
 
 
 def _saved_step(config: RetrainConfig, home: Home, decision: RetrainDecision) -> int:
-    """The step of the checkpoint that training would go on from; 0 without one."""
+    """The step of the checkpoint that training would resume from; 0 without one."""
     folder = journeys.run_dir(home, recipe_for(config, home), decision.version)
     found = Checkpoints(folder / "checkpoints").latest(
         lambda text: None
-    )  # training itself tells of damaged ones
+    )  # training itself reports damaged ones
     return found[0] if found else 0
 
 
 def _attempts(client: SyncPrefectClient, key: str) -> list[FlowRun]:
-    """The runs that were started for a key of Sight, in order."""
+    """The runs that were started for a key of RetrainDecision, in order."""
     found: list[FlowRun] = []
     for first in count(1, _PAGE):
         keys = [f"{key}:{number}" for number in range(first, first + _PAGE)]
@@ -158,18 +158,18 @@ def _number(run: FlowRun) -> int:
 
 
 def _begun_at(run: FlowRun) -> int:
-    """The step that an attempt began at; 0 for those of a Hyco that did not note it."""
+    """The step that an attempt began at; 0 for attempts of a Hyco that did not record it."""
     noted = [tag.removeprefix(_FROM_STEP) for tag in run.tags if tag.startswith(_FROM_STEP)]
     return int(noted[0]) if noted else 0
 
 
-def _tell_untold(home: Home) -> None:
-    """Tell of the newest decision if the training that made it died before it could; only within a day of it.
+def _publish_missed(home: Home) -> None:
+    """Publish the newest decision if the training that made it died before; only within a day of it.
 
-    Artifacts are deleted with their runs, so a decision that has none after that was told long ago.
+    Artifacts are deleted with their runs, so a decision that has none after a day was published long ago.
     """
     rows = home.registry.rows()
-    if not rows or not rows[-1].key:  # decided by hand: told by the command
+    if not rows or not rows[-1].key:  # decided by hand: published by the command
         return
     row = rows[-1]
     if datetime.now(UTC) - datetime.fromisoformat(row.time) > timedelta(days=1):

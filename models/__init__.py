@@ -1,1 +1,1 @@
-"""What is learned: torch modules and grounding backends, without files, flags or schedulers."""
+"""Torch modules and grounding backends; no file formats of the pipeline, no flags, no schedulers."""

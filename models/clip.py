@@ -93,7 +93,7 @@ def image_tower(config: ImageConfig) -> VisionTransformer | PoincareResNetTower:
 
 
 class DualEncoder(nn.Module):
-    """Images and texts -> embeddings [B, dim]; float32 whatever the towers compute in."""
+    """Dual encoder: images and texts -> embeddings [B, dim], always float32."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class DualEncoder(nn.Module):
 
     @property
     def curvature(self) -> Tensor:
-        """c > 0 of the space, 0-dim, or [k] of the factors; a constant 0 in Euclidean geometry."""
+        """c > 0 of the space, 0-dim, or [k] of the factors; the constant 0 in Euclidean geometry."""
         if self.config.geometry == "euclid":
             return self.log_scale.new_zeros(())
         return self.log_curvature.float().exp()
@@ -130,7 +130,7 @@ class DualEncoder(nn.Module):
         return self.log_scale.float().exp()
 
     def normalise(self, images: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-        """RGB bytes -> pixels with this model's mean and standard deviation taken out."""
+        """RGB bytes -> pixels, normalised by this model's mean and standard deviation."""
         pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
         return (pixels - self.pixel_mean) / self.pixel_std
 
@@ -180,9 +180,9 @@ class DualEncoder(nn.Module):
         image_boxes: UInt8[Tensor, "P H W 3"] | None = None,
         token_boxes: Int[Tensor, "P M"] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Embeddings by node name, with the scale and the curvature that the loss needs.
+        """Embeddings by node name, with the scale and the curvature for the loss.
 
-        Images and boxes share one pass of the tower; captions and phrases, which differ in length, do not.
+        Images and boxes go through the tower in one pass; captions and phrases, which differ in length, in two.
         """
         nodes = {"text": self.encode_text(tokens)}
         if image_boxes is None or token_boxes is None or not len(image_boxes):
@@ -219,7 +219,7 @@ class DualEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "DualEncoder":
-        """Read what `save_pretrained` wrote; FileNotFoundError or ValueError naming what is wrong."""
+        """Read a directory written by `save_pretrained`; FileNotFoundError or ValueError naming the faulty file."""
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
@@ -231,7 +231,7 @@ class DualEncoder(nn.Module):
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> ClipConfig:
-    """ClipConfig from its `asdict` form as read from JSON; ValueError naming where that comes from."""
+    """ClipConfig from its `asdict` form as read from JSON; ValueError naming `source`."""
     values = dict(values)
     try:
         for name in ("pixel_mean", "pixel_std"):

@@ -1,4 +1,4 @@
-"""Files of a model directory: one that is torn is named, with the remedy."""
+"""Reading files of a model directory; errors name the damaged file and the remedy."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ REMEDY = "write or fetch it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; ValueError naming a file that holds none."""
+    """The object in a JSON file; ValueError naming a file without one."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; ValueError naming a file that is not whole."""
+    """The tensors of a file; ValueError naming an incomplete file."""
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -1,7 +1,7 @@
 """Training part of a dual encoder: frozen towers, and low-rank adapters in their last blocks (Hu et al. 2022, LoRA).
 
-An adapted layer computes W x + (alpha / rank) B A x with B = 0 at the start, so that nothing changes until a step is
-made; `merge_` adds the product to W, after which the model is a plain one. The adapters are peft's.
+An adapted layer computes W x + (alpha / rank) B A x with B = 0 at the start, so that the outputs do not change before
+the first step; `merge_` adds the product to W, after which the model is a plain one. The adapters are peft's.
 """
 
 from importlib.util import find_spec
@@ -14,13 +14,13 @@ LAYERS = ("qkv", "attention_out", "mlp_in", "mlp_out")
 
 
 def freeze_(model: DualEncoder) -> None:
-    """Towers learn no more; projections and the scalars (temperature, alphas, curvature) go on learning."""
+    """Freeze the towers; projections and the scalars (temperature, alphas, curvature) remain trainable."""
     for tower in (model.visual, model.textual):
         tower.requires_grad_(False)
 
 
 def require_peft() -> None:
-    """ValueError where peft, an extra, is not installed."""
+    """Raise ValueError where peft, an optional extra, is not installed."""
     if find_spec("peft") is None:
         raise ValueError("LoRA needs peft: pip install -e '.[lora]' -c constraints.txt")
 
@@ -28,8 +28,10 @@ def require_peft() -> None:
 def adapt_(model: DualEncoder, rank: int, alpha: int, last_blocks: int) -> None:
     """Freeze the towers and put adapters into every linear layer of the last blocks of each.
 
-    A tower of fewer blocks has them in all. ValueError without peft, and for a tower that is not made of transformer
-    blocks.
+    A tower with fewer blocks gets adapters in all of them.
+
+    Raises:
+        ValueError: peft is not installed, or a tower is not made of transformer blocks.
     """
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
@@ -52,7 +54,7 @@ def adapt_(model: DualEncoder, rank: int, alpha: int, last_blocks: int) -> None:
 
 
 def merge_(model: DualEncoder) -> None:
-    """Add every adapter to the layer it wraps, which takes its place again; nothing happens without adapters."""
+    """Merge every adapter into its layer, which takes the adapter's place; without adapters nothing happens."""
     if any(".lora_A." in name for name in model.state_dict()):  # peft takes seconds to import
         from peft.tuners.lora import LoraLayer
 

@@ -1,6 +1,6 @@
-"""The stages as plain functions, without an orchestrator.
+"""The pipeline's stages as plain functions, without an orchestrator.
 
-In the order of the journey:
+In order of execution:
 
     sources         captioned images, checked record by record
     mining          captions -> noun phrases -> boxes
@@ -10,8 +10,8 @@ In the order of the journey:
     registry        challenger and champion, retraining on new data
     export          models in and out
 
-Beside them: datasets (labelled sets), classification (image classifiers), experiments (ablation and studies), integrity
+In addition: datasets (labelled sets), classification (image classifiers), experiments (ablation and studies), integrity
 (verify and repair), imaging (decode, crop), runtime (executors, progress, devices), cli (the verbs of `hyco`),
 ui (pages);
-embedder (the public API of a trained model), config, presets, and end_to_end (all stages in a row).
+embedder (the public API of a trained model), config, presets, and end_to_end (all stages in sequence).
 """

@@ -1,10 +1,10 @@
-"""The `hyco` command without Prefect: each verb calls the plain function that the flow of the same name calls.
+"""The `hyco` command without Prefect: each command calls the same plain function as the flow of its name.
 
-`flows/__main__.py` adds the verbs that need Prefect and is what the installed `hyco` runs;
-`python -m pipeline` is this file alone, for machines where Prefect is not installed.
+`flows/__main__.py` adds the commands that need Prefect and is the installed `hyco`;
+`python -m pipeline` is this file only, for machines where Prefect is not installed.
 """
 
-import pipeline.cli  # noqa: F401  registers the verbs
+import pipeline.cli  # noqa: F401  registers the commands
 from pipeline.cli.app import app, run_app
 
 

@@ -1,4 +1,4 @@
-"""Configuration: frozen, typed objects that refuse what they do not know and name the nearest they do."""
+"""Configuration: frozen, typed objects that refuse unknown fields and suggest the nearest known one."""
 
 import dataclasses
 import hashlib
@@ -16,17 +16,17 @@ C = typing.TypeVar("C", bound="Config")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the text is one line, names the value and the way out."""
+    """A configuration that cannot be used; the text is one line that names the value and the remedy."""
 
 
 class Config(pydantic.BaseModel):
     """Base of every configuration: immutable, unknown keys refused, one-line errors.
 
-    Fields named in `incidental` change how the work is done, never its result (batch size, device,
-    workers): they stay out of `digest`, so changing them repeats nothing. Fields named in `digest_if_set` were
-    added when homes with digests existed: they enter the digest only where they differ from their default, so
-    that everything made before keeps its name. A plain dataclass inside a Config may name such fields too.
-    Fields named in `derived` are set by Hyco itself: forms leave them out, but a stored value is accepted.
+    Fields named in `incidental` change how the work is done, not its result (batch size, device, workers): `digest`
+    excludes them, so changing them repeats no work. Fields named in `digest_if_set` were added when homes with digests
+    existed: they enter the digest only where they differ from their default, so that the digests of existing results
+    stay the same. A plain dataclass inside a Config may name such fields too. Fields named in `derived` are set by Hyco
+    itself: forms leave them out, but a stored value is accepted.
     """
 
     model_config = pydantic.ConfigDict(
@@ -78,10 +78,10 @@ class Config(pydantic.BaseModel):
 
 
 def digest(config: Any) -> str:
-    """Return 16 hex digits naming a Config, dataclass or value: the start of its canonical JSON's sha256.
+    """Return 16 hex digits that identify a Config, dataclass or value: the start of its canonical JSON's sha256.
 
-    Independent of field order and of whether defaults were spelled out; `incidental` fields are left out,
-    also in nested configurations.
+    Independent of field order and of whether defaults were written out; `incidental` fields are left out, also in
+    nested configurations.
     """
     text = json.dumps(essence(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -94,13 +94,13 @@ def explain(owner: type, error: pydantic.ValidationError) -> str:
         holder, path = follow(owner, location)
         where, text = ".".join(path), item["msg"].removeprefix("Value error, ")
         inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, ConfigError):  # a validator of ours has already said it well
+        if isinstance(inner, ConfigError):  # one of our validators has already written the message
             lines.append(str(inner))
         elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             lines.append(f"unknown option '{where}' of {owner.__name__}{nearest_field(holder, path)}")
         elif item["type"] == "missing":
             lines.append(f"option '{where}' of {owner.__name__} is required")
-        elif not item["loc"]:  # what several options have to satisfy together: the text names them
+        elif not item["loc"]:  # a condition on several options: the text names them
             prefix = f"option '{where}' of " if where else ""
             lines.append(f"{prefix}{owner.__name__}: {text}")
         else:
@@ -116,9 +116,9 @@ def explain(owner: type, error: pydantic.ValidationError) -> str:
 def _items(
     error: pydantic.ValidationError, above: tuple[int | str, ...] = ()
 ) -> typing.Iterator[tuple[tuple[int | str, ...], Any]]:
-    """(location from the outermost configuration, pydantic's item) of everything that is wrong.
+    """(location from the outermost configuration, pydantic's item) of every error.
 
-    A nested Config raises a ConfigError; the ValidationError that it stands for is its context.
+    A nested Config raises a ConfigError; the original ValidationError is its context.
     """
     for item in error.errors(include_url=False):
         location, inner = (*above, *item["loc"]), item.get("ctx", {}).get("error")
@@ -135,7 +135,7 @@ def _short(value: Any) -> str:
 
 
 def essence(value: Any) -> Any:
-    """What `digest` names: a configuration as plain JSON without its incidental fields and unset later ones."""
+    """The input of `digest`: a configuration as plain JSON without its incidental fields and unset later ones."""
     if isinstance(value, Config):
         fields = {
             name: field.get_default(call_default_factory=True)
@@ -189,7 +189,7 @@ def override(config: C, assignments: typing.Iterable[str]) -> C:
                 raise ConfigError(f"option '{parent}' of {type(config).__name__} in '{name}' holds no fields")
         holder, _ = follow(type(config), tuple(name.split(".")))
         annotation = fields_of(holder).get(last)
-        # A name may look like a number.
+        # a name may look like a number
         target[last] = (
             text if annotation in (str, str | None) and not isinstance(value, annotation) else value
         )

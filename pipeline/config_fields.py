@@ -1,4 +1,4 @@
-"""The fields of configurations: walked by dotted path, and found again from a wrong one."""
+"""The fields of configurations by dotted path, and suggestions for unknown ones."""
 
 import dataclasses
 import difflib
@@ -20,14 +20,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_value(given: Any, expected: str) -> str:
-    """The same for a value that is none of pydantic's "'a', 'b' or 'c'"; empty when none is close."""
+    """The same for a value that is not in pydantic's list "'a', 'b' or 'c'"; empty when none is close."""
     close = difflib.get_close_matches(str(given), re.findall("'([^']*)'", expected), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def nearest_field(holder: Any, path: list[str]) -> str:
-    """The same for an unknown field of `holder`, by its full path: a field of that very name below, the closest
-    sibling, or the closest field below."""
+    """The same for an unknown field of `holder`, by its full path.
+
+    Suggests a field of the same name below, else the closest sibling, else the closest field below.
+    """
     *above, wrong = path
     below = sorted(paths(holder), key=len)
     found = [other for other in below if other[-1] == wrong]
@@ -59,7 +61,7 @@ def members(annotation: Any) -> list[Any]:
 
 
 def paths(owner: Any) -> Iterator[Path]:
-    """The path of every field at or below `owner` that can be set; what lies in a tuple cannot."""
+    """The path of every field at or below `owner` that can be set; fields inside a tuple cannot."""
     for name, annotation in fields_of(owner).items():
         yield (name,)
         if typing.get_origin(annotation) is not tuple:
@@ -68,8 +70,10 @@ def paths(owner: Any) -> Iterator[Path]:
 
 
 def follow(owner: Any, location: tuple[int | str, ...]) -> tuple[Any, list[str]]:
-    """Follow a pydantic error location from `owner`: the class that holds its last field, and the location as
-    one would write it, without the tags of unions."""
+    """The class that holds the last field of a pydantic error location below `owner`, and the user's path of the field.
+
+    The path has no tags of unions.
+    """
     holder, annotation, names = owner, owner, []
     for step in location:
         if step in fields_of(owner):

@@ -1,4 +1,4 @@
-"""The door to a trained model: images and texts in, points and scores out; and its directory on disk.
+"""The public API of a trained model: images and texts in, points and scores out; and its directory on disk.
 
     model = Embedder.load("DIR")
     texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
+from models.hyperbolic import lorentz, product
 from pipeline.imaging.crop import letterbox, whole
 from pipeline.imaging.decode import decode, rgb_of
 from pipeline.runtime.device import resolve_device
@@ -33,7 +34,7 @@ Picture = np.ndarray | Image.Image | str | Path
 
 
 def pixels_of(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB bytes of a picture; FileNotFoundError for an absent file, ValueError for what is no image."""
+    """RGB bytes of an image; FileNotFoundError for an absent file, ValueError for anything that is no image."""
     if isinstance(image, Image.Image):
         return rgb_of(image)
     if isinstance(image, (str, Path)):
@@ -46,9 +47,10 @@ def pixels_of(image: Picture) -> UInt8[np.ndarray, "H W 3"]:
 
 
 class Embedder:
-    """A trained dual encoder with its tokenizer: images and texts -> points, and the score of two sets.
+    """A trained dual encoder with its tokenizer: images and texts -> points, and the scores of two sets.
 
-    Batched and without gradients. ValueError when an embedding is not finite: such a run has diverged.
+    Batched and without gradients. ValueError when an embedding is not finite: the training of such a model has
+    diverged.
     """
 
     def __init__(self, model: DualEncoder, tokenizer: Tokenizer, batch_size: int = 64) -> None:
@@ -70,23 +72,23 @@ class Embedder:
 
     @property
     def curvature(self) -> float | None:
-        """c of the hyperboloid (the mean of a product's); None in Euclidean geometry, where there is none."""
+        """c of the hyperboloid (the mean of a product's); None in Euclidean geometry."""
         return None if self.curvatures is None else float(self.curvatures.mean())
 
     @property
     def curvatures(self) -> Float[Tensor, " k"] | None:
-        """c of each factor, one of a plain hyperboloid; None in Euclidean geometry."""
+        """c of each factor, one value for a plain hyperboloid; None in Euclidean geometry."""
         if self.model.config.geometry == "euclid":
             return None
         return self.model.curvature.detach().reshape(-1)
 
     def encode_image(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
-        """Whole images of any size -> points. ValueError for one picture in place of a list."""
+        """Whole images of any size -> points. ValueError for a single image instead of a list."""
         _refuse_one(images, "pictures")
         return self.encode_pixels(whole(pixels_of(image), self.size) for image in images)
 
     def encode_part(self, images: Sequence[Picture]) -> Float[Tensor, "B D"]:
-        """Cut-out parts of any shape -> points. ValueError for one picture in place of a list."""
+        """Cropped parts of any shape -> points. ValueError for a single image instead of a list."""
         _refuse_one(images, "pictures")
         return self.encode_pixels(letterbox(pixels_of(image), self.size) for image in images)
 
@@ -101,9 +103,9 @@ class Embedder:
 
     @torch.inference_mode()
     def project_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
-        """Projected text features before the lift; texts of a length share a batch, so little is padding.
+        """Projected text features before the lift; texts of equal length share a batch, which minimises padding.
 
-        ValueError for one text in place of a list.
+        ValueError for a single text instead of a list.
         """
         _refuse_one(texts, "texts")
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -120,7 +122,7 @@ class Embedder:
         return self.model.lift_text(features)
 
     def encode_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
-        """Texts -> points. ValueError for one text in place of a list."""
+        """Texts -> points. ValueError for a single text instead of a list."""
         return self.lift_text(self.project_text(texts, report))
 
     @torch.inference_mode()
@@ -128,28 +130,83 @@ class Embedder:
         """Minus the distance of all pairs (Euclidean models: the cosine); larger is nearer."""
         return self.model.score(a, b)
 
+    def index_vectors(self, points: Float[Tensor, "N D"], query: bool = False) -> Float[Tensor, "N E"]:
+        """Vectors whose inner products rank pairs as `score` does, for an exact inner-product index.
+
+        On the hyperboloid the distance grows with x_t y_t - <x, y>, so an item is [x, x_t] and a query [y, -y_t]:
+        E = D + 1. Euclidean points are unit vectors already: E = D. Only the order is that of `score`.
+
+        Args:
+            points: what an encode method returned.
+            query: vectors to search with, rather than vectors to store.
+
+        Raises:
+            ValueError: a product of several hyperboloids, whose score no inner product ranks.
+        """
+        curvatures = self.curvatures
+        if curvatures is None:
+            return points
+        if len(curvatures) > 1:
+            raise ValueError(
+                f"the model's space is a product of {len(curvatures)} hyperboloids: its score is a mean of distances, "
+                "which no inner product ranks; compare the points with score()"
+            )
+        time = lorentz.time(points, curvatures[0])
+        return torch.cat([points, -time if query else time], dim=-1)
+
+    @torch.inference_mode()
+    def entailment(
+        self, general: Float[Tensor, "Q D"], specific: Float[Tensor, "K D"], k: float = 0.1
+    ) -> Float[Tensor, "Q K"]:
+        """How far each specific point lies inside the entailment cone of each general point, in radians.
+
+        Half-aperture minus exterior angle (Ganea et al. 2018): positive inside the cone, 0 on its edge; the mean over
+        the factors of a product.
+
+        Args:
+            general: points of what is more general: phrases, parts.
+            specific: points of what is more specific: captions, whole images.
+            k: the constant of the half-aperture that the model was trained with (`objective.aperture` of its recipe).
+
+        Raises:
+            ValueError: a Euclidean model, which has no cones.
+        """
+        curvatures = self.curvatures
+        if curvatures is None:
+            raise ValueError(
+                "the model's space is Euclidean and has no entailment cones: compare with score()"
+            )
+        a, b = (product.split(x, len(curvatures)) for x in (general, specific))
+        inside = [
+            lorentz.half_aperture(row, curvatures, k) - lorentz.exterior_angle(row, b, curvatures)
+            for row in a[:, None]
+        ]
+        return torch.stack(inside).mean(-1) if inside else general.new_zeros(0, len(specific))
+
     def _finite(self, points: Tensor) -> Tensor:
         if not bool(torch.isfinite(points).all()):
             raise ValueError(
                 "the model gives embeddings that are not finite: its training has diverged; "
-                "look at the loss in log.jsonl and train again with a lower learning rate"
+                "check the loss in log.jsonl and train again with a lower learning rate"
             )
         return points
 
 
 def _refuse_one(items: Sequence[Picture], what: str) -> None:
-    """A str is a sequence too: of its letters."""
+    """Refuse a single item; a str would pass as a sequence of its letters."""
     if isinstance(items, (str, Path, Image.Image)):
-        raise ValueError(f"{items!r} is no list of {what}: give [{items!r}]")
+        raise ValueError(f"{items!r} is not a list of {what}: give [{items!r}]")
 
 
 def save_model(folder: str | Path, model: DualEncoder, tokenizer: Tokenizer) -> None:
     """Write a model directory: model.safetensors, config.json, tokenizer.json, preprocessor_config.json."""
     model.save_pretrained(folder)
-    (Path(folder) / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+    (Path(folder) / "model.safetensors").chmod(
+        0o644
+    )  # safetensors creates files that only their owner can read
     tokenizer.save(folder)
     size, config = model.config.vision.image_size, model.config
-    # In the terms of transformers' image processors: what `whole` and DualEncoder.normalise do. Where the long side
+    # `whole` and DualEncoder.normalise in the terms of transformers' image processors. Where the long side
     # exceeds the size by an odd number of pixels, transformers cuts at the floor of the half and torchvision rounds.
     steps = {
         "image_processor_type": "CLIPImageProcessor",

@@ -1,4 +1,4 @@
-"""The whole journey as one configuration: what is mined, packed, trained and assessed, and where the run lies."""
+"""The whole journey as one configuration: mining, packing, training and evaluation, and the directory of the run."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.pack import PackConfig
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.source import open_source
 from pipeline.training.recipes import DEMO, PHOTOS, Recipe, by_name
 from storage.home import Home
@@ -45,47 +46,48 @@ class JourneyConfig(Config):
     """Training processes, one per GPU."""
 
 
-HELD_OUT = 0.1  # share of the images that is kept for assessment where no other images are given for it
+HELD_OUT = 0.1  # fraction of the images held out for evaluation where no other images are given for it
 
 _PACKING: dict[str, PackConfig] = {
     **dict.fromkeys(DEMO, PackConfig(image_size=96, threshold=0.3, min_area_px=None, quality=92)),
     **dict.fromkeys(PHOTOS, PackConfig(image_size=128, threshold=0.35, holdout=HELD_OUT)),
 }
-"""Of recipes by their whole name. All others get crops of their model's image size."""
+"""Packing by the full name of a recipe. All others get crops of their model's image size."""
 
 
 def packing_for(recipe: str, assess_source: str | None) -> PackConfig:
-    """Packing that suits the recipe of that name: crops of the size it trains on or larger, thresholds of the
-    detector it is meant for. ConfigError for an unknown recipe.
+    """The packing for a recipe: crops of the size it trains on or larger, thresholds for its detector.
 
-    Without an assess_source a share HELD_OUT of the images is held out: a model that nothing was measured of can be
-    neither judged nor promoted.
+    ConfigError for an unknown recipe. Without an assess_source the fraction HELD_OUT of the images is held out: a model
+    without metrics can be neither judged nor promoted.
     """
     size = by_name(recipe).model.vision.image_size
     packing = _PACKING.get(recipe) or PackConfig(image_size=size)
     return packing if assess_source or packing.holdout else packing.replace(holdout=HELD_OUT)
 
 
-def compose(source: str, grounder: str, recipe: str, filled: bool = True, **rest: Any) -> JourneyConfig:
-    """A journey with the packing that suits the recipe of that name; `rest` are further fields of JourneyConfig.
+def compose(
+    source: str, grounder: str, recipe: str, filled: bool = True, columns: Columns = USUAL, **rest: Any
+) -> JourneyConfig:
+    """A journey with the packing for the recipe of that name; `rest` are further fields of JourneyConfig.
 
-    The source must hold something already, unless `filled` is False: a folder that is watched may be empty yet.
+    The source must not be empty, unless `filled` is False: a watched folder may still be empty.
     Raises ConfigError for an unknown recipe, ValueError or FileNotFoundError for an absent source or grounder.
     """
     found = by_name(recipe)
     if filled or "://" in source or not Path(source).is_dir():
         open_source(source)
     packing = packing_for(recipe, rest.get("assess_source"))
-    return JourneyConfig(
-        mine=MineConfig(source=source, grounder=grounder), pack=packing, recipe=found, **rest
-    )
+    mine = MineConfig(source=source, grounder=grounder, columns=columns)
+    return JourneyConfig(mine=mine, pack=packing, recipe=found, **rest)
 
 
 def checked(config: JourneyConfig, option: str = "pack.image_size") -> JourneyConfig:
-    """The configuration itself; ConfigError when it packs smaller images than it trains on. `option` spells the remedy.
+    """The configuration itself; ConfigError when it packs smaller images than it trains on.
 
-    The size is the recipe's, or that of the checkpoint that training starts from where it lies on this machine. Not
-    a validator of JourneyConfig: what an older Hyco has deployed can still be read.
+    `option` is the name of the option in the remedy. The size is the recipe's, or that of the checkpoint that training
+    starts from if it is on this machine. Not a validator of JourneyConfig, so that configurations of an older Hyco can
+    still be read.
     """
     size, start = config.recipe.model.vision.image_size, config.recipe.start.checkpoint
     if start and (path := Path(start).expanduser()).exists():
@@ -96,7 +98,7 @@ def checked(config: JourneyConfig, option: str = "pack.image_size") -> JourneyCo
 
 
 def enlarged(packed: int, trained: int) -> str | None:
-    """What is wrong when images packed at one size are trained on at another; None when nothing is."""
+    """The error when packed images are smaller than the training size; None when they are not."""
     if packed >= trained:
         return None
     return f"pack.image_size is {packed}, but the model is trained on images of {trained} pixels"
@@ -110,10 +112,11 @@ def held_out(config: JourneyConfig) -> MineConfig | None:
 
 
 def evaluation_of(config: JourneyConfig, version: str) -> EvaluationSpec:
-    """What a model of the journey, trained on that dataset version, is evaluated on."""
+    """The evaluation of a model of the journey that was trained on that dataset version."""
     return EvaluationSpec(
         version=version,
         assess_source=config.assess_source,
+        columns=config.mine.columns,
         taxonomy=config.taxonomy,
         config=config.assess,
     )
@@ -131,10 +134,10 @@ def run_dir(home: Home, recipe: Recipe, version: str, name: str | None = None) -
 def mining_report(
     config: MineConfig, pack: PackConfig, home: Home, version: Version, held: MineConfig | None
 ) -> dict[str, Any]:
-    """The "mining" section of metrics.json: what was found, and how right it is where the source says so.
+    """The "mining" section of metrics.json: counts of the mined boxes, and their quality where the source has labels.
 
-    `boxes` counts what packing accepted, `candidates` what mining kept. Recall and precision are those of the
-    held-out source when it is given and labelled, else of the source; null without labels.
+    `boxes` counts the boxes that packing accepted, `candidates` those that mining stored. Recall and precision are
+    those of the held-out source when it is given and labelled, else of the source; null without labels.
     """
     found = mining.summary(config, home)
     quality = phrase_quality(held or config, home, threshold=pack.threshold, nms_iou=pack.nms_iou)

@@ -1,4 +1,4 @@
-"""Sizes of a run, from one that proves that everything works to the recipe as it is."""
+"""Sizes of a run, from a smoke test to the full recipe."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ _SHARE = 10  # a small run takes a tenth of the steps
 
 
 def sized(recipe: Recipe, preset: str) -> Recipe:
-    """The recipe in one of PRESETS: smoke is 20 small steps, small a tenth of the steps, full the recipe itself.
+    """The recipe in one of PRESETS: smoke has 20 small steps, small a tenth of the steps, full is the recipe itself.
 
     Raises ValueError for another name.
     """
@@ -37,5 +37,5 @@ def sized(recipe: Recipe, preset: str) -> Recipe:
 
 
 def asked(config: AssessConfig, preset: str) -> AssessConfig:
-    """The assessment that suits a preset: a smoke run is asked about 200 images at most."""
+    """The evaluation for a preset: a smoke run is evaluated on 200 images at most."""
     return config.replace(max_images=200, max_parts=200, draws=100) if preset == "smoke" else config

@@ -1,1 +1,1 @@
-"""Where bytes rest: open formats, atomic commits and immutable versions."""
+"""Storage: open formats, atomic commits and immutable versions."""

@@ -1,4 +1,4 @@
-"""Training checkpoints: folders that appear whole or not at all."""
+"""Training checkpoints: folders that are written atomically."""
 
 import json
 import os
@@ -21,8 +21,8 @@ class Checkpoints:
     """The checkpoints of one run, in a local folder; step-000001000/ holds the files given to `save`.
 
     A checkpoint is written under a temporary name, every file fsynced, a record of sizes and hashes added,
-    and the folder renamed: a crash at any instruction leaves the older checkpoints and rubbish that `prune`
-    removes. A checkpoint is whole when every file has the sha256 that the record holds; nothing less counts.
+    and the folder renamed: a crash at any instruction leaves the older checkpoints and temporary files, which `prune`
+    removes. A checkpoint is intact only when every file has the sha256 in the record.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -30,7 +30,7 @@ class Checkpoints:
         self._saved: int | None = None  # step of the last `save`
 
     def save(self, step: int, files: Mapping[str, Content]) -> Path:
-        """Write a checkpoint and return its folder; one that is there already and whole is kept as it is.
+        """Write a checkpoint and return its folder; an intact checkpoint that already exists is left as it is.
 
         Args:
             step: number of optimiser steps done, not negative.
@@ -49,10 +49,10 @@ class Checkpoints:
         return final
 
     def latest(self, tell: Callable[[str], object] | None = None) -> tuple[int, Path] | None:
-        """Return (step, folder) of the newest whole checkpoint; None if there is none.
+        """Return (step, folder) of the newest intact checkpoint; None if there is none.
 
-        `tell` gets a line for every damaged one that is passed over, and what happens instead; by default it is
-        printed to stderr.
+        `tell` gets a line for every damaged checkpoint that is skipped, and what is done instead; by default the line
+        is printed to stderr.
         """
         tell = tell or _to_stderr
         passed_over = False
@@ -60,26 +60,27 @@ class Checkpoints:
             problem = verify_checkpoint(path)
             if problem is None:
                 if passed_over:
-                    tell(f"going on from the checkpoint of step {step}")
+                    tell(f"resuming from the checkpoint of step {step}")
                 return step, path
-            tell(f"the checkpoint of step {step} is damaged and passed over: {problem}")
+            tell(f"the checkpoint of step {step} is damaged and is skipped: {problem}")
             passed_over = True
         if passed_over:
-            tell(f"{self.folder} holds no whole checkpoint: beginning again at step 0")
+            tell(f"{self.folder} holds no intact checkpoint: starting again at step 0")
         return None
 
     def list(self) -> "list[tuple[int, Path]]":
-        """Return (step, folder) of all checkpoints, oldest first, torn ones included."""
+        """Return (step, folder) of all checkpoints, oldest first, incomplete ones included."""
         if not self.folder.is_dir():
             return []
         found = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def prune(self, keep: int) -> "list[int]":
-        """Delete all but the newest `keep` whole checkpoints; return the steps of the deleted ones.
+        """Delete all but the newest `keep` intact checkpoints; return the steps of the deleted ones.
 
-        The one that this object saved last always stays and counts. Damaged checkpoints and temporary folders go too,
-        so this is only for the process that writes the run. Reads the bytes of up to `keep` checkpoints.
+        The checkpoint that this object saved last is always kept and counts as one of them. Damaged checkpoints and
+        temporary folders are deleted too, so only the process that writes the run may call this. Reads the bytes of up
+        to `keep` checkpoints.
         """
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least one checkpoint must stay")
@@ -100,7 +101,7 @@ class Checkpoints:
 
 
 def verify_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """Return what is wrong with a checkpoint, or None when every file is whole."""
+    """Return the fault of a checkpoint, or None when every file is intact."""
     folder = Path(folder)
     try:
         record = json.loads((folder / _RECORD).read_bytes())
@@ -109,7 +110,7 @@ def verify_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{folder}: no readable {_RECORD} ({error})"
     if folder.name != f"step-{step:09d}" or not files:
-        return f"{folder / _RECORD} speaks of step {step} with {len(files)} files"
+        return f"{folder / _RECORD} describes step {step} with {len(files)} files"
     for name, (sha256, size) in files.items():
         path = folder / name
         try:

@@ -1,4 +1,4 @@
-"""Detections and failures as parquet tables: everything the detector said, before any threshold."""
+"""Detections and failures as parquet tables: all output of the detector, before any threshold."""
 
 from collections.abc import Iterable
 from typing import Any, BinaryIO
@@ -11,7 +11,7 @@ from storage.sealed import read_table, write_table
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # content key of the image
-        pa.field("caption", pa.int32(), nullable=False),  # index among the sample's captions
+        pa.field("caption", pa.int32(), nullable=False),  # index in the sample's captions
         pa.field("text", pa.string(), nullable=False),  # that caption
         pa.field("image_sha256", pa.string(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),  # pixels, after EXIF rotation
@@ -21,17 +21,17 @@ SCHEMA = pa.schema(
         pa.field("span_end", pa.int32()),
         pa.field("rule", pa.string()),  # "chunk" or "expression"
         pa.field("expression", pa.string()),  # the phrase grown along the dependency tree
-        pa.field("x0", pa.float32()),  # shares of width and height; null: the phrase has no box
+        pa.field("x0", pa.float32()),  # fractions of width and height; null: the phrase has no box
         pa.field("y0", pa.float32()),
         pa.field("x1", pa.float32()),
         pa.field("y1", pa.float32()),
         pa.field("score", pa.float32()),
-        pa.field("detector", pa.string(), nullable=False),  # digest of the model that looked
+        pa.field("detector", pa.string(), nullable=False),  # digest of the detector
         pa.field("rules", pa.string(), nullable=False),  # version of the phrase rules
     ]
 )
 """One row for each (phrase, candidate box). A phrase without a box has one row with null box and score; a
-sample without phrases has one row with null phrase: every sample that was looked at is in the table."""
+sample without phrases has one row with null phrase: every sample that was mined is in the table."""
 
 FAILURES = pa.schema(
     [
@@ -85,7 +85,7 @@ def _table(rows: Any, schema: pa.Schema) -> pa.Table:
         if extra := row.keys() - set(schema.names):
             raise ValueError(f"row {row} has unknown columns {sorted(extra)}: expected {schema.names}")
         if absent := [name for name in required if row.get(name) is None]:
-            raise ValueError(f"row {row} lacks {sorted(absent)}")
+            raise ValueError(f"row {row} has no {sorted(absent)}")
     return pa.Table.from_pylist(listed, schema=schema)
 
 

@@ -1,4 +1,4 @@
-"""Faults of storage as one line that names the store or the file, and how often a passing one is tried again."""
+"""Storage faults as one line that names the store or the file, and retries of transient faults."""
 
 import contextlib
 import errno
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 TRIES = 8
-# An object store asks for another try with these; the filesystems below us do so for some of them only.
-# ConditionalRequestConflict: two conditional puts of one name met, and neither is known to have won.
+# With these codes an object store asks for a retry; fsspec's filesystems retry only some of them.
+# ConditionalRequestConflict: two conditional puts of one name collided, and it is unknown which one won.
 _PASSING = frozenset(
     {
         *(
@@ -32,7 +32,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def remote(url: str, path: str, call: Callable[[], T]) -> T:
-    """Return `call()`, tried up to TRIES times while the store answers that it should be.
+    """Return `call()`, tried up to TRIES times while the store asks for a retry.
 
     Args:
         url: of the store, for the message.
@@ -41,8 +41,8 @@ def remote(url: str, path: str, call: Callable[[], T]) -> T:
 
     Raises:
         FileNotFoundError, FileExistsError: from `call`, as they are. A failed precondition is a FileExistsError.
-        PermissionError: no credentials, or ones that the store refuses.
-        ConnectionError: no server, or a fault that did not pass; worth another try later.
+        PermissionError: no credentials, or credentials that the store refuses.
+        ConnectionError: no server, or a transient fault that persisted; try again later.
         OSError: any other fault. The message of each is one line that begins with the store's URL.
     """
     for attempt in range(1, TRIES + 1):
@@ -65,11 +65,11 @@ def remote(url: str, path: str, call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def local(path: str | os.PathLike[str], need: Callable[[], int] | None = None) -> Iterator[None]:
-    """Let no OSError out that does not say which file it is about; a full disk says what was needed.
+    """Add the file's name to every OSError of the block; for a full disk, also the space that is needed.
 
     Args:
         path: the file that is read or written.
-        need: bytes that the file takes at least, asked when the disk is full.
+        need: minimum size of the file in bytes, called when the disk is full.
     """
     try:
         yield
@@ -86,30 +86,30 @@ class Reader(io.RawIOBase):
     """A file of a remote store, for reading; each read is tried as `remote` does.
 
     Args:
-        file: of fsspec; a read of it that fails leaves its place as it was.
+        file: of fsspec; a failed read must not move its position.
     """
 
     def __init__(self, url: str, path: str, file: Any) -> None:
         self._url, self._path, self._file = url, path, file
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say that any place of it can be gone to."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place and return it."""
+        """Move to a position and return it."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the position."""
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as there are bytes, and return their number."""
+        """Read into the buffer and return the number of bytes; 0 at the end of the file."""
         data = remote(self._url, self._path, lambda: self._file.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
@@ -124,7 +124,7 @@ class Reader(io.RawIOBase):
 def _full(error: OSError, name: str, need: Callable[[], int] | None) -> str:
     folder = name if Path(name).is_dir() else str(Path(name).parent)
     text = f"{error.strerror}: {name}"
-    with contextlib.suppress(OSError):  # the file may not be there yet, nor its folder
+    with contextlib.suppress(OSError):  # the file and its folder may not exist yet
         if need:
             text += f" needs at least {need():,} bytes"
         text += f", {shutil.disk_usage(folder).free:,} bytes are free"
@@ -132,7 +132,7 @@ def _full(error: OSError, name: str, need: Callable[[], int] | None) -> str:
 
 
 def _code(error: BaseException) -> str:
-    """The store's own code of a fault ("SlowDown", "503"), "" where it gave none."""
+    """The store's own error code ("SlowDown", "503"); "" where it gave none."""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
         if isinstance(response, dict):  # botocore
@@ -150,16 +150,16 @@ def _named(error: Exception, code: str, url: str, path: str) -> OSError:
     if "Credential" in kind or kind in ("ProfileNotFound", "TokenRetrievalError", "DefaultCredentialsError"):
         return PermissionError(
             f"store {url}: no credentials ({text}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
-            "AWS_PROFILE, or those of the store's kind"
+            "AWS_PROFILE, or the credentials of this kind of store"
         )
     if isinstance(error, PermissionError):
         shown = f"{code}: {text}" if code else text
         return PermissionError(
-            f"store {url}: access to {path or 'it'} refused ({shown}): check the credentials and their rights"
+            f"store {url}: access to {path or 'it'} refused ({shown}): check the credentials and their permissions"
         )
     if code in _PASSING:
         return ConnectionError(
-            f"store {url}: {path}: {code} at each of {TRIES} tries ({text}): start again later"
+            f"store {url}: {path}: {code} at each of {TRIES} tries ({text}): try again later"
         )
     if not isinstance(error, OSError) or isinstance(error, (ConnectionError, TimeoutError)):
         return ConnectionError(

@@ -1,4 +1,4 @@
-"""What local files are asked for: folders that appear whole or not at all, durable names, and hashes."""
+"""Local files: folders that are written atomically, durable names, and hashes."""
 
 import contextlib
 import hashlib
@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any, cast
 
 TEMPORARY = ".tmp-"
-"""How the names of unfinished files and folders begin; storage/gc.py deletes them when they are old."""
+"""Prefix of the names of unfinished files and folders; storage/gc.py deletes old ones."""
 
 
 @contextlib.contextmanager
 def atomic_directory(final: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a new empty folder that takes the name `final` when the block ends, whole and durable.
+    """Yield a new empty folder that is renamed to `final`, complete and durable, when the block ends.
 
     Every file and folder in it is fsynced before the rename and the parent after it: whatever is written to disk
     later, such as a record that the folder is there, never outlives the folder's bytes in a power cut. If the block
     raises, nothing is left behind; a killed process leaves a `.tmp-` folder.
 
     Args:
-        final: path of the folder. One that is there and empty is taken over.
-        replace: put the new folder in the place of one that is there.
+        final: path of the folder. An existing empty folder is replaced.
+        replace: replace an existing folder by the new one.
 
     Raises:
-        FileExistsError: `final` is there with files in it when the block ends, and `replace` is false.
+        FileExistsError: `final` exists and holds files when the block ends, and `replace` is false.
     """
     draft = _unused(final)
     draft.mkdir(parents=True)
@@ -41,7 +41,7 @@ def atomic_directory(final: Path, replace: bool = False) -> Iterator[Path]:
             draft.rename(final)
         except OSError as error:
             if final.is_dir():
-                raise FileExistsError(f"{final} is there already") from error
+                raise FileExistsError(f"{final} already exists") from error
             raise
         fsync_directory(final.parent)
         _remove(aside)
@@ -51,7 +51,7 @@ def atomic_directory(final: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def fsync_directory(folder: Path) -> None:
-    """Make the names in a directory durable: a rename is not, until its directory is."""
+    """Make the names in a directory durable: a rename is durable only after its directory was fsynced."""
     _fsync(folder)
 
 
@@ -82,6 +82,6 @@ def _fsync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder or a file, which may be absent; what cannot be deleted is left to garbage collection."""
+    """Delete a folder or a file, which may be absent; a failed deletion is left to garbage collection."""
     with contextlib.suppress(OSError):
         path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What nothing refers to any more: objects of killed workers and of deleted versions, and half-written files."""
+"""Garbage collection: objects of killed workers and deleted versions, and unfinished files."""
 
 from storage.layout import KEPT, RECORDED
 from storage.objects import OBJECT, DamagedError, objects_in
@@ -6,13 +6,13 @@ from storage.sealed import unseal
 from storage.store import Store
 
 LEASE_S = 24 * 3600.0
-"""Default age, in seconds, before an unreferenced file is taken: far longer than any unit of work."""
+"""Default minimum age, in seconds, of an unreferenced file that is deleted: far longer than any unit of work."""
 
 
 def referenced(store: Store) -> set[str]:
     """Return the paths of all objects that a record or a version names, anywhere in its JSON.
 
-    Raises DamagedError for a record that is not what was written: what it named cannot be told from rubbish.
+    Raises DamagedError for a damaged record: the objects that it named would look like garbage.
     """
     found: set[str] = set()
     for folder in RECORDED:
@@ -31,9 +31,9 @@ def referenced(store: Store) -> set[str]:
 def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
     """Delete unreferenced objects and temporaries older than the lease; return their paths.
 
-    In the registry, in quarantine and among runs only temporaries go: files and folders named `.tmp-...`.
-    Safe beside running workers as long as none takes longer than the lease from committing an object to
-    creating the record that names it.
+    In the registry, the quarantine and the runs only temporary files and folders (`.tmp-...`) are deleted.
+    Safe while workers run, as long as none takes longer than the lease from committing an object to creating the record
+    that names it.
     """
     keep = referenced(store)
     removed = [path for folder in RECORDED for path in store.collect(folder, keep, older_than_s)]

@@ -28,17 +28,17 @@ class UnitResults(Manifest):
         self.config = f"{folder}/{layout.CONFIG}"
 
     def reading(self, rules: int) -> str:
-        """Return the path of the folder that names the units which reading rules of this number read alike."""
+        """Return the path of the folder that lists the units that reading rules of this number read identically."""
         return f"{self.folder}/reading-{rules}"
 
 
 class Home:
-    """A home, local or remote. Cheap to make: nothing is read or written before it is asked for.
+    """A home, local or remote. Opening one reads and writes nothing.
 
     Attributes:
-        url: as it was given: a local path or an fsspec URL. `store.url` is the absolute one.
+        url: as given: a local path or an fsspec URL. `store.url` is absolute.
         store: its files.
-        folder: the directory of a local home; of a remote one no path of this machine.
+        folder: the directory of a local home; for a remote home not a path of this machine.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -70,11 +70,11 @@ class Home:
         return UnitResults(self.store, f"{layout.PACKS}/{digest}")
 
     def all_detections(self) -> list[UnitResults]:
-        """Return the results of every configuration that was mined with, by digest."""
+        """Return the results of every mining configuration, by digest."""
         return self._results(layout.DETECTIONS)
 
     def all_packs(self) -> list[UnitResults]:
-        """Return the results of every configuration that was packed with, by digest."""
+        """Return the results of every packing configuration, by digest."""
         return self._results(layout.PACKS)
 
     @functools.cached_property
@@ -105,7 +105,7 @@ class Home:
         return self._local_folder(layout.FITS)
 
     def run(self, name: str | os.PathLike[str]) -> Path:
-        """Return the directory of a run, given as such or by its name in `runs`."""
+        """Return the directory of a run, given as a path or by its name in `runs`."""
         folder = Path(name)
         return folder if (folder / layout.CONFIG).is_file() else self.runs / folder
 

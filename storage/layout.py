@@ -1,16 +1,17 @@
-"""The names of the folders and files of a home. No other module spells them; storage.home.Home opens what lies there.
+"""The names of the folders and files of a home. No other module contains them; storage.home.Home opens the contents.
 
 HOME/
     detections/<digest>/   mined with one configuration: config.json, records/<unit>.json, objects/<sha256>.parquet,
-                           reading-<n>/<unit> (older records that the reading rules of number n leave as they are)
+                           reading-<n>/<unit> (older records that reading rules number n confirmed)
     packs/<digest>/        packed with one configuration: records/<unit>.json, objects/<sha256>.parquet (failures)
     shards/objects/        training shards, <sha256>.tar
     versions/              dataset versions, v-<hash>.json, and `latest`, the name of one of them
     quarantine/            v-<hash>.json: why a version must not be trained on
     registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
     runs/  fits/           directories of the training runs, and of the classifiers' runs
-    damaged/               files that `hyco verify --repair` set aside, under the same paths
-    source/                the folder that is watched where no other is given
+    embeddings/            of the images of a version by one model, made by `hyco search`
+    damaged/               files that `hyco verify --repair` moved there, under the same paths
+    source/                the folder that is watched by default
     prefect/  deploy.json  Prefect's database, and the options of the last `hyco deploy`
 """
 
@@ -28,12 +29,13 @@ QUARANTINE = "quarantine"
 REGISTRY = "registry"
 LOG = f"{REGISTRY}/log"
 MODELS = f"{REGISTRY}/models"
-MODEL_RUNS = f"{MODELS}/runs"  # small files of the runs of promoted models, one folder for each model
+MODEL_RUNS = f"{MODELS}/runs"  # small files of the runs of promoted models, one folder per model
 ASSESSED = f"{REGISTRY}/assessed"
 REPORTS = f"{REGISTRY}/reports"
 
 RUNS = "runs"
 FITS = "fits"
+EMBEDDINGS = "embeddings"
 DAMAGED = "damaged"
 SOURCE = "source"
 PREFECT = "prefect"
@@ -46,15 +48,15 @@ KEPT = (REGISTRY, QUARANTINE, RUNS, FITS)
 
 
 def version_path(name: str) -> str:
-    """Return where the record of a version lies in the home."""
+    """Return the path of the record of a version in the home."""
     return f"{VERSIONS}/{name}.json"
 
 
 def quarantine_path(name: str) -> str:
-    """Return where the home says that a version is in quarantine."""
+    """Return the path of the quarantine record of a version."""
     return f"{QUARANTINE}/{name}.json"
 
 
 def log_path(number: int) -> str:
-    """Return where the row of a number lies in the home, in the registry's log."""
+    """Return the path of a row of the registry's log in the home, by its number."""
     return f"{LOG}/{number:09d}.parquet"

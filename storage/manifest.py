@@ -1,4 +1,4 @@
-"""What is done: one JSON record for each unit of work, created once and never changed."""
+"""Records of finished work: one JSON record per unit, created once and never changed."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,8 @@ _REMOTE_READS = 16
 class Manifest:
     """The records below one folder of a store.
 
-    A unit is done when its record exists and every object it names does, and only then: objects without a record are
-    garbage. Records are created if absent, so of two workers that finish the same unit one wins and both see the same
+    A unit is done exactly when its record and every object that the record names exist: objects without a record are
+    garbage. Records are created only if absent: when two workers finish the same unit, one wins and both see the same
     result. A record holds a proof of its own bytes, see storage.sealed.
     """
 
@@ -24,7 +24,7 @@ class Manifest:
         self.store, self.prefix = store, prefix.rstrip("/")
 
     def record(self, unit: str) -> dict[str, Any] | None:
-        """Return the record of a unit, or None without one; DamagedError when it is not what was written."""
+        """Return the record of a unit, or None without one; DamagedError when it has changed since it was written."""
         try:
             data = self.store.read_bytes(self.path(unit))
         except FileNotFoundError:
@@ -35,7 +35,7 @@ class Manifest:
             raise DamagedError(self.path(unit), str(error), self.store.url) from None
 
     def done(self, unit: str) -> dict[str, Any] | None:
-        """Return the record of a unit that is done, else None; a record that names an absent object is forgotten."""
+        """Return the record of a unit that is done, else None; a record that names an absent object is deleted."""
         record = self.record(unit)
         if record is None or all(self.store.exists(path) for path in objects_in(record)):
             return record
@@ -47,7 +47,7 @@ class Manifest:
         return self.store.create(self.path(unit), seal(record))
 
     def forget(self, unit: str) -> bool:
-        """Delete a record so that the unit is done anew; return False when there was none."""
+        """Delete a record so that the unit is done again; return False when there was none."""
         return self.store.delete(self.path(unit))
 
     def units(self) -> list[str]:
@@ -69,7 +69,7 @@ class Manifest:
     def whole(self) -> dict[str, dict[str, Any]]:
         """Return the records of the units that are done, by unit name, sorted by name.
 
-        Asks for one listing of each folder of objects, not for every object.
+        Lists each folder of objects once instead of checking every object.
         """
         records = self.records()
         named = {unit: objects_in(record) for unit, record in records.items()}
@@ -78,7 +78,7 @@ class Manifest:
         return {unit: record for unit, record in records.items() if named[unit] <= there}
 
     def path(self, unit: str) -> str:
-        """Return where the record of a unit lies; ValueError for a name that cannot be a file's."""
+        """Return the path of the record of a unit; ValueError for a name that cannot be a file name."""
         if not _UNIT.fullmatch(unit):
             raise ValueError(f"unit name {unit!r} must match {_UNIT.pattern}: it becomes a file name")
         return f"{self.prefix}/{unit}.json"

@@ -1,14 +1,14 @@
 """The registry of models: a log of promotions, refusals and rollbacks, and the models that were promoted.
 
-HOME/registry/log/000000001.parquet ...   one row a file, numbered, created if absent and never changed
+HOME/registry/log/000000001.parquet ...   one row per file, numbered, created if absent and never changed
 HOME/registry/models/<digest>/            a promoted model, named by its bytes
 
-The champion is what the last promotion or rollback in the log names, so the one file that says so is the whole
-promotion: a process killed at any instruction has either made that file or has not. Of two processes that append at
-once one gets the number, and the other has to look at the log again before it may go on.
+The champion is the model that the last promotion or rollback in the log names, so creating that one file is the entire
+promotion: a process killed at any instruction has either created the file or not. When two processes append at once,
+one gets the number, and the other has to read the log again before it continues.
 
-A row proves itself (storage.sealed) and holds the sha256 of the row before it. So a row that an earlier Hyco wrote
-without a proof has one as soon as another row follows it.
+A row holds a checksum of itself (storage.sealed) and the sha256 of the row before it. So a row that an earlier Hyco
+wrote without a checksum is proven as soon as another row follows it.
 """
 
 import contextlib
@@ -29,41 +29,41 @@ from storage.objects import DamagedError
 from storage.sealed import is_sealed_table, read_table, seal, seal_table, unseal
 from storage.store import Store
 
-PROOF = "proof.json"  # beside the answers of a champion: what their bytes were
+PROOF = "proof.json"  # in a folder of evaluation results: the sha256 of its files
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"
-LOST = "lost"  # the key of a row that stands for one that was damaged
+LOST = "lost"  # the key of a row that replaces a damaged one
 _REMEDY = (
-    "Run `hyco verify --repair`, then `hyco promote` with the run it came from; or roll back to another one"
+    "Run `hyco verify --repair`, then `hyco promote` with the run it came from; or roll back to another model"
 )
 _FILE = pa.struct([("name", pa.string()), ("sha256", pa.string()), ("size", pa.int64())])
 
 SCHEMA = pa.schema(
     [
-        pa.field("number", pa.int64(), nullable=False),  # place in the log, from 1
+        pa.field("number", pa.int64(), nullable=False),  # position in the log, from 1
         pa.field("kind", pa.string(), nullable=False),  # promoted, refused or rolled_back
         pa.field("time", pa.string(), nullable=False),  # UTC, ISO 8601
         pa.field("model", pa.string(), nullable=False),  # digest of the model's files
         pa.field("files", pa.list_(_FILE), nullable=False),
-        pa.field("before", pa.string()),  # the champion it was held against, or that was rolled back
+        pa.field("before", pa.string()),  # the champion it was compared with, or that was rolled back
         pa.field("reason", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),  # version and configuration that were trained
-        pa.field("source", pa.string(), nullable=False),  # lineage: where the captioned images came from,
-        pa.field("detections", pa.string(), nullable=False),  # the folder of what mining found,
-        pa.field("detectors", pa.list_(pa.string()), nullable=False),  # the digests of what looked,
+        pa.field("source", pa.string(), nullable=False),  # lineage: the source of the captioned images,
+        pa.field("detections", pa.string(), nullable=False),  # the folder of the mining results,
+        pa.field("detectors", pa.list_(pa.string()), nullable=False),  # the digests of the detectors,
         pa.field("version", pa.string(), nullable=False),  # the dataset version,
         pa.field("run", pa.string(), nullable=False),  # the directory of the run,
         pa.field("report", pa.string()),  # its report.html, a copy under registry/,
         pa.field("metrics", pa.string(), nullable=False),  # and its numbers: metrics.json
         pa.field("verdict", pa.string(), nullable=False),  # JSON: every comparison of the gate
         pa.field("commit", pa.string()),  # of this code
-        pa.field("kept", pa.list_(_FILE)),  # the files of the run that were kept beside the model
+        pa.field("kept", pa.list_(_FILE)),  # the files of the run that were stored with the model
         pa.field("previous", pa.string()),  # sha256 of the file of the row before, "" in the first
     ]
 )
 
 
 class MovedError(RuntimeError):
-    """The log has grown since it was read: what was decided on it has to be decided again."""
+    """The log has grown since it was read: decide again on the new log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Decision:
 
 
 class Registry:
-    """The registry of one home, which must be on this machine: models are directories that training opens.
+    """The registry of one home, which must be local: models are directories that training opens.
 
     Raises ValueError for a remote home.
     """
@@ -103,7 +103,7 @@ class Registry:
             raise ValueError(f"home {self.store.url} is remote: a registry of models needs a local home")
 
     def rows(self) -> list[Decision]:
-        """Return the whole log, oldest first; DamagedError when a row is missing or not what was written."""
+        """Return the whole log, oldest first; DamagedError when a row is missing or damaged."""
         rows = self.log()
         for row in rows:
             if isinstance(row, DamagedError):
@@ -111,7 +111,7 @@ class Registry:
         return [row for row in rows if isinstance(row, Decision)]
 
     def log(self) -> list[Decision | DamagedError]:
-        """Return the whole log, oldest first; in the place of a row that is not as it was written, the error."""
+        """Return the whole log, oldest first; in place of a damaged row, the error."""
         names = [path for path in self.store.list(LOG) if path.endswith(".parquet")]
         last = max((int(path[-17:-8]) for path in names if path[-17:-8].isdigit()), default=0)
         rows: list[Decision | DamagedError] = []
@@ -119,7 +119,7 @@ class Registry:
         for number in range(1, last + 1):
             row, sha256 = self._read(number)
             if isinstance(row, Decision) and rows and _breaks_chain(rows[-1], before, row):
-                rows[-1] = self._damaged(number - 1, f"is not the row that row {number} was written behind")
+                rows[-1] = self._damaged(number - 1, f"is not the row that row {number} follows by its hash")
             rows.append(row)
             before = sha256
         return rows
@@ -144,7 +144,7 @@ class Registry:
         return champion_of(self.rows())
 
     def append(self, row: Decision, seen: int) -> Decision:
-        """Add a row behind the `seen` rows that it was decided on, and return it with its number and time.
+        """Append a row to the `seen` rows that the decision was based on; return it with its number and time.
 
         Raises MovedError, changing nothing, when the log has more rows than that.
         """
@@ -152,18 +152,18 @@ class Registry:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         dated = dataclasses.replace(row, number=seen + 1, time=now, previous=previous)
         if not self.store.create(log_path(seen + 1), _bytes(dated)):
-            raise MovedError(f"the registry {self.store.url} has grown since it was read: look again")
+            raise MovedError(f"the registry {self.store.url} has grown since it was read: read it again")
         return dated
 
     def stand_in(self, number: int, reason: str) -> None:
-        """Put a row that decides nothing in the place of one that is missing or was set aside."""
+        """Write a row without a decision in place of one that is missing or was moved to damaged/."""
         lost = Decision(REFUSED, "", [], reason, key=LOST, number=number, time=datetime.now(UTC).isoformat())
         previous = log_path(number - 1)
         there = self.store.sha256(previous) if number > 1 and self.store.exists(previous) else ""
         self.store.create(log_path(number), _bytes(dataclasses.replace(lost, previous=there)))
 
     def keep(self, folder: str | os.PathLike[str]) -> tuple[str, list[dict[str, Any]]]:
-        """Copy a model's directory into the registry, whole or not at all; return (digest, files)."""
+        """Copy a model's directory into the registry atomically; return (digest, files)."""
         files = fingerprint(folder)
         final = self.path(digest_of(files))
         if not final.is_dir():
@@ -180,11 +180,11 @@ class Registry:
         return Path(self.store.path(f"{MODELS}/{model}"))
 
     def run_path(self, model: str) -> Path:
-        """Return the directory of what was kept of a promoted model's run."""
+        """Return the directory of the stored files of a promoted model's run."""
         return Path(self.store.path(f"{MODEL_RUNS}/{model}"))
 
     def assessed(self) -> Path:
-        """Return the directory of the answers of champions, one folder for each exam and model."""
+        """Return the directory of the champions' evaluation results, one folder per evaluation and model."""
         return Path(self.store.path(ASSESSED))
 
     def keep_report(self, path: Path) -> str:
@@ -192,18 +192,18 @@ class Registry:
         return self.store.commit(REPORTS, ".html", lambda file: file.write(path.read_bytes())).path
 
     def problem(self, model: str, files: list[dict[str, Any]]) -> str | None:
-        """Say what is wrong with the bytes of a promoted model, None when each has the sha256 it was promoted with."""
+        """Return the fault of a promoted model's files, None when each has the sha256 it was promoted with."""
         folder = self.path(model)
         if not folder.is_dir():
             return f"{folder} is missing: the model cannot be restored. {_REMEDY}"
         there = fingerprint(folder)
         if there != sorted(files, key=lambda file: file["name"]):
             changed = [file["name"] for file in there if file not in files] or ["a file"]
-            return f"{folder}: {', '.join(changed)} is not what was promoted. {_REMEDY}"
+            return f"{folder}: {', '.join(changed)} changed since the promotion. {_REMEDY}"
         return None
 
     def _read(self, number: int) -> tuple[Decision | DamagedError, str]:
-        """The row of this number, or what is wrong with it, and the sha256 of its file."""
+        """The row of this number, or its fault, and the sha256 of its file."""
         try:
             data = self.store.read_bytes(log_path(number))
         except FileNotFoundError:
@@ -220,12 +220,12 @@ class Registry:
         return row, sha256
 
     def _damaged(self, number: int, what: str) -> DamagedError:
-        remedy = f"restore it from a backup, or run `hyco verify --repair --home {self.store.url}` to do without it"
+        remedy = f"restore it from a backup, or run `hyco verify --repair --home {self.store.url}` to go on without it"
         return DamagedError(log_path(number), what, self.store.url, remedy)
 
 
 def _breaks_chain(before: Decision | DamagedError, sha256: str, row: Decision) -> bool:
-    """Whether a row says another sha256 of the row before it; one that stands for a lost row has a new one."""
+    """Whether a row holds another sha256 of the row before it; a replacement of a lost row has a new one."""
     replaced = isinstance(before, DamagedError) or before.key == LOST
     return not replaced and row.previous is not None and row.previous != sha256
 
@@ -249,7 +249,7 @@ def fingerprint(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{folder} does not exist: name the directory of a trained model")
     names = sorted(path.name for path in folder.iterdir())
     if "model.safetensors" not in names or any((folder / name).is_dir() for name in names):
-        raise ValueError(f"{folder} is not a model: it must hold model.safetensors and files beside it")
+        raise ValueError(f"{folder} is not a model: it must hold model.safetensors and files next to it")
     return [file_entry(folder / name) for name in names]
 
 
@@ -259,7 +259,7 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def files_damage(folder: Path, files: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return (name, what is wrong) of the files of a folder that are missing or other bytes than told."""
+    """Return (name, fault) of the files of a folder that are missing or have another sha256 than `files` says."""
     found = []
     for file in files:
         path = folder / file["name"]
@@ -277,13 +277,13 @@ def digest_of(files: list[dict[str, Any]]) -> str:
 
 
 def prove_folder(folder: Path) -> None:
-    """Write the hashes of a folder's files beside them."""
+    """Write the hashes of a folder's files into it."""
     files = [file_entry(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != PROOF]
     Store(folder).replace(PROOF, seal({"files": files}))
 
 
 def folder_damage(folder: Path) -> list[tuple[str, str]]:
-    """Return (name, what is wrong) of the files of a proven folder; [] for one without a proof."""
+    """Return (name, fault) of the files of a folder with stored hashes; [] for one without them."""
     try:
         return files_damage(folder, unseal((folder / PROOF).read_bytes())["files"])
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Objects are read through their hash: what a record names is opened only when its bytes are still those."""
+"""Objects are verified when read: a file that a record names is opened only when its sha256 is unchanged."""
 
 import contextlib
 import hashlib
@@ -15,12 +15,12 @@ _BLOCK = 1 << 20
 
 
 class DamagedError(ValueError):
-    """A file of the home is missing or is not what was written; `path` is its place in the home, `what` is wrong."""
+    """A file of the home is missing or damaged; `path` is its path in the home, `what` the fault."""
 
     def __init__(self, path: str, what: str, url: str = "", remedy: str = "") -> None:
         home = f" --home {url}" if url else ""
         repair = (
-            f"run `hyco verify --repair{home}`, then the commands that made it: they redo what is missing"
+            f"run `hyco verify --repair{home}`, then the commands that made it: they redo the missing units"
         )
         super().__init__(f"{path}: {what}: {remedy or repair}")
         self.path, self.what = path, what
@@ -37,15 +37,15 @@ def objects_in(value: Any) -> set[str]:
 
 @contextlib.contextmanager
 def open_object(store: Store, path: str, sha256: str = "") -> Iterator[BinaryIO]:
-    """Yield an object as a seekable binary file whose bytes have been compared with its hash.
+    """Yield an object as a seekable binary file, after its bytes were compared with its hash.
 
     Args:
         store: where it is.
         path: of the object, as a record names it.
-        sha256: of its bytes, when the record says it; an object's own name says it in any case.
+        sha256: of its bytes, when the record holds it; an object's own name always holds it.
 
     Raises:
-        DamagedError: missing, or other bytes.
+        DamagedError: missing or changed.
     """
     wanted = sha256 or name_sha256(path)
     try:
@@ -55,7 +55,7 @@ def open_object(store: Store, path: str, sha256: str = "") -> Iterator[BinaryIO]
     with contextlib.ExitStack() as stack:
         stack.enter_context(file)
         seekable = file
-        if not store.local:  # what lies far away is fetched once
+        if not store.local:  # a remote file is fetched once
             seekable = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))
         hasher = hashlib.sha256()
         while block := file.read(_BLOCK):
@@ -68,19 +68,19 @@ def open_object(store: Store, path: str, sha256: str = "") -> Iterator[BinaryIO]
 
 
 def read_object(store: Store, path: str, sha256: str = "") -> bytes:
-    """Return the bytes of an object; DamagedError when it is missing or other bytes."""
+    """Return the bytes of an object; DamagedError when it is missing or has changed."""
     with open_object(store, path, sha256) as file:
         return file.read()
 
 
 def check_sha256(path: str, found: str, wanted: str, url: str = "") -> None:
-    """Raise DamagedError when the bytes of a file have another sha256 than they must have."""
+    """Raise DamagedError when a file has another sha256 than expected."""
     if found != wanted:
         raise DamagedError(path, f"its sha256 is {found[:12]}, its record says {wanted[:12]}", url)
 
 
 def name_sha256(path: str) -> str:
-    """Return the sha256 that an object's name says; ValueError for what is no object."""
+    """Return the sha256 in an object's name; ValueError when the path is not that of an object."""
     match = OBJECT.fullmatch(path)
     if match is None:
         raise ValueError(f"{path!r} is not the path of an object: a record that names it is damaged")

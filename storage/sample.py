@@ -1,4 +1,4 @@
-"""The schema: a captioned image before mining, the same after packing, and how a failure is written down."""
+"""The schema: a captioned image before mining, after packing, and the record of a failure."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ def content_key(image: bytes) -> str:
 
 
 def check_key(key: str) -> str:
-    """Return `key` when it is a lawful sample key, else raise ValueError.
+    """Return `key` when it is a valid sample key, else raise ValueError.
 
     A dot in a webdataset key silently merges or splits samples, hence the narrow alphabet.
     """
@@ -27,7 +27,7 @@ def check_key(key: str) -> str:
 
 
 def short(text: str, most: int = 200) -> str:
-    """A name or message of any length for a person to read: a long one keeps its two ends and says how long it was."""
+    """A name or message shortened for a person to read: a long one keeps both ends and states its length."""
     if len(text) <= most:
         return text
     half = most // 2 - 16
@@ -58,8 +58,8 @@ class Part:
     Attributes:
         image: JPEG bytes of the letterboxed crop.
         phrase: the text grounded in the box.
-        box: x0, y0, x1, y1 as shares of the image's width and height; NaN when the shard does not say.
-        score: the detector's confidence in [0, 1]; NaN when the shard does not say.
+        box: x0, y0, x1, y1 as fractions of the image's width and height; NaN when the shard has none.
+        score: the detector's confidence in [0, 1]; NaN when the shard has none.
         span: start and end of the phrase in its caption, in characters; (-1, -1) when unknown.
         caption: index of that caption in TrainingSample.captions.
         rule: how the phrase was found ("chunk", "expression"); "" when unknown.

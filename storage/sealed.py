@@ -1,9 +1,8 @@
-"""Files that prove themselves: JSON and parquet that hold the sha256 of their own bytes.
+"""Self-verifying files: JSON and parquet that hold the sha256 of their own bytes.
 
-An object is named by its hash, but a record, a version or a row of the registry has a name of its own, so nothing
-outside it says what its bytes were. The proof is inside. A JSON file begins with the member "sealed" and ends with
-"proof": damage at one place cannot remove both, so a file with neither is one that an earlier Hyco wrote, and is
-believed as far as it can be read.
+An object is named by its hash, but a record, a version or a row of the registry has a name of its own, so its checksum
+is stored inside the file. A JSON file begins with the member "sealed" and ends with "proof": damage at one place cannot
+remove both, so a file with neither was written by an earlier Hyco and is accepted if it can be read.
 """
 
 import hashlib
@@ -22,21 +21,21 @@ _EMPTY = b"0" * 64
 
 
 def seal(record: dict[str, Any]) -> bytes:
-    """Return the bytes of a JSON file that proves itself; equal records give equal bytes.
+    """Return the bytes of a self-verifying JSON file; equal records give equal bytes.
 
-    Raises ValueError for NaN and infinities, which JSON does not have, and for the two names of the seal itself.
+    Raises ValueError for NaN and infinities, which JSON does not have, and for the two reserved member names.
     """
     if taken := {_FIRST, _LAST} & record.keys():
-        raise ValueError(f"a record may not hold {sorted(taken)}: these names are the seal's")
+        raise ValueError(f"a record may not hold {sorted(taken)}: these names are reserved for the checksum")
     plain = json.loads(json.dumps(record, sort_keys=True, allow_nan=False))
     body = {_FIRST: 1, **plain}
     return _text({**body, _LAST: hashlib.sha256(_text(body)).hexdigest()})
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Return the record that a JSON file holds, without its seal; an unsealed file of an earlier Hyco as it is.
+    """Return the record in a JSON file, without its checksum; a file of an earlier Hyco without one as it is.
 
-    Raises ValueError, saying what is wrong, for anything that is no JSON object or that was changed.
+    Raises ValueError, naming the fault, for anything that is no JSON object or was changed.
     """
     try:
         held = json.loads(data)
@@ -59,36 +58,36 @@ def unseal(data: bytes) -> dict[str, Any]:
 
 def write_table(table: pa.Table, file: BinaryIO) -> None:
     """Write a table as parquet with a checksum on every page."""
-    # Arrow writes to memory of its own: a Python file in the hands of its threads can abort the exit of the process.
+    # Arrow writes to its own memory: a Python file used by Arrow's threads can abort the process at exit.
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     file.write(memoryview(sink.getvalue()))
 
 
 def read_table(data: bytes) -> pa.Table:
-    """Read parquet from memory; ValueError when it is not parquet or a page is not what its checksum says."""
+    """Read parquet from memory; ValueError when it is not parquet or a page does not fit its checksum."""
     try:
-        # No thread of Arrow's, and no Python file: see `write_table`.
+        # No Arrow threads and no Python file: see `write_table`.
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as file:
             return file.read(use_threads=False)
     except (pa.ArrowException, OSError, OverflowError) as error:
-        raise ValueError(f"it is not whole parquet: {str(error).partition(chr(10))[0]}") from None
+        raise ValueError(f"it is not complete parquet: {str(error).partition(chr(10))[0]}") from None
 
 
 def seal_table(table: pa.Table) -> bytes:
-    """Return parquet that proves itself: the sha256 of the file, with zeros in its place, lies in its footer."""
+    """Return self-verifying parquet: the footer holds the sha256 of the file with zeros in place of the sha256."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({_PARQUET_KEY.decode(): _EMPTY.decode()})
     data = sink.getvalue().to_pybytes()
     at = data.rfind(_PARQUET_PROOF + _EMPTY) + len(_PARQUET_PROOF)
-    assert at >= len(_PARQUET_PROOF), "pyarrow writes the footer's keys in another way"
+    assert at >= len(_PARQUET_PROOF), "pyarrow has changed how it writes the footer's keys"
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
 
 
 def is_sealed_table(data: bytes) -> bool:
-    """Say whether parquet holds a proof; ValueError when it does not fit the rest."""
+    """Return whether parquet holds a checksum of itself; ValueError when the checksum does not fit."""
     at = data.rfind(_PARQUET_PROOF) + len(_PARQUET_PROOF)
     if at < len(_PARQUET_PROOF):
         return False

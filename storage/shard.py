@@ -19,7 +19,7 @@ def write_shard(file: BinaryIO, samples: Iterable[TrainingSample]) -> int:
 
     Args:
         file: writable binary file.
-        samples: with distinct keys, at least one caption and at most 1,000 parts each; ValueError otherwise.
+        samples: with distinct keys, one caption or more and 1,000 parts or fewer each; else ValueError.
     """
     seen: set[str] = set()
     for sample in samples:
@@ -35,15 +35,15 @@ def write_shard(file: BinaryIO, samples: Iterable[TrainingSample]) -> int:
 
 
 def read_shard(file: BinaryIO, name: str = "shard", samples: int | None = None) -> Iterator[TrainingSample]:
-    """Yield the samples of a shard, ours or one made by HyCoCLIP's own tools (then without boxes and scores).
+    """Yield the samples of a shard, ours or those of HyCoCLIP's own tools (without boxes and scores).
 
     Args:
         file: binary stream; need not be seekable.
         name: what to call the shard in errors.
-        samples: how many there must be, as the dataset version records it.
+        samples: expected number, as the dataset version records it.
 
     Raises:
-        ValueError: a torn tar, a sample without its parts, or another count than `samples`.
+        ValueError: a truncated tar, a sample without its parts, or another count than `samples`.
     """
     count = 0
     key: str | None = None
@@ -100,7 +100,7 @@ def _sample(key: str, members: dict[str, bytes], shard: str) -> TrainingSample:
     def need(suffix: str) -> bytes:
         if suffix not in members:
             raise ValueError(
-                f"{shard}: sample {key} has no {suffix}: the shard is torn or not in the HyCoCLIP layout"
+                f"{shard}: sample {key} has no {suffix}: the shard is truncated or not in the HyCoCLIP layout"
             )
         return members[suffix]
 

@@ -1,4 +1,4 @@
-"""A folder of bytes at any fsspec URL, with commits that are atomic and names that are contents.
+"""A folder of files at any fsspec URL, with atomic commits and content-addressed names.
 
 The commit protocol (docs/shards.md): write to a unique temporary name on the same filesystem, fsync,
 sha256, rename to a content-addressed name, fsync the directory. A reader never sees half an object, and two
@@ -27,13 +27,13 @@ from fsspec.implementations.local import LocalFileSystem
 from storage import faults
 from storage.files import fsync_directory
 
-Paths = list[str]  # named here because Store.list hides the builtin inside the class
+Paths = list[str]  # defined here because Store.list hides the builtin inside the class
 
 _T = TypeVar("_T")
 _TEMPORARY = ".tmp-"
-_PROBE = f"{_TEMPORARY}if-none-match"  # an empty file; every listing passes over it
+_PROBE = f"{_TEMPORARY}if-none-match"  # an empty file; every listing skips it
 _BLOCK = 1 << 20
-# Filesystems whose single put is atomic: an object is there whole or not at all.
+# Filesystems whose single put is atomic: an object is complete or absent.
 _ATOMIC_PUT = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "az"}
 
 
@@ -111,12 +111,12 @@ class Store:
         return self._remote(path, lambda: int(self.fs.size(self.path(path))))
 
     def info(self, path: str) -> dict[str, Any]:
-        """Return what a remote filesystem says of a file (size, etag, times); FileNotFoundError if absent."""
-        assert not self.local, "the operating system tells more: use os.stat"
+        """Return a remote filesystem's metadata of a file (size, etag, times); FileNotFoundError if absent."""
+        assert not self.local, "the file is local: use os.stat"
         return self._remote(path, lambda: cast("dict[str, Any]", self.fs.info(self.path(path))))
 
     def list(self, prefix: str = "") -> Paths:
-        """Return the relative paths of all files below a folder, sorted, no temporaries; [] if absent."""
+        """Return the relative paths of all files below a folder, sorted, without temporary files; [] if absent."""
         return sorted(path for path, _ in self._walk(prefix) if not _is_temporary(path))
 
     def names(self, prefix: str = "") -> Paths:
@@ -126,6 +126,13 @@ class Store:
                 return sorted(entry.name for entry in entries if entry.is_file())
         entries: Any = self._remote(prefix, lambda: self.fs.ls(self.path(prefix), detail=True))
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        """Return a mark of the content of every file below a remote folder, by relative path, with one listing."""
+        assert not self.local, "the operating system tells more: use os.stat"
+        found: Any = self._remote(prefix, lambda: self.fs.find(self.path(prefix), detail=True))
+        paths = {full: full[len(self.root) :].lstrip("/") for full in found}
+        return {path: content_mark(path, found[full]) for full, path in paths.items()}
 
     def sha256(self, path: str) -> str:
         """Return the sha256 of a file's bytes, in hex."""
@@ -161,7 +168,7 @@ class Store:
             sha256 = _sha256(file)
             size = file.seek(0, io.SEEK_END)
             path = f"{prefix}/{sha256}{suffix}"
-            # Replacing an equal object also renews its time, so that garbage collection spares it.
+            # Replacing an equal object also updates its time, so that garbage collection keeps it.
             temporary.replace(self.path(path))
             fsync_directory(temporary.parent)
         return Object(path, sha256, size)
@@ -169,8 +176,8 @@ class Store:
     def create(self, path: str, data: bytes) -> bool:
         """Create a file with its whole content if absent; return False, changing nothing, when it exists.
 
-        A remote store that answers a put with an error after it took effect makes the second try see the file of the
-        first: the answer is False then, and the content is this writer's. So after False read what is there.
+        When a remote store reports an error after the put took effect, the second try finds the file of the first and
+        returns False although this writer created it. So after False read the existing file.
         """
         target = self.path(path)
         if not self.local:
@@ -182,19 +189,19 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
             try:
-                os.link(temporary, target)  # fails if the name exists: the filesystem decides who was first
+                os.link(temporary, target)  # fails if the name exists: the filesystem decides who is first
             except FileExistsError:
                 return False
             except OSError as error:
                 if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                     text = f"{self.url} lies on a filesystem without hard links, so records cannot be created safely"
-                    raise OSError(error.errno, f"{text}: choose another", target) from None
+                    raise OSError(error.errno, f"{text}: choose another one", target) from None
                 raise
             fsync_directory(temporary.parent)
         return True
 
     def replace(self, path: str, data: bytes) -> None:
-        """Write a file over what was there: a reader sees the old bytes or the new ones, never a mixture."""
+        """Replace a file: a reader sees the old bytes or the new ones, never a mixture."""
         target = self.path(path)
         if not self.local:
             self._refuse_torn_writes()
@@ -214,7 +221,7 @@ class Store:
             if self.local:
                 Path(self.path(path)).unlink()
             else:
-                if not self.exists(path):  # S3 deletes what is not there without complaint
+                if not self.exists(path):  # S3 reports success when it deletes an absent object
                     return False
                 self._remote(path, lambda: self.fs.rm_file(self.path(path)))
         except FileNotFoundError:
@@ -222,12 +229,12 @@ class Store:
         return True
 
     def collect(self, prefix: str, referenced: set[str], older_than_s: float) -> Paths:
-        """Delete files below `prefix` that nothing refers to, temporaries of dead writers included.
+        """Delete unreferenced files below `prefix`, including temporary files of dead writers.
 
         Args:
             prefix: folder to clean.
             referenced: relative paths to keep.
-            older_than_s: spare files younger than this, in seconds: the longest from commit to record.
+            older_than_s: keep files younger than this, in seconds: the maximum time from commit to record.
 
         Returns:
             The relative paths that were deleted, sorted.
@@ -236,7 +243,7 @@ class Store:
         for path, modified in sorted(self._walk(prefix)):
             if path in referenced or time.time() - modified < older_than_s:
                 continue
-            # Look again: an equal object may have been committed anew since the listing.
+            # Check again: an equal object may have been committed since the listing.
             if time.time() - (self._modified(path) or time.time()) >= older_than_s and self.delete(path):
                 deleted.append(path)
         return deleted
@@ -244,8 +251,8 @@ class Store:
     def collect_temporaries(self, prefix: str, older_than_s: float) -> Paths:
         """Delete temporary files and folders of dead writers below `prefix`, and nothing else.
 
-        One is spared while anything in it is younger than `older_than_s` seconds. Object stores have none: there an
-        upload appears whole.
+        A folder is kept while anything in it is younger than `older_than_s` seconds. Object stores have no temporary
+        files: an upload is atomic there.
 
         Returns:
             The relative paths that were deleted, sorted.
@@ -253,7 +260,7 @@ class Store:
         deleted: Paths = []
         for folder, folders, files in os.walk(self.path(prefix)) if self.local else ():
             for path in (Path(folder) / name for name in (*folders, *files) if _is_temporary(name)):
-                with contextlib.suppress(FileNotFoundError):  # its writer may take it away meanwhile
+                with contextlib.suppress(FileNotFoundError):  # its writer may remove it meanwhile
                     if time.time() - _touched(path) < older_than_s:
                         continue
                     if path.is_dir() and not path.is_symlink():
@@ -271,13 +278,13 @@ class Store:
             )
 
     def _refuse_double_creation(self) -> None:
-        """Refuse a store that lets every writer create one name; asked once for each store and process."""
+        """Refuse a store in which two writers can create the same name; checked once per store and process."""
         if self.root in _probed():
             return
-        # The first creation may succeed, in a store that was never asked; the second must not.
+        # The first creation may succeed, in a new store; the second must not.
         if self._create_remote(_PROBE, b"") and self._create_remote(_PROBE, b""):
             raise ValueError(
-                f"store {self.url!r} ignores If-None-Match: two writers would both create one record, and one "
+                f"store {self.url!r} ignores If-None-Match: two writers could create the same record, and one "
                 "would be lost: use a store that honours it (AWS S3, MinIO, GCS, Azure) or a local home"
             )
         _probed().add(self.root)
@@ -292,12 +299,12 @@ class Store:
         return True
 
     def _upload(self, source: str, path: str, size: int) -> None:
-        """Put a file there as a new object: whole or not at all."""
+        """Upload a file as a new object, atomically."""
         try:
             with self._bucket():
                 self._remote(path, lambda: self.fs.put_file(source, self.path(path)))
         except OSError:
-            # The completion of an upload in parts can take effect and be answered with an error; the next try is then
+            # Completing a multipart upload can take effect and still report an error; the next try is then
             # told that there is no such upload.
             with contextlib.suppress(OSError):
                 if self.size(path) == size:
@@ -309,7 +316,7 @@ class Store:
 
     @contextlib.contextmanager
     def _bucket(self) -> Iterator[None]:
-        """Say in a write that fails for want of a bucket that it does."""
+        """Name a missing bucket as the cause when a write fails."""
         try:
             yield
         except FileNotFoundError as error:
@@ -319,10 +326,10 @@ class Store:
 
     @contextlib.contextmanager
     def _temporary(self, folder: str, need: int = 0) -> Iterator[tuple[Path, BinaryIO]]:
-        """Yield a new file in `folder`, removed on the way out unless it has been renamed."""
+        """Yield a new file in `folder`, which is removed at the end unless it was renamed."""
         path = Path(folder) / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
         try:
-            # Closing writes what is buffered, so it is inside too.
+            # Closing flushes the buffer, so it is inside too.
             with faults.local(path, lambda: max(need, path.stat().st_size + io.DEFAULT_BUFFER_SIZE)):
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 with path.open("x+b") as file:
@@ -354,9 +361,18 @@ class Store:
             return None
 
 
+def content_mark(path: str, info: dict[str, Any]) -> str:
+    """Return what a remote filesystem's description of a file says of its content: its tag or time, and its size.
+
+    A plain web server may give neither tag nor time: the path stands for them, as two files of one size differ.
+    """
+    names = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "created")
+    return f"{next((info[name] for name in names if info.get(name)), path)} {info.get('size')}"
+
+
 @functools.cache
 def _probed() -> set[str]:
-    """The roots of remote stores that are known to let one writer alone create a name."""
+    """The roots of remote stores that are known to let only one writer create a name."""
     return set()
 
 

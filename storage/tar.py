@@ -1,8 +1,8 @@
-"""Tar archives as streams: written the same every time, read strictly, so that any cut is an error.
+"""Tar archives as streams: written reproducibly, read strictly, so that any truncation is an error.
 
-Python's tarfile ends quietly when an archive is cut between two members or when a header is garbage, and the
-webdataset library inherits that: a shard would lose its tail without a word. Nothing is ever extracted;
-members come as bytes.
+Python's tarfile ends without an error when an archive is truncated between two members or when a header is garbage, and
+so does the webdataset library: a shard would silently lose its last samples. Nothing is ever extracted; members come as
+bytes.
 """
 
 import re
@@ -21,12 +21,12 @@ _REMEDY = "fetch it or make it again"
 
 
 class TornTarError(ValueError):
-    """The bytes are not a whole tar archive."""
+    """The bytes are not a complete tar archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One regular file of an archive. `read` gives its bytes, once, before the next member is asked for."""
+    """One regular file of an archive. `read` returns its bytes, once, before the next member is requested."""
 
     name: str
     size: int
@@ -38,10 +38,10 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
 
     Args:
         file: binary stream; need not be seekable.
-        name: what to call the archive in errors.
+        name: name of the archive in errors.
 
     Raises:
-        TornTarError: not a tar, cut short anywhere, without end-of-archive mark, or with data after it.
+        TornTarError: not a tar, truncated anywhere, without end-of-archive mark, or with data after it.
     """
     stream = _Stream(file, name)
     long_name: str | None = None
@@ -63,7 +63,7 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
             )
         if info.type in _LONG_HEADERS:
             if info.size > _LONGEST_HEADER:
-                raise TornTarError(f"{name} has a header of {info.size} bytes at byte {start}: not sane")
+                raise TornTarError(f"{name} has a header of {info.size} bytes at byte {start}: too large")
             body = stream.exactly(info.size + -info.size % _BLOCK, "a long header")[: info.size]
             if info.type == tarfile.GNUTYPE_LONGNAME:
                 long_name = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
@@ -98,12 +98,12 @@ def write_member(file: BinaryIO, name: str, data: bytes) -> None:
 
 
 def write_end(file: BinaryIO) -> None:
-    """Append the end-of-archive mark; an archive without it counts as torn."""
+    """Append the end-of-archive mark; an archive without it counts as truncated."""
     file.write(2 * _ZEROS)
 
 
 class _Stream:
-    """Counts bytes, and refuses to give fewer than it was asked for."""
+    """Counts bytes, and raises an error when fewer bytes are left than requested."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.file, self.name, self.offset = file, name, 0
@@ -118,7 +118,7 @@ class _Stream:
     def exactly(self, count: int, what: str) -> bytes:
         data = self._take(count)
         if len(data) < count:
-            raise TornTarError(f"{self.name} is cut short at byte {self.offset}, inside {what}: {_REMEDY}")
+            raise TornTarError(f"{self.name} is truncated at byte {self.offset}, inside {what}: {_REMEDY}")
         return data
 
     def header(self) -> bytes:
@@ -134,29 +134,29 @@ class _Stream:
             what = (
                 "is not a tar archive"
                 if start == 0
-                else f"is cut short at byte {self.offset}, inside a header"
+                else f"is truncated at byte {self.offset}, inside a header"
             )
             raise TornTarError(f"{self.name} {what}: {_REMEDY}")
         return data
 
     def drain_zeros(self, start: int) -> None:
-        """After the first zero block only zeros may follow: what else does would be lost without a word."""
+        """After the first zero block only zeros may follow: other data would be lost silently."""
         while block := self._take(_LONGEST_HEADER):
             if block.strip(b"\0"):
-                what = "has data after its end-of-archive mark (two archives joined?): make it again"
+                what = "has data after its end-of-archive mark (two concatenated archives?): make it again"
                 raise TornTarError(
                     f"{self.name} {what if start else 'is not a tar archive (it begins with zeros)'}"
                 )
 
 
 class _Body:
-    """The bytes of one member: read once, or dropped (the stream may not seek, and a cut must show)."""
+    """The bytes of one member: read once, or skipped (the stream may not seek, and a truncation must be noticed)."""
 
     def __init__(self, stream: _Stream, size: int, member: str) -> None:
         self.stream, self.member, self.left, self.size = stream, short(member), size, size
 
     def read(self) -> bytes:
-        assert self.left == self.size, "a member is read once, before the next one is asked for"
+        assert self.left == self.size, "a member is read once, before the next one is requested"
         self.left = 0
         return self.stream.exactly(self.size, repr(self.member))
 

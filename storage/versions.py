@@ -1,4 +1,4 @@
-"""Immutable dataset versions: which shards, made from what, and proof that they are still those bytes."""
+"""Immutable dataset versions: their shards, their origin, and hashes that prove the shards are unchanged."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ _NAME = re.compile(r"v-[0-9a-f]{12}")
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
-    """A training shard: where it lies in the store, the hash and size of its bytes, how much it holds."""
+    """A training shard: its path in the store, the hash and size of its bytes, and its counts."""
 
     path: str
     sha256: str
@@ -32,18 +32,18 @@ class ShardRef:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One immutable dataset. Its file proves itself (storage.sealed), unless an earlier Hyco wrote it.
+    """One immutable dataset. Its file holds its own checksum (storage.sealed), unless an earlier Hyco wrote it.
 
     Attributes:
-        name: "v-" and 12 hex digits made from digests, shards, counts and detectors, so it proves them.
+        name: "v-" and 12 hex digits made from digests, shards, counts and detectors, so it verifies them.
         parent: the version that was `latest` when this one was published, or None.
-        config: resolved configurations by stage ("mine", "pack"), enough to make the version again.
+        config: resolved configurations by stage ("mine", "pack"), sufficient to make the version again.
         digests: of those configurations, by stage; incidental options (batch size, device) are not in them.
         shards: "train" and "val", each in a fixed order.
         counts: images, captions, parts, failures ...
         detectors: digests of the models that found the boxes.
         created: UTC time, ISO 8601.
-        units: names of the source units it was made of, in order; () in versions that do not tell.
+        units: names of its source units, in order; () in versions that do not record them.
     """
 
     name: str
@@ -58,8 +58,16 @@ class Version:
 
     @property
     def source(self) -> str:
-        """Where the captioned images came from; "" in versions that do not tell."""
-        return str((self.config.get("mine") or {}).get("source") or "")
+        """The source of the captioned images; "" in versions that do not record it."""
+        return self._mined_with("source")
+
+    @property
+    def grounder(self) -> str:
+        """The model that found the boxes, BACKEND:PLACE; "" in versions that do not record it."""
+        return self._mined_with("grounder")
+
+    def _mined_with(self, option: str) -> str:
+        return str((self.config.get("mine") or {}).get(option) or "")
 
 
 class Versions:
@@ -78,9 +86,9 @@ class Versions:
         latest: bool = True,
         units: Sequence[str] = (),
     ) -> Version:
-        """Make a version of shards that are already committed, and point `latest` at it unless told not to.
+        """Make a version of shards that are already committed, and point `latest` at it unless `latest` is False.
 
-        Publishing the same content again makes no second version and returns the one there was.
+        Publishing the same content again makes no second version and returns the existing one.
 
         Raises:
             ValueError: no training shards, or a shard that is not in the store.
@@ -94,9 +102,7 @@ class Versions:
         body = {"digests": digests, "shards": shards, "counts": counts, "detectors": sorted(detectors)}
         name = _name(body)
         parent = self.latest()
-        if (
-            parent == name or parent not in self.names()
-        ):  # `latest` was left behind by a version that is made again
+        if parent == name or parent not in self.names():  # `latest` belongs to a version that is made again
             parent = None
         created = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {
@@ -113,7 +119,7 @@ class Versions:
         return self.load(name)
 
     def point(self, name: str) -> None:
-        """Make a version `latest`: the file holds the name and, so that a changed one shows, the name's hash."""
+        """Make a version `latest`: the file holds the name and, to detect a change, the name's hash."""
         self.store.replace(LATEST, f"{name} {_check(name)}\n".encode())
 
     def latest(self) -> str | None:
@@ -134,11 +140,11 @@ class Versions:
         return name
 
     def quarantine(self, name: str, reasons: "list[dict[str, Any]]") -> None:
-        """Mark a version as not to be trained on, and say why."""
+        """Mark a version as not to be trained on, with the reason."""
         self.store.replace(quarantine_path(name), seal({"checks": _plain(reasons)}))
 
     def quarantined(self, name: str) -> "list[dict[str, Any]] | None":
-        """Why a version is in quarantine, or None when it is not; DamagedError when the file cannot be believed."""
+        """Why a version is in quarantine, or None when it is not; DamagedError when the file is damaged."""
         try:
             data = self.store.read_bytes(quarantine_path(name))
         except FileNotFoundError:
@@ -164,14 +170,14 @@ class Versions:
     def load(self, name: str = "latest") -> Version:
         """Return a version by name, by the beginning of its name, or "latest".
 
-        Raises ValueError, naming the versions there are, when it is absent, ambiguous or unreadable.
+        Raises ValueError, naming the existing versions, when it is absent, ambiguous or unreadable.
         """
         names = self.names()
         if name == "latest":
             told = self.latest()
             if told is None and names:
                 raise DamagedError(
-                    LATEST, f"is missing, with {len(names)} versions beside it", self.store.url
+                    LATEST, f"is missing, although there are {len(names)} versions", self.store.url
                 )
             if told is None:
                 raise ValueError(f"no dataset version in {self.store.url}: run mine and pack first")
@@ -206,19 +212,19 @@ class Versions:
         )
 
     def verify(self, version: Version) -> "list[str]":
-        """Read every shard and return what is wrong, one line for each problem; an intact version gives [].
+        """Read every shard and return the faults, one line each; an intact version gives [].
 
-        Catches a changed record, a missing or altered file, a tar cut at a member boundary, and wrong counts. What the
-        shards were made of is looked at by pipeline.integrity.verify.
+        Catches a changed record, a missing or altered file, a tar cut at a member boundary, and wrong counts.
+        pipeline.integrity.verify checks the detections and failures behind the shards.
         """
         return [f"{kind} {path}: {what}" for kind, path, what in self.problems(version)]
 
     def problems(self, version: Version, seen: "set[str] | None" = None) -> Iterator[tuple[str, str, str]]:
-        """Yield (kind, path, what) of everything that is wrong with a version's record and shards.
+        """Yield (kind, path, fault) of every fault of a version's record and shards.
 
         Args:
             version: as it was loaded.
-            seen: paths of shards that need no reading; those that are read are added.
+            seen: paths of shards that need not be read; those that are read are added.
         """
         seen = set() if seen is None else seen
         record = version_path(version.name)
@@ -257,7 +263,7 @@ class Versions:
 
 
 def read_ref(store: Store, shard: ShardRef) -> Iterator[TrainingSample]:
-    """Yield the samples of a version's shard; DamagedError, before the first, when it is not the bytes it was."""
+    """Yield the samples of a version's shard; DamagedError, before the first one, when it has changed."""
     with open_object(store, shard.path, shard.sha256) as file:
         yield from read_shard(file, shard.path, shard.samples)
 

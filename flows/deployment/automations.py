@@ -1,4 +1,4 @@
-"""The automations: dead runs are marked, and what has changed is looked at."""
+"""The automations: they mark dead runs, and run the watch flow when something has changed."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -13,13 +13,13 @@ from flows.reporting.events import GROWN, PUBLISHED
 
 RUN = "prefect.flow-run."
 ANY_RUN = ResourceSpecification({"prefect.resource.id": f"{RUN}*"})
-# Events bear the name of the state, not its type, so every name that ends or suspends a run has to be here.
+# Events carry the name of the state, not its type, so every name that ends or suspends a run must be here.
 ENDED = {"Completed", "NothingToDo", "Failed", "TimedOut", "Cancelled", "Crashed"}
 RESTING = {"Paused", "Suspended", "AwaitingRetry", "AwaitingConcurrencySlot", "Scheduled", "Cancelling"}
 
 
 def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCore]:
-    """All automations of a deployment of Hyco; `ids` are those of its deployments by full name."""
+    """All automations of a deployment of Hyco; `ids` maps full names of deployments to their ids."""
     look = ids["watch/watch"]
     later = timedelta(seconds=config.gather_s)
     return [
@@ -35,7 +35,7 @@ def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCo
             "Pending",
             {"Running", "Retrying"} | ENDED | RESTING,
             config.begin_within_s,
-            "Taken up by a worker that did not start it.",
+            "A worker took the run and did not start it.",
         ),
         _then_look("hyco: the source has grown", {GROWN}, look, later, later),
         _then_look("hyco: a dataset version was published", {PUBLISHED}, look, later, later),
@@ -59,7 +59,7 @@ def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCo
 
 
 def _absence(name: str, after: str, expect: set[str], within_s: float, message: str) -> AutomationCore:
-    """Mark a run Crashed when none of `expect` follows `after` in time."""
+    """Mark a run Crashed when no event of `expect` follows `after` in time."""
     return AutomationCore(
         name=name,
         description=f"Marks a flow run Crashed {within_s:.0f} s after its last {after}.",
@@ -79,14 +79,14 @@ def _absence(name: str, after: str, expect: set[str], within_s: float, message: 
 def _then_look(
     name: str, events: set[str], look: UUID, within: timedelta, after: timedelta, of: UUID | None = None
 ) -> AutomationCore:
-    """Run the watch deployment `after` the first of some events; the others of the next `within` are covered by it.
+    """Run the watch deployment `after` the first of some events; the others of the next `within` start no further run.
 
-    `within` must not be longer than `after`: then the look is later than every event that it stands for.
+    `within` must not be longer than `after`: then the check is later than every event that it covers.
     """
     related: dict[str, str | list[str]] = {"prefect.resource.id": f"prefect.deployment.{of}"} if of else {}
     return AutomationCore(
         name=name,
-        description="Runs watch/watch, which finds out what there is to do.",
+        description="Runs watch/watch, which checks for new data and starts the work that is due.",
         trigger=EventTrigger(
             expect=events,
             match_related=ResourceSpecification(related),

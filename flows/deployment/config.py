@@ -1,4 +1,4 @@
-"""What `hyco deploy` is told: typed, kept in HOME/deploy.json. Imports Prefect only when a cron is checked."""
+"""The options of `hyco deploy`: typed, stored in HOME/deploy.json. Imports Prefect only when a cron is checked."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,15 +11,16 @@ from pipeline.end_to_end import JourneyConfig, packing_for
 from pipeline.mining.mine import MineConfig
 from pipeline.presets import Preset
 from pipeline.registry.retraining import RetrainConfig
+from pipeline.sources.listing import absolute_source
 from pipeline.training.recipes import demo
 from storage.layout import SOURCE
 
-IMAGE_PULL_S = 600.0  # what a container's image may take to come before its run begins
+IMAGE_PULL_S = 600.0  # time to pull a container image before its run begins
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo" / "weights" / "grounder"
 
 
 class DeployConfig(Config):
-    """What is deployed; kept in HOME/deploy.json."""
+    """The deployed configuration, stored in HOME/deploy.json."""
 
     home: str
     """Home directory or fsspec URL, as the workers see it."""
@@ -54,7 +55,7 @@ class DeployConfig(Config):
     dead_after_s: float = Field(default=90, ge=60)
     """Seconds without a heartbeat after which a run is marked Crashed."""
     lost_after_s: float = Field(default=110, ge=60)
-    """Seconds after which a run that was taken up and has not begun is marked Crashed; at least 600 where a
+    """Seconds after which a run that a worker took and did not begin is marked Crashed; at least 600 where a
     container image may have to be pulled first.
     """
 
@@ -67,24 +68,24 @@ class DeployConfig(Config):
             return CronSchedule(cron=given).cron
         except ValidationError:
             raise ValueError(
-                f"'{given}' is no cron schedule; one is '17 3 * * *', at 3:17 every night"
+                f"'{given}' is not a cron schedule; an example is '17 3 * * *', at 3:17 every night"
             ) from None
 
     @property
     def begin_within_s(self) -> float:
-        """Seconds after which a run that was taken up must have begun."""
+        """Seconds within which a run must begin after a worker took it."""
         return self.lost_after_s if self.pool_type == "process" else max(self.lost_after_s, IMAGE_PULL_S)
 
 
 def first(home: str, assess_source: str | None = None) -> DeployConfig:
-    """What is deployed where nobody has said anything: HOME/source, the embedded grounder, recipe demo."""
+    """The default: HOME/source, the embedded grounder, recipe demo."""
     mine = MineConfig(source=f"{home.rstrip('/')}/{SOURCE}", grounder=f"transformers:{EMBEDDED}")
     journey = JourneyConfig(mine=mine, pack=packing_for("demo", assess_source), recipe=demo())
     return DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
 
 
 def resolved(config: DeployConfig, root: Path) -> DeployConfig:
-    """The configuration with the paths of this machine made absolute, as workers in another directory need them."""
+    """The configuration with absolute local paths, for workers in another directory."""
 
     def absolute(path: str | None) -> str | None:
         return path if path is None or "://" in path else str((root / path).resolve())
@@ -92,7 +93,7 @@ def resolved(config: DeployConfig, root: Path) -> DeployConfig:
     journey = config.retrain.journey
     kind, _, place = journey.mine.grounder.partition(":")
     grounder = f"{kind}:{absolute(place)}" if (root / place).exists() and place else journey.mine.grounder
-    mine = journey.mine.replace(source=absolute(journey.mine.source), grounder=grounder)
+    mine = journey.mine.replace(source=absolute_source(journey.mine.source, root), grounder=grounder)
     journey = journey.replace(
         mine=mine, assess_source=absolute(journey.assess_source), taxonomy=absolute(journey.taxonomy)
     )

@@ -1,4 +1,4 @@
-"""How the deployments on a server differ from the blueprint's, and what mends them."""
+"""Differences between the deployments on a server and the blueprint's, and their fixes."""
 
 import functools
 import importlib
@@ -20,12 +20,12 @@ from flows.deployment.spec import Blueprint, Deployed
 from pipeline.config import digest
 
 ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
-GRACE_S = 300  # for a container to start before its place is given to another run
+GRACE_S = 300  # for a container to start before its slot is given to another run
 
 
 @dataclass(frozen=True)
 class Drift:
-    """One difference and what mends it."""
+    """One difference and its fix."""
 
     what: str
     mend: Callable[[], Any]
@@ -74,7 +74,7 @@ def deployments(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
         if other := [name for name in asked if there[name] != asked[name]]:
             active = all(schedule.active for schedule in found.schedules)
             yield Drift(
-                f"deployment {wanted.full_name}: another {', '.join(other)}",
+                f"deployment {wanted.full_name}: different {', '.join(other)}",
                 lambda w=wanted, v=version, a=active: _create(client, w, v, a),
             )
 

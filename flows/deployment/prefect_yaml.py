@@ -1,6 +1,6 @@
-"""prefect.yaml, for those who would rather type `prefect deploy --all` than `hyco deploy`.
+"""prefect.yaml, for users who prefer `prefect deploy --all` to `hyco deploy`.
 
-python -m flows.deployment.prefect_yaml > prefect.yaml   makes the repository's own again
+python -m flows.deployment.prefect_yaml > prefect.yaml   regenerates the repository's own
 """
 
 import sys
@@ -25,7 +25,7 @@ HEAD = """\
 
 
 def demo_config() -> DeployConfig:
-    """What the repository's own prefect.yaml deploys: the embedded world, with paths from the repository's root."""
+    """The configuration of the repository's own prefect.yaml: the embedded world, with relative paths."""
     held = f"{WORLD}/heldout"
     journey = JourneyConfig(
         mine=MineConfig(source=f"{WORLD}/train", grounder="transformers:demo/weights/grounder"),
@@ -38,7 +38,7 @@ def demo_config() -> DeployConfig:
 
 
 def to_yaml(plan: Blueprint) -> dict[str, Any]:
-    """The blueprint's deployments as prefect.yaml has them, with the parameters that differ from their defaults.
+    """The blueprint's deployments in the form of prefect.yaml, with the parameters that differ from their defaults.
 
     Limits, pools and automations need `hyco deploy`.
     """
@@ -68,7 +68,7 @@ def to_yaml(plan: Blueprint) -> dict[str, Any]:
 
 
 def set_values(values: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The values that are required or differ from their default, by the schema of an object, at any depth."""
+    """The required values and those that differ from their default, by the schema of an object, at any depth."""
     return _set_values(values, schema, schema.get("definitions", {}))
 
 
@@ -88,8 +88,8 @@ def _set_values(values: dict[str, Any], schema: dict[str, Any], known: dict[str,
 
 
 def _class(field: dict[str, Any], value: dict[str, Any]) -> str:
-    """The definition that a value follows: the field's own, that of its kind, or the one beside null."""
-    if kinds := field.get("discriminator"):  # the constant that names the kind is always kept
+    """The definition for a value: the field's own, that of its kind, or the alternative to null."""
+    if kinds := field.get("discriminator"):  # the constant that names the kind is always written
         reference = kinds["mapping"][value[kinds["propertyName"]]]
     else:
         (reference,) = [part["$ref"] for part in (field, *field.get("anyOf", ())) if "$ref" in part]
@@ -97,7 +97,7 @@ def _class(field: dict[str, Any], value: dict[str, Any]) -> str:
 
 
 def text(plan: Blueprint) -> str:
-    """The same as a file."""
+    """The content of prefect.yaml."""
     return HEAD + yaml.safe_dump(to_yaml(plan), sort_keys=False, width=110)
 
 

@@ -1,7 +1,7 @@
-"""Create what flows/deployment/spec.py describes on a Prefect server, or say where the server differs from it.
+"""Create the objects of flows/deployment/spec.py on a Prefect server, or report how the server differs.
 
-Applying twice changes nothing the second time: only what differs is written, so schedules that somebody paused and
-runs that are waiting are left alone.
+Applying twice changes nothing the second time: only differences are written, so paused schedules and waiting runs are
+not touched.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from flows.deployment.spec import QUEUES, Blueprint, Pool
 
 
 def apply(plan: Blueprint) -> list[str]:
-    """Make the server as the blueprint says; return what was changed, one line each."""
+    """Apply the blueprint to the server; return the changes, one line each."""
     changed = []
     with get_client(sync_client=True) as client:
         for part in (_pools, _limits, deployments, _automations):
@@ -31,7 +31,7 @@ def apply(plan: Blueprint) -> list[str]:
 
 
 def check(plan: Blueprint) -> list[str]:
-    """Return how the server differs from the blueprint, one line each; nothing is changed."""
+    """Return the differences between server and blueprint, one line each; nothing is changed."""
     with get_client(sync_client=True) as client:
         parts = (_pools, _limits, deployments, _automations)
         return [drift.what for part in parts for drift in part(client, plan)]
@@ -99,7 +99,7 @@ def _pool(client: SyncPrefectClient, pool: Pool) -> Iterator[Drift]:
     if (found.base_job_template, found.description) != (pool.template, pool.description):
         update = WorkPoolUpdate(base_job_template=pool.template, description=pool.description)
         yield Drift(
-            f"work pool {pool.name}: another template", lambda: client.update_work_pool(pool.name, update)
+            f"work pool {pool.name}: different template", lambda: client.update_work_pool(pool.name, update)
         )
 
 
@@ -130,12 +130,12 @@ def _automations(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
         elif _essence(found[0]) != _essence(wanted):
             paused_or_not = wanted.model_copy(update={"enabled": found[0].enabled})
             yield Drift(
-                f"automation {wanted.name!r}: other rules",
+                f"automation {wanted.name!r}: different rules",
                 lambda w=paused_or_not, id=found[0].id: client.update_automation(id, w),
             )
         for double in found[1:]:
             yield Drift(
-                f"automation {wanted.name!r}: there twice", lambda id=double.id: client.delete_automation(id)
+                f"automation {wanted.name!r}: exists twice", lambda id=double.id: client.delete_automation(id)
             )
 
 

@@ -1,4 +1,4 @@
-"""What `hyco deploy` creates on a Prefect server, as values: the one source of truth, for prefect.yaml too."""
+"""The objects that `hyco deploy` creates on a Prefect server, as values: also the source of prefect.yaml."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
 from pipeline.config import Config
 from pipeline.presets import PRESETS, asked, sized
 
-QUEUES = {"quick": 1, "work": 2}  # name and priority: looks go before long work
+QUEUES = {"quick": 1, "work": 2}  # name and priority: checks go before long work
 HEAVY = ("mine", "train", "assess", "journey", "watch", "retrain")
 
 
@@ -46,13 +46,13 @@ class Deployed:
 
     @property
     def entrypoint(self) -> str:
-        """A module path: the installed package is imported, so no file of flows/ can shadow another module."""
+        """The module path of the flow: the installed package is imported, so files in flows/ shadow no module."""
         return f"flows.{self.flow}.{self.flow}"
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All of it. Automations are in flows/deployment/automations.py: they need the ids of deployments."""
+    """All pools, limits and deployments. Automations need deployment ids: flows/deployment/automations.py."""
 
     config: DeployConfig
     pools: tuple[Pool, ...]
@@ -61,7 +61,7 @@ class Blueprint:
 
 
 def blueprint(config: DeployConfig) -> Blueprint:
-    """Work out everything that a configuration asks for."""
+    """Return the blueprint of a configuration."""
     where = (config.image, config.directory, config.volumes, config.networks, config.claim)
     pools = tuple(
         Pool(
@@ -93,8 +93,13 @@ def _deployments(config: DeployConfig) -> list[Deployed]:
         return Deployed(flow, name, pool, {**parameters, "home": home}, description, **rest)
 
     made = [
-        add("mine", "mine", {"config": mine}, "Nouns and boxes of the source's new shards."),
-        add("pack", "pack", {"mine": mine, "config": pack}, "Crops, training shards and a dataset version."),
+        add("mine", "mine", {"config": mine}, "Find noun phrases and boxes in the source's new shards."),
+        add(
+            "pack",
+            "pack",
+            {"mine": mine, "config": pack},
+            "Make crops, training shards and a dataset version.",
+        ),
         add(
             "assess",
             "assess",
@@ -103,13 +108,13 @@ def _deployments(config: DeployConfig) -> list[Deployed]:
                 "taxonomy": journey.taxonomy,
                 "config": _plain(journey.assess),
             },
-            "The numbers and the report of a trained run: give its directory.",
+            "Evaluate a trained run and write its report: give its directory.",
         ),
         add(
             "watch",
             "watch",
             {"config": retrain},
-            "Mine and pack what is new; start a training when enough of it is there.",
+            "Mine and pack new data; start a training when there is enough of it.",
             queue="quick",
             every_s=config.watch_every_s,
             limit=1,
@@ -119,14 +124,14 @@ def _deployments(config: DeployConfig) -> list[Deployed]:
             "retrain",
             "retrain",
             {"config": retrain, "force": False},
-            "Train a challenger, assess it beside the champion, promote or refuse it.",
+            "Train a challenger, compare it with the champion, promote or refuse it.",
             limit=1,
         ),
         add(
             "maintain",
             "maintain",
             {},
-            "Delete what is old or orphaned.",
+            "Delete old and unreferenced files and runs.",
             queue="quick",
             cron=config.maintain_cron,
         ),

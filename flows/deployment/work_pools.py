@@ -1,4 +1,4 @@
-"""Base job templates of the work pools: what a worker of each type starts for a flow run."""
+"""Base job templates of the work pools: the job that a worker of each type starts for a flow run."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,8 @@ from flows.runtime.settings import HEARTBEAT_S
 
 PoolType = Literal["process", "docker", "kubernetes"]
 
-CLAIMED_AT = "/data"  # where a claim is mounted: the home of compose, and a volume of the images
-_GROUP = 10001  # of the images' user, who has to be able to write there
+CLAIMED_AT = "/data"  # mount point of a claim; the same path as in compose.yaml and the images
+_GROUP = 10001  # of the images' user, who must be able to write there
 _ENV = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
@@ -33,9 +33,9 @@ def template(
 
     Args:
         kind: type of the pool.
-        gpu: whether its runs ask for a GPU.
+        gpu: whether its runs request a GPU.
         image: container image with Hyco in it, for docker and kubernetes.
-        directory: working directory of a process pool, so that relative paths mean what they do in a terminal.
+        directory: working directory of a process pool, so that relative paths mean the same as in a terminal.
         volumes: of docker containers, NAME_OR_FOLDER:PLACE.
         networks: of docker containers.
         claim: PersistentVolumeClaim of kubernetes pods, mounted at CLAIMED_AT.
@@ -74,7 +74,7 @@ def template(
 
 
 def _python() -> str:
-    """This interpreter by its plain name: python and python3.11 of one environment are no drift."""
+    """This interpreter by its plain name: python and python3.11 of one environment are not a difference."""
     plain = Path(sys.executable).with_name("python")
     return str(plain) if plain.exists() else sys.executable
 
@@ -86,7 +86,7 @@ def _manifest(gpu: bool, claim: str | None) -> dict[str, Any]:
     }
     if gpu:
         needs["limits"]["nvidia.com/gpu"] = 1
-    # The loaders of a training share memory, of which a pod has 64 MB by default.
+    # Dataloaders use shared memory; a pod has 64 MB of it by default.
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     if claim:

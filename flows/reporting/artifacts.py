@@ -1,4 +1,4 @@
-"""What a flow run leaves in the Prefect UI: what was mined, packed, trained, assessed, decided and what failed."""
+"""Artifacts of a flow run in the Prefect UI: mining, packing, training, evaluation, decisions and failures."""
 
 import functools
 import logging
@@ -17,7 +17,7 @@ from storage.versions import Version
 
 
 def _harmless(tell: Callable[..., None]) -> Callable[..., None]:
-    """A page that cannot be made is a warning in the log: the work it tells of is done."""
+    """A page that cannot be made is only a warning in the log: the work that it describes is done."""
 
     @functools.wraps(tell)
     def told(*args: Any) -> None:
@@ -31,14 +31,14 @@ def _harmless(tell: Callable[..., None]) -> Callable[..., None]:
 
 @_harmless
 def mined(found: dict[str, Any], config: MineConfig, home: Home) -> None:
-    """What was found in a source, how good it is, and its failures by code."""
+    """The phrases and boxes found in a source, their quality, and the failures by code."""
     text = stories.mining(config, home, found)
     create_markdown_artifact(text, key="mining", description=f"{config.source} with {config.grounder}")
 
 
 @_harmless
 def packed(version: Version, checks: list[Check], home: Home) -> None:
-    """A dataset version: counts, the quality gate's verdict, pictures. Also of one that was quarantined."""
+    """A dataset version, also a quarantined one: counts, the quality gate's verdict, pictures."""
     fit = all(check.passed for check in checks)
     create_markdown_artifact(
         stories.version(version, checks, home),
@@ -49,13 +49,13 @@ def packed(version: Version, checks: list[Check], home: Home) -> None:
 
 @_harmless
 def trained(result: dict[str, Any], folder: Path, home: Home) -> None:
-    """The numbers of a training run, its last steps and its curves."""
+    """The summary of a training run, its last steps and its curves."""
     create_markdown_artifact(stories.training(result, folder, home), key="training", description=str(folder))
 
 
 @_harmless
 def assessed(metrics: dict[str, Any], run_dir: str, home: Home) -> None:
-    """The metrics with their intervals and chance levels, beside the champion's."""
+    """The metrics with their intervals and chance levels, and the champion's."""
     champion = home.registry.champion() if home.local else None
     text = stories.assessment(metrics, Path(run_dir), home, champion)
     create_markdown_artifact(text, key="metrics", description=str(Path(run_dir) / "report.html"))
@@ -63,13 +63,13 @@ def assessed(metrics: dict[str, Any], run_dir: str, home: Home) -> None:
 
 @_harmless
 def failed_units(verb: str, failed: dict[str, Exception]) -> None:
-    """The units that failed, by path, with what each died of."""
+    """The units that failed, by path, with their errors."""
     rows = [{"unit": path, "error": f"{type(error).__name__}: {error}"} for path, error in failed.items()]
     create_table_artifact(table=rows, key=f"{verb}-failed", description=f"{len(rows)} units failed to {verb}")
 
 
 def decided(row: Decision, home: Home) -> None:
-    """A promotion, refusal or rollback: why, each number beside the champion's, and where the models came from."""
+    """A promotion, refusal or rollback: the reason, each metric with the champion's, and the lineage of the models."""
     text = stories.decision(row, home)
     create_markdown_artifact(text, key="decision", description=f"{row.kind} {row.model}")
     _lineage(home)

@@ -1,4 +1,4 @@
-"""The events Hyco emits and listens to; the automations of flows/deployment/spec.py are made of these names."""
+"""The events that Hyco emits and listens to; the automations use these names."""
 
 from typing import Any
 
@@ -10,7 +10,9 @@ from storage.home import Home
 from storage.model_registry import PROMOTED, REFUSED, ROLLED_BACK, Decision
 from storage.versions import Version
 
-GROWN = "hyco.source.grown"  # to be emitted by whoever adds shards; the schedule finds them too, only later
+GROWN = (
+    "hyco.source.grown"  # for programs that add shards to emit; the schedule finds the shards too, but later
+)
 PUBLISHED = "hyco.dataset.published"
 DECIDED = {
     PROMOTED: "hyco.champion.promoted",
@@ -20,17 +22,17 @@ DECIDED = {
 
 
 def grown(source: str) -> None:
-    """Say that a source has new shards."""
+    """Emit the event that a source has new shards."""
     emit_event(GROWN, resource={"prefect.resource.id": f"hyco.source.{source}", "hyco.source": source})
 
 
 def published(version: Version, home: Home) -> None:
-    """Say that a dataset version was published."""
+    """Emit the event that a dataset version was published."""
     _emit(PUBLISHED, f"hyco.version.{version.name}", version.name, home, {"counts": version.counts})
 
 
 def decided(row: Decision, home: Home) -> None:
-    """Say that a model was promoted, refused or rolled back to, and leave the artifact that tells why."""
+    """Emit the event of a promotion, refusal or rollback, and create the artifact with its reason."""
     payload = {"reason": row.reason, "run": row.run, "version": row.version, "before": row.before}
     _emit(DECIDED[row.kind], f"hyco.model.{row.model}", row.model, home, payload)
     artifacts.decided(row, home)
@@ -42,5 +44,5 @@ def _emit(event: str, resource: str, name: str, home: Home, payload: dict[str, A
 
 
 def flush() -> None:
-    """Wait until the events that were emitted have reached the server."""
+    """Wait until the emitted events have reached the server."""
     EventsWorker.instance().drain()

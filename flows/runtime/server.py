@@ -1,6 +1,6 @@
 """A Prefect server for the length of one command, where none is configured: on SQLite, loopback only, with the UI.
 
-Prefect's own temporary server outlives a command that is killed; this one is bound to the life of its parent.
+Prefect's own temporary server outlives a command that is killed; this one ends with its parent.
 """
 
 import atexit
@@ -24,8 +24,9 @@ STARTUP_S = 120.0
 def ensure_server(home: str) -> str:
     """Return the address of the API that flows of this process run against.
 
-    That is PREFECT_API_URL where the environment names one, else a server of our own, which ends with this process.
-    Call it before Prefect is imported. Raises RuntimeError when the server does not answer in time; its log is named.
+    This is PREFECT_API_URL where the environment sets it, else the address of a new server, which ends with this
+    process. Call it before Prefect is imported. Raises RuntimeError, naming the log, when the server does not answer in
+    time.
     """
     folder = use_home(home)
     if known := os.environ.get("PREFECT_API_URL"):
@@ -67,8 +68,8 @@ def start(listening: socket.socket, log: IO[bytes] | None = None) -> tuple[subpr
 
 
 def reach(address: str) -> None:
-    """Raise RuntimeError, in words, when nothing answers at an API's address or it refuses the password."""
-    if os.environ.get("PREFECT_API_KEY"):  # Prefect Cloud, which has other paths
+    """Raise RuntimeError, with the remedy, when nothing answers at an API's address or it refuses the password."""
+    if os.environ.get("PREFECT_API_KEY"):  # Prefect Cloud has other paths
         return
     spare_loopback()
     request = urllib.request.Request(f"{address}/admin/version")
@@ -91,20 +92,20 @@ def reach(address: str) -> None:
 
 
 def guarded(command: list[str]) -> list[str]:
-    """The same command, bound to the life of this process."""
+    """The same command, made to end with this process."""
     return [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid()), *command]
 
 
 def environment(port: int) -> dict[str, str]:
-    """The server's environment: its pages ask port 4200 unless they are told otherwise.
+    """The server's environment: its pages use port 4200 by default, so they get the address.
 
-    Leases of concurrency slots are kept on disk, so that a server that was killed can give back what dead holders
-    had; flow runs, their logs and heartbeats go after a while.
+    Leases of concurrency slots are stored on disk, so that a restarted server can release those of dead processes; old
+    flow runs, their logs and heartbeats are deleted.
     """
     kept = {
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        # Prefect's default lets the pages of any site that the same browser shows read and start runs.
+        # Prefect's default lets any web site that the browser shows read and start runs.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
         # The other UI, which Prefect 3.8 opens by default, loads a script of an analytics host on every page.
         "PREFECT_SERVER_UI_V2_ENABLED": "false",

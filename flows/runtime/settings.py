@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage.layout import PREFECT
 
-# Every flow run sends a heartbeat this often, so that flows/deployment/automations.py can tell the dead ones.
+# Every flow run sends a heartbeat this often, so that the automations can recognise dead runs.
 HEARTBEAT_S = 30
 
 
@@ -16,9 +16,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def spare_loopback() -> None:
-    """Keep what talks to a server of this machine (urllib, httpx, websockets; ours and Prefect's) from asking a proxy.
+    """Exclude servers of this machine from the proxy settings of urllib, httpx and websockets.
 
-    A machine behind a proxy has http_proxy set and often no no_proxy; the proxy cannot reach our server on loopback.
+    A machine behind a proxy has http_proxy set and often not no_proxy; the proxy cannot reach our server on loopback.
     """
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     names = [name.strip() for name in known.split(",") if name.strip()]
@@ -30,7 +30,7 @@ def spare_loopback() -> None:
 def use_home(home: str) -> Path:
     """Point Prefect at `home`/prefect unless the environment already names a server or a Prefect home.
 
-    What is asked of loopback goes by no proxy. Returns the directory that holds the Prefect database. Call before the
+    Requests to loopback use no proxy. Returns the directory that holds the Prefect database. Call before the
     first `import prefect`.
     """
     directory = Path(home).absolute() / PREFECT if "://" not in home else Path.home() / ".hyco" / PREFECT

@@ -1,4 +1,4 @@
-"""An executor whose calls are Prefect tasks: one task a shard, or a group of them where there are many."""
+"""An executor whose calls are Prefect tasks: one task per shard, or per group of shards where there are many."""
 
 import math
 import os
@@ -13,12 +13,12 @@ from flows.reporting import artifacts
 from flows.runtime.tasks import PASSING, shard, worker_count
 from pipeline.runtime.executor import Executor, open_executor
 
-MAX_TASKS = 500  # of one flow run: the server loses task runs when thousands come at once
+MAX_TASKS = 500  # of one flow run: the server loses task runs when it gets thousands at once
 
 
 @dataclass(slots=True)
 class _Call:
-    """One unit's work, and what became of it."""
+    """One unit's work and its result."""
 
     path: str
     start: Callable[[], Future[Any]]
@@ -32,13 +32,13 @@ class _Group:
     task: Any = None
 
     def work(self) -> int:
-        """Do the calls that have not ended, all at once; raise the first fault, a passing one before others."""
+        """Run the unfinished calls concurrently; raise the first error, a transient one before others."""
         started = [(call, call.start()) for call in self.calls if not call.ended]
         faults: list[Exception] = []
         for call, future in started:
             try:
                 call.outcome, call.ended = future.result(), True
-            except PASSING as error:  # tried again with the task
+            except PASSING as error:  # retried with the task
                 call.outcome = error
                 faults.insert(0, error)
             except Exception as error:
@@ -50,18 +50,18 @@ class _Group:
 
 
 class _Later(Future[Any]):
-    """What TaskExecutor.submit returns: asking for the result begins the work of all that were submitted."""
+    """The result of TaskExecutor.submit: requesting one result starts all submitted units."""
 
     def __init__(self, executor: "TaskExecutor", call: _Call) -> None:
         super().__init__()
         self.executor, self.call = executor, call
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the unit and return its record; raises what its work raised."""
+        """Wait for the unit and return its record; raises the error of its work."""
         group = self.executor.begin(self.call)
         group.task.wait()
         if self.call.outcome is None:
-            group.task.result()  # the task never ran: this says why
+            group.task.result()  # the task never ran: this raises the reason
         if isinstance(self.call.outcome, Exception):
             raise self.call.outcome
         return self.call.outcome
@@ -69,9 +69,9 @@ class _Later(Future[Any]):
 
 @dataclass(slots=True)
 class TaskExecutor:
-    """An executor whose calls are Prefect tasks on another engine, so that shards are seen in the UI.
+    """An executor whose calls are Prefect tasks on another engine, so that the UI shows shards.
 
-    Only to be used inside a flow. Up to MAX_TASKS units are a task each; more are shared out among so many tasks.
+    Only for use inside a flow. Up to MAX_TASKS units are one task each; more are distributed over that many tasks.
     """
 
     verb: str
@@ -86,14 +86,14 @@ class TaskExecutor:
     def submit(
         self, function: Callable[..., Any], *args: Any, report: Callable[[Any], None] | None = None
     ) -> Future[Any]:
-        """See Executor.submit; the first argument with a path is the unit, which names the task run."""
+        """See Executor.submit; the first argument with a path is the unit and gives the task run its name."""
         unit = next(value for value in args if hasattr(value, "path"))
         call = _Call(unit.path, lambda: self.executor.submit(function, *args, report=report))
         self._waiting.append(call)
         return _Later(self, call)
 
     def begin(self, call: _Call) -> _Group:
-        """Hand all that waits to Prefect and return the group that a call is in."""
+        """Submit all waiting calls to Prefect and return the group that a call is in."""
         waiting, self._waiting = self._waiting, []
         size = max(1, math.ceil(len(waiting) / MAX_TASKS))
         for start in range(0, len(waiting), size):
@@ -104,12 +104,12 @@ class TaskExecutor:
         return self._groups[id(call)]
 
     def failed(self) -> dict[str, Exception]:
-        """The faults of the units that failed, by the path of the unit."""
+        """The errors of the failed units, by path."""
         calls = [call for group in {id(g): g for g in self._groups.values()}.values() for call in group.calls]
         return {call.path: call.outcome for call in calls if isinstance(call.outcome, Exception)}
 
     def close(self) -> None:
-        """End the workers; units that failed are named in the log and in an artifact."""
+        """End the workers; failed units are listed in the log and in an artifact."""
         self.executor.close()
         if failed := self.failed():
             for path, error in failed.items():

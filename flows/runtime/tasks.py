@@ -1,4 +1,4 @@
-"""The task that shards are run in, how it is retried, and how many run at once on this host."""
+"""The Prefect task for shards, its retries, and the number of concurrent tasks on this host."""
 
 import os
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from prefect.tasks import exponential_backoff
 
 from pipeline.runtime.executor import WorkerDiedError
 
-PASSING = (WorkerDiedError, ConnectionError, TimeoutError)  # a killed worker, a passing fault of storage
+PASSING = (WorkerDiedError, ConnectionError, TimeoutError)  # a killed worker, a transient storage fault
 
 
 def worker_count() -> int:
-    """Worker processes on this host: HYCO_WORKERS, else the number of cores. A fact of the host, not of the run."""
+    """Worker processes on this host: HYCO_WORKERS, else the number of cores. A property of the host, not of the run."""
     return int(os.environ.get("HYCO_WORKERS", os.cpu_count() or 1))
 
 
 def task_runner() -> TaskRunner[PrefectFuture[Any]]:
-    """One thread for each worker process: a thread only waits for its shard."""
+    """One thread per worker process: a thread only waits for its shard."""
     return ThreadPoolTaskRunner(max_workers=max(1, worker_count()))  # type: ignore[return-value]
 
 
 def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:
-    """A killed worker or a passing fault of storage is; a shard that is not what it claims to be is not."""
+    """Retry a killed worker or a transient storage fault, but not a damaged shard."""
     try:
         state.result()
     except PASSING:
@@ -39,7 +39,7 @@ def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:
 @task(
     name="shard",
     task_run_name="{label}",
-    cache_policy=NO_CACHE,  # the manifest says what is done
+    cache_policy=NO_CACHE,  # the manifest records the finished units
     persist_result=False,
     retries=2,
     retry_delay_seconds=exponential_backoff(backoff_factor=3),
@@ -47,5 +47,5 @@ def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:
     retry_condition_fn=_worth_a_retry,
 )
 def shard(label: str, work: Callable[[], int]) -> int:
-    """Some shards of one stage, done by an executor; idempotent, so a retry repeats only what is missing."""
+    """Some shards of one stage, done by an executor; idempotent, so a retry repeats only the missing ones."""
     return work()

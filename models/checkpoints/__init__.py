@@ -1,6 +1,6 @@
-"""Checkpoints of others in, checkpoints for others out.
+"""Checkpoints of other projects: import and export.
 
-`read_checkpoint` understands MERU's and HyCoCLIP's published state dicts, Hugging Face's CLIP directories, OpenCLIP's
+`read_checkpoint` reads MERU's and HyCoCLIP's published state dicts, Hugging Face's CLIP directories, OpenCLIP's
 directories and state dicts, and this project's own; `to_published` writes the published names. Nothing is unpickled:
 torch files are read with weights_only=True.
 """

@@ -1,4 +1,4 @@
-"""transformers.CLIPModel directories: config.json (model_type "clip") and its tensors -> ours.
+"""Import of transformers.CLIPModel directories: config.json (model_type "clip") and its tensors -> ours.
 
 Radford et al. 2021: class token, learned positions, a norm before the first block, separate query, key and value
 layers, quick GELU in OpenAI's weights.
@@ -26,7 +26,8 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 def from_huggingface(folder: Path, state: Mapping[str, Tensor]) -> tuple[ClipConfig, dict[str, Tensor]]:
     """Our configuration and weights, with the same features before normalisation; geometry "euclid".
 
-    ValueError for what is not a CLIPModel of a square vision transformer and a text transformer.
+    Raises:
+        ValueError: not a CLIPModel of a square vision transformer and a text transformer.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig
@@ -36,7 +37,9 @@ def from_huggingface(folder: Path, state: Mapping[str, Tensor]) -> tuple[ClipCon
     except StrictDataclassError as error:
         raise ValueError(f"{folder / 'config.json'} is not a CLIP's: {error}") from error
     config = _config(folder, theirs.vision_config, theirs.text_config, theirs.projection_dim)
-    positions = {name for name in state if name.endswith("position_ids")}  # counted, in files of old versions
+    positions = {
+        name for name in state if name.endswith("position_ids")
+    }  # 0, 1, 2, ... in files of old versions
     tensors = Tensors(
         {name: value for name, value in state.items() if name not in positions},
         str(folder),
@@ -86,7 +89,7 @@ def _config(folder: Path, vision: Any, text: Any, dim: Any) -> ClipConfig:
             raise ValueError(f"{folder}: {name} is {size}; Hyco's image tower is square")
     if vision.num_channels != 3:
         raise ValueError(f"{folder}: num_channels is {vision.num_channels}, not 3")
-    # transformers' own rule: 2 stands in files made before the id was corrected, and means the highest id.
+    # transformers' own rule: files from before the id was corrected have 2, which means the highest id.
     end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
     if not isinstance(end, int):
         raise ValueError(f"{folder}: eos_token_id is {end}; Hyco reads a text at one end token")

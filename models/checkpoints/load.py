@@ -1,4 +1,4 @@
-"""One door for every layout: a file or a directory -> configuration, weights and where its tokenizer lies."""
+"""Read a checkpoint of any supported layout: configuration, weights and the directory of its tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Checkpoint:
         layout: "hyco", "huggingface", "openclip" or "published".
         config: towers and space.
         weights: of DualEncoder.state_dict().
-        tokenizer: directory with the tokenizer's files, None where the layout holds none.
+        tokenizer: directory with the tokenizer's files; None where the layout has none.
     """
 
     layout: str
@@ -45,18 +45,23 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | Path, *, vision_heads: int | None = None, activation: Activation | None = None
+    path: str | Path,
+    *,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    activation: Activation | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint of any known layout.
+    """Read a checkpoint of any supported layout.
 
     Args:
         path: a directory (ours, Hugging Face's, OpenCLIP's) or a file with a state dict.
-        vision_heads: heads of a published image tower that is not ViT-S, B or L.
+        vision_heads: attention heads of a published image tower that is not ViT-S, B or L.
+        text_heads: attention heads of a published text tower, where it has not one per 64 dimensions.
         activation: GELU of an OpenCLIP state dict without its open_clip_config.json.
 
     Raises:
-        FileNotFoundError: nothing there, or no weights in it.
-        ValueError: a layout or an architecture that is not known; more than tensors in the file.
+        FileNotFoundError: no such path, or no weights in it.
+        ValueError: an unknown layout or architecture; a file with objects other than tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,7 +70,7 @@ def read_checkpoint(
         raise FileNotFoundError(f"no checkpoint in {path}: give a file or a directory")
     state = read_weights(path)
     if "textual.token_embed.weight" in state:
-        return Checkpoint("published", *from_published(state, str(path), vision_heads), None)
+        return Checkpoint("published", *from_published(state, str(path), vision_heads, text_heads), None)
     if "visual.conv1.weight" in state:
         return Checkpoint("openclip", *from_openclip(state, str(path), None, activation), None)
     if any(name.startswith("vision_model.") for name in state):
@@ -77,17 +82,17 @@ def read_checkpoint(
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or torch file, out of the boxes and prefixes that trainers put around them."""
+    """Tensors of a .safetensors or torch file, without the wrappers and prefixes that trainers add."""
     if path.suffix == ".safetensors":
         return _bare(read_safetensors(path), path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # whatever the bytes lead torch.load to; its words advise unpickling
+    except Exception as error:  # torch.load may raise anything; its message advises unpickling
         raise ValueError(
-            f"{path} cannot be read as tensors alone (it is torn, no checkpoint, or holds other objects), and Hyco "
-            "unpickles nothing else: save its state dict with torch.save or safetensors"
+            f"{path} cannot be read as tensors alone (incomplete, no checkpoint, or with other objects): Hyco "
+            "unpickles nothing; save its state dict with torch.save or safetensors"
         ) from error
     return _bare(loaded, path)
 
@@ -131,7 +136,7 @@ def _directory(folder: Path) -> Checkpoint:
 
 
 def _weights(folder: Path, *names: str) -> dict[str, Tensor]:
-    """The first of the named files that is there, in one piece or in the pieces that its index names."""
+    """Tensors of the first of the named files that exists, as one file or as the shards that its index lists."""
     for name in names:
         if (folder / name).is_file():
             return read_weights(folder / name)
@@ -140,7 +145,7 @@ def _weights(folder: Path, *names: str) -> dict[str, Tensor]:
             named = _json(index).get("weight_map")
             if not isinstance(named, dict) or not named:
                 raise ValueError(f"{index} names no weights: the download is incomplete")
-            pieces = sorted({Path(str(piece)).name for piece in named.values()})  # of this directory alone
+            pieces = sorted({Path(str(piece)).name for piece in named.values()})  # of this directory only
             return {k: v for piece in pieces for k, v in read_weights(folder / piece).items()}
     raise FileNotFoundError(f"{folder} has no {' and no '.join(names)}")
 

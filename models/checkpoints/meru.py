@@ -2,8 +2,8 @@
 
 A timm vision transformer under `visual`, a CLIP-style text transformer under `textual`, two projections, the scalars
 logit_scale, visual_alpha, textual_alpha and curv (all logarithms, as ours) and pixel_mean and pixel_std. Published
-files have a pixel mean equal to the deviation (shifted constructor arguments); what the file says is kept, since the
-weights were trained with it. MERU's CLIP baselines have no alphas and no curv: they are Euclidean.
+files have a pixel mean equal to the deviation (shifted constructor arguments); the value in the file is used, since
+the weights were trained with it. MERU's CLIP baselines have no alphas and no curv: they are Euclidean.
 """
 
 from collections.abc import Mapping
@@ -28,20 +28,24 @@ SCALARS = {
 
 
 def from_published(
-    state: Mapping[str, Tensor], source: str = "the state dict", vision_heads: int | None = None
+    state: Mapping[str, Tensor],
+    source: str = "the state dict",
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
 ) -> tuple[ClipConfig, dict[str, Tensor]]:
-    """Published names -> our configuration and weights, bit for bit.
+    """Convert published names to our configuration and weights, bit for bit.
 
     Args:
         state: the state dict.
-        source: what errors call it.
+        source: name of the checkpoint in error messages.
         vision_heads: attention heads of the image tower, for widths other than ViT-S, B and L.
+        text_heads: attention heads of the text tower; by default one per 64 dimensions, as published.
 
     Raises:
         ValueError: a tensor is missing, left over, or of an impossible shape.
     """
     tensors = Tensors(state, source, "a published MERU or HyCoCLIP state dict")
-    config = _config(tensors, vision_heads)
+    config = _config(tensors, vision_heads, text_heads)
     own = _shapes(config)
     weights = {}
     for theirs, ours in _names(config):
@@ -59,8 +63,11 @@ def from_published(
 def to_published(model: DualEncoder) -> dict[str, Tensor]:
     """Our weights under the published names and in the published shapes.
 
-    ValueError when the published architecture has no place for something this model has. Heads of the image tower
-    are not in a state dict: their code takes them from the name of the architecture.
+    The numbers of attention heads are not part of a state dict. The published code takes that of images from the name
+    of the architecture, and has one head per 64 dimensions in the text tower: a reader has to be told others.
+
+    Raises:
+        ValueError: the published architecture has no equivalent of a part of this model.
     """
     config = model.config
     vision = _require_published(config)
@@ -81,7 +88,7 @@ def to_published(model: DualEncoder) -> dict[str, Tensor]:
     return state
 
 
-def _config(tensors: Tensors, vision_heads: int | None) -> ClipConfig:
+def _config(tensors: Tensors, vision_heads: int | None, text_heads: int | None) -> ClipConfig:
     source = tensors.source
     width, patch = tensors.shape("visual.patch_embed.proj.weight")[::3]
     hidden = tensors.shape("visual.blocks.0.mlp.fc1.weight")[0]
@@ -91,6 +98,7 @@ def _config(tensors: Tensors, vision_heads: int | None) -> ClipConfig:
         raise ValueError(
             f"{source} has an image tower of width {width}, whose heads are not known: give them (--vision-heads)"
         )
+    _require_divisor(source, "image", width, heads, "--vision-heads")
     vision = VisionConfig(
         image_size=side * patch,
         patch_size=patch,
@@ -108,12 +116,13 @@ def _config(tensors: Tensors, vision_heads: int | None) -> ClipConfig:
         raise ValueError(
             f"{source}: textual.attn_mask is not the causal mask, and Hyco's text tower is causal"
         )
+    _require_divisor(source, "text", text_width, text_heads or 1, "--text-heads")
     text = TextConfig(
         vocab_size=vocabulary,
         context_length=context,
         width=text_width,
         depth=tensors.depth("textual.resblocks"),
-        heads=heads_of(text_width, TEXT_HEAD, source),
+        heads=text_heads or heads_of(text_width, TEXT_HEAD, source),
         mlp_ratio=tensors.shape("textual.resblocks.0.mlp.c_fc.weight")[0] / text_width,
         end_token=vocabulary - 1,
     )
@@ -155,12 +164,19 @@ def _shapes(config: ClipConfig) -> dict[str, torch.Size]:
 
 
 def _causal(length: int) -> Tensor:
-    """True where a token must not look, [length, length]."""
+    """Mask [length, length], True where a token must not attend."""
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 
+def _require_divisor(source: str, tower: str, width: int, heads: int, option: str) -> None:
+    if width % heads:
+        raise ValueError(
+            f"{source} has a {tower} tower of width {width}, which {heads} heads do not divide ({option})"
+        )
+
+
 def _require_published(config: ClipConfig) -> VisionConfig:
-    """The image tower's configuration; ValueError for what the published architecture does not have."""
+    """The image tower's configuration; ValueError for settings that the published architecture does not have."""
     vision, text = config.vision, config.text
     here = "the published architecture"
     if not isinstance(vision, VisionConfig):
@@ -173,7 +189,6 @@ def _require_published(config: ClipConfig) -> VisionConfig:
         ("vision.patch_bias", vision.patch_bias, (True,)),
         ("text.activation", text.activation, ("gelu",)),
         ("text.norm_eps", text.norm_eps, (1e-5,)),
-        ("text.width / text.heads", text.width // text.heads, (TEXT_HEAD,)),
         # Their feature is at the highest id of a text.
         ("text.end_token", text.end_token, (text.vocab_size - 1,)),
     ):

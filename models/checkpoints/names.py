@@ -1,4 +1,4 @@
-"""Names of tensors: what one transformer block is called by others, and a state dict that is taken apart by name."""
+"""Names of tensors in the transformer blocks of other projects, and a state dict whose tensors are taken by name."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def both(theirs: str, ours: str) -> list[tuple[str, str]]:
 
 
 class Tensors:
-    """A state dict whose tensors are taken by name; what is missing or left over is said in words."""
+    """A state dict whose tensors are taken by name; errors name the missing or unused tensors."""
 
     def __init__(self, state: Mapping[str, Tensor], source: str, layout: str) -> None:
         self.left, self.source, self.layout = dict(state), source, layout
@@ -50,23 +50,23 @@ class Tensors:
         return name in self.left
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor that must be there."""
+        """Shape of a required tensor."""
         return tuple(self._found(name).shape)
 
     def take(self, name: str) -> Tensor:
-        """The tensor in float32, which then counts as used; ValueError when it is not there."""
+        """The tensor in float32, which then counts as used; ValueError when it is missing."""
         value = self._found(name)
         del self.left[name]
         return value.float()
 
     def depth(self, prefix: str) -> int:
-        """How many numbered blocks there are under `prefix`."""
+        """Number of numbered blocks under `prefix`."""
         pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
         numbers = {int(found[1]) for name in self.left if (found := pattern.match(name))}
         return max(numbers, default=-1) + 1
 
     def finish(self) -> None:
-        """ValueError naming a tensor that nothing has used: the architecture is not the one it was taken for."""
+        """Raise ValueError naming a tensor that nothing has used: the architecture is another one."""
         if self.left:
             name = min(self.left)
             raise ValueError(
@@ -83,7 +83,7 @@ class Tensors:
 
 
 def side_of(tokens: int, source: str) -> int:
-    """Patches along one side when there are `tokens` positions, the class token's among them."""
+    """Patches along one side of the image, from the number of positions (patches and the class token)."""
     side = math.isqrt(tokens - 1)
     if side * side != tokens - 1:
         raise ValueError(
@@ -93,7 +93,7 @@ def side_of(tokens: int, source: str) -> int:
 
 
 def heads_of(width: int, head: int, source: str) -> int:
-    """Attention heads of `head` dimensions each."""
+    """Number of attention heads of `head` dimensions each."""
     if width % head:
         raise ValueError(f"{source} has a width of {width}, not a multiple of its heads' {head}")
     return width // head

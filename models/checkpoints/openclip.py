@@ -1,7 +1,7 @@
-"""OpenCLIP (and OpenAI's) state dicts: visual.conv1, transformer.resblocks, ln_final ... -> ours.
+"""Import of OpenCLIP's (and OpenAI's) state dicts: visual.conv1, transformer.resblocks, ln_final ... -> ours.
 
-A directory says its architecture in open_clip_config.json. A bare state dict does not say which GELU it was trained
-with, and the wrong one gives plausible but wrong features: it must be told.
+A directory describes its architecture in open_clip_config.json. A bare state dict does not contain which GELU it was
+trained with, and the wrong one gives plausible but wrong features: the caller must give it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
 
 HEAD = 64
-# What an architecture's description may say, with the values that mean what Hyco's towers do (None: any).
+# Keys of an architecture's description, with the values that Hyco's towers support (None: any value).
 VISION_KEYS: dict[str, tuple[Any, ...] | None] = {
     "image_size": None,
     "patch_size": None,
@@ -60,9 +60,9 @@ def from_openclip(
 
     Args:
         state: the state dict, of the plain or of the "custom text" form.
-        source: what errors call it.
-        described: open_clip_config.json, where there is one.
-        activation: what to take where there is none.
+        source: name of the checkpoint in error messages.
+        described: content of open_clip_config.json, or None.
+        activation: GELU to use without a description.
 
     Raises:
         ValueError: no activation known, or an architecture that Hyco's towers cannot express.

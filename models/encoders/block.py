@@ -1,4 +1,4 @@
-"""The pre-norm transformer block both towers are made of (Vaswani 2017; pre-norm: Xiong 2020).
+"""The pre-norm transformer block of both towers (Vaswani 2017; pre-norm: Xiong 2020).
 
 Legend: B batch, N tokens, D width.
 """
@@ -25,10 +25,10 @@ def attend(
     causal: bool,
     seen: Bool[Tensor, "B 1 1 N"] | None = None,
 ) -> Float[Tensor, "B A M d"]:
-    """Softmax attention of A heads, causal or of the keys in `seen`. PyTorch's fused kernel, but for one case.
+    """Softmax attention of A heads, causal or only over the keys in `seen`; PyTorch's fused kernel but for one case.
 
-    In bfloat16 on a CPU the fused backward (torch 2.13) takes most of a step; spelled out, a small tower trains
-    3 times faster than in float32, at the price of the [M, N] weights kept in memory.
+    In bfloat16 on a CPU the fused backward (torch 2.13) takes most of a step. Written out, a small tower trains 3 times
+    faster than in float32, at the cost of [M, N] attention weights in activation memory.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
@@ -43,8 +43,8 @@ def attend(
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): [B, N, D] -> [B, N, D].
 
-    Weights start as in Radford et al. 2021 (CLIP): std width^-1/2 into the residual branch, and
-    (2 width depth)^-1/2 out of it, so that the sum over the `depth` blocks keeps its size.
+    Weights are initialised as in Radford et al. 2021 (CLIP): std width^-1/2 into the residual branch, and
+    (2 width depth)^-1/2 out of it, so that the sum over the `depth` blocks has the size of its input.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B M D"]:
         """Tokens in, tokens out; with `at`, only token at[b] of each row: [B, 1, D].
 
-        A tower reads one token of its last block, so the others are not worth three quarters of its work.
+        A tower reads one token of its last block, so computing that one alone saves three quarters of the block's work.
         """
         b, n, d = x.shape
         normed, causal, seen = self.attention_norm(x), self.causal, None

@@ -67,7 +67,7 @@ class PoincareResNetTower(PoincareResNet):
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """Normalised pixels [B, 3, H, W] -> [B, width].
 
-        Tangent vectors behind batch norms of variance 1 have lengths about 1; times sqrt(D) they have the size of a
-        layer norm's output, for which the dual encoder's lift starts near radius one.
+        Tangent vectors behind batch norms of variance 1 have lengths of about 1; times sqrt(D) they have the size of a
+        layer norm's output, for which the dual encoder's lift starts near radius 1.
         """
         return self.features(pixels) * self.config.width**0.5

@@ -1,4 +1,4 @@
-"""Causal text transformer whose feature is read at the end-of-text token (Radford et al. 2021, CLIP).
+"""Causal text transformer; the feature is that of the end-of-text token (Radford et al. 2021, CLIP).
 
 Legend: B batch, N tokens, D width.
 """
@@ -46,8 +46,8 @@ class TextConfig:
 class TextTransformer(nn.Module):
     """Token ids [B, N], N up to context_length -> feature at the first end-of-text token [B, width].
 
-    Attention looks back only, so what follows the end token (padding) changes nothing and a batch may be
-    padded to its own longest text.
+    Attention is causal, so tokens after the end token (padding) change nothing, and a batch may be padded to its own
+    longest text.
     """
 
     def __init__(self, config: TextConfig) -> None:

@@ -28,7 +28,7 @@ CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# No token can be cut from beyond this many characters a token of context; saves tokenizing a 10 MB caption.
+# Texts are cut to this many characters per token of context first, so that no 10 MB caption is tokenized.
 CHARACTERS_PER_TOKEN = 64
 
 
@@ -62,7 +62,7 @@ def _in_clip_order(merges: list[tuple[str, str]]) -> BPE:
 
 
 def _clip_merges(path: Path) -> list[tuple[str, str]]:
-    """The merges CLIP uses of its file: a title, then two symbols a line, more of them than it has room for."""
+    """The merges of CLIP's file: a title line, then two symbols per line; the file has more of them than CLIP uses."""
     try:
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1:]
         pairs = [(left, right) for left, right in (line.split() for line in lines if line)]
@@ -72,7 +72,7 @@ def _clip_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _from_hub(name: str) -> str:
-    """Path of tokenizer.json in the hub's local cache, or downloaded where the network is allowed."""
+    """Path of tokenizer.json in the hub's local cache, downloaded first where the network is allowed."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -105,7 +105,8 @@ class Tokenizer:
     def train(cls, captions: Iterable[str], vocab_size: int, context_length: int = 77) -> "Tokenizer":
         """Learn at most `vocab_size` tokens; the same captions in any order give the same tokens.
 
-        ValueError if vocab_size has no room for the 256 bytes (with and without word end) and two specials.
+        Raises:
+            ValueError: vocab_size is too small for the 256 bytes (with and without word end) and two special tokens.
         """
         room = vocab_size - 2 * 256 - 2
         if room < 0:
@@ -127,10 +128,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, where: str | Path, context_length: int = 77) -> "Tokenizer":
-        """Read tokenizer.json, vocab.json + merges.txt or CLIP's gzipped merges from a directory, the merges file
-        itself, or tokenizer.json from the hub's local cache.
+        """Read the tokenizer in a directory or a merges file, or tokenizer.json in the hub's local cache.
 
-        FileNotFoundError naming what was looked for when none has it, ValueError for a broken merges file.
+        A directory holds tokenizer.json, vocab.json and merges.txt, or CLIP's gzipped merges.
+
+        Raises:
+            FileNotFoundError: none of these exists; the message names the files that were tried.
+            ValueError: a broken merges file.
         """
         folder = Path(where)
         if folder.is_file():
@@ -155,14 +159,14 @@ class Tokenizer:
         self.fast.save(str(Path(folder) / "tokenizer.json"))
 
     def to_json(self) -> str:
-        """What `save` writes."""
+        """The content of the file that `save` writes."""
         return self.fast.to_str()
 
     def __len__(self) -> int:
         return self.fast.get_vocab_size()
 
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B N"]:
-        """Texts -> ids [B, longest + 2]; what exceeds context_length is cut, the end token kept."""
+        """Texts -> ids [B, longest + 2]; texts beyond context_length are cut, with the end token at the end."""
         room = self.context_length - 2
         cut = [text[: room * CHARACTERS_PER_TOKEN] for text in texts]
         rows = [

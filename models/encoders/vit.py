@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.empty(1 + side**2, config.width))
             nn.init.normal_(self.positions, std=config.width**-0.5)
-        else:  # "sincos" follows from the config and need not be saved
+        else:  # "sincos" follows from the config and is not saved
             saved = config.positions == "fixed"
             self.register_buffer("positions", sincos_positions(side, config.width), persistent=saved)
         self.first_norm = nn.LayerNorm(config.width, config.norm_eps) if config.first_norm else nn.Identity()
@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.class_token, std=0.02)
 
     def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N V"]:
-        """Cut into patches, row by row, values in the order channel, row, column (a convolution kernel's).
+        """Cut into patches, row by row, with values in the order channel, row, column (that of a convolution kernel).
 
         A matrix product over these equals the usual strided convolution and is faster on a CPU.
         """

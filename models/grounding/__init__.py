@@ -1,4 +1,4 @@
-"""Grounding: images and phrases in, boxes with a score and the phrase they answer to out."""
+"""Grounding: images and phrases in; boxes out, each with a score and its phrase."""
 
 from models.grounding.detector import Detection, Detector, Reader
 

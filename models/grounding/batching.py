@@ -1,4 +1,4 @@
-"""Batches of like with like, halved when the device runs out of memory."""
+"""Batches of items of equal size, halved when the device runs out of memory."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
@@ -13,7 +13,7 @@ R = TypeVar("R")
 def buckets(keys: Sequence[K], lengths: Sequence[int]) -> Iterator[tuple[K, list[int]]]:
     """Yield (key, indices) for each distinct key, in order of first appearance, indices by falling length.
 
-    Longest first: the batch most likely not to fit comes before the others.
+    Longest first: the batch that most likely does not fit comes before the others.
     """
     groups: dict[K, list[int]] = {}
     for index, key in enumerate(keys):
@@ -23,9 +23,9 @@ def buckets(keys: Sequence[K], lengths: Sequence[int]) -> Iterator[tuple[K, list
 
 
 class Halving:
-    """Runs work in batches, and in halves of them when memory runs out.
+    """Runs work in batches, and in half batches when memory runs out.
 
-    Remembers for each kind of batch (its bucket) the size that last fitted, so one shortage is paid for once.
+    Stores for each kind of batch (its bucket) the size that last fitted, so that memory runs out once per kind only.
     """
 
     def __init__(self, most: int) -> None:
@@ -37,8 +37,13 @@ class Halving:
     def run(self, key: Hashable, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
         """Return work's results for all items, in order.
 
-        work gets at most `most` items and returns as many results. Raises MemoryError when one item alone
-        does not fit.
+        Args:
+            key: kind of the batch.
+            items: input of the work.
+            work: gets at most `most` items and returns as many results.
+
+        Raises:
+            MemoryError: a single item does not fit.
         """
         results: list[R] = []
         while len(results) < len(items):

@@ -1,7 +1,7 @@
-"""Boxes as corners (x0, y0, x1, y1): intersection, IoU and non-maximum suppression, each written once.
+"""Boxes as corners (x0, y0, x1, y1): intersection, IoU and non-maximum suppression.
 
-NumPy is all that this module imports, so packing uses it without torch; `area`, `intersection` and `iou` also take
-torch tensors and pass gradients on.
+This module imports NumPy only, so packing uses it without torch; `area`, `intersection` and `iou` also take torch
+tensors and pass gradients on.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def area(boxes: Any) -> Any:
 
 
 def intersection(a: Any, b: Any) -> Any:
-    """Areas that boxes a [..., 4] and b [..., 4] share, broadcast against each other -> [...]."""
+    """Areas of the intersection of boxes a [..., 4] and b [..., 4], broadcast against each other -> [...]."""
     maximum, minimum = _extrema(a)
     return (minimum(a[..., 2:], b[..., 2:]) - maximum(a[..., :2], b[..., :2])).clip(min=0).prod(-1)
 
@@ -46,8 +46,8 @@ def nms(
 ) -> Bool[np.ndarray, " N"]:
     """Greedy non-maximum suppression, in many groups at once.
 
-    Works rank by rank: the best box of each group removes the worse boxes that overlap it, then the second best that
-    is left does, and so on; each step is one vector operation over all groups.
+    Works rank by rank: the best box of each group removes the worse boxes that overlap it, then the second best of the
+    remaining ones does, and so on; each step is one vector operation over all groups.
 
     Args:
         boxes: corners [N, 4].
@@ -56,7 +56,7 @@ def nms(
         groups: [N]; boxes compete only within their group. None: all compete.
 
     Returns:
-        Boolean [N], true for the boxes that stay.
+        Boolean [N], true for the boxes that remain.
     """
     total = len(boxes)
     groups = np.zeros(total, np.int64) if groups is None else groups
@@ -83,7 +83,7 @@ def nms(
 
 
 def _extrema(like: Any) -> tuple[Any, Any]:
-    """(maximum, minimum), elementwise, of the library that `like` belongs to."""
+    """(maximum, minimum), elementwise, of the library of `like` (NumPy or torch)."""
     if isinstance(like, np.ndarray):
         return np.maximum, np.minimum
     import torch

@@ -1,6 +1,6 @@
-"""The interface of every grounding backend, and what the backends share that knows no model.
+"""The interface of every grounding backend, and the model-independent parts common to all backends.
 
-Images are uint8 RGB arrays [H, W, 3]; boxes are (x0, y0, x1, y1) as shares of the image's width and height.
+Images are uint8 RGB arrays [H, W, 3]; boxes are (x0, y0, x1, y1) as fractions of the image's width and height.
 """
 
 import functools
@@ -20,8 +20,8 @@ class Detection:
     Attributes:
         boxes: float32 [N, 4], corners in [0, 1].
         scores: float32 [N] in [0, 1], the backend's own confidence, before any threshold.
-        phrases: int64 [N], index into the phrases that were asked about.
-        unknown: indices of the phrases that the model was not asked about, because its tokenizer knows nothing in them.
+        phrases: int64 [N], index into the phrases of the request.
+        unknown: indices of the phrases that were not given to the model, because its tokenizer knows no word of them.
     """
 
     boxes: np.ndarray
@@ -36,41 +36,43 @@ class Detection:
 
 
 class Detector(Protocol):
-    """A grounding model ready to work.
+    """A loaded grounding model.
 
     Attributes:
-        digest: names the weights and their configuration (16 hex digits); equal digests, equal detections.
+        digest: identifies the weights and their configuration (16 hex digits); equal digests, equal detections.
     """
 
     digest: str
 
     def __call__(self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> list[Detection]:
-        """Look for phrases[i] in images[i] and return one Detection for each image.
+        """Search images[i] for phrases[i] and return one Detection per image.
 
-        Any number of images of any size; the backend forms its own batches. Keeps the best boxes of each
-        phrase (a rank), never those above a threshold. Raises MemoryError naming the image when one alone
-        does not fit.
+        Any number of images of any size; the backend forms its own batches. Each phrase gets its best boxes, a fixed
+        number of them and never by a threshold.
+
+        Raises:
+            MemoryError: a single image does not fit; the message names it.
         """
         ...
 
 
 @runtime_checkable
 class Reader(Detector, Protocol):
-    """A detector that reads its phrases with a tokenizer; one with a closed vocabulary is none."""
+    """A detector that reads its phrases with a tokenizer; a detector with a closed vocabulary is not one."""
 
     def known_fractions(self, texts: Sequence[str]) -> list[float]:
-        """Return for each text the fraction of its word tokens that the tokenizer knows; 0 where it has none."""
+        """Return for each text the fraction of its word tokens that the tokenizer knows; 0 without word tokens."""
         ...
 
 
 def best_boxes(boxes: np.ndarray, scores: np.ndarray, phrases: Iterable[int], most: int) -> Detection:
-    """Keep the `most` best boxes of each phrase.
+    """Select the `most` best boxes of each phrase.
 
     Args:
         boxes: float32 [Q, 4], corners; clipped to the image here.
-        scores: float32 [Q, P], one column a phrase; -inf or 0 where a box cannot answer to it.
+        scores: float32 [Q, P], one column per phrase; -inf or 0 where a box cannot belong to it.
         phrases: P indices to write into Detection.phrases, rising.
-        most: the rank cut.
+        most: maximum number of boxes per phrase.
     """
     columns = np.fromiter(phrases, np.int64)
     most = min(most, scores.shape[0])
@@ -83,7 +85,7 @@ def best_boxes(boxes: np.ndarray, scores: np.ndarray, phrases: Iterable[int], mo
 
 
 def join(parts: Sequence[Detection]) -> Detection:
-    """Put together the detections of one image that was asked about in several prompts."""
+    """Join the detections of one image from several prompts."""
     if len(parts) == 1:
         return parts[0]
     if not parts:
@@ -106,7 +108,7 @@ def digest_of(files: Iterable[Path], salt: str = "") -> str:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, modified_ns: int) -> str:
-    """Hash a file once a process, as long as its size and time stay the same."""
+    """Hash of a file; computed once per process while size and modification time stay the same."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -114,7 +116,9 @@ def _sha256(path: Path, size: int, modified_ns: int) -> str:
 def check_asked(images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]]) -> None:
     """Raise ValueError unless there are as many phrase lists as images and every image is uint8 [H, W, 3]."""
     if len(images) != len(phrases):
-        raise ValueError(f"{len(images)} images with {len(phrases)} lists of phrases: give one list an image")
+        raise ValueError(
+            f"{len(images)} images with {len(phrases)} lists of phrases: give one list per image"
+        )
     for index, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"image {index} is {image.dtype} {image.shape}: give uint8 RGB [H, W, 3]")

@@ -1,14 +1,14 @@
-"""What every Grounding DINO shares, whichever library runs it: preprocessing, prompts, batches, boxes.
+"""The common part of all Grounding DINO backends: preprocessing, prompts, batches, boxes.
 
 Liu et al. 2023 (arXiv 2303.05499). A query's score for a phrase is its largest token probability over the
 phrase's tokens.
 
 Padding changes the model's output (its group norms see the border), so no image is ever padded: sizes are
-rounded to multiples of `align` and only images of one size share a batch. Text is padded, which the model's
-masks make harmless. What remains between batch 1 and batch N is the rounding of float32: below 1e-4 in boxes
-and scores.
+rounded to multiples of `align`, and a batch holds images of one size only. Text is padded, which the model's
+masks make harmless. The remaining difference between batch 1 and batch N is the rounding of float32: below 1e-4
+in boxes and scores.
 
-A phrase of nothing but unknown tokens would get boxes like any other, of whatever is in the picture: it is not asked.
+A phrase of unknown tokens only would get boxes of anything in the picture; such phrases are not given to the model.
 """
 
 from abc import ABC, abstractmethod
@@ -30,9 +30,10 @@ class Preprocessing:
     """How an image becomes pixels of the model.
 
     Attributes:
-        size: (height, width) for every image, or None to keep the aspect ratio with the next two.
-        shortest, longest: limits in pixels on the sides after resizing.
-        align: sides are rounded to multiples of this when the aspect ratio is kept; 1 gives the library's sizes.
+        size: (height, width) for every image, or None to preserve the aspect ratio with the next two.
+        shortest: limit in pixels on the shorter side after resizing.
+        longest: limit in pixels on the longer side after resizing.
+        align: sides are rounded to multiples of this when the aspect ratio is preserved; 1 gives the library's sizes.
         mean, std: of the normalisation, for values in [0, 1].
         resample: PIL's number of the filter; 2 is bilinear.
     """
@@ -46,7 +47,7 @@ class Preprocessing:
     resample: int = 2
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) an image is resized to."""
+        """Return the (height, width) to which an image is resized."""
         if self.size is not None:
             return self.size
         short, long = min(height, width), max(height, width)
@@ -61,18 +62,18 @@ class Preprocessing:
 
 
 class DinoDetector(ABC):
-    """A Grounding DINO behind the Detector interface; a subclass says how its library runs the network.
+    """A Grounding DINO behind the Detector interface; subclasses implement `forward` with their library.
 
     Args:
         digest: of weights and configuration.
         encode: phrases -> token ids of each, without special tokens.
-        known: token id -> see prompt.known_token.
-        preprocessing: see there.
+        known: token id -> whether the model knows it, see prompt.known_token.
+        preprocessing: see `Preprocessing`.
         longest_prompt: the model's max_text_len.
-        device: where the network is.
+        device: device of the network.
         autocast: type of the matrix products, or None for the weights' own.
-        per_phrase: boxes kept for each phrase.
-        batch_size: images in one forward pass at most.
+        per_phrase: maximum number of boxes per phrase.
+        batch_size: maximum number of images in one forward pass.
     """
 
     def __init__(
@@ -170,8 +171,7 @@ class DinoDetector(ABC):
         return [self._detection(prompt, scores[row], corners[row]) for row, (_, prompt) in enumerate(part)]
 
     def _pixels(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
-        """Resize to (height, width) and normalise: uint8 [H, W, 3] each -> float32 [B, 3, h, w] on the
-        device."""
+        """Resize to (height, width) and normalise: uint8 [H, W, 3] each -> float32 [B, 3, h, w] on the device."""
         height, width = size
         filter = Image.Resampling(self.preprocessing.resample)
         stacked = np.empty((len(images), height, width, 3), np.uint8)
@@ -179,7 +179,7 @@ class DinoDetector(ABC):
             if image.shape[:2] != size:
                 image = np.asarray(Image.fromarray(image).resize((width, height), filter))
             stacked[row] = image
-        # Bytes travel to the device, not floats; the layout stays channels-last, which convolutions like.
+        # Bytes are copied to the device, not floats; channels-last layout is the faster one for convolutions.
         pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()
         return pixels.mul_(self.scale).sub_(self.shift)
 

@@ -1,15 +1,16 @@
 """Grounding DINO as the groundingdino-py package runs it: the original authors' code, an optional extra.
 
-The directory is the one the transformers backend takes (config.json, tokenizer.json, preprocessor_config.json and
-model.safetensors, for example of IDEA-Research/grounding-dino-tiny); the weights are carried over by name. A file of
-the original release (*.pth, read with weights_only) may stand in place of the safetensors. Only Swin backbones with
-d_model 256 exist in the package.
+The directory is the same as for the transformers backend (config.json, tokenizer.json, preprocessor_config.json and
+model.safetensors, for example of IDEA-Research/grounding-dino-tiny); the weights are renamed for the package. A file
+of the original release (*.pth, read with weights_only) may replace the safetensors. Only Swin backbones with d_model
+256 exist in the package.
 
-What is mended on the way, for groundingdino-py 0.4.0 with transformers 5:
-- its wrapper around BERT uses methods that are gone, so BERT is called as transformers calls it;
-- it asks the hub for a tokenizer and for BERT's weights, which come from the directory here;
+Problems of groundingdino-py 0.4.0 with transformers 5 that are worked around here:
+
+- its wrapper around BERT uses removed methods, so BERT is called in the way of transformers
+- it asks the hub for a tokenizer and for BERT's weights, which come from the directory here
 - it repeats the text masks of a batch in the wrong order for torch's attention, so that in a batch one prompt was
-masked by another's phrases: batch 1 and batch N agree here.
+  masked by another's phrases; batch 1 and batch N agree here
 """
 
 import contextlib
@@ -40,7 +41,7 @@ _PACKAGE = "groundingdino.models.GroundingDINO"
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the files that decide what the model answers; errors as in transformers_dino.files_of."""
+    """Return the files that determine the model's output; errors as in transformers_dino.files_of."""
     settings = settings_of(folder)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pth"))
     if not weights:
@@ -49,14 +50,15 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def digest(folder: Path) -> str:
-    """Return the digest of the model in `folder`; never that of the same files in another backend."""
+    """Return the digest of the model in `folder`; it differs from that of the same files in another backend."""
     return digest_of(files_of(folder), salt="groundingdino-py")
 
 
 class GroundingDinoPy(DinoDetector):
     """A model directory run by groundingdino-py; see TransformersDino for the arguments.
 
-    Raises ValueError when the package is absent, or has no such architecture.
+    Raises:
+        ValueError: the package is not installed, or has no such architecture.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class _Tokens(dict[str, Tensor]):
 
 
 class _ReadyTokens:
-    """Stands where the package wants a tokenizer: our prompts are token ids already."""
+    """Replaces the package's tokenizer: our prompts are token ids already."""
 
     def __call__(self, tokens: _Tokens, **options: Any) -> _Tokens:
         return tokens
@@ -139,8 +141,8 @@ class _Bert(nn.Module):
 def import_package() -> Any:
     """Import groundingdino-py's model module; ValueError when it is not installed.
 
-    A torchvision built for another torch lacks its compiled operators and fails at import. The model calls none of
-    them, so two empty ones are declared and the import is tried again.
+    A torchvision built for another torch has no compiled operators and fails at import. The model calls none of them,
+    so two empty ones are declared and the import is tried again.
     """
     try:
         importlib.import_module("torchvision")
@@ -152,7 +154,7 @@ def import_package() -> Any:
         _declare_operators()
         importlib.import_module("torchvision")
     except ImportError:
-        pass  # the next import says what is missing
+        pass  # the next import names the missing part
     try:
         return importlib.import_module(f"{_PACKAGE}.groundingdino")
     except ImportError as error:
@@ -262,8 +264,10 @@ def _backbone(arguments: SimpleNamespace, swin: Any) -> Any:
 
 @contextlib.contextmanager
 def _without_the_hub(module: Any, text_config: Any) -> Iterator[None]:
-    """While the model is built: our tokens for its tokenizer, an untrained BERT for the hub's, our wrapper for its
-    own."""
+    """Replace the objects that groundingdino-py fetches from the hub while it builds the model.
+
+    Our tokens replace its tokenizer, an untrained BERT replaces the hub's, and our wrapper replaces its own.
+    """
     from transformers import BertModel
 
     hub, wrapper = module.get_tokenlizer, module.BertModelWarper

@@ -84,8 +84,7 @@ _STACKED = (  # three matrices there, one on top of the other here
 
 
 def carry_over(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of transformers' Grounding DINO (Swin) for groundingdino-py, stacking what it keeps
-    stacked."""
+    """Rename the weights of transformers' Grounding DINO (Swin) for groundingdino-py, which stacks some of them."""
     state: dict[str, Tensor] = {}
     stacks: dict[str, dict[str, Tensor]] = {}
     for key, value in weights.items():

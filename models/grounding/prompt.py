@@ -1,8 +1,8 @@
-"""Phrases to Grounding DINO prompts, keeping which tokens belong to which phrase.
+"""Phrases to Grounding DINO prompts, with the token positions of each phrase.
 
-A prompt is [CLS] phrase . phrase . ... [SEP]. Every phrase is tokenised by itself and its ids are laid end
-to end, so the tokens of a phrase are known by position: nothing has to be recovered from decoded text, where
-phrases that share a word cannot be told apart.
+A prompt is [CLS] phrase . phrase . ... [SEP]. Every phrase is tokenised separately and its ids are appended, so the
+tokens of a phrase are known by position. Recovering them from decoded text cannot separate phrases that have a word
+in common.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ class Prompt:
 
 
 def known_token(token: str, unknown: str) -> bool | None:
-    """Say whether a model can know what a token means; None for what is no word (digits, punctuation).
+    """Whether a model can know the meaning of a token; None for a token that is no word (digits, punctuation).
 
-    Not known are the unknown token and single letters outside ASCII: with those a vocabulary of English words spells
-    the scripts whose words it does not hold.
+    Unknown are the unknown token and single letters outside ASCII: a vocabulary of English words spells words of other
+    scripts by these.
 
     Args:
-        token: as the vocabulary has it, "##" before what continues a word.
+        token: as in the vocabulary, with "##" before a continuation of a word.
         unknown: the unknown token, "[UNK]".
     """
     text = token.removeprefix("##")
@@ -42,12 +42,12 @@ def known_token(token: str, unknown: str) -> bool | None:
 
 
 def build_prompts(phrases: Sequence[Sequence[int]], longest: int) -> list[Prompt]:
-    """Lay the phrases of one image into as few prompts of at most `longest` tokens as their order allows.
+    """Pack the phrases of one image, in order, into as few prompts of at most `longest` tokens as possible.
 
     Args:
         phrases: token ids of each phrase, without special tokens. Full stops and question marks inside a phrase
-            ("St. Bernard") are left out, because the model would take them for the end of the phrase; a phrase
-            longer than a whole prompt is cut; a phrase without tokens is not asked about.
+            ("St. Bernard") are left out, because the model would read them as the end of the phrase; a phrase
+            longer than a whole prompt is cut; a phrase without tokens is left out.
         longest: the model's max_text_len, at least 4.
     """
     prompts: list[Prompt] = []

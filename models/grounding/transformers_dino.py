@@ -1,9 +1,7 @@
-"""Grounding DINO and MM-Grounding-DINO as the transformers library runs them, from a directory of
-safetensors.
+"""Grounding DINO and MM-Grounding-DINO as the transformers library runs them, from a directory of safetensors.
 
-The directory is what `save_pretrained` and the hub give: config.json, model.safetensors, tokenizer.json and
-preprocessor_config.json (or processor_config.json). The embedded grounder in demo/weights/grounder is one of
-these.
+The directory has the files of `save_pretrained` and the hub: config.json, model.safetensors, tokenizer.json and
+preprocessor_config.json (or processor_config.json). The embedded grounder in demo/weights/grounder is an example.
 """
 
 import functools
@@ -30,9 +28,11 @@ _SETTINGS = (
 
 
 def settings_of(folder: Path) -> list[Path]:
-    """Return the files beside the weights that decide what the model in `folder` answers.
+    """Return the files beside the weights that determine the output of the model in `folder`.
 
-    Raises FileNotFoundError for a missing folder and ValueError for one that holds no grounding model.
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no grounding model in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -64,11 +64,11 @@ class TransformersDino(DinoDetector):
     """A model directory behind the Detector interface.
 
     Args:
-        folder: see the module.
+        folder: the model directory, see the module.
         device: torch device.
         autocast: bfloat16 or float16 for the matrix products, None for float32.
-        per_phrase: boxes kept for each phrase.
-        batch_size: images in one forward pass at most.
+        per_phrase: maximum number of boxes per phrase.
+        batch_size: maximum number of images in one forward pass.
         align: see Preprocessing.
     """
 
@@ -85,7 +85,7 @@ class TransformersDino(DinoDetector):
         from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # a bar for each worker would drown our own
+        logging.disable_progress_bar()  # one bar per worker would hide our own
         name = digest(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         check_tokenizer(folder, tokenizer)
@@ -131,7 +131,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """A tokenizer with other ids loads without a word and finds nothing: refuse it here."""
+    """Refuse a tokenizer with other ids: it would load without an error, and the model would find nothing."""
     wanted = {"[CLS]": CLS, "[SEP]": SEP, ".": STOP, "?": QUESTION}
     for token, number in wanted.items():
         if (given := tokenizer.convert_tokens_to_ids(token)) != number:
@@ -142,12 +142,12 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> None:
 
 
 def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
-    """Return texts -> token ids of each; prompts are cut later, so a long text is no cause for a warning."""
+    """Return texts -> token ids of each; prompts are cut later, so long texts give no warning."""
     return lambda texts: tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
 
 def known_tokens(tokenizer: Any) -> Callable[[int], bool | None]:
-    """Return token id -> prompt.known_token of it."""
+    """Return token id -> result of prompt.known_token."""
     return functools.cache(
         lambda number: known_token(tokenizer.convert_ids_to_tokens(number), tokenizer.unk_token)
     )

@@ -1,7 +1,7 @@
-"""A phrase to the classes of a closed-vocabulary detector: through its head noun and a table of synonyms.
+"""From a phrase to the classes of a closed-vocabulary detector, by its head noun and a table of synonyms.
 
-English puts the head of a noun chunk last, so the longest run of last words that the table knows decides: "a red fire
-hydrant" is a fire hydrant, "a hot dog" is not a dog, "a dog house" is nothing.
+English puts the head of a noun chunk last, so the longest run of last words in the table decides: "a red fire
+hydrant" is a fire hydrant, "a hot dog" is not a dog, "a dog house" is no class.
 """
 
 import json
@@ -24,7 +24,7 @@ class Vocabulary:
 
     Args:
         names: class names in the order of the detector's outputs; COCO's in any usual spelling ("tvmonitor", "tv"), or
-            others, which then stand for themselves.
+            others, which then have no synonyms.
         table: JSON with "synonyms" (class -> nouns) and "groups" (noun -> classes).
     """
 
@@ -46,7 +46,7 @@ class Vocabulary:
                 self._classes.setdefault(word, found)
 
     def __call__(self, phrase: str) -> tuple[int, ...]:
-        """Return the class numbers a phrase may mean; empty when it names none."""
+        """Return the class numbers that a phrase may mean; empty when it names none."""
         words = _WORD.findall(phrase.lower())
         for length in range(min(_LONGEST, len(words)), 0, -1):
             *before, head = words[-length:]
@@ -57,7 +57,7 @@ class Vocabulary:
 
 
 def _singulars(noun: str) -> Iterator[str]:
-    """Yield the noun itself, then what it may be the plural of."""
+    """Yield the noun itself, then its possible singulars."""
     yield noun
     if noun.endswith("ies"):
         yield noun[:-3] + "y"

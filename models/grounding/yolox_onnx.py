@@ -1,7 +1,7 @@
 """YOLOX from an ONNX file: a small detector with a closed vocabulary, for photographs on a CPU.
 
-Ge et al. 2021 (arXiv 2107.08430). It knows nothing of words: a phrase is matched to classes first (vocabulary.py), and
-one that names no class gets no box. The score of a box for a class is objectness times class probability. Neighbouring
+Ge et al. 2021 (arXiv 2107.08430). It reads no words: a phrase is first matched to classes (vocabulary.py); a phrase
+that names no class gets no box. The score of a box for a class is objectness times class probability. Neighbouring
 cells report the same object, so boxes of one phrase that overlap by more than 0.65 (YOLOX's own evaluation) count
 once.
 """
@@ -19,11 +19,11 @@ from models.grounding.vocabulary import SYNONYMS, Vocabulary, coco_names
 STRIDES = (8, 16, 32)
 FILL = 114
 NMS_IOU = 0.65
-_CANDIDATES = 200  # boxes that take part in the suppression: far more than any phrase keeps
+_CANDIDATES = 200  # boxes that enter the suppression: far more than any phrase gets
 
 
 def names_file(weights: Path) -> Path | None:
-    """Return the list of class names beside the weights: NAME.names or coco.names, one a line; None without one."""
+    """Return the file of class names beside the weights, NAME.names or coco.names (one name per line), or None."""
     for path in (weights.with_suffix(".names"), weights.with_name("coco.names")):
         if path.is_file():
             return path
@@ -45,10 +45,11 @@ class YoloxOnnx:
 
     Args:
         weights: ONNX file with one input [1, 3, S, S] (BGR, 0-255) and one output [1, cells, 5 + classes], undecoded.
-        per_phrase: boxes kept for each phrase.
+        per_phrase: maximum number of boxes per phrase.
 
     Raises:
-        FileNotFoundError, ValueError: the file is absent, is no such model, or does not fit the list of names.
+        FileNotFoundError: no such file.
+        ValueError: the file is no such model, or does not fit the list of names.
     """
 
     def __init__(self, weights: Path, *, per_phrase: int = 16) -> None:
@@ -94,7 +95,7 @@ class YoloxOnnx:
             wanted = [1, cells, 5 + len(self.names)]
             raise ValueError(
                 f"{weights} gives {outputs[0].shape}, expected {wanted} for {self.side} pixels and the "
-                f"{len(self.names)} classes of {listed or 'COCO'}: put its own class names beside it, one a line, in "
+                f"{len(self.names)} classes of {listed or 'COCO'}: put its own class names beside it, one per line, in "
                 f"{weights.with_suffix('.names').name}"
             )
         self.vocabulary = Vocabulary(self.names)
@@ -135,7 +136,7 @@ class YoloxOnnx:
         (output,) = self.session.run(None, {self.input: pixels})
         cells = np.asarray(output)[0]
         centre = (cells[:, :2] + self.offsets) * self.strides
-        size = np.exp(np.minimum(cells[:, 2:4], 20)) * self.strides  # a wild export must not overflow
+        size = np.exp(np.minimum(cells[:, 2:4], 20)) * self.strides  # an unusual export must not overflow
         height, width = image.shape[:2]
         whole = np.array([width, height, width, height], np.float32) * scale
         boxes = np.concatenate([centre - size / 2, centre + size / 2], 1) / whole
@@ -145,7 +146,7 @@ class YoloxOnnx:
 
 
 def letterbox(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-    """Fit an image into the upper left of a grey square, as YOLOX was trained.
+    """Fit an image into the upper left of a grey square, as in YOLOX's training.
 
     uint8 RGB [H, W, 3] -> float32 BGR [1, 3, side, side] with values 0-255, and the scale that was applied.
     """

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.hyperbolic import lorentz
 
 RUNNING_SUM_FROM = (
-    128  # classes from which the running sum is the faster one (tests/perf/bench_separation.py)
+    128  # number of classes from which the running sum is faster (tests/perf/bench_separation.py)
 )
 
 
@@ -77,14 +77,14 @@ def equal_radius(classes: int) -> float:
 class MaximumSeparation(nn.Module):
     """Classifier head: features [..., in_features] -> logits [..., C]; a linear layer to C - 1, then radius * f P.
 
-    The linear layer follows autocast; what is fixed runs in float32 or wider. P is no part of the state dict and is
-    made anew, to the last digit, whenever the module changes type or device.
+    The linear layer follows autocast; the fixed part runs in float32 or wider. P is not part of the state dict and is
+    recomputed exactly whenever the module changes type or device.
 
     Args:
         classes: C, at least 2.
-        in_features: at least C - 1, since fewer span no simplex of C corners (ValueError).
+        in_features: at least C - 1, since fewer dimensions hold no simplex of C corners (ValueError).
         radius: logits of a feature of length 1 lie within [-radius, radius]; None takes `equal_radius(C)`.
-        learnable: learn log(radius), from `radius` on.
+        learnable: learn log(radius), initialised by `radius`.
         project: False leaves the linear layer out; the features must then have C - 1 dimensions.
     """
 
@@ -129,7 +129,7 @@ class MaximumSeparation(nn.Module):
 
     @torch.no_grad()
     def _fill(self) -> None:
-        """The constants in the module's type, computed in float64: a cast would keep float32's digits in double()."""
+        """Compute the constants in float64, then cast to the module's type: double() must not have float32 digits."""
         wide = torch.promote_types(self.log_radius.dtype, torch.float32)
         device = self.log_radius.device
         if device.type == "meta":
@@ -151,6 +151,17 @@ class MaximumSeparation(nn.Module):
         """Length of the prototypes, 0-dim."""
         return self.log_radius.exp()
 
+    def slopes(self) -> Tensor:
+        """Matrix for a weight penalty: [C - 1, in_features], or [C - 1, C - 1] without `project`.
+
+        Its Frobenius norm is that of the logits' matrix: radius / equal_radius times that of the projection. A penalty
+        on the projection alone has no minimum: the projection shrinks while a learned radius grows.
+        """
+        steep = self.radius / equal_radius(self.classes)
+        if isinstance(self.projection, nn.Linear):
+            return steep * self.projection.weight
+        return steep * torch.eye(self.classes - 1, dtype=steep.dtype, device=steep.device)
+
     def forward(self, features: Tensor) -> Tensor:
         """Features [..., in_features] -> logits [..., C], float32 or wider."""
         projected = self.projection(features)
@@ -170,18 +181,18 @@ class HyperbolicPrototypes(nn.Module):
     """Classes as fixed directions of the hyperboloid at one learned distance from the origin: points -> logits.
 
     Prototype k is exp_0(radius * q_k), q_k the k-th corner of the simplex turned by a fixed rotation (of `seed`);
-    logits are -scale * distance, as HyCoCLIP scores. Only the radius and the scale are learned: over the points of a
+    logits are -scale * distance, as in HyCoCLIP. Only the radius and the scale are learned: over the points of a
     frozen encoder this is a classifier that needs labels but no text. Points are space parts [..., D], curvature -c.
 
     Args:
         classes: C, at least 2.
         dim: D of the points, at least C - 1 (ValueError).
         curvature: c > 0 of the space; a buffer of the state dict.
-        radius: first distance of a prototype from the origin.
-        scale: first inverse temperature.
+        radius: initial distance of a prototype from the origin.
+        scale: initial inverse temperature.
         seed: of the rotation; None puts the corners in the first C - 1 coordinates.
-        adapt: also learn a linear map in the tangent space at the origin, identity at first. Without it the prototypes
-            stand in directions that the encoder knows nothing of.
+        adapt: also learn a linear map in the tangent space at the origin, initialised as the identity. Without it the
+            directions of the prototypes have no relation to the encoder's.
     """
 
     corners: Tensor
@@ -223,6 +234,17 @@ class HyperbolicPrototypes(nn.Module):
     def prototypes(self) -> Tensor:
         """Points of the classes: [C, D]."""
         return lorentz.exp0(self.log_radius.exp() * self.corners, self.curvature)
+
+    def slopes(self) -> Tensor:
+        """Matrix for a weight penalty: [D, D], or [C, D] without `adapt`.
+
+        Its Frobenius norm is that of the logits' derivative at the origin: scale / equal_radius times that of the map.
+        A penalty on the map alone has no minimum: the map goes to 0 while the scale, which is free, goes to infinity.
+        """
+        scale = self.log_scale.exp()
+        if self.adapt is None:
+            return scale * self.corners
+        return scale / equal_radius(len(self.corners)) * self.adapt.weight
 
     def forward(self, points: Tensor) -> Tensor:
         """Space parts [..., D] -> logits [..., C], never in half precision."""

@@ -1,11 +1,14 @@
-"""Hyperbolic geometry and layers: pure functions on plain tensors, ordinary modules; imports torch and math
-alone.
+"""Hyperbolic geometry and layers: pure functions on plain tensors, ordinary modules; imports torch and math only.
 
-lorentz, poincare   the hyperboloid and the ball: distances, exponential maps, transport, gyrovector
-operations, cones isometry, mean      maps between the charts; midpoints, Frechet mean and variance product,
-curvature  factors with curvatures of their own; a learnable curvature nn, optim           layers under
-torch.nn's names; Riemannian SGD and Adam migrate             weights trained with HypLL
+lorentz   the hyperboloid: distances, exponential maps, transport, gyrovector operations, entailment cones
+poincare  the Poincare ball: the same operations
+isometry  maps between the hyperboloid, the Poincare ball and the Klein ball
+mean      midpoints, Frechet mean and variance
+product   products of factors, each with its own curvature
+curvature a curvature as a module, fixed or learnable
+nn        layers under torch.nn's names
+optim     Riemannian SGD and Adam
+migrate   weights trained with HypLL
 
-docs/mathematics.md gives symbol, function, formula and source; docs/coming-from-hypll.md the names of
-HypLL's users.
+docs/mathematics.md lists symbol, function, formula and source; docs/coming-from-hypll.md lists the names of HypLL.
 """

@@ -1,4 +1,4 @@
-"""Differences of points on the hyperboloid, taken so that nothing cancels; `lorentz` is built on them.
+"""Differences of points on the hyperboloid, computed without cancellation; `lorentz` is built on them.
 
 Squared norms of two points are never multiplied with each other: their roots are, so that float32 reaches as far
 as |x| |y| does (radius 44 each), float64 to radius 354.
@@ -20,8 +20,7 @@ from models.hyperbolic.ops import (
 
 
 def beyond_one(xx: Tensor) -> Tensor:
-    """sqrt(1 + s) - 1 without cancellation, from s = |x|^2; how far the unit hyperboloid's time part exceeds
-    1."""
+    """sqrt(1 + s) - 1 without cancellation, with s = |x|^2: the unit hyperboloid's time part minus 1."""
     return xx / (1 + (1 + xx).sqrt())
 
 
@@ -38,26 +37,24 @@ def chord(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     times = u + v + u * v
     same_side = xy > 0
     bottom = 2 + times + torch.where(same_side, xy, 0.0)
-    # |x ^ y| = |x| |y_perp|, divided before it is squared: the square alone is no float32 beyond radius 22.
+    # |x ^ y| = |x| |y_perp|, divided before it is squared: the square alone overflows float32 beyond radius 22.
     wedge = safe_norm(x) * (safe_norm(across(x, y)) / bottom.sqrt())
     together = square_norm(x - y) / bottom + wedge * wedge
     return 2 * torch.where(same_side, together, times - xy)
 
 
 def across(x: Tensor, y: Tensor) -> Tensor:
-    """The part of y orthogonal to x, taken from y - x where that is the shorter vector: [..., D] x 2 ->
-    [..., D]."""
+    """Component of y orthogonal to x, computed from the shorter of y - x and y: [..., D] x 2 -> [..., D]."""
     gap, radial = y - x, unit(x)
     shorter = torch.where(square_norm(gap) < square_norm(y), gap, y)
-    # What rounding leaves along x would count exp(radius) times: each time around divides it by 1e7 (float32).
+    # A rounding error along x would count exp(radius) times; each iteration divides it by 1e7 (float32).
     for _ in range(3):
         shorter = shorter - (shorter * radial).sum(-1, keepdim=True) * radial
     return shorter
 
 
 def ahead(x: Tensor, y: Tensor, aside: Tensor) -> Tensor:
-    """y_r x_t - y_t |x| on the unit hyperboloid, how far y lies beyond x along x, without cancellation:
-    [..., 1]."""
+    """y_r x_t - y_t |x| on the unit hyperboloid without cancellation: [..., 1]; the distance of y beyond x along x."""
     radial, n = unit(x), safe_norm(x)
     step, y_r = ((y - x) * radial).sum(-1, keepdim=True), (y * radial).sum(-1, keepdim=True)
     x_t, y_t = (1 + square_norm(x)).sqrt(), (1 + square_norm(y)).sqrt()
@@ -65,4 +62,5 @@ def ahead(x: Tensor, y: Tensor, aside: Tensor) -> Tensor:
     forward = (y_r > 0) & has_direction(square_norm(x))
     bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
     beyond = step * ((y_r + n) / bottom) - square_norm(n * (aside / bottom.sqrt()))
-    return torch.where(forward, beyond, y_r * x_t - y_t * n)
+    known = bottom / bottom  # 1, or NaN where the squares overflowed: a quotient by inf would be 0
+    return torch.where(forward, beyond * known, y_r * x_t - y_t * n)

@@ -1,4 +1,4 @@
-"""Curvature as a module: the value one states is the value it has, and learning keeps it positive."""
+"""Curvature as a module: the stated value is the actual value, and learning leaves it positive."""
 
 import math
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Curvature(nn.Module):
-    """c > 0 (curvature -c), stored as log c and kept between `low` and `high`.
+    """c > 0 (curvature -c), stored as log c and clamped to [low, high].
 
-    `Curvature(0.1)()` is 0.1. With learnable=False, log c is a buffer: it is saved with the model and no
-    optimiser sees it. A learnable c should carry no weight decay. Pass one module to several layers to share
-    a curvature. Calling it gives a 0-dim tensor, or a [k] tensor when `size` = k (the factors of a product).
+    `Curvature(0.1)()` is 0.1. With learnable=False, log c is a buffer: it is saved with the model, and optimisers do
+    not see it. A learnable c should have no weight decay. Pass one module to several layers to give them the same
+    curvature. Calling it returns a 0-dim tensor, or a [k] tensor when `size` = k (the factors of a product).
 
     Raises:
         ValueError: value, low or high not positive, or value not between low and high.
@@ -43,7 +43,7 @@ class Curvature(nn.Module):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Bring log c back into its bounds; call it after the optimiser's step, never in forward."""
+        """Clamp log c to its bounds; call it after the optimiser's step, never in forward."""
         self.log_c.clamp_(math.log(self.low), math.log(self.high))
 
     def extra_repr(self) -> str:

@@ -5,12 +5,12 @@ Each takes points [..., D] and returns points [..., D] of the same curvature -c;
 
 from torch import Tensor
 
-from models.hyperbolic.ops import CurvatureLike, expand_c, promote, sqrt_c, square_norm
+from models.hyperbolic.ops import CurvatureLike, expand_c, promote, sqrt_c, square_fits, square_norm
 
 
 def lorentz_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
     """Stereographic projection x / (1 + sqrt(c) x_t)."""
-    x = promote(x)
+    x = square_fits(promote(x))
     return x / (1 + (1 + expand_c(c) * square_norm(x)).sqrt())
 
 
@@ -22,7 +22,7 @@ def poincare_to_lorentz(x: Tensor, c: CurvatureLike) -> Tensor:
 
 def lorentz_to_klein(x: Tensor, c: CurvatureLike) -> Tensor:
     """Central projection x / (sqrt(c) x_t): geodesics become straight lines."""
-    x = promote(x)
+    x = square_fits(promote(x))
     return x * (1 + expand_c(c) * square_norm(x)).rsqrt()
 
 
@@ -45,5 +45,5 @@ def klein_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def rescale(x: Tensor, source: CurvatureLike, target: CurvatureLike) -> Tensor:
-    """The similar point of another curvature, sqrt(c_source / c_target) x; holds in all three charts."""
+    """The corresponding point at another curvature, sqrt(c_source / c_target) x; valid in all three charts."""
     return promote(x) * (expand_c(sqrt_c(source)) / expand_c(sqrt_c(target)))

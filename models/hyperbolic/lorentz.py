@@ -1,9 +1,10 @@
-"""The hyperboloid: a point is its space part x in R^D, its time part is x_t = sqrt(1/c + |x|^2), curvature
-is -c.
+"""The hyperboloid: a point is its space part x in R^D, its time part is x_t = sqrt(1/c + |x|^2), curvature is -c.
 
 c is a float, a 0-dim tensor or a tensor that broadcasts with the batch shape x.shape[:-1] (the factors of a
 product). Every function has finite gradients everywhere: at the origin, at coincident, collinear and
-antipodal points. Half-precision input is promoted to float32. Formulas: Nickel and Kiela 2018; cones: Ganea
+antipodal points, up to sqrt(c)|x| = 1e18 in float32 (radius 42). Further out, where squares are no float32, the
+answer is NaN, never a number; `exp0` and `project` bring every finite vector back inside, along its ray.
+Half-precision input is promoted to float32. Formulas: Nickel and Kiela 2018; cones: Ganea
 et al. 2018, Desai et al. 2023 (MERU).
 """
 
@@ -24,6 +25,7 @@ from models.hyperbolic.ops import (
     safe_sqrt,
     sinhc,
     sqrt_c,
+    square_fits,
     square_norm,
     unit,
 )
@@ -40,26 +42,25 @@ def time(x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Lorentz inner product <x, y> = x.y - x_t y_t = -(1 + q/2) / c, q from `chord`, so at most -1/c: [...,
-    D] x [..., D] -> [...]."""
+    """Lorentz inner product <x, y> = x.y - x_t y_t, at most -1/c: [..., D] x [..., D] -> [...].
+
+    Computed as -(1 + q/2) / c, with q from `chord`.
+    """
     return -(1 + chord(x, y, c).squeeze(-1) / 2) / c
 
 
 def distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Geodesic distance (2/sqrt c) asinh(sqrt(q)/2) of paired points, q from `chord`: [..., D] x 2 ->
-    [...]."""
+    """Geodesic distance (2/sqrt c) asinh(sqrt(q)/2) of paired points, q from `chord`: [..., D] x 2 -> [...]."""
     return 2 * torch.asinh(safe_sqrt(chord(x, y, c)) / 2).squeeze(-1) / sqrt_c(c)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it: near pairs lose all digits in a float32 matrix product, and TF32 is
-    kept out."""
+    """Float64 where the device has it: a float32 (or TF32) matrix product loses all digits of near pairs."""
     return x if x.device.type == "mps" else x.double()
 
 
 def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Lorentz inner products of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K];
-    c: [...]."""
+    """Lorentz inner products of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...]."""
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     x, y, c = _wide(promote(x)), _wide(promote(y)), expand_c(_wide(c) if isinstance(c, Tensor) else c)
     product = torch.cat([x, time(x, c)], -1) @ torch.cat([y, -time(y, c)], -1).transpose(-1, -2)
@@ -67,12 +68,11 @@ def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c:
-    [...].
+    """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...].
 
-    The product runs in float64 (negligible beside an encoder): a float32 product is 15-230 % wrong at a
-    distance of 1e-3. The squared chord 4 sinh^2(sqrt(c) d / 2) is off by at most a few times 2.2e-16 c |x|
-    |y|; use `distance` for pairs that are close together and far out.
+    The product runs in float64, which is cheap compared with an encoder: a float32 product is 15-230 % wrong at a
+    distance of 1e-3. The absolute error of the squared chord 4 sinh^2(sqrt(c) d / 2) is at most a few times
+    2.2e-16 c |x| |y|; use `distance` for pairs that are close together and far from the origin.
     """
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     wide_c = _wide(c) if isinstance(c, Tensor) else c
@@ -87,9 +87,9 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:
     """Lift of a tangent vector at the origin, sinh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D].
 
-    Beyond u = max_radius the direction is kept and the radius stays at max_radius.
+    Beyond u = max_radius the result has the direction of v and the radius max_radius.
     """
-    v = promote(v)
+    v = square_fits(promote(v))
     s = expand_c(c) * square_norm(v)
     inside = s.clamp(max=max_radius**2)
     return v * sinhc(inside) * (s / max_radius**2).clamp(min=1).rsqrt()
@@ -97,20 +97,18 @@ def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:
 
 def project(x: Tensor, c: CurvatureLike) -> Tensor:
     """Pull points beyond MAX_RADIUS, sqrt(c)|x| = 2^15, back to it along their ray: [..., D] -> [..., D]."""
-    x = promote(x)
+    x = square_fits(promote(x))
     return x * (expand_c(c) * square_norm(x) / 2.0**30).clamp(min=1).rsqrt()
 
 
 def log0(x: Tensor, c: CurvatureLike) -> Tensor:
-    """Tangent vector at the origin whose lift is x, asinh(u) x / u with u = sqrt(c)|x|: [..., D] -> [...,
-    D]."""
+    """Tangent vector at the origin whose lift is x, asinh(u) x / u with u = sqrt(c)|x|: [..., D] -> [..., D]."""
     x = promote(x)
     return x * asinhc(expand_c(c) * square_norm(x))
 
 
 def half_aperture(x: Tensor, c: CurvatureLike, k: float = 0.1) -> Tensor:
-    """Half-aperture asin(2k / (sqrt(c)|x|)) of the entailment cone at x, pi/2 where it would exceed it:
-    [..., D] -> [...]."""
+    """Half-aperture asin(2k / (sqrt(c)|x|)) of the entailment cone at x, at most pi/2: [..., D] -> [...]."""
     r = (expand_c(sqrt_c(c)) * safe_norm(promote(x))).squeeze(-1)
     edge = torch.full_like(r, 2 * k)
     return torch.atan2(edge, (r - edge).clamp(min=1e-30).sqrt() * (r + edge).clamp(min=1e-30).sqrt())
@@ -120,7 +118,7 @@ def exterior_angle(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Pi minus the angle at x of the triangle O x y, in [0, pi]: [..., D] x [..., D] -> [...].
 
     atan2(|y_perp|, y_r x_t - y_t |x|) with y = y_r x/|x| + y_perp on the unit hyperboloid; 0 means that y
-    lies straight behind x. Coincident points give 0; at x = 0, where no angle exists, the answer is pi/2.
+    lies straight behind x. Coincident points give 0; at x = 0, where no angle exists, the result is pi/2.
     """
     x, y = promote(x), promote(y)
     x, y = x * expand_c(sqrt_c(c)), y * expand_c(sqrt_c(c))
@@ -143,8 +141,10 @@ def _tangent_square(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def exp(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
-    """Endpoint of the geodesic from x with velocity v (space part), cosh(u) x + sinh(u) v / u: [..., D] x 2
-    -> [..., D]."""
+    """Endpoint of the geodesic from x with velocity v, cosh(u) x + sinh(u) v / u: [..., D] x 2 -> [..., D].
+
+    v and the result are space parts; u is the length of v times sqrt(c).
+    """
     x, v = promote(x), promote(v)
     s = expand_c(c) * _tangent_square(x, v, c)
     half = sinhc(s / 4)
@@ -152,8 +152,10 @@ def exp(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Velocity (space part) at x of the geodesic that reaches y at time 1, the inverse of `exp`: [..., D] x
-    2 -> [..., D]."""
+    """Velocity (space part) at x of the geodesic that reaches y at time 1: [..., D] x 2 -> [..., D].
+
+    The inverse of `exp`.
+    """
     x, y = promote(x), promote(y)
     q = chord(x, y, c)
     part, half_cosh = asinhc(q / 4), (1 + q / 4).sqrt()
@@ -161,11 +163,10 @@ def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
-    """Parallel transport of v from x to y along their geodesic, all by space parts: [..., D] x 3 -> [...,
-    D]."""
+    """Parallel transport of v from x to y along their geodesic, all by space parts: [..., D] x 3 -> [..., D]."""
     x, y, v, root_c = promote(x), promote(y), promote(v), expand_c(sqrt_c(c))
     x, y = x * root_c, y * root_c
-    # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish by themselves as y comes to x.
+    # <y, v> = y.v_perp + v_r (y_r x_t - y_t |x|) / x_t: both terms vanish as y approaches x.
     aside, outward = across(x, y), (v * unit(x)).sum(-1, keepdim=True)
     x_t, xx = time(x, 1.0), square_norm(x)
     along = (aside * v).sum(-1, keepdim=True) + outward * ahead(x, y, aside) / x_t
@@ -175,8 +176,7 @@ def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Gyrovector sum, y boosted by x: y + x (y_t' + c x.y / (1 + x_t')), with t' = sqrt(c) t: [..., D] x 2
-    -> [..., D].
+    """Gyrovector sum, y boosted by x: y + x (y_t' + c x.y / (1 + x_t')), with t' = sqrt(c) t: [..., D] x 2 -> [..., D].
 
     The isometry that takes the origin to x; the Mobius sum of the same points on the ball (Ungar 2008).
     """
@@ -191,25 +191,24 @@ def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
-    """The rotation gyr[x, y] z = -(x + y) + (x + (y + z)) by which gyrovector addition fails to associate:
-    [..., D] x 3 -> [..., D].
+    """Gyration gyr[x, y] z = -(x + y) + (x + (y + z)), a rotation of z: [..., D] x 3 -> [..., D].
 
-    In closed form; it is linear in z and the rotation of the same points x, y on the ball.
+    It measures by how much gyrovector addition fails to be associative. Closed form, linear in z; the same rotation as
+    for the same points x, y on the ball.
     """
     root_c = expand_c(sqrt_c(c))
     x, y, z = promote(x) * root_c, promote(y) * root_c, promote(z)
     x_t, y_t = time(x, 1.0), time(y, 1.0)
     a, b = 1 + x_t, 1 + y_t
     ball_x, ball_y = x / a, y / b
-    # ball_x + ball_y, written with x + y and x_t - y_t so that opposite points cancel to what is left of them.
+    # ball_x + ball_y, written with x + y and x_t - y_t so that opposite points do not lose digits.
     later = ((x - y) * (x + y)).sum(-1, keepdim=True) / (x_t + y_t)
     total = torch.where(a > b, (x + y + ball_y * later) / a, (x + y - ball_x * later) / b)
     return rotate(ball_x, ball_y, total, 2 / a, 2 / b, z, 1.0)
 
 
 def scale(t: float | Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
-    """Gyrovector product: the point t times as far from the origin; a tensor t broadcasts against x: [...,
-    D] -> [..., D]."""
+    """Gyrovector product, the point t times as far from the origin; a tensor t broadcasts: [..., D] -> [..., D]."""
     return exp0(t * log0(x, c), c, max_radius=math.inf)
 
 
@@ -219,22 +218,23 @@ def matvec(m: Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tensor:
-    """Point at share t of the way from x to y (t = 0 is x, 1 is y); a tensor t broadcasts: [..., D] x 2 ->
-    [..., D].
+    """Point at fraction t of the geodesic from x to y (t = 0 is x, 1 is y): [..., D] x 2 -> [..., D].
 
-    (sinh((1 - t) u) x + sinh(t u) y) / sinh(u) with u = sqrt(c) d(x, y): exp_x(t log_x y) without its
-    cancellation far out.
+    A tensor t broadcasts. (sinh((1 - t) u) x + sinh(t u) y) / sinh(u) with u = sqrt(c) d(x, y): equal to
+    exp_x(t log_x y) without its cancellation far from the origin.
     """
     x, y = promote(x), promote(y)
     q = chord(x, y, c)
     part = asinhc(q / 4)
-    s = q * part * part  # in this order, so that no gradient takes q alone
+    s = q * part * part  # in this order, so that no gradient has q as its only factor
     return _sinh_ratio(1 - t, s) * x + _sinh_ratio(t, s) * y
 
 
 def _sinh_ratio(t: float | Tensor, s: Tensor) -> Tensor:
-    """sinh(t u) / sinh(u) as a function of s = u^2; beyond u = 1 by exponentials of the difference, which do not
-    overflow."""
+    """sinh(t u) / sinh(u) as a function of s = u^2, without overflow.
+
+    Beyond u = 1 it is computed by exponentials of the difference.
+    """
     far, near = s > 1, s.clamp(max=1)
     u = torch.where(far, s, 1.0).sqrt()
     apart = torch.exp((t - 1) * u) * torch.expm1(-2 * t * u) / torch.expm1(-2 * u)
@@ -242,11 +242,10 @@ def _sinh_ratio(t: float | Tensor, s: Tensor) -> Tensor:
 
 
 def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: CurvatureLike) -> Tensor:
-    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or
-    0-dim.
+    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or 0-dim.
 
     The plane has the direction z_k and passes at the distance offset_k from the origin (Shimizu et al. 2021,
-    eq. 6, whose r is half of it). The length of z_k plays no part.
+    eq. 6, whose r is half of it). The length of z_k has no effect.
     """
     x, root_c = promote(x), sqrt_c(c)
     a = root_c * (x @ unit(promote(z)).transpose(-1, -2))
@@ -257,8 +256,7 @@ def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: Curvatur
 
 
 def project_tangent(x: Tensor, g: Tensor, c: CurvatureLike) -> Tensor:
-    """Riemannian gradient, a tangent vector at x, from the derivative g in the space chart: [..., D] x 2 ->
-    [..., D].
+    """Riemannian gradient, a tangent vector at x, from the derivative g in the space chart: [..., D] x 2 -> [..., D].
 
     The inverse metric in this chart is I + c x x^T.
     """

@@ -1,5 +1,4 @@
-"""Averages: the weighted midpoint (a closed form), the Frechet mean (Newton's method) and the variance about
-it.
+"""Means: the weighted midpoint (a closed form), the Frechet mean (Newton's method) and the variance about it.
 
 Points are space parts of hyperboloid points; `midpoint` also exists for the two balls, where it is the same
 point.
@@ -23,12 +22,16 @@ from models.hyperbolic.ops import (
 
 
 def midpoint(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: int = -2) -> Tensor:
-    """Lorentz centroid over `dim` (negative, not -1): [..., N, D] -> [..., D]; weights [..., N] at least 0,
-    not all 0.
+    """Lorentz centroid over `dim` (negative, not -1): [..., N, D] -> [..., D].
 
     (sum w x_t, sum w x) brought back to the hyperboloid by dividing by sqrt((T - |S|)(T + |S|)) (Law et al.
-    2019). The same point as the gyromidpoint of the ball and the Einstein midpoint of the Klein ball. c:
-    float or 0-dim.
+    2019). The same point as the gyromidpoint of the ball and the Einstein midpoint of the Klein ball.
+
+    Args:
+        x: space parts of the points.
+        c: float or 0-dim.
+        weights: [..., N], not negative and not all 0; None weighs all points equally.
+        dim: the dimension of the points.
     """
     _check_dim(dim)
     x, root_c = promote(x), expand_c(sqrt_c(c))
@@ -43,7 +46,8 @@ def midpoint(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: in
     slack = (1 + square_norm(x - along * axis)) / torch.where(same_side, x_t + along, 1.0)
     less = (w * torch.where(same_side, slack, x_t - along)).sum(dim, keepdim=True)
     more = (w * x_t).sum(dim, keepdim=True) + safe_norm(space)
-    return (space * (less * more).rsqrt() / root_c).squeeze(dim)
+    known = more / more  # 1, or NaN where the squares overflowed: 1 / sqrt(inf) would be the origin
+    return (space * (known * (less * more).rsqrt()) / root_c).squeeze(dim)
 
 
 def _check_dim(dim: int) -> None:
@@ -52,11 +56,10 @@ def _check_dim(dim: int) -> None:
 
 
 def midpoint_poincare(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, dim: int = -2) -> Tensor:
-    """Weighted gyromidpoint on the ball: [..., N, D] -> [..., D] (Ungar 2008, definition 3.53; c: float or
-    0-dim).
+    """Weighted gyromidpoint on the ball: [..., N, D] -> [..., D] (Ungar 2008, definition 3.53; c: float or 0-dim).
 
-    `midpoint` on the hyperboloid is the exact one: here, at radius 12, the gamma factors lose tens of times
-    what rounding the coordinates of float32 points does.
+    `midpoint` on the hyperboloid is exact. Here, at radius 12, the rounding error of the gamma factors is tens of times
+    that of the coordinates of float32 points.
     """
     _check_dim(dim)
     x = promote(x)
@@ -76,13 +79,18 @@ def midpoint_klein(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, d
 
 
 def frechet_mean(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, iterations: int = 12) -> Tensor:
-    """The point with least weighted mean squared distance: [..., N, D] -> [..., D]; weights [..., N]; c:
-    float or 0-dim.
+    """The point with the smallest weighted mean squared distance: [..., N, D] -> [..., D].
 
-    Newton's method from the midpoint, a fixed number of steps (quadratic: 12 are ample for points within 15
-    of the origin, whatever their weights); a step that would raise the variance is not taken and the next is
-    a quarter as long. The last step is a whole one, and carries the gradient in x, weights and c, which makes
-    it the implicit-function gradient.
+    Newton's method from the midpoint, with a fixed number of steps. It converges quadratically: 12 steps are enough
+    for points within 15 of the origin, whatever their weights. A step that would raise the variance is not taken, and
+    the next one is a quarter as long. The last step is a whole one and carries the gradient in x, weights and c, which
+    makes it the gradient of the implicit function.
+
+    Args:
+        x: space parts of the points.
+        c: float or 0-dim.
+        weights: [..., N]; None weighs all points equally.
+        iterations: number of Newton steps.
     """
     x = promote(x)
     w = torch.ones_like(x[..., 0]) if weights is None else weights
@@ -103,8 +111,10 @@ def frechet_mean(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, ite
 
 
 def _newton(mean: Tensor, x: Tensor, c: CurvatureLike, w: Tensor) -> Tensor:
-    """A Newton step, as a tangent vector at the origin to which `mean` is moved: solve with the Hessian of
-    the mean squared distance."""
+    """A Newton step for the mean squared distance, by its Hessian, as seen from `mean`.
+
+    The step is a tangent vector at the origin after the isometry that takes `mean` there.
+    """
     v = lorentz.log0(lorentz.add(-mean.unsqueeze(-2), x, c), c)
     pull = (w.unsqueeze(-1) * v).sum(-2)
     with torch.no_grad():
@@ -126,6 +136,6 @@ def frechet_variance(
     x = promote(x)
     mean = frechet_mean(x, c, weights) if mean is None else promote(mean)
     q = lorentz.chord(x, mean.unsqueeze(-2), c).squeeze(-1)
-    # d^2 = (4/c) asinh(sqrt(q)/2)^2 = (q/c) asinhc(q/4)^2: no root, so points at the mean are no exception.
+    # d^2 = (4/c) asinh(sqrt(q)/2)^2 = (q/c) asinhc(q/4)^2: no root, so points at the mean need no special case.
     d2 = q * asinhc(q / 4) ** 2 / c
     return d2.mean(-1) if weights is None else (d2 * weights).sum(-1) / weights.sum(-1)

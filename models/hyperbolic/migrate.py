@@ -1,4 +1,4 @@
-"""Weights trained with HypLL 0.1, in our layers.
+"""Import of weights trained with HypLL 0.1.
 
 HypLL's parameters are tensor subclasses that torch.load(weights_only=True) refuses. In an environment that
 has HypLL:
@@ -23,17 +23,20 @@ from models.hyperbolic.nn.module import HyperbolicModule
 
 @torch.no_grad()
 def load_hypll(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a HypLL state dict into `module`, whose layers have the same attribute names; see docs/coming-
-    from-hypll.md.
+    """Copy a HypLL state dict into `module`, whose layers have the same attribute names.
 
-    Tangent vectors get the length they have in the layer's model, and embeddings, which are points in HypLL,
-    become what the table holds. Ordinary torch layers in the module are loaded as they are. Running
-    statistics, which HypLL does not have, keep their initial values: call `recalibrate` or train on before
-    using eval mode.
+    See docs/coming-from-hypll.md. Tangent vectors get the length they have in the layer's model; embeddings, which are
+    points in HypLL, become rows of the table (tangent vectors or points). Ordinary torch layers in the module are
+    loaded as they are. Running statistics, which HypLL does not have, stay at their initial values: call `recalibrate`
+    or train on before using eval mode.
+
+    Args:
+        module: receives the weights.
+        state: the HypLL state dict, as plain tensors (see the module's docstring).
 
     Raises:
         ValueError: a missing or unused tensor, a shape that does not fit, a batch-norm weight that is not
-        positive, or a curvature that differs from the layer's.
+            positive, or a curvature that differs from the layer's.
     """
     left = dict(state)
     for name, layer in module.named_modules():
@@ -61,7 +64,7 @@ def load_hypll(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     left = {k: v for k, v in left.items() if not k.endswith("c.value")}
     if left:
         raise ValueError(
-            f"nothing in the model takes these tensors: {', '.join(left)}; name its layers as in HypLL"
+            f"no layer of the model takes these tensors: {', '.join(left)}; name its layers as in HypLL"
         )
 
 
@@ -72,12 +75,12 @@ def _copy(target: Tensor | None, left: dict[str, Tensor], key: str, change=lambd
         raise ValueError(f"the state dict has no {key!r}; it has {', '.join(left) or 'nothing left'}")
     value = change(left.pop(key))
     if value.shape != target.shape:
-        raise ValueError(f"{key!r} has shape {list(value.shape)} where {list(target.shape)} is wanted")
+        raise ValueError(f"{key!r} has shape {list(value.shape)}, expected {list(target.shape)}")
     target.copy_(value)
 
 
 def _rows(x: Tensor, layer: Embedding) -> Tensor:
-    """What the table holds in the place of HypLL's points of the ball."""
+    """Rows of the table from HypLL's points of the ball."""
     c = layer.curvature()
     if layer.points:
         return isometry.poincare_to_lorentz(x, c) if layer.model == "lorentz" else x
@@ -93,7 +96,7 @@ def _unsoftplus(weight: Tensor, at: str) -> Tensor:
 
 
 def _check_curvature(prefix: str, layer: HyperbolicModule, left: Mapping[str, Tensor]) -> None:
-    """HypLL's stated value goes through a softplus: Curvature(0.1) is 0.744."""
+    """Compare curvatures; HypLL's stated value goes through a softplus: its Curvature(0.1) is 0.744."""
     for key in (f"{prefix}manifold.c.value", f"{prefix}norm.manifold.c.value"):
         if key in left:
             theirs, ours = float(nn.functional.softplus(left[key])), float(layer.curvature())
@@ -105,7 +108,7 @@ def _check_curvature(prefix: str, layer: HyperbolicModule, left: Mapping[str, Te
 
 @torch.no_grad()
 def recalibrate(module: nn.Module, batches) -> None:
-    """Fill the running statistics of batch norms with the averages over `batches`, one module(batch) each."""
+    """Set the running statistics of batch norms to the averages over `batches`, calling module(batch) for each."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept, mode = [m.momentum for m in norms], module.training
     for norm in norms:

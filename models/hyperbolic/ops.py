@@ -1,8 +1,8 @@
-"""Scalar building blocks with right values and finite gradients at zero, which sqrt and division do not have.
+"""Scalar functions with correct values and finite gradients at zero, which sqrt and division do not have.
 
 The quotients take the *squared* argument: sinh(u)/u is an even function, so in s = u^2 it is smooth through
-zero and no norm has to be taken, shifted or clamped. Below the threshold of each a power series is used, at
-float64 accuracy. Shapes: everything here is elementwise, except the norms, which reduce one dimension.
+zero, and no norm has to be computed, shifted or clamped. Below its threshold each uses a power series of float64
+accuracy. Shapes: all functions are elementwise, except the norms, which reduce one dimension.
 """
 
 import math
@@ -16,33 +16,33 @@ x.shape[:-1]."""
 
 
 def promote(x: Tensor) -> Tensor:
-    """Float16 and bfloat16 to float32: hyperbolic geometry has no meaning in eight bits of mantissa."""
+    """Float16 and bfloat16 to float32: hyperbolic geometry needs more digits than they have."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def sqrt_c(c: CurvatureLike) -> CurvatureLike:
-    """Square root of a curvature, whichever type it has."""
+    """Square root of a curvature, float or tensor."""
     return c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
 
 
 def expand_c(c: CurvatureLike) -> CurvatureLike:
-    """C with a trailing axis, ready to meet tensors of shape [..., D]."""
+    """c with a trailing axis, which broadcasts with tensors of shape [..., D]."""
     return c.unsqueeze(-1) if isinstance(c, Tensor) else c
 
 
 def safe_sqrt(s: Tensor) -> Tensor:
-    """Square root whose value and gradient are zero at (and below) zero."""
-    positive = s > torch.finfo(s.dtype).tiny
-    return torch.where(positive, torch.where(positive, s, 1.0).sqrt(), 0.0)
+    """Square root whose value and gradient are zero at (and below) zero; NaN stays NaN."""
+    zero = s <= torch.finfo(s.dtype).tiny
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, s).sqrt())
 
 
 def square_norm(x: Tensor, dim: int = -1) -> Tensor:
-    """Sum of squares over `dim`, kept: [..., D] -> [..., 1]."""
+    """Sum of squares over `dim`, as a dimension of size 1: [..., D] -> [..., 1]."""
     return _SquareNorm.apply(x, dim)
 
 
 class _SquareNorm(torch.autograd.Function):
-    """One pass over the large tensor on the way back, where autograd's chain takes three."""
+    """One pass over the large tensor in the backward pass, where autograd's chain takes three."""
 
     generate_vmap_rule = True
 
@@ -61,13 +61,12 @@ class _SquareNorm(torch.autograd.Function):
 
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
-    """Euclidean norm over `dim`, kept, with zero gradient at zero: [..., D] -> [..., 1]."""
+    """Euclidean norm over `dim`, with zero gradient at zero: [..., D] -> [..., 1]."""
     return _Norm.apply(x, dim)
 
 
 class _Norm(torch.autograd.Function):
-    """Through the root of the square, a small gradient on a long vector would be divided below the least
-    float."""
+    """Norm with a gradient of its own: through the root of the square, a small gradient on a long vector underflows."""
 
     generate_vmap_rule = True
 
@@ -85,26 +84,33 @@ class _Norm(torch.autograd.Function):
         return x / torch.where(norm > 0, norm, 1.0) * grad, None
 
 
+def square_fits(x: Tensor) -> Tensor:
+    """Shorten x along its ray until no coordinate exceeds 1e16: [..., D] -> [..., D].
+
+    The squared norm of the result is finite in float32.
+    """
+    return x / (x.detach().abs().amax(-1, keepdim=True) / 1e16).clamp(min=1)
+
+
 def has_direction(s: Tensor) -> Tensor:
     """Whether a squared norm is large enough for its power -3/2, which the gradient of a direction needs."""
     return s > torch.finfo(s.dtype).tiny ** 0.6
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """x / |x|; vectors without a direction (|x| below 4e-12 in float32) stay and pass their gradient
-    unchanged."""
+    """x / |x|; vectors without a direction (|x| below 4e-12 in float32) and their gradients are returned unchanged."""
     s = square_norm(x, dim)
-    # Not times rsqrt, whose gradient takes the power -3/2: no float32 beyond |x| = 1e12.
+    # Not times rsqrt, whose gradient takes the power -3/2: it overflows float32 beyond |x| = 1e12.
     return x / torch.where(has_direction(s), s, 1.0).sqrt()
 
 
 def safe_atan2(a: Tensor, b: Tensor) -> Tensor:
-    """atan2(a, b) with value and gradient zero where both arguments vanish."""
+    """atan2(a, b) with value and gradient zero where both arguments vanish; NaN stays NaN."""
     # The angle does not depend on the size, and squares of large arguments (in atan2's gradient) overflow.
     size = torch.maximum(a.detach().abs(), b.detach().abs()).clamp(min=1)
     a, b = a / size, b / size
-    nonzero = a * a + b * b > torch.finfo(a.dtype).tiny
-    return torch.where(nonzero, torch.atan2(torch.where(nonzero, a, 0.0), torch.where(nonzero, b, 1.0)), 0.0)
+    zero = a * a + b * b <= torch.finfo(a.dtype).tiny
+    return torch.where(zero, 0.0, torch.atan2(torch.where(zero, 0.0, a), torch.where(zero, 1.0, b)))
 
 
 _SINH = [n / math.factorial(2 * n + 1) for n in range(1, 10)]
@@ -115,19 +121,19 @@ _ATANH = [n / (2 * n + 1) for n in range(1, 13)]
 
 
 def _positive_root(s: Tensor) -> Tensor:
-    """sqrt(s), at least a number small enough that sinh, asinh, tanh and atanh of it are itself."""
+    """sqrt(s), or at least a number so small that it equals its sinh, asinh, tanh and atanh."""
     return s.clamp(min=1e-30).sqrt()
 
 
 def above(s: Tensor, threshold: float) -> Tensor:
-    """1 where s > threshold, else 0; a blend by it costs a fifth of torch.where, which CPUs do one by one."""
+    """1 where s > threshold, else 0; a blend by it takes a fifth of the time of torch.where on CPUs."""
     return (s.detach() - threshold).sign().clamp(min=0)
 
 
 def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: Tensor | float) -> Tensor:
     """by * exact / (2 s), where `exact` is a difference that cancels near zero; there the derivative's series.
 
-    `by` is the gradient that comes in: where it is large, exact / (2 s) alone may be too small for a float.
+    `by` is the incoming gradient: where it is large, exact / (2 s) alone may underflow.
     """
     # The coefficients are cut for float64 at the threshold; float32 needs 5 of them.
     used = series if s.dtype == torch.float64 else series[:5]
@@ -139,7 +145,7 @@ def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: 
 
 
 class _Quotient(torch.autograd.Function):
-    """A function of s = u^2: one node of the graph, which keeps s and the value, instead of thirty."""
+    """A function of s = u^2: one node of the graph, which stores s and the value, instead of thirty."""
 
     generate_vmap_rule = True
 
@@ -220,8 +226,7 @@ def atanhc(s: Tensor) -> Tensor:
 def _asinh(x: Tensor) -> Tensor:
     """asinh(x) without a gradient; |x| below 1e19 in float32.
 
-    torch.asinh is not vectorised on CPUs (ten times the cost of this); same digits: log1p(|x| + x^2 / (1 +
-    root)).
+    torch.asinh is not vectorised on CPUs and takes ten times as long. The same digits by log1p(|x| + x^2 / (1 + root)).
     """
     root = torch.addcmul(x.new_ones(()), x, x).sqrt_()
     size = x.abs()

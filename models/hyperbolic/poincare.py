@@ -1,9 +1,8 @@
-"""The Poincare ball: points x in R^D with c|x|^2 < 1, curvature -c, conformal factor lambda_x = 2 / (1 -
-c|x|^2).
+"""The Poincare ball: points x in R^D with c|x|^2 < 1, curvature -c, conformal factor lambda_x = 2 / (1 - c|x|^2).
 
-c as in `lorentz`. Gradients are finite at the origin and at coincident points. Near the boundary the
-coordinates themselves run out of digits (a float32 point at distance 15 from the origin is 1 - |x| = 6e-7
-from the sphere): work on the hyperboloid and come here to look. Formulas: Ungar 2008, Ganea et al. 2018.
+c as in `lorentz`. Gradients are finite at the origin and at coincident points. Near the boundary the coordinates
+themselves run out of digits (a float32 point at distance 15 from the origin is 1 - |x| = 6e-7 from the sphere):
+compute on the hyperboloid and convert results. Formulas: Ungar 2008, Ganea et al. 2018.
 """
 
 import math
@@ -19,6 +18,7 @@ from models.hyperbolic.ops import (
     promote,
     safe_sqrt,
     sqrt_c,
+    square_fits,
     square_norm,
     tanhc,
     unit,
@@ -35,9 +35,11 @@ def conformal(x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def project(x: Tensor, c: CurvatureLike, margin: float | None = None) -> Tensor:
-    """Pull points outside the ball back to sqrt(c)|x| = 1 - margin (float32 1e-6, float64 1e-14): [..., D]
-    -> [..., D]."""
-    x = promote(x)
+    """Pull points outside the ball back to sqrt(c)|x| = 1 - margin: [..., D] -> [..., D].
+
+    The default margin is 1e-6 in float32 and 1e-14 in float64.
+    """
+    x = square_fits(promote(x))
     margin = margin if margin is not None else _margin(x)
     s = expand_c(c) * square_norm(x)
     return x * (s / (1 - margin) ** 2).clamp(min=1).rsqrt()
@@ -53,14 +55,12 @@ def inner(x: Tensor, u: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Geodesic distance (2/sqrt c) asinh(sqrt(c)|x-y| / sqrt((1-c|x|^2)(1-c|y|^2))) of pairs: [..., D] x 2
-    -> [...]."""
+    """Geodesic distance (2/sqrt c) asinh(sqrt(c)|x-y| / sqrt((1-c|x|^2)(1-c|y|^2))) of pairs: [..., D] x 2 -> [...]."""
     return 2 * torch.asinh(safe_sqrt(_half_sinh(x, y, c))).squeeze(-1) / sqrt_c(c)
 
 
 def _half_sinh(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """sinh^2 of half the distance on the unit ball, c|x-y|^2 / ((1-c|x|^2)(1-c|y|^2)): [..., D] x 2 -> [...,
-    1]."""
+    """sinh^2 of half the distance on the unit ball, c|x-y|^2 / ((1-c|x|^2)(1-c|y|^2)): [..., D] x 2 -> [..., 1]."""
     x, y = promote(x), promote(y)
     return expand_c(c) * square_norm(x - y) / (_inside(x, c) * _inside(y, c))
 
@@ -72,11 +72,9 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
-    """Mobius sum of x and y, the image of y under the translation that takes 0 to x: [..., D] x 2 -> [...,
-    D].
+    """Mobius sum of x and y, the image of y under the translation that takes 0 to x: [..., D] x 2 -> [..., D].
 
-    Regrouped by x + y, so that opposite points cancel to what is left of them and the denominator stays
-    positive.
+    Regrouped by x + y, so that for opposite points only their sum remains and the denominator is always positive.
     """
     x, y, k = promote(x), promote(y), expand_c(c)
     total = x + y
@@ -90,14 +88,13 @@ def difference(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def exp0(v: Tensor, c: CurvatureLike, max_radius: float | None = None) -> Tensor:
-    """Exponential map at the origin, tanh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D]. d(0, exp0(v))
-    = 2|v|.
+    """Exponential map at the origin, tanh(u) v / u with u = sqrt(c)|v|: [..., D] -> [..., D]. d(0, exp0(v)) = 2|v|.
 
-    Beyond u = max_radius (default: the margin of `project`, 7.25 in float32 and 16.5 in float64) the direction is
-    kept and the point stays there: further out tanh rounds to 1, a point on the boundary, which has no distance
-    to anything.
+    Beyond u = max_radius (default: the margin of `project`, 7.25 in float32 and 16.5 in float64) the result has the
+    direction of v and the radius max_radius: further out tanh rounds to 1, a point on the boundary, at an infinite
+    distance from all others.
     """
-    v = promote(v)
+    v = square_fits(promote(v))
     s = expand_c(c) * square_norm(v)
     most = (math.atanh(1 - _margin(v)) if max_radius is None else max_radius) ** 2
     return v * tanhc(s.clamp(max=most)) * (s / most).clamp(min=1).rsqrt()
@@ -121,10 +118,10 @@ def log(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
-    """The rotation gyr[x, y] z in closed form; z may be a point or a tangent vector: [..., D] x 3 -> [...,
-    D].
+    """Gyration gyr[x, y] z, a rotation of z, in closed form: [..., D] x 3 -> [..., D].
 
-    Regrouped by x + y as `add` is: exact at y = -x, with a denominator that stays positive.
+    z is a point or a tangent vector. Regrouped by x + y as `add` is: exact at y = -x, with a denominator that is always
+    positive.
     """
     x, y, z = promote(x), promote(y), promote(z)
     return rotate(x, y, x + y, _inside(x, c), _inside(y, c), z, expand_c(c))
@@ -133,8 +130,10 @@ def gyration(x: Tensor, y: Tensor, z: Tensor, c: CurvatureLike) -> Tensor:
 def rotate(
     x: Tensor, y: Tensor, total: Tensor, inside_x: Tensor, inside_y: Tensor, z: Tensor, k: CurvatureLike
 ) -> Tensor:
-    """gyr[x, y] z from total = x + y and inside_x = 1 - k|x|^2, inside_y likewise, which the hyperboloid
-    knows exactly."""
+    """Gyration gyr[x, y] z from total = x + y, inside_x = 1 - k|x|^2 and inside_y = 1 - k|y|^2.
+
+    The hyperboloid knows the three exactly.
+    """
     square = k * square_norm(total)
     along, yz = (total * z).sum(-1, keepdim=True), (y * z).sum(-1, keepdim=True)
     turn = (along * inside_y + yz * square) * x - (along - yz * inside_x) * total
@@ -147,8 +146,7 @@ def transport(x: Tensor, y: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def scale(t: float | Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
-    """Mobius scalar product: the point t times as far from the origin; a tensor t broadcasts: [..., D] ->
-    [..., D]."""
+    """Mobius scalar product: the point t times as far from the origin; a tensor t broadcasts: [..., D] -> [..., D]."""
     return exp0(t * log0(x, c), c)
 
 
@@ -158,13 +156,12 @@ def matvec(m: Tensor, x: Tensor, c: CurvatureLike) -> Tensor:
 
 
 def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: CurvatureLike) -> Tensor:
-    """Point at share t of the way from x to y; a tensor t broadcasts: [..., D] x 2 -> [..., D]."""
+    """Point at fraction t of the geodesic from x to y; a tensor t broadcasts: [..., D] x 2 -> [..., D]."""
     return exp(x, t * log(x, y, c), c)
 
 
 def hyperplane_distance(x: Tensor, z: Tensor, offset: Tensor | None, c: CurvatureLike) -> Tensor:
-    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or
-    0-dim.
+    """Signed distances to K hyperplanes: x [..., D], z [K, D], offset [K] or None -> [..., K]; c a float or 0-dim.
 
     asinh(sqrt(c) lambda_x x.z^ cosh(u) - (lambda_x - 1) sinh(u)) / sqrt(c) with u = sqrt(c) offset; the
     offset is the distance of the plane from the origin (Shimizu et al. 2021, eq. 6, whose r is half of it).

@@ -1,8 +1,8 @@
 """A product of k hyperbolic factors of dimension d, each with its own curvature, as one batched operation.
 
 Points are [..., k*d] tensors of space parts; c is a [k] tensor (or one number for all factors). PHyCLIP
-(ICLR 2026) uses the mean of the factors' distances; the Riemannian distance of the product is their root of
-sum of squares.
+(ICLR 2026) uses the mean of the factors' distances; the Riemannian distance of the product is the root of the sum of
+their squares.
 """
 
 from collections.abc import Callable

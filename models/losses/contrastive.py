@@ -1,9 +1,9 @@
-"""The contrast of all rows at the cost of CLIP's: block by block one matrix product and one pointwise pass.
+"""The contrastive loss of all rows at the cost of CLIP's: per block one matrix product and one pointwise pass.
 
 Every matrix of scores serves the cross-entropies of its rows and, where the queries are found among the keys
-too, of its columns. The gradient is made on the way forward, while a block is in the cache; what is kept for
-backward is a gradient the size of the points. A matrix that fits into one block is computed once; a larger one
-is streamed: computed again for the gradient if it has columns, with memory for one block at a time.
+too, of its columns. The gradient is computed in the forward pass, while a block is in the cache; the activation
+memory of the loss is a gradient of the size of the points. A matrix that fits into one block is computed once; a
+larger one is streamed: computed again for the gradient if it has columns, with memory for one block at a time.
 
 On the unit hyperboloid (x <- sqrt(c) x, u = x_t - 1 = |x|^2 / (1 + x_t)) the distance is arcosh(1 + h) with
     h = u_x u_y + u_x + u_y - x.y = [x, u_x, 1] . [-y, u_y + 1, u_y],
@@ -28,10 +28,10 @@ NEAR = 1e-2  # of u_x u_y + u_x + u_y: below it a float32 product has lost two o
 
 @dataclass(frozen=True)
 class PairLoss:
-    """Cross-entropies on one matrix of scores between two sets of points, given by their places.
+    """Cross-entropies on one matrix of scores between two sets of points, given by their indices.
 
-    Row i picks key `target[i]` [Q], each with the weight `weight` (0-dim); if `back` [K] is given, key j also
-    picks query `back[j]` among the rows, with the weight `reverse_weight`.
+    The target of row i is key `target[i]` [Q]; all rows have the weight `weight` (0-dim). With `reverse_target` [K],
+    the target of key j among the rows is `reverse_target[j]`, with the weight `reverse_weight`.
     """
 
     query: int
@@ -53,10 +53,10 @@ def contrast(
 
     Args:
         points: sets of points [N, D], float32 or float64, all of one type.
-        tables: which of them are compared.
+        tables: pairs of sets to compare, with their targets.
         scale: inverse temperature, 0-dim.
         curvature: c > 0 of the hyperboloid, or [k] of a product's factors; None for cosines of unit vectors.
-        pairs_at_once: most entries of k x Q x K held at once.
+        pairs_at_once: maximum number of entries of k x Q x K in memory.
 
     Returns:
         The total, and [tables, 2] sums of the cross-entropies of rows and of columns (detached; 0 without).
@@ -134,7 +134,7 @@ def _run(space: "_Sphere", table: PairLoss, sums: Tensor, pairs_at_once: int, wa
 
 
 def _inside(reverse_target: Tensor, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Place in the span of the queries that keys pick there, and those keys."""
+    """Positions within the span of the queries that are targets of keys, and those keys."""
     keys = ((reverse_target >= span[0]) & (reverse_target < span[1])).nonzero()[:, 0]
     return reverse_target[keys] - span[0], keys
 
@@ -150,7 +150,7 @@ class _Near:
 
     @classmethod
     def of(cls, index: tuple[Tensor, Tensor, Tensor], rows: Tensor, keys: Tensor, root_c: Tensor) -> "_Near":
-        """In float64, so that not even sqrt(c) x is rounded."""
+        """Build it in float64, so that not even sqrt(c) x is rounded."""
         (factor, row, column), size = index, (len(root_c), -1)
         wide = root_c.double()[factor, None]
         x = rows.unflatten(1, size)[row, factor].double() * wide
@@ -162,11 +162,11 @@ class _Near:
 
 @dataclass
 class _Block:
-    """Scores [q, K] of a span of queries and what their gradient needs.
+    """Scores [q, K] of a span of queries and the values that their gradient needs.
 
-    query [k, q, e] and key [k, K, e] are the charts that were multiplied (unit vectors on the sphere), `far`
-    [k, q, K] the distances in the factors (None where the scores stand for them), `stretch` dh / d far, infinite
-    at pairs that do not go through h.
+    query [k, q, e] and key [k, K, e] are the charts that were multiplied (unit vectors on the sphere), `distance`
+    [k, q, K] the distances in the factors (None where the scores are proportional to them), `stretch` dh / d distance,
+    infinite at pairs that do not go through h.
     """
 
     span: tuple[int, int]
@@ -179,12 +179,12 @@ class _Block:
 
 
 class _Sphere:
-    """Cosines of unit vectors, and the gradient that the slopes of a loss by its scores make."""
+    """Cosines of unit vectors, and the gradient computed from the derivatives of a loss by its scores."""
 
     def __init__(self, scale: Tensor, points: Sequence[Tensor], factors: int = 1) -> None:
         self.scale, self.points, self.factors = scale, points, factors
         self.moment = scale.new_zeros(factors)  # sum over all pairs of slope times distance, or times score
-        # What a set has gathered: weighted sums of the points that it was multiplied with.
+        # Sums per set of the points that it was multiplied with, weighted.
         self.pulled: dict[int, Tensor] = {}
 
     def block(self, table: PairLoss, span: tuple[int, int]) -> _Block:
@@ -199,7 +199,7 @@ class _Sphere:
         self._gather(self.pulled, table.key, everything, slopes.T[None], block.query)
 
     def gradients(self) -> Iterator[Tensor]:
-        """By the scale, the curvatures and every set of points."""
+        """Gradients by the scale, the curvatures and every set of points, in this order."""
         yield self.moment[0] / self.scale
         yield self.scale.new_zeros(0)
         for place, points in enumerate(self.points):
@@ -208,7 +208,7 @@ class _Sphere:
     def _gather(
         self, held: dict[int, Tensor], place: int, span: tuple[int, int], weight: Tensor, with_: Tensor
     ) -> Tensor:
-        """Add a product to what a span of a set holds; returns the span's part."""
+        """Add a product to the sum of a span of a set; returns the span's part."""
         if place not in held and span == (0, len(self.points[place])):
             held[place] = weight @ with_
             return held[place]
@@ -265,7 +265,7 @@ class _Hyperboloids(_Sphere):
         ):
             x, x_t, y, y_t = own[..., :-2], own[..., -2:-1] + 1, other[..., :-2], other[..., -2:-1] + 1
             if pairs.dtype != slopes.dtype:
-                # So near to each other that what both sums have in common must go before float32.
+                # So close to each other that the common part of both sums must cancel before float32.
                 apart = torch.addcmul(pairs @ y, x, (pairs @ y_t) / x_t, value=-1).to(slopes.dtype)
                 parts.append(self._add(place, span, apart))
             else:
@@ -326,7 +326,7 @@ def _as_key(chart: Tensor) -> Tensor:
 
 
 def _close(h: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Index (factor, query, key) of the pairs whose h is lost to cancellation; None without any."""
+    """Index (factor, query, key) of the pairs whose h is lost to cancellation; None without such pairs."""
     u, v = query[..., -2, None], key[..., -2]
     most = v.amax(-1)[:, None, None]
     bound = NEAR * (u * (1 + most) + most)  # at least the bound of each pair of a row
@@ -340,7 +340,7 @@ def _close(h: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TF32 and no bfloat16 inside float32 products, whatever the caller has allowed for the towers."""
+    """No TF32 and no bfloat16 inside float32 products, whatever the caller allows for the towers."""
     allowed = torch.get_float32_matmul_precision()
     if allowed == "highest":
         yield

@@ -5,8 +5,9 @@ exterior angle at the general x is theta = atan2(a, b) with b = y_r x_t - y_t n,
 their distance D. Its gradient lies in the plane of e and f:
     by y: ((b + a^2 n / y_t) f - a cosh D / y_t e) / sinh^2 D
     by x: (-(b y_r + a^2 x_t) / n f + a cosh D / x_t e) / sinh^2 D.
-The half-aperture is asin(2K / n), so its derivative by n is -2K / (n sqrt(n^2 - 4K^2)). (Ganea et al. 2018; MERU,
-Desai et al. 2023; what cancels is taken from y - x as in `lorentz.exterior_angle`, the plain twin.)
+The half-aperture is asin(2K / n), so its derivative by n is -2K / (n sqrt(n^2 - 4K^2)) (Ganea et al. 2018; MERU,
+Desai et al. 2023). Cancelling terms are computed from y - x as in `lorentz.exterior_angle`, the reference
+implementation by autograd.
 """
 
 from typing import Any
@@ -30,17 +31,17 @@ def cone_excess(general: Tensor, specific: Tensor, curvature: Tensor, eta: float
 class _ConeExcess(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, c: Tensor, eta: float, k: float) -> Tensor:
-        # Row sums; from here on everything of [...] is float64, which costs nothing.
+        # Row sums; from here on tensors [...] are float64, at no measurable cost.
         xx, xy = _square(x), torch.linalg.vecdot(x, y).double()
         directed = has_direction(xx.to(x.dtype))
         inverse = torch.where(directed, xx, 1.0).reciprocal()
-        # The shorter of y - x and y: the part across x is taken from it, and rounded as it is.
+        # The shorter of y - x and y: the part across x is computed from it, and so is the rounding error.
         near = xy > 0.5 * xx
         short = torch.addcmul(y, x, -near.to(x.dtype)[..., None])
         along_x, ss = torch.linalg.vecdot(short, x).double(), _square(short)
         share = torch.where(directed, along_x * inverse, 0.0)
         aside = short.addcmul_(x, share.to(x.dtype)[..., None], value=-1)
-        # As in `chord.across`: what rounding leaves along x counts exp(radius) times.
+        # As in `chord.across`: a rounding error along x counts exp(radius) times.
         for _ in range(2):
             left = torch.linalg.vecdot(aside, x).double() * inverse * directed
             aside = aside.addcmul_(x, left.to(x.dtype)[..., None], value=-1)
@@ -52,7 +53,7 @@ class _ConeExcess(torch.autograd.Function):
         x_t, y_t = (1 + c * xx).sqrt(), (1 + yy).sqrt()
         forward = y_r > 0
         bottom = torch.where(forward, y_r * x_t + y_t * n, 1.0)
-        # Roots before products: n^2 a^2 and b^2 are no float64 beyond radius 178.
+        # Roots before products: n^2 a^2 and b^2 overflow float64 beyond radius 178.
         beyond = step * ((y_r + n) / bottom) - (n * (a / bottom.sqrt())).square()
         b = torch.where(forward, beyond, y_r * x_t - y_t * n)
         sinh = torch.hypot(a, b)
@@ -62,7 +63,7 @@ class _ConeExcess(torch.autograd.Function):
         outside = (n - edge) * (n + edge)
         aperture = torch.atan2(edge, outside.clamp(min=1e-30).sqrt())
         excess = angle - eta * aperture
-        # Factors of f and e in the gradient, over the lengths of the vectors that stand for f and e.
+        # Factors of f and e in the gradient, over the lengths of the vectors used for f and e.
         each = torch.where(apart, sinh, 1.0).reciprocal() * (apart & directed)
         coth = torch.hypot(sinh, torch.ones_like(sinh)) * each
         along = torch.where(directed, n, 1.0).reciprocal() * directed

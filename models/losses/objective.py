@@ -1,10 +1,12 @@
-"""The training loss as two tables of rows: contrast (who finds whom) and entailment (who contains whom).
+"""The training loss as two tables of rows: contrastive and entailment terms.
 
 HyCoCLIP (Pal et al., ICLR 2025, arXiv 2410.06912), PHyCLIP (ICLR 2026, the same rows in a product of
 hyperboloids), MERU (Desai et al., ICML 2023) and CLIP (Radford et al. 2021) are different rows of the same
-tables. Legend: B samples and P boxes of this process, K keys of all
-processes, D dim. A node is a set of embeddings of one type: "image" and "text" have a row a sample,
-"image_box" and "text_box" a row a box, and `owner` [P] tells to which sample of the batch each box belongs.
+tables.
+
+A node is a set of embeddings of one type: "image" and "text" have one row per sample, "image_box" and "text_box" one
+row per box, and `owner` [P] is the index of each box's sample in the batch.
+Legend: B samples and P boxes of this process, K keys of all processes, D dim.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,14 +34,14 @@ BOXES: tuple[Node, ...] = ("image_box", "text_box")
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastRow:
-    """Cross-entropy of each `query` picking its own sample among the `key`s of the global batch."""
+    """Cross-entropy of each `query` over the `key`s of the global batch, with its own sample as target."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     query: Node
-    """Node whose embeddings search; text_box and image_box have a row per box."""
+    """Node whose embeddings are the queries; text_box and image_box have a row per box."""
     key: Whole
-    """Node that is searched, a whole image or text."""
+    """Node whose embeddings are the keys: whole images or texts."""
     weight: float
     """Factor of the term in the loss."""
 
@@ -89,7 +91,7 @@ class ObjectiveConfig:
 
     @property
     def uses_boxes(self) -> bool:
-        """Whether any row needs the parts; if not, they need not be read or encoded."""
+        """Whether any row uses boxes; if none does, they need not be read or encoded."""
         rows = [(row.query, row.key) for row in self.contrast]
         rows += [(row.general, row.specific) for row in self.entailment]
         return any(node in BOXES for pair in rows for node in pair)
@@ -130,8 +132,12 @@ def scores(
     key: Float[Tensor, "K D"],
     curvature: Tensor | float = 1.0,
 ) -> Float[Tensor, "Q K"]:
-    """Similarity of all pairs: minus the distance of Lorentz points (of a product, minus the mean of its factors'
-    distances; it has as many as `curvature` [k] has entries), the cosine of Euclidean unit vectors."""
+    """Similarity of all pairs: [Q, D] x [K, D] -> [Q, K].
+
+    - lorentz: minus the geodesic distance
+    - product: minus the mean of the factors' distances; `curvature` [k] has one entry per factor
+    - euclid: the cosine of unit vectors
+    """
     if geometry == "lorentz":
         return -lorentz.pairwise_distance(query, key, curvature)
     if geometry == "product":
@@ -157,12 +163,17 @@ def loss(
 
     Args:
         nodes: embeddings by node name; the box nodes may be absent if no row uses them, and may be empty.
-        owner: which sample of this process's batch each box belongs to.
+        owner: for each box, the index of its sample in this process's batch.
         scale: inverse temperature, a factor of the scores.
         curvature: c > 0, 0-dim, or [k] for a product; unused in Euclidean geometry.
+        config: rows of contrastive and entailment terms, with their weights.
+        geometry: space in which the embeddings lie.
         distributed: take the keys of all ranks. Every rank needs the same B (not the same P); the mean of the
-            ranks' losses, and of their gradients, is then what one process with the whole batch would have.
-        entailment_share: factor of all entailment weights, for a recipe that lets them rise.
+            ranks' losses, and of their gradients, is then the one of a single process with the whole batch.
+        entailment_share: factor of all entailment weights, for a recipe that raises them during training.
+
+    Raises:
+        ValueError: entailment rows in Euclidean geometry.
     """
     if geometry == "euclid" and config.entailment:
         raise ValueError("entailment rows need geometry 'lorentz' or 'product'; drop them or change it")
@@ -224,7 +235,7 @@ def loss(
 def _matrices(
     rows: Sequence[ContrastRow], two_ways: bool
 ) -> Iterator[tuple[ContrastRow, ContrastRow | None]]:
-    """The matrices of scores that the rows need: where two rows are each other's transposes, one for both."""
+    """The score matrices of the rows; two rows that are each other's transposes have one matrix."""
     left = list(rows)
     while left:
         row = left.pop(0)
@@ -241,7 +252,7 @@ def _factors(curvature: Tensor | float) -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks, in rank order; the gradient of a row flows back to the rank it came from."""
+    """Rows of all ranks, in rank order; the gradient of a row flows back to its own rank."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -266,7 +277,7 @@ def _gather(rows: Tensor) -> Tensor:
 
 
 def _mean_over_ranks(count: int, device: torch.device) -> Tensor:
-    """Boxes a rank on average: with it each rank's sum over its boxes makes an unbiased global mean."""
+    """Mean number of boxes per rank: each rank's sum over its boxes divided by it gives an unbiased global mean."""
     total = torch.tensor(float(count), device=device)
     dist.all_reduce(total)
     return total / dist.get_world_size()

@@ -1,8 +1,8 @@
 """Poincare ResNet (van Spengler et al., ICCV 2023): the network of `models.resnets.resnet` in hyperbolic layers.
 
-Pixels are tangent vectors at the origin, so their lift exp_0 is the first layer's own input; every convolution,
-batch norm and residual sum after it takes tangent vectors and gives them (`models.hyperbolic.nn`), and ReLU and
-the pooling act on them directly. Legend: B batch, H W space, K classes, D width of the last stage.
+Pixels are tangent vectors at the origin, so their lift exp_0 is part of the first layer; every convolution, batch
+norm and residual sum takes and returns tangent vectors (`models.hyperbolic.nn`), and ReLU and the pooling act on them
+directly. Legend: B batch, H W space, K classes, D width of the last stage.
 """
 
 import warnings
@@ -32,12 +32,12 @@ class PoincareResNet(ResNet):
     """The residual network on the Poincare ball of curvature -c; 68,757 parameters at depth 20.
 
     Args:
-        depth, widths, num_classes, head, stem_stride: see `ResNet`; the default head is hyperbolic multinomial logistic
-            regression.
-        c: the curvature, or a `Curvature` that all layers share.
-        learn_c: learn it from there on (`constrain_()` keeps it in bounds; no weight decay).
-        init: of the convolutions; "identity" keeps norms, "normal" is that of HNN++.
-        fused: hand-written backward passes; False is plain autograd.
+        depth, widths, num_classes, stem_stride: see `ResNet`.
+        head: see `ResNet`; the default is hyperbolic multinomial logistic regression.
+        c: the curvature, or a `Curvature` that all layers use.
+        learn_c: learn the curvature, initialised by c (`constrain_()` clamps it to its bounds; no weight decay).
+        init: of the convolutions; "identity" preserves norms, "normal" is that of HNN++.
+        fused: hand-written backward passes; False: plain autograd.
         compat: old spelling of `models.resnets.published_poincare_resnet.PublishedPoincareResNet`; warns.
 
     Raises:
@@ -75,7 +75,7 @@ class PoincareResNet(ResNet):
         super().__init__(layers, depth, widths, num_classes, head, stem_stride)
         self.curvature = c if isinstance(c, Curvature) else None
         if self.curvature is not None:
-            # Every layer holds the one curvature; a checkpoint needs it once (safetensors refuses copies).
+            # Every layer holds the same curvature; a checkpoint needs it once (safetensors refuses copies).
             self.register_state_dict_post_hook(_once)
             self.register_load_state_dict_pre_hook(_everywhere)
 
@@ -92,7 +92,7 @@ class PoincareResNet(ResNet):
 
 
 def _copies(module: nn.Module, prefix: str) -> list[str]:
-    """Names that the layers give to log c of the curvature they share."""
+    """Names of the copies of log c, one per layer, of a common curvature."""
     shared = [name for name, m in module.named_modules(remove_duplicate=False) if m is module.curvature]
     return [f"{prefix}{name}.log_c" for name in shared if name != "curvature"]
 

@@ -1,12 +1,12 @@
 """The published Poincare ResNet's arithmetic, defects included, so that its checkpoints give their own numbers.
 
 Written from the paper and from the described behaviour of the authors' code, which carries no licence; tensor
-names and shapes are facts about its files. Defects that are kept, and that `PoincareResNet` does not have:
+names and shapes are facts about its files. Defects that are reproduced, and that `PoincareResNet` does not have:
 
 - the conformal factor in the hyperplane distances is 2 (1 - c|x|^2) where it should be 2 / (1 - c|x|^2);
 - the residual sum takes the row of pixels along the image's width for the point, not the channels;
-- batch norm uses the statistics of the batch at hand at test time too, and its variance is not kept positive;
-- points are drawn back to 0.996 / sqrt(c) (float64: 0.99999 / sqrt(c)) after every step;
+- batch norm uses the statistics of the current batch at test time too, and its variance may become negative;
+- points are pulled back to 0.996 / sqrt(c) (float64: 0.99999 / sqrt(c)) after every step;
 - the classifier is one more fully connected layer, whose tangent vector is read as logits.
 """
 
@@ -24,7 +24,7 @@ from models.resnets.resnet import Layers, ResNet
 
 
 def clip(x: Tensor, c: float) -> Tensor:
-    """Ball points [..., D] inside the radius the published code keeps them in."""
+    """Clip ball points [..., D] to the maximum radius of the published code."""
     return poincare.project(x, c, margin=1e-5 if x.dtype == torch.float64 else 4e-3)
 
 
@@ -34,8 +34,7 @@ def exp0(v: Tensor, c: float) -> Tensor:
 
 
 def fully_connected(v: Tensor, weight: Tensor, bias: Tensor, c: float) -> Tensor:
-    """Tangents [..., I] through hyperplanes [K, I] with offsets [K] -> tangents [..., K], by the inverted
-    factor."""
+    """Tangents [..., I] through hyperplanes [K, I] with offsets [K] -> tangents [..., K], by the inverted factor."""
     x, size, root = exp0(v, c), weight.norm(dim=1).clamp_min(1e-15), c**0.5
     factor = 2 * (1 - c * x.square().sum(-1, keepdim=True))
     offset = 2 * root * bias
@@ -129,7 +128,7 @@ class PublishedPoincareResNet(ResNet):
 
     Args:
         depth, widths, num_classes, head, stem_stride: see `ResNet`.
-        c: the curvature, a plain number: the published code's learned curvatures cannot be had again.
+        c: the curvature, a plain number: published files with learned curvatures are incomplete.
 
     Raises:
         ValueError: see `ResNet`.
@@ -164,7 +163,7 @@ def load_published(state: dict[str, Tensor]) -> PublishedPoincareResNet:
     """A network with the published arithmetic from a state dict of the authors' `HyperbolicResNet`.
 
     Depth, widths, number of classes and curvature are read off the tensors (docs/poincare_resnet.md lists them).
-    Running statistics, which that code keeps and never uses, are passed over.
+    Running statistics, which that code stores and never uses, are ignored.
 
     Raises:
         ValueError: a tensor missing, unknown or of an unexpected shape, or layers of different curvatures.
@@ -174,7 +173,7 @@ def load_published(state: dict[str, Tensor]) -> PublishedPoincareResNet:
     if len(curvatures) != 1:
         raise ValueError(
             f"the layers' curvatures (isp_c) are {sorted(curvatures)}: one is needed. Where they were learned, the "
-            "residual sums' own are not in the file, so its numbers cannot be had again"
+            "residual sums' own are not in the file, so its results cannot be reproduced"
         )
     blocks = {(int(m["group"]), int(m["block"])) for m in map(_NAME.fullmatch, state) if m and m["group"]}
     per_group = len(blocks) // 3

@@ -1,6 +1,6 @@
-"""A residual network for small images, built from a kit of layers, and its Euclidean form of torch's own layers.
+"""A residual network for small images, built from a set of layers, and its Euclidean form of torch's own layers.
 
-`poincare_resnet` and `published_poincare_resnet` are the same topology with other kits.
+`poincare_resnet` and `published_poincare_resnet` are the same topology with other layers.
 Legend: B batch, C channels, H W space, K classes, D width of the last stage.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layers:
-    """What a residual network is made of.
+    """The layers of a residual network.
 
     Attributes:
         conv: (in, out, kernel, stride), pads by kernel // 2.
@@ -31,7 +31,7 @@ class Layers:
 class Block(nn.Module):
     """relu(add(norm(conv(relu(norm(conv(x))))), shortcut(x))): [B, C, H, W] -> [B, C', H', W'].
 
-    The shortcut is a 1 x 1 convolution where the shape changes (without a norm, as published), else nothing.
+    The shortcut is a 1 x 1 convolution where the shape changes (without a norm, as published), else the identity.
     """
 
     def __init__(self, layers: Layers, width_in: int, width: int, stride: int) -> None:
@@ -45,20 +45,20 @@ class Block(nn.Module):
         self.add = layers.add()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of one resolution to those of the next."""
+        """Features of one resolution -> features of the next."""
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
         return torch.relu(self.add(y, self.shortcut(x)))
 
 
 class ResNet(nn.Module):
-    """Pixels [B, 3, H, W] -> logits [B, K], for images of any size that the strides leave something of.
+    """Pixels [B, 3, H, W] -> logits [B, K], for images of any size of at least one position after all strides.
 
     Args:
-        layers: the kit.
+        layers: the layers to build it from.
         depth: 6n + 2: a first convolution, three stages of n blocks, a classifier.
         widths: channels of the three stages; each after the first halves the resolution.
         num_classes: K.
-        head: takes pooled features [B, widths[-1]] to logits, in place of the kit's own.
+        head: takes pooled features [B, widths[-1]] to logits, in place of the head of `layers`.
         stem_stride: of the first convolution, for images larger than 32 pixels.
 
     Raises:
@@ -124,7 +124,7 @@ class _Sum(nn.Module):
 
 
 EUCLIDEAN = Layers(
-    # A norm follows all convolutions but the shortcuts, so only these have a use for a bias.
+    # A norm follows all convolutions but the shortcuts, so only the shortcuts need a bias.
     conv=lambda i, o, k, s: nn.Conv2d(i, o, k, s, k // 2, bias=k == 1),
     norm=nn.BatchNorm2d,
     add=_Sum,

@@ -92,6 +92,12 @@ Source = Annotated[
         help="Captioned images: a folder of tars (webdataset, img2dataset), parquet files, or jsonl with images."
     ),
 ]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="Column or field of the image (bytes or file name), if not a usual name.")
+]
+CaptionColumn = Annotated[
+    str | None, typer.Option(help="Column or field of the caption, or several with commas, likewise.")
+]
 Grounder = Annotated[str, typer.Option(help=f"{GROUNDERS}.")]
 HomeUrl = Annotated[
     str,

@@ -9,8 +9,10 @@ from pipeline.cli.app import (
     AsJson,
     AssessSource,
     Assignments,
+    CaptionColumn,
     Grounder,
     HomeUrl,
+    ImageColumn,
     RecipeName,
     Source,
     Workers,
@@ -25,6 +27,8 @@ def mine(
     source: Source,
     grounder: Grounder,
     home: HomeUrl = "var",
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
@@ -35,9 +39,11 @@ def mine(
     from pipeline.config import override
     from pipeline.mining.mine import MineConfig, mine_all
     from pipeline.runtime.executor import open_executor
+    from pipeline.sources.columns import Columns
     from storage.home import Home
 
-    config = override(MineConfig(source=source, grounder=grounder), assignments or [])
+    columns = Columns(image=image_column, caption=caption_column)
+    config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
     with terminable(), open_executor(workers) as executor:
         show(mine_all(config, Home(home), executor))
 
@@ -49,6 +55,8 @@ def pack(
     recipe: RecipeName = "hycoclip_vit_s",
     home: HomeUrl = "var",
     assess_source: AssessSource = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
@@ -63,9 +71,11 @@ def pack(
     from pipeline.end_to_end import checked, compose
     from pipeline.packing import pack as packing
     from pipeline.runtime.executor import open_executor
+    from pipeline.sources.columns import Columns
     from storage.home import Home
 
-    composed = compose(source, grounder, recipe, assess_source=assess_source)
+    columns = Columns(image=image_column, caption=caption_column)
+    composed = compose(source, grounder, recipe, columns=columns, assess_source=assess_source)
     config = checked(override(composed, assignments or []))
     with terminable(), open_executor(workers) as executor:
         version = packing.pack(config.mine, config.pack, Home(home), executor)

@@ -1,4 +1,4 @@
-"""How a run is evaluated, and on what."""
+"""Options of an evaluation, and its data."""
 
 import hashlib
 from pathlib import Path
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.config import Config, digest
 from pipeline.evaluation.coverage import MIN_COVERAGE
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.source import open_source
 from storage.home import Home
 
@@ -46,7 +47,7 @@ class AssessConfig(Config):
     """Maximum number of images per split of a published data set, drawn by `seed`; 0 takes all."""
     min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
     """Minimum fraction of the listed images of a data set or held-out source that must be present and
-    readable. A set below it is refused: what is left of it is another, easier set.
+    readable. A set below it is refused: the remaining part is another, easier set.
     """
     beside: tuple[str, ...] = ()
     """Directories of other evaluated runs, shown in the report beside this one."""
@@ -57,7 +58,9 @@ class AssessConfig(Config):
 
 
 class EvaluationSpec(Config):
-    """What a model is evaluated on, and how: the same for champion and challenger."""
+    """The data and options of an evaluation: the same for champion and challenger."""
+
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
 
     version: str = "latest"
     """Dataset version that the run was trained on. Its val split is used when there is no assess_source."""
@@ -65,6 +68,8 @@ class EvaluationSpec(Config):
     """Held-out captioned images, with "objects" and "labels" in their json for the parts and the class names;
     null takes the val split.
     """
+    columns: Columns = USUAL
+    """Names of the columns of assess_source that are not the usual ones."""
     taxonomy: str | None = None
     """File taxonomy.json with the classes; null leaves zero-shot and hierarchy out."""
     config: AssessConfig = AssessConfig()
@@ -77,12 +82,15 @@ class EvaluationSpec(Config):
     def digest(self, home: Home) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
 
-        The registry stores the champion's metrics under this name: what it is made of must not change.
+        The registry stores the champion's metrics under this name: its inputs must not change.
         """
         if self.assess_source is not None:
-            asked: Any = [unit.sha256 for unit in open_source(self.assess_source).units()]
+            asked: Any = [
+                unit.sha256 for unit in open_source(self.assess_source, columns=self.columns).units()
+            ]
         else:
             asked = [shard.sha256 for shard in home.versions.load(self.version).shards.get("val", [])]
         tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
         named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
+        named |= {"columns": digest(self.columns)} if self.columns != USUAL else {}
         return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))

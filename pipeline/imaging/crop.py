@@ -1,4 +1,4 @@
-"""Boxes to crops, and whole images to the size they are trained at or shown to a model in."""
+"""Crops of boxes, and whole images resized for training and inference."""
 
 import math
 
@@ -9,12 +9,12 @@ WHITE = 255
 
 
 def letterbox(array: np.ndarray, size: int, fill: int = WHITE) -> np.ndarray:
-    """Fit an image into a square, keeping its shape, centred on a plain ground.
+    """Fit an image into a square, keeping its aspect ratio, centred on a plain background.
 
     Args:
         array: uint8 [H, W, 3].
         size: side of the square in pixels; smaller images are enlarged.
-        fill: value of the ground; white as in the published HyCoCLIP data.
+        fill: value of the background; white as in the published HyCoCLIP data.
 
     Returns:
         uint8 [size, size, 3].
@@ -35,10 +35,9 @@ def crop_box(
 
     Args:
         array: uint8 [H, W, 3].
-        box: x0, y0, x1, y1 as shares of width and height; what lies outside the image is cut off, and at
-            least one pixel is kept.
+        box: x0, y0, x1, y1 as fractions of width and height; clipped to the image, and at least one pixel large.
         size: side of the result in pixels.
-        fill: value of the ground.
+        fill: value of the background.
 
     Returns:
         uint8 [size, size, 3].
@@ -63,7 +62,7 @@ def pixel_box(box: tuple[float, float, float, float], width: int, height: int) -
 
 
 def shrink_to_short_side(array: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 [H, W, 3] with its shorter side `size` pixels, shape kept; unchanged when not larger."""
+    """Return uint8 [H, W, 3] scaled down to a shorter side of `size` pixels; unchanged when not larger."""
     height, width = array.shape[:2]
     if min(height, width) <= size:
         return array
@@ -76,7 +75,7 @@ def whole(array: np.ndarray, size: int) -> np.ndarray:
 
     The arithmetic is torchvision's Resize and CenterCrop on PIL images, which the published MERU, HyCoCLIP and
     OpenCLIP models are evaluated with: the long side is int(size * long / short), the square begins at
-    round((long - size) / 2), halves to the even number.
+    round((long - size) / 2), halves rounded to the even number.
 
     Args:
         array: uint8 [H, W, 3].
@@ -100,5 +99,5 @@ def _resize(array: np.ndarray, width: int, height: int) -> np.ndarray:
     if array.shape[:2] == (height, width):
         return array
     image = Image.fromarray(np.ascontiguousarray(array))
-    # PIL's filters widen with the reduction, so shrinking does not alias.
+    # PIL's filters widen with the reduction factor, so shrinking does not alias.
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))

@@ -1,9 +1,9 @@
-"""Encoded images to pixels and back, for input nobody has checked.
+"""Encoded images to pixels and back, for untrusted input.
 
-The size is read from the header before anything is decoded, only a short list of formats is ever opened, and
-every way an image can be bad has a stable code, whatever a decoder or encoder raises. Pixels are always uint8
-[H, W, 3] RGB, turned as EXIF says; the first frame of an animation; transparency over white; CMYK, palette, grey and
-16-bit grey converted. Colour profiles are ignored.
+The size is read from the header before anything is decoded, only a short list of formats is opened, and every kind of
+bad image has a stable code, whatever a decoder or encoder raises. Pixels are always uint8 [H, W, 3] RGB, rotated as
+EXIF says; the first frame of an animation; transparency over white; CMYK, palette, grey and 16-bit grey converted.
+Colour profiles are ignored.
 """
 
 import io
@@ -23,9 +23,9 @@ MAX_BYTES = 64 << 20
 
 SCANS = 16
 """Limit on scans * width * height of a JPEG, in units of the limit on width * height. Each scan passes over the whole
-image: encoders write about 10, and a file of 29 kB can hold enough of them for minutes."""
+image: encoders write about 10, and a file of 29 kB can hold enough of them to take minutes."""
 
-# Opened with these plugins only: others run programs (EPS) or are rarely exercised parsers.
+# Opened with these plugins only: others run programs (EPS) or are rarely tested parsers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -39,8 +39,10 @@ _TURNS = {
 }
 _SWAPPED = (5, 6, 7, 8)
 _SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # not stuffing, not a restart inside a scan's data
-_LONGEST_REASON = 200  # characters of a decoder's own words
+_MARKER = re.compile(
+    rb"\xff+([^\x00\xd0-\xd7\xff])"
+)  # neither byte stuffing nor a restart marker inside a scan
+_LONGEST_REASON = 200  # characters of a decoder's own message
 
 
 class ImageError(ValueError):
@@ -48,7 +50,7 @@ class ImageError(ValueError):
 
     Attributes:
         code: "zero_byte", "too_many_bytes", "unknown_format", "too_many_pixels", "too_many_scans", "undecodable",
-            "unencodable" or "out_of_memory" (the only one that another try may cure).
+            "unencodable" or "out_of_memory" (the only one that a retry may fix).
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -59,8 +61,8 @@ class ImageError(ValueError):
 def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> tuple[int, int, str]:
     """Return (width, height, format) as `decode` will give them, reading only the header.
 
-    Raises ImageError for empty, oversized or unknown data. A header may be sound and the rest not: only
-    `decode` tells.
+    Raises ImageError for empty, oversized or unknown data. A valid header does not prove that the rest is valid: only
+    `decode` does.
     """
     if fast := _plain_jpeg(data, max_bytes):
         _check_pixels(*fast, max_pixels)
@@ -74,21 +76,21 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTE
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """Return the pixels, uint8 [H, W, 3] RGB. Raises ImageError for anything that is not a whole image."""
+    """Return the pixels, uint8 [H, W, 3] RGB. Raises ImageError for anything that is not a complete image."""
     if fast := _plain_jpeg(data, max_bytes):
         _check_pixels(*fast, max_pixels)
         _check_scans(data, *fast, max_pixels)
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
         except Exception:
-            pass  # simplejpeg refuses warnings too; PIL passes harmless ones and refuses truncated data
+            pass  # simplejpeg also refuses warnings; PIL accepts harmless ones and refuses truncated data
     with _open(data, max_pixels, max_bytes) as image:
         return rgb_of(image)
 
 
 def rgb_of(image: Image.Image) -> np.ndarray:
     """Return the pixels of an image that PIL has opened, as `decode` gives those of its bytes; ImageError likewise."""
-    orientation = _orientation(image)  # before loading: some plugins learn more, later, than `inspect` saw
+    orientation = _orientation(image)  # before loading: some plugins find another size than `inspect` did
     with _foreign("undecodable", f"{image.format or image.mode} image cannot be decoded"):
         pixels = _to_rgb(image)
         if orientation in _TURNS:
@@ -99,7 +101,7 @@ def rgb_of(image: Image.Image) -> np.ndarray:
 def encode_jpeg(array: np.ndarray, quality: int = 90) -> bytes:
     """Return uint8 [H, W, 3] RGB as a baseline JPEG with 4:2:0 colour. Equal pixels give equal bytes.
 
-    Raises ImageError where the encoder refuses, as it does a side of more than 65,500 pixels.
+    Raises ImageError where the encoder refuses the image, for example a side of more than 65,500 pixels.
     """
     height, width = array.shape[:2]
     with _foreign("unencodable", f"image of {width} x {height} cannot be written as JPEG"):
@@ -107,26 +109,26 @@ def encode_jpeg(array: np.ndarray, quality: int = 90) -> bytes:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Say whether these bytes are a grey or colour JPEG that needs no turning, alike in every reader."""
+    """Return whether these bytes are a plain grey or colour JPEG: no rotation, and the same pixels in every reader."""
     return _plain_jpeg(data, len(data)) is not None
 
 
 def _plain_jpeg(data: bytes, max_bytes: int) -> tuple[int, int] | None:
-    """(width, height) of a colour or grey JPEG without EXIF; None sends the data the careful way."""
+    """(width, height) of a colour or grey JPEG without EXIF; None selects the general decoder."""
     if not data.startswith(b"\xff\xd8") or len(data) > max_bytes or b"Exif\0" in data[: 1 << 16]:
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except Exception:  # KeyError, for one, of a header cut before its colour space
+    except Exception:  # for example a KeyError for a header truncated before its colour space
         return None
     return (int(width), int(height)) if space.upper() in ("RGB", "YCBCR", "GRAY") else None
 
 
 @contextmanager
 def _foreign(code: str, what: str) -> Iterator[None]:
-    """Turn whatever a decoder or encoder raises into an ImageError of one line: their exceptions have no common class.
+    """Turn any exception of a decoder or encoder into an ImageError of one line: they have no common class.
 
-    KeyboardInterrupt and SystemExit pass. MemoryError gets a code of its own: it need not be the image's fault.
+    KeyboardInterrupt and SystemExit pass. MemoryError gets a code of its own: the image may be fine.
     """
     try:
         yield
@@ -140,17 +142,15 @@ def _foreign(code: str, what: str) -> Iterator[None]:
 
 
 def _check_scans(data: bytes, width: int, height: int, max_pixels: int) -> None:
-    """Refuse a JPEG whose scans pass over too many pixels, by its markers."""
+    """Refuse a JPEG whose scans cover too many pixels, by its markers."""
     most = SCANS * max_pixels // (width * height)
-    if (
-        data.count(_SCAN) <= most
-    ):  # other data may hold these bytes by chance: there are not more scans than this
+    if data.count(_SCAN) <= most:  # an upper bound: other data may contain these bytes by chance
         return
     scans, at = 0, 2
-    while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":  # what follows the end is not decoded
+    while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":  # data after the end is not decoded
         scans += found[1] == b"\xda"
         at = found.end()
-        if found[1] not in (b"\x01", b"\xd8"):  # all others have a length, which skips thumbnails too
+        if found[1] not in (b"\x01", b"\xd8"):  # all others have a length; this also skips thumbnails
             at += int.from_bytes(data[at : at + 2], "big")
     if scans > most:
         raise ImageError(
@@ -187,7 +187,7 @@ def _open(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1-8 from what the header held (TIFF is turned by PIL itself)."""
+    """EXIF orientation 1-8 from the header (PIL itself rotates TIFF)."""
     raw = image.info.get("exif")
     if not raw or image.format == "TIFF":
         return 1
@@ -195,7 +195,9 @@ def _orientation(image: Image.Image) -> int:
     try:
         exif.load(raw)
         return int(exif.get(_ORIENTATION, 1))
-    except Exception:  # EXIF is free-form bytes from a camera; a broken block must not cost the image
+    except (
+        Exception
+    ):  # EXIF is free-form bytes from a camera; a broken block must not make the image unusable
         return 1
 
 

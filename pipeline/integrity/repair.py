@@ -1,7 +1,7 @@
-"""Set aside what is damaged in a home, so that the commands that made it make it again.
+"""Move the damaged files of a home away, so that the commands that made them make them again.
 
 Nothing is deleted: damaged files are moved to HOME/damaged. A unit whose record or objects are absent is not done, so
-the same hyco mine and hyco pack redo that unit and nothing else.
+the same hyco mine and hyco pack redo only that unit.
 """
 
 from collections.abc import Iterable
@@ -14,37 +14,37 @@ from storage.store import Store
 
 
 def repair(home: Home) -> list[Damage]:
-    """Set aside everything in a home that is damaged, so that it can be made again; return what was found.
+    """Move everything damaged in a home to damaged/, so that it can be made again; return the faults.
 
-    A damaged row of the registry cannot be made again: one that decides nothing takes its place.
+    A damaged row of the registry cannot be made again: a row without a decision replaces it.
     """
     damages = verify(home, None)
     for damage in damages:
         path = damage.path
-        if damage.kind == "model":  # a model is copied whole or not at all
+        if damage.kind == "model":  # a model is always copied completely
             path = "/".join(path.split("/")[:3])
         elif damage.kind == "assessment":
             path = path.rpartition("/")[0]
         _set_aside(home.store, path)
         if damage.kind == "registry row":
             number = int(Path(path).stem)
-            home.registry.stand_in(number, f"this row was damaged, and set aside below {DAMAGED}")
+            home.registry.stand_in(number, f"this row was damaged; it was moved to {DAMAGED}")
         if damage.kind == "quarantine record":
-            why = "the record of its quarantine was damaged: pack again to judge it anew"
+            why = "the record of its quarantine was damaged: pack again to judge it again"
             check = {"name": "quarantine record", "value": "damaged", "previous": None, "limit": "intact"}
             home.versions.quarantine(Path(path).stem, [{**check, "passed": False, "why": why}])
     return damages
 
 
 def remedy(damages: Iterable[Damage]) -> list[str]:
-    """What to do after `repair`, one line for each kind of damage."""
+    """The next steps after `repair`, one line per kind of damage."""
     kinds = dict.fromkeys(damage.kind for damage in damages)
     return [f"{kind}: {_REMEDIES[kind]}" for kind in kinds]
 
 
 _MINE = "give the hyco mine and hyco pack commands that made it again (or hyco journey): only these units are redone"
-_PACK = "give the hyco pack command that made it again (or hyco journey): only what is missing is redone"
-_PROMOTE = "hyco promote with the run that it came from copies it again"
+_PACK = "give the hyco pack command that made it again (or hyco journey): only the missing units are redone"
+_PROMOTE = "hyco promote with its run copies it again"
 _REMEDIES = {
     "mining configuration": "the next hyco mine writes it again",
     "mining record": _MINE,
@@ -55,17 +55,17 @@ _REMEDIES = {
     "shard": _PACK,
     "version": _PACK,
     "latest": _PACK,
-    "quarantine record": "the version stays in quarantine; hyco pack judges it anew, hyco release takes it out",
-    "registry row": "its decision is lost, unless you have a backup; look at hyco champion, and promote or roll back",
+    "quarantine record": "the version stays in quarantine; hyco pack judges it again, hyco release releases it",
+    "registry row": "its decision is lost, unless you have a backup; check hyco champion, and promote or roll back",
     "model": _PROMOTE,
     "run of a model": _PROMOTE,
     "report": _PROMOTE,
-    "assessment": "the next comparison with this champion assesses it again",
+    "assessment": "the next comparison with this champion evaluates it again",
 }
 
 
 def _set_aside(store: Store, path: str) -> None:
-    """Move a file or folder of the home below `damaged/`, beside what lies there of the same name."""
+    """Move a file or folder of the home to `damaged/`; a file of the same name there is not replaced."""
     if not store.exists(path):
         return
     target, number = f"{DAMAGED}/{path}", 1

@@ -1,4 +1,4 @@
-"""Prove a home: every file that a dataset version or a promoted model was made of, by its hash."""
+"""Verify a home: the hash of every file that a dataset version or a promoted model was made of."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Seen = set[str]
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is wrong: the kind of file, its path in the home, and what is wrong with it."""
+    """One fault: the kind of file, its path in the home, and the fault in words."""
 
     kind: str
     path: str
@@ -30,14 +30,15 @@ class Damage:
 
 
 def verify(home: Home, version: str | None = "latest") -> list[Damage]:
-    """Read what a dataset version was made of, and return what is wrong with it; [] when everything is intact.
+    """Read the files that a dataset version was made of, and return the faults; [] when everything is intact.
 
-    Looked at are the version, its shards, the pack and mining records of its units with their detections and failures,
-    `latest`, the records of all versions and quarantines, the registry's log and every promoted model's whole copy.
+    Checks the version, its shards, the pack and mining records of its units with their detections and failures,
+    `latest`, the records of all versions and quarantines, the registry's log and the complete copy of every promoted
+    model.
 
     Args:
         home: local or remote.
-        version: name, start of a name or "latest"; None for all versions and all that was mined or packed.
+        version: name, start of a name or "latest"; None for all versions and all mined or packed units.
 
     Raises:
         ValueError: no such version.
@@ -63,7 +64,7 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
 
 
 def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
-    """What is wrong with the records of versions and quarantines, and the versions that can be read."""
+    """The faults of the records of versions and quarantines, and the readable versions."""
     found: list[Damage] = []
     loaded: dict[str, Version] = {}
     names = versions.names()
@@ -89,7 +90,7 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
 
 
 def _made_of(home: Home, version: Version, seen: Seen) -> Iterator[Damage]:
-    """Records and objects of the units of a version; of one that names no units, those that made its shards."""
+    """Records and objects of the units of a version; without recorded units, of those that made its shards."""
     mined, packed = home.detections(version.digests.get("mine")), home.packs(version.digests.get("pack"))
     yield from _configuration(mined, seen)
     shards = {ref.path for refs in version.shards.values() for ref in refs}
@@ -122,7 +123,7 @@ def _configuration(mined: UnitResults, seen: Seen) -> Iterator[Damage]:
 def _packed(
     packed: Manifest, mined: Manifest, unit: str, seen: Seen, only: set[str] | None
 ) -> Iterator[Damage]:
-    """A unit's pack record and all that it was made of; where `only` is given, if it made one of these shards."""
+    """A unit's pack record and all that it was made of; with `only`, just if it made one of these shards."""
     record, problems = _read(packed, unit, "pack record", seen)
     if only is not None and record and only.isdisjoint(_shards(record)):
         return
@@ -132,7 +133,7 @@ def _packed(
     yield from problems
     made_of = (record or {}).get("detections")
     if made_of and source and source["detections"]["path"] != made_of:
-        what = f"was made of {made_of}, and the unit was mined again since"
+        what = f"was made of {made_of}, but the unit was mined again since"
         yield Damage("pack record", packed.path(unit), what)
 
 
@@ -148,7 +149,7 @@ def _shards(record: dict[str, Any]) -> list[str]:
 
 
 def _mined(mined: Manifest, unit: str, seen: Seen) -> tuple[dict[str, Any] | None, list[Damage]]:
-    """A unit's mining record, and what is wrong with it, its detections and its failures."""
+    """A unit's mining record, and the faults of it, its detections and its failures."""
     record, found = _read(mined, unit, "mining record", seen)
     for kind, name in (("detections", "detections"), ("mining failures", "failures")):
         if record and record.get(name):
@@ -157,7 +158,7 @@ def _mined(mined: Manifest, unit: str, seen: Seen) -> tuple[dict[str, Any] | Non
 
 
 def _read(manifest: Manifest, unit: str, kind: str, seen: Seen) -> tuple[dict[str, Any] | None, list[Damage]]:
-    """A unit's record, and what is wrong with it unless that was told before."""
+    """A unit's record, and its fault unless it was reported before."""
     path = manifest.path(unit)
     told = path in seen
     seen.add(path)
@@ -184,7 +185,7 @@ def _object(store: Store, kind: str, path: str, seen: Seen) -> Iterator[Damage]:
 
 
 def _registry(registry: Registry) -> Iterator[Damage]:
-    """The log, and of every model that it names: the copy, what was kept of its run, its report, its answers."""
+    """The log, and for every model that it names: the copy, the stored files of its run, its report and metrics."""
     log = registry.log()
     yield from (Damage("registry row", row.path, row.what) for row in log if isinstance(row, DamagedError))
     rows = [row for row in log if isinstance(row, Decision)]
@@ -199,7 +200,7 @@ def _registry(registry: Registry) -> Iterator[Damage]:
             for name in sorted(
                 {path.name for path in folder.iterdir()} - {file["name"] for file in row.files}
             ):
-                yield Damage("model", f"{MODELS}/{model}/{name}", "was not there when it was promoted")
+                yield Damage("model", f"{MODELS}/{model}/{name}", "did not exist at the promotion")
         for name, what in files_damage(registry.run_path(model), row.kept or []):
             yield Damage("run of a model", f"{MODEL_RUNS}/{model}/{name}", what)
     seen: Seen = set()

@@ -1,4 +1,4 @@
-"""What mining one unit gathers: the rows of its detections file and where the time went."""
+"""Results of mining one unit: the rows of its detections file, and the time by task."""
 
 import hashlib
 import math
@@ -41,8 +41,7 @@ class Rows:
         detection: "Detection",
         counts: Counter[str],
     ) -> None:
-        """Take in one image: its phrases by caption, the texts that were asked for and what the detector
-        said."""
+        """Add one image: its phrases by caption, the texts of the prompt and the detector's output."""
         height, width = size
         place = {text: index for index, text in enumerate(asked)}
         image = (sample.key, hashlib.sha256(sample.image).hexdigest(), width, height)
@@ -69,7 +68,7 @@ class Rows:
         self.scores.append(scores)
 
     def table(self, detector: str, rules: str) -> pa.Table:
-        """Return the rows as storage.detections.SCHEMA has them; NaN stands for "no box" until here."""
+        """Return the rows as storage.detections.SCHEMA has them; NaN means "no box" before this."""
         names = ("key", "image_sha256", "width", "height", "caption", "text")
         names += ("phrase", "span_start", "span_end", "rule", "expression")
         columns = zip(*self.phrases, strict=True) if self.phrases else ((),) * len(names)
@@ -89,7 +88,7 @@ class Rows:
 
 
 def noting(failures: list[Failure], counts: Counter[str]) -> Callable[[Failure], None]:
-    """Return what takes in the failures of a source: rows that were never downloaded are only counted."""
+    """Return a callback for the failures of a source: rows that were never downloaded are only counted."""
 
     def note(failure: Failure) -> None:
         if failure.code == NOT_DOWNLOADED:
@@ -104,7 +103,7 @@ _LIMIT_NAMED = re.compile(r"\(limits\.(max_\w+)\)|more than \d+ (pixels|bytes) a
 
 
 def remedy(failures: list[Failure], good: int) -> str:
-    """What helps against failures beyond the error budget. Raising it mines nothing where nothing is good."""
+    """The remedy for failures beyond the error budget. Raising the budget does not help when all samples fail."""
     named = [found[1] or f"max_{found[2]}" for f in failures if (found := _LIMIT_NAMED.search(f.message))]
     ways = [f"raise limits.{name} (--set limits.{name}=N)" for name, _ in Counter(named).most_common(1)]
     ways.append("fix the shard")
@@ -116,7 +115,7 @@ def remedy(failures: list[Failure], good: int) -> str:
 
 
 class Clock:
-    """Seconds by what they went to."""
+    """Seconds by task."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -124,7 +123,7 @@ class Clock:
         self._name = ""
 
     def __call__(self, name: str) -> Self:
-        """Say what the time of the following `with` goes to."""
+        """Count the time of the following `with` block for a task."""
         self._name = name
         return self
 
@@ -135,7 +134,7 @@ class Clock:
         self._spent[self._name] += time.monotonic() - self._begun  # type: ignore[assignment]
 
     def iterate(self, name: str, items: Iterator[Any]) -> Iterator[Any]:
-        """Pass items on, counting the time spent waiting for them."""
+        """Yield the items, counting the time spent waiting for them."""
         while True:
             with self(name):
                 item = next(items, None)

@@ -1,4 +1,4 @@
-"""Opens a grounding model by its spelling, BACKEND:PLACE. BACKENDS is the one place that knows which there are."""
+"""Opens a grounding model by its name, BACKEND:PLACE. BACKENDS is the only list of backends."""
 
 import importlib
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Backend:
     """A family of grounding models.
 
     Attributes:
-        place: what follows the colon, as the help of the command shows it.
-        text: what the family is, likewise.
+        place: the text after the colon, as shown in the command's help.
+        text: description of the family, as shown in the command's help.
         module: has `digest(place: Path)`, which reads files only, and the class `detector`. It is imported when it is
             used.
         detector: a class behind models.grounding.detector.Detector: detector(place: Path, **options).
@@ -62,12 +62,10 @@ HELP = "; ".join(f"{name}:{row.place} ({row.text})" for name, row in BACKENDS.it
 
 
 def split_spec(spec: str) -> tuple[Backend, str]:
-    """Return the backend and the place of a grounder's spelling; ValueError when it is not one."""
+    """Return the backend and the place of a grounder's name; ValueError when it is not one."""
     name, colon, place = spec.partition(":")
     if not colon or not place:
-        raise ValueError(
-            f"grounder {spec!r}: spell it BACKEND:PLACE, with a backend of {', '.join(BACKENDS)}"
-        )
+        raise ValueError(f"grounder {spec!r}: write BACKEND:PLACE, with a backend of {', '.join(BACKENDS)}")
     if name not in BACKENDS:
         raise ValueError(f"grounder {spec!r}: unknown backend {name!r}{nearest(name, BACKENDS)}")
     return BACKENDS[name], place
@@ -76,7 +74,7 @@ def split_spec(spec: str) -> tuple[Backend, str]:
 def grounder_digest(spec: str) -> str:
     """Return the digest that open_detector(spec).digest will have, without loading the model.
 
-    A hub name that is no directory here stands for itself, as "hub:NAME": no network is asked.
+    The digest of a hub name that is no local directory is "hub:NAME"; the network is not used.
 
     Raises FileNotFoundError or ValueError, in one line with the remedy, when there is no such model.
     """
@@ -93,11 +91,11 @@ def open_detector(
 
     Args:
         spec: BACKEND:PLACE, see the module.
-        device: "auto" (a GPU when there is one, shared out by worker number), "cpu", "cuda", "cuda:1".
+        device: "auto" (a GPU when there is one, assigned by worker number), "cpu", "cuda", "cuda:1".
         dtype: "auto" (bfloat16 on a GPU that has it, else float16; float32 on a CPU) or one of DTYPES. Matrix
             products only: weights stay float32.
-        per_phrase: boxes kept for each phrase, a rank cut; no threshold is applied.
-        batch_size: images in one forward pass at most; halved when memory runs out.
+        per_phrase: maximum number of boxes per phrase, a rank cut; no threshold is applied.
+        batch_size: maximum number of images per forward pass; halved when memory runs out.
 
     Raises:
         FileNotFoundError, ValueError: in one line with the remedy.
@@ -133,12 +131,12 @@ def _is_hub_name(place: str) -> bool:
 
 
 def _model_folder(place: str) -> Path:
-    """A local directory as it is; a hub name as its downloaded snapshot."""
+    """The local directory, or the downloaded snapshot of a hub name."""
     if not _is_hub_name(place):
         return Path(place).expanduser()
     import huggingface_hub
 
-    try:  # what was fetched once is used as it is: no silent change of weights, no need of a network
+    try:  # a snapshot that was fetched once is used as it is: no silent change of weights, no network needed
         return Path(
             huggingface_hub.snapshot_download(place, allow_patterns=_HUB_FILES, local_files_only=True)
         )
@@ -149,8 +147,8 @@ def _model_folder(place: str) -> Path:
     except (
         OSError,
         ValueError,
-    ) as error:  # offline, unknown or gated: the hub's classes are all of these two
+    ) as error:  # offline, unknown or gated: the hub's errors are all of these two classes
         raise FileNotFoundError(
-            f"grounder {place!r} is not a directory here and could not be fetched from the hub "
+            f"grounder {place!r} is not a local directory and could not be fetched from the hub "
             f"({type(error).__name__}): give a local directory, or run `hf download {place}` with a network"
         ) from None

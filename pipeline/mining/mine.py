@@ -1,9 +1,8 @@
-"""Mining: one source unit in, one detections file out, before any threshold. The only stage that needs a
-detector.
+"""Mining: one source unit in, one detections file out, before any threshold. Only this stage needs a detector.
 
-A unit is done when its record exists in HOME/detections/<digest of the MineConfig>/records. Where the source
-and the weights lie, device and batch size stay out of that digest; the bytes of unit and weights are what
-counts, so the same data under another name mines nothing.
+A unit is done when its record exists in HOME/detections/<digest of the MineConfig>/records. The digest excludes the
+locations of source and weights, device and batch size; it depends on the bytes of unit and weights, so the same data
+under another name is not mined again.
 """
 
 import functools
@@ -24,6 +23,7 @@ from pipeline.mining.mine_chunk import chunks, mine_chunk
 from pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.reading_rules import READING
 from pipeline.sources.records import NOT_DOWNLOADED, Limits
 from pipeline.sources.source import Source, Unit, open_source, open_unit
@@ -40,15 +40,18 @@ Report = Callable[[int], None]
 
 
 class MineConfig(Config):
-    """What is mined and how."""
+    """Options of mining."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"source", "grounder", "batch_size", "chunk", "chunk_pixels", "device", "error_budget"}
     )
     derived: ClassVar[frozenset[str]] = frozenset({"weights"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
 
     source: str
-    """Captioned images: a folder, file or fsspec URL, see pipeline.sources.source."""
+    """Captioned images: a folder, a file, a pattern, a range in braces or a list with commas, local or an fsspec URL;
+    see docs/shards.md.
+    """
     grounder: str
     """Detector, BACKEND:PLACE with a backend of transformers, groundingdino or onnx, see
     pipeline.mining.grounder.
@@ -57,6 +60,8 @@ class MineConfig(Config):
     """Digest of the grounder's files, so that other weights are another configuration. Set wherever the files
     are; elsewhere a stored value is kept (packing needs no detector).
     """
+    columns: Columns = USUAL
+    """Names of the source's columns and fields that are not the usual ones."""
     limits: Limits = Field(default_factory=Limits)
     """Maximum sizes of a sample; larger ones fail, by name."""
     nouns: NounConfig = Field(default_factory=NounConfig)
@@ -95,27 +100,29 @@ class MineConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The units of a source, those that are mined already and those that are not."""
+    """The units of a source, mined and not mined."""
 
     done: list[Unit]
     pending: list[Unit]
 
 
 def results(config: MineConfig, home: Home) -> UnitResults:
-    """Return what was mined with a configuration."""
+    """Return the mining results of a configuration."""
     return home.detections(digest(config))
 
 
 def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
-    """Say what is left to mine, and leave the resolved configuration beside the records.
+    """Return the units to mine, and write the resolved configuration next to the records.
 
-    Records of before the present rules of reading are forgotten where those read the unit otherwise.
+    Records made with older reading rules are deleted where the present rules read the unit differently.
 
     Args:
-        settle_s: local files that changed less than so many seconds ago are left out.
+        config: names source, detector and rules.
+        home: holds the records.
+        settle_s: local files that changed less than this many seconds ago are left out.
     """
     mined = results(config, home)
-    source = open_source(config.source, config.limits)
+    source = open_source(config.source, config.limits, config.columns)
     units = source.units(settle_s)
     _forget_misread(mined, source, units)
     finished = mined.whole()
@@ -127,14 +134,15 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
 
 
 def _forget_misread(mined: UnitResults, source: Source, units: list[Unit]) -> None:
-    """Forget the records of units that older rules read otherwise; each unit of an old home is looked at once."""
+    """Delete the records of units that older rules read differently; each unit of an old home is checked once."""
     looked = mined.reading(READING)
     seen = {path.rpartition("/")[2] for path in mined.store.list(looked)}
     records = mined.records()
     for unit in units:
-        if unit.name not in records or unit.name in seen or records[unit.name].get("reading", 1) >= READING:
+        since = records[unit.name].get("reading", 1) if unit.name in records else READING
+        if unit.name in seen or since >= READING:
             continue
-        if source.read_otherwise(unit):
+        if source.read_otherwise(unit, since):
             mined.forget(unit.name)
         else:
             mined.store.create(f"{looked}/{unit.name}", b"")
@@ -146,15 +154,15 @@ def mine_shard(
     """Mine one unit and return its record; a unit that has a record is not mined again.
 
     Args:
-        config: what and how.
-        home: where its results go.
+        config: options of mining.
+        home: where the results are written.
         unit: from `plan`.
-        report: called with the number of samples just finished.
+        report: called with the number of newly finished samples.
 
     Raises:
         UnitGoneError: its file was removed or changed since it was listed.
-        ValueError: naming the unit: it is not what it claims to be, or more samples failed than the error
-        budget allows. Nothing becomes visible then.
+        ValueError: naming the unit: it is damaged, or more samples failed than the error budget allows. No result is
+            written then.
     """
     mined = results(config, home)
     if (record := mined.done(unit.name)) is not None:
@@ -164,7 +172,8 @@ def mine_shard(
         extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
     samples = clock.iterate(
-        "source", open_unit(config.source, unit, config.limits).samples(unit, noting(failures, counts))
+        "source",
+        open_unit(config.source, unit, config.limits, config.columns).samples(unit, noting(failures, counts)),
     )
     try:
         limits, most = config.limits, config.max_captions
@@ -207,7 +216,7 @@ def mine_shard(
     }
     if mined.commit(unit.name, record):
         return record
-    winner = mined.record(unit.name)  # another worker was faster; its result stands
+    winner = mined.record(unit.name)  # another worker was faster; its result is used
     assert winner is not None
     return winner
 
@@ -219,13 +228,17 @@ def mine_all(
     listener: Listener | None = None,
     settle_s: float = 0.0,
 ) -> dict[str, Any]:
-    """Mine every unit that is not mined, and return the summary of the source as it was listed at the beginning.
+    """Mine every unit that is not mined, and return the summary of the source as listed at the beginning.
 
-    A unit that fails is tried once more when its worker was killed; the other units go on. The first error is
-    raised when all have ended. A unit that is removed or changed meanwhile is left out.
+    A unit whose worker was killed is tried once more; other units continue after a failure. The first error is raised
+    when all have ended. A unit that is removed or changed meanwhile is left out.
 
     Args:
-        settle_s: local files that changed less than so many seconds ago are left out.
+        config: names source, detector and rules.
+        home: receives the detections.
+        executor: runs one unit per task.
+        listener: gets the progress.
+        settle_s: local files that changed less than this many seconds ago are left out.
     """
     work = plan(config, home, settle_s)
     records = results(config, home).records()
@@ -241,17 +254,16 @@ def mine_all(
 
 
 def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> dict[str, Any]:
-    """Return the counts of a source's mined units, or of those of `units`.
+    """Return the counts of a source's mined units, or of `units`.
 
     Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
     detector's tokenizer knows nothing in them), captions_unknown (it knows a smaller fraction of their words than
-    mine_chunk.HARDLY), captions_read (how many were looked at for that; 0 for a closed vocabulary, and for units that
-    were mined before it was counted), failures (number), failures_by_code, not_downloaded (img2dataset's own failed
-    rows, which are no failures), seconds (of work, all workers together), images_per_second (while at least one
-    worker worked).
+    mine_chunk.HARDLY), captions_read (how many were checked for that; 0 for a closed vocabulary, and for units mined
+    before this was counted), failures (number), failures_by_code, not_downloaded (img2dataset's own failed rows, which
+    are no failures), seconds (of work, all workers together), images_per_second (while at least one worker worked).
     """
     records = results(config, home).whole()
-    units = open_source(config.source, config.limits).units() if units is None else units
+    units = open_source(config.source, config.limits, config.columns).units() if units is None else units
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     unknown = ("phrases_unknown", "captions_unknown", "captions_read")
@@ -277,8 +289,7 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
 
 
 class _Expectation:
-    """Guesses the number of images of a source from the units that are done: nobody counts them
-    beforehand."""
+    """Estimates the number of images of a source from the finished units: they are not counted in advance."""
 
     def __init__(self, progress: Progress, done: int, pending: int, images: int) -> None:
         self.progress, self.done, self.units, self.images = progress, done, done + pending, images
@@ -301,7 +312,7 @@ def _check_budget(unit: Unit, failures: list[Failure], good: int, budget: float)
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds covered by at least one of the spans."""
+    """Seconds covered by at least one of the time spans."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, reached))
@@ -311,7 +322,7 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 
 @functools.lru_cache(maxsize=2)
 def _extractor(config: str) -> NounExtractor:
-    """Kept for the life of a worker, by the configuration's JSON: loading takes seconds."""
+    """Cached in a worker by the configuration's JSON: loading takes seconds."""
     return NounExtractor(NounConfig.model_validate_json(config))
 
 
@@ -331,5 +342,5 @@ def _detector(config: MineConfig) -> "Detector":
 def _open_detector(
     spec: str, device: str, dtype: str, per_phrase: int, batch_size: int, weights: str
 ) -> "Detector":
-    """Kept likewise; `weights` is here so that other bytes in the same place are loaded anew."""
+    """Cached likewise; `weights` is an argument so that changed files at the same path are loaded again."""
     return ground.open_detector(spec, device, dtype, per_phrase, batch_size)

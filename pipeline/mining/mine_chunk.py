@@ -1,4 +1,4 @@
-"""Some samples of a unit at a time: decode, read the captions, ask the detector. What fails costs its own sample."""
+"""A chunk of samples of a unit: decode, parse the captions, run the detector. A failure affects only its own sample."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +19,8 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 HARDLY = 0.2
-"""A caption of whose words the detector's tokenizer knows a smaller fraction holds hardly anything it can look for."""
-_LONGEST_REASON = 300  # characters of a library's own words
+"""Minimum fraction of a caption's words that the detector's tokenizer must know; else little in it can be found."""
+_LONGEST_REASON = 300  # characters of a library's own message
 
 
 def chunks(samples: Iterable[Sample], limits: Limits, most: int, most_pixels: int) -> Iterator[list[Sample]]:
@@ -62,7 +62,7 @@ def mine_chunk(
         if isinstance(text, Exception):
             failures.append(Failure(sample.key, "nouns", "unreadable_caption", _told(text)))
     ready = [(*pair, text) for pair, text in zip(good, read, strict=True) if not isinstance(text, Exception)]
-    # A text that several captions share is looked for once; case does not matter to any backend.
+    # A text that several captions share is searched once; no backend distinguishes case.
     asked = [
         list(dict.fromkeys(phrase.text.lower() for caption in text.phrases for phrase in caption))
         for _, _, text in ready
@@ -89,8 +89,7 @@ def mine_chunk(
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What is read in the captions of one image: phrases, and the fraction of words that the detector knows (nothing
-    where it has no tokenizer)."""
+    """The phrases in one image's captions, and the fraction of words that the detector knows (or [])."""
 
     phrases: list[list[Phrase]]
     known: list[float]
@@ -104,7 +103,7 @@ def _read(captions: Sequence[tuple[str, ...]], extractor: NounExtractor, detecto
 
 
 def _size(sample: Sample, limits: Limits) -> int:
-    """Pixels of a sample's image; 0 for one that will not be decoded."""
+    """Pixels of a sample's image; 0 for an image that will not be decoded."""
     try:
         width, height, _ = inspect(sample.image, limits.max_pixels, limits.max_bytes)
     except ImageError:
@@ -122,10 +121,10 @@ def _pixels(sample: Sample, limits: Limits, failures: list[Failure]) -> np.ndarr
 
 
 def _guarded(work: Callable[[list[S]], list[R]], items: list[S]) -> list[R | Exception]:
-    """Results of work(items); where that fails, item by item, so that only those that cause it are lost.
+    """Results of work(items); after a failure item by item, so that only the items that cause it are lost.
 
-    spaCy, tokenizers, torch and onnxruntime have no common class of exceptions: whatever one raises stands for the
-    result of its item.
+    spaCy, tokenizers, torch and onnxruntime have no common class of exceptions: the exception takes the place of the
+    item's result.
     """
     try:
         return [*work(items)]

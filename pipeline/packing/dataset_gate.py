@@ -1,8 +1,8 @@
-"""The gate between packing and training: is a new dataset version fit to be learned from?
+"""The gate between packing and training: is a new dataset version fit for training?
 
-Absolute limits hold for every version; drift is measured against the version it follows, where both were mined and
-packed by the same configurations. A version that fails is quarantined: it stays as it is, `latest` does not move to
-it, and training refuses it until somebody releases it. A check is one function marked `dataset_check`.
+Absolute limits hold for every version; drift is measured against the previous version, where both were mined and packed
+with the same configurations. A version that fails is quarantined: it is kept unchanged, `latest` does not move to it,
+and training refuses it until it is released. A check is one function marked `dataset_check`.
 """
 
 from collections import Counter
@@ -18,7 +18,9 @@ from storage.home import Home
 from storage.versions import Version
 
 SCORE_BINS = 20
-_REPAIR = "Run hyco verify --repair, then pack again: that makes them anew and judges the version again"
+_REPAIR = (
+    "Run hyco verify --repair, then pack again: this makes the shards again and judges the version again"
+)
 
 
 class QualityConfig(Config):
@@ -42,7 +44,7 @@ class QualityConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the verdict: what was measured, against what, and what to say when it fails."""
+    """One line of the verdict: the measured value, its limit, and the message of a failure."""
 
     name: str
     value: float | str
@@ -53,19 +55,19 @@ class Check:
 
 
 class QualityError(ValueError):
-    """A version was quarantined; `checks` holds the whole verdict."""
+    """A version was quarantined; `checks` holds the complete verdict."""
 
     def __init__(self, version: str, checks: list[Check]) -> None:
         reasons = "; ".join(check.why for check in checks if not check.passed)
         super().__init__(
-            f"dataset version {version} is quarantined: {reasons}. Mend the source or change pack.gate, "
-            f"or look at it and run: hyco release {version}"
+            f"dataset version {version} is quarantined: {reasons}. Fix the source or change pack.gate, "
+            f"or check it and run: hyco release {version}"
         )
         self.version, self.checks = version, checks
 
 
 def judge(home: Home, version: Version, config: QualityConfig) -> list[Check]:
-    """Every check that can be made of a version, passed or not; see QualityConfig."""
+    """Every applicable check of a version, passed or not; see QualityConfig."""
     versions = home.versions
     parent = versions.load(version.parent) if version.parent in versions.names() else None
     if parent is not None and parent.digests != version.digests:
@@ -75,10 +77,10 @@ def judge(home: Home, version: Version, config: QualityConfig) -> list[Check]:
 
 
 def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
-    """Judge a version and make it `latest`, out of quarantine if it was there; one that fails is quarantined instead.
+    """Judge a version: make it `latest` and release it from quarantine, or quarantine it when it fails.
 
     Raises:
-        QualityError: naming every check that failed and how to release the version all the same.
+        QualityError: naming every failed check and how to release the version anyway.
     """
     versions, checks = home.versions, judge(home, version, config)
     if all(check.passed for check in checks):
@@ -91,12 +93,12 @@ def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a check looks at.
+    """The arguments of a check.
 
     Attributes:
-        home: the home that the version is in.
-        version: the version that is judged.
-        parent: the version it follows, where both were mined and packed by the same configurations; else None.
+        home: the home of the version.
+        version: the version to judge.
+        parent: the previous version, where both were mined and packed with the same configurations; else None.
         config: the limits.
     """
 
@@ -110,7 +112,7 @@ CHECKS: list[Callable[[Subject], Check | None]] = []
 
 
 def dataset_check(function: Callable[[Subject], Check | None]) -> Callable[[Subject], Check | None]:
-    """Make `judge` call a function for every version; it returns None where it has nothing to check."""
+    """Register a function that `judge` calls for every version; it returns None where nothing is to be checked."""
     CHECKS.append(function)
     return function
 
@@ -133,12 +135,12 @@ def failed_images(of: Subject) -> Check | None:
         return None
     share = failed / max(1, failed + of.version.counts["images"])
     why = f"{failed} images failed, {share:.1%} of all, more than max_failed {most:.1%}"
-    return Check("failed images, share", share, None, most, share <= most, why)
+    return Check("failed images, fraction", share, None, most, share <= most, why)
 
 
 @dataset_check
 def damaged_shards(of: Subject) -> Check | None:
-    """Fail when a shard's bytes are not those of its hash and counts."""
+    """Fail when a shard does not have its recorded hash and counts."""
     if not of.config.verify:
         return None
     problems = of.home.versions.verify(of.version)
@@ -148,25 +150,25 @@ def damaged_shards(of: Subject) -> Check | None:
 
 @dataset_check
 def lost_images(of: Subject) -> Check | None:
-    """Fail when more than max_shrink of the previous version's images are gone."""
+    """Fail when more than max_shrink of the previous version's images are missing."""
     if of.parent is None or of.config.max_shrink is None:
         return None
     before, now = of.parent.counts["images"], of.version.counts["images"]
     least = before * (1 - of.config.max_shrink)
-    why = f"{now} images after {before}: more than {of.config.max_shrink:.0%} are gone (max_shrink)"
+    why = f"{now} images after {before}: more than {of.config.max_shrink:.0%} are missing (max_shrink)"
     return Check("images", now, before, least, now >= least, why)
 
 
 @dataset_check
 def parts_drift(of: Subject) -> Check | None:
-    """Fail when the boxes per image changed by more than max_parts_drift."""
+    """Fail when the mean number of boxes per image changed by more than max_parts_drift."""
     most = of.config.max_parts_drift
     if of.parent is None or most is None:
         return None
     before, now = (v.counts["parts"] / max(1, v.counts["images"]) for v in (of.parent, of.version))
     drift = abs(now - before) / max(before, 1e-9)
-    why = f"{now:.2f} boxes an image after {before:.2f}: changed by {drift:.0%} (max_parts_drift)"
-    return Check("boxes an image", now, before, f"within {most:.0%}", drift <= most, why)
+    why = f"{now:.2f} boxes per image after {before:.2f}: changed by {drift:.0%} (max_parts_drift)"
+    return Check("boxes per image", now, before, f"within {most:.0%}", drift <= most, why)
 
 
 @dataset_check
@@ -184,7 +186,7 @@ def score_drift(of: Subject) -> Check | None:
 
 
 def score_histogram(home: Home, version: Version) -> np.ndarray:
-    """How many accepted boxes of a version have a score in each of SCORE_BINS equal bins of [0, 1], [bins]."""
+    """Counts of a version's accepted boxes in SCORE_BINS equal bins of their score in [0, 1], [bins]."""
     shards = {ref.sha256 for split in version.shards.values() for ref in split}
     total: Counter[int] = Counter()
     for record in home.packs(version.digests["pack"]).records().values():
@@ -194,12 +196,12 @@ def score_histogram(home: Home, version: Version) -> np.ndarray:
 
 
 def scores_of(scores: list[float]) -> list[int]:
-    """The histogram that a pack record keeps; see `score_histogram`."""
+    """The histogram for a pack record; see `score_histogram`."""
     return np.histogram(scores, SCORE_BINS, (0.0, 1.0))[0].tolist()
 
 
 def verdict(checks: list[Check] | list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The checks as rows of a table of text."""
+    """The checks as table rows of text."""
     rows = [asdict(check) if isinstance(check, Check) else check for check in checks]
     return [
         {

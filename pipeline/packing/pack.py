@@ -1,8 +1,8 @@
-"""Detections to training shards: choose boxes, cut crops, write shards, publish a version. No detector runs.
+"""Detections to training shards: select boxes, cut crops, write shards, publish a version. No detector runs.
 
-Each source unit is packed on its own into whole shards and one record, so units can run anywhere in any
-order, a killed one is simply done again, and a finished one is never touched. Re-packing with other
-thresholds reads the detections that mining left and makes a new version beside the old.
+Each source unit is packed separately into its own shards and one record, so units can run anywhere in any order, a
+killed unit is done again, and a finished one is not touched. Re-packing with other thresholds reads the stored
+detections and makes a new version; the old one remains.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ Report = Callable[[int], None]
 
 
 class PackConfig(SelectionConfig):
-    """How detections become training shards."""
+    """Options of packing: detections to training shards."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"gate"})
 
@@ -78,14 +78,14 @@ def pack(
 
     Args:
         mine: the MineConfig the source was mined with.
-        config: how to pack.
-        home: where the detections are and the shards go.
+        config: options of packing.
+        home: where the detections are and the shards are written.
         executor: where the units are packed, see pipeline.runtime.executor; in this process when None.
         listener: gets the progress, see pipeline.runtime.progress.
-        judged: gets the checks that the version passed.
-        mined_only: leave out units that are not mined, because they came to the source since it was.
+        judged: called with the checks that the version passed.
+        mined_only: leave out units that were added to the source after it was mined.
 
-    The source is listed once, at the beginning. A unit that is removed or changed before it is packed is left out.
+    The source is listed once at the beginning. A unit that is removed or changed before it is packed is left out.
 
     Raises:
         QualityError: the version was quarantined, see pipeline.packing.dataset_gate.
@@ -109,9 +109,9 @@ def pack(
 
 
 def plan(mine: Config, config: PackConfig, home: Home, mined_only: bool = False) -> list[Unit]:
-    """Return the units that are not packed yet, in order; ValueError when some are not even mined.
+    """Return the units that are not packed yet, in order; ValueError when some are not mined.
 
-    A unit is mined or packed when every object that its record names is there.
+    A unit is mined or packed when every object that its record names exists.
     """
     return _unpacked(listing(mine, home, mined_only), mine, config, home)
 
@@ -120,7 +120,9 @@ def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
     """Return the units of the source; ValueError when some are not mined, or none is with `mined_only`.
 
     Args:
-        mined_only: return those that are mined.
+        mine: the mining configuration, which names the source.
+        home: holds the records.
+        mined_only: return only the mined ones.
     """
     units, mined = units_of(mine), _mined(home, mine).whole()
     missing = [unit.path for unit in units if unit.name not in mined]
@@ -150,9 +152,10 @@ def pack_shard(
     without: tuple[str, ...] | None = None,
     report: Report = lambda done: None,
 ) -> dict[str, Any]:
-    """Pack one mined unit into training shards and return its record; the record there is, when it is done.
+    """Pack one mined unit into training shards and return its record; the existing record when the unit is done.
 
-    `without` holds the keys of images that other units pack, as pipeline.packing.repeats has them; None looks for them.
+    `without` holds the keys of images that other units pack, as returned by pipeline.packing.repeats; None computes
+    them.
 
     The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a
     histogram of the parts' scores), "detectors" and "seconds".
@@ -167,7 +170,7 @@ def pack_shard(
     done = records.done(unit.name)
     if _is_current(done, mined, without):
         return done
-    if done is not None:  # mined again since, with other boxes, or packed when other units were in the source
+    if done is not None:  # mined again since, with other boxes, or packed when the source had other units
         records.forget(unit.name)
     with open_object(store, mined["detections"]["path"], mined["detections"].get("sha256", "")) as file:
         table = read_detections(file)
@@ -221,13 +224,13 @@ def pack_shard(
             "seconds": round(time.monotonic() - began, 3),
         },
     )
-    record = records.record(unit.name)  # another worker's, when it was faster
+    record = records.record(unit.name)  # another worker's record, if it was faster
     assert record is not None
     return record
 
 
 def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | None = None) -> Version:
-    """Publish the version made of all units, or of those given, not yet `latest`; ValueError if one is not packed."""
+    """Publish the version of all units, or of those given, not yet as `latest`; ValueError if one is not packed."""
     units = units_of(mine) if units is None else units
     packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
     if missing := [unit.path for unit in _unpacked(units, mine, config, home)]:
@@ -250,7 +253,7 @@ def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | No
     if not shards["train"] and not any(mined.get(unit.name, {}).get("phrases", 1) for unit in units):
         raise ValueError(
             f"no noun was found in any caption of {counts['mined_images']} images, so there is nothing to train on: "
-            "give captions in the language of the spaCy pipeline (nouns.model), or set nouns.model to one for theirs"
+            "give captions in the language of the spaCy pipeline (nouns.model), or choose a pipeline for their language"
         )
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
@@ -261,19 +264,19 @@ def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | No
 
 
 def pack_digest(mine: Config, config: PackConfig) -> str:
-    """Name the result of packing: what was mined and how it is packed."""
+    """Digest of a packing result: the mining and the packing configuration."""
     return digest({"mine": digest(mine), "pack": digest(config)})
 
 
 def split_of(key: str, holdout: float) -> str:
-    """Return "val" for a share `holdout` of all keys and "train" for the rest, by hash."""
+    """Return "val" for a fraction `holdout` of all keys and "train" for the rest, by hash."""
     place = int.from_bytes(hashlib.sha256(f"holdout {key}".encode()).digest()[:8], "big") / 2**64
     return "val" if place < holdout else "train"
 
 
 def units_of(mine: Any) -> list[Unit]:
     """Return the units of the source that a MineConfig names."""
-    return open_source(mine.source, mine.limits).units()
+    return open_source(mine.source, mine.limits, mine.columns).units()
 
 
 def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
@@ -283,8 +286,7 @@ def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) ->
 def _is_current(
     packed: dict[str, Any] | None, mined: dict[str, Any] | None, without: tuple[str, ...]
 ) -> TypeGuard[dict[str, Any]]:
-    """Whether a unit was packed from the detections that its mining record names, without just the images that
-    other units pack."""
+    """Whether a unit was packed from its present detections, and without exactly the images that other units pack."""
     if packed is None or packed.get("without", "") != mark(without):
         return False
     return mined is None or packed.get("detections") in (None, mined["detections"]["path"])
@@ -308,8 +310,9 @@ def _training_samples(
     counts: Counter[str],
     report: Report,
 ) -> Iterator[TrainingSample]:
-    """Read the unit's images again and cut their parts; what mining has already failed is passed over."""
-    for sample in open_unit(mine.source, unit, mine.limits).samples(unit, lambda failure: None):
+    """Read the unit's images again and cut their parts; images that failed in mining are skipped."""
+    source = open_unit(mine.source, unit, mine.limits, mine.columns)
+    for sample in source.samples(unit, lambda failure: None):
         changed = as_mined.check(sample)
         if sample.key not in chosen:
             continue
@@ -332,7 +335,7 @@ def _training_sample(
     sample: Sample, choices: list[AcceptedPart], config: PackConfig, limits: Limits
 ) -> TrainingSample:
     pixels = decode(sample.image, limits.max_pixels, limits.max_bytes)
-    crops: dict[tuple[float, ...], bytes] = {}  # several captions often name one box
+    crops: dict[tuple[float, ...], bytes] = {}  # several captions often refer to one box
     for box in {choice.box for choice in choices}:
         crops[box] = encode_jpeg(crop_box(pixels, box, config.image_size), config.quality)
     parts = tuple(_part(crops[choice.box], choice) for choice in choices)

@@ -1,4 +1,4 @@
-"""The same image in several units of a source is packed once: in the first unit, in order, that can use it."""
+"""An image in several units of a source is packed once: in the first unit, in order, that can use it."""
 
 import functools
 import hashlib
@@ -28,14 +28,14 @@ def repeats(
 ) -> dict[str, tuple[str, ...]]:
     """Return by unit name the sorted keys of images that another unit packs; units without any are left out.
 
-    A function of what was mined and of the order of the units, so it does not matter when or where each is packed.
+    Depends only on the mining results and the order of the units, not on when or where each is packed.
 
     Args:
         store: the home.
         units: of the source, in order.
-        records: mining records by unit name; units without one hold nothing yet.
-        config: the rules by which boxes are chosen.
-        partless: whether an image without parts is packed too.
+        records: mining records by unit name; units without one count as empty.
+        config: the rules by which boxes are selected.
+        partless: whether images without parts are packed.
     """
     mined = [(unit.name, records[unit.name]["detections"]["path"]) for unit in units if unit.name in records]
     with ThreadPoolExecutor(_READS) as pool:
@@ -47,7 +47,7 @@ def repeats(
         return {}
     holders: dict[
         str, list[tuple[str, bool]]
-    ] = {}  # key to the units that hold it and whether they can use it
+    ] = {}  # key -> the units that hold it and whether they can use it
     for (name, path), own in zip(mined, hashes, strict=True):
         if np.isin(own, suspects).any():
             for key, usable in _usable(_table(store, path), set(suspects.tolist()), config, partless).items():
@@ -62,7 +62,7 @@ def repeats(
 
 
 def mark(keys: Sequence[str]) -> str:
-    """Name a set of keys for a pack record; "" for none, as in records from before images were packed once."""
+    """Digest of a set of keys for a pack record; "" for none, as in older records."""
     return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] if keys else ""
 
 
@@ -74,7 +74,7 @@ def _usable(table: pa.Table, suspects: set[int], config: SelectionConfig, partle
 
 @functools.lru_cache(maxsize=1 << 14)
 def _hashes(url: str, path: str) -> np.ndarray:
-    """Eight bytes for each image of a detections file, int64 [N]: twelve million images take 96 MB."""
+    """Eight bytes per image of a detections file, int64 [N]: twelve million images take 96 MB."""
     keys = _table(Store(url), path)["key"].unique().to_pylist()
     return np.array([_hash(key) for key in keys], np.int64)
 

@@ -1,4 +1,4 @@
-"""Which detections become parts: threshold, size, non-maximum suppression, a cap; whole tables at once."""
+"""Selection of parts from detections: threshold, size, non-maximum suppression and number; vectorised."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -54,16 +54,13 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
         config: the rules.
 
     Returns:
-        Image key to its parts in the order of caption, position and falling score; [] for an image without
-        any.
+        Image key to its parts in the order of caption, position and falling score; [] for an image without parts.
     """
     chosen: dict[str, list[AcceptedPart]] = {key: [] for key in table["key"].unique().to_pylist()}
     boxes = np.stack([_floats(table, name) for name in ("x0", "y0", "x1", "y1")], axis=1).clip(0, 1)
     scores = _floats(table, "score")
     sides = boxes[:, 2:] - boxes[:, :2]
-    with np.errstate(
-        invalid="ignore"
-    ):  # NaN stands for "no box" and fails every comparison; scores are float32
+    with np.errstate(invalid="ignore"):  # NaN means "no box" and fails every comparison; scores are float32
         keep = (scores >= np.float32(config.threshold)) & (sides > 0).all(axis=1)
         if config.min_area_px is not None:
             pixels = sides.prod(axis=1) * _floats(table, "width") * _floats(table, "height")
@@ -100,13 +97,13 @@ def _floats(table: pa.Table, name: str) -> np.ndarray:
 
 
 def _codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Small integers that are equal where the strings are, int64 [N], in order of first appearance."""
+    """Integer codes of strings, int64 [N], in order of first appearance."""
     encoded = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return encoded.dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
 def _groups(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One integer for each pair (a, b)."""
+    """One integer per distinct pair (a, b)."""
     return a * (int(b.max(initial=0)) + 1) + b
 
 
@@ -130,7 +127,7 @@ def _choice(row: dict, text: str) -> AcceptedPart:
 
 
 def _expression_span(text: str, expression: str, start: int, end: int) -> tuple[int, int]:
-    """Span of the expression around the chunk at (start, end) in its caption; else the chunk's own."""
+    """Span of the expression around the chunk at (start, end) in its caption, or of the chunk itself."""
     at = text.find(expression)
     while at >= 0:
         if at <= start and end <= at + len(expression):

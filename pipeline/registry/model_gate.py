@@ -15,7 +15,7 @@ from pipeline.evaluation.metrics.catalog import find
 
 
 class GateConfig(Config):
-    """How a challenger is judged."""
+    """Options of the gate."""
 
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"above_chance"})
 
@@ -88,7 +88,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the challenger passes, why in one line, and each comparison."""
+    """Whether the challenger passes, the reason in one line, and each comparison."""
 
     passed: bool
     reason: str
@@ -110,7 +110,7 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
     if not kept:
         raise ValueError(
             f"none of the gate's metrics ({', '.join(config.metrics)}) was measured: assess on held-out images "
-            "(assess_source, or pack.holdout above 0), give a taxonomy where zero_shot and hierarchy are asked, or "
+            "(assess_source, or pack.holdout above 0), give a taxonomy for zero_shot and hierarchy, or "
             "name others"
         )
     worse = [one for one in kept if one.worse]
@@ -151,7 +151,7 @@ def _no_worse(kept: tuple[Comparison, ...]) -> str:
 
 
 def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The counts of what was asked. The source is left out: EvaluationSpec.digest compares it by its bytes."""
+    """The counts of the evaluated images. The source is left out: EvaluationSpec.digest compares it by its bytes."""
     return {name: value for name, value in (metrics.get("assessed") or {}).items() if name != "source"}
 
 
@@ -176,18 +176,18 @@ def _compare(
 
 
 def higher_is_better(name: str) -> bool:
-    """The direction of a metric; ValueError for a name that the catalog has none for, such as a radius."""
+    """The direction of a metric; ValueError for a name without a direction in the catalog, such as a radius."""
     row = find(name)
     if row is None or row.higher_is_better is None:
         raise ValueError(
-            f"metric '{name}': whether more or less of it is better is not known; name one that the catalog "
+            f"metric '{name}' has no known direction (higher or lower is better); name one that the catalog "
             f"(pipeline/evaluation/metrics/catalog.py) has a direction for, such as zero_shot.top1"
         )
     return row.higher_is_better
 
 
 def number(metrics: dict[str, Any] | None, name: str) -> float | None:
-    """The value of a metric, None when it was not measured. Losses of the training are numbers of its section."""
+    """The value of a metric, None when it was not measured. Training losses are numbers of their section."""
     if metrics is None:
         return None
     if held := (metrics.get("metrics") or {}).get(name):

@@ -1,13 +1,13 @@
 """Executors: the same work in this process, in processes of this machine, or (later) on a cluster.
 
-An executor runs importable functions with picklable arguments, one shard a call:
+An executor runs importable functions with picklable arguments, one shard per call:
 
     with open_executor(workers=2) as executor:
         future = executor.submit(mine_shard, config, home, unit, report=bar.advance)
         record = future.result()
 
-With `report`, the function is called with a keyword `report` of its own; what it passes there reaches the
-caller's callback, on a thread of the executor. tests/pipeline/runtime/test_executor.py holds what every engine must do.
+With `report`, the function gets a keyword `report` of its own; the values that it reports reach the caller's callback,
+on a thread of the executor. tests/pipeline/runtime/test_executor.py tests what every engine must do.
 """
 
 import os
@@ -21,7 +21,7 @@ __all__ = ["Executor", "InProcess", "LocalExecutor", "WorkerDiedError", "open_ex
 
 
 class Executor(Protocol):
-    """What a stage needs of an executor. `workers` is how many calls run at once."""
+    """The interface of an executor. `workers` is the number of concurrent calls."""
 
     workers: int
 
@@ -48,8 +48,8 @@ def open_executor(workers: int, threads: int | None = None, timeout_s: float | N
 
     Args:
         workers: processes; each loads its own models.
-        threads: CPU threads of each; by default the machine's cores shared out.
-        timeout_s: a process that is longer at one call is killed (WorkerDiedError); None waits for ever.
+        threads: CPU threads of each; by default the machine's cores divided by the workers.
+        timeout_s: a process that takes longer for one call is killed (WorkerDiedError); None sets no limit.
     """
     if workers < 0:
         raise ValueError(f"workers is {workers}: give 0 (this process) or more")

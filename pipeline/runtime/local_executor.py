@@ -1,10 +1,8 @@
-"""Work in processes of this machine: started clean, kept warm, replaced when they die, gone when their
-parent goes.
+"""Work in processes of this machine: started clean, reused, replaced when they die, ended with their parent.
 
-Each worker has a pipe of its own. A queue shared by all would be simpler, but a worker killed while it holds
-the queue's lock would hang every other one. One thread of the parent starts the workers and talks to them:
-on Linux a process dies with the *thread* that started it (PR_SET_PDEATHSIG), so that thread must live as
-long as the executor.
+Each worker has a pipe of its own. A shared queue would be simpler, but a worker killed while it holds the queue's lock
+would block all others. One thread of the parent starts the workers and talks to them: on Linux a process dies with the
+*thread* that started it (PR_SET_PDEATHSIG), so that thread must live as long as the executor.
 """
 
 import contextlib
@@ -33,7 +31,7 @@ class WorkerDiedError(ChildProcessError):
 
 
 class InProcess:
-    """The engine without processes: a call is over when `submit` returns."""
+    """The engine without processes: a call has ended when `submit` returns."""
 
     workers = 0
 
@@ -63,7 +61,7 @@ class _Call:
     name: str
     future: Future[Any]
     report: Report | None
-    begun: float = 0.0  # when a worker got it
+    begun: float = 0.0  # time at which a worker got it
 
 
 @dataclass(slots=True)
@@ -80,8 +78,8 @@ class LocalExecutor:
     Args:
         workers: at least 1.
         threads: for torch, BLAS and OpenMP in each worker.
-        restarts: how many dead workers are replaced before the executor gives up.
-        timeout_s: a worker that is longer at one call is killed; None waits for ever.
+        restarts: maximum number of dead workers that are replaced.
+        timeout_s: a worker that takes longer for one call is killed; None sets no limit.
     """
 
     def __init__(
@@ -100,8 +98,7 @@ class LocalExecutor:
         self._thread.start()
 
     def submit(self, function: Callable[..., Any], *args: Any, report: Report | None = None) -> Future[Any]:
-        """See Engine.submit. The function must be importable by name and the arguments picklable
-        (ValueError)."""
+        """See Engine.submit. The function must be importable by name and the arguments picklable (ValueError)."""
         name = f"{function.__module__}.{function.__qualname__}"
         if function.__module__ == "__main__" or "<" in function.__qualname__:
             raise ValueError(
@@ -144,7 +141,7 @@ class LocalExecutor:
                         self._wakeup_reader.recv(4096)
                     else:
                         self._listen(workers, next(worker for worker in workers if worker.pipe is ready))
-        except Exception as problem:  # the thread's own failure must not leave callers waiting for ever
+        except Exception as problem:  # a failure of the thread must not leave callers waiting forever
             failure = problem
         with self._lock:
             self._closed = True
@@ -152,7 +149,7 @@ class LocalExecutor:
         for worker in workers:
             _stop(worker)
             if worker.call:
-                closed = RuntimeError("the executor was closed before the call was over")
+                closed = RuntimeError("the executor was closed before the call had ended")
                 worker.call.future.set_exception(failure or closed)
         for call in waiting:
             if failure is None:
@@ -172,7 +169,7 @@ class LocalExecutor:
             if self.timeout_s and worker.call and not worker.overdue:
                 worker.overdue = time.monotonic() - worker.call.begun >= self.timeout_s
                 if worker.overdue:
-                    worker.process.kill()  # its pipe says so in a moment
+                    worker.process.kill()  # its pipe will report this shortly
 
     def _give_work(self, workers: list[_Worker]) -> None:
         """Hand waiting calls to idle workers, starting workers up to the limit."""
@@ -189,11 +186,11 @@ class LocalExecutor:
                 workers.append(idle)
             call.begun = time.monotonic()
             idle.call = call
-            with contextlib.suppress(OSError):  # dead already: its pipe will say so
+            with contextlib.suppress(OSError):  # dead already: its pipe will report it
                 idle.pipe.send_bytes(call.payload)
 
     def _listen(self, workers: list[_Worker], worker: _Worker) -> None:
-        """Take one message from a worker, or the news of its death."""
+        """Receive one message from a worker, or the end of its pipe."""
         try:
             kind, value = worker.pipe.recv()
         except (EOFError, OSError):
@@ -219,7 +216,7 @@ class LocalExecutor:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         if worker.overdue:
-            hint = f" (no end within {self.timeout_s:g} s)"
+            hint = f" (longer than {self.timeout_s:g} s)"
         if worker.call:
             worker.call.future.set_exception(
                 WorkerDiedError(f"worker {worker.process.pid} {how}{hint} in {worker.call.name}")
@@ -255,7 +252,7 @@ class LocalExecutor:
 
 
 def _stop(worker: _Worker) -> None:
-    """End a worker: an idle one leaves when its pipe closes, a busy one is killed (its commit is atomic)."""
+    """End a worker: an idle one exits when its pipe closes, a busy one is killed (its commit is atomic)."""
     worker.pipe.close()
     if worker.call is None:
         deadline = time.monotonic() + 5.0

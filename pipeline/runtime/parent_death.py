@@ -1,6 +1,6 @@
-"""Processes that end when their parent does, however it ends: a killed worker must leave nothing running.
+"""Processes that end with their parent, however it ends: a killed worker must leave no process running.
 
-python -m pipeline.runtime.parent_death PARENT COMMAND ...   becomes COMMAND, bound to the life of process PARENT
+python -m pipeline.runtime.parent_death PARENT COMMAND ...   becomes COMMAND, which ends with process PARENT
 """
 
 import ctypes
@@ -35,5 +35,5 @@ def bind(parent: int) -> None:
 
 if __name__ == "__main__":
     bind(int(sys.argv[1]))
-    os.environ["HYCO_LAUNCHER"] = str(os.getpid())  # for children too slow to ask who their parent was
+    os.environ["HYCO_LAUNCHER"] = str(os.getpid())  # for children that read their parent's id too late
     os.execvp(sys.argv[2], sys.argv[2:])

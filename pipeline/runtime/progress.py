@@ -1,5 +1,4 @@
-"""Progress of a stage: a bar on a terminal, a plain line every ten seconds in a log, a dict for whoever
-listens."""
+"""Progress of a stage: a bar on a terminal, a plain line every ten seconds in a log, a dict for listeners."""
 
 import sys
 import threading
@@ -18,15 +17,15 @@ class Progress:
     """Counts towards `total` and shows it. Thread-safe; a context manager.
 
     Args:
-        total: how many there are, or None when nobody knows.
+        total: how many there are, or None when it is unknown.
         label: what is being done, such as "mine".
         unit: what is counted, such as "images".
         listener: called with {"label", "unit", "done", "total", "rate", "seconds", "left", "finished",
-            "stopped", "text"} at most every `every` seconds and once at the end; left and rate (a second) may
-            be None. At the end either `finished` is true or, when an error or a person ended the work, `stopped`.
-            Its errors are its own.
-        done: what was done before this run; it counts towards the total, not towards the rate.
-        stream: where to write; stderr by default.
+            "stopped", "text"} at most every `every` seconds and once at the end; left and rate (per second) may be
+            None. At the end either `finished` is true or, when an error or a person ended the work, `stopped`. Its
+            errors do not stop the work.
+        done: number done before this run; it counts towards the total, not towards the rate.
+        stream: output stream; stderr by default.
         every: seconds between plain lines and between listener calls.
     """
 
@@ -73,7 +72,7 @@ class Progress:
                 self._bar.update(self._task, total=total)
 
     def state(self) -> dict[str, Any]:
-        """Return the counts as the listener gets them."""
+        """Return the state in the form that the listener gets."""
         seconds = self._clock() - self._start
         fresh = self.done - self._before
         rate = fresh / seconds if fresh > 0 and seconds > 0 else None
@@ -154,7 +153,7 @@ def _note(state: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: "42 s", "3 min 5 s", "2 h 10 min"."""
+    """Return a duration in words: "42 s", "3 min 5 s", "2 h 10 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

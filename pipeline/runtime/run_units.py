@@ -1,4 +1,4 @@
-"""Work through units on an executor: what every sharded stage does, whatever it does with a unit."""
+"""Run all units of a stage on an executor."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,7 +17,7 @@ def run_units(
     file was removed or changed meanwhile is no error.
 
     Returns:
-        The units that have gone so.
+        The units whose files were removed or changed.
     """
     errors: list[Exception] = []
     gone: list[Any] = []

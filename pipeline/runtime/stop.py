@@ -1,7 +1,7 @@
-"""Stopping when asked: SIGTERM (preemption, `docker stop`) and Ctrl-C end work at a point where nothing is lost.
+"""Stopping on request: SIGTERM (preemption, `docker stop`) and Ctrl-C end work at a point where nothing is lost.
 
-Training finishes the step that is running and saves a checkpoint; mining and packing have kept every unit that is done.
-A command that SIGTERM stopped ends with 0, one that Ctrl-C stopped with 130; both go on when they are run again.
+Training finishes the current step and saves a checkpoint; mining and packing have stored every finished unit.
+A command that SIGTERM stopped ends with 0, one that Ctrl-C stopped with 130; both resume when they are run again.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import NoReturn
 GRACE_S = 30.0
 """Seconds from SIGTERM to the end of a training: it is killed if its step and its checkpoint take longer."""
 
-TOLD = "hyco: stopped"  # how the line begins that says so
+TOLD = "hyco: stopped"  # start of the line that reports it
 _REMEDY = "; the same command goes on where it left off"
 
 _ERASE, _SHOW_CURSOR = "\r\x1b[K", "\x1b[?25h"
@@ -26,11 +26,11 @@ _Handler = Callable[[int, FrameType | None], None]
 
 
 class TerminatedError(BaseException):
-    """SIGTERM, in the shape of KeyboardInterrupt: no handler of ordinary errors stands in its way."""
+    """SIGTERM as an exception like KeyboardInterrupt: handlers of ordinary errors do not catch it."""
 
 
 class StoppedError(RuntimeError):
-    """Work in another process was asked to stop, saved what there was and ended; started again, it goes on."""
+    """Work in another process was asked to stop, saved its state and ended; started again, it resumes."""
 
 
 class StopRequest:
@@ -49,10 +49,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note SIGTERM and Ctrl-C for the length of a block, which looks at the request and calls `end`.
+    """Record SIGTERM and Ctrl-C during a block, which checks the request and calls `end`.
 
-    A second Ctrl-C ends at once. Outside the main thread, and where a signal is ignored or other people's code handles
-    it, nothing changes.
+    A second Ctrl-C ends at once. Outside the main thread, and where a signal is ignored or other code handles it,
+    nothing changes.
     """
     request = StopRequest()
 
@@ -118,7 +118,7 @@ def told(error: BaseException, quiet: bool = False) -> int:
 
 
 def where(line: str) -> str | None:
-    """How far the work had come that told of its end in this line ("at step 13 of 20"); None of any other line."""
+    """The position in a line that reports a stop ("at step 13 of 20"); None for any other line."""
     return line.removeprefix(TOLD).removesuffix(_REMEDY).strip() if line.startswith(TOLD) else None
 
 

@@ -1,8 +1,7 @@
-"""A worker process of the local executor: `python -m pipeline.runtime.worker FD PARENT`, started by LocalExecutor
-only.
+"""A worker process of the local executor, which starts it as `python -m pipeline.runtime.worker FD PARENT`.
 
-Started as a program of its own, not forked and not through multiprocessing's spawn: threads and locks of the
-parent are not copied, and the parent's main module (pytest, Prefect, a notebook) is not imported again.
+Started as a separate program, not forked and not with multiprocessing's spawn: the parent's threads and locks are not
+copied, and its main module (pytest, Prefect, a notebook) is not imported again.
 """
 
 import contextlib
@@ -19,17 +18,15 @@ def main() -> None:
     """Take calls from the pipe until it closes."""
     pipe, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe: that is how it says stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe: the signal to stop
         while True:
             pipe.send(_answer(pipe, pipe.recv_bytes()))
 
 
 def _answer(pipe: Connection, payload: bytes) -> tuple[str, object]:
     try:
-        function, args, reports = pickle.loads(
-            payload
-        )  # from our own parent, through a pipe nobody else holds
+        function, args, reports = pickle.loads(payload)  # from our own parent, through a private pipe
         more = {"report": lambda value: pipe.send(("report", value))} if reports else {}
         answer = ("result", function(*args, **more))
         pickle.dumps(answer)
@@ -40,7 +37,7 @@ def _answer(pipe: Connection, payload: bytes) -> tuple[str, object]:
 
 
 def _carried(error: Exception) -> Exception:
-    """The error itself where it survives the journey, else a plain one with its text."""
+    """The error itself where it can be pickled, else a plain one with its text."""
     try:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,12 +1,14 @@
 """Readers of source files, one for each kind: each yields rows and never stops at a bad one."""
 
-import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.sources.arrow_rows import arrow_rows
+from pipeline.sources.columns import USUAL, Columns
+from pipeline.sources.image_files import FILES, beside, image_file
 from pipeline.sources.parquet_rows import parquet_rows
 from pipeline.sources.records import (
+    IMAGE_OPTION,
     Limits,
     RecordError,
     SourceRecord,
@@ -15,21 +17,19 @@ from pipeline.sources.records import (
     parse_object,
 )
 from pipeline.sources.tar_rows import Admit, tar_rows
-from storage.sample import short
 from storage.store import Store
 
-_FILES = ("file", "image", "file_name", "filename", "path")
 _LONGEST_LINE = (
     Limits().max_text
 )  # of the lines that make a unit's identity, whatever the limits it is mined with
 
 
 def jsonl_rows(
-    file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit
+    file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit, columns: Columns = USUAL
 ) -> Iterator[SourceRecord]:
     """Rows of a jsonl file, one object a line: {"file": "a/b.jpg", "caption": "..."} or a list of "captions".
 
-    Files are looked for below the jsonl's own folder only. Other entries become meta.
+    Files are looked for below the source's folder only. Other entries become meta.
     """
     for number, line in enumerate(lines(file, limits.max_text), start=1):
         if line is not None and not line.strip():
@@ -39,13 +39,13 @@ def jsonl_rows(
                 text = f"line {number} of {path} is longer than {limits.max_text} bytes (limits.max_text)"
                 raise RecordError("bad_json", text)
             meta = parse_object(line)
-            name = next((meta.pop(key) for key in _FILES if isinstance(meta.get(key), str)), None)
+            wanted = (columns.image,) if columns.image else FILES
+            name = next((meta.pop(key) for key in wanted if isinstance(meta.get(key), str)), None)
             if name is None:
-                raise failed_download(meta) or RecordError(
-                    "no_image", f"line {number} of {path} names no file: one of {', '.join(_FILES)}"
-                )
-            captions = captions_of(meta)
-            yield SourceRecord(name, admit(_image_file(store, path, name, limits)), captions, meta)
+                text = f"line {number} of {path} names no file ({', '.join(wanted)}); its fields: {', '.join(meta)}"
+                raise failed_download(meta) or RecordError("no_image", f"{text}: set {IMAGE_OPTION}")
+            captions = captions_of(meta, columns)
+            yield SourceRecord(name, admit(image_file(store, path, name, limits)), captions, meta)
         except RecordError as error:
             yield SourceRecord(f"{path}:{number}", error=error)
 
@@ -61,41 +61,21 @@ def lines(file: BinaryIO, longest: int = _LONGEST_LINE) -> Iterator[bytes | None
         yield None
 
 
-def jsonl_sizes(store: Store, path: str) -> list[int]:
+def jsonl_sizes(store: Store, path: str, columns: Columns = USUAL) -> list[int]:
     """Sizes in bytes of the images a jsonl names, -1 where there is none: a cheap mark of their content."""
+    wanted = (columns.image,) if columns.image else FILES
     with store.open(path) as file:
-        return [-1 if line is None else _size(store, path, line) for line in lines(file)]
+        return [-1 if line is None else _size(store, path, line, wanted) for line in lines(file)]
 
 
-def _size(store: Store, path: str, line: bytes) -> int:
+def _size(store: Store, path: str, line: bytes, wanted: tuple[str, ...]) -> int:
     try:
         meta: dict[str, Any] = parse_object(line)
-        name = next((meta[key] for key in _FILES if isinstance(meta.get(key), str)), "")
-        return store.size(_beside(path, name)) if name else -1
+        name = next((meta[key] for key in wanted if isinstance(meta.get(key), str)), "")
+        return store.size(beside(path, name)) if name else -1
     except (RecordError, ValueError, OSError):
         return -1
 
 
-def _image_file(store: Store, path: str, name: str, limits: Limits) -> bytes:
-    try:
-        place = _beside(path, name)
-        if store.local and not stat.S_ISREG(Path(store.path(place)).stat().st_mode):
-            raise OSError("not a regular file")  # reading a pipe or a device may never end
-        if (size := store.size(place)) > limits.max_bytes:
-            text = f"{short(name)} has {size} bytes: more than {limits.max_bytes} (limits.max_bytes)"
-            raise RecordError("too_many_bytes", text)
-        return store.read_bytes(place)
-    except RecordError:
-        raise
-    except (OSError, ValueError) as error:
-        text = f"{short(name)} named in {path} cannot be read: {short(str(error))}"
-        raise RecordError("no_image", text) from None
-
-
-def _beside(path: str, name: str) -> str:
-    folder, slash, _ = path.rpartition("/")
-    return folder + slash + name.removeprefix("./")
-
-
-READERS = {".tar": tar_rows, ".parquet": parquet_rows, ".jsonl": jsonl_rows}
-"""The reader of each kind of file."""
+READERS = {".tar": tar_rows, ".parquet": parquet_rows, ".jsonl": jsonl_rows, ".arrow": arrow_rows}
+"""The reader of each kind of file that is one unit."""

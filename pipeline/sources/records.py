@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.imaging.decode import MAX_BYTES, MAX_PIXELS
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.markup import plain_text
 from storage.sample import short
 
@@ -22,6 +23,10 @@ _RAW_FACTOR = 4  # a caption longer than so many times the limit is not searched
 
 CAPTIONS = ("captions", "caption", "text", "texts", "sentences")
 """Names under which captions are looked for, in this order."""
+
+IMAGE_OPTION = "--image-column NAME (columns.image)"
+CAPTION_OPTION = "--caption-column NAME (columns.caption)"
+_FIELDS = 12  # of a row, named in a message
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 as shares of an image's width and height."""
@@ -64,8 +69,11 @@ class SourceRecord:
     error: RecordError | None = None
 
 
-def captions_of(meta: dict[str, Any]) -> list[Any]:
-    """Take the captions out of a JSON object: the first of the known names, as a list."""
+def captions_of(meta: dict[str, Any], columns: Columns = USUAL) -> list[Any]:
+    """Take the captions out of a JSON object, as a list: the columns asked for, else the first of the known names."""
+    if columns.caption:
+        values = [meta.pop(name) for name in columns.captions if meta.get(name) is not None]
+        return [text for value in values for text in (value if isinstance(value, list) else [value])]
     for name in CAPTIONS:
         if (value := meta.pop(name, None)) is not None:
             return value if isinstance(value, list) else [value]
@@ -118,7 +126,7 @@ def depth_of(value: Any) -> int:
 def parse_object(data: bytes) -> dict[str, Any]:
     """Return the JSON object in `data`, NaN and infinities as null; RowError "bad_json" for anything else."""
     try:
-        value = json.loads(data, parse_float=_finite, parse_constant=_finite)
+        value = _loads(data)
     except (ValueError, RecursionError) as error:
         raise RecordError("bad_json", f"json cannot be read: {error}") from None
     if not isinstance(value, dict):
@@ -128,6 +136,18 @@ def parse_object(data: bytes) -> dict[str, Any]:
             "bad_json", f"json is nested {depth} levels deep: more than {MAX_DEPTH} are refused"
         )
     return value
+
+
+def parse_json(data: bytes, path: str) -> Any:
+    """Return the JSON value that a whole file holds, NaN and infinities as null; ValueError for anything else."""
+    try:
+        return _loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no json ({error}): fetch it or make it again") from None
+
+
+def _loads(data: bytes) -> Any:
+    return json.loads(data, parse_float=_finite, parse_constant=_finite)
 
 
 def _finite(text: str) -> float | None:
@@ -162,8 +182,13 @@ def clean(row: SourceRecord, limits: Limits) -> tuple[list[str], dict[str, Any]]
         raise RecordError(
             "caption_too_long", f"no caption of at most {limits.max_caption} characters (limits.max_caption)"
         )
+    if not kept and row.captions:
+        raise RecordError("empty_caption", "no caption with any text in it")
     if not kept:
-        raise RecordError("empty_caption" if row.captions else "no_caption", "no caption with any text in it")
+        fields = ", ".join(list(row.meta)[:_FIELDS]) or "none"
+        raise RecordError(
+            "no_caption", f"no caption; its other fields: {short(fields)}: set {CAPTION_OPTION}"
+        )
     objects = row.meta.get("objects")
     if isinstance(objects, list):
         return kept, {

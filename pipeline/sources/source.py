@@ -1,10 +1,10 @@
-"""Where captioned images come from: webdataset or img2dataset tars, parquet files, or a folder with jsonl.
+"""Where captioned images come from: tars, parquet, jsonl, arrow, csv, json, or images with text files beside them.
 
-A source is a list of units (one file each, the unit of work and of resume) and a unit is a stream of
-samples. Bad samples become failures with a stable code; a file that is not what it claims to be is an error
-of its unit. A unit is read once, start to end, so that one image met twice in it becomes one sample with
-the captions of both; its images wait meanwhile in a spool, in memory up to 64 MiB and on disk beyond.
-Nothing is extracted and no path in the data is followed out of its folder.
+A source is a list of units and a unit is a stream of samples. A unit, the piece of work that is resumed, is one file,
+or a run of images where they lie loose (sources.gathered). Bad samples become failures with a stable code; a file that
+is not of its kind is an error of its unit. A unit is read once, start to end, so that an image that occurs twice in it
+becomes one sample with the captions of both; meanwhile its images wait in a spool, in memory up to 64 MiB and on disk
+beyond. Nothing is extracted and no path in the data is followed out of the source's folder.
 """
 
 import contextlib
@@ -21,13 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.imaging.decode import ImageError, inspect
+from pipeline.imaging.orientation import told_orientation, with_orientation
+from pipeline.sources.columns import USUAL, Columns
+from pipeline.sources.gathered import Entry, units_of
+from pipeline.sources.gathered import rows as gathered_rows
+from pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
 from pipeline.sources.readers import READERS, jsonl_sizes
 from pipeline.sources.reading_rules import differs
-from pipeline.sources.records import Limits, RecordError, clean, join_objects
+from pipeline.sources.records import Limits, RecordError, SourceRecord, clean, join_objects
+from pipeline.sources.tar_rows import Admit
 from storage.sample import Failure, Sample, content_key, short
-from storage.store import Store
+from storage.store import Store, content_mark
 
-KINDS = tuple(READERS)
 _MEMORY = 64 << 20
 _HASHERS = 4
 _MESSAGE = 500
@@ -53,67 +58,38 @@ class Unit:
     sha256: str
 
 
-def open_source(url: str | os.PathLike[str], limits: Limits | None = None) -> "Source":
-    """Open a folder of .tar, .parquet or .jsonl files, or a single one of them.
+def open_source(
+    url: str | os.PathLike[str], limits: Limits | None = None, columns: Columns = USUAL
+) -> "Source":
+    """Open a source: a folder of one of the kinds of pipeline.sources.listing, a file, or several files.
 
     Args:
-        url: local path or fsspec URL. Beside tars, parquet files of the same names are img2dataset's
-            tables and are left alone.
-        limits: what a sample may weigh.
+        url: local path or fsspec URL; patterns (`DIR/*.tar`), ranges (`{00000..00099}.tar`) and lists with commas too.
+            Beside tars, parquet files of the same names are img2dataset's tables and are left alone.
+        limits: maximum sizes of a sample.
+        columns: names of columns and fields that are not the usual ones.
 
     Raises:
-        FileNotFoundError: the path is absent.
-        ValueError: an empty folder, an unknown extension, or a folder of mixed kinds.
+        FileNotFoundError: the path, or a file of a list, is absent.
+        ValueError: an empty folder, an unknown extension, or files of mixed kinds.
     """
-    text = os.fspath(url).rstrip("/") or "/"
-    suffix = os.path.splitext(text)[1].lower()  # noqa: PTH122  (may be a URL)
-    whole = Store(text)
-    if whole.local and not Path(whole.root).exists():
-        raise FileNotFoundError(f"source {text} does not exist")
-    if _is_file(whole):
-        if suffix not in READERS:
-            raise ValueError(
-                f"source {text} has the unknown extension {suffix!r}: give {_kinds()} or a folder of them"
-            )
-        folder, _, name = whole.url.rpartition("/")
-        store = Store(folder or "/")
-        if not store.exists(name):
-            raise FileNotFoundError(f"source {text} does not exist")
-        return Source(store, [name], limits or Limits())
-    if whole.local and not Path(whole.root).is_dir():
-        raise ValueError(f"source {text} is a pipe or a device: give a file or a folder")
-    try:
-        names = [name for name in whole.names() if not name.startswith(".")]  # "._00.tar": a note of macOS
-    except FileNotFoundError:
-        raise FileNotFoundError(f"source {text} does not exist") from None
-    by_kind = {kind: [name for name in names if name.lower().endswith(kind)] for kind in READERS}
-    stems = {name[:-4] for name in by_kind[".tar"]}
-    by_kind[".parquet"] = [name for name in by_kind[".parquet"] if name.rsplit(".", 1)[0] not in stems]
-    found = [kind for kind, files in by_kind.items() if files]
-    if not found:
-        seen = sorted({os.path.splitext(name)[1] or name for name in names})[:5]  # noqa: PTH122
-        holds = f"it holds {', '.join(seen)}" if seen else "it holds no files"
-        raise ValueError(
-            f"source {text} has no {_kinds()} file ({holds}): name the folder that holds the shards"
-        )
-    if len(found) > 1:
-        raise ValueError(f"source {text} mixes {' and '.join(found)} files: keep one kind in a folder")
-    return Source(whole, by_kind[found[0]], limits or Limits())
+    found = list_source(os.fspath(url))
+    return Source(found.store, found.files, limits or Limits(), columns)
 
 
-def open_unit(url: str | os.PathLike[str], unit: Unit, limits: Limits | None = None) -> "Source":
+def open_unit(
+    url: str | os.PathLike[str], unit: Unit, limits: Limits | None = None, columns: Columns = USUAL
+) -> "Source":
     """Open the source of a unit that was listed before, whatever has come to it since."""
-    whole = Store(os.fspath(url).rstrip("/") or "/")
-    store = Store(whole.url.rpartition("/")[0] or "/") if _is_file(whole) else whole
-    return Source(store, [unit.path], limits or Limits())
+    return Source(store_of(os.fspath(url)), [unit.path], limits or Limits(), columns)
 
 
 class Source:
     """The units of one folder, all of one kind."""
 
-    def __init__(self, store: Store, files: list[str], limits: Limits) -> None:
-        self.store, self.files, self.limits = store, files, limits
-        self.kind = os.path.splitext(files[0])[1].lower()  # noqa: PTH122
+    def __init__(self, store: Store, files: list[str], limits: Limits, columns: Columns = USUAL) -> None:
+        self.store, self.files, self.limits, self.columns = store, files, limits, columns
+        self.kind = kind_of(files[0]) or ""
 
     def units(self, settle_s: float = 0.0) -> list[Unit]:
         """Return the units in the order of their file names; files of equal content are one unit.
@@ -121,11 +97,19 @@ class Source:
         Args:
             settle_s: local files that changed less than so many seconds ago are left out: they may still be written.
         """
-        files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
-        with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
-            hashes = list(pool.map(self._identity, files))
+        if self.kind in READERS:
+            files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
+            with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
+                found = list(zip(files, pool.map(self._identity, files), strict=True))
+        else:
+            found = [
+                (path, sha256)
+                for file in self.files
+                for path, sha256, entries in units_of(self.store, file, self.columns)
+                if not settle_s or self._all_settled(file, entries, settle_s)
+            ]
         units: dict[str, Unit] = {}
-        for path, sha256 in zip(files, hashes, strict=True):
+        for path, sha256 in found:
             if sha256 is not None:
                 units.setdefault(sha256, Unit(sha256[:12], path, sha256))
         return list(units.values())
@@ -143,12 +127,12 @@ class Source:
             ValueError: the file is torn or not of its kind. Nothing has been yielded in either case.
         """
         merged: dict[str, _Draft] = {}
-        with _Spool(self.limits) as spool:
-            with self._unchanged(unit), self.store.open(unit.path) as file:
-                read = READERS[self.kind]
-                for row in read(file, unit.path, self.store, self.limits, spool.admit):
+        with Spool(self.limits) as spool:
+            with self._unchanged(unit), contextlib.closing(self.rows(unit.path, spool.admit)) as rows:
+                for row in rows:
                     try:
                         captions, meta = clean(row, self.limits)
+                        row.key = spool.turned(row.key, told_orientation(meta.get("exif")))
                     except RecordError as error:
                         name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
                         on_failure(Failure(name, "source", error.code, message))
@@ -163,11 +147,25 @@ class Source:
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
-    def read_otherwise(self, unit: Unit) -> bool:
-        """Say whether older rules read other captions or pairs out of a unit, see reading_rules; reads it once."""
+    def rows(self, path: str, admit: Admit) -> Iterator[SourceRecord]:
+        """Yield the rows of a unit as they are found, before any check; errors as `samples`."""
+        if self.kind in READERS:
+            with self.store.open(path) as file:
+                yield from READERS[self.kind](file, path, self.store, self.limits, admit, self.columns)
+            return
+        file, _, number = path.rpartition("#")
+        units = units_of(self.store, file, self.columns)
+        if int(number) >= len(units):
+            raise FileNotFoundError(f"{path} is gone: {file} has {len(units)} units")
+        yield from gathered_rows(self.store, units[int(number)][2], self.limits, admit, self.columns)
+
+    def read_otherwise(self, unit: Unit, since: int) -> bool:
+        """Say whether the rules of reading up to `since` read other samples out of a unit, see reading_rules."""
+        if self.kind not in READERS:
+            return False  # such units were never read by older rules
         try:
             with self.store.open(unit.path) as file:
-                return differs(self.kind, file, unit.path)
+                return differs(self.kind, file, unit.path, since, self.columns)
         except FileNotFoundError:  # removed since it was listed
             return False
 
@@ -198,6 +196,12 @@ class Source:
         except FileNotFoundError:
             return False
 
+    def _all_settled(self, file: str, entries: list[Entry], settle_s: float) -> bool:
+        paths = [] if file.endswith(BESIDE) else [file]
+        for entry in entries:
+            paths += [path for path in (entry.image, *entry.texts.values()) if path]
+        return all(self._settled(path, settle_s) or not self.store.exists(path) for path in paths)
+
     def _identity(self, path: str) -> str | None:
         """Name the bytes of a file; None when it is not there (any more)."""
         try:
@@ -205,21 +209,22 @@ class Source:
         except FileNotFoundError:
             return None
 
-    def _mark(self, path: str) -> str:
+    def _mark(self, path: str) -> str | None:
+        if self.kind not in READERS:
+            file = path.rpartition("#")[0]
+            return next(
+                (sha for name, sha, _ in units_of(self.store, file, self.columns) if name == path), None
+            )
         if self.store.local:
             full = Path(self.store.path(path))
             stat = full.stat()
             content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
         else:
-            info = self.store.info(path)
-            mark = next(
-                (info[name] for name in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(name)), ""
-            )
-            content = hashlib.sha256(f"{mark} {info.get('size')}".encode()).hexdigest()
+            content = hashlib.sha256(content_mark(path, self.store.info(path)).encode()).hexdigest()
         if self.kind != ".jsonl" or not self.store.local:
             return content
         # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
-        sizes = jsonl_sizes(self.store, path)
+        sizes = jsonl_sizes(self.store, path, self.columns)
         return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
 
 
@@ -229,7 +234,7 @@ class _Draft:
     meta: dict[str, Any]
 
 
-class _Spool:
+class Spool:
     """Images of one unit by content key: checked on the way in, kept in a file, read back one at a time."""
 
     def __init__(self, limits: Limits) -> None:
@@ -237,7 +242,7 @@ class _Spool:
         self.places: dict[str, tuple[int, int]] = {}
         self.file = tempfile.SpooledTemporaryFile(_MEMORY)  # noqa: SIM115  (closed by __exit__)
 
-    def __enter__(self) -> "_Spool":
+    def __enter__(self) -> "Spool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -256,9 +261,14 @@ class _Spool:
         return key
 
     def read(self, key: str) -> bytes:
+        """Return the bytes of an image that was admitted."""
         offset, size = self.places[key]
         self.file.seek(offset)
         return self.file.read(size)
+
+    def turned(self, key: str, orientation: int) -> str:
+        """Return the key of an image with an EXIF orientation that its row tells; of the same where it has EXIF."""
+        return key if orientation == 1 else self.admit(with_orientation(self.read(key), orientation))
 
 
 @functools.lru_cache(1 << 16)
@@ -268,17 +278,6 @@ def _file_sha256(path: str, size: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_file(store: Store) -> bool:
-    """Say whether a source is one file, not a folder of them."""
-    if store.local:
-        return Path(store.root).is_file()
-    return store.url.lower().endswith(KINDS)
-
-
 def _unicode(text: str) -> str:
     """Half surrogate pairs written out: a name that is not UTF-8 holds some, and no table can."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _kinds() -> str:
-    return ", ".join(READERS)

@@ -6,10 +6,14 @@ and no image is paired with a text of another pass. Where exactly the second arc
 the member that came again only neighbours are paired; what is left alone is a failure by name.
 """
 
+import gzip
+import io
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.records import (
     Limits,
     RecordError,
@@ -20,7 +24,7 @@ from pipeline.sources.records import (
 )
 from storage.sample import short
 from storage.store import Store
-from storage.tar import Member, read_members
+from storage.tar import Member, TornTarError, read_members
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "img", "image"))
 TEXTS = ("txt", "caption", "text", "cap")
@@ -31,7 +35,7 @@ Admit = Callable[[bytes], str]
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
     """Members of one name that follow each other: an image's key, and texts by extension, or why there is none."""
 
     stem: str
@@ -41,25 +45,54 @@ class _Run:
 
     @property
     def whole(self) -> bool:
+        """Whether it has an image and a text."""
         return self.image is not None and bool(self.texts)
 
 
-def tar_rows(file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit) -> Iterator[SourceRecord]:
+def tar_rows(
+    file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit, columns: Columns = USUAL
+) -> Iterator[SourceRecord]:
     """Rows of a tar: NAME.jpg (or .png ...) with NAME.json, NAME.txt (.caption, .text, .cap) or both.
 
     A name is everything before the last dot, so names may hold dots. `captions` in the json wins over the .txt, and a
-    .txt that holds any text over `caption` in the json. TornTarError for a file that is not a whole tar.
+    .txt that holds any text over `caption` in the json; a caption column that is asked for is looked for in the json
+    alone. A tar may be gzipped. TornTarError for a file that is not a whole tar, ValueError for a training shard.
     """
-    for runs, again in _passes(file, path, limits, admit):
+    for runs, again in _passes(uncompressed(file, path), path, limits, admit):
         whole = {run.stem for run in runs if run.whole}
         paired = {_first_part(stem) for stem in whole}
         for run in runs:
             if run.whole:
-                yield _row(run)
+                yield sample_row(run, columns)
             elif run.stem in whole or _first_part(run.stem) not in paired:
                 yield _alone(
                     run, path, again
                 )  # others are NAME.mask.png beside NAME.jpg: a further field of it
+
+
+def uncompressed(file: BinaryIO, path: str) -> BinaryIO:
+    """Return the tar in a file whose name says that it is gzipped; any other file as it is."""
+    if not path.lower().endswith(("gz", "gzip")):
+        return file
+    return cast(BinaryIO, io.BufferedReader(_Gunzip(file, path)))
+
+
+class _Gunzip(io.RawIOBase):
+    """A gzipped stream whose every fault is a TornTarError."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self._file, self._path = gzip.GzipFile(fileobj=file), path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise TornTarError(f"{self._path} is not a whole gzip file ({error}): fetch it again") from None
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def repeats_names(members: Iterable[Member]) -> bool:
@@ -73,15 +106,20 @@ def repeats_names(members: Iterable[Member]) -> bool:
     return False
 
 
-def _passes(file: BinaryIO, path: str, limits: Limits, admit: Admit) -> Iterator[tuple[list[_Run], str]]:
+def _passes(file: BinaryIO, path: str, limits: Limits, admit: Admit) -> Iterator[tuple[list[Run], str]]:
     """Yield the rows of each pass, and the member that came again after or before it ("" where none did)."""
-    runs: list[_Run] = []
+    runs: list[Run] = []
     first: dict[tuple[str, str], int] = {}  # of this pass: member to the number of its run
     again = ""
     for member in read_members(file, path):
         if (name := _name(member)) is None:
             continue
         stem, suffix = name
+        if stem.endswith(".numparents") and suffix == "txt":
+            raise ValueError(
+                f"{path} is a training shard (published HyCoCLIP layout: it holds {short(member.name)}), not captioned "
+                "images: `hyco adopt DIR` makes a dataset version of such shards"
+            )
         begins = not runs or runs[-1].stem != stem
         if name in first:
             again = short(member.name)
@@ -90,7 +128,7 @@ def _passes(file: BinaryIO, path: str, limits: Limits, admit: Admit) -> Iterator
             runs, begins = own, not own
             first = {(stem, suffix): 0 for run in own for suffix in run.seen}
         if begins:
-            runs.append(_Run(stem))
+            runs.append(Run(stem))
         first[name] = len(runs) - 1
         _take(runs[-1], member, suffix, limits, admit)
     yield _gather(runs, len(runs)), again
@@ -105,7 +143,7 @@ def _name(member: Member) -> tuple[str, str] | None:
     return (stem, suffix) if suffix in IMAGES or suffix in TEXTS or suffix == "json" else None
 
 
-def _take(run: _Run, member: Member, suffix: str, limits: Limits, admit: Admit) -> None:
+def _take(run: Run, member: Member, suffix: str, limits: Limits, admit: Admit) -> None:
     run.seen.add(suffix)
     if suffix not in IMAGES:
         code = "bad_json" if suffix == "json" else "caption_too_long"
@@ -121,25 +159,25 @@ def _take(run: _Run, member: Member, suffix: str, limits: Limits, admit: Admit) 
             run.image = error
 
 
-def _gather(runs: list[_Run], certain: int) -> list[_Run]:
+def _gather(runs: list[Run], certain: int) -> list[Run]:
     """Join what belongs together among the first `certain` runs of a pass; the others stand alone.
 
     A run that is whole by itself is a row, and takes in what else bears its name unless there are two such runs.
     """
     with_image = [run.stem for run in runs[:certain] if run.image is not None]
-    by_stem: dict[str, list[_Run]] = {
+    by_stem: dict[str, list[Run]] = {
         stem: [] for stem in with_image
     }  # rows come in the order of their images
     for run in runs[:certain]:
         by_stem.setdefault(run.stem, []).append(run)
-    joined: list[_Run] = []
+    joined: list[Run] = []
     for stem, same in by_stem.items():
         if len(same) == 1 or sum(run.whole for run in same) > 1:
             joined += same
             continue
         images = [run.image for run in sorted(same, key=lambda run: not run.whole) if run.image is not None]
         texts = {suffix: text for run in same for suffix, text in run.texts.items()}
-        joined.append(_Run(stem, images[0] if images else None, texts))
+        joined.append(Run(stem, images[0] if images else None, texts))
     return joined + runs[certain:]
 
 
@@ -148,7 +186,7 @@ def _first_part(stem: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _alone(run: _Run, path: str, again: str) -> SourceRecord:
+def _alone(run: Run, path: str, again: str) -> SourceRecord:
     stem = short(run.stem)
     if run.image is None and "json" in run.texts:
         try:
@@ -163,18 +201,21 @@ def _alone(run: _Run, path: str, again: str) -> SourceRecord:
     )
 
 
-def _row(run: _Run) -> SourceRecord:
+def sample_row(run: Run, columns: Columns) -> SourceRecord:
+    """Return the row of an image and the texts that bear its name."""
     try:
         if isinstance(run.image, RecordError):
             raise run.image
         assert run.image is not None
         meta = parse_object(_unwrap(run.texts["json"])) if "json" in run.texts else {}
-        return SourceRecord(run.stem, run.image, _captions(run, meta), meta)
+        return SourceRecord(run.stem, run.image, _captions(run, meta, columns), meta)
     except RecordError as error:
         return SourceRecord(run.stem, error=error)
 
 
-def _captions(run: _Run, meta: dict[str, Any]) -> list[Any]:
+def _captions(run: Run, meta: dict[str, Any], columns: Columns) -> list[Any]:
+    if columns.caption:
+        return captions_of(meta, columns)
     if isinstance(meta.get("captions"), list) and meta["captions"]:
         return meta.pop("captions")
     texts = [_decode(_unwrap(run.texts[suffix])) for suffix in TEXTS if suffix in run.texts]

@@ -65,7 +65,7 @@ def report(home: Home) -> Iterator[str]:
         for one in found[f"{kind}s"]:
             yield f"{kind:7}  {one['name']}  {one['state']}"
     if not any(found.values()):
-        yield f"{home} holds nothing yet: start with `hyco mine` or `hyco journey`"
+        yield f"{home} is empty: start with `hyco mine` or `hyco journey`"
 
 
 def run_state(folder: Path) -> str:
@@ -88,4 +88,4 @@ def _fit_state(folder: Path) -> str:
             return f"trained, accuracy {found['accuracy']:.1%} on {found['images']:,} test images"
         except (ValueError, KeyError, TypeError) as error:
             return f"unreadable metrics.json ({error!r}): evaluate it again"
-    return "trained, not measured" if (folder / "train.json").is_file() else "training not finished"
+    return "trained, not evaluated" if (folder / "train.json").is_file() else "training not finished"

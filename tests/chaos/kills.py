@@ -78,7 +78,7 @@ class Workers:
 
 
 @dataclass
-class BoxMatcher:
+class KillCounts:
     """What was done and what went wrong; the last three must be 0."""
 
     kills: int = 0
@@ -132,7 +132,7 @@ def torn_in(store: Store) -> list[str]:
     return torn + sorted(named - objects)
 
 
-def check(store: Store, reference: Reference, units: int, tally: BoxMatcher) -> None:
+def check(store: Store, reference: Reference, units: int, tally: KillCounts) -> None:
     """Hold a home whose work has ended to the reference."""
     torn = torn_in(store)
     collect(store, older_than_s=0)
@@ -156,17 +156,20 @@ def kill_at_random(
     kills: int,
     seed: int = 0,
     look_after_each: bool = False,
-) -> BoxMatcher:
+) -> KillCounts:
     """Kill workers at random instants until `kills` were killed, and check each home once its work has ended.
 
     In three of ten cases two workers, as of two hosts, are at one home.
 
     Args:
+        workers: starts the worker processes.
         new_home: gives the home of a round, and the store that it is checked through.
         units: of the source.
+        kills: number of workers to kill.
+        seed: of the instants.
         look_after_each: look for torn files after each kill, not only at the end of a round.
     """
-    chance, tally = random.Random(seed), BoxMatcher()
+    chance, tally = random.Random(seed), KillCounts()
     home, store = new_home(0)
     code, whole = PASSING, 0.0
     while code == PASSING:

@@ -12,7 +12,7 @@ import pytest
 
 from storage.store import Store
 from tests.chaos.faulty_s3 import FaultyS3
-from tests.chaos.kills import BoxMatcher, Workers, kill_at_random, write_source
+from tests.chaos.kills import KillCounts, Workers, kill_at_random, write_source
 
 UNITS = 3
 
@@ -24,7 +24,7 @@ def server() -> Iterator[FaultyS3]:
     made.close()
 
 
-def local_kills(folder: Path, kills: int) -> BoxMatcher:
+def local_kills(folder: Path, kills: int) -> KillCounts:
     """Kill on a local disk; the home of a round goes when it was checked."""
 
     def new_home(number: int) -> tuple[str, Store]:
@@ -38,7 +38,7 @@ def local_kills(folder: Path, kills: int) -> BoxMatcher:
         return kill_at_random(workers, new_home, UNITS, kills, look_after_each=True)
 
 
-def remote_kills(folder: Path, server: FaultyS3, kills: int) -> BoxMatcher:
+def remote_kills(folder: Path, server: FaultyS3, kills: int) -> KillCounts:
     """Kill on S3: the workers meet the faults, the checks do not."""
     environment = {
         "AWS_ENDPOINT_URL": server.url,
@@ -59,7 +59,7 @@ def remote_kills(folder: Path, server: FaultyS3, kills: int) -> BoxMatcher:
         return kill_at_random(workers, new_home, UNITS, kills)
 
 
-def said(tally: BoxMatcher, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+def said(tally: KillCounts, where: str, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\n{where}: {tally}")
     assert (tally.lost, tally.torn, tally.doubled) == (0, 0, 0)

@@ -43,6 +43,8 @@ def tarred(path: Path, members: Members, mode: str = "w") -> Path:
     """Write members into a tar, compressed when its name ends in gz; names may repeat. Returns the tar.
 
     Args:
+        path: of the tar.
+        members: its files, by name.
         mode: "a" appends to the tar that is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

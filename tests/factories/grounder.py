@@ -1,5 +1,4 @@
-"""A random Grounding DINO of a few thousand parameters in the transformers format, for tests of the
-machinery around it."""
+"""A random Grounding DINO of a few thousand parameters in the transformers format, for tests of the code around it."""
 
 from pathlib import Path
 

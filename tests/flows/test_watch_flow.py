@@ -14,7 +14,7 @@ from prefect.states import Cancelled, Completed, Crashed
 from flows.deployment.reconcile import apply
 from flows.deployment.spec import blueprint
 from flows.maintain import MaintainConfig, maintain
-from flows.watch import fruitless, start, watch
+from flows.watch import attempts_without_progress, start, watch
 from pipeline.config import digest
 from pipeline.end_to_end import run_dir
 from pipeline.mining import mine as mining
@@ -56,11 +56,10 @@ def end(state):
 def test_one_training_at_a_time_and_each_once(retrain):
     assert start(retrain, Home("home"), SIGHT) == "started v-000000000000 attempt 1"
     assert (
-        start(retrain, Home("home"), SIGHT)
-        == "v-000000000000 attempt 1 is under way; another look follows it"
+        start(retrain, Home("home"), SIGHT) == "v-000000000000 attempt 1 is running; another check follows it"
     )
     later = replace(SIGHT, version="v-111111111111", key="train:v-111111111111:abc")
-    assert "is under way" in start(retrain, Home("home"), later), "what comes meanwhile waits"
+    assert "is running" in start(retrain, Home("home"), later), "what comes meanwhile waits"
     assert end(Completed()) == 1
     assert start(retrain, Home("home"), later) == "started v-111111111111 attempt 1"
     assert end(Completed()) == 1
@@ -71,9 +70,7 @@ def test_a_dead_training_is_followed_until_the_attempts_are_used_up(retrain):
     for attempt in range(1, retrain.attempts + 1):
         assert start(retrain, Home("home"), sight).endswith(f"attempt {attempt}")
         assert end(Crashed()) == 1
-    assert start(retrain, Home("home"), sight).startswith(
-        "3 attempts have failed without getting further: fix"
-    )
+    assert start(retrain, Home("home"), sight).startswith("3 attempts have failed without progress: fix")
     assert end(Crashed()) == 0
 
 
@@ -92,7 +89,7 @@ def test_attempts_that_get_further_do_not_count(retrain, tmp_path):
     for attempt in (7, 8):
         assert start(retrain, Home(tmp_path), sight).endswith(f"attempt {attempt}")
         assert end(Crashed()) == 1
-    assert "3 attempts have failed without getting further" in start(retrain, Home(tmp_path), sight)
+    assert "3 attempts have failed without progress" in start(retrain, Home(tmp_path), sight)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_attempts_that_get_further_do_not_count(retrain, tmp_path):
     [([0], 1), ([0, 0], 2), ([0, 500, 900], 1), ([0, 500, 500], 2), ([0, 500, 0, 500], 3), ([500, 500], 2)],
 )
 def test_what_counts_as_an_attempt_without_progress(steps, counted):
-    assert fruitless(steps) == counted
+    assert attempts_without_progress(steps) == counted
 
 
 def test_a_training_that_a_person_cancelled_is_not_started_again(retrain):
@@ -110,7 +107,7 @@ def test_a_training_that_a_person_cancelled_is_not_started_again(retrain):
     name = start(retrain, Home("home"), sight).removeprefix("started ")
     assert end(Cancelled()) == 1
     told = start(retrain, Home("home"), sight)
-    assert told == f"{name} was cancelled: to train after all, run the deployment retrain/retrain by hand"
+    assert told == f"{name} was cancelled: to train anyway, run the deployment retrain/retrain by hand"
     assert end(Cancelled()) == 0
 
 

@@ -59,8 +59,10 @@ def entailment(general: list[Tensor], specific: list[Tensor], eta: float, k: flo
 
 
 def rows(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor, apart, held) -> Tensor:
-    """hCC + 0.1 hCE with eta 0.7 between and 1.2 within modalities, K = 0.1, in the space of distance `apart` and of
-    entailment `held`."""
+    """HyCoCLIP's loss, hCC + 0.1 hCE, with eta 0.7 between and 1.2 within modalities and K = 0.1.
+
+    `apart` gives the distances of the space, `held` its entailment.
+    """
 
     def negative(x, y, c):
         return -apart(x, y, c)

@@ -1,5 +1,4 @@
-"""Textbook twins of the layers, on the Poincare ball and with im2col, and HypLL's own layers with a stated
-curvature."""
+"""Textbook layers on the Poincare ball, with im2col, and HypLL's own layers with a stated curvature."""
 
 import torch
 from hypll.manifolds.poincare_ball import Curvature, PoincareBall
@@ -21,8 +20,10 @@ def fully_connected(x, z, r, c):
 
 
 def conv2d(u, weight, bias, c, groups=1, **geometry):
-    """Tangents in and out: unfold, beta-concatenate, lift, fully connected layer, back; groups share one
-    output point."""
+    """Tangents in and out: unfold, beta-concatenate, lift, fully connected layer, back.
+
+    Groups share one output point.
+    """
     channels = u.shape[1]
     outs = []
     for part, rows, offset in zip(u.chunk(groups, 1), weight.chunk(groups), bias.chunk(groups), strict=True):

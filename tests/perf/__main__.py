@@ -1,5 +1,4 @@
-"""python -m tests.perf [ONLY]: every module of this folder with a `cases()` function; exit 1 below a
-floor."""
+"""python -m tests.perf [ONLY]: every module of this folder with a `cases()` function; exit 1 below a floor."""
 
 import importlib
 import sys

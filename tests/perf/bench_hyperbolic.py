@@ -1,5 +1,4 @@
-"""The hyperbolic layers beside HypLL (the same arithmetic) and plain torch (the floor of what a layer can
-cost).
+"""The hyperbolic layers beside HypLL (the same arithmetic) and plain torch (the floor of what a layer can cost).
 
 HypLL runs from ball points to ball points and ours from tangents to tangents, which is how each is used in a
 network.
@@ -29,8 +28,7 @@ def cases() -> Iterator[Case]:
 
 
 class Side:
-    """A layer with a fixed input and output gradient: `step` is forward + backward, `keeps` the memory
-    between."""
+    """A layer with a fixed input and output gradient: `step` is forward + backward, `keeps` the memory between."""
 
     def __init__(self, run: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor) -> None:
         self.run, self.layer, self.x = run, layer, x.requires_grad_()

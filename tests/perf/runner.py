@@ -1,5 +1,4 @@
-"""Speed and memory beside a peer: equal results first, then interleaved rounds in one process, medians of
-ratios."""
+"""Speed and memory beside a peer: equal results first, then interleaved rounds in one process, medians of ratios."""
 
 import gc
 import json
@@ -16,8 +15,7 @@ ROUNDS, SECONDS = 15, 6.0
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. ratio = theirs / ours: above 1, ours is the cheaper; `floor` is the least that is
-    accepted.
+    """One comparison. ratio = theirs / ours: above 1, ours is the cheaper; `floor` is the least that is accepted.
 
     ours and theirs: for unit "ms" a call to time (milliseconds of processor time), for another unit ("MB",
     "s") a call returning the number itself, made once. equal: asserts equal results and says how equal (run

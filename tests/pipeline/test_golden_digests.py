@@ -1,5 +1,8 @@
-"""Digests name everything a home holds. They are made of field names and defaults: renaming a field, changing a
-default or adding a field outside `digest_if_set` makes every user mine, pack or train again."""
+"""Digests name everything that a home holds, and are made of field names and defaults.
+
+Renaming a field, changing a default or adding a field outside `digest_if_set` makes every user mine, pack or train
+again.
+"""
 
 import dataclasses
 from typing import Any, ClassVar

@@ -89,7 +89,7 @@ def test_a_folder_with_files_is_not_replaced_unasked_and_an_empty_one_is_taken_o
     (tmp_path / "out").mkdir()
     with atomic_directory(tmp_path / "out") as draft:
         (draft / "first").write_bytes(b"1")
-    with pytest.raises(FileExistsError, match="out is there already"):
+    with pytest.raises(FileExistsError, match="out already exists"):
         with atomic_directory(tmp_path / "out") as draft:
             (draft / "second").write_bytes(b"2")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["first", "out"]

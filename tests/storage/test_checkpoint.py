@@ -102,13 +102,13 @@ def test_damaged_ones_are_named_with_the_reason_and_what_follows(tmp_path: Path,
     assert checkpoints.latest(told.append) == (1, tmp_path / "step-000000001")
     changed = "trainer.safetensors has changed since it was written"
     assert told == [
-        f"the checkpoint of step 3 is damaged and passed over: {tmp_path}/step-000000003/{changed}",
-        f"the checkpoint of step 2 is damaged and passed over: {tmp_path}/step-000000002/{changed}",
-        "going on from the checkpoint of step 1",
+        f"the checkpoint of step 3 is damaged and is skipped: {tmp_path}/step-000000003/{changed}",
+        f"the checkpoint of step 2 is damaged and is skipped: {tmp_path}/step-000000002/{changed}",
+        "resuming from the checkpoint of step 1",
     ]
     flip(tmp_path / "step-000000001")
     assert checkpoints.latest() is None
-    assert f"hyco: {tmp_path} holds no whole checkpoint: beginning again at step 0" in capsys.readouterr().err
+    assert f"hyco: {tmp_path} holds no intact checkpoint: starting again at step 0" in capsys.readouterr().err
 
 
 def test_damaged_ones_with_higher_steps_push_no_good_one_out(tmp_path: Path) -> None:

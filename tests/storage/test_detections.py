@@ -58,7 +58,7 @@ def test_empty_tables_keep_their_columns() -> None:
     ("row", "message"),
     [
         (ROW | {"scor": 1}, r"unknown columns \['scor'\]"),
-        ({**ROW, "key": None}, r"lacks \['key'\]"),
+        ({**ROW, "key": None}, r"has no \['key'\]"),
     ],
 )
 def test_wrong_rows(row: dict[str, Any], message: str) -> None:

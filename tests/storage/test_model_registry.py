@@ -76,8 +76,8 @@ def test_a_kept_model_has_its_bytes_and_damage_is_named(tmp_path):
     shutil.rmtree(source)
     assert fingerprint(registry.path(name)) == files and registry.problem(name, files) is None
     (registry.path(name) / "model.safetensors").write_bytes(b"weightz")
-    assert "model.safetensors is not what was promoted" in registry.problem(name, files)
-    with pytest.raises(ValueError, match="not what was promoted"):
+    assert "model.safetensors changed since the promotion" in registry.problem(name, files)
+    with pytest.raises(ValueError, match="changed since the promotion"):
         registry.keep(model(tmp_path / "again"))
     shutil.rmtree(registry.path(name))
     assert "missing" in registry.problem(name, files)

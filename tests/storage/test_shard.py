@@ -157,7 +157,10 @@ def test_a_key_twice_is_refused() -> None:
         (b"PK\x03\x04" + b"z" * 4000, "x is not a tar archive"),
         (bytes(600) + b"z", "begins with zeros"),
         (shard([sample(0)])[:-1024] + b"garbage!" * 128, "broken header at byte"),
-        (shard([sample(0)]) + shard([sample(1)]), r"after its end-of-archive mark \(two archives joined\?\)"),
+        (
+            shard([sample(0)]) + shard([sample(1)]),
+            r"after its end-of-archive mark \(two concatenated archives\?\)",
+        ),
         (of_size(-4096) + bytes(8192), r"broken header at byte 0 \(a size of -4096\)"),
     ],
 )

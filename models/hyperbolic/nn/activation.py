@@ -1,4 +1,4 @@
-"""Activations. On tangent vectors torch's own do: ReLU, GELU and the rest are re-exported, not wrapped."""
+"""Activations on tangent vectors: torch's own ReLU, GELU and others, re-exported, and one on hyperboloid points."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,7 @@ __all__ = ["ELU", "GELU", "LeakyReLU", "LorentzActivation", "ReLU", "SiLU", "Tan
 
 
 class LorentzActivation(HyperbolicModule):
-    """A function of the space part on the unit hyperboloid, the time part following (Chen et al. 2022); same
-    shape.
+    """A function of the space part on the unit hyperboloid, whose time part follows (Chen et al. 2022); same shape.
 
     Args:
         function: elementwise, for example torch.relu.

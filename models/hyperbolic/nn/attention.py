@@ -14,26 +14,30 @@ from models.hyperbolic.ops import asinhc
 
 
 class MultiheadAttention(HyperbolicModule):
-    """Attention with scores -d(q, k)^2 / 2 and midpoints for averages (after Gulcehre et al. 2019 and
-    Shimizu et al. 2021).
+    """Attention between points: scores -d(q, k)^2 / 2, midpoints as averages.
 
-    [B, N, E] queries, [B, M, E] keys and values (tangent vectors) -> [B, N, E]. Projections are hyperbolic
-    `Linear`s; heads are beta-splits of their outputs and are beta-concatenated again. Near the origin the
-    scores are those of a dot product up to a term in |q| and |k| alone.
+    After Gulcehre et al. 2019 and Shimizu et al. 2021. [B, N, E] queries, [B, M, E] keys and values (tangent vectors)
+    -> [B, N, E]. Projections are hyperbolic `Linear`s; heads are beta-splits of their outputs and are beta-concatenated
+    again. Near the origin the scores are those of a dot product up to a term in |q| and |k| alone.
 
-    Scores and averages are differences of large numbers far out: in float32 the output and gradient of
-    clustered points are off by about 1e-5 and 1e-4 at an angle sqrt(c) d(0, x) of 4, by 4e-4 and 4e-3 at 6
-    (relative); `.double()` has the digits.
+    Far from the origin, scores and averages are differences of large numbers. In float32 the output and the gradient of
+    clustered points have relative errors of about 1e-5 and 1e-4 at an angle sqrt(c) d(0, x) of 4, and of 4e-4 and 4e-3
+    at an angle of 6; `.double()` avoids them.
 
-    Unlike torch's: the batch always comes first, the result is a tensor, without the weights; there is no
-    dropout; a boolean mask is True where a query may look, where torch's is False.
+    Differences from torch.nn.MultiheadAttention:
+
+    - the batch always comes first
+    - the result is one tensor, without the weights
+    - there is no dropout
+    - a boolean mask is True where a query may look; torch's is False there
 
     Args:
         embed_dim: coordinates of a point, a multiple of num_heads.
-        num_heads: heads.
-        bias: of the four projections.
+        num_heads: number of heads.
+        bias: whether the four projections have a bias.
         c, model: see `HyperbolicModule`.
-        fused: of the four projections, see `Linear`; False can be differentiated any number of times.
+        fused: hand-written backward of the four projections, see `Linear`; False can be differentiated any number of
+            times.
     """
 
     @accepts_lean
@@ -54,7 +58,7 @@ class MultiheadAttention(HyperbolicModule):
         self.query, self.key, self.value, self.out = (
             Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused) for _ in range(4)
         )
-        # One learned temperature a head; distances count in units of their typical size, sqrt(head_dim).
+        # One learned temperature per head; distances count in units of their typical size, sqrt(head_dim).
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))
 
     @full_precision
@@ -87,8 +91,8 @@ class MultiheadAttention(HyperbolicModule):
         q_t, q_s = self._heads(self.query(query), rate)
         k_t, k_s = self._heads(self.key(key), rate)
         v_t, v_s = self._heads(self.value(value), rate)
-        # 4 sinh^2(angle / 2) = -2 - 2 <q, k>; the squared angle is smooth in it, so coincident points are no
-        # exception.
+        # 4 sinh^2(angle / 2) = -2 - 2 <q, k>; the squared angle is smooth in it, so coincident points need no
+        # special case.
         chord = (2 * (q_t @ k_t.transpose(-1, -2) - q_s @ k_s.transpose(-1, -2)) - 2).clamp(min=0)
         angle2 = chord * asinhc(chord / 4).square()
         logits = -angle2 * self.log_scale.exp() / 2

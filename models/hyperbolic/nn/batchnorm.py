@@ -49,7 +49,7 @@ class _BatchNorm(HyperbolicModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Variance 1, mean at the origin, running statistics likewise."""
+        """Set variance to 1 and the mean to the origin, and the running statistics likewise."""
         if self.weight is not None and self.bias is not None:
             self.weight.fill_(1.0).expm1_().log_()
             self.bias.zero_()
@@ -63,8 +63,8 @@ class _BatchNorm(HyperbolicModule):
     def forward(self, u: Tensor) -> Tensor:
         """Same shape: [B, C, ...] tangent vectors with their coordinates in dimension 1.
 
-        In training, and where no running statistics are kept, the batch's own mean and variance are used;
-        with torch.distributed initialised, those of the batches of all processes.
+        In training, and without running statistics, the batch's own mean and variance are used; with torch.distributed
+        initialised, those of the batches of all processes.
         """
         if u.dim() not in self._dims or u.shape[1] != self.num_features:
             wanted = f"[B, {self.num_features}{', ...' if max(self._dims) > 2 else ''}]"
@@ -78,7 +78,7 @@ class _BatchNorm(HyperbolicModule):
         if not self.training and self.running_mean is not None and self.running_var is not None:
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
-        # A compiler makes its own backward pass of the plain arithmetic.
+        # A compiler builds its own backward pass from the plain arithmetic.
         kernel = batch_norm_fused if self.fused and not torch.compiler.is_compiling() else batch_norm
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:
@@ -113,10 +113,10 @@ class BatchNorm1d(_BatchNorm):
         num_features: coordinates of a point.
         eps: added to the variance, which is a mean squared distance.
         momentum: weight of the newest batch in the running statistics; None: the average of all batches.
-        affine: learn the mean (`bias`, a tangent vector at the origin) and the variance (softplus of
-        `weight`). track_running_stats: keep running statistics and use them in eval mode. c, model: see
-        `HyperbolicModule`. fused: hand-written backward, which is fast and differentiable once; False: plain
-        autograd.
+        affine: learn the mean (`bias`, a tangent vector at the origin) and the variance (softplus of `weight`).
+        track_running_stats: update running statistics and use them in eval mode.
+        c, model: see `HyperbolicModule`.
+        fused: hand-written backward, fast and differentiable once; False: plain autograd.
     """
 
     _dims = (2, 3)

@@ -1,15 +1,15 @@
-"""`batch_norm` with a hand-written backward pass: a third of the operations, and x alone kept of its size.
+"""`batch_norm` with a hand-written backward pass: a third of the operations; of its size it stores only x.
 
-Points that lie close together, for the angle at which they lie, lose digits in the sums below: where the statistics
-show that, `batchnorm_near` takes over, which is also fused and takes twice the time.
+The sums below lose digits for points that lie close together compared with their angle from the origin. Where the
+statistics show this, `batchnorm_near` takes over, which is also fused and takes twice the time.
 
-Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. What happens
-once a point is as much work here as what happens once a coordinate, so operations are few, in place where they can
-be, and free of torch.where, which CPUs do one element at a time.
+Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. Work per point
+costs as much here as work per coordinate. So operations are few, in place where possible, and free of torch.where,
+which CPUs process one element at a time.
 
-Every derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2. The difference is off by the
-rounding unit, and the quotient by that over u^2; but it always meets the square of a vector of length u, so the
-gradient is off by a rounding unit. Below a few rounding units the quotient is held, for the same reason.
+Every derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2. The difference has an error of
+the rounding unit, and the quotient of that over u^2; but it is always multiplied by the square of a vector of length
+u, so the gradient has an error of a rounding unit. Below a few rounding units u^2 is clamped, for the same reason.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
 
 TINY = 1e-30
-"""Least squared angle: sinh of its root is the root itself."""
+"""Smallest squared angle: sinh of its root is the root itself."""
 
 LOST = 2.5e-7
 """Relative error of the squared angles from the mean, as estimated, beyond which `batchnorm_near` is used."""
@@ -44,7 +44,7 @@ def batch_norm_fused(
 
 
 class _Kept(NamedTuple):
-    """What the backward pass needs besides x; [B, 1, N] unless said otherwise."""
+    """Values that the backward pass needs besides x; [B, 1, N] unless noted otherwise."""
 
     r: Tensor  # angle of the input
     t: Tensor  # its time part
@@ -112,9 +112,9 @@ def _forward(
     spread: Tensor | None,
     together: bool,
 ) -> tuple[Tensor, Tensor, Tensor, _Kept] | None:
-    """Result, statistics and what backward needs; None where float32 has lost too much."""
+    """Result, statistics and the values for backward; None where float32 has lost too many digits."""
     batch, one = x.shape[0], x.new_ones(())
-    # Fresh pages are half of the time of a large operation on a CPU: squares and result share a buffer.
+    # New memory pages take half of the time of a large operation on a CPU: squares and result use one buffer.
     buffer = x * x
     r = buffer.sum(1, keepdim=True).clamp_(min=TINY).sqrt_().mul_(rate)
     sinh = r.clamp(max=MAX_ANGLE).sinh_()
@@ -161,7 +161,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     batch, least = x.shape[0], 8 * torch.finfo(x.dtype).eps
     k_f = p.k * p.f
-    # Beyond the caps the input's time part and the output's angle stay.
+    # Beyond the caps the input's time part and the output's angle are constant.
     free, moves = (MAX_ANGLE - p.r).sign_().clamp_(min=0), (MAX_ANGLE - p.turn).sign_()
 
     # The combination: out = shrink (k f x + factors . pair).
@@ -181,7 +181,7 @@ def _backward(
     d_wanted = d_log_gain / (2 * p.gain * p.gain * (spread + slack))
     d_slack = d_log_gain / (-2 * (spread + slack))
     # The same by the cosine of the angle, whose slope in the logarithm of the angle is angle sinh(angle), and
-    # which rounding may have put below 1: there the angle is held at zero.
+    # which rounding may have put below 1: there the angle is clamped to zero.
     ratio, held = p.half / p.sinh_in, (p.cosh[:, :1] - 1).sign_().add_(1).clamp_(max=1)
     d_from_mean = d_log_turn.div_((p.turn * p.turn).clamp_(min=least)).mul_(ratio).mul_(p.gain)
     d_from_mean.addcmul_(d_cosh_out, p.k).mul_(moves).mul_(p.gain)
@@ -205,7 +205,7 @@ def _backward(
     d_pair = torch.bmm(p.factors * p.shrink, grad.transpose(1, 2)) - torch.bmm(rows, x.transpose(1, 2))
     d_pair = d_pair.sum(0) + d_pair_t * p.pair / p.pair_t - d_between * p.pair.flip(0)
 
-    # The mean, by the sums it was made of; f d_sum is one more vector that comes back to every point.
+    # The mean, by its sums; f d_sum is one more term in the gradient of every point.
     if not ctx.given:
         d_mean = all_reduce(d_pair[0]) if ctx.together else d_pair[0]
         d_sum, d_total = _normalise_backward(p.sums, p.pair[0], d_mean)
@@ -237,20 +237,19 @@ def _lost(sums: Tensor, mean_t: Tensor, t: Tensor, spread: Tensor) -> bool:
 
 
 def _sum_points(x: Tensor, t: Tensor, f: Tensor, together: bool) -> Tensor:
-    """[C + 2]: sum of the space parts f x, of the time parts t, and their number; one exchange between
-    processes."""
+    """Sums of the space parts f x and of the time parts t, and the number of points: [C + 2]; one all-reduce."""
     count = t.new_full((1,), t.numel())
     sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), t.sum().view(1), count])
     return all_reduce(sums) if together else sums
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """[B, 2, N] x 2 -> [B, 1, N]; reducing so short a dimension costs three times this."""
+    """[B, 2, N] x 2 -> [B, 1, N]; a sum over so short a dimension takes three times as long."""
     return (a[:, :1] * b[:, :1]).addcmul_(a[:, 1:], b[:, 1:])
 
 
 def _lift_backward(p: _Kept, rate: Rate, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in the learned mean's tangent vector [C] and in the rate (0-dim), from that in its space part."""
+    """Gradients by the learned mean's tangent vector [C] and the rate (0-dim), from that by its space part."""
     bias, cosh = p.pair[1] / p.lift, p.pair_t[1, 0]
     n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
     cosh = cosh * (MAX_ANGLE - n * rate).sign_().clamp_(min=0)
@@ -259,7 +258,7 @@ def _lift_backward(p: _Kept, rate: Rate, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normalise_backward(sums: Tensor, mean: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in the summed space parts [C] and the summed time parts (0-dim) from that in their mean [C]."""
+    """Gradients by the summed space parts [C] and the summed time parts (0-dim), from that by their mean [C]."""
     # mean = space scale, scale = (total^2 - |space|^2)^-1/2, and total scale is the mean's time part.
     total, least = sums[-2], sums[-1]
     scale = (1 + mean.dot(mean)).sqrt() / total

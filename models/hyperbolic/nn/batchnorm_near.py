@@ -1,14 +1,15 @@
-"""The arithmetic of `batch_norm`, with the backward pass written by hand, for points that lie close together.
+"""The arithmetic of `batch_norm`, with a hand-written backward pass, for points that lie close together.
 
-Of the size of x, x alone is kept; besides it four numbers a point, and each tensor of that size is gone through a few
-times only.
+Activation memory: x and four numbers per point. Each tensor of the size of x is read only a few times.
 
-What happens once a point is computed again on the way back: as much work as what happens once a coordinate, so
-operations are few, in place where they can be, and free of torch.where, which CPUs do one element at a time. What
-happens once (the means) is left to autograd. Written with angles u rather than their squares, whose roots autograd
-could not differentiate at zero. Every derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2:
-the difference is off by the rounding unit, and the quotient by that over u^2, but it always meets the square of a
-vector of length u. Below a few rounding units the quotient is held, for the same reason.
+Values per point are computed again in the backward pass. Work per point costs as much as work per coordinate. So
+operations are few, in place where possible, and free of torch.where, which CPUs process one element at a time.
+Values per batch (the means) are left to autograd.
+
+Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. Every
+derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2: the difference has an error of the
+rounding unit, and the quotient of that over u^2, but it is always multiplied by the square of a vector of length u.
+Below a few rounding units u^2 is clamped, for the same reason.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from models.hyperbolic.nn.batchnorm_ops import (
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
 
 TINY = 1e-30
-"""Least squared angle: sinh of its root is the root itself."""
+"""Smallest squared angle: sinh of its root is the root itself."""
 
 
 class _Seen(NamedTuple):
@@ -47,7 +48,7 @@ class _Seen(NamedTuple):
 
 
 def _see(d_r: Tensor, d2: Tensor, rate: Rate, p: Place) -> _Seen:
-    """From the tangent vector's difference from p's: the part along p's direction and the square of that across."""
+    """Numbers of points, by their tangent vectors' difference from p's: d_r along p's direction, d2 squared across."""
     along, one = d_r + p.length, d_r.new_ones(())
     n = torch.addcmul(d2, along, along).clamp_(min=TINY).sqrt_()
     sinh = (n * rate).clamp_(max=MAX_ANGLE).sinh_()
@@ -61,7 +62,7 @@ def _see(d_r: Tensor, d2: Tensor, rate: Rate, p: Place) -> _Seen:
 def _unsee(
     p: Place, seen: _Seen, d2: Tensor, rate: Rate, f: Tensor, x_r: Tensor, t: Tensor, y_r: Tensor, y_t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Slopes in d_r, d2 and rate (0-dim) from those in what `_see` returns; overwrites them."""
+    """Gradients by d_r, d2 and rate (0-dim) from those by the result of `_see`, which are overwritten."""
     y_t.div_(seen.y_t)
     y_r.addcmul_(y_t, seen.y_r)
     f.addcmul_(y_t.mul_(seen.f), d2)
@@ -101,7 +102,7 @@ class _Out(NamedTuple):
     cosh: Tensor
     k: Tensor
     z: Tensor
-    of_way: Tensor  # all that it has along p's direction
+    of_way: Tensor  # its whole component along p's direction
     of_mean: Tensor
     of_bias: Tensor
     w_t: Tensor  # time part
@@ -135,7 +136,7 @@ def forward(
     spread: Tensor | None,
     together: bool,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """Result, statistics and what `backward` needs; arguments as of `batch_norm`."""
+    """Result, statistics and the values for `backward`; arguments as of `batch_norm`."""
     given = None if mean is None or spread is None else Statistics(mean, spread)
     p = place(x, rate, given, together)
     d, d_r = _apart(x, p)
@@ -174,11 +175,11 @@ def backward(
     together: bool,
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Slopes in x, bias, wanted, slack, rate, and in the statistics where they were given."""
+    """Gradients by x, bias, wanted, slack, rate, and by the statistics where they were given."""
     d_r, d2, across, sums, mean = kept[:5]
     p, given = Place(*kept[5:]), Statistics(mean, spread) if is_given else None
     d, _ = _apart(x, p)
-    with torch.enable_grad():  # what happens once
+    with torch.enable_grad():  # once per batch
         bias, slack, rate, wanted = (_leaf(v) for v in (bias, slack, rate, wanted))
         sums, given = _leaf(sums), given and Statistics(_leaf(given.mean), _leaf(given.spread))
         mean = _mean(sums, given, p)
@@ -238,7 +239,7 @@ def backward(
     if given is None:  # the spread is the mean of the squared angles
         by_spread = all_reduce(once[spread]) if together else once[spread]
         by_turned.add_((angle / turned.sinh).mul_(2 * by_spread / sums[-1].detach()))
-    # Where rounding has put the cosh below 1 the angle is held at zero.
+    # Where rounding has put the cosh below 1 the angle is clamped to zero.
     by_cosh.addcmul_(by_turned, (turned.cosh - 1).sign_().add_(1).clamp_(max=1))
 
     # cosh = y_t mean_t - y_r mean_r - f across
@@ -269,7 +270,7 @@ def backward(
         once.add(given.spread, once[spread])
     by_d_r, by_d2, by_angle = _unsee(p, seen, d2, rate_, by_f, by_x_r, by_t, by_y_r, by_y_t)
     once.add(rate, by_rate + by_angle)
-    # What comes back across p's direction has its part along it taken out, and that of d_r put in.
+    # The gradient across p's direction loses its part along it and gains that of d_r.
     rows[0].add_(by_d_r)
     d_x = d.mul_(by_d2.mul_(2).to(x.dtype)).addcmul_(grad, own.to(x.dtype))
     d_x.baddbmm_(vectors.expand(len(x), -1, -1).transpose(1, 2), torch.cat(rows, 1).to(x.dtype))
@@ -278,13 +279,13 @@ def backward(
 
 
 class _Slopes:
-    """Sums of the gradients of the leaves that several computations give."""
+    """Sums of the gradients of the leaves over several computations."""
 
     def __init__(self) -> None:
         self.held: dict[int, Tensor] = {}
 
     def run(self, outputs: tuple[Tensor, ...], slopes: tuple[Tensor, ...], leaves: tuple[Any, ...]) -> None:
-        """Add the gradients of the leaves (numbers among them are left out) from those of the outputs."""
+        """Add the gradients of the leaves (leaves that are numbers are skipped) from those of the outputs."""
         leaves = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         found = torch.autograd.grad(outputs, leaves, slopes, retain_graph=True, allow_unused=True)
         for leaf, slope in zip(leaves, found, strict=True):
@@ -292,7 +293,7 @@ class _Slopes:
                 self.add(leaf, slope)
 
     def add(self, leaf: Any, slope: Tensor) -> None:
-        """Add to what a leaf has."""
+        """Add to the gradient of a leaf."""
         self.held[id(leaf)] = self.held[id(leaf)] + slope if id(leaf) in self.held else slope
 
     def get(self, leaf: Any) -> Tensor | None:
@@ -333,5 +334,5 @@ def _mean(sums: Tensor | None, given: Statistics | None, p: Place) -> Tensor:
 
 
 def _vectors(p: Place, ends: Ends, x: Tensor) -> Tensor:
-    """p's direction and what mean and learned mean have across it, [B, 3, C]."""
+    """p's direction, and the components of mean and learned mean across it: [B, 3, C]."""
     return torch.cat([p.way[None], ends.across.detach()]).to(x.dtype).expand(len(x), -1, -1)

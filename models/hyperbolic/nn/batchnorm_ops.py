@@ -1,17 +1,17 @@
-"""The arithmetic of batch normalisation, by autograd; `batch_norm_fused` is its twin with a hand-written backward.
+"""The arithmetic of batch normalisation by autograd: the reference implementation of `batch_norm_fused`.
 
 With the mean m and the learned mean b on the unit hyperboloid, a point x goes to w = exp_b(g P log_m(x)). Log,
-parallel transport P and exp all give sums of x, m and b, whose factors depend on the two numbers cosh d(m, x) and
-cosh d(b, x) alone: with k = sinh(g d(m, x)) / sinh d(m, x) and q = cosh d(m, b),
+parallel transport P and exp all give sums of x, m and b, whose factors depend only on the two numbers cosh d(m, x)
+and cosh d(b, x): with k = sinh(g d(m, x)) / sinh d(m, x) and q = cosh d(m, b),
 
     w = k x + k (z - cosh d(m, x)) m + (k z + cosh(g d(m, x))) b,   z = (q cosh d(m, x) - cosh d(b, x)) / (1 + q).
 
-Points that lie close together lose all digits of float32 in these sums. So coordinates are taken about a place p in
-their midst (any will do; the result does not depend on it, and no gradient runs through it): differences of tangent
-vectors from p's, which are exact, split into the part along p's direction and the part across it. The part across is
-the only thing of the size of the points. What is left are a few numbers a point, computed in float64: the cost of
-float64 shows on tensors of the size of the points only. Boosted by -p, points have the coordinates y along p (y_r),
-the same part across, and y_t; the midpoint is taken there.
+Points that lie close together lose all digits of float32 in these sums. So coordinates are taken about a place p
+among them (any will do; the result does not depend on it, and no gradient runs through it). Differences of tangent
+vectors from p's are exact; they are split into the part along p's direction and the part across it. The part across
+is the only tensor of the size of the points. The rest is a few numbers per point, computed in float64, which is
+expensive only for tensors of the size of the points. Boosted by -p, points have the coordinates y along p (y_r), the
+same part across, and y_t; the midpoint is taken there.
 """
 
 from typing import Any, NamedTuple
@@ -25,15 +25,17 @@ from models.hyperbolic.ops import asinhc, sinhc, square_norm
 
 
 class Statistics(NamedTuple):
-    """Mean [C] (space part on the unit hyperboloid, as wide as `wide` makes it) and spread (0-dim), the mean squared
-    angle from it."""
+    """Mean [C] and spread (0-dim), the mean squared angle from the mean.
+
+    The mean is a space part on the unit hyperboloid, in the precision that `wide` gives it.
+    """
 
     mean: Tensor
     spread: Tensor
 
 
 class Place(NamedTuple):
-    """Where coordinates are taken about: a tangent vector, and its point on the unit hyperboloid."""
+    """Origin of the coordinates: a tangent vector, and its point on the unit hyperboloid."""
 
     at: Tensor  # the tangent vector [C]
     way: Tensor  # its direction [C], wide; 0 where it has none
@@ -55,11 +57,12 @@ def batch_norm(
 
     Args:
         x: tangent vectors at the origin.
-        bias: the mean to give them, [C], a tangent vector too.
-        wanted: the mean squared angle to give them (0-dim); slack is added to the one they have.
+        bias: the mean of the result, [C], a tangent vector too.
+        wanted: the mean squared angle of the result (0-dim).
+        slack: added to the mean squared angle of the points before it is divided by (`eps` of the layer).
         rate: angle per unit of tangent length.
         given: statistics to use instead of the points' own.
-        together: the points' own statistics are those of all processes of torch.distributed.
+        together: take the points' own statistics over all processes of torch.distributed.
     """
     p = place(x, rate, given, together)
     rows = p.way.to(x.dtype).expand(x.shape[0], 1, -1)
@@ -105,7 +108,7 @@ def batch_norm(
 
 
 def wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it: what is a few numbers a point."""
+    """Float64 where the device has it, for tensors with a few numbers per point."""
     return x if x.device.type == "mps" else x.double()
 
 
@@ -129,8 +132,10 @@ def boosted(x: Tensor, p: Place) -> Tensor:
 
 
 class Ends(NamedTuple):
-    """The mean, as seen from p and as it is (`whole`), and the learned mean: parts along p's direction, time parts,
-    and the parts across it."""
+    """The mean and the learned mean as seen from p: along p's direction, time parts, and across that direction.
+
+    `whole` is the mean itself, not seen from p.
+    """
 
     mean_r: Tensor
     mean_t: Tensor
@@ -156,8 +161,7 @@ class Ends(NamedTuple):
 
 
 def sum_points(d: Tensor, f: Tensor, y_r: Tensor, y_t: Tensor, p: Place, together: bool) -> Tensor:
-    """[C + 2]: sum of the space parts seen from p, of the time parts, and their number; one exchange between
-    processes."""
+    """Sums of the space parts seen from p and of the time parts, and the number of points: [C + 2]; one all-reduce."""
     across = wide(torch.bmm(d, f.to(d.dtype).transpose(1, 2)).sum((0, 2)))
     count = y_t.new_full((1,), y_t.numel())
     sums = torch.cat([across + p.way * y_r.sum(), y_t.sum().view(1), count])
@@ -165,7 +169,7 @@ def sum_points(d: Tensor, f: Tensor, y_r: Tensor, y_t: Tensor, p: Place, togethe
 
 
 def average(x: Tensor, together: bool) -> Tensor:
-    """Mean of a number a point, 0-dim."""
+    """Mean over the points of one number per point, 0-dim."""
     if not together:
         return x.mean()
     sums = all_reduce(torch.stack([x.sum(), x.new_full((), x.numel())]))

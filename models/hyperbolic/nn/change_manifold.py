@@ -1,4 +1,4 @@
-"""Between coordinates: into the layers, out of them, and from one curvature to another."""
+"""Changes of coordinates: into the layers, out of them, and from one curvature to another."""
 
 from torch import Tensor
 
@@ -10,22 +10,29 @@ SPACES = ("tangent", "poincare", "lorentz", "klein")
 
 
 class ChangeManifold(HyperbolicModule):
-    """Points of one space to another through the tangent space at the origin; same shape.
+    """Map points of one space to another through the tangent space at the origin; same shape.
 
-    `source` and `target` are "tangent" (tangent vectors in the coordinates of `model`, what layers take and
-    give; Euclidean features are these), "poincare", "lorentz" or "klein" (points, by their coordinates; the
-    hyperboloid by its space part). Targets have a rim: balls the margin of `poincare.project`, which is a
-    distance of 14.5 / sqrt(c) from the origin on the Poincare ball and of 7.3 / sqrt(c) on Klein's in
-    float32; the hyperboloid `lorentz.MAX_RADIUS`, 11.09 / sqrt(c), which is a tangent vector of 5.545 /
-    sqrt(c) with model="poincare". Points beyond keep their direction.
+    Spaces:
+
+    - "tangent": tangent vectors in the coordinates of `model`, the input and output of layers; Euclidean features are
+      tangent vectors
+    - "poincare", "klein": points of the Poincare or the Klein ball
+    - "lorentz": points of the hyperboloid, by their space parts
+
+    Points beyond the rim of the target are moved back to it along their direction. Distance of the rim from the origin:
+
+    - "poincare": the margin of `poincare.project`, 14.5 / sqrt(c) in float32
+    - "klein": the same margin, 7.3 / sqrt(c) in float32
+    - "lorentz": `lorentz.MAX_RADIUS`, 11.09 / sqrt(c); a tangent vector of 5.545 / sqrt(c) with model="poincare"
 
     Args:
-        source, target: the spaces.
+        source: space of the input.
+        target: space of the output.
         dim: the dimension of the coordinates.
         c: curvature of the source.
-        target_c: curvature of the target; None: the same. Between curvatures the tangent vector is what is
-        kept, as in HypLL, so distances from the origin are kept and others are not. model: see
-        `HyperbolicModule`.
+        target_c: curvature of the target; None: the same. Between curvatures the tangent vector stays the same, as in
+            HypLL; so do distances from the origin, but no others.
+        model: see `HyperbolicModule`.
     """
 
     def __init__(

@@ -14,8 +14,7 @@ from models.hyperbolic.ops import asinh, square_norm
 
 
 def mlr(u: Tensor, weight: Tensor, bias: Tensor | None, c: Rate, rate: Rate) -> Tensor:
-    """Class logits 2|z_k| d_k(x), d_k the signed distance to the class's hyperplane: [..., D], [K, D] ->
-    [..., K].
+    """Class logits 2|z_k| d_k(x), d_k the signed distance to the class's hyperplane: [..., D], [K, D] -> [..., K].
 
     Shimizu et al. 2021, eq. 6: (2|z_k| / sqrt c) asinh(a_k). u are tangent vectors; bias as in `linear`.
     """
@@ -25,13 +24,12 @@ def mlr(u: Tensor, weight: Tensor, bias: Tensor | None, c: Rate, rate: Rate) -> 
 
 
 class MLR(HyperbolicModule):
-    """Hyperbolic multinomial logistic regression: tangent vectors [..., in_features] -> logits [...,
-    num_classes].
+    """Hyperbolic multinomial logistic regression: tangent vectors [..., in_features] -> logits [..., num_classes].
 
     Args:
         in_features: coordinates of a point.
-        num_classes: hyperplanes.
-        bias: whether they may miss the origin.
+        num_classes: number of hyperplanes.
+        bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
     """
 

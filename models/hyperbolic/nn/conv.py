@@ -25,8 +25,7 @@ Sizes = int | tuple[int, ...]
 
 
 def sizes(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
-    """An argument of a window, one number for each of `dims` dimensions; ValueError unless all are at least
-    `least`."""
+    """An argument of a window as one number per dimension; ValueError unless all are at least `least`."""
     each = tuple(value) if isinstance(value, Iterable) else (value,) * dims
     if len(each) != dims or not all(isinstance(k, SupportsIndex) and k >= least for k in each):
         hint = '; "same" is dilation * (kernel_size - 1) // 2' if value == "same" else ""
@@ -35,7 +34,7 @@ def sizes(name: str, value: Sizes, dims: int, least: int) -> tuple[int, ...]:
 
 
 def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
-    """Raise ValueError where the channels do not fall into groups."""
+    """Raise ValueError where the channels cannot be divided into the groups."""
     if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
         raise ValueError(
             f"{in_channels} and {out_channels} channels are not positive multiples of {groups} groups; "
@@ -53,15 +52,14 @@ def convolve(
     fused: bool = True,
     **geometry,
 ) -> Tensor:
-    """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K,
-    *space'].
+    """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K, *space'].
 
-    With groups, each group of output coordinates looks at its own share of every input point.
+    With groups, each group of output coordinates sees only its own coordinates of every input point.
     """
     fan_in = weight[0].numel()
     gain = beta_ratio(fan_in, u.shape[1])
     scales, powers, shifts = planes(weight, bias, rate, gain)
-    # A kernel is small beside its images: scaled before the convolution, it saves a pass over them.
+    # A kernel is smaller than its images: scaling it before the convolution saves a pass over them.
     directions = weight * scales.view(-1, *(1,) * (weight.dim() - 1))
     space = (1,) * (u.dim() - 2)
     # Sums over the channels of each group first: the box sum then costs 1/C of the convolution.
@@ -86,8 +84,8 @@ def window_sum(
 ) -> Tensor:
     """Sum of each window of each channel, [B, C, *space] -> [B, C, *space']: a convolution with ones.
 
-    Dimension by dimension, by slices: torch's convolution of single channels takes thirty times as long on its way
-    back on a CPU.
+    Computed dimension by dimension, by slices: the backward pass of torch's convolution of single channels takes thirty
+    times as long on a CPU.
     """
     for dim, (size, step, around, apart) in enumerate(
         zip(kernel_size, stride, padding, dilation, strict=True), start=2
@@ -143,10 +141,11 @@ class _Conv(HyperbolicModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """ "identity": the centre tap is the identity map where it fits, so norms stay over any depth.
+        """Initialise the weights by `init`, and the bias with zeros.
 
-        "normal": HNN++, std (2 fan_in K)^-1/2, under which norms fall at every layer. "hypll": the same, but half
-        an eye over (channel, tap) in the rare case that fan_in <= K.
+        - "identity": the centre tap is the identity map where it fits, so that norms stay the same at any depth
+        - "normal": HNN++, std (2 fan_in K)^-1/2, under which norms fall at every layer
+        - "hypll": as "normal", but half an identity matrix over (channel, tap) in the rare case that fan_in <= K
         """
         flat = self.weight.flatten(1)
         if self.init == "hypll":
@@ -162,8 +161,7 @@ class _Conv(HyperbolicModule):
                 2 * beta_ratio(flat.shape[1], self.in_channels)
             )
             tap.copy_(eye)
-            # A zero row has no direction to start from: outputs beyond the input's channels look around at
-            # random.
+            # A zero row has no direction, so outputs beyond the input's channels start at random.
             empty = flat.view(self.groups, rows, -1)[:, columns:]
             nn.init.normal_(empty, std=(2 * flat.numel()) ** -0.5)
         if self.bias is not None:
@@ -191,22 +189,23 @@ class _Conv(HyperbolicModule):
 
 
 class Conv1d(_Conv):
-    """Hyperbolic `torch.nn.Conv1d` on tangent vectors, the points' coordinates being the channels; see
-    `Conv2d`."""
+    """Hyperbolic `torch.nn.Conv1d` on tangent vectors, the points' coordinates being the channels; see `Conv2d`."""
 
     _convolution = staticmethod(F.conv1d)
     _space = 1
 
 
 class Conv2d(_Conv):
-    """Hyperbolic `torch.nn.Conv2d`: [B, C, H, W] -> [B, K, H', W'] tangent vectors, coordinates in dimension
-    1.
+    """Hyperbolic `torch.nn.Conv2d`: [B, C, H, W] -> [B, K, H', W'] tangent vectors, coordinates in dimension 1.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in torch; padding,
-        in numbers, adds points at the origin. c, model: see `HyperbolicModule`. init: "identity" (default),
-        "normal" or "hypll"; see `reset_parameters`. fused: hand-written backward that keeps the input and the
-        convolution's output only; False: plain autograd.
+        in_channels: coordinates of an input point.
+        out_channels: coordinates of an output point.
+        kernel_size, stride, dilation, groups, bias: as in torch.
+        padding: numbers, as in torch; adds points at the origin.
+        c, model: see `HyperbolicModule`.
+        init: "identity" (default), "normal" or "hypll"; see `reset_parameters`.
+        fused: hand-written backward that stores only the input and the convolution's output; False: plain autograd.
     """
 
     _convolution = staticmethod(F.conv2d)

@@ -19,13 +19,15 @@ class ConvTranspose2d(HyperbolicModule):
     at the origin between its pixels, so a hyperplane is shared by all output positions although they see
     different taps.
 
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation: as
-        in torch. c, model: see `HyperbolicModule`. fused: hand-written backward; False is plain autograd with
-        the same numbers.
-
     `weight` is [out, in / groups, kh, kw], that of the equal `Conv2d` turned by 180 degrees (torch's own
-    transposed convolution keeps [in, out / groups, kh, kw]).
+    transposed convolution has [in, out / groups, kh, kw]).
+
+    Args:
+        in_channels: coordinates of an input point.
+        out_channels: coordinates of an output point.
+        kernel_size, stride, padding, output_padding, groups, bias, dilation: as in torch.
+        c, model: see `HyperbolicModule`.
+        fused: hand-written backward; False: plain autograd, with the same results.
     """
 
     @accepts_lean

@@ -16,11 +16,13 @@ class Embedding(HyperbolicModule):
     """A table of points, [num_embeddings, embedding_dim]; indices of any shape -> [..., embedding_dim].
 
     Args:
-        num_embeddings, embedding_dim: sizes of the table.
-        points: False: the rows are tangent vectors at the origin, ordinary parameters for any optimiser.
-        True: the rows are points in the coordinates of `model` (c fixed); train them with
-        `optim.RiemannianSGD` or `RiemannianAdam`, to which `manifold_parameters` introduces them. std: of
-        the tangent vectors that the table starts from. c, model: see `HyperbolicModule`.
+        num_embeddings: rows of the table.
+        embedding_dim: coordinates of a point.
+        points: False: the rows are tangent vectors at the origin, ordinary parameters for any optimiser. True: the rows
+            are points in the coordinates of `model` (c fixed); train them with `optim.RiemannianSGD` or
+            `RiemannianAdam`, which find them by `manifold_parameters`.
+        std: standard deviation of the tangent vectors that initialise the table.
+        c, model: see `HyperbolicModule`.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Embedding(HyperbolicModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal tangent vectors, lifted where the table holds points."""
+        """Initialise with normal tangent vectors, lifted where the table holds points."""
         nn.init.normal_(self.weight, std=self.std)
         if self.points:
             self.weight.copy_(GEOMETRIES[self.model].exp0(self.weight, expand_c(self.curvature())))
@@ -58,7 +60,7 @@ class Embedding(HyperbolicModule):
 
     @full_precision
     def forward(self, index: Tensor) -> Tensor:
-        """The rows, as they are kept: tangent vectors, or points."""
+        """The rows as stored: tangent vectors, or points."""
         return F.embedding(index, self.weight)
 
     def extra_repr(self) -> str:

@@ -1,5 +1,4 @@
-"""Joining and splitting the coordinates of points, with the beta factors that keep their size (Shimizu et
-al. 2021)."""
+"""Joining and splitting the coordinates of points, with beta factors that preserve their size (Shimizu et al. 2021)."""
 
 import math
 
@@ -13,14 +12,14 @@ def log_beta(n: float) -> float:
 
 
 def beta_ratio(n: int, n_i: int) -> float:
-    """B(n/2, 1/2) / B(n_i/2, 1/2): what n_i coordinates are scaled by when they become part of n."""
+    """B(n/2, 1/2) / B(n_i/2, 1/2): scale of n_i coordinates that become part of n."""
     return math.exp(log_beta(n) - log_beta(n_i))
 
 
 def cat(tensors: list[Tensor] | tuple[Tensor, ...], dim: int = -1) -> Tensor:
     """Beta-concatenation of tangent vectors along their coordinates: sizes n_i along `dim` -> sum of n_i.
 
-    Along any other dimension than the coordinates, torch.cat is right.
+    For any other dimension use torch.cat.
     """
     n = sum(t.shape[dim] for t in tensors)
     return torch.cat([t * beta_ratio(n, t.shape[dim]) for t in tensors], dim)
@@ -39,8 +38,7 @@ def split(u: Tensor, size: int, dim: int = -1) -> tuple[Tensor, ...]:
 
 
 class Flatten(nn.Module):
-    """`torch.nn.Flatten` for points: tangent vectors with their coordinates in `point_dim`, flattened from
-    start_dim.
+    """`torch.nn.Flatten` for points: tangent vectors with their coordinates in `point_dim`, flattened from start_dim.
 
     Where the flattened range contains point_dim, all its points become one, by beta-concatenation; elsewhere
     this is torch.flatten.

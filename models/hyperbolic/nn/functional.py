@@ -1,11 +1,10 @@
-"""What the layers share: tangent vectors to the unit hyperboloid and back, and the response of K hyperplanes.
+"""Common functions of the layers: tangent vectors to the unit hyperboloid and back.
 
 Layers pass on *tangent vectors at the origin*, which are ordinary tensors, and compute on the unit
-hyperboloid (t, s), t^2 - |s|^2 = 1. The one number that says what space a tensor lives in is its `rate`: a
-tangent vector u reaches the hyperbolic angle rate |u|, so (t, s) = (cosh(rate |u|), sinh(rate |u|) u/|u|).
-With curvature -c, rate = 2 sqrt(c) in the coordinates of the Poincare ball (d(0, exp u) = 2|u|) and sqrt(c)
-in those of the hyperboloid (d(0, exp u) = |u|); one kernel serves both models and no ball projection is ever
-needed.
+hyperboloid (t, s), t^2 - |s|^2 = 1. One number describes the space of a tensor, its `rate`: a tangent vector u
+reaches the hyperbolic angle rate |u|, so (t, s) = (cosh(rate |u|), sinh(rate |u|) u/|u|). With curvature -c,
+rate = 2 sqrt(c) in the coordinates of the Poincare ball (d(0, exp u) = 2|u|) and sqrt(c) in those of the hyperboloid
+(d(0, exp u) = |u|); one kernel serves both models, and no projection onto the ball is ever needed.
 """
 
 import torch
@@ -22,8 +21,10 @@ from models.hyperbolic.ops import (
 )
 
 MAX_ANGLE = 12.0
-"""Input points further out than this are drawn back to it along their ray: cosh(12)^2 is all float32 can
-square."""
+"""Maximum hyperbolic angle of input points; points beyond are moved back to it along their ray.
+
+The squares of larger time parts than cosh(12) are out of reach of float32.
+"""
 
 Rate = float | Tensor
 
@@ -37,7 +38,7 @@ def to_space(u: Tensor, rate: Rate, dim: int = -1) -> Tensor:
 def to_tangent(s: Tensor, rate: Rate, dim: int = -1) -> Tensor:
     """Inverse of `to_space`, asinh|s| s / (rate |s|); same shape.
 
-    Keeps its result for the backward pass, which the next layer keeps too, and finds s again from it.
+    It stores only its result for the backward pass, which the next layer stores too, and recomputes s from it.
     """
     return _ToTangent.apply(s, rate, dim)[0]
 
@@ -62,7 +63,7 @@ class _ToTangent(Function):
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         out, n, shrink, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
-        if torch.is_grad_enabled():  # a second derivative is wanted: n and shrink must depend on out
+        if torch.is_grad_enabled():  # for a second derivative n and shrink must depend on out
             n, shrink = norm_and_shrink(out, rate, ctx.dim)
         along = (grad * out).sum(ctx.dim, keepdim=True)
         d_rate = -along.sum() / rate if ctx.needs_input_grad[1] else None
@@ -79,8 +80,7 @@ def norm_and_shrink(out: Tensor, rate: Rate, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def cosh_sinhc(u: Tensor, rate: Rate, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """(t, f) of tangent vectors u, each with size 1 along `dim`: the time part t, and f with space part = f
-    u."""
+    """(t, f) of tangent vectors u, each with size 1 along `dim`: the time part t, and f with space part = f u."""
     s = (rate * rate) * square_norm(u, dim)
     radial = radial_part(s)
     return (1 + s * radial * radial).sqrt(), rate * radial
@@ -115,18 +115,16 @@ def radial_and_time(s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def radial_slope(s: Tensor, value: Tensor) -> Tensor:
-    """Derivative of `radial_part` in s from its value; beyond MAX_ANGLE, where sinh stays, -value / (2 s)."""
+    """Derivative of `radial_part` in s from its value; beyond MAX_ANGLE, where sinh is constant, -value / (2 s)."""
     inside, beyond = s.clamp(max=MAX_ANGLE**2), s.clamp(min=MAX_ANGLE**2)
     return torch.lerp(sinhc_slope(inside, value), value / (-2 * beyond), above(s, MAX_ANGLE**2))
 
 
 def normalise(space: Tensor, total: Tensor, least: float | Tensor = 1.0, dim: int = 0) -> Tensor:
-    """Unit-hyperboloid space part of the centroid, from summed space parts, summed time parts and summed
-    weights.
+    """Unit-hyperboloid space part of the centroid, from summed space parts, summed time parts and summed weights.
 
-    The Lorentz norm of a weighted sum is at least the sum of the weights, which bounds the rounding of T -
-    |S|; in float32 it shows from an angle of about 7 on (`mean.midpoint` has no such limit, at twice the
-    cost).
+    The Lorentz norm of a weighted sum is at least the sum of the weights, which bounds the rounding of T - |S|. In
+    float32 the rounding shows from an angle of about 7 on (`mean.midpoint` has no such limit, at twice the cost).
     """
     n = square_norm(space, dim).clamp(min=1e-30).sqrt()
     square = (total - n) * (total + n)

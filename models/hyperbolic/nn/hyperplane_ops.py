@@ -1,5 +1,4 @@
-"""The response of K hyperplanes to a point: what a fully connected layer and a convolution do behind their
-products."""
+"""The response of K hyperplanes to a point: the part of linear layers and convolutions after their products."""
 
 import torch
 from torch import Tensor
@@ -9,16 +8,18 @@ from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, ra
 from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
 
 MAX_EXPONENT = 40.0
-"""Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can come back from it."""
+"""Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can leave it again."""
 MAX_OFFSET = 30.0
-"""Largest hyperbolic distance of a hyperplane from the origin, straight-through too: with MAX_ANGLE, what
-`asinh` takes."""
+"""Maximum hyperbolic distance of a hyperplane from the origin, also straight-through.
+
+Together with MAX_ANGLE it bounds the argument of `asinh`.
+"""
 
 
 def planes(
     weight: Tensor, bias: Tensor | None, rate: Rate, gain: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What K hyperplanes are besides their weights: weight [K, ...], bias [K] or None (tangent units).
+    """Scales, powers and shifts of K hyperplanes: weight [K, ...], bias [K] or None (tangent units).
 
     Returns scales [K] = gain rate cosh(rate bias) / |z|, by which products with the weights are to be
     multiplied, powers [K] = 2|z| and shifts [K] = sinh(rate bias), or None without bias.
@@ -34,8 +35,7 @@ def planes(
 
 
 def scores(m: Tensor, s: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """a_k: sinh of the signed distance to hyperplane k on the unit hyperboloid; s = r^2 broadcasts against
-    m."""
+    """a_k: sinh of the signed distance to hyperplane k on the unit hyperboloid; s = r^2 broadcasts against m."""
     a = m * radial_part(s)
     a = a if scale is None else a * scale
     return a if shift is None else a - _time(s) * shift
@@ -55,7 +55,7 @@ def hyperplane_outputs_plain(
     rate: Rate,
     dims: tuple[int, ...],
 ) -> Tensor:
-    """The fully connected layer behind its matrix product, by autograd: the twin of `hyperplane_outputs`."""
+    """The reference implementation of `hyperplane_outputs`, by plain autograd."""
     exponent = power * asinh(scores(m, s, scale, shift))
     w = torch.sinh(exponent + (exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT) - exponent).detach())
     return w * (asinhc((w * w).sum(dims, keepdim=True)) / rate)
@@ -70,11 +70,12 @@ def hyperplane_outputs(
     rate: Rate,
     dims: tuple[int, ...],
 ) -> Tensor:
-    """Tangent vectors out of hyperplane products (Shimizu et al. 2021, eqs. 6 and 7), with a hand-written
-    backward.
+    """Tangent vectors out of hyperplane products, with a hand-written backward (Shimizu et al. 2021, eqs. 6 and 7).
 
-    w_k = sinh(power_k asinh a_k), a_k = radial(s) scale_k m_k - cosh(sqrt s) shift_k, out = asinh|w| w /
-    (rate |w|).
+    w_k = sinh(power_k asinh a_k), a_k = radial(s) scale_k m_k - cosh(sqrt s) shift_k, out = asinh|w| w / (rate |w|).
+
+    Of tensors of its size it stores only asinh a for the backward pass: a, the products and w follow from it by sinh,
+    which is cheap where asinh is not. Differentiable once; `hyperplane_outputs_plain` any number of times.
 
     Args:
         m: products of the tangent vectors with the hyperplanes' weights.
@@ -84,15 +85,12 @@ def hyperplane_outputs(
         power: of `planes`, broadcasting against m.
         rate: rate of the output space (the same as the input's).
         dims: the dimensions of m that hold the coordinates of one output point.
-
-    Keeps asinh a for the backward pass and nothing else of its size: a, the products and w follow from it by
-    sinh, which is cheap where asinh is not. Differentiable once; hyperplane_outputs_plain any number of times.
     """
     return _Respond.apply(m, s, scale, shift, power, rate, dims)[0]
 
 
 class _Respond(Function):
-    # Buffers are reused on both ways: half of the time of such a chain on a CPU is spent on fresh pages.
+    # Both passes reuse buffers: new memory pages take half of the time of such a chain on a CPU.
 
     @staticmethod
     def forward(m, s, scale, shift, power, rate, dims):
@@ -134,7 +132,7 @@ class _Respond(Function):
         d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
         d.mul_(w.square_().add_(1).sqrt_())
         d_power = (d * angle).sum_to_size(power.shape)
-        # sinh is wanted below, and a root is cheaper than cosh.
+        # sinh is needed below, and a root is cheaper than cosh.
         a = torch.sinh(angle)
         d.mul_(power).mul_(torch.addcmul(a.new_ones(()), a, a).rsqrt_())
         # d is now the slope in a; the products m are (a + time shift) / (radial scale), and enter in sums

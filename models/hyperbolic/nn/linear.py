@@ -14,14 +14,14 @@ from models.hyperbolic.ops import square_norm
 def linear(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, fused: bool = True) -> Tensor:
     """Poincare fully connected layer (Shimizu et al. 2021, eq. 7): [..., I], [O, I], [O] or None -> [..., O].
 
-    u and the result are tangent vectors at the origin. Output k is decided by the signed distance to the
-    hyperplane with direction weight_k and offset bias_k, and by the length of weight_k. fused=False is the
-    plain autograd twin.
+    u and the result are tangent vectors at the origin. Output k depends on the signed distance to the hyperplane with
+    direction weight_k and offset bias_k, and on the length of weight_k. fused=False is the reference implementation by
+    plain autograd.
     """
     scales, powers, shifts = planes(weight, bias, rate)
     outputs = hyperplane_outputs if fused else hyperplane_outputs_plain
     s = (rate * rate) * square_norm(u)
-    # Scaled afterwards, so that no second tensor of the size of the weights is made or kept.
+    # Scaled afterwards, so that no second tensor of the size of the weights is computed or stored.
     return outputs(F.linear(u, weight), s, scales, shifts, powers, rate, (-1,))
 
 
@@ -31,12 +31,11 @@ class Linear(HyperbolicModule):
     Parameters `weight` [out, in] and `bias` [out] are ordinary ones: any optimiser trains them.
 
     Args:
-        in_features: size of the input points.
-        out_features: size of the output points.
-        bias: whether the hyperplanes may miss the origin.
+        in_features: coordinates of an input point.
+        out_features: coordinates of an output point.
+        bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
-        fused: keep only the matrix product for the backward pass; False is plain autograd with the same
-        numbers.
+        fused: store only the matrix product for the backward pass; False: plain autograd, with the same results.
     """
 
     @accepts_lean
@@ -56,8 +55,7 @@ class Linear(HyperbolicModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Identity / 2, which is the identity map, where it fits (in <= out); else normal with std (2 I
-        O)^-1/2."""
+        """Identity / 2, which is the identity map, where it fits (in <= out); else normal with std (2 I O)^-1/2."""
         init_planes_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -76,8 +74,7 @@ class Linear(HyperbolicModule):
 
 @torch.no_grad()
 def init_planes_(weight: Tensor, gain: float = 1.0) -> None:
-    """Fill [out, in] hyperplanes: eye(out, in) / (2 gain) if in <= out (norms are kept), else normal
-    (HNN++)."""
+    """Fill [out, in] hyperplanes: eye(out, in) / (2 gain), which preserves norms, if in <= out; else normal (HNN++)."""
     rows, columns = weight.shape
     if columns <= rows:
         nn.init.eye_(weight).mul_(0.5 / gain)

@@ -1,4 +1,4 @@
-"""The base of every layer: a curvature, a model, and geometry that stays out of half precision."""
+"""The base class of all layers: curvature, model, and no half precision."""
 
 import functools
 import math
@@ -22,14 +22,14 @@ class HyperbolicModule(nn.Module):
     """A layer on tangent vectors at the origin of hyperbolic space with curvature -c.
 
     Args:
-        c: a positive number, or a `Curvature` (shared between layers by passing the same one; learnable if
-        it is). model: whose coordinates the tangent vectors have. "poincare": d(0, exp u) = 2|u|, as in
-        HypLL, HNN++ and Poincare ResNet; "lorentz": d(0, exp u) = |u|, as in MERU and HyCoCLIP. Half the
-        vector, the same point.
+        c: a positive number, or a `Curvature` (learnable if it is; pass the same one to several layers to share it).
+        model: the coordinates of the tangent vectors. "poincare": d(0, exp u) = 2|u|, as in HypLL, HNN++ and Poincare
+            ResNet; "lorentz": d(0, exp u) = |u|, as in MERU and HyCoCLIP. The same point has half the vector in
+            "poincare".
 
     Raises:
-        ValueError: c not positive, a `Curvature` with a size, or another model; later, `.half()` or
-        `.bfloat16()` of the layer.
+        ValueError: c not positive, a `Curvature` with a size, or another model; later, `.half()` or `.bfloat16()` of
+            the layer.
     """
 
     def __init__(self, c: float | Curvature = 1.0, model: str = "poincare") -> None:
@@ -91,13 +91,13 @@ def full_precision(forward: F) -> F:
 
 
 def accepts_lean(init: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
-    """Let a constructor take `lean=`, the earlier name of `fused=`, with a FutureWarning."""
+    """Let a constructor accept `lean=`, the earlier name of `fused=`, with a FutureWarning."""
 
     @functools.wraps(init)
     def wrapped(self: M, *args: P.args, **options: P.kwargs) -> None:
         if "lean" in options:
             warnings.warn(
-                "lean= is called fused= now; the old name goes with the next release", FutureWarning, 2
+                "lean= was renamed to fused=; the next release removes the old name", FutureWarning, 2
             )
             options["fused"] = options.pop("lean")
         init(self, *args, **options)

@@ -22,7 +22,7 @@ class AvgPool2d(HyperbolicModule):
 
     Args:
         kernel_size, stride, padding, ceil_mode: as in torch.
-        count_include_pad: whether padding (not what ceil_mode adds) counts as points at the origin.
+        count_include_pad: whether padding counts as points at the origin (positions added by ceil_mode never do).
         c, model: see `HyperbolicModule`.
     """
 
@@ -53,7 +53,7 @@ class AvgPool2d(HyperbolicModule):
         ones = t.new_ones(1, 1, *t.shape[2:])
         space, total, count = (F.avg_pool2d(x, *window, divisor_override=1) for x in (u * f, t, ones))
         if self.count_include_pad and any(self.padding):
-            # A point at the origin has space part 0 and time part 1; torch's mean of ones tells their number.
+            # A point at the origin has space part 0 and time part 1; torch's mean of ones gives their number.
             padded = (count / F.avg_pool2d(ones, *window)).round() - count
             total, count = total + padded, count + padded
         return to_tangent(normalise(space, total, count, dim=1), rate, dim=1)
@@ -65,8 +65,7 @@ class AvgPool2d(HyperbolicModule):
 
 
 class AdaptiveAvgPool2d(HyperbolicModule):
-    """Hyperbolic `torch.nn.AdaptiveAvgPool2d`: midpoints on a grid of `output_size`, [B, C, H, W] -> [B, C,
-    h, w]."""
+    """Hyperbolic `torch.nn.AdaptiveAvgPool2d`: midpoints on a grid of `output_size`, [B, C, H, W] -> [B, C, h, w]."""
 
     def __init__(
         self, output_size: int | tuple[int, int], c: float | Curvature = 1.0, model: str = "poincare"
@@ -97,8 +96,7 @@ def _check_images(u: Tensor) -> None:
 
 
 def midpoint(u: Tensor, rate: float | Tensor, weights: Tensor | None = None, dim: int = -2) -> Tensor:
-    """Weighted midpoint of tangent vectors [..., N, D] over `dim` (not -1) -> [..., D]; weights [..., N] >=
-    0."""
+    """Weighted midpoint of tangent vectors [..., N, D] over `dim` (not -1) -> [..., D]; weights [..., N] >= 0."""
     t, f = cosh_sinhc(u, rate)
     w = torch.ones_like(t) if weights is None else weights.unsqueeze(-1)
     return to_tangent(normalise((w * f * u).sum(dim), (w * t).sum(dim), w.sum(dim), dim=-1), rate)

@@ -1,8 +1,8 @@
 """Residual connection: the gyrovector (Mobius) sum of two points, over their coordinates.
 
-The boost that takes the origin to x, applied to y, is a sum a x + b y whose factors depend on |x|^2, |y|^2 and x.y
-alone. So the backward pass needs two dot products with the incoming gradient and sums of three tensors; all else is
-one number a point.
+The boost that takes the origin to x, applied to y, is a sum a x + b y whose factors depend only on |x|^2, |y|^2 and
+x.y. So the backward pass needs two dot products with the incoming gradient and sums of three tensors; all other
+values are one number per point.
 """
 
 import torch
@@ -23,12 +23,18 @@ from models.hyperbolic.ops import above, asinhc, asinhc_slope
 
 
 def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, fused: bool = True) -> Tensor:
-    """log_0(exp_0(x) + exp_0(y)) by Mobius addition, for tangent vectors with coordinates along `dim`; same
-    shape.
+    """log_0(exp_0(x) + exp_0(y)) by Mobius addition, for tangent vectors with coordinates along `dim`; same shape.
 
-    The boost that takes the origin to x, applied to y: s = y_s + x_s (y_t + <y_s, x_s> / (1 + x_t)). Not
-    commutative: the second argument is the one that is moved. fused: hand-written backward, differentiable once,
-    that keeps x, y and nothing else of their size; False is plain autograd.
+    The boost that takes the origin to x, applied to y: s = y_s + x_s (y_t + <y_s, x_s> / (1 + x_t)). Not commutative:
+    y is moved by x.
+
+    Args:
+        x: tangent vectors, which give the boost.
+        y: tangent vectors, which are moved.
+        rate: angle per unit of tangent length.
+        dim: the dimension of the coordinates.
+        fused: hand-written backward, differentiable once, which stores x, y and nothing else of their size; False:
+            plain autograd.
     """
     if fused:
         return _ResidualAdd.apply(x, y, rate, dim)[0]
@@ -90,7 +96,7 @@ class _ResidualAdd(Function):
         d_q += (d_a * x_f * y_f / 2).mul_(1 - above(q, MAX_ANGLE**2))
         d_rate = None
         if ctx.needs_input_grad[2]:
-            # n has rate^2 in it, as p, q and d have.
+            # n contains rate^2, as p, q and d do.
             d_rate = (d_p * p + d_q * q + d_d * d + turn * n / 2).sum() * (2 / rate)
         cross = (turn * a * y_f + d_d) * scale
         d_x = (grad * (a * value)).addcmul_(x, (turn * a * a + 2 * d_p) * scale).addcmul_(y, cross)
@@ -99,8 +105,7 @@ class _ResidualAdd(Function):
 
 
 class ResidualAdd(HyperbolicModule):
-    """`residual_add` as a layer: two tensors of one shape, points' coordinates along `dim` (default:
-    channels)."""
+    """`residual_add` as a layer: two tensors of one shape, points' coordinates along `dim` (default: channels)."""
 
     @accepts_lean
     def __init__(

@@ -13,8 +13,8 @@ class RiemannianAdam(PointsMixin, torch.optim.Adam):
     """`torch.optim.Adam` that moves the points of groups with a "manifold" along geodesics.
 
     Arguments are those of torch.optim.Adam (amsgrad is refused for points); build the groups with
-    `parameter_groups(module)`. The second moment of a point is one number, its squared Riemannian gradient
-    norm; the first moment is carried along by parallel transport. Ordinary groups take torch's own step.
+    `parameter_groups(module)`. The second moment of a point is one number, its squared Riemannian gradient norm;
+    parallel transport moves the first moment along. Ordinary groups take torch's own step.
     """
 
     def _move_group(self, group: dict[str, Any]) -> None:

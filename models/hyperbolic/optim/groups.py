@@ -1,4 +1,4 @@
-"""Which parameters are points, and how an optimiser moves them."""
+"""Parameter groups of points, and how an optimiser moves points."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -15,9 +15,8 @@ GEOMETRIES = {"poincare": poincare, "lorentz": lorentz}
 def parameter_groups(module: nn.Module, **options: Any) -> list[dict[str, Any]]:
     """Parameter groups of a module: ordinary parameters first, then one group for each (model, c) of points.
 
-    Layers name their points by a method `manifold_parameters()` -> [(parameter, "poincare" or "lorentz",
-    c)], as `nn.Embedding(points=True)` does. A group of points has the keys "manifold" and "c"; `options` go
-    into all groups.
+    Layers list their points in a method `manifold_parameters()` -> [(parameter, "poincare" or "lorentz", c)], as
+    `nn.Embedding(points=True)` does. A group of points has the keys "manifold" and "c"; `options` go into all groups.
     """
     points: dict[tuple[str, float], list[nn.Parameter]] = {}
     for layer in module.modules():
@@ -30,8 +29,7 @@ def parameter_groups(module: nn.Module, **options: Any) -> list[dict[str, Any]]:
 
 
 class PointsMixin:
-    """Adds `step` for groups of points to a torch optimiser; other groups go through torch's own step, digit
-    for digit."""
+    """Adds `step` for groups of points to a torch optimiser; other groups take torch's own step, bit for bit."""
 
     param_groups: list[dict[str, Any]]
     _move_group: Callable[[dict[str, Any]], None]
@@ -43,7 +41,7 @@ class PointsMixin:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # torch hooks the step of each class it has made an optimiser of; ours is hooked, so theirs must not be.
+        # torch hooks the step of the class of each optimiser; ours is hooked, so theirs must not be.
         ordinary = super().step.__func__  # type: ignore[misc]
         if getattr(ordinary, "hooked", False):
             ordinary = ordinary.__wrapped__
@@ -65,7 +63,7 @@ class PointsMixin:
 
 
 def riemannian_gradient(x: nn.Parameter, group: dict[str, Any]) -> Tensor:
-    """Tangent vector at x of steepest ascent, weight decay and `maximize` included."""
+    """Riemannian gradient at x, with weight decay and `maximize` applied."""
     assert x.grad is not None
     if x.grad.is_sparse:
         raise ValueError("torch.nn.Embedding(sparse=True) tables cannot be points; use hnn.Embedding")
@@ -76,15 +74,17 @@ def riemannian_gradient(x: nn.Parameter, group: dict[str, Any]) -> Tensor:
 
 
 def geometry(group: dict[str, Any]):
-    """The module of geometry of a group of points."""
+    """The geometry module of a group of points."""
     if group["manifold"] not in GEOMETRIES:
         raise ValueError(f'the manifold of a group is "poincare" or "lorentz"; got {group["manifold"]!r}')
     return GEOMETRIES[group["manifold"]]
 
 
 def move_(x: nn.Parameter, step: Tensor, group: dict[str, Any], carried: list[Tensor]) -> None:
-    """Move x along the geodesic with velocity `step`, in place and no further out than `project` allows, and
-    transport the `carried` tangent vectors with it."""
+    """Move x along the geodesic with velocity `step`, in place, and transport the `carried` tangent vectors with it.
+
+    x moves no further from the origin than `project` allows.
+    """
     space, c = geometry(group), group["c"]
     target = space.project(space.exp(x, step, c), c)
     for vector in carried:

@@ -1,5 +1,4 @@
-"""Riemannian stochastic gradient descent (Bonnabel 2013), with momentum carried along by parallel
-transport."""
+"""Riemannian stochastic gradient descent (Bonnabel 2013); parallel transport moves the momentum along."""
 
 from typing import Any
 
@@ -12,7 +11,7 @@ class RiemannianSGD(PointsMixin, torch.optim.SGD):
     """`torch.optim.SGD` that moves the points of groups with a "manifold" along geodesics.
 
     Arguments are those of torch.optim.SGD; build the groups with `parameter_groups(module)`. Ordinary groups
-    take torch's own step, so they agree with it in every digit.
+    take torch's own step, so they agree with it bit for bit.
     """
 
     def _move_group(self, group: dict[str, Any]) -> None:

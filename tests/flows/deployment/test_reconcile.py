@@ -49,7 +49,7 @@ def bare():
 
 
 @pytest.mark.usefixtures("bare")
-def test_twice_is_once_and_drift_is_said_and_mended():
+def test_twice_is_once_and_drift_is_reported_and_fixed():
     plan = blueprint(config())
     assert all("missing" in line for line in check(plan))
     made = apply(plan)
@@ -78,8 +78,8 @@ def test_twice_is_once_and_drift_is_said_and_mended():
 
     other = blueprint(config(watch_every_s=60, dead_after_s=120))
     assert check(other) == [
-        "deployment watch/watch: another schedule, definition",
-        "automation 'hyco: a run without heartbeat is dead': other rules",
+        "deployment watch/watch: different schedule, definition",
+        "automation 'hyco: a run without heartbeat is dead': different rules",
     ]
     apply(other)
     with get_client(sync_client=True) as client:
@@ -141,7 +141,7 @@ def test_another_collision_strategy_is_drift():
         client.request(
             "PATCH", "/deployments/{id}", path_params={"id": watch.id}, json={"concurrency_options": options}
         )
-    assert check(plan) == ["deployment watch/watch: another collision strategy"]
+    assert check(plan) == ["deployment watch/watch: different collision strategy"]
     apply(plan)
     assert check(plan) == []
 
@@ -221,7 +221,7 @@ def test_an_image_has_time_to_come():
 
 def test_a_schedule_that_is_none_is_refused_before_anything_is_made():
     with pytest.raises(
-        ConfigError, match=r"maintain_cron.*'nonsense' is no cron schedule; one is '17 3 \* \* \*'"
+        ConfigError, match=r"maintain_cron.*'nonsense' is not a cron schedule; an example is '17 3 \* \* \*'"
     ):
         config(maintain_cron="nonsense")
     assert config(maintain_cron="0 4 * * 1").maintain_cron == "0 4 * * 1"

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from prefect.client.orchestration import get_client
 
 from flows.assess import assess
@@ -21,7 +22,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A deployed run on a host with GPUs; `cuda` may be set to False."""
     host = SimpleNamespace(cuda=True)
     monkeypatch.setattr(slots, "deployment", SimpleNamespace(id="one"))
-    monkeypatch.setattr(slots.torch.cuda, "is_available", lambda: host.cuda)
+    monkeypatch.setattr(slots, "resolve_device", lambda name: torch.device("cuda" if host.cuda else "cpu"))
     with get_client(sync_client=True) as client:
         for name in (slots.GPU_LIMIT, slots.CPU_LIMIT):
             client.upsert_global_concurrency_limit_by_name(name, 3)

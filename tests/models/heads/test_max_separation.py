@@ -227,3 +227,18 @@ def test_prototypes_learn_a_frozen_encoders_classes() -> None:
     after = (head(points[200:]).argmax(-1) == labels[200:]).float().mean()
     assert before < 0.7 and after > 0.95
     assert head.log_radius.item() != 0
+
+
+@pytest.mark.parametrize("project", [True, False])
+def test_slopes_have_the_norm_of_the_logits_matrix(project: bool) -> None:
+    torch.manual_seed(0)
+    head = MaximumSeparation(5, 7 if project else 4, radius=2.3, learnable=True, project=project).double()
+    jacobian = torch.autograd.functional.jacobian(head, torch.zeros(head.in_features, dtype=torch.float64))
+    torch.testing.assert_close(head.slopes().norm(), jacobian.norm())
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_slopes_of_prototypes_have_the_norm_of_their_derivative_at_the_origin(adapt: bool) -> None:
+    head = HyperbolicPrototypes(5, 4, 0.7, scale=3.0, adapt=adapt).double()
+    jacobian = torch.autograd.functional.jacobian(head, torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(head.slopes().norm(), jacobian.norm(), rtol=1e-6, atol=0)

@@ -1,5 +1,4 @@
-"""Two gloo processes: gradients of DDP and the synchronised batch norm equal those of one process with the
-whole batch."""
+"""Two gloo processes: gradients of DDP and the synchronised batch norm equal those of one process on all data."""
 
 import os
 from pathlib import Path

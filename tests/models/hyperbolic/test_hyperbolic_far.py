@@ -7,8 +7,10 @@ import mpmath as mp
 import pytest
 import torch
 
+from models.hyperbolic import isometry
 from models.hyperbolic import lorentz as L
 from models.hyperbolic import poincare as P
+from models.hyperbolic.mean import midpoint
 from models.losses.entailment import cone_excess
 from tests.oracle import hyperbolic_geometry as O
 
@@ -135,3 +137,44 @@ def test_ball_lift_stays_inside_with_finite_distances_and_gradients(dtype, c):
     far = torch.nn.functional.normalize(x.detach()[-1].double(), dim=-1)
     tangent = torch.nn.functional.normalize(v.detach()[-1].double(), dim=-1)
     assert torch.allclose(far, tangent, atol=1e-6)
+
+
+BEYOND = ("distance", "pairwise distance", "inner", "log", "exterior angle", "geodesic", "log0")
+
+
+@pytest.mark.parametrize("name", [*BEYOND, "add", "gyration", "transport", "midpoint"])
+def test_beyond_float32_the_answer_is_nan_and_not_a_number(name):
+    """The distance of such points was 0, their midpoint the origin: a root took NaN for a number below 0."""
+    more = {
+        "add": L.add,
+        "gyration": lambda x, y, c: L.gyration(x, y, y, c),
+        "transport": lambda x, y, c: L.transport(x, y, y, c),
+        "midpoint": lambda x, y, c: midpoint(torch.stack([x, y]), c),
+    }
+    function = more[name] if name in more else FUNCTIONS[name][0]
+    near = torch.tensor([0.3, -0.2])
+    for far in (torch.tensor([1e25, 2e25]), torch.tensor([math.nan, 1.0])):
+        if far.isfinite().all() and name == "pairwise distance":
+            continue  # in float64
+        for x, y in ((far, near), (near, far))[: 1 if name == "log0" else 2]:
+            assert not function(x, y, torch.tensor(1.0)).isfinite().any(), (x, y)
+
+
+@pytest.mark.parametrize("size", [1e16, 1e20, 1e37])
+def test_every_finite_vector_comes_back_along_its_ray(size):
+    """exp0 and project of 1e25 were the origin."""
+    ray = torch.tensor([[0.6, -0.8, 0.0]])
+    ends = {
+        "exp0": (L.exp0, math.sinh(L.MAX_RADIUS)),
+        "project": (L.project, 2.0**15),
+        "ball exp0": (P.exp0, 1 - 1e-6),
+        "ball project": (P.project, 1 - 1e-6),
+        "to the ball": (isometry.lorentz_to_poincare, 1.0),
+        "to the Klein ball": (isometry.lorentz_to_klein, 1.0),
+    }
+    for name, (function, end) in ends.items():
+        x, c = (size * ray).requires_grad_(), torch.tensor(1.0, requires_grad=True)
+        out = function(x, c)
+        torch.testing.assert_close(out, end * ray, msg=name)
+        slopes = torch.autograd.grad(out[0, 0], (x, c))
+        assert all(slope.isfinite().all() for slope in slopes), name

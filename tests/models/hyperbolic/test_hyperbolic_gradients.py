@@ -1,5 +1,4 @@
-"""gradcheck of every geometry function in every input and in c, and finite gradients where they are most at
-risk."""
+"""gradcheck of every geometry function in every input and in c, and finite gradients where they are most at risk."""
 
 import itertools
 
@@ -195,8 +194,7 @@ def test_far_hyperplanes_leave_outputs_and_gradients_finite(make):
 
 
 def test_gradients_at_the_origin_are_those_of_the_limit():
-    """A zero vector is a point like any other; a guard that stops the gradient there would stop a zero-
-    initialised net."""
+    """A zero vector is a point like any other; a guard that stops its gradient would stop a zero-initialised net."""
     zero, y = torch.zeros(1, D, dtype=torch.double), sheet()[:1]
     near = torch.full((1, D), 1e-7, dtype=torch.double)
     for function in (L.add, L.inner, L.distance, lambda p, q, c: L.transport(p, q, PLANE[:1], c)):

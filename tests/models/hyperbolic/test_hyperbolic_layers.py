@@ -1,5 +1,4 @@
-"""Layers in float64 against HypLL where HypLL is right, against the textbook elsewhere, and HypLL's faults
-documented."""
+"""Layers in float64 against HypLL where HypLL is right, against the textbook elsewhere; HypLL's faults documented."""
 
 import functools
 
@@ -193,8 +192,7 @@ def test_batch_norm_passes_gradcheck_in_everything():
 
 
 def test_lean_path_keeps_two_tensors():
-    """The input and the convolution's output: what is saved over the input alone is one tensor and small
-    change."""
+    """The input and the convolution's output: what is saved over the input alone is one tensor and small change."""
     u = torch.randn(4, 16, 32, 32, requires_grad=True)
     sizes = {}
     for fused in (True, False):
@@ -260,8 +258,7 @@ def test_both_models_are_one_space():
 
 
 def test_attention_is_attention():
-    """One head against a loop over pairs with the geometry's own functions; masks; equal values pass
-    through."""
+    """One head against a loop over pairs with the geometry's own functions; masks; equal values pass through."""
     layer = hnn.MultiheadAttention(4, 1, c=0.7, model="lorentz").double()
     u = points(1, 6, 4)
     q, k, v = (lorentz.exp0(f(u), 0.7) for f in (layer.query, layer.key, layer.value))

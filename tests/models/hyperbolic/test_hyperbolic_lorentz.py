@@ -1,5 +1,4 @@
-"""The hyperboloid against mpmath, radii 1e-8 to 15, c 1e-3 to 10: 1e-12 in float64 and stated budgets in
-float32."""
+"""The hyperboloid against mpmath, radii 1e-8 to 15, c 1e-3 to 10: 1e-12 in float64 and stated budgets in float32."""
 
 import itertools
 import math
@@ -16,8 +15,7 @@ RADII = (1e-8, 1e-4, 1e-2, 0.3, 1.0, 4.0, 8.0, 15.0)
 
 
 def points(dtype):
-    """(c, v, x, y) with x, y at chosen radii: unrelated, nearly equal, and opposite pairs; c and points as
-    rounded."""
+    """(c, v, x, y) with x, y at chosen radii: unrelated, nearly equal, and opposite pairs; c and points as rounded."""
     generator = torch.Generator().manual_seed(3)
     for c, r in itertools.product((1e-3, 1.0, 10.0), RADII):
         for s, kind in ((1e-3, "random"), (9.0, "random"), (1.001 * r, "near"), (r, "opposite")):
@@ -33,8 +31,7 @@ def points(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_function_agrees_with_fifty_digits(dtype):
-    """To 1e-12 (float32: 2e-6) of the result, or to what ten roundings of the input coordinates would do to
-    it."""
+    """To 1e-12 (float32: 2e-6) of the result, or to what ten roundings of the input coordinates would do to it."""
     worst: dict[str, float] = {}
     eps, digits = torch.finfo(dtype).eps, 1e-12 if dtype == torch.float64 else 2e-6
     offset, weights = torch.tensor([0.25], dtype=dtype), torch.tensor([1.0, 2.0], dtype=dtype)
@@ -126,8 +123,7 @@ def test_lift_keeps_direction_beyond_its_cap():
 
 
 def test_cone_edges():
-    """Inside 2K/sqrt(c) the cone is everything; a point straight behind lies in every cone, the origin in
-    none."""
+    """Inside 2K/sqrt(c) the cone is everything; a point straight behind lies in every cone, the origin in none."""
     x = torch.tensor([[0.1, 0.0], [0.0, 0.0], [2.0, 0.0]])
     assert torch.allclose(L.half_aperture(x, 1.0), torch.tensor([math.pi / 2, math.pi / 2, math.asin(0.1)]))
     assert L.exterior_angle(x[2], 3 * x[2], 1.0) == 0

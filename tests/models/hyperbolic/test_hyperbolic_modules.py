@@ -1,5 +1,4 @@
-"""What fails on HypLL, for every module: compile, AdamW, deepcopy, EMA, autocast, double, weights-only
-load."""
+"""What fails on HypLL, for every module: compile, AdamW, deepcopy, EMA, autocast, double, weights-only load."""
 
 import copy
 import importlib

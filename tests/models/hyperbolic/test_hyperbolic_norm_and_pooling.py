@@ -37,8 +37,7 @@ def test_batch_norm_in_training_equals_hypll_with_midpoint(c):
 
 
 def test_batch_norm_centres_and_scales():
-    """Moved to the origin as a rigid body where the variance is already right, and scaled to variance 1
-    otherwise."""
+    """Moved to the origin as a rigid body where the variance is already right, and scaled to variance 1 otherwise."""
     u, zero = points(64, 5) + points(5), torch.zeros(5, dtype=torch.double)
     x = lorentz.exp0(2 * u, 0.7)
     center = mean.midpoint(x, 0.7)

@@ -19,8 +19,10 @@ from tests.oracle import hyperbolic_geometry as O
 
 
 def ball_points(dtype):
-    """(c, x, y, v, z): x, y in the ball and z in Klein's at chosen radii, x and y unrelated, nearly equal and
-    opposite; v of length 1."""
+    """(c, x, y, v, z): x, y in the Poincare ball and z in the Klein ball at chosen radii; v has length 1.
+
+    x and y are unrelated, nearly equal or opposite.
+    """
     torch.manual_seed(5)
     radii = (1e-8, 1e-3, 0.3, 2.0, 6.0, 15.0 if dtype == torch.float64 else 12.0)
     for c, r, s in itertools.product((1e-3, 1.0, 10.0), radii, radii):
@@ -35,8 +37,10 @@ def ball_points(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_ball_agrees_with_fifty_digits(dtype):
-    """To 1e-12 (float32: 2e-6) of the result, or ten roundings of the input: near the boundary these weigh
-    lambda = cosh(r) each."""
+    """To 1e-12 (float32: 2e-6) of the result, or ten roundings of the input.
+
+    Near the boundary each of these weighs lambda = cosh(r).
+    """
     worst: dict[str, float] = {}
     eps, digits = torch.finfo(dtype).eps, 1e-12 if dtype == torch.float64 else 2e-6
     offset = torch.tensor([0.25], dtype=dtype)
@@ -178,8 +182,7 @@ def test_charts_are_isometric_and_carry_the_operations(c):
 
 
 def test_hyperplane_distance_is_the_distance_to_the_plane():
-    """The foot of the plane lies at `offset` along z; a point on the normal line is exactly that much
-    further."""
+    """The foot of the plane lies at `offset` along z; a point on the normal line is exactly that much further."""
     z = torch.tensor([[3.0, 4.0]], dtype=torch.double)
     for t in (-1.0, 0.2, 2.5):
         x = L.exp0(t * z[0] / 5, 0.5)
@@ -196,8 +199,7 @@ def test_transport_to_itself_changes_nothing_at_the_rim():
 
 @pytest.mark.parametrize("space", ["poincare", "klein", "lorentz"])
 def test_changes_of_manifold_stay_inside_in_float32(space):
-    """Far tangent vectors come back along their ray, no longer than they were and at least the stated rim
-    long."""
+    """Far tangent vectors come back along their ray, no longer than they were and at least the stated rim long."""
     rim = {"poincare": 14.0, "klein": 7.0, "lorentz": L.MAX_RADIUS - 1e-3}[space] / 2
     there, back = hnn.ChangeManifold("tangent", space), hnn.ChangeManifold(space, "tangent")
     for s in (3.0, 5.0, 5.5, 9.0, 10.0, 100.0):

@@ -56,6 +56,15 @@ def test_the_penalty_is_chosen_without_the_test_part() -> None:
         probe((features[:4], labels[:4]), (features, labels), 3, FEW)
 
 
+def test_rows_that_are_not_finite_are_named() -> None:
+    features, labels = gaussians(0, 40)
+    features[3] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of the 40 rows of features are not finite: leave them out"):
+        fit(torch.nn.Linear(6, 3), features, torch.from_numpy(labels), 0.1)
+    rest = features.isfinite().all(1)
+    fit(torch.nn.Linear(6, 3), features[rest], torch.from_numpy(labels)[rest], 0.1)
+
+
 def test_other_heads_plug_in() -> None:
     train, test = gaussians(0, 200), gaussians(1, 100)
     found = probe(train, test, 3, FEW, "maximum_separation")

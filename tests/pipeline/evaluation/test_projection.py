@@ -20,8 +20,11 @@ def orthonormal(dim, seed=0):
 
 
 def plain_projection(x, w1, w2):
-    """By definition, in Minkowski space: solve for the part in the span of the two null vectors, then go along
-    the normal of that span within the plane, to the side on which x lies."""
+    """The projection by its definition, in Minkowski space.
+
+    Solve for the part in the span of the two null vectors, then go along the normal of that span within the plane, to
+    the side on which x lies.
+    """
     metric = np.diag([-1.0, *np.ones(len(x))])
     full = np.array([np.sqrt(1 + x @ x), *x])
     null = np.stack([np.array([1.0, *w1]), np.array([1.0, *w2])])

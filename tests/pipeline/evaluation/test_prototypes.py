@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from models.heads.max_separation import HyperbolicPrototypes
 from models.hyperbolic import lorentz
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.linear_probe import PENALTIES, fit
 from pipeline.evaluation.metrics.prototypes import prototype_probe
 
 FEW = Bootstrap(100)
@@ -44,3 +47,17 @@ def test_what_cannot_be_is_refused() -> None:
         prototype_probe(train, train, 7, 1.0, FEW)
     with pytest.raises(ValueError, match="4 training images are too few"):
         prototype_probe((train[0][:4], train[1][:4]), train, 4, 1.0, FEW)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_penalty_counts_the_scale(seed: int) -> None:
+    """Counting the map alone, the strongest penalty left a loss of 1e-5 at a scale of 1e5, and L-BFGS overflowed."""
+    points, labels = clouds(seed, 60, 1.0)
+    known = torch.from_numpy(labels)
+    head, losses = HyperbolicPrototypes(4, 5), []
+    for penalty in PENALTIES:
+        fit(head, points, known, penalty)
+        losses.append(F.cross_entropy(head(points), known).item())
+        assert head.log_scale.exp() < 100
+    assert losses[0] > 1 and losses[-1] < 0.1
+    assert losses == sorted(losses, reverse=True), "a weaker penalty fits better"

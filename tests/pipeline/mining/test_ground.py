@@ -21,8 +21,8 @@ def test_opens_a_directory_and_knows_its_digest_beforehand(folder):
 @pytest.mark.parametrize(
     "spec,error,text",
     [
-        ("demo/weights/grounder", ValueError, "spell it BACKEND:PLACE"),
-        ("transformers:", ValueError, "spell it BACKEND:PLACE"),
+        ("demo/weights/grounder", ValueError, "write BACKEND:PLACE"),
+        ("transformers:", ValueError, "write BACKEND:PLACE"),
         ("transformer:x", ValueError, "unknown backend 'transformer'; did you mean 'transformers'"),
         ("transformers:/no/such/place", FileNotFoundError, "/no/such/place.*does not exist"),
         ("transformers:no_such_place", FileNotFoundError, "no_such_place.*does not exist"),

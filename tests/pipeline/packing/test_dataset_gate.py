@@ -58,16 +58,16 @@ def failing(store: Store, version: Version, config: QualityConfig = LAX) -> list
     ("images", "parts", "scores", "failures", "expected"),
     [
         (120, 480, [0.6] * 480, 0, []),
-        (120, 480, [0.6] * 480, 20, ["failed images, share"]),
+        (120, 480, [0.6] * 480, 20, ["failed images, fraction"]),
         (40, 160, [0.6] * 160, 0, ["images"]),
-        (120, 100, [0.6] * 100, 0, ["boxes an image"]),
+        (120, 100, [0.6] * 100, 0, ["boxes per image"]),
         (120, 480, [0.6] * 240 + [0.2] * 240, 0, ["box scores, distance"]),
         (
             10,
             500,
             [0.1] * 500,
             5,
-            ["failed images, share", "images", "boxes an image", "box scores, distance"],
+            ["failed images, fraction", "images", "boxes per image", "box scores, distance"],
         ),
     ],
 )

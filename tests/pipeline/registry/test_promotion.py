@@ -225,7 +225,7 @@ def test_rollback_restores_the_very_bytes(home, made):
     row = rollback(Home(home), reason="b was bad too")
     assert (row.kind, row.run[-1], row.reason) == ("rolled_back", "a", "b was bad too")
     assert fingerprint(served(home)) == original == row.files
-    with pytest.raises(ValueError, match="none to go back to"):
+    with pytest.raises(ValueError, match="no earlier one"):
         rollback(Home(home))
     last = next(one for one in Home(home).registry.rows() if one.run.endswith("/c"))
     assert rollback(Home(home), last.model[:8]).run.endswith("/c")
@@ -236,7 +236,7 @@ def test_rollback_refuses_weights_that_have_changed(home, made):
     take(home, made, "b")
     weights = Home(home).registry.path(row.model) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(ValueError, match="not what was promoted"):
+    with pytest.raises(ValueError, match="changed since the promotion"):
         rollback(Home(home))
     assert Home(home).registry.champion().run.endswith("/b")
 

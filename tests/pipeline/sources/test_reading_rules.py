@@ -19,7 +19,7 @@ from tests.pipeline.sources.test_tar_rows import shard
 def otherwise(path: Path) -> bool:
     source = open_source(path)
     (unit,) = source.units()
-    return source.read_otherwise(unit)
+    return source.read_otherwise(unit, 1)
 
 
 @pytest.mark.parametrize(

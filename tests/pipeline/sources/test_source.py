@@ -357,7 +357,9 @@ def test_folder_with_jsonl(tmp_path: Path) -> None:
 def test_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         open_source(tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"has no \.tar, \.parquet, \.jsonl file \(it holds no files\)"):
+    with pytest.raises(
+        ValueError, match=r"has no \.tar, \.parquet.*no images with captions \(it holds no files\)"
+    ):
         open_source(tmp_path)
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises(ValueError, match=r"it holds \.zip"):

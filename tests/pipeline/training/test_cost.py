@@ -1,6 +1,7 @@
 """A training that this machine would need months for says so before it starts."""
 
 import pytest
+import torch
 
 from pipeline.training import cost
 from pipeline.training.recipes import RECIPES, by_name
@@ -20,7 +21,7 @@ def test_every_kind_of_recipe_can_be_measured(name: str) -> None:
 
 
 def test_months_on_a_cpu_are_refused_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cost, "resolve_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr(cost, "_seconds_per_step", lambda recipe, device, batch: batch / 4.0)  # 4 samples/s
     recipe = tiny_recipe().replace(name="hycoclip_vit_s", steps=500_000, batch_size=768)
     with pytest.raises(
@@ -34,7 +35,7 @@ def test_months_on_a_cpu_are_refused_unless_forced(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_gpu_is_told_the_cost_and_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cost, "resolve_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(cost, "_seconds_per_step", lambda recipe, device, batch: batch / 100.0)
     found = cost.require_feasible(tiny_recipe().replace(steps=500_000, batch_size=768), processes=8)
     assert found is not None and str(found).endswith("on this GPU: 6 days")

@@ -67,18 +67,18 @@ def mined(tmp_path: Path) -> tuple[MineConfig, Home]:
 
 def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfig, Home]) -> None:
     text = stories.mining(*mined, summary(*mined))
-    assert "| boxes an image, before any threshold | 3.00 |" in text
-    assert "| boxes an image with a score of 0.35 or more, of 1 images | 2.00 |" in text
+    assert "| boxes per image, before any threshold | 3.00 |" in text
+    assert "| boxes per image with a score of 0.35 or more, of 1 images | 2.00 |" in text
     assert "| phrases with such a box, of 1 images | 50.0% |" in text and "(1 below 0.1 are left out)" in text
     assert "| recall of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
     assert "| precision of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
     assert f"| 0.90 to 0.95 | 1 | {'█' * markdown.BAR} |" in text and "| 0.00 to 0.05 |" not in text
     assert "| phrases of unknown tokens only, not asked | 0 |" in text
-    assert "| captions with hardly a word that the tokenizer knows | not counted |" in text
+    assert "| captions with hardly any word that the tokenizer knows | not counted |" in text
     counted = {**summary(*mined), "phrases_unknown": 1234, "captions_unknown": 1, "captions_read": 8}
     text = stories.mining(*mined, counted)
     assert "| phrases of unknown tokens only, not asked | 1,234 |" in text
-    assert "| captions with hardly a word that the tokenizer knows | 1 of 8 (12.5%) |" in text
+    assert "| captions with hardly any word that the tokenizer knows | 1 of 8 (12.5%) |" in text
     assert "| torn | 1 | k7: a \\| b" in text
 
 
@@ -99,13 +99,13 @@ def test_a_quarantined_version_says_why_and_how_it_is_released(
     shards = {"train": [shard_ref(written, 3, 6)]}
     made = Versions(Store(tmp_path)).publish({}, {"mine": "m", "pack": "p"}, shards, counts)
     checks = [
-        Check("boxes an image", 0.5, 2.0, "within 50%", False, "0.50 boxes an image after 2.00"),
+        Check("boxes per image", 0.5, 2.0, "within 50%", False, "0.50 boxes per image after 2.00"),
         Check("damaged shards", 0.0, None, 0.0, True),
     ]
     text = stories.version(made, checks, Home(tmp_path))
-    assert "is in quarantine" in text and "- 0.50 boxes an image after 2.00" in text
+    assert "is in quarantine" in text and "- 0.50 boxes per image after 2.00" in text
     assert f"    hyco release {made.name} --home {tmp_path}" in text
-    assert "| boxes an image | 0.5 | 2 | within 50% | failed: 0.50 boxes an image after 2.00 |" in text
+    assert "| boxes per image | 0.5 | 2 | within 50% | failed: 0.50 boxes per image after 2.00 |" in text
     page = f"https://hyco.example.org/versions/{made.name}"
     row = f"| ![2]({page}/samples/2/whole.jpg) | ![{samples[2].parts[0].phrase}]({page}/samples/2/0.jpg) |"
     assert text.count("/whole.jpg)") == 3 and row in text

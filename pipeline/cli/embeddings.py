@@ -1,0 +1,86 @@
+"""Verbs that use a model on images: embed and search."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.app import HomeUrl, app, show
+
+if TYPE_CHECKING:
+    from storage.home import Home
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A run (directory, or name in HOME/runs) or a model directory; by default the champion."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.command()
+def embed(
+    source: Annotated[str, typer.Argument(help="Captioned images, as for `hyco mine --source`.")],
+    out: Annotated[str, typer.Option(help="Parquet file to write; must not exist.")],
+    model: Model = None,
+    home: HomeUrl = "var",
+    device: Device = "auto",
+) -> None:
+    """Write the embeddings of a source's images as parquet; the same command continues after an interruption."""
+    from pipeline.embeddings import embed_source
+    from storage.home import Home
+
+    show(embed_source(source, _model_dir(model, Home(home)), out, device))
+
+
+@app.command()
+def search(
+    where: Annotated[
+        str, typer.Argument(metavar="HOME|FILE", help="A home, or a parquet file that `hyco embed` wrote.")
+    ],
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    model: Model = None,
+    k: Annotated[int, typer.Option("-k", help="Number of images to show.", min=1)] = 10,
+    device: Device = "auto",
+) -> None:
+    """List the images nearest to a text: of an embeddings file, or of a home's latest dataset version.
+
+    The images of a version are embedded once and stored in HOME/embeddings.
+    """
+    from pipeline.embeddings import Embeddings, embed_version
+    from storage import layout
+    from storage.files import sha256_of
+    from storage.home import Home
+
+    path, folder = Path(where), model
+    if not path.is_file():
+        home = Home(where).require()
+        folder = str(_model_dir(model, home))
+        version = home.versions.load("latest").name
+        weights = sha256_of(Path(folder) / "model.safetensors")
+        path = home.folder / layout.EMBEDDINGS / f"{version}-{weights[:12]}.parquet"
+        if not path.is_file():
+            embed_version(home, version, folder, path, device)
+    found = Embeddings(path)
+    embedder = found.load_model(folder, device)
+    hits = found.search(embedder, [text], k)[0]
+    show(
+        {
+            "text": text,
+            "model": folder or found.about["model"],
+            "hits": [dataclasses.asdict(hit) for hit in hits],
+        }
+    )
+
+
+def _model_dir(model: str | None, home: "Home") -> Path:
+    from pipeline.export.export import find_model
+
+    if model is not None:
+        return find_model(model, home)[1]
+    champion = home.require().registry.champion()
+    if champion is None:
+        raise ValueError(f"{home} has no champion: give --model with a run or a model directory")
+    return home.registry.path(champion.model)

@@ -1,0 +1,30 @@
+"""The verb `look`: what a source holds, before anything is mined."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import CaptionColumn, ImageColumn, app
+
+
+@app.command()
+def look(
+    source: Annotated[str, typer.Argument(help="Captioned images: a folder, a file, a pattern or a URL.")],
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+) -> None:
+    """Show what a source holds: kind, fields, samples, what would be mined and what would fail.
+
+    Reads the first rows only, for about a second. Exit code 1 when none of them can be mined.
+    """
+    from pipeline.sources.columns import Columns
+    from pipeline.sources.look import lines
+    from pipeline.sources.look import look as look_at
+    from pipeline.sources.source import open_source
+
+    columns = Columns(image=image_column, caption=caption_column)
+    found = look_at(open_source(source, columns=columns))
+    for line in lines(found, source):
+        typer.echo(line)
+    if not found.good:
+        raise typer.Exit(1)

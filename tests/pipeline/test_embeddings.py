@@ -1,0 +1,183 @@
+"""Index vectors rank as the score does; embeddings files survive interruptions and are searched by text."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from flows.__main__ import main
+from models.clip import DualEncoder
+from models.encoders.tokenizer import Tokenizer
+from models.hyperbolic import product
+from models.losses.objective import scores
+from pipeline import embeddings
+from pipeline.embedder import Embedder
+from pipeline.embeddings import Embeddings, embed_source, embed_version
+from storage.home import Home
+from tests.factories.mining import write_tar
+from tests.factories.training import make_home, sample, tiny_recipe
+
+
+def embedder(geometry="lorentz", factors=1, dim=16) -> Embedder:
+    torch.manual_seed(0)
+    config = dataclasses.replace(tiny_recipe().model, geometry=geometry, factors=factors, dim=dim)
+    words = Tokenizer.train([text for i in range(20) for text in sample(i).captions], 560, 16)
+    return Embedder(DualEncoder(config), words)
+
+
+def source_row(number):
+    made = sample(number)
+    return str(number), made.image, {"captions": list(made.captions)}
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    embedder().save(folder)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path):
+    make_home(tmp_path / "home", counts=(5, 4))
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def hyco(monkeypatch, capsys):
+    """Run a command line; return its exit code, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hyco", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("geometry", "length"), [("euclid", 1.0), ("lorentz", 0.1), ("lorentz", 1.0), ("lorentz", 3.0)]
+)
+def test_inner_products_of_index_vectors_rank_as_the_score_does(geometry, length):
+    """10,000 images and 1,000 texts in float32, as they are stored; the products in float64, as search takes them."""
+    towers = embedder(geometry, dim=64)
+    log_scale = None if geometry == "euclid" else torch.tensor(length).log()
+    texts, images = (towers.model.lift(torch.randn(n, 64) / 8, log_scale) for n in (1000, 10_000))
+    products = towers.index_vectors(texts, query=True).double() @ towers.index_vectors(images).double().T
+    score = scores(geometry, texts.double(), images.double(), towers.model.curvature.double())
+    chosen = products.topk(100, dim=1).indices
+    ranked, best = score.gather(1, chosen), score.topk(100, dim=1).values
+    assert (ranked - best).abs().max() < 1e-5, "the same hundred in the same order, near ties apart"
+
+
+def test_a_product_of_hyperboloids_has_no_index_vectors():
+    towers = embedder("product", 4)
+    with pytest.raises(ValueError, match=r"product of 4 .* score\(\)"):
+        towers.index_vectors(torch.zeros(1, 16))
+
+
+@pytest.mark.parametrize(("geometry", "factors"), [("lorentz", 1), ("product", 4)])
+def test_entailment_is_positive_inside_the_cone_and_zero_on_its_edge(geometry, factors):
+    towers = embedder(geometry, factors)
+    c = towers.curvatures
+    general, specific = (product.exp0(torch.randn(n, 16), c, factors) for n in (6, 9))
+    inside = towers.entailment(general, specific, k=0.2)
+    assert inside.shape == (6, 9)
+    pairs = [(q, n) for q in range(6) for n in range(9)]
+    want = [
+        (
+            product.half_aperture(general[q], c, factors, 0.2)
+            - product.exterior_angle(general[q], specific[n], c, factors)
+        ).mean()
+        for q, n in pairs
+    ]
+    assert torch.allclose(inside.flatten(), torch.stack(want), atol=1e-6)
+    # A point further out on the same ray lies inside, by the whole half-aperture.
+    further = product.exp0(2 * product.log0(general, c, factors), c, factors)
+    aperture = product.half_aperture(general, c, factors, 0.2).mean(-1)
+    assert torch.allclose(towers.entailment(general, further, k=0.2).diagonal(), aperture, atol=1e-3)
+
+
+def test_a_euclidean_model_has_no_cones():
+    with pytest.raises(ValueError, match="no entailment cones"):
+        embedder("euclid").entailment(torch.zeros(1, 16), torch.zeros(1, 16))
+
+
+def test_search_finds_what_the_score_ranks_first(home, model, tmp_path):
+    out = tmp_path / "x.parquet"
+    made = embed_version(home, "latest", model, out)
+    assert made["images"] == 9 and made["failures"] == {} and not list(tmp_path.glob("*.parts"))
+    found = Embeddings(out)
+    towers = found.load_model()
+    text = "a red square"
+    hits = found.search(towers, [text], k=9)[0]
+    images = [row.image for row in (sample(i) for i in range(9))]
+    picture = towers.encode_pixels(embeddings.whole(embeddings.decode(data), towers.size) for data in images)
+    score = towers.score(towers.encode_text([text]), picture)[0]
+    best = score.argsort(descending=True)
+    assert [hit.key for hit in hits] == [sample(int(i)).key for i in best]
+    assert np.allclose([hit.score for hit in hits], score[best], atol=1e-5)
+    assert hits[0].captions == sample(int(best[0])).captions
+
+
+def test_an_interrupted_embedding_goes_on_and_ends_the_same(home, model, tmp_path, monkeypatch):
+    whole_run = tmp_path / "whole.parquet"
+    embed_version(home, "latest", model, whole_run)
+    out, real, calls = tmp_path / "x.parquet", Embedder.encode_pixels, []
+
+    def encode(self, images):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, images)
+
+    monkeypatch.setattr(Embedder, "encode_pixels", encode)
+    with pytest.raises(KeyboardInterrupt):
+        embed_version(home, "latest", model, out)
+    assert not out.exists()
+    embed_version(home, "latest", model, out)
+    assert len(calls) == 3, "the first unit is not embedded again"
+    assert out.read_bytes() == whole_run.read_bytes()
+
+
+def test_a_damaged_image_is_counted_and_the_others_are_embedded(model, tmp_path):
+    name, image, meta = source_row(2)
+    write_tar(tmp_path / "s.tar", [source_row(0), source_row(1), (name, image[:200], meta)])
+    made = embed_source(str(tmp_path / "s.tar"), model, tmp_path / "x.parquet")
+    assert made["images"] == 2 and sum(made["failures"].values()) == 1
+
+
+def test_the_command_line_embeds_and_searches(home, model, tmp_path, hyco):
+    write_tar(tmp_path / "s.tar", (source_row(i) for i in range(4)))
+    out = tmp_path / "x.parquet"
+    code, printed, _ = hyco("embed", tmp_path / "s.tar", "--out", out, "--model", model)
+    assert code == 0 and json.loads(printed)["images"] == 4
+    code, printed, _ = hyco("search", out, "a red square", "-k", "2")
+    assert code == 0 and len(json.loads(printed)["hits"]) == 2
+    for _ in range(2):
+        code, printed, _ = hyco("search", home, "a red square", "--model", model, "-k", "3")
+        assert code == 0 and len(json.loads(printed)["hits"]) == 3
+    assert len(list((home.folder / "embeddings").iterdir())) == 1
+
+
+def test_errors_name_what_to_do(home, model, tmp_path, hyco):
+    out = tmp_path / "x.parquet"
+    embed_version(home, "latest", model, out)
+    with pytest.raises(ValueError, match="exists already"):
+        embed_version(home, "latest", model, out)
+    other = embedder()
+    torch.nn.init.ones_(other.model.textual_projection.weight)
+    other.save(tmp_path / "other")
+    code, _, told = hyco("search", out, "a dog", "--model", tmp_path / "other")
+    assert code == 2 and "embed again" in told
+    code, _, told = hyco("search", home, "a dog")
+    assert code == 2 and "has no champion: give --model" in told
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    code, _, told = hyco("search", tmp_path / "no.parquet", "a dog")
+    assert code == 2 and "no.parquet cannot be read" in told
+    code, _, told = hyco("search", tmp_path / "absent", "a dog")
+    assert code == 2 and "absent does not exist" in told
