@@ -22,8 +22,8 @@ OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The whole journey": ("journey",),
-    "Data": ("mine", "pack", "versions", "verify", "release"),
-    "Models": ("train", "assess", "fit", "import", "export"),
+    "Data": ("look", "mine", "pack", "versions", "verify", "release"),
+    "Models": ("train", "assess", "fit", "embed", "search", "import", "export"),
     "Champion": ("promote", "reject", "champion", "rollback", "registry"),
     "On a schedule, with Prefect": ("ui", "deploy", "worker", "notify"),
     "A home": ("status", "serve", "gc", "config"),
