@@ -50,7 +50,8 @@ def pauses(plan: Blueprint) -> list[str]:
                 there = client.read_deployment_by_name(wanted.full_name)
                 if there.paused or not all(schedule.active for schedule in there.schedules):
                     found.append(f"deployment {wanted.full_name} is paused")
-                for zone in {str(one.schedule.timezone or "UTC") for one in there.schedules} - {"UTC"}:
+                zones = {getattr(one.schedule, "timezone", None) or "UTC" for one in there.schedules}
+                for zone in sorted(zones - {"UTC"}):
                     found.append(
                         f"deployment {wanted.full_name} is scheduled in {zone}: when its clocks change, a daily "
                         "interval drifts by an hour, and a cron from 1:00 to 3:00 runs early or twice; use UTC, or a "
