@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.__main__ import main as hyco
+from flows.deployment.deployments import Drift
 from flows.deployment.watchers import Watcher, told
 from flows.runtime.settings import use_home
 
@@ -136,12 +137,16 @@ def test_notify_says_that_nobody_can_look_while_no_worker_runs(workers):
     assert ("not before a worker runs: hyco worker --pool cpu --home var" in lines) == (workers == 0)
 
 
-def test_deploy_says_what_it_did(deploy, capsys):
-    with get_client(sync_client=True) as client:
-        for one in client.read_deployments():
-            client.delete_deployment(one.id)
-    deploy()
-    said = capsys.readouterr().out
-    assert "created deployment watch/watch\n" in said and "missing" not in said
-    deploy("--set", "watch_every_s=60")
-    assert "updated deployment watch/watch: another schedule, definition\n" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("what", "done"),
+    [
+        ("work pool cpu: missing", "created work pool cpu"),
+        (
+            "automation 'hyco: a look has died': there twice",
+            "deleted a second automation 'hyco: a look has died'",
+        ),
+        ("deployment watch/watch: another schedule", "updated deployment watch/watch: another schedule"),
+    ],
+)
+def test_deploy_says_what_it_did(what, done):
+    assert Drift(what, lambda: None).done == done
