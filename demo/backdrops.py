@@ -17,7 +17,7 @@ TINTS = {
     "white": (250, 250, 248),
     "gray": (216, 219, 221),
 }
-# What a caption says of each kind; {} takes the tint's word. An empty tuple would mean "never mentioned".
+# Phrases for each kind in captions; {} takes the tint's word. An empty tuple would mean "never mentioned".
 WORDS = {
     "plain": ("on a {} background", "against a {} wall", "on a plain {} background"),
     "gradient": ("on a {} background", "on a soft {} background"),

@@ -14,7 +14,7 @@ from demo.phrases import Saying, Speaker, article, pick
 from demo.taxonomy import Leaf, Taxonomy
 
 Facts = Sequence[tuple[str, int, int]]
-# How a true fact (a, b) is said from a's side, and from b's side.
+# Wordings of a true relation (a, b), from a's side and from b's side.
 FORWARD = {
     "left": ("to the left of", "on the left of"),
     "above": ("above",),

@@ -1,7 +1,7 @@
-"""Foils: captions of a scene with one thing exchanged, so that they are false of it and true of a like scene.
+"""Foils: captions of a scene with one fact exchanged, so that they are false for it and true for a similar scene.
 
-Words, numbers and grammar are the captions' own (the template is said again), so nothing but the picture tells
-which of the two is true. What a foil says is checked against the scene and left out where it is not false.
+Words, numbers and grammar are the captions' own (the template is said again), so only the picture shows which of the
+two is true. Each foil is checked against the scene and left out where it is not false.
 """
 
 from __future__ import annotations

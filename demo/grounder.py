@@ -1,8 +1,8 @@
 """The embedded grounder: a Grounding DINO small enough to train on two CPU cores.
 
-It is an ordinary `GroundingDinoForObjectDetection` of the transformers library, with an ordinary processor
-beside it, so whatever loads the full-size checkpoint loads this one. Only three things are ours: the sizes, a
-vocabulary made of the embedded world's words, and a start that lets so small a model learn at once.
+It is an ordinary `GroundingDinoForObjectDetection` of the transformers library, with an ordinary processor, so code
+that loads the full-size checkpoint also loads this one. Only three things differ: the sizes, a vocabulary of the
+embedded world's words, and an initialisation that lets such a small model learn from the first step.
 """
 
 import math
@@ -22,12 +22,12 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
     GroundingDinoImageProcessorPil,
 )
 
-IMAGE_SIZE = 128  # pixels a side, in training and in use
+IMAGE_SIZE = 128  # pixels per side, in training and in use
 MAX_TEXT = 128  # tokens of one prompt
-# Where packing should cut this model's scores; chosen on the curve in weights/grounder/figures.json.
+# Threshold of this model's scores for packing; chosen on the curve in weights/grounder/figures.json.
 SCORE_THRESHOLD = 0.3
 
-# Grounding DINO's text masks know these ids by heart (they are BERT's).
+# Grounding DINO's text masks have these ids built in (they are BERT's).
 FIXED_IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 PUNCTUATION = "!\"#$%&'()*+,-/:;<=>@[]^_`{|}~"
@@ -38,7 +38,7 @@ def vocabulary(words: Iterable[str]) -> dict[str, int]:
 
     words: lower-case words without spaces; order and repeats do not matter.
     Returns a dict from token to id in which the ids of `FIXED_IDS` hold and every id below the largest is taken,
-    so a word the list lacks is spelt out and never becomes [UNK] while its letters are plain.
+    so a word outside the list is spelled out and never becomes [UNK] if its letters are known.
     """
     tokens = sorted(set(CHARACTERS) | set(PUNCTUATION) | {"##" + letter for letter in CHARACTERS})
     tokens += sorted({word for word in words if word} - set(tokens) - set(FIXED_IDS))
@@ -99,12 +99,12 @@ def build_config(vocab_size: int) -> GroundingDinoConfig:
 
 @torch.no_grad()
 def build_model(vocab_size: int, prior: float = -4.0) -> GroundingDinoForObjectDetection:
-    """A fresh model, started so that it learns from the first step; the global torch seed decides the weights.
+    """A new model, initialised so that it learns from the first step; the global torch seed determines the weights.
 
-    Against the library's own start: the gates that let image and text see each other open at 0.5 instead of
-    1e-4; the last text layer is scaled by 1/sqrt(d), so that a query and a token meet with a product near 1
-    instead of near sqrt(d); one channel of both sides is made constant so that every logit starts near `prior`
-    (hardly any query is an object, Lin et al. 2017, section 3.3).
+    Differences to the library's initialisation: the gates between image and text start at 0.5 instead of 1e-4; the last
+    text layer is scaled by 1/sqrt(d), so that the product of a query and a token starts near 1 instead of near sqrt(d);
+    one channel of both sides is made constant so that every logit starts near `prior` (hardly any query is an object,
+    Lin et al. 2017, section 3.3).
     """
     model = GroundingDinoForObjectDetection(build_config(vocab_size))
     gates = [p for name, p in model.named_parameters() if name.endswith(("vision_param", "text_param"))]

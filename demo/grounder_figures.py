@@ -1,9 +1,9 @@
 """Measure the embedded grounder on held-out scenes: python -m demo.grounder_figures --weights demo/weights/grounder.
 
-A scene of the held-out split shows object x colour pairs that training never drew. It is asked about every noun
-phrase of all its captions and about some things it does not show. A detection is right when it lies on a box of
-its own phrase (IoU >= 0.5), each true box counting once; recall is over (phrase, box) pairs, precision over all
-detections that pass the threshold and the pack stage's suppression, those of absent phrases included.
+A scene of the held-out split shows object x colour pairs that training never drew. The prompt has every noun phrase of
+all its captions and some things that it does not show. A detection is right when it lies on a box of its own phrase
+(IoU >= 0.5), each true box counting once; recall is over (phrase, box) pairs, precision over all detections that pass
+the threshold and the pack stage's suppression, those of absent phrases included.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from models.grounding.boxes import iou, nms
 from models.grounding.detector import Detection, Detector
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
-FIRST_SCENE = 5_000_000  # measuring draws from here on
+FIRST_SCENE = 5_000_000  # first seed of the measured scenes
 
 
 @dataclass(frozen=True)
 class Question:
-    """A scene, the phrases it is asked about, and for each the boxes [n, 4] it names (none: it is absent)."""
+    """A scene, the phrases of its prompt, and the boxes [n, 4] of each (none: it is absent)."""
 
     image: np.ndarray
     phrases: list[str]
@@ -93,7 +93,7 @@ def curve(judged: Iterable[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, dic
 
 
 def measure(detector: Detector, asked: Sequence[Question], batch: int = 16) -> tuple[dict, float]:
-    """The curve over `asked` and the milliseconds an image took, detector calls only."""
+    """The curve over `asked` and the milliseconds per image, detector calls only."""
     judged, seconds = [], 0.0
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
@@ -105,7 +105,7 @@ def measure(detector: Detector, asked: Sequence[Question], batch: int = 16) -> t
 
 
 def main() -> None:
-    """Measure and write figures.json beside the weights."""
+    """Measure and write figures.json next to the weights."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,7 +129,7 @@ def main() -> None:
     for name, case in cases.items():
         figures[name], each = measure(detector, questions(options.scenes, **case))
         took.append(each)
-        print(name, figures[name][f"{SCORE_THRESHOLD:g}"], f"{each:.1f} ms an image", flush=True)
+        print(name, figures[name][f"{SCORE_THRESHOLD:g}"], f"{each:.1f} ms per image", flush=True)
     path = options.weights / "figures.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known["measured"] = {

@@ -1,9 +1,9 @@
-"""The set loss that trains the embedded grounder.
+"""The set loss for training the embedded grounder.
 
 The library's own loss does not train this model (it offsets the class targets wrongly and leaves the first-stage
 heads without gradient), so the model is called without labels and the loss of DETR (Carion et al. 2020, section
 3.1), DINO (Zhang et al. 2022, section 3) and Grounding DINO (Liu et al. 2023, section 3.3) is built here from its
-outputs: every decoder layer and the encoder's proposals are matched to the true boxes, each on its own.
+outputs: every decoder layer and the encoder's proposals are matched to the true boxes separately.
 
 B batch, Q queries (or proposals), T tokens, M true boxes of one image, P phrases of one image.
 Boxes are (centre x, centre y, width, height) in [0, 1] unless a name says corners.
@@ -26,7 +26,7 @@ SPECIAL = (0, 101, 102, SEPARATOR)  # [PAD], [CLS], [SEP], "."
 
 @dataclass(frozen=True)
 class Target:
-    """What is true of one image: boxes [M, 4] and which phrase names which box, positive [M, P]."""
+    """Ground truth of one image: boxes [M, 4] and which phrase names which box, positive [M, P]."""
 
     boxes: Tensor
     positive: Tensor
@@ -44,7 +44,7 @@ class LossConfig:
     giou_weight: float = 2.0
     alpha: float = 0.25  # focal loss, Lin et al. 2017, equation 5
     gamma: float = 2.0
-    proposals_per_box: int = 1  # how many encoder proposals each true box teaches
+    proposals_per_box: int = 1  # number of encoder proposals matched to each true box
     phrase_weight: float = 0.0  # of a second class loss, on phrase scores as they are read in use
 
 
@@ -57,7 +57,7 @@ def corners(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
 def pairwise_giou(a: Float[Tensor, "*n 4"], b: Float[Tensor, "*m 4"]) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU of corner boxes that broadcast against each other.
 
-    Rezatofighi et al. 2019, algorithm 1: IoU minus the share of the smallest enclosing box that neither covers.
+    Rezatofighi et al. 2019, algorithm 1: IoU minus the fraction of the smallest enclosing box that neither covers.
     Finite for boxes of no area.
     """
     overlap = iou(a, b)
@@ -95,8 +95,8 @@ def focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
 def token_weights(owner: Int[Tensor, " T"]) -> Float[Tensor, " T"]:
     """Weight of each token in the class loss: a phrase counts once however long it is, a special token a little.
 
-    Special tokens are never named by a box, but the model picks its proposals by the largest logit over all
-    tokens, theirs included, so they must learn to stay quiet.
+    No box names a special token, but the model selects its proposals by the largest logit over all tokens, including
+    these, so their logits must be trained to be low.
     """
     length = (owner[:, None] == owner[None, :]).sum(1)
     return torch.where(owner >= 0, 1.0 / length, 0.1)
@@ -110,7 +110,7 @@ def matching_cost(
     target: Target,
     config: LossConfig,
 ) -> Float[Tensor, "Q M"]:
-    """Cost of giving true box m to query q: how much cheaper the class would be, L1 and -GIoU."""
+    """Cost of giving true box m to query q: the decrease of the class loss, L1 and -GIoU."""
     ones, zeros = torch.ones_like(logits), torch.zeros_like(logits)
     gain = focal(logits, ones, config.alpha, config.gamma) - focal(logits, zeros, config.alpha, config.gamma)
     classes = gain @ (truth / truth.sum(1, keepdim=True).clamp(min=1)).T
@@ -149,7 +149,7 @@ def stage_loss(
     for scores, predicted, owner, target in zip(logits, boxes, owners, targets, strict=True):
         scores = (
             scores[:, : owner.shape[0]].float().clamp(-30, 30)
-        )  # padding is -inf, which focal cannot take
+        )  # padding is -inf, which the focal loss cannot handle
         named = torch.zeros_like(scores)
         told = scores.new_zeros(len(scores), target.positive.shape[1])
         if len(target.boxes):

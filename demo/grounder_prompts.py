@@ -1,8 +1,7 @@
-"""Scenes and prompts that the embedded grounder learns from: the prompts mining will send, and harder ones.
+"""Scenes and prompts that the embedded grounder learns from: prompts like those of mining, and harder ones.
 
-A scene is drawn once, kept as a JPEG with its mentions, and met several times in training, each time cropped,
-mirrored, dimmed and asked about differently. Randomness comes from (seed, step, rank) alone, so a training run
-that was killed goes on as if it had not been.
+A scene is drawn once, stored as a JPEG with its mentions, and used several times in training, each time with another
+crop, flip, brightness and prompt. Randomness depends only on (seed, step, rank), so a killed training resumes exactly.
 """
 
 import base64
@@ -24,8 +23,8 @@ from demo.taxonomy import COLORS
 
 Box = tuple[float, float, float, float]
 ARTICLES = ("a ", "an ", "the ", "one ", "some ")
-FIRST_SCENE = 10_000_000  # training draws from here on; the demo's own shards and the tests use small seeds
-ABSENT_KEPT = 12  # absent phrases kept with each scene, drawn from at every meeting
+FIRST_SCENE = 10_000_000  # first seed of training scenes; the demo's own shards and the tests use small seeds
+ABSENT_KEPT = 12  # absent phrases stored with each scene, sampled at each use
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Lesson:
 
 
 def world_words(world: World, scenes: int = 1000) -> set[str]:
-    """Every word the world says, gathered from its taxonomy and from the captions of `scenes` scenes."""
+    """The vocabulary of the world, from its taxonomy and the captions of `scenes` scenes."""
     texts = [text for node in world.taxonomy.to_json()["nodes"] for text in (*node["names"], node["plural"])]
     texts += [name for leaf in world.leaves for names in leaf.names for name in names]
     texts += list(COLORS)
@@ -58,7 +57,7 @@ def world_words(world: World, scenes: int = 1000) -> set[str]:
 
 
 def lesson_of(scene: Scene, world: World, rng: np.random.Generator) -> Lesson:
-    """Keep of a scene what training needs; JPEG at a random quality, as users' images come."""
+    """The part of a scene that training needs; JPEG at a random quality, like users' images."""
     buffer = io.BytesIO()
     Image.fromarray(scene.image).save(buffer, "JPEG", quality=int(rng.integers(80, 98)))
     named = tuple(Named(m.phrase, int(m.caption), m.boxes) for m in (*scene.phrases, *scene.surroundings))
@@ -69,7 +68,7 @@ def lesson_of(scene: Scene, world: World, rng: np.random.Generator) -> Lesson:
 def load_lessons(
     folder: Path, seed: int, scenes: range, rank: int, ranks: int, report: Callable[[int], None]
 ) -> list[Lesson]:
-    """This rank's share of the training scenes numbered `scenes`, drawn once and then read from `folder`.
+    """This rank's part of the training scenes numbered `scenes`, drawn once and then read from `folder`.
 
     report(n) is called while drawing, with the number drawn so far.
     """
@@ -119,7 +118,7 @@ def choose_prompt(lesson: Lesson, rng: np.random.Generator, absent: int = 6) -> 
     """
     several = rng.random() < 0.5
     captions = range(lesson.captions) if several else [int(rng.integers(lesson.captions))]
-    bare = rng.random() < 0.15  # sometimes the whole prompt goes without articles
+    bare = rng.random() < 0.15  # sometimes the entire prompt has no articles
     asked: dict[str, list[Box]] = {}
     for mention in lesson.named:
         if mention.caption not in captions:
@@ -139,12 +138,12 @@ def choose_prompt(lesson: Lesson, rng: np.random.Generator, absent: int = 6) -> 
 
 
 def prompt_text(phrases: Iterator[str] | list[str]) -> str:
-    """Join phrases as Grounding DINO reads them: every phrase followed by a full stop."""
+    """Join phrases in Grounding DINO's format: every phrase followed by a full stop."""
     return " ".join(f"{phrase} ." for phrase in phrases)
 
 
 def look(lesson: Lesson, rng: np.random.Generator) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """The lesson's picture, changed a little, and the map that takes corner boxes along.
+    """The augmented picture of a lesson, and the map for its corner boxes.
 
     A crop that cuts no box (a new scale and aspect) half of the time, a mirror half of the time, small changes
     of brightness and contrast. Returns uint8 [H, W, 3] and a function on float [N, 4] corner boxes.

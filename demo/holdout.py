@@ -1,4 +1,4 @@
-"""What training never shows: colours of a thing, things on a background, and relations between two things.
+"""Combinations held out from training: colours of a thing, things on a background, relations between two things.
 
 Everything is ranked or drawn by a hash of its name, so the decision is the same in every process and split.
 """
@@ -18,7 +18,7 @@ RELATION_SHARE = 0.08
 
 @cache
 def _hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """A number in [0, 1) that depends only on the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 

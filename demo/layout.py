@@ -1,4 +1,4 @@
-"""Where things stand: groups of drawings on the page, their visible extents, and which relations are true."""
+"""Layout of a scene: groups of drawings on the page, their visible extents, and the true relations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from demo.taxonomy import Leaf
 
 Look = tuple[Leaf, str | None]
 Rect = tuple[float, float, float, float]
-SMALL, LARGE = 0.27, 0.45  # longest side as a share of the page: below is "small", above is "large"
+SMALL, LARGE = 0.27, 0.45  # longest side as a fraction of the page: below is "small", above is "large"
 SHORTEST = 0.2  # no longest side is shorter than this (26 px of 128),
 FULL, THIN = 0.16, 0.08  # no geometric mean of the sides than FULL (20 px of 128), no side than THIN (10 px)
-VISIBLE = 0.6  # least share of a drawing that must not be covered
+VISIBLE = 0.6  # minimum uncovered fraction of a drawing
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _angle(leaf: Leaf, rng: np.random.Generator) -> float:
 
 
 def size_word(length: float) -> str | None:
-    """ "small", "large" or None for a longest side given as a share of the page."""
+    """ "small", "large" or None for a longest side given as a fraction of the page."""
     return "small" if length < SMALL else "large" if length > LARGE else None
 
 

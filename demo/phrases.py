@@ -78,7 +78,7 @@ def loose_phrase(leaf: Leaf, color: str | None, rng: np.random.Generator) -> str
 
 
 class Speaker:
-    """Says the groups of one scene, keeping what is needed to tell them apart."""
+    """Noun phrases for the groups of one scene, with the words needed to distinguish them."""
 
     def __init__(self, groups: Sequence[Group], taxonomy: Taxonomy, rng: np.random.Generator):
         self.groups, self.taxonomy, self.rng = groups, taxonomy, rng

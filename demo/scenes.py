@@ -1,7 +1,7 @@
 """Scenes of the embedded world: one to four groups of drawings on a background, captioned, with exact boxes.
 
-A scene is a pure function of (size, split, seed). What the held-out split shows and the training split
-never does is decided by hashes in `holdout.py`.
+A scene is a pure function of (size, split, seed). Hashes in `holdout.py` decide which combinations only the held-out
+split shows.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Mention:
 class Scene:
     """An image (uint8 [S, S, 3]) with captions, mentions of its objects, and mentions of the background.
 
-    `surroundings` are noun phrases without a box ("the grass"); `heldout` names what training never shows.
-    Scenes that are held out have `foils`.
+    `surroundings` are noun phrases without a box ("the grass"); `heldout` names the combinations that training never
+    shows. Scenes that are held out have `foils`.
     """
 
     image: np.ndarray
@@ -80,7 +80,7 @@ class Draft:
 
 
 class World:
-    """Makes scenes of `size` x `size` pixels; drawings are rendered on first use and kept."""
+    """Makes scenes of `size` x `size` pixels; drawings are rendered on first use and cached."""
 
     def __init__(self, size: int = 128, taxonomy: Taxonomy | None = None):
         if size < 48:
@@ -104,8 +104,8 @@ class World:
     def draft(self, seed: int, split: str, rng: np.random.Generator) -> Draft:
         """Draw plans until one fits on the page and respects the split.
 
-        Seeds take the leaves in turn, so that any run of seeds shows all of them equally often, and three
-        times in eight turns alone.
+        Consecutive seeds cycle through the leaves, so that all occur equally often, three times in eight as the only
+        thing.
         """
         turn, rank = divmod(seed, len(self.leaves))
         focus = self.leaves[self._order[rank]]

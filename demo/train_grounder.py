@@ -1,13 +1,12 @@
-"""Make the embedded grounder again: python -m demo.train_grounder --out demo/weights/grounder --seed 0.
+"""Train the embedded grounder: python -m demo.train_grounder --out demo/weights/grounder --seed 0.
 
-Draws scenes, trains on them, writes the model in the transformers format and how it was made to
-figures.json; python -m demo.grounder_figures then adds the measured quality. Kill it at any moment and run
-the same command: it goes on from its last checkpoint, about a minute back. Needs the `dev` extra (scipy does
-the matching).
+Draws scenes, trains on them, writes the model in the transformers format and the training facts to figures.json; python
+-m demo.grounder_figures then adds the measured quality. After a kill the same command resumes from the last checkpoint,
+about a minute back. Needs the `dev` extra (scipy does the matching).
 
-The recipe is the design's measured one, widened: AdamW, warm-up, constant, cosine over the last 40 %;
-forward in bfloat16 but for the last tenth; one single-threaded process a core with gradients averaged, which
-on two cores is a quarter to a half faster than two threads in one process.
+The recipe: AdamW, warm-up, constant, cosine over the last 40 %;
+forward in bfloat16 but for the last tenth; one single-threaded process per core with averaged gradients, which on two
+cores is a quarter to a half faster than two threads in one process.
 """
 
 import argparse
@@ -41,21 +40,21 @@ MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224,
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights."""
+    """All options that determine the weights."""
 
     seed: int = 0
     steps: int = 5400
     scenes: int = 24_000
     processes: int = 2
-    batch: int = 8  # images a process and step
+    batch: int = 8  # images per process and step
     rate: float = 8e-4
     warmup: int = 200
-    cooling: float = 0.4  # share of the run over which the rate falls to nothing
+    cooling: float = 0.4  # fraction of the run over which the rate falls to zero
     decay: float = 0.01
     clip: float = 1.0
-    bfloat16: float = 0.9  # share of each part of the run in bfloat16
+    bfloat16: float = 0.9  # fraction of each part of the run in bfloat16
     proposals_per_box: int = 1
-    # A second part, on new scenes, sharpens what the first has learned: twice as many absent phrases, and the
+    # A second part fine-tunes on new scenes: twice as many absent phrases, and the
     # class loss also on phrase scores, as they are read in use.
     refine_steps: int = 1600
     refine_scenes: int = 12_000
@@ -92,7 +91,7 @@ def pixels_of(images: np.ndarray) -> torch.Tensor:
 
 
 class Apprentice:
-    """Model, optimiser and place in the run of one process; everything the checkpoint holds."""
+    """Model, optimiser and position in the run of one process: the content of the checkpoint."""
 
     def __init__(self, recipe: Recipe, work: Path):
         self.recipe, self.file = recipe, work / "state.pt"
@@ -120,7 +119,7 @@ class Apprentice:
             self.step, self.seconds = state["step"], state["seconds"]
 
     def learn(self, rank: int):
-        """One step: the batch that (seed, step, rank) decide, gradients averaged over the processes.
+        """One step: the batch of (seed, step, rank), gradients averaged over the processes.
 
         Returns the loss and (outputs, input ids, targets), from which `hit_rate` reads progress.
         """
@@ -153,7 +152,7 @@ class Apprentice:
         return float(loss.detach()), (outputs, text.input_ids, targets)
 
     def keep(self, seconds: float, out: Path) -> None:
-        """Write the checkpoint, then the product; a reader of either never sees half a file."""
+        """Write the checkpoint, then the model, each atomically."""
         content = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
         content |= {"step": self.step, "seconds": seconds, "recipe": asdict(self.recipe)}
         torch.save(content, self.file.with_suffix(".partial"))
@@ -178,19 +177,19 @@ class Apprentice:
 def train(rank: int, recipe: Recipe, out: Path, work: Path, every: float = 60.0) -> None:
     """One process of the run; process 0 reports, keeps a checkpoint each `every` seconds, writes the product."""
     libc = ctypes.CDLL("libc.so.6")
-    if rank:  # a helper must not outlive the process that started it
+    if rank:  # a child process must not outlive its parent
         libc.prctl(1, signal.SIGKILL)
-    libc.mallopt(-3, 1 << 30)  # keep freed blocks instead of asking the kernel anew: 8 % faster steps
+    libc.mallopt(-3, 1 << 30)  # reuse freed blocks instead of returning them to the kernel: 8 % faster steps
     libc.mallopt(-1, 2_000_000_000)
     torch.set_num_threads(1)
     with meeting(rank, recipe.processes, work):
         apprentice = Apprentice(recipe, work)
         if rank == 0 and apprentice.step:
-            print(f"going on from step {apprentice.step}", flush=True)
+            print(f"resuming from step {apprentice.step}", flush=True)
         if recipe.processes > 1:
             dist.barrier()
         first, before = apprentice.step, apprentice.seconds
-        if rank == 0 and first == recipe.total:  # nothing left to learn: write the product once more
+        if rank == 0 and first == recipe.total:  # training has ended: write the model once more
             apprentice.keep(before, out)
         started = last = kept = time.monotonic()
         hits: deque[tuple[int, int]] = deque(maxlen=50)
@@ -225,7 +224,7 @@ def train(rank: int, recipe: Recipe, out: Path, work: Path, every: float = 60.0)
 
 @contextlib.contextmanager
 def meeting(rank: int, processes: int, work: Path):
-    """Join the processes of a run through a file in `work`; nothing to do for one process."""
+    """Join the processes of a run through a file in `work`; does nothing for one process."""
     if processes == 1:
         yield
         return
@@ -239,7 +238,7 @@ def meeting(rank: int, processes: int, work: Path):
 
 
 def draw(rank: int, recipe: Recipe, work: Path, refining: bool) -> list:
-    """This process's share of the scenes of one part, with a line of progress each 10 s while they are drawn."""
+    """This process's scenes of one part, with a progress line every 10 s while they are drawn."""
     started = last = time.monotonic()
     end = recipe.scenes + recipe.refine_scenes
     scenes = range(recipe.scenes, end) if refining else range(recipe.scenes)
@@ -256,10 +255,10 @@ def draw(rank: int, recipe: Recipe, work: Path, refining: bool) -> list:
 
 
 def run(recipe: Recipe, out: Path, work: Path, every: float = 60.0) -> None:
-    """The whole run: words first, then one process a core."""
+    """The whole run: vocabulary first, then one process per core."""
     for folder in (out.parent, work):
         folder.mkdir(parents=True, exist_ok=True)
-    if not (work / "processor").exists():  # kept, so that a resumed run speaks the same language
+    if not (work / "processor").exists():  # stored, so that a resumed run has the same vocabulary
         with atomic_directory(work / "processor") as draft:
             words = world_words(World(size=IMAGE_SIZE), min(1000, recipe.scenes))
             build_processor(words).save_pretrained(draft)

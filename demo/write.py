@@ -1,7 +1,7 @@
-"""Write scenes as ordinary source shards (img2dataset layout), so that the demo enters by a user's door.
+"""Write scenes as ordinary source shards (img2dataset layout), so that the demo uses the same input as users do.
 
-A shard is a pure function of (generator, seed, split, number), appears under its name only when whole, and is
-not made again when it is there: an interrupted run, started again, goes on where it stopped.
+A shard is a pure function of (generator, seed, split, number), is written atomically, and is not made again when it
+exists: an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from storage.sample import content_key
 
 SHARD = 500
 QUALITY = 92
-_SEEDS = 10_000_000  # seeds set aside for each world seed; more scenes than anyone writes
+_SEEDS = 10_000_000  # seeds reserved per world seed; more scenes than anyone writes
 _SOURCES = (
     "taxonomy.txt",
     *(f"{name}.py" for name in ("taxonomy", "art", "backdrops", "layout", "holdout", "phrases", "captions")),
     *(f"{name}.py" for name in ("foils", "scenes", "write")),
 )
-_SAME_SCENES = {"3ebe87745e833024"}  # digests of earlier code that draws the same scenes, byte for byte
+# Digests of earlier code that draws the same scenes, byte for byte.
+_SAME_SCENES = {"3ebe87745e833024", "6fa474cc5549a4d1"}
 _world = cache(World)
 
 
@@ -83,7 +84,7 @@ def write_shard(
 ) -> str:
     """Make OUT/SPLIT/NNNNN.tar with scenes number * SHARD .. number * SHARD + count; returns its path.
 
-    Returns at once when the shard is there. `report` is told how many scenes were drawn since its last call.
+    Returns at once when the shard exists. `report` gets the number of scenes drawn since its last call.
     """
     path = Path(out) / split / f"{number:05d}.tar"
     if path.exists():
@@ -171,7 +172,7 @@ def _plan(counts: dict[str, int], seed: int, size: int) -> dict[str, Any]:
 
 
 def _settle(path: Path, plan: dict[str, Any]) -> None:
-    """Write the plan of a fresh folder, or make sure that the folder was begun with the same one."""
+    """Write the plan of a new folder, or check that the folder was started with the same plan."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         _replace(path, json.dumps(plan, indent=1) + "\n")

@@ -60,7 +60,15 @@ class Version:
     @property
     def source(self) -> str:
         """The source of the captioned images; "" in versions that do not record it."""
-        return str((self.config.get("mine") or self.config.get("adopt") or {}).get("source") or "")
+        return self._mined_with("source")
+
+    @property
+    def grounder(self) -> str:
+        """The model that found the boxes, BACKEND:PLACE; "" in versions that do not record it."""
+        return self._mined_with("grounder")
+
+    def _mined_with(self, option: str) -> str:
+        return str((self.config.get("mine") or self.config.get("adopt") or {}).get(option) or "")
 
 
 class Versions:

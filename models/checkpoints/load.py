@@ -45,13 +45,18 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | Path, *, vision_heads: int | None = None, activation: Activation | None = None
+    path: str | Path,
+    *,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    activation: Activation | None = None,
 ) -> Checkpoint:
     """Read a checkpoint of any supported layout.
 
     Args:
         path: a directory (ours, Hugging Face's, OpenCLIP's) or a file with a state dict.
         vision_heads: attention heads of a published image tower that is not ViT-S, B or L.
+        text_heads: attention heads of a published text tower, where it has not one per 64 dimensions.
         activation: GELU of an OpenCLIP state dict without its open_clip_config.json.
 
     Raises:
@@ -65,7 +70,7 @@ def read_checkpoint(
         raise FileNotFoundError(f"no checkpoint in {path}: give a file or a directory")
     state = read_weights(path)
     if "textual.token_embed.weight" in state:
-        return Checkpoint("published", *from_published(state, str(path), vision_heads), None)
+        return Checkpoint("published", *from_published(state, str(path), vision_heads, text_heads), None)
     if "visual.conv1.weight" in state:
         return Checkpoint("openclip", *from_openclip(state, str(path), None, activation), None)
     if any(name.startswith("vision_model.") for name in state):

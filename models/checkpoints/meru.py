@@ -28,7 +28,10 @@ SCALARS = {
 
 
 def from_published(
-    state: Mapping[str, Tensor], source: str = "the state dict", vision_heads: int | None = None
+    state: Mapping[str, Tensor],
+    source: str = "the state dict",
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
 ) -> tuple[ClipConfig, dict[str, Tensor]]:
     """Convert published names to our configuration and weights, bit for bit.
 
@@ -36,12 +39,13 @@ def from_published(
         state: the state dict.
         source: name of the checkpoint in error messages.
         vision_heads: attention heads of the image tower, for widths other than ViT-S, B and L.
+        text_heads: attention heads of the text tower; by default one per 64 dimensions, as published.
 
     Raises:
         ValueError: a tensor is missing, left over, or of an impossible shape.
     """
     tensors = Tensors(state, source, "a published MERU or HyCoCLIP state dict")
-    config = _config(tensors, vision_heads)
+    config = _config(tensors, vision_heads, text_heads)
     own = _shapes(config)
     weights = {}
     for theirs, ours in _names(config):
@@ -59,8 +63,8 @@ def from_published(
 def to_published(model: DualEncoder) -> dict[str, Tensor]:
     """Our weights under the published names and in the published shapes.
 
-    The number of heads of the image tower is not part of a state dict: the published code takes it from the name of the
-    architecture.
+    The numbers of attention heads are not part of a state dict. The published code takes that of images from the name
+    of the architecture, and has one head per 64 dimensions in the text tower: a reader has to be told others.
 
     Raises:
         ValueError: the published architecture has no equivalent of a part of this model.
@@ -84,7 +88,7 @@ def to_published(model: DualEncoder) -> dict[str, Tensor]:
     return state
 
 
-def _config(tensors: Tensors, vision_heads: int | None) -> ClipConfig:
+def _config(tensors: Tensors, vision_heads: int | None, text_heads: int | None) -> ClipConfig:
     source = tensors.source
     width, patch = tensors.shape("visual.patch_embed.proj.weight")[::3]
     hidden = tensors.shape("visual.blocks.0.mlp.fc1.weight")[0]
@@ -94,6 +98,7 @@ def _config(tensors: Tensors, vision_heads: int | None) -> ClipConfig:
         raise ValueError(
             f"{source} has an image tower of width {width}, whose heads are not known: give them (--vision-heads)"
         )
+    _require_divisor(source, "image", width, heads, "--vision-heads")
     vision = VisionConfig(
         image_size=side * patch,
         patch_size=patch,
@@ -111,12 +116,13 @@ def _config(tensors: Tensors, vision_heads: int | None) -> ClipConfig:
         raise ValueError(
             f"{source}: textual.attn_mask is not the causal mask, and Hyco's text tower is causal"
         )
+    _require_divisor(source, "text", text_width, text_heads or 1, "--text-heads")
     text = TextConfig(
         vocab_size=vocabulary,
         context_length=context,
         width=text_width,
         depth=tensors.depth("textual.resblocks"),
-        heads=heads_of(text_width, TEXT_HEAD, source),
+        heads=text_heads or heads_of(text_width, TEXT_HEAD, source),
         mlp_ratio=tensors.shape("textual.resblocks.0.mlp.c_fc.weight")[0] / text_width,
         end_token=vocabulary - 1,
     )
@@ -162,6 +168,13 @@ def _causal(length: int) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 
+def _require_divisor(source: str, tower: str, width: int, heads: int, option: str) -> None:
+    if width % heads:
+        raise ValueError(
+            f"{source} has a {tower} tower of width {width}, which {heads} heads do not divide ({option})"
+        )
+
+
 def _require_published(config: ClipConfig) -> VisionConfig:
     """The image tower's configuration; ValueError for settings that the published architecture does not have."""
     vision, text = config.vision, config.text
@@ -176,7 +189,6 @@ def _require_published(config: ClipConfig) -> VisionConfig:
         ("vision.patch_bias", vision.patch_bias, (True,)),
         ("text.activation", text.activation, ("gelu",)),
         ("text.norm_eps", text.norm_eps, (1e-5,)),
-        ("text.width / text.heads", text.width // text.heads, (TEXT_HEAD,)),
         # Their feature is at the highest id of a text.
         ("text.end_token", text.end_token, (text.vocab_size - 1,)),
     ):

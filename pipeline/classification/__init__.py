@@ -1,1 +1,1 @@
-"""Classifiers: residual nets trained on labelled images, and what the separation paper asks of them."""
+"""Classifiers: residual nets trained on labelled images, and the evaluations of the separation paper."""

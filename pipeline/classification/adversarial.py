@@ -19,7 +19,7 @@ def pgd(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """`steps` steps of size `step` from a random start, each brought back within eps of the image and into [0, 1]."""
+    """`steps` steps of size `step` from a random start, each projected to within eps of the image and into [0, 1]."""
     noise = torch.rand(pixels.shape, generator=generator).to(pixels.device)
     found = (pixels + eps * (2 * noise - 1)).clamp(0, 1)
     for _ in range(steps):
@@ -29,7 +29,7 @@ def pgd(
 
 
 def _ascent(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Sign of the cross-entropy's gradient in the pixels. The model must be in eval mode: a batch is no defence."""
+    """Sign of the cross-entropy's gradient in the pixels. The model must be in eval mode, independent of the batch."""
     assert not model.training
     pixels = pixels.detach().requires_grad_()
     loss = F.cross_entropy(model(pixels), labels, reduction="sum")

@@ -1,4 +1,4 @@
-"""What a classifier's training is: net, head, data, optimiser; and the two published recipes."""
+"""Configuration of a classifier's training: net, head, data, optimiser; and the two published recipes."""
 
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -50,7 +50,7 @@ class FitConfig(Config):
     image_size: int = Field(default=32, ge=8)
     """Side of the images, in pixels; other sizes are resized."""
     epochs: int = Field(default=100, ge=1)
-    """Passes over the images that are kept."""
+    """Passes over the selected images."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps, instead of `epochs`; null trains the epochs."""
     batch_size: int = Field(default=128, ge=2)
@@ -100,7 +100,7 @@ class FitConfig(Config):
 
     @property
     def data_name(self) -> str:
-        """The set's name, without where it lies."""
+        """The set's name, without its location."""
         return self.data.partition(":")[0]
 
     @field_validator("radius")

@@ -1,8 +1,8 @@
-"""What a trained classifier can do, measured on images it never saw; writes metrics.json into its run.
+"""Evaluation of a trained classifier on unseen images; writes metrics.json into its run.
 
 Sections: classification (accuracy; many, medium and few-shot where the training set was long-tailed), ood (one entry
-for each strange set), open_set (where classes were held back), attack. Intervals are percentile bootstraps over test
-images, under "intervals" by "section.key"; "chance" holds what guessing would give. Nothing is chosen on these images.
+per out-of-distribution set), open_set (where classes were held out), attack. Intervals are percentile bootstraps over
+test images, under "intervals" by "section.key"; "chance" holds the chance levels. No option is tuned on these images.
 """
 
 import json
@@ -35,12 +35,12 @@ CAPTIONED = "captioned"
 
 
 class EvaluateConfig(Config):
-    """What is measured."""
+    """Options of a classifier's evaluation."""
 
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
 
     data: str | None = None
-    """Where the test split lies, NAME:DIR; null takes the training's own place."""
+    """Location of the test split, NAME:DIR; null takes the location of the training set."""
     ood: tuple[str, ...] = ()
     """Out-of-distribution sets, NAME:DIR as in pipeline.datasets (test split), or captioned:DIR for a
     captioned source; "scenes=captioned:DIR" names it scenes in the results.
@@ -48,7 +48,7 @@ class EvaluateConfig(Config):
     ood_limit: int = Field(default=10_000, ge=1)
     """Maximum number of images per out-of-distribution set, the first in a seeded order."""
     attacked: int = Field(default=0, ge=0)
-    """Test images that are attacked, the first in a seeded order; 0 leaves the attacks out."""
+    """Number of test images that are attacked, the first in a seeded order; 0 leaves the attacks out."""
     eps: float = Field(default=8 / 255, gt=0, le=1)
     """Maximum perturbation of both attacks, for pixels in [0, 1]."""
     pgd_step: float = Field(default=2 / 255, gt=0)
@@ -66,7 +66,7 @@ class EvaluateConfig(Config):
 
 
 def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") -> dict[str, Any]:
-    """Measure a finished run; returns what metrics.json holds. logits.safetensors keeps every logit behind it.
+    """Evaluate a finished run; returns the content of metrics.json. logits.safetensors stores all logits behind it.
 
     Raises:
         FileNotFoundError: a run that is not finished, or absent data.
@@ -123,7 +123,7 @@ def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") 
 def classification(
     logits: np.ndarray, labels: np.ndarray, counts: np.ndarray, fit: FitConfig, bootstrap: Bootstrap
 ) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
-    """Accuracy over images, negative log-likelihood, and accuracy of each group of classes of a long tail."""
+    """Accuracy over images, negative log-likelihood, and accuracy per group of classes of a long tail."""
     right = (logits.argmax(1) == labels).astype(np.float64)
     wide = logits.astype(np.float64)
     picked = wide[np.arange(len(labels)), labels]
@@ -183,11 +183,11 @@ def logits_of(model: nn.Module, images: Images, batch_size: int, label: str = "i
 
 
 def open_strange(spec: str) -> tuple[str, LabelledSet | Source]:
-    """(name, set) of a strange set: the name before "=", else the set's own. Its images are not read yet."""
+    """(name, set) of an out-of-distribution set: the name before "=", else the set's own. Reads no images."""
     parts = re.fullmatch(r"(?:(\w+)=)?(\w+):(.+)", spec)
     if not parts:
         raise ValueError(
-            f"strange set '{spec}' is not NAME:DIR, such as tiny_imagenet:DIR or scenes=captioned:DIR"
+            f"out-of-distribution set '{spec}' is not NAME:DIR, such as tiny_imagenet:DIR or scenes=captioned:DIR"
         )
     alias, name, place = parts.groups()
     found = open_source(place) if name == CAPTIONED else open_labelled(f"{name}:{place}", "test")
@@ -195,7 +195,7 @@ def open_strange(spec: str) -> tuple[str, LabelledSet | Source]:
 
 
 def strange_images(spec: str, size: int, config: EvaluateConfig) -> tuple[str, Images, dict[str, int]]:
-    """(name, images, counts) of a strange set, at most `config.ood_limit` of them.
+    """(name, images, counts) of an out-of-distribution set, at most `config.ood_limit` images.
 
     The counts are "listed", the images of a labelled set; or "unusable", samples of a captioned source.
     """
@@ -209,7 +209,7 @@ def strange_images(spec: str, size: int, config: EvaluateConfig) -> tuple[str, I
 
 
 def _put(metrics: dict[str, Any], section: str, numbers: dict[str, Any], intervals: dict[str, Any]) -> None:
-    """Numbers nested by their dotted names, as the gate reads them; intervals by the names themselves."""
+    """Add numbers nested by their dotted names; intervals by the dotted names themselves."""
     for key, value in numbers.items():
         *parents, last = f"{section}.{key}".split(".")
         place = metrics

@@ -1,4 +1,4 @@
-"""A labelled set in memory: uint8 tensors, and the random crops and flips of an epoch as operations on batches."""
+"""A labelled set in memory: uint8 tensors, and the random crops and flips of an epoch as batch operations."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Images:
         return len(self.labels)
 
     def take(self, index: np.ndarray | Tensor) -> "Images":
-        """The images at these places."""
+        """The images at these indices."""
         where = torch.as_tensor(index, device=self.labels.device)
         return Images(self.pixels[where], self.labels[where])
 
@@ -38,7 +38,7 @@ class Images:
 def load_images(found: LabelledSet, size: int, index: np.ndarray | None = None) -> Images:
     """Decode a labelled set, or the images at `index`, into memory (N * 3 * size^2 bytes).
 
-    Images of another size are brought to it by their short side and a centre crop.
+    Images of another size are resized by their short side and centre-cropped.
     """
     index = np.arange(len(found)) if index is None else index
     pixels = torch.empty(len(index), 3, size, size, dtype=torch.uint8)
@@ -50,7 +50,7 @@ def load_images(found: LabelledSet, size: int, index: np.ndarray | None = None) 
 def load_captioned(source: Source, size: int, limit: int) -> tuple[Images, int]:
     """The first `limit` images of a captioned source (pipeline.sources.source), as images of no class (-1).
 
-    Also how many samples before the last of them cannot be used: no image, no caption, not to be decoded.
+    Also the number of unusable samples before the last of them: no image, no caption, undecodable.
     """
     rows, failures = [], list[Failure]()
     undecodable = 0
@@ -65,7 +65,7 @@ def load_captioned(source: Source, size: int, limit: int) -> tuple[Images, int]:
         if len(rows) == limit:
             break
     if not rows:
-        raise ValueError(f"{source.store.url} has no image that can be read")
+        raise ValueError(f"{source.store.url} has no readable image")
     return Images(torch.stack(rows), torch.full((len(rows),), -1)), len(failures) + undecodable
 
 
@@ -88,10 +88,10 @@ def statistics(pixels: Tensor) -> tuple[list[float], list[float]]:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's order and augmentation, drawn whole from (seed, epoch): a batch is a slice of it.
+    """One epoch's order and augmentation, drawn at once from (seed, epoch): a batch is a slice of it.
 
-    A run that resumes in the middle of an epoch draws it again and goes on at its batch. The last images of the order
-    that fill no batch wait for another epoch.
+    A run that resumes in the middle of an epoch draws it again and continues at its batch. The last incomplete batch is
+    dropped.
     """
 
     images: Images
@@ -129,7 +129,7 @@ class Epoch:
 
 
 def crops(pixels: Tensor, shifts: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad with black, cut at the shift, mirror where asked: [B, C, S, S], [B, 2], [B] -> [B, C, S, S]."""
+    """Pad with black, crop at the shift, mirror where requested: [B, C, S, S], [B, 2], [B] -> [B, C, S, S]."""
     size = pixels.shape[-1]
     padded = F.pad(pixels, (padding,) * 4)
     along = torch.arange(size, device=pixels.device)

@@ -1,4 +1,4 @@
-"""Long-tailed sets: how many images each class keeps, which ones, and which classes are many, medium and few-shot."""
+"""Long-tailed sets: images per class, their selection, and the many, medium and few-shot classes."""
 
 from typing import Literal
 
@@ -24,17 +24,17 @@ def long_tail_counts(largest: int, classes: int, imbalance: float) -> np.ndarray
 
 
 def long_tail(labels: np.ndarray, classes: int, imbalance: float, seed: int) -> np.ndarray:
-    """Sorted indices of the images that an exponential profile keeps: [N] -> [M].
+    """Sorted indices of the images of an exponential profile: [N] -> [M].
 
     n_max is the size of the smallest class, so that the profile is exact; 1 keeps every image. Images are drawn by the
-    seed, and a longer tail keeps a subset of what a shorter one keeps.
+    seed, and the images of a longer tail are a subset of a shorter one's.
     """
     if imbalance == 1:
         return np.arange(len(labels))
     sizes = np.bincount(labels, minlength=classes)
     if sizes.min() == 0:
         raise ValueError(
-            f"class {int(sizes.argmin())} has no images: a long tail needs one of each class or more"
+            f"class {int(sizes.argmin())} has no images: a long tail needs at least one per class"
         )
     counts = long_tail_counts(int(sizes.min()), classes, imbalance)
     kept = []
@@ -48,7 +48,7 @@ def long_tail(labels: np.ndarray, classes: int, imbalance: float, seed: int) -> 
 def shots(counts: np.ndarray) -> list[Shots]:
     """Group of each class by its training images: many above n_max / 5, few below n_max / 25, medium between.
 
-    At n_max = 500 (CIFAR-100) these are the 100 and 20 of Liu et al. 2019; they grow with n_max.
+    At n_max = 500 (CIFAR-100) these are the 100 and 20 of Liu et al. 2019; they scale with n_max.
     """
     many, few = counts.max() / 5, counts.max() / 25
     return ["many" if count > many else "few" if count < few else "medium" for count in counts]

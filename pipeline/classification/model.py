@@ -1,4 +1,4 @@
-"""The classifier that is trained: a residual net, its head, and the statistics of the pixels it was trained on."""
+"""The classifier: a residual net, its head, and the pixel statistics of its training set."""
 
 import json
 import math
@@ -22,7 +22,7 @@ MLR_SLOPE = (
 
 
 class Classifier(nn.Module):
-    """Pixels in [0, 1], [B, 3, S, S] -> logits [B, C]. `features` gives what the head sees, [B, D]."""
+    """Pixels in [0, 1], [B, 3, S, S] -> logits [B, C]. `features` gives the head's input, [B, D]."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """Bring a learned curvature back into its bounds; called after each step."""
+        """Clamp a learned curvature to its bounds; called after each step."""
         if constrain := getattr(self.net, "constrain_", None):
             constrain()
 
@@ -64,14 +64,14 @@ def make_head(config: FitConfig, features: int, classes: int) -> nn.Module | Non
     radius = config.radius if isinstance(config.radius, float) else slope * equal_radius(classes)
     head = MaximumSeparation(classes, features, radius, learnable=not steady and config.radius == "learned")
     if config.hyperbolic and isinstance(head.projection, nn.Linear):
-        # As the head it is compared with starts: normal of standard deviation D^-1/2, no bias.
+        # Same initialisation as the compared head: normal of standard deviation D^-1/2, no bias.
         nn.init.normal_(head.projection.weight, std=1 / math.sqrt(features))
         nn.init.zeros_(head.projection.bias)
     return head
 
 
 def make_classifier(config: FitConfig, classes: int, mean: list[float], std: list[float]) -> Classifier:
-    """A fresh net as the configuration has it; the same from the same torch seed."""
+    """A new net of the configuration; equal for equal torch seeds."""
     head = make_head(config, config.widths[-1], classes)
     if not config.hyperbolic:
         return Classifier(EuclideanResNet(config.depth, config.widths, classes, head), mean, std)
@@ -88,7 +88,7 @@ def make_classifier(config: FitConfig, classes: int, mean: list[float], std: lis
 
 
 def save_classifier(folder: Path, model: Classifier, config: FitConfig, facts: dict[str, Any]) -> None:
-    """Write model.safetensors and config.json; `facts` (classes, known, counts) go beside the configuration."""
+    """Write model.safetensors and config.json; `facts` (classes, known, counts) are stored with the configuration."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""How well a score tells known images from strange ones: FPR at 95 % TPR, AUROC, AUPR. Known images are the positives.
+"""Out-of-distribution detection by a score: FPR at 95 % TPR, AUROC, AUPR. Known images are the positives.
 
-A higher score means "known". Ties count half in the AUROC and stand on one threshold in the other two.
+A higher score means "known". Ties count half in the AUROC and share one threshold in the other two.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 def max_softmax(logits: np.ndarray) -> np.ndarray:
     """Log of the largest softmax probability, in the order of that probability: [N, C] -> [N] (Hendrycks 2017).
 
-    -log(1 + sum of exp(l_j - l_max) over the others) keeps apart what a probability rounds to 1.
+    -log(1 + sum of exp(l_j - l_max) over the others) distinguishes values that a probability rounds to 1.
     """
     ordered = np.sort(logits.astype(np.float64), axis=1)
     return -np.log1p(np.exp(ordered[:, :-1] - ordered[:, -1:]).sum(1))
@@ -34,9 +34,9 @@ SCORES = {"energy": energy, "max_softmax": max_softmax}
 
 @dataclass(frozen=True)
 class Ranked:
-    """Scores of known and strange images in one order, so that every draw of the bootstrap costs one pass.
+    """Scores of known and out-of-distribution images in one order, so that each bootstrap draw is one pass.
 
-    order: of all images, known first, by falling score; ends: the last place of each group of equal scores.
+    order: of all images, known first, by falling score; ends: the last index of each group of equal scores.
     """
 
     known: int
@@ -46,9 +46,11 @@ class Ranked:
     @classmethod
     def of(cls, known: np.ndarray, strange: np.ndarray) -> "Ranked":
         """Rank scores [N] and [M]; ValueError when either is empty or not finite."""
-        for name, scores in (("known", known), ("strange", strange)):
+        for name, scores in (("known", known), ("out-of-distribution", strange)):
             if not len(scores):
-                raise ValueError(f"no {name} images: detection compares known images with strange ones")
+                raise ValueError(
+                    f"no {name} images: detection compares known with out-of-distribution images"
+                )
             if not np.isfinite(scores).all():
                 raise ValueError(f"a score of the {name} images is not finite: the model has diverged")
         scores = np.concatenate([known, strange]).astype(np.float64)
@@ -57,7 +59,7 @@ class Ranked:
         return cls(len(known), order, ends)
 
     def numbers(self, known: np.ndarray | None = None, strange: np.ndarray | None = None) -> dict[str, float]:
-        """FPR95, AUROC and AUPR, each image counted as often as its weight says (once by default)."""
+        """FPR95, AUROC and AUPR, each image weighted (1 by default)."""
         known = np.ones(self.known) if known is None else known
         strange = np.ones(len(self.order) - self.known) if strange is None else strange
         nothing, none = np.zeros(len(strange)), np.zeros(self.known)
@@ -78,7 +80,7 @@ class Ranked:
 def detect(
     known: np.ndarray, strange: np.ndarray, bootstrap: Bootstrap
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """(numbers, intervals) from logits of known [N, C] and strange [M, C] images, by both scores.
+    """(numbers, intervals) from logits of known [N, C] and out-of-distribution [M, C] images, by both scores.
 
     Keys are "energy.fpr95", "max_softmax.auroc" and so on. Chance is 0.95, 0.5 and N / (N + M).
     """
@@ -95,7 +97,7 @@ def detect(
 
 
 def _draws(bootstrap: Bootstrap, known: int, strange: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Weights of both sides, drawn apart."""
+    """Weights of both sets, drawn separately."""
     other = Bootstrap(bootstrap.draws, bootstrap.level, bootstrap.seed + 1)
     right = (row for block in other.weights(strange) for row in block)
     for block in bootstrap.weights(known):

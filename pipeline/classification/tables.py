@@ -1,4 +1,4 @@
-"""The tables of a study in Markdown, from the metrics of its runs and the logits they keep."""
+"""The tables of a study in Markdown, from the metrics and stored logits of its runs."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def tables(results: dict[str, Any], folder: Path, measure: EvaluateConfig) -> str:
-    """All tables of the runs in `results` (name -> fit, train, metrics), whose directories lie in `folder`.
+    """All tables of the runs in `results` (name -> fit, train, metrics), whose directories are in `folder`.
 
     One seed: the interval is a 95 % bootstrap over test images. Several: mean and standard deviation over seeds.
     """
@@ -55,14 +55,14 @@ def _accuracy(
 
 
 def _difference(first: Sequence[str], second: Sequence[str], folder: Path, measure: EvaluateConfig) -> str:
-    """Second minus first, in points, over the same test images; the interval draws images, not trainings."""
+    """Second minus first, in points, over the same test images; the interval is over images, not trainings."""
     gap = _right(second, folder) - _right(first, folder)
     ((low, high),) = Bootstrap(measure.draws, seed=measure.seed).means(gap[:, None])
     return f"{_signed(gap.mean())} [{_signed(low)}, {_signed(high)}]"
 
 
 def _right(names: Sequence[str], folder: Path) -> np.ndarray:
-    """How often each test image was right over the seeds: float64 [N]."""
+    """Fraction of seeds in which each test image was right: float64 [N]."""
     runs = [load_file(folder / name / "logits.safetensors") for name in names]
     return np.mean([(run["logits"].argmax(1) == run["labels"]) for run in runs], axis=0)
 
@@ -133,7 +133,7 @@ def _cost(arms: dict[Arm, list[str]], results: dict[str, Any]) -> str:
 
 
 def _cell(found: list[Any] | None, key: str) -> str:
-    """A share in percent with its interval, or its deviation over seeds."""
+    """A fraction in percent with its interval, or its deviation over seeds."""
     if not found:
         return ""
     values = [100 * _at(held, key) for held in found]

@@ -1,4 +1,4 @@
-"""Training of a classifier, top to bottom: one process, one device; resumes by itself after any stop.
+"""Training of a classifier, top to bottom: one process, one device; resumes automatically after any stop.
 
 Every random choice is a function of the seed and the epoch (images.Epoch) and a step itself draws none, so a
 checkpoint needs no generator state. A run is a directory: config.json, log.jsonl, tensorboard/, checkpoints/, and at
@@ -56,7 +56,7 @@ class FitRun(Config):
     incidental: ClassVar[frozenset[str]] = frozenset({"environment"})
 
     fit: FitConfig
-    """What is trained."""
+    """The configuration of the training."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Python, torch and commit of Hyco that started the run."""
 
@@ -68,11 +68,11 @@ def fit(
     device: str = "auto",
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Train, or go on training, and return what train.json holds.
+    """Train, or resume training, and return the content of train.json.
 
     Args:
-        run_dir: directory of the run; without `config` its config.json says what to do.
-        config: what to train.
+        run_dir: directory of the run; without `config` its config.json is used.
+        config: the training.
         device: "auto" (a GPU where there is one), "cpu", "cuda".
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
 
@@ -81,7 +81,7 @@ def fit(
         ValueError: another configuration than the run was started with, data that fill no batch, a loss that is not
             finite.
         TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
-            finished and a checkpoint saved, from which the next call goes on.
+            finished and a checkpoint saved, from which the next call resumes.
     """
     run_dir = Path(run_dir)
     config = prepare(run_dir, config)
@@ -93,7 +93,7 @@ def fit(
 
 
 def prepare(run_dir: Path, config: FitConfig | None) -> FitConfig:
-    """Write config.json of a new run, or check that the existing one asks for the same; where data lie may change."""
+    """Write config.json of a new run, or check that the existing one is the same; the data's location may change."""
     path = run_dir / "config.json"
     known = FitRun.model_validate_json(path.read_bytes()).fit if path.is_file() else None
     if config is None:
@@ -108,7 +108,7 @@ def prepare(run_dir: Path, config: FitConfig | None) -> FitConfig:
 
 
 def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
-    """The images that are trained on, labels counted through the known classes, and the facts about them.
+    """The training images with labels renumbered over the known classes, and facts about them.
 
     Facts: classes (all of the set), known (indices of those trained on, in label order), counts (images of each).
     """
@@ -131,7 +131,7 @@ def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
 
 
 def known_classes(classes: int, config: FitConfig) -> np.ndarray:
-    """Sorted indices of the classes that are trained on: all, or `config.known` of them drawn by the seed."""
+    """Sorted indices of the trained classes: all, or `config.known` of them drawn by the seed."""
     if config.known is None:
         return np.arange(classes)
     if config.known >= classes:
@@ -230,7 +230,7 @@ def _fit(
 
 
 def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write model/ whole or not at all, then train.json."""
+    """Write model/ atomically, then train.json."""
     with atomic_directory(run_dir / "model", replace=True) as draft:
         save_classifier(draft, model, config, facts)
     result = {
@@ -247,7 +247,7 @@ def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str
     }
     write_result(run_dir, result)
     with contextlib.suppress(OSError):
-        shutil.rmtree(run_dir / "checkpoints")  # model/ holds the last of them
+        shutil.rmtree(run_dir / "checkpoints")  # model/ holds the last one
     return result
 
 
@@ -259,7 +259,7 @@ def _scalars(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def make_optimiser(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """Adam or SGD whose decay is the gradient of a penalty, as published; a learned radius and curvature have none."""
+    """Adam or SGD whose decay is the gradient of a penalty, as published; none for a learned radius and curvature."""
     groups = decay_groups(model, config.weight_decay, lambda name, p: name.rpartition(".")[2] in SCALARS)
     if config.optimiser == "adam":
         return torch.optim.Adam(groups, lr=config.lr)

@@ -28,6 +28,12 @@ def import_(
         int | None,
         typer.Option(help="Attention heads of a published image tower that is not ViT-S, B or L.", min=1),
     ] = None,
+    text_heads: Annotated[
+        int | None,
+        typer.Option(
+            help="Attention heads of a published text tower without one head per 64 dimensions.", min=1
+        ),
+    ] = None,
     activation: Annotated[
         Literal["gelu", "quick_gelu"] | None,
         typer.Option(help="GELU of an OpenCLIP state dict without open_clip_config.json."),
@@ -38,7 +44,12 @@ def import_(
 
     show(
         import_checkpoint(
-            checkpoint, out, tokenizer=tokenizer, vision_heads=vision_heads, activation=activation
+            checkpoint,
+            out,
+            tokenizer=tokenizer,
+            vision_heads=vision_heads,
+            text_heads=text_heads,
+            activation=activation,
         )
     )
 

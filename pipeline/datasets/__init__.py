@@ -1,8 +1,7 @@
-"""Labelled image sets, read where they lie: `open_labelled("cifar10:../shared/data/cifar10", "test")`.
+"""Labelled image sets, read in place: `open_labelled("cifar10:../shared/data/cifar10", "test")`.
 
-A set is named NAME:DIR. NAME picks the adapter, which knows the layouts the set is published in; DIR is its
-folder, or its tar, which is read without being extracted. What is said of a set besides its files (prompts,
-readable names) lies in sets/NAME.toml.
+A set is named NAME:DIR. NAME picks the adapter, which knows the published layouts of the set; DIR is its folder, or its
+tar, which is read without extraction. Prompts and readable names of a set are in sets/NAME.toml.
 """
 
 import difflib
@@ -54,12 +53,12 @@ def open_labelled(spec: str, split: str = "test") -> LabelledSet:
 
     Args:
         spec: NAME:DIR, such as "cifar10:../shared/data/cifar10"; NAME "folder" is any folder of class folders.
-        split: "train", "test" or "all". Where a set publishes no labelled test part its validation part is
-            the test; where it publishes no parts at all a fifth, chosen by the hash of the file name, is.
+        split: "train", "test" or "all". Where a set publishes no labelled test part, its validation part is the test;
+            where it publishes no parts, a fifth is the test, selected by the hash of the file name.
 
     Raises:
         ValueError: not NAME:DIR, an unknown name or split, files that contradict the layout.
-        FileNotFoundError: no such DIR, or it lacks a file of the layout; the text names both.
+        FileNotFoundError: no such DIR, or a file of the layout is missing; the text names both.
     """
     name, colon, place = spec.partition(":")
     if not colon or not place:
@@ -78,7 +77,7 @@ def open_labelled(spec: str, split: str = "test") -> LabelledSet:
 
 
 def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: str) -> Labelled:
-    """From shards or parquet files, the folder itself, or an archive in it when the folder lacks the layout."""
+    """From shards or parquet files, the folder itself, or an archive in it when the folder has not the layout."""
 
     def of(place: Callable[[], Files]) -> Callable[[], Labelled]:
         return lambda: adapter.read(place(), split)
@@ -89,17 +88,15 @@ def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: 
     if root.is_dir() and shard_files(root, split):
         trials.insert(0, lambda: read_shards(name, root, split))
     trials += [of(lambda path=path: TarFiles(path)) for path in archives(root)]
-    failed: FileNotFoundError | None = None  # the last one: of an archive, where there is one
+    failed: FileNotFoundError | None = None  # the last error: that of an archive, where there is one
     for trial in trials:
         try:
             found = trial()
         except FileNotFoundError as error:
             failed = error
             continue
-        except (KeyError, IndexError) as error:  # a list names what another list lacks
-            raise ValueError(
-                f"{name}:{root}: its lists do not fit each other ({error!r}): fetch it again"
-            ) from error
+        except (KeyError, IndexError) as error:  # a list names an entry that another list does not have
+            raise ValueError(f"{name}:{root}: its lists do not match ({error!r}): fetch it again") from error
         if not len(found):
             raise ValueError(f"{name}:{root} has no images in its {split} split")
         return found

@@ -1,4 +1,4 @@
-"""The table of adapters: what each set is called, how it is read, what its folder should hold."""
+"""The table of adapters: name of each set, its reader, the expected content of its folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pipeline.datasets.layouts import Labelled, image_folder
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """How a set is read and, for the error text, what its folder should hold."""
+    """The reader of a set and, for the error text, the expected content of its folder."""
 
     read: Callable[[Files, str], Labelled]
     layout: str

@@ -1,4 +1,4 @@
-"""What is known of a labelled set besides its files: prompts and readable class names, from sets/NAME.toml."""
+"""Metadata of a labelled set: prompts and readable class names, from sets/NAME.toml."""
 
 import re
 import tomllib
@@ -17,14 +17,14 @@ class Card:
 
     Attributes:
         title: as papers write it.
-        folders: names its folder usually has below a directory of data sets.
+        folders: usual names of its folder below a directory of data sets.
         prompts: sentences with one {} for the class name.
-        names: readable names of a class id, where the id itself does not read well.
+        names: readable names of a class id, where the id itself is not readable.
         paper: one of the sixteen sets of the zero-shot table in HyCoCLIP (Pal et al. 2025).
         probe: whether a linear probe is fitted on its training part.
-        classes: how many it is published with; 0 where that is not known.
-        test: images of the published test part (its validation part where that is the test); 0 where Hyco parts
-            the set itself, or that is not known.
+        classes: number of published classes; 0 where it is unknown.
+        test: images of the published test part (its validation part where that is the test); 0 where Hyco splits the
+            set itself, or it is unknown.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Card:
     test: int = 0
 
     def readable(self, label: str) -> tuple[str, ...]:
-        """Readable names of a class id: the stored ones, or the id with its marks read as spaces."""
+        """Readable names of a class id: the stored ones, or the id with punctuation replaced by spaces."""
         return self.names.get(label) or (CLEANERS.get(self.name, tidy)(label),)
 
 
 def tidy(label: str) -> str:
-    """ "sports_car" and "SeaLake" as people write them: "sports car", "Sea Lake"."""
+    """ "sports_car" and "SeaLake" in plain writing: "sports car", "Sea Lake"."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"[_/]+", " ", label))
     return " ".join(spaced.split())
 
@@ -54,7 +54,7 @@ def _bird(label: str) -> str:
 
 
 def _car(label: str) -> str:
-    """ "Audi TT RS Coupe 2012" with its year in front, as people say it."""
+    """ "Audi TT RS Coupe 2012" with its year in front."""
     model, _, year = label.rpartition(" ")
     return f"{year} {model}" if year.isdigit() and model else label
 
@@ -75,7 +75,7 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 
 @cache
 def card(name: str) -> Card:
-    """The card of a set; a plain one for a set that has none."""
+    """The card of a set; a default one for a set that has none."""
     path = FOLDER / f"{name}.toml"
     if not path.is_file():
         return Card(name, name.replace("_", " "))
@@ -101,5 +101,5 @@ def read_card(path: Path) -> Card:
 
 
 def cards() -> list[Card]:
-    """The cards of all sets there are, in the order of their file names."""
+    """The cards of all sets, in the order of their file names."""
     return [card(path.stem) for path in sorted(FOLDER.glob("*.toml"))]

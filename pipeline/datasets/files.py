@@ -1,4 +1,4 @@
-"""The files of a data set, in a folder or still in its tar: found by a marker, listed, read. Nothing is extracted."""
+"""The files of a data set, in a folder or still in its tar: found by a marker, listed, read without extraction."""
 
 import tarfile
 import tempfile
@@ -14,20 +14,20 @@ _MEMORY = 256 << 20  # an unpacked archive up to this size stays in memory
 
 
 class Files(Protocol):
-    """What an adapter asks of the place its data set lies in. Names are relative, with "/"."""
+    """The interface of a data set's location for adapters. Names are relative, with "/"."""
 
     where: str
 
     def anchor(self, *markers: str) -> str:
-        """The prefix ("" or "a/b/") below which the first marker that is there lies; FileNotFoundError."""
+        """The prefix ("" or "a/b/") of the first marker that exists; FileNotFoundError without one."""
         ...
 
     def has(self, name: str) -> bool:
-        """Whether a file or folder of this name is there."""
+        """Whether a file or folder of this name exists."""
         ...
 
     def folders(self, prefix: str) -> list[str]:
-        """Names of the folders straight below a prefix, sorted."""
+        """Names of the folders directly below a prefix, sorted."""
         ...
 
     def below(self, prefix: str) -> list[str]:
@@ -46,7 +46,7 @@ class FolderFiles:
         self.root, self.where = root, str(root)
 
     def anchor(self, *markers: str) -> str:
-        """At most two folders deep, so that a marker is not sought among a million images."""
+        """At most two folders deep, so that the search does not list a million images."""
         for marker in markers:
             for level in ("", "*/", "*/*/"):
                 for found in sorted(self.root.glob(level + marker)):
@@ -73,7 +73,7 @@ class FolderFiles:
         """See Files."""
         path = self.root / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there")
+            raise FileNotFoundError(f"{path} does not exist")
         return path.read_bytes()
 
 
@@ -128,10 +128,12 @@ class TarFiles:
 
 
 def open_places(root: Path) -> list[Files]:
-    """The places to look for a set in: the folder, then the archives straight in it; or one archive."""
+    """The locations to search for a set: the folder, then the archives directly in it; or one archive."""
     if root.is_file():
         if not root.name.endswith(ARCHIVES):
-            raise ValueError(f"{root} is no folder and no tar: give a folder or a {', '.join(ARCHIVES)}")
+            raise ValueError(
+                f"{root} is neither a folder nor a tar: give a folder or a {', '.join(ARCHIVES)}"
+            )
         return [TarFiles(root)]
     if not root.is_dir():
         raise FileNotFoundError(f"{root} does not exist: give the folder of the data set")
@@ -139,12 +141,12 @@ def open_places(root: Path) -> list[Files]:
 
 
 def archives(root: Path) -> list[Path]:
-    """Tars straight in a folder, sorted."""
+    """Tars directly in a folder, sorted."""
     return sorted(path for path in root.iterdir() if path.name.endswith(ARCHIVES)) if root.is_dir() else []
 
 
 def missing(where: str, markers: tuple[str, ...]) -> FileNotFoundError:
-    """The error for a place without any of the markers."""
+    """The error for a location without any of the markers."""
     return FileNotFoundError(f"{where} has no {' or '.join(markers)}")
 
 
@@ -167,5 +169,5 @@ def _index(path: Path) -> tuple[IO[bytes], dict[str, tuple[int, int]]]:
         with tarfile.open(fileobj=plain, mode="r:") as tar:
             members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isfile()}
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole tar ({error}): fetch it again") from error
+        raise ValueError(f"{path} is not a complete tar ({error}): fetch it again") from error
     return plain, members

@@ -1,4 +1,4 @@
-"""Adapters: from the layout a data set is published in to images with labels."""
+"""Adapters: from the published layout of a data set to images with labels."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -63,17 +63,17 @@ def of_files(
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image's."""
+    """Whether a file name has an image's extension."""
     return name.lower().endswith(IMAGES)
 
 
 def held_out(key: str) -> bool:
-    """Whether a file of a set without parts is in the test part: by its name, so it stays there."""
+    """Whether a file of a set without parts is in the test part: by its name, so it never changes."""
     return hashed(key) < HELD_OUT
 
 
 def hashed(key: str) -> float:
-    """A number in [0, 1) that a file name always has."""
+    """A number in [0, 1) by the hash of a file name."""
     return int(hashlib.sha1(key.encode()).hexdigest()[:8], 16) / 2**32
 
 
@@ -118,7 +118,7 @@ def image_folder(name: str, files: Files, split: str) -> Labelled:
 
 
 def joined(sets: Sequence[Labelled]) -> Labelled:
-    """Several parts of one set, which must have the same classes, as one."""
+    """Several parts of one set with the same classes, as one."""
     first, *others = sets
     for other in others:
         if other.classes != first.classes:
@@ -141,7 +141,7 @@ def joined(sets: Sequence[Labelled]) -> Labelled:
 
 
 def _part(files: Files, aliases: Sequence[str]) -> str | None:
-    """The prefix of the first folder called like a part that holds class folders."""
+    """The prefix of the first folder with a part's name that holds class folders."""
     for alias in aliases:
         try:
             prefix = f"{files.anchor(alias + '/')}{alias}/"

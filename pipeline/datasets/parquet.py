@@ -25,7 +25,7 @@ LAYOUT = "*/SPLIT-*.parquet with columns image and label"
 def parquet_files(root: Path, split: str) -> list[Path]:
     """Files of a split, at most two folders deep: their name or their folder's begins with the split's.
 
-    A part published without its labels (ImageNet's test) stands for a split only where no other does.
+    A part published without labels (ImageNet's test) is used for a split only where there is no other.
     """
     found = sorted(path for level in ("", "*/", "*/*/") for path in root.glob(level + "*.parquet"))
     parts = ("train", "test") if split == "all" else (split,)
@@ -67,7 +67,7 @@ def read_parquet(name: str, root: Path, split: str) -> Labelled:
 
 
 def _whole(paths: list[Path]) -> None:
-    """ValueError when the names say that there are more files, as Hugging Face numbers them: 00000-of-00004."""
+    """ValueError when files are missing by Hugging Face's numbering: 00000-of-00004."""
     groups: dict[tuple[Path, str, str], int] = {}
     for path in paths:
         if named := NUMBERED.fullmatch(path.name):
@@ -77,12 +77,12 @@ def _whole(paths: list[Path]) -> None:
         if there < int(count):
             raise ValueError(
                 f"{folder} has {there} of the {int(count)} files of {head}-*-of-{count}: fetch the rest, or rename "
-                f"those that are there ({head}-a.parquet) to use them alone"
+                f"those that are there ({head}-a.parquet) to use only them"
             )
 
 
 class _Rows:
-    """Rows of several files; the row group read last stays, since images are asked for in order."""
+    """Rows of several files; the last row group is cached, since images are read in order."""
 
     def __init__(self, paths: list[Path]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Sets that say in files of their own which image is of which class: ImageNet, SUN397, Food-101, CUB and others."""
+"""Sets with label files of their own: ImageNet, SUN397, Food-101, CUB and others."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from pipeline.datasets.layouts import Labelled, hashed, image_folder, in_split, 
 from pipeline.datasets.small_images import lines
 from pipeline.datasets.wordnet import common_names
 
-CALTECH_TRAIN = 30  # images a class, the protocol of Fei-Fei et al. 2004
+CALTECH_TRAIN = 30  # images per class, the protocol of Fei-Fei et al. 2004
 
 
 def imagenet(files: Files, split: str) -> Labelled:
@@ -39,7 +39,7 @@ def imagenet(files: Files, split: str) -> Labelled:
 
 
 def sun397(files: Files, split: str) -> Labelled:
-    """ClassName.txt, a/abbey/sun_*.jpg; parts from Training_01.txt and Testing_01.txt where they lie there."""
+    """ClassName.txt, a/abbey/sun_*.jpg; parts from Training_01.txt and Testing_01.txt where they exist."""
     base = files.anchor("ClassName.txt")
     classes = [line.strip().strip("/") for line in lines(files, base + "ClassName.txt")]
     listed = [f"{part}_01.txt" for part in {"train": ["Training"], "test": ["Testing"]}.get(split, [])]
@@ -59,7 +59,7 @@ def sun397(files: Files, split: str) -> Labelled:
 
 
 def caltech101(files: Files, split: str) -> Labelled:
-    """101_ObjectCategories/CLASS/*.jpg; 30 images a class, drawn by the hash of their name, are for training."""
+    """101_ObjectCategories/CLASS/*.jpg; 30 images per class, drawn by the hash of their name, are for training."""
     base = files.anchor("101_ObjectCategories/") + "101_ObjectCategories/"
     classes = [folder for folder in files.folders(base) if folder != "BACKGROUND_Google"]
     members = []
@@ -176,12 +176,14 @@ def _parts(split: str, train: str = "train") -> Sequence[str]:
 
 def _known(label: dict[str, int], name: str, files: Files) -> int:
     if name not in label:
-        raise ValueError(f"{files.where}: an image has the class {name!r}, which the list of classes lacks")
+        raise ValueError(
+            f"{files.where}: an image has the class {name!r}, which is not in the list of classes"
+        )
     return label[name]
 
 
 def _mat(files: Files, name: str) -> dict[str, Any]:
-    """The arrays of a MATLAB file; it holds data only, nothing is run."""
+    """The arrays of a MATLAB file; it holds data only, no code is run."""
     try:
         from scipy.io import loadmat
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Sets in webdataset shards: SPLIT/*.tar with KEY.jpg and KEY.cls, classnames.txt beside them (CLIP_benchmark)."""
+"""Sets in webdataset shards: SPLIT/*.tar with KEY.jpg and KEY.cls, and classnames.txt (CLIP_benchmark)."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ LAYOUT = "classnames.txt and SPLIT/*.tar with KEY.jpg, KEY.cls"
 
 
 def shard_files(root: Path, split: str) -> list[Path]:
-    """Tars of a split; none where classnames.txt is not there."""
+    """Tars of a split; none without classnames.txt."""
     if not (root / "classnames.txt").is_file():
         return []
     found = []
@@ -23,7 +23,7 @@ def shard_files(root: Path, split: str) -> list[Path]:
 
 
 def read_shards(name: str, root: Path, split: str) -> Labelled:
-    """A split in shards; ValueError for an image without its .cls or with one that is no class."""
+    """A split in shards; ValueError for an image without .cls or with an invalid class."""
     names = [
         line.strip()
         for line in (root / "classnames.txt").read_text(encoding="utf-8").splitlines()

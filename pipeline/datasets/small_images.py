@@ -1,4 +1,4 @@
-"""Sets of small pictures: CIFAR-10 and -100, STL-10, Tiny-ImageNet, in the layouts they are published in."""
+"""Sets of small pictures: CIFAR-10 and -100, STL-10, Tiny-ImageNet, in their published layouts."""
 
 from collections.abc import Sequence
 
@@ -91,7 +91,7 @@ def _cifar(
             for mark in pickled
         ):
             raise ValueError(
-                f"{files.where} holds {name} as Python pickles, which are not opened: fetch its binary version"
+                f"{files.where} holds {name} as Python pickles, which Hyco does not open: fetch its binary version"
             ) from error
         return _image_folder(name, files, split)
     classes = lines(files, base + meta)

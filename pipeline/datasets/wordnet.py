@@ -21,7 +21,7 @@ Node = tuple[str, str | None, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Synset:
-    """A meaning: its words, the commonest first, and the wnids of what it is a kind of, in WordNet's order."""
+    """A meaning: its words, the most common first, and the wnids of its hypernyms, in WordNet's order."""
 
     wnid: str
     words: tuple[str, ...]
@@ -64,7 +64,7 @@ class WordNet:
         return Synset(wnid, words, above)
 
     def names(self, wnids: Sequence[str]) -> list[tuple[str, ...]]:
-        """Readable names of each class; where two classes would read the same, what each is a kind of is added."""
+        """Readable names of each class; where two classes would have the same name, the hypernym is added."""
         synsets = [self.synset(wnid) for wnid in wnids]
         names = [common_names(synset.words) for synset in synsets]
         often = Counter(name for own in names for name in set(own))
@@ -79,10 +79,10 @@ class WordNet:
         """The tree whose leaves are these synsets: (id, parent, names), inner nodes first, leaves in order.
 
         A synset of several hypernyms hangs below the first that WordNet lists. A node with a single child is
-        left out, its child hanging one higher: such a node tells no two leaves apart. For the 1,000 classes
-        of ImageNet that makes 1,372 nodes.
+        left out, its child hanging one higher: such a node distinguishes no leaves. For the 1,000 classes of ImageNet
+        this gives 1,372 nodes.
 
-        Raises ValueError for a synset that lies above another one, or fewer than two of them.
+        Raises ValueError for a synset that is an ancestor of another one, or fewer than two synsets.
         """
         known: dict[str, Synset] = {}
         children: dict[str, list[str]] = {}
@@ -98,7 +98,9 @@ class WordNet:
                 below, node = node, known[node].above[0]
         for leaf in wnids:
             if leaf in children:
-                raise ValueError(f"{leaf} ({known[leaf].words[0]}) lies above another class: it is no leaf")
+                raise ValueError(
+                    f"{leaf} ({known[leaf].words[0]}) is an ancestor of another class, not a leaf"
+                )
         parent = {child: node for node, own in children.items() for child in own}
         kept = {node for node, own in children.items() if len(own) > 1}
         if not kept:
@@ -116,7 +118,7 @@ class WordNet:
 
 
 def is_wnid(word: str) -> bool:
-    """Whether a word looks like the id of a noun synset: n01440764."""
+    """Whether a word has the form of a noun synset's id: n01440764."""
     return len(word) == 9 and word[0] == "n" and word[1:].isdigit()
 
 
@@ -130,7 +132,7 @@ def read_wnids(path: str | Path = IMAGENET) -> list[str]:
 
 
 def common_names(words: Sequence[str]) -> tuple[str, ...]:
-    """The names people use: later ones that look like a Latin species name (Tinca tinca) are left out."""
+    """Common names: later ones that look like a Latin species name (Tinca tinca) are left out."""
     first, *others = words
     return (first, *(name for name in others if not _latin(name)))
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.datasets.wordnet_tree", description=__doc__)
     parser.add_argument("--wordnet", required=True, help="data.noun of WordNet 3.0, plain, .xz or .gz")
     parser.add_argument("--wnids", default=str(IMAGENET), help="file of wnids; ImageNet's 1,000 by default")
-    parser.add_argument("--out", required=True, help="where the taxonomy.json goes")
+    parser.add_argument("--out", required=True, help="path of the taxonomy.json")
     asked = parser.parse_args(arguments)
     tree = tree_of(WordNet(asked.wordnet), read_wnids(asked.wnids))
     Path(asked.out).write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

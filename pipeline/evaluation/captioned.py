@@ -1,4 +1,4 @@
-"""A model asked about held-out captioned images: the measured sections of metrics.json and what the report draws."""
+"""Evaluation on held-out captioned images: the sections of metrics.json and the data of the report's pictures."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How a run is evaluated, and on what."""
+"""Options of an evaluation, and its data."""
 
 import hashlib
 from pathlib import Path
@@ -47,7 +47,7 @@ class AssessConfig(Config):
     """Maximum number of images per split of a published data set, drawn by `seed`; 0 takes all."""
     min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
     """Minimum fraction of the listed images of a data set or held-out source that must be present and
-    readable. A set below it is refused: what is left of it is another, easier set.
+    readable. A set below it is refused: the remaining part is another, easier set.
     """
     beside: tuple[str, ...] = ()
     """Directories of other evaluated runs, shown in the report beside this one."""
@@ -58,7 +58,7 @@ class AssessConfig(Config):
 
 
 class EvaluationSpec(Config):
-    """What a model is evaluated on, and how: the same for champion and challenger."""
+    """The data and options of an evaluation: the same for champion and challenger."""
 
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
 
@@ -82,7 +82,7 @@ class EvaluationSpec(Config):
     def digest(self, home: Home) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
 
-        The registry stores the champion's metrics under this name: what it is made of must not change.
+        The registry stores the champion's metrics under this name: its inputs must not change.
         """
         if self.assess_source is not None:
             asked: Any = [

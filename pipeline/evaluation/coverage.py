@@ -1,7 +1,7 @@
-"""How much of what a data set lists an evaluation used: n of N, and the refusal below a stated fraction.
+"""Coverage: how many listed images of a data set an evaluation used, n of N, and the refusal below a minimum fraction.
 
-Recall at k rises as images are lost, since a smaller gallery is an easier one: numbers on part of a set are not
-those of the set. Every evaluation that joins two sources (a list and the files it names) counts both here.
+Recall at k rises when images are missing, since a smaller gallery is easier: metrics on part of a set are not those of
+the set. Every evaluation that joins two sources (a list and the files it names) counts both here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ class Coverage:
     """Counts of one unit ("images", "kinds") of a data set.
 
     Attributes:
-        unit: what is counted, in the plural.
-        asked: how many the evaluation was to use.
-        missing: of them not there.
-        unusable: of them there, and not to be decoded or understood.
-        listed: how many the set has, where `asked` are drawn from them.
-        first: the first that is missing, for the message.
+        unit: the counted unit, in the plural.
+        asked: number that the evaluation should use.
+        missing: number of them that do not exist.
+        unusable: number of them that exist and cannot be decoded or parsed.
+        listed: number in the set, where `asked` are drawn from them.
+        first: the first missing one, for the message.
     """
 
     unit: str
@@ -34,16 +34,16 @@ class Coverage:
 
     @property
     def used(self) -> int:
-        """How many were used."""
+        """Number of used ones."""
         return self.asked - self.missing - self.unusable
 
     @property
     def fraction(self) -> float:
-        """Used by asked; 1 where nothing was asked."""
+        """Used divided by asked; 1 where nothing was asked."""
         return self.used / self.asked if self.asked else 1.0
 
     def numbers(self) -> dict[str, int]:
-        """As metrics.json holds them."""
+        """The counts in the form of metrics.json."""
         found = {"used": self.used, "of": self.asked}
         found |= {"missing": self.missing, "unusable": self.unusable}
         if self.listed is not None and self.listed > self.asked:
@@ -51,13 +51,13 @@ class Coverage:
         return found
 
     def require(self, least: float) -> None:
-        """ValueError, naming the counts and the way out, when the fraction is below `least`."""
+        """ValueError, naming the counts and the remedy, when the fraction is below `least`."""
         if self.fraction >= least:
             return
         first = f", the first of them {self.first}" if self.first else ""
         raise ValueError(
-            f"{told(self.unit, self.numbers())}{first}: below min_coverage {least:g}, and what is left is another, "
-            "easier set; fetch the rest, or measure what is there: --set min_coverage=0"
+            f"{told(self.unit, self.numbers())}{first}: below min_coverage {least:g}, and a part of it is another, "
+            "easier set; fetch the rest, or evaluate on the present part: --set min_coverage=0"
         )
 
 
@@ -69,17 +69,17 @@ def told(unit: str, counts: dict[str, int]) -> str:
 
 
 def complete(counts: dict[str, int]) -> bool:
-    """Whether everything that the set has was used."""
+    """Whether the entire set was used."""
     return counts["used"] >= counts["of"] and not counts.get("listed")
 
 
 def as_numbers(coverages: Sequence[Coverage]) -> dict[str, dict[str, int]]:
-    """By unit, as a section of metrics.json holds them under "coverage"."""
+    """By unit, in the form of "coverage" in a section of metrics.json."""
     return {coverage.unit: coverage.numbers() for coverage in coverages}
 
 
 def incomplete(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(section, words) of each section of metrics.json that used only part of what there is.
+    """(section, words) of each section of metrics.json that used only part of its set.
 
     Metrics written before coverage was recorded have none.
     """
@@ -93,7 +93,7 @@ def incomplete(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _mined(mining: dict[str, Any] | None) -> dict[str, dict[str, int]]:
-    """Of the images whose labels measure recall and precision of mining: those that have detections."""
+    """Coverage of the images whose labels measure recall and precision of mining: those with detections are used."""
     quality = (mining or {}).get("quality") or {}
     if "labelled_images" not in quality:
         return {}
@@ -102,5 +102,5 @@ def _mined(mining: dict[str, Any] | None) -> dict[str, dict[str, int]]:
 
 
 def absent(paths: Sequence[Path]) -> list[Path]:
-    """Those of the files that are not there."""
+    """The files that do not exist."""
     return [path for path in paths if not path.is_file()]

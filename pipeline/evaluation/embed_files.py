@@ -1,4 +1,4 @@
-"""Image files of a data set -> points, read ahead on threads and never held together."""
+"""Image files of a data set -> points; threads read ahead, and images are not kept in memory."""
 
 import json
 from collections import deque
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def ahead(load: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """load(item) in order, some of them ahead on threads."""
+    """Yield load(item) in order, loading some items ahead on threads."""
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque[Future[T]] = deque()
         for item in items:
@@ -36,7 +36,7 @@ def ahead(load: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def load_image(path: Path) -> np.ndarray | None:
-    """uint8 [H, W, 3]; None where it is not there or cannot be decoded, for the caller to count."""
+    """uint8 [H, W, 3]; None where it is missing or cannot be decoded; the caller counts these."""
     try:
         return decode(path.read_bytes())
     except (OSError, ImageError):
@@ -50,13 +50,13 @@ def embed_files(
     least: float = 0.0,
     listed: int | None = None,
 ) -> tuple[Float[Tensor, "m D"], Int[np.ndarray, " m"], Coverage]:
-    """Points of the whole images that can be decoded, which they are, and how many that is.
+    """Points of the decodable whole images, their indices, and the coverage.
 
     `listed` is the number of images in the set, where `paths` were drawn from it.
 
     Raises:
         FileNotFoundError: none can be read.
-        ValueError: the fraction of them that can be is below `least`; missing files are known before any work.
+        ValueError: the readable fraction is below `least`; missing files are found before any work.
     """
     kept: list[int] = []
     lost = files_there(paths, least, listed)
@@ -79,7 +79,7 @@ def embed_files(
 
 
 def files_there(paths: Sequence[Path], least: float, listed: int | None = None) -> Coverage:
-    """How many of the files are there; FileNotFoundError for none, ValueError for a fraction below `least`."""
+    """Number of existing files; FileNotFoundError for none, ValueError for a fraction below `least`."""
     lost = absent(paths)
     if len(lost) == len(paths):
         raise FileNotFoundError(f"none of {len(paths)} images can be read; the first should be {paths[0]}")
@@ -89,14 +89,14 @@ def files_there(paths: Sequence[Path], least: float, listed: int | None = None) 
 
 
 def decoded(there: Coverage, kept: int, least: float) -> Coverage:
-    """The same when `kept` of the files that are there could be decoded; ValueError below `least`."""
+    """The coverage when `kept` of the existing files could be decoded; ValueError below `least`."""
     found = replace(there, unusable=there.used - kept)
     found.require(least)
     return found
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON; ValueError naming a file that is torn or of another format."""
+    """Parsed JSON; ValueError naming a file that is incomplete or of another format."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

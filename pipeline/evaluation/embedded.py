@@ -1,4 +1,4 @@
-"""Scenes and the points a model gives to everything in them."""
+"""Scenes and the model's embeddings of their images, captions, parts and phrases."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from pipeline.imaging.decode import ImageError, decode
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Scenes and the points of everything in them.
+    """Scenes and the points of their images, texts and parts.
 
     Attributes:
         captions: pairs images with captions, `texts` are their points.
-        crops: of the parts; `scene_of_crop` and `label_of_crop` say whose and what (None: nobody says).
+        crops: of the parts; `scene_of_crop` and `label_of_crop` are their scene and class (None: unknown).
         phrases: pairs crops with phrases, `phrase_points` are their points.
-        phrase_caption: (phrase, caption it is from), indices of distinct texts.
+        phrase_caption: (phrase, its caption), indices of distinct texts.
         foils: (image, caption, foil), indices of distinct texts; `foil_kinds` names the change.
     """
 
@@ -64,9 +64,9 @@ class Embedded:
 
 
 def embed(embedder: Embedder, scenes: Iterable[Scene], report: Report = lambda n: None) -> Embedded:
-    """Embed scenes and all that is in them; each image is decoded once, those that cannot be are counted.
+    """Embed scenes and their contents; each image is decoded once, undecodable ones are counted.
 
-    `report` is told of each image and of each batch of texts (see `work`). ValueError when no image is left.
+    `report` is called for each image and each batch of texts (see `work`). ValueError when no image is left.
     """
     good: list[Scene] = []
     regions: list[tuple[int, Region]] = []
@@ -101,8 +101,8 @@ def embed(embedder: Embedder, scenes: Iterable[Scene], report: Report = lambda n
     captions = Pairing.of([scene.captions for scene in good])
     phrases = Pairing.of([[phrase for phrase, _ in region.phrases] for _, region in regions])
     untrue = Pairing.of([[foil.text for foil in scene.foils] for scene in good])
-    # A text that is both a caption and a phrase is embedded once: two points of it, equal up to rounding, would
-    # have an exterior angle made of rounding alone.
+    # A text that is both caption and phrase is embedded once: two points, equal up to rounding, would
+    # have an exterior angle that is only rounding error.
     texts = {same_text(text): text for text in (*phrases.texts, *captions.texts, *untrue.texts)}
     place = {name: n for n, name in enumerate(texts)}
     points = embedder.encode_text(list(texts.values()), report)
@@ -125,7 +125,7 @@ def embed(embedder: Embedder, scenes: Iterable[Scene], report: Report = lambda n
 
 
 def work(scenes: Sequence[Scene]) -> int:
-    """How much `embed` will report: images and distinct texts."""
+    """The total that `embed` reports: images and distinct texts."""
     captions = {same_text(caption) for scene in scenes for caption in scene.captions}
     parts = (region for scene in scenes for region in scene.regions)
     phrases = {same_text(phrase) for region in parts for phrase, _ in region.phrases}
@@ -134,7 +134,7 @@ def work(scenes: Sequence[Scene]) -> int:
 
 
 def cut_region(array: np.ndarray, region: Region, size: int) -> np.ndarray:
-    """The part as the model sees it: its packed crop, or its box cut out of the image, letterboxed."""
+    """The input image of a part: its packed crop, or its box cropped from the image, letterboxed."""
     if region.image is not None:
         return letterbox(decode(region.image), size)
     assert region.box is not None, "a region has a crop or a box"

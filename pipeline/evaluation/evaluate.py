@@ -1,7 +1,7 @@
 """Evaluation of a trained run: zero-shot, retrieval, hierarchy, parts, geometry; metrics.json and report.html.
 
-Scoring is minus the distance everywhere. Every number has its chance level beside it, and an interval where
-one can be drawn; what cannot be measured is null, with the reason under "skipped".
+Scoring is minus the distance everywhere. Every metric has its chance level, and an interval where one can be computed;
+a metric that cannot be measured is null, with the reason under "skipped".
 """
 
 import json
@@ -38,13 +38,13 @@ def evaluate(
     mining: dict[str, Any] | str | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Measure a run, write metrics.json, metrics.csv and report.html into it, and return the metrics.
+    """Evaluate a run, write metrics.json, metrics.csv and report.html into it, and return the metrics.
 
     Args:
         run_dir: directory of a finished run (model/, config.json, log.jsonl, train.json).
         home: where the dataset versions are.
-        spec: what it is evaluated on, and how.
-        mining: summary of mining, copied into the metrics; or why there is none.
+        spec: data and options of the evaluation.
+        mining: summary of mining, copied into the metrics; or the reason why there is none.
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
 
     Raises:
@@ -62,7 +62,7 @@ def evaluate(
     metrics = new(run_dir.name, "mining", "train", *MEASURED)
     if spec.suite:
         add_suite(metrics, embedder, spec, listener)
-    sections.keep(metrics, "mining", mining or "no summary of mining was handed in")
+    sections.keep(metrics, "mining", mining or "no summary of mining was given")
     sections.keep(
         metrics, "train", _json(run_dir / "train.json") or "the run has no train.json: training has not ended"
     )
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file of the run holds, None without the file; ValueError when it is torn."""
+    """The content of a JSON file of the run, None without the file; ValueError when it is incomplete."""
     if not path.is_file():
         return None
     try:

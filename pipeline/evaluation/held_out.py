@@ -1,4 +1,4 @@
-"""Where the scenes that a model is assessed on come from, and how many of those that are listed can be used."""
+"""The held-out scenes for an evaluation, and how many of the listed ones can be used."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from storage.versions import Version, read_ref
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out scenes and what else there is.
+    """Held-out scenes and their coverage.
 
     Attributes:
-        name: of where they are from, for people.
-        scenes: the first ones in order, at most as many as were asked for.
-        listed: samples of the files that were read, good or bad, wanted or not.
-        missing: samples without their image, `unusable`: those that cannot be used for another reason.
-        files: of the source, and `unread` of them, since enough scenes were found before.
-        first: what is wrong with the first that cannot be used.
+        name: their source, for people.
+        scenes: the first ones in order, up to the requested number.
+        listed: number of samples in the files that were read, usable or not.
+        missing: samples without their image; `unusable`: samples that cannot be used for another reason.
+        files: number of files of the source, of which `unread` were not needed.
+        first: the fault of the first unusable sample.
     """
 
     name: str
@@ -38,7 +38,7 @@ class HeldOut:
     first: str = ""
 
     def coverage(self, undecodable: int = 0) -> list[Coverage]:
-        """Of images, source files and labels; `undecodable` of the scenes turned out to be no images."""
+        """Coverage of images, source files and labels; `undecodable` of the scenes could not be decoded."""
         asked = len(self.scenes) + self.missing + self.unusable
         bad = self.unusable + undecodable
         found = [Coverage("images", asked, self.missing, bad, self.listed, self.first)]
@@ -54,7 +54,7 @@ class HeldOut:
 def held_out(
     store: Store, dataset: Version, source: str | None, most: int, columns: Columns = USUAL
 ) -> HeldOut:
-    """The first `most` held-out scenes: of the source, or of the val split of the version without one."""
+    """The first `most` held-out scenes: of the source, or without one of the version's val split."""
     if source is not None:
         return of_source(source, most, columns)
     scenes = [Scene.of_training(sample) for sample in islice(training_samples(store, dataset, "val"), most)]
@@ -63,14 +63,14 @@ def held_out(
 
 
 def of_source(source: str, most: int, columns: Columns = USUAL) -> HeldOut:
-    """The first `most` scenes of captioned images; what cannot be used of the files read is counted.
+    """The first `most` scenes of captioned images; unusable samples of the files are counted.
 
-    FileNotFoundError or ValueError for what is no source.
+    FileNotFoundError or ValueError when it is no source.
     """
     opened = open_source(source, columns=columns)
     units, scenes, failures = opened.units(), [], list[Failure]()
     good = read = 0
-    note = noting(failures, Counter())  # img2dataset's own failed rows never were images
+    note = noting(failures, Counter())  # img2dataset's own failed rows were never images
     for unit in units:
         if len(scenes) >= most:
             break

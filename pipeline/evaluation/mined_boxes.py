@@ -28,9 +28,8 @@ def phrase_quality(
     """Compare mined boxes with the labels of a labelled source ("objects" in its json).
 
     A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
-    labelled box can be found once. Boxes of phrases the source does not label count as wrong, labelled
-    phrases that were never found in the caption as missed. Nothing is compared where the labels are boxes that were
-    mined themselves (columns.boxes).
+    labelled box can be found once. Boxes of phrases without labels count as wrong, labelled phrases that were not found
+    in the caption as missed. Nothing is compared where the labels are the boxes that were mined (columns.boxes).
 
     Args:
         config: of the mining.
@@ -49,7 +48,7 @@ def phrase_quality(
     source = open_source(config.source, config.limits, config.columns)
     tally = BoxMatcher(threshold, nms_iou, iou)
     listed, records = source.units(), results(config, home).records()
-    units = [unit for unit in listed if unit.name in records]  # the others have come since it was mined
+    units = [unit for unit in listed if unit.name in records]  # the others were added after mining
     if not units:
         named = listed[0].path if listed else config.source
         raise ValueError(f"unit {named} is not mined: run mine with this config first")
@@ -79,7 +78,7 @@ class BoxMatcher:
     def add(self, table: pa.Table, labels: dict[str, list[dict[str, Any]] | None]) -> None:
         """Count one unit: its detections, and image key -> `records.objects_of` (those of None are left out).
 
-        A labelled image that mining could not use has no detections: it is counted in labelled_images alone.
+        A labelled image that mining could not use has no detections: it is counted only in labelled_images.
         """
         chosen = select_parts(table, self.rules)
         for key, objects in labels.items():
@@ -94,7 +93,7 @@ class BoxMatcher:
             found: dict[str, dict[tuple[float, ...], AcceptedPart]] = defaultdict(dict)
             for choice in chosen[
                 key
-            ]:  # a text that two captions share was looked for once: its boxes count once
+            ]:  # a text that two captions share was searched once: its boxes count once
                 found[choice.phrase.lower()].setdefault(choice.box, choice)
             self.images += 1
             self.labelled += sum(map(len, truth.values()))
@@ -116,7 +115,7 @@ class BoxMatcher:
         }
 
     def _matches(self, found: Iterable[AcceptedPart], truth: set[tuple[float, ...]]) -> int:
-        """Number of boxes that can be paired with a label, the best score choosing first."""
+        """Number of boxes that can be matched with a label, in order of falling score."""
         left = np.array(sorted(truth))
         matched = 0
         for choice in sorted(found, key=lambda choice: -choice.score):

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, and the chain from source to run."""
+"""Provenance of a result: versions, commit, and the chain from source to run."""
 
 import platform
 from datetime import UTC, datetime
@@ -25,14 +25,13 @@ def provenance(run: dict[str, Any], dataset: Version) -> dict[str, Any]:
 
 
 def lineage(run: dict[str, Any], dataset: Version, metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """The chain from source to run, as (name, value) for the report; only what is known."""
+    """The chain from source to run, as (name, value) for the report; unknown values are left out."""
     counts = ", ".join(
         f"{value:,} {name.replace('_', ' ')}" for name, value in dataset.counts.items() if value
     )
-    mined = dataset.config.get("mine") or {}
     facts = [
         ("Source", dataset.source),
-        ("Found by", str(mined.get("grounder") or "")),
+        ("Found by", dataset.grounder),
         ("Detector digest", ", ".join(dataset.detectors)),
         *((f"{stage.capitalize()} digest", str(value)) for stage, value in dataset.digests.items()),
         ("Dataset version", f"{dataset.name}, {counts}"),

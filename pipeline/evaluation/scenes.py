@@ -1,4 +1,4 @@
-"""What a model is asked about: scenes with their captions, parts, labels and foils.
+"""Scenes for an evaluation: images with captions, parts, labels and foils.
 
 Held-out labelled sources name their parts by ground-truth boxes ("objects" of the source layout); the val
 split of a dataset version has the parts that were mined, already cut out.
@@ -19,7 +19,7 @@ from storage.sample import Sample, TrainingSample
 class Region:
     """One part of a scene: its phrases, each with the index of its caption, and its box or packed crop.
 
-    `label` is the kind of thing in it, None where nobody says.
+    `label` is the kind of thing in it, None where it is unknown.
     """
 
     phrases: tuple[tuple[str, int], ...]
@@ -39,9 +39,9 @@ class Foil:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image; `labels` are the kinds of thing in it, None where nobody says.
+    """One image; `labels` are the kinds of thing in it, None where they are unknown.
 
-    `entries` counts the objects and foils of its json, `odd` those of them that cannot be understood.
+    `entries` counts the objects and foils of its json, `odd` those of them that are invalid.
     """
 
     key: str
@@ -55,7 +55,7 @@ class Scene:
 
     @classmethod
     def of_sample(cls, sample: Sample) -> "Scene":
-        """From a source: parts and labels as its json says; entries without phrase and box are `odd`."""
+        """From a source: parts and labels of its json; entries without phrase and box are `odd`."""
         found = [
             (box, None, item["phrase"], item.get("caption"), item.get("leaf"))
             for item in objects_of(sample.meta) or ()
@@ -77,7 +77,9 @@ class Scene:
         foils, found = _foils(sample.meta, sample.captions), list(found)
         entries = _count(sample.meta, "foils")
         odd = entries - len(foils)
-        if isinstance(sample, Sample):  # of a packed one the parts come from mining, its objects do not count
+        if isinstance(
+            sample, Sample
+        ):  # the parts of a packed scene come from mining, its objects do not count
             objects = _count(sample.meta, "objects")
             entries, odd = entries + objects, odd + objects - len(found)
         labels = _labels(sample.meta)
@@ -88,7 +90,7 @@ Found = tuple[tuple, bytes | None, str, Any, Any]  # box or number, crop, phrase
 
 
 def _count(meta: dict[str, Any], name: str) -> int:
-    """How many entries a list of the json has; a value that is no list is one that cannot be understood."""
+    """Number of entries of a list in the json; a value that is not a list counts as one invalid entry."""
     value = meta.get(name)
     return len(value) if isinstance(value, list) else int(value is not None)
 
@@ -99,7 +101,7 @@ def _labels(meta: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _foils(meta: dict[str, Any], captions: Sequence[str]) -> tuple[Foil, ...]:
-    """From "foils" of the json; entries that are not whole are left for `Scene.odd` to count."""
+    """From "foils" of the json; incomplete entries are left out and counted by `Scene.odd`."""
     found = meta.get("foils")
     return tuple(
         Foil(str(item["kind"]), item["caption"], item["foil"])
@@ -125,7 +127,7 @@ def _merge(found: Iterable[Found]) -> tuple[Region, ...]:
 
 
 def limit_regions(scenes: Sequence[Scene], most: int, seed: int) -> list[Scene]:
-    """The scenes with at most `most` regions in all, drawn at random from the seed; order kept."""
+    """The scenes with at most `most` regions in all, drawn at random by the seed, in the same order."""
     count = np.cumsum([0, *(len(scene.regions) for scene in scenes)])
     if count[-1] <= most:
         return list(scenes)

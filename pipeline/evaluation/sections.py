@@ -25,7 +25,7 @@ from pipeline.evaluation.report.examples import Answered
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the report draws besides the numbers: the answers on the tree, the walks to the root."""
+    """Data for the report's pictures: the predictions on the tree, the walks to the root."""
 
     answered: Answered | None
     walks: Walks | None
@@ -40,7 +40,7 @@ def measure(
     boot: Bootstrap,
     config: AssessConfig,
 ) -> Measured:
-    """Fill the measured sections; returns what the report draws besides."""
+    """Fill the measured sections; returns the data for the report's pictures."""
     captions, phrases = embedded.captions, embedded.phrases
     if len(captions.texts) > 1:
         found = both_ways(embedder.score, embedded.images, embedded.texts, captions, boot)
@@ -68,7 +68,7 @@ def measure(
         found, walked = traverse(embedder, embedded, tree, boot, config.walks, config.seed)
         keep(metrics, "traversal", found)
     else:
-        keep(metrics, "traversal", "all held-out images share one caption: there is nothing to meet")
+        keep(metrics, "traversal", "all held-out images share one caption: a traversal needs several")
     return Measured(answered, walked)
 
 
@@ -89,9 +89,9 @@ def _boxes(
 
 
 def _foils(embedder: Embedder, embedded: Embedded, boot: Bootstrap) -> MetricResult | str:
-    """True captions against the foils that the source brings."""
+    """True captions against the foils of the source."""
     if not len(embedded.foils):
-        return "the held-out images carry no foils in their json"
+        return "the held-out images have no foils in their json"
     image, caption, foil = torch.from_numpy(embedded.foils.T)
     points = (embedded.images[image], embedded.texts[caption], embedded.foil_points[foil])
     right = prefers(embedder.score, *points)
@@ -104,7 +104,7 @@ def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed:
     objective = run.get("recipe", {}).get("objective", {})
     rows = [Cone(row["general"], row["specific"], row["eta"]) for row in objective.get("entailment") or ()]
     k = objective.get("aperture", 0.1)
-    cones = rows or HYCOCLIP_CONES  # an objective without cones is still asked where HyCoCLIP's would hold
+    cones = rows or HYCOCLIP_CONES  # an objective without cones is still evaluated with HyCoCLIP's cones
     return geometry_report(embedded.nodes(), embedded.pairs(), embedder.curvatures, k, cones, seed)
 
 
@@ -116,7 +116,7 @@ def _classify(
     if tree is None:
         reason = "no taxonomy was given"
     elif not single:
-        reason = "the held-out images carry no labels"
+        reason = "the held-out images have no labels"
     single = [(n, labels) for n, labels in single if len(labels) == 1]
     if reason is None and not single:
         reason = "no held-out image shows a single kind of thing"
@@ -135,7 +135,7 @@ def _classify(
 
 
 def keep(metrics: dict[str, Any], section: str, found: MetricResult | dict[str, Any] | str) -> None:
-    """Put the numbers of a section in their places, or the reason why there are none."""
+    """Add the metrics of a section to the document, or the reason why there are none."""
     if isinstance(found, str):
         metrics["skipped"][section] = found
     elif isinstance(found, dict):

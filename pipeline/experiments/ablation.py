@@ -1,10 +1,10 @@
-"""The models of the family under equal conditions: trained on the same samples, assessed, and compared.
+"""Ablation: the models of the family trained on the same samples, evaluated, and compared.
 
     python -m pipeline.experiments.ablation --world demo --home var/demo
 
-Each run is a directory HOME/runs/ablation-... of `hyco train` and `hyco assess`: a killed ablation goes on
-where it stopped, and a finished run is not repeated. The document is written from the metrics
-(pipeline/experiments/comparison.py), again after each round of seeds.
+Each run is a directory HOME/runs/ablation-... of `hyco train` and `hyco assess`: a killed ablation resumes where it
+stopped, and finished runs are not repeated. The document is written from the metrics
+(pipeline/experiments/comparison.py) after each round of seeds.
 """
 
 import argparse
@@ -31,14 +31,14 @@ MODELS = ("clip", "clip_boxes", "meru", "lorentz_boxes", "hycoclip", "phyclip")
 
 @dataclass(frozen=True)
 class World:
-    """Where a comparison takes place.
+    """The setting of a comparison.
 
     Attributes:
-        recipe: HyCoCLIP's recipe there; the others are named after it.
-        heldout: captioned images to assess on, below the home; None takes the val split.
+        recipe: its HyCoCLIP recipe; the others are named after it.
+        heldout: captioned images for the evaluation, below the home; None takes the val split.
         taxonomy: classes, below the home.
-        steps: of a run, by default.
-        seeds: runs of a model, by default.
+        steps: default number of steps of a run.
+        seeds: default number of runs per model.
     """
 
     recipe: str
@@ -54,7 +54,7 @@ WORLDS = {
 }
 
 TITLES = {"demo": "The embedded world", "photos": "Flickr8k"}
-PREFACE = """# How much is boxes, and how much is geometry?
+PREFACE = """# The effects of boxes and of geometry
 
 CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP are rows of one trainer, with the same
 towers, data, schedule and number of whole images seen. They differ in the rows of the objective and in the
@@ -68,7 +68,7 @@ heading makes it again, on a GPU if there is one; for the embedded world
 
 
 def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
-    """A member's recipe shortened to `steps`: warm-up and ramp keep their share of the run.
+    """A member's recipe shortened to `steps`: warm-up and ramp keep their fraction of the run.
 
     Raises ConfigError for an unknown member.
     """
@@ -87,7 +87,7 @@ def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one model: its recipe, and where it lies."""
+    """One training of one model: its recipe and directory."""
 
     model: str
     recipe: Recipe
@@ -95,13 +95,13 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        """What metrics.json holds, None before the assessment."""
+        """The content of metrics.json, None before the evaluation."""
         path = self.folder / "metrics.json"
         return read_metrics(path) if path.is_file() else None
 
     @property
     def seconds(self) -> float | None:
-        """Training and assessment together; None unless both are done."""
+        """Seconds of training and evaluation; None unless both are done."""
         done, metrics = finished(self.folder), self.metrics
         return done["seconds"] + metrics["seconds"] if done and metrics else None
 
@@ -109,7 +109,7 @@ class Run:
 def plan(
     world: World, home: Home, version: str, models: tuple[str, ...], steps: int, seeds: int
 ) -> list[Run]:
-    """The runs, seed by seed, so that a comparison cut short still compares all models."""
+    """The runs, seed by seed, so that an interrupted comparison still compares all models."""
     runs = []
     for seed in range(seeds):
         for model in models:
@@ -131,7 +131,7 @@ def ablate(
     device: str = "auto",
     say: TextIO = sys.stderr,
 ) -> list[Run]:
-    """Train and assess what is not yet done, and write the section of this world into `out`.
+    """Train and evaluate the unfinished runs, and write the section of this world into `out`.
 
     Raises:
         FileNotFoundError: no dataset version in the home, no held-out images.
@@ -148,7 +148,9 @@ def ablate(
     runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
 
     def perform(run: Run) -> None:
-        prepare(run.folder, home, version, run.recipe)  # says so if the directory holds another recipe
+        prepare(
+            run.folder, home, version, run.recipe
+        )  # raises an error if the directory holds another recipe
         if run.seconds is None:
             train(run.folder, home, version, run.recipe, device=device)
             evaluate(run.folder, home, spec)
@@ -175,12 +177,13 @@ def document(name: str, runs: list[Run], out: Path) -> None:
             by_model.setdefault(run.model, []).append(metrics)
     first, recipe = runs[0].metrics, runs[0].recipe
     assert first is not None and first["train"] is not None, "a run of the document is finished"
+    seeds = len(runs) // len(by_model)
     seen, held = recipe.steps * recipe.batch_size, first["assessed"]
     note = (
         f"`python -m pipeline.experiments.ablation --world {name} --steps {recipe.steps}`: "
         f"recipes `{WORLDS[name].recipe}*`, "
         f"{recipe.steps} steps of {recipe.batch_size}, so every run saw {seen:,} images "
-        f"({first['train']['epochs']:.1f} epochs); {len(runs) // len(by_model)} seeds; on "
+        f"({first['train']['epochs']:.1f} epochs); {seeds} seed{'s' * (seeds != 1)}; on "
         f"{first['train']['device']}, data version {first['train']['version']}. Evaluated on {held['images']:,} "
         f"held-out images with {held['captions']:,} captions and {held['parts']:,} parts."
     )
@@ -191,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Compare CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
     parser = argparse.ArgumentParser(prog="pipeline.experiments.ablation", description=main.__doc__)
     parser.add_argument("--world", choices=list(WORLDS), default="demo", help="recipes and data")
-    parser.add_argument("--home", help="where the dataset version is, and the runs go; var/WORLD by default")
-    parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="the document")
+    parser.add_argument("--home", help="home of the dataset version and the runs; var/WORLD by default")
+    parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="path of the document")
     parser.add_argument("--models", default=",".join(MODELS), help="some of %(default)s")
     parser.add_argument("--steps", type=int, help="of each run; demo 480 of 128 samples, photos 240 of 256")
     parser.add_argument("--seeds", type=int, help="runs of each model; demo 3, photos 1")

@@ -1,10 +1,11 @@
-"""The study of docs/classification.md: nets x heads x balanced and long-tailed, each trained, measured and tabled.
+"""The study of docs/classification.md: nets x heads x balanced and long-tailed; training, evaluation, tables.
 
     python -m pipeline.experiments.classification_study cpu --data cifar10:DIR --ood tiny_imagenet:DIR \
         --home var/classification --doc docs/classification.md
 
-Every training is a run of `hyco fit` in HOME/fits, resumed where it stopped; finished runs are kept. A pair of heads
-comes out together, and the tables are written again after each run, so that a study that is cut off leaves what it has.
+Every training is a run of `hyco fit` in HOME/fits, resumed where it stopped; finished runs are not repeated. The heads
+of a net finish together, and the tables are written after each run, so that an interrupted study has its results so
+far.
 """
 
 import argparse
@@ -28,10 +29,10 @@ from storage.home import Home
 
 
 class StudyConfig(Config):
-    """What is compared."""
+    """The arms of a study and their training and evaluation."""
 
     name: str
-    """Name of the study: its runs begin with it, and its tables stand between its marks in the document."""
+    """Name of the study: the prefix of its runs, and the name in its marks in the document."""
     base: FitConfig
     """The training that all arms share; model, head, imbalance and seed are replaced by the arm's."""
     models: tuple[Model, ...]
@@ -43,10 +44,10 @@ class StudyConfig(Config):
     seeds: tuple[int, ...] = (0,)
     """Seeds of the arms."""
     measure: EvaluateConfig = Field(default_factory=EvaluateConfig)
-    """What is measured of each run."""
+    """Evaluation of each run."""
 
     def arms(self) -> Iterator[tuple[str, FitConfig]]:
-        """(run's name, configuration), ordered so that the heads of one net come out one after another."""
+        """(run's name, configuration), ordered so that the heads of one net follow one another."""
         for model in self.models:
             for imbalance in self.imbalances:
                 for seed in self.seeds:
@@ -57,7 +58,7 @@ class StudyConfig(Config):
 
 
 def cpu(data: str, ood: tuple[str, ...]) -> StudyConfig:
-    """What fits into three hours of a core: 3,900 steps of 128 images, ten epochs of CIFAR-10."""
+    """A study that takes three hours on one core: 3,900 steps of 128 images, ten epochs of CIFAR-10."""
     return StudyConfig(
         name="cpu",
         base=poincare("resnet20", data).replace(steps=3900, schedule="cosine"),
@@ -67,7 +68,7 @@ def cpu(data: str, ood: tuple[str, ...]) -> StudyConfig:
 
 
 def heads(data: str, ood: tuple[str, ...]) -> StudyConfig:
-    """The question of the heads alone, on the net that is cheap: five epochs at 16 pixels, with three seeds."""
+    """Only the heads, on the cheaper net: five epochs at 16 pixels, with three seeds."""
     whole = cpu(data, ood)
     base = whole.base.replace(steps=1950, image_size=16, crop=2)
     return whole.replace(name="heads", base=base, models=("resnet20",), seeds=(0, 1, 2))
@@ -100,11 +101,11 @@ STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full}
 def run_study(
     study: StudyConfig, home: Home, device: str = "auto", doc: str | Path | None = None
 ) -> dict[str, Any]:
-    """Train and measure what is missing; returns the metrics of every arm by run name.
+    """Train and evaluate the unfinished arms; returns the metrics of every arm by run name.
 
     HOME/STUDY.md gets the tables after each run; `doc`, where given, gets them between its marks at the end of it.
     """
-    for spec in study.measure.ood:  # what is missing should be said before an hour of training, not after
+    for spec in study.measure.ood:  # report a missing document before an hour of training, not after
         open_strange(spec)
     folder, results = home.fits, dict[str, Any]()
 
@@ -138,12 +139,12 @@ def marks(name: str) -> tuple[str, str]:
 
 
 def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
-    """metrics.json of a run that was measured in just this way."""
+    """metrics.json of a run that was evaluated with the same options."""
     path = run_dir / "metrics.json"
     if finished(run_dir) is None or not path.is_file():
         return None
     found = json.loads(path.read_text())
-    try:  # fields that were added since count at their defaults
+    try:  # fields that were added since have their defaults
         measured = EvaluateConfig.model_validate(found["config"])
     except ConfigError:
         return None
@@ -151,15 +152,15 @@ def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, measure and table a study; the same command goes on where it stopped."""
+    """Train, evaluate and tabulate a study; the same command resumes where it stopped."""
     parser = argparse.ArgumentParser(
         prog="pipeline.experiments.classification_study", description=main.__doc__
     )
-    parser.add_argument("study", choices=STUDIES, help="which of them")
+    parser.add_argument("study", choices=STUDIES, help="name of the study")
     parser.add_argument("--data", required=True, help="labelled set NAME:DIR")
-    parser.add_argument("--ood", action="append", default=[], help="strange set; may be repeated")
-    parser.add_argument("--home", default="var/classification", help="where the runs lie")
-    parser.add_argument("--doc", help="document whose tables are written")
+    parser.add_argument("--ood", action="append", default=[], help="out-of-distribution set; may be repeated")
+    parser.add_argument("--home", default="var/classification", help="home of the runs")
+    parser.add_argument("--doc", help="document for the tables")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of StudyConfig")
     options = parser.parse_args(arguments)

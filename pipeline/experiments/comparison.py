@@ -1,12 +1,13 @@
-"""Runs of several models side by side in markdown: measures with intervals, geometry, and what it shows.
+"""Runs of several models side by side in markdown: measures with intervals, geometry, and the conclusions.
 
 Every sentence follows from the numbers by a rule stated here. A difference between two models is taken seed by
-seed; it counts when its interval over the seeds leaves out 0, and with one seed when the two bootstrap intervals
-do not meet.
+seed; it is significant when its interval over the seeds excludes 0, or with one seed when the two bootstrap intervals
+do not overlap.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two models in one measure: mean over the seeds, its interval, and whether that leaves out 0."""
+    """Difference of two models in one measure: mean over the seeds, its interval, and whether that excludes 0."""
 
     value: float
     low: float
@@ -75,12 +76,12 @@ def _row(name: str) -> Metric:
 
 
 def _head(name: str) -> str:
-    """Title and unit, as the head of a column."""
+    """Title and unit, as a column header."""
     return _row(name).title + (", %" if _row(name).unit == "fraction" else "")
 
 
 def _text(name: str, value: float) -> str:
-    """A value as a cell shows it."""
+    """A value as text of a cell."""
     return f"{100 * value:.1f}" if _row(name).unit == "fraction" else f"{value:.2f}"
 
 
@@ -103,7 +104,7 @@ def value_at(metrics: dict[str, Any], path: str) -> Any:
 
 
 def difference(runs: Runs, name: str, before: str, after: str) -> Difference:
-    """After minus before: a t interval over paired seeds, or with one seed the ends of the two bootstraps."""
+    """After minus before: a t interval over paired seeds, or with one seed the ends of the two bootstrap intervals."""
     pairs = list(zip(runs[before], runs[after], strict=False))
     values = np.array([_held(b, name) - _held(a, name) for a, b in pairs])
     mean = float(values.mean())
@@ -125,7 +126,7 @@ def section(title: str, note: str, runs: Runs) -> str:
     measures = [m for m in MEASURES if all(_held(s, m) is not None for r in runs.values() for s in r)]
     steps = [step for step in STEPS if step[1] in runs and step[2] in runs]
     seeds = min(map(len, runs.values()))
-    parts = [f"## {title}", note, _measures(runs, measures)]
+    parts = [f"## {title}", wrapped(note), _measures(runs, measures)]
     if steps:
         how = f"95 % t interval over {seeds} paired seeds"
         if seeds == 1:
@@ -133,12 +134,18 @@ def section(title: str, note: str, runs: Runs) -> str:
         parts += [f"Effect of each step ({how}):", _differences(runs, measures, steps)]
     if geometry := _geometry(runs):
         parts += ["Geometry, mean over the seeds (phrase / part / caption / image):", geometry]
-    parts += ["Results:", "\n".join(f"- {line}" for line in statements(runs, measures))]
+    parts += ["Results:", "\n".join(wrapped(line, "- ") for line in statements(runs, measures))]
     return "\n\n".join(parts)
 
 
+def wrapped(text: str, bullet: str = "") -> str:
+    """A paragraph or list item of Markdown in lines of at most 120 characters."""
+    indent = " " * len(bullet)
+    return fill(bullet + text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def statements(runs: Runs, measures: Sequence[str]) -> list[str]:
-    """What the numbers say, one sentence a line."""
+    """The results in words, one sentence per item."""
     said = []
     for what, before, after in STEPS:
         if before in runs and after in runs:

@@ -1,6 +1,6 @@
-"""A grid of runs that goes on where it stopped, and the document that its results are written into.
+"""A resumable grid of runs, and the document for its results.
 
-ablation.py and classification_study.py say what their runs are and what the document shows; the rest is here.
+ablation.py and classification_study.py define the runs and the content of the document.
 """
 
 import sys
@@ -20,10 +20,10 @@ class GridRun:
 
     Attributes:
         folder: its directory.
-        kind: runs of one kind take about equally long.
-        perform: trains and measures whatever is not yet done; called for finished runs too, to check that the
-            directory holds what is asked for.
-        seconds: what it took, None until it is trained and measured.
+        kind: runs of one kind take about the same time.
+        perform: trains and evaluates unless done; called for finished runs too, to check that the directory holds the
+        same configuration.
+        seconds: duration, None until it is trained and evaluated.
     """
 
     folder: Path
@@ -64,14 +64,13 @@ def time_left(runs: Sequence[GridRun]) -> float | None:
 
 
 def write_section(document: Path, marks: tuple[str, str], text: str, preface: str | None = None) -> None:
-    """Put `text` between two marks, each a line of the document, in place of what stood there; the rest stays.
+    """Put `text` between two marks, each a line of the document, in place of the old section; the rest is unchanged.
 
     Args:
         document: a Markdown file.
         marks: the lines before and after the section.
         text: the section.
-        preface: starts a document that does not exist, and lets a section without marks go to the end. None: both
-            are refused.
+        preface: text of a new document; with it, a section without marks is appended. None: both cases are refused.
 
     Raises:
         FileNotFoundError, ValueError: without a preface, no document or no marks in it.
@@ -83,14 +82,14 @@ def write_section(document: Path, marks: tuple[str, str], text: str, preface: st
         before, _, rest = held.partition(begin)
         held = before + block + rest.partition(end)[2].removeprefix("\n")
     elif preface is None:
-        raise ValueError(f"{document} has no place for the section: add the lines '{begin}' and '{end}'")
+        raise ValueError(f"{document} has no marks for the section: add the lines '{begin}' and '{end}'")
     else:
         held = held.rstrip("\n") + "\n\n" + block
     Store(document.parent).replace(document.name, held.encode())
 
 
 def command(work: Callable[[], object]) -> int:
-    """Do the work of a command line and return its exit code; mistakes are one line, a signal ends at a checkpoint."""
+    """Run the work of a command and return its exit code; errors are one line, a signal ends it at a checkpoint."""
     try:
         with terminable():
             work()

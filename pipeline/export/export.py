@@ -1,7 +1,7 @@
-"""A trained model as a directory to give away, and a foreign checkpoint as a model directory of ours.
+"""Export of a trained model to a directory, and import of a foreign checkpoint as a model directory.
 
 model.safetensors, config.json, tokenizer.json, preprocessor_config.json, README.md (the model card); of a run also
-recipe.json and metrics.json; when asked for image.onnx, text.onnx and published.pth. Written whole or not at all.
+recipe.json and metrics.json; when asked for image.onnx, text.onnx and published.pth. Written atomically.
 """
 
 import contextlib
@@ -40,24 +40,25 @@ def export(
     published: bool = False,
     licence: str | None = None,
 ) -> dict[str, Any]:
-    """Write the model of a run (or a model directory) with its card, and prove that it reads back the same.
+    """Write the model of a run (or a model directory) with its card, and verify that it loads identically.
 
     Args:
         source: directory of a finished run, its name in home/runs, or a model directory.
-        out: directory to make; must not exist, or be empty.
-        home: where runs and dataset versions are, for names and for what the card says of the data.
+        out: directory to create; must be absent or empty.
+        home: home of runs and dataset versions, for names and for the data's facts in the card.
         onnx: write both towers as ONNX too.
         published: write MERU's and HyCoCLIP's state dict too.
         licence: SPDX name for the card.
 
     Returns:
-        out, files, and the largest differences found: reload, and one for each ONNX file.
+        out, files, the largest differences found (reload, and one for each ONNX file), and with `published` the numbers
+        of attention heads, which a state dict does not hold.
 
     Raises:
         FileNotFoundError: no such run or model.
-        ValueError: out is taken; an architecture that the published layout has no place for; the extra `onnx` is
+        ValueError: out exists; an architecture that the published layout cannot hold; the extra `onnx` is
             not installed.
-        RuntimeError: what was written does not compute the same.
+        RuntimeError: the written model computes other results.
     """
     if onnx:
         require_onnx()
@@ -74,6 +75,10 @@ def export(
             result["onnx_difference"] = write_onnx(embedder.model, draft)
         if published:
             torch.save({"model": to_published(embedder.model)}, draft / PUBLISHED)
+            result["published_heads"] = {
+                "vision": embedder.model.config.vision.heads,
+                "text": embedder.model.config.text.heads,
+            }
         origin = _json(model_dir / "origin.json") or {}
         name = run.name if run else origin.get("name", model_dir.name)
         facts = _facts(config, _json(run / "train.json") if run else None, metrics)
@@ -96,15 +101,17 @@ def import_checkpoint(
     *,
     tokenizer: str | None = None,
     vision_heads: int | None = None,
+    text_heads: int | None = None,
     activation: Activation | None = None,
 ) -> dict[str, Any]:
     """Convert a published, Hugging Face or OpenCLIP checkpoint into a model directory.
 
     Args:
         path: the file or directory; see models.checkpoints.read_checkpoint.
-        out: directory to make; must not exist, or be empty.
-        tokenizer: directory with a CLIP tokenizer or CLIP's file of merges, for a checkpoint that brings none.
+        out: directory to create; must be absent or empty.
+        tokenizer: directory with a CLIP tokenizer or CLIP's file of merges, for a checkpoint without one.
         vision_heads: heads of a published image tower of unusual width.
+        text_heads: heads of a published text tower, where it has not one per 64 dimensions.
         activation: GELU of a bare OpenCLIP state dict.
 
     Returns:
@@ -112,14 +119,14 @@ def import_checkpoint(
 
     Raises:
         FileNotFoundError: no checkpoint, no tokenizer.
-        ValueError: out is taken; an unknown layout; no tokenizer given; a tokenizer of another vocabulary.
+        ValueError: out exists; an unknown layout; no tokenizer given; a tokenizer of another vocabulary.
     """
     path = Path(path)
-    found = read_checkpoint(path, vision_heads=vision_heads, activation=activation)
+    found = read_checkpoint(path, vision_heads=vision_heads, text_heads=text_heads, activation=activation)
     where = tokenizer or found.tokenizer
     if where is None:
         raise ValueError(
-            f"{path} brings no tokenizer: give --tokenizer with CLIP's {CLIP_MERGES}, or a directory with "
+            f"{path} has no tokenizer: give --tokenizer with CLIP's {CLIP_MERGES}, or a directory with "
             "tokenizer.json, or vocab.json and merges.txt"
         )
     words = Tokenizer.load(where, found.config.text.context_length)
@@ -160,9 +167,9 @@ def find_model(source: str | Path, home: Home) -> tuple[Path | None, Path]:
 
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A draft beside `out` that takes its name at the end, and vanishes when anything fails."""
+    """A draft directory that is renamed to `out` at the end and deleted after an error."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already: name another directory, or remove it")
+        raise ValueError(f"{out} already exists: name another directory, or remove it")
     with atomic_directory(out) as draft:
         yield draft
 
@@ -183,7 +190,7 @@ def _describe(
 
 
 def _reload_difference(embedder: Embedder, folder: Path) -> float:
-    """Largest difference of embeddings between a model and what was written of it; RuntimeError above 1e-6."""
+    """Largest difference of embeddings between a model and its written copy; RuntimeError above 1e-6."""
     again = Embedder.load(folder, device="cpu")
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(3)]
@@ -193,21 +200,19 @@ def _reload_difference(embedder: Embedder, folder: Path) -> float:
         float((again.encode_text(texts) - embedder.encode_text(texts)).abs().max()),
     )
     if not worst <= 1e-6:
-        raise RuntimeError(
-            f"the written model differs from the one it was made of by {worst:.2g}: nothing was written"
-        )
+        raise RuntimeError(f"the written model differs from the original by {worst:.2g}: nothing was written")
     return worst
 
 
 def _facts(
     config: RunConfig | None, train: dict[str, Any] | None, metrics: dict[str, Any] | None
 ) -> list[tuple[str, str]]:
-    """Data version, its parent and counts, recipe and training, as far as they are known here."""
+    """Data version, its parent and counts, recipe and training, as far as they are known."""
     facts = []
     if config:
         recipe, start = config.recipe, config.recipe.start
         parent, counts = ((metrics or {}).get("versions") or {}).get("parent"), ""
-        with contextlib.suppress(OSError, ValueError):  # the data may have stayed behind
+        with contextlib.suppress(OSError, ValueError):  # the data may not be on this machine
             version = Home(config.home).versions.load(config.version)
             parent = version.parent
             counts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in version.counts.items() if n)

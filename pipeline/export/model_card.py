@@ -1,4 +1,4 @@
-"""The model card of a written model: what it is, what it was trained on, what was measured, what to mind."""
+"""The model card of a written model: architecture, training data, metrics, limits."""
 
 from typing import Any
 
@@ -37,12 +37,12 @@ def model_card(
     """README.md of a model directory.
 
     Args:
-        name: of the model.
-        model: whose shape is described.
-        facts: where it comes from: data version, parent, recipe ...
+        name: name of the model.
+        model: the model to describe.
+        facts: origin: data version, parent, recipe ...
         metrics: metrics.json, None when the model has not been assessed.
         licence: as an SPDX name, None when none was given.
-        onnx: whether the towers are there as ONNX.
+        onnx: whether the towers were exported to ONNX.
     """
     config = model.config
     vision, text = config.vision, config.text
@@ -62,7 +62,7 @@ def model_card(
     parts = [
         _front_matter(licence),
         f"# {name}",
-        "A dual encoder of images and texts, made with Hyco. This card was generated when the model was written.",
+        "A dual encoder of images and texts, made with Hyco. This card was generated with the model.",
         "## Use",
         USE,
         *([ONNX.format(size=vision.image_size, context=text.context_length)] if onnx else []),
@@ -70,14 +70,14 @@ def model_card(
         _table(shape),
         "## Origin",
         _table(facts),
-        "## Measured",
+        "## Evaluation",
         markdown_table(metrics)
         if metrics
-        else "Nothing: the model was not assessed before it was written (`hyco assess`).",
+        else "The model was not evaluated before the export (`hyco assess`).",
         *([_assessed(metrics)] if metrics else []),
         "## Licence",
         licence
-        or "None was named when the model was written. The licences of its training data and of any checkpoint it "
+        or "No licence was given at the export. The licences of its training data and of any checkpoint it "
         "started from apply.",
         "## Limits",
         _limits(model, metrics),
@@ -115,17 +115,17 @@ def _table(rows: list[tuple[str, str]]) -> str:
 def _assessed(metrics: dict[str, Any]) -> str:
     where = metrics.get("assessed") or {}
     if not where:
-        return "Each number stands beside its chance level."
+        return "Each metric has its chance level."
     images, captions = where["images"], where["captions"]
-    return f"On {images:,} held-out images with {captions:,} captions; each number beside its chance level."
+    return f"On {images:,} held-out images with {captions:,} captions; each metric with its chance level."
 
 
 def _limits(model: DualEncoder, metrics: dict[str, Any] | None) -> str:
     config = model.config
     said = [
-        "It knows what its training data showed it and repeats the data's biases; what is not in the table above was "
+        "It is limited to its training data and repeats the data's biases; anything not in the table above was "
         "not measured.",
-        "Scores rank; they are no probabilities. No threshold holds for every use.",
+        "Scores are for ranking; they are not probabilities. No threshold is right for every use.",
         f"Texts beyond {config.text.context_length - 2} tokens are cut; images are scaled to "
         f"{config.vision.image_size} pixels, so small things vanish.",
     ]
@@ -134,5 +134,5 @@ def _limits(model: DualEncoder, metrics: dict[str, Any] | None) -> str:
             "A cosine of these embeddings, or a vector store that uses one, ranks differently from the model."
         )
     if not metrics:
-        said.append("It was not assessed: find out what it can do before you rely on it.")
+        said.append("It was not evaluated: evaluate it before you rely on it.")
     return "\n".join(f"- {line}" for line in said)

@@ -1,4 +1,4 @@
-"""Both towers as ONNX, batch and text length free, and the proof that they compute what torch computes."""
+"""Both towers as ONNX, with variable batch size and text length, and a comparison with torch."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.clip import DualEncoder
 
 TOLERANCE = 1e-4
-"""Largest difference, as a share of the largest number of the output, that counts as the same."""
+"""Tolerance: largest difference, as a fraction of the largest number of the output."""
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 
@@ -46,10 +46,10 @@ def require_onnx() -> None:
 
 
 def write_onnx(model: DualEncoder, folder: Path) -> dict[str, float]:
-    """Write image.onnx and text.onnx and compare them with torch on other batches than they were traced with.
+    """Write image.onnx and text.onnx and compare them with torch on other batches than those traced.
 
     Returns:
-        The largest difference of each, as a share of the largest number of its output.
+        The largest difference of each, as a fraction of the largest number of its output.
 
     Raises:
         RuntimeError: a tower that differs by more than TOLERANCE, or that cannot be exported.
@@ -99,7 +99,7 @@ def _difference(path: Path, name: str, expected, inputs: list[Tensor]) -> float:
         found = np.asarray(session.run(None, {name: given.numpy()})[0])
         want = expected(given).numpy()
         worst = max(worst, float(np.abs(found - want).max() / np.abs(want).max()))
-    if not worst <= TOLERANCE:  # a NaN fails too
+    if not worst <= TOLERANCE:  # also true for NaN
         raise RuntimeError(
             f"{path.name} differs from torch by {worst:.2g} of the largest number, more than {TOLERANCE:.0e}: "
             "nothing was written"
@@ -130,7 +130,7 @@ def _negative(x: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of absent packages and of every layer it leaves alone."""
+    """Suppress the exporter's messages about absent packages and unchanged layers."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

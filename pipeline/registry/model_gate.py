@@ -1,7 +1,7 @@
-"""The gate: whether a challenger may take the champion's place, by numbers measured side by side on the same images.
+"""The gate: whether a challenger may replace the champion, by metrics measured on the same images.
 
-A number is worse when the champion's lies beyond the challenger's bootstrap interval: within it the difference may be
-the luck of the draw of images. One worse number refuses.
+A metric is worse when the champion's value lies beyond the challenger's bootstrap interval: within it the difference
+may be due to the sample of images. One worse metric refuses the challenger.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipeline.evaluation.metrics.catalog import find
 
 
 class GateConfig(Config):
-    """How a challenger is judged."""
+    """Options of the gate."""
 
     metrics: tuple[str, ...] = (
         "zero_shot.top1",
@@ -41,7 +41,7 @@ class GateConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One number of the two: `interval` is the challenger's, None where the metric has none; `worse` decides."""
+    """One metric of both models: `interval` is the challenger's, None where the metric has none; `worse` decides."""
 
     metric: str
     challenger: float | None
@@ -52,7 +52,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the challenger passes, why in one line, and each comparison."""
+    """Whether the challenger passes, the reason in one line, and each comparison."""
 
     passed: bool
     reason: str
@@ -60,9 +60,9 @@ class Verdict:
 
 
 def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: GateConfig) -> Verdict:
-    """Compare two metrics.json of the same question. Without a champion every challenger that was measured passes.
+    """Compare two metrics.json of the same evaluation. Without a champion every evaluated challenger passes.
 
-    Raises ValueError when the two were asked about different images, or no named metric was measured.
+    Raises ValueError when the two were evaluated on different images, or no named metric was measured.
     """
     if champion is not None and _counts(challenger) != _counts(champion):
         raise ValueError(
@@ -74,7 +74,7 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
     if not kept:
         raise ValueError(
             f"none of the gate's metrics ({', '.join(config.metrics)}) was measured: assess on held-out images "
-            "(assess_source, or pack.holdout above 0), give a taxonomy where zero_shot and hierarchy are asked, or "
+            "(assess_source, or pack.holdout above 0), give a taxonomy for zero_shot and hierarchy, or "
             "name others"
         )
     worse = [one for one in kept if one.worse]
@@ -88,7 +88,7 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
 
 
 def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The counts of what was asked. The source is left out: EvaluationSpec.digest compares it by its bytes."""
+    """The counts of the evaluated images. The source is left out: EvaluationSpec.digest compares it by its bytes."""
     return {name: value for name, value in (metrics.get("assessed") or {}).items() if name != "source"}
 
 
@@ -110,18 +110,18 @@ def _compare(
 
 
 def higher_is_better(name: str) -> bool:
-    """The direction of a metric; ValueError for a name that the catalog has none for, such as a radius."""
+    """The direction of a metric; ValueError for a name without a direction in the catalog, such as a radius."""
     row = find(name)
     if row is None or row.higher_is_better is None:
         raise ValueError(
-            f"metric '{name}': whether more or less of it is better is not known; name one that the catalog "
+            f"metric '{name}' has no known direction (higher or lower is better); name one that the catalog "
             f"(pipeline/evaluation/metrics/catalog.py) has a direction for, such as zero_shot.top1"
         )
     return row.higher_is_better
 
 
 def number(metrics: dict[str, Any] | None, name: str) -> float | None:
-    """The value of a metric, None when it was not measured. Losses of the training are numbers of its section."""
+    """The value of a metric, None when it was not measured. Training losses are numbers of their section."""
     if metrics is None:
         return None
     if held := (metrics.get("metrics") or {}).get(name):

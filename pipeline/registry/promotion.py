@@ -1,8 +1,7 @@
-"""Champion and challengers: who is served, who was refused and why, and the way back.
+"""Champion and challengers: promotion, refusal with its reason, and rollback.
 
-A challenger is judged beside the champion on one evaluation. What was decided is one row of storage.model_registry;
-the weights of whoever is promoted are in the registry before that row is, so a killed promotion is one that has
-not happened.
+Challenger and champion are compared on one evaluation. A decision is one row of storage.model_registry; a promoted
+model's weights are in the registry before that row, so a killed promotion has not happened.
 """
 
 import dataclasses
@@ -35,7 +34,11 @@ from storage.model_registry import (
 from storage.store import Store
 
 _TRIES = 5
-_RUN_FILES = ("config.json", "train.json", "log.jsonl")  # what assessing a model again reads of its run
+_RUN_FILES = (
+    "config.json",
+    "train.json",
+    "log.jsonl",
+)  # files of a run that a later evaluation of its model reads
 
 
 def challenge(
@@ -49,18 +52,18 @@ def challenge(
     anyway: bool = False,
     listener: Listener | None = None,
 ) -> Decision:
-    """Judge a run that was just assessed beside the champion; promote or refuse it, and return the row that says so.
+    """Compare a newly assessed run with the champion; promote or refuse it, and return the row of the decision.
 
-    Asked again with the same key about the same weights, it returns the row there is and decides nothing.
+    Called again with the same key and the same weights, it returns the existing row and decides nothing.
 
     Args:
         run_dir: the challenger, a finished run.
-        home: the home with the registry; a directory of this machine.
-        spec: what the challenger was evaluated with; the champion is evaluated with the same.
-        gate: the numbers that decide.
+        home: the home with the registry; a local directory.
+        spec: the challenger's evaluation; the champion's is the same.
+        gate: the metrics that decide.
         metrics: the challenger's metrics.json.
-        key: names what was trained (version and configuration).
-        anyway: promote whatever the gate says; the row says that too.
+        key: identifies the training (version and configuration).
+        anyway: promote whatever the gate decides; the row records that too.
         listener: gets the progress of assessing the champion.
     """
     run_dir, registry = Path(run_dir).absolute(), home.registry
@@ -106,7 +109,7 @@ def challenge(
 
 
 def restore(run_dir: Path, registry: Registry, row: Decision) -> None:
-    """Make again what is missing of a promoted model's copy: its files, its run's, its report."""
+    """Copy missing files of a promoted model again: its own, its run's, its report."""
     registry.keep(run_dir / "model")
     kept = registry.run_path(row.model)
     if not all((kept / file["name"]).is_file() for file in row.kept or ()):
@@ -116,7 +119,7 @@ def restore(run_dir: Path, registry: Registry, row: Decision) -> None:
 
 
 def refuse(run_dir: str | Path, home: Home, reason: str) -> Decision:
-    """Record that a run is not wanted, whatever its numbers."""
+    """Refuse a run, whatever its metrics."""
     run_dir, registry = Path(run_dir).absolute(), home.registry
     files = fingerprint(run_dir / "model")
     rows = registry.rows()
@@ -140,15 +143,15 @@ def refuse(run_dir: str | Path, home: Home, reason: str) -> Decision:
 
 
 def rollback(home: Home, to: str | None = None, reason: str = "by hand") -> Decision:
-    """Make an earlier champion the champion again, with the very bytes it was promoted with.
+    """Make an earlier champion the champion again, with exactly the files it was promoted with.
 
     Args:
         home: the home with the registry.
-        to: start of a promoted model's digest; the champion before the present one when absent.
+        to: start of a promoted model's digest; by default the champion before the present one.
         reason: for the log.
 
     Raises:
-        ValueError: there is none to go back to, `to` names none, or its bytes have changed (sha256).
+        ValueError: there is no earlier champion, `to` names none, or its files have changed (sha256).
     """
     registry = home.registry
     rows = registry.rows()
@@ -158,7 +161,7 @@ def rollback(home: Home, to: str | None = None, reason: str = "by hand") -> Deci
     reigns = _reigns(rows)
     if to is None:
         if len(reigns) < 2:
-            raise ValueError(f"{now.model} is the first champion: there is none to go back to")
+            raise ValueError(f"{now.model} is the first champion: there is no earlier one")
         target = reigns[-2]
     else:
         found = {row.model: row for row in rows if row.kind != REFUSED and row.model.startswith(to)}
@@ -199,7 +202,7 @@ def examine(
 
 
 def _reigns(rows: list[Decision]) -> list[Decision]:
-    """The champions that rollbacks have not undone, in order."""
+    """The champions that were not rolled back, in order."""
     reigns: list[Decision] = []
     for row in rows:
         if row.kind == ROLLED_BACK and row.model in [one.model for one in reigns]:
@@ -211,7 +214,7 @@ def _reigns(rows: list[Decision]) -> list[Decision]:
 
 
 def _lineage(run_dir: Path, home: Home) -> dict[str, Any]:
-    """Source, detections and version of a run, as the version recorded them."""
+    """Source, detections and version of a run, from the version's record."""
     run = RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
     version = home.versions.load(run.version)
     return {
@@ -223,7 +226,7 @@ def _lineage(run_dir: Path, home: Home) -> dict[str, Any]:
 
 
 def _keep_run(run_dir: Path, folder: Path) -> list[dict[str, Any]]:
-    """Keep what is small of a promoted run, so that its directory may go; return name, sha256 and size of each file."""
+    """Store the small files of a promoted run, so that its directory may be deleted; return name, sha256 and size."""
     there = [name for name in _RUN_FILES if (run_dir / name).is_file()]
     for name in there:
         Store(folder).replace(name, (run_dir / name).read_bytes())
@@ -231,7 +234,7 @@ def _keep_run(run_dir: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def _keep_report(run_dir: Path, registry: Registry) -> str | None:
-    """Keep the report under its content's name; None when the run has none."""
+    """Store the report under its content's name; None when the run has none."""
     report = run_dir / "report.html"
     return registry.keep_report(report) if report.is_file() else None
 

@@ -1,7 +1,7 @@
-"""What is to be done about a source that grows: which units are new, which version they make, whether to train on it.
+"""Retraining on a growing source: the new units, the version that they make, and whether to train on it.
 
-Everything is read from the home each time: the manifests say what is mined and packed, the registry what was trained
-and decided. So a look that was missed, doubled or killed costs nothing but another look.
+Every check reads the home: the manifests record mined and packed units, the registry trainings and decisions. So after
+a missed, repeated or killed check the next check does the rest.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from storage.versions import Version
 
 
 class RetrainConfig(Config):
-    """When new data starts a training, and how its model is made and judged."""
+    """Options of retraining: when it starts, how the model is trained and judged."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"min_new", "attempts", "settle_s"})
 
@@ -49,7 +49,7 @@ class RetrainConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class RetrainDecision:
-    """What one look found: `key` names training on `version` with this configuration; `due` says to do it."""
+    """The result of a check: `key` identifies training on `version` with this configuration; `due` says to start it."""
 
     version: str
     new_samples: int
@@ -59,9 +59,9 @@ class RetrainDecision:
 
 
 def unsettled(source: str, settle_s: float) -> float:
-    """Seconds until all files that a local source holds now are `settle_s` old, unless they are written to again.
+    """Seconds until all present files of a local source are `settle_s` old, unless they change again.
 
-    0 when they are, and for remote sources. Never more than `settle_s`: a file dated into the future is not waited for.
+    0 when they are, and for remote sources. At most `settle_s`, even for a file with a time in the future.
     """
     store = Store(source)
     folder = Path(store.root)
@@ -69,14 +69,14 @@ def unsettled(source: str, settle_s: float) -> float:
         return 0.0
     ages: list[float] = []
     for path in [folder] if folder.is_file() else folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # taken away meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             if path.is_file():
                 ages.append(time.time() - path.stat().st_mtime)
     return max((settle_s - max(age, 0.0) for age in ages if abs(age) < settle_s), default=0.0)
 
 
 def unmined(config: RetrainConfig, home: Home) -> list[Unit]:
-    """The settled units of the source that are not mined; none while its folder holds nothing that can be one."""
+    """The settled units of the source that are not mined; none while its folder holds no unit."""
     if not has_files(config.journey.mine.source):
         return []
     return mining.plan(config.journey.mine, home, config.settle_s).pending
@@ -84,10 +84,10 @@ def unmined(config: RetrainConfig, home: Home) -> list[Unit]:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The versions made with one mining and packing, as one listing of the home has them, oldest first.
+    """The versions made with one mining and packing configuration, from one listing of the home, oldest first.
 
     Attributes:
-        versions: with these configurations.
+        versions: versions with these configurations.
         everything: all versions of the home.
         quarantined: names of those of `versions` that are in quarantine.
         latest: name of the latest version of the home; None without one that can be read.
@@ -100,17 +100,17 @@ class Published:
 
     @property
     def newest(self) -> Version | None:
-        """The version that passed the quality gate last; None without one.
+        """The last version that passed the quality gate; None without one.
 
-        That is `latest`, which a source that lost a shard moves back to an older version. Where `latest` is another
-        configuration's, it is the newest one that is not in quarantine.
+        This is `latest`, which moves back to an older version when the source loses a shard. Where `latest` is another
+        configuration's, it is the newest version that is not in quarantine.
         """
         fit = [version for version in self.versions if version.name not in self.quarantined]
         return next((version for version in fit if version.name == self.latest), fit[-1] if fit else None)
 
 
 def published(config: RetrainConfig, home: Home) -> Published:
-    """Read what versions of this mining and packing there are."""
+    """Read the versions of this mining and packing."""
     mine, pack = config.journey.mine, config.journey.pack
     wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
     everything = home.versions.list()
@@ -121,15 +121,17 @@ def published(config: RetrainConfig, home: Home) -> Published:
 
 
 def unpublished(config: RetrainConfig, home: Home) -> bool:
-    """Say whether the mined units make a version that does not exist yet, or that the quality gate has to judge.
+    """Return whether the mined units make a version that does not exist yet, or that the quality gate must judge.
 
-    It has to when the source went back to what an earlier version holds, or packing was killed before the gate.
+    It must when the source returned to the content of an earlier version, or packing was killed before the gate.
     """
     mine, pack = config.journey.mine, config.journey.pack
     mined = set(mining.results(mine, home).units())
     if not mined:
         return False
-    units = [unit for unit in packing.units_of(mine) if unit.name in mined]  # the others are the next look's
+    units = [
+        unit for unit in packing.units_of(mine) if unit.name in mined
+    ]  # the others are for the next check
     packed = home.packs(packing.pack_digest(mine, pack)).records()
     if any(unit.name not in packed for unit in units):
         return True
@@ -148,7 +150,7 @@ def unpublished(config: RetrainConfig, home: Home) -> bool:
 
 
 def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
-    """Say whether training on the newest version is due; None when there is no version."""
+    """Return whether training on the newest version is due; None when there is no version."""
     there = published(config, home)
     version = there.newest
     if version is None:

@@ -1,4 +1,4 @@
-"""One visit of one sample: a random caption, random parts of it, random crops. Randomness is an argument."""
+"""One view of a sample: a random caption, random parts of it, random crops. The random generator is an argument."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class DataConfig(Config):
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of a horizontal flip; 0 by default, since captions may speak of left and right."""
     parts: int = Field(default=1, ge=1)
-    """Maximum number of parts per image and visit."""
+    """Maximum number of parts per image and view."""
     window: int = Field(default=16, ge=1)
     """Shards whose samples are shuffled together; a set with fewer shards is shuffled as a whole."""
     cache_bytes: int = Field(default=2 << 30, ge=0)
@@ -50,7 +50,7 @@ class DataConfig(Config):
 
 @dataclass(frozen=True)
 class View:
-    """A sample as drawn for one visit: uint8 [S, S, 3] pixels and texts, of the whole and of each part."""
+    """A sample as drawn once: uint8 [S, S, 3] pixels and texts, of the whole image and of each part."""
 
     image: np.ndarray
     caption: str
@@ -60,9 +60,9 @@ class View:
 def draw(
     sample: TrainingSample, config: DataConfig, size: int, rng: np.random.Generator, with_parts: bool = True
 ) -> View | None:
-    """A visit, or None if an image cannot be decoded.
+    """A view of a sample, or None if an image cannot be decoded.
 
-    The parts come from the drawn caption where it has any, so that the phrase is said in the caption.
+    The parts come from the drawn caption where it has any, so that the caption contains the phrase.
     """
     caption = int(rng.integers(len(sample.captions)))
     own = [part for part in sample.parts if part.caption == caption] or list(sample.parts)
@@ -89,7 +89,7 @@ def random_box(
 ) -> tuple[float, float, float, float]:
     """The box of RandomResizedCrop (Szegedy et al. 2015): x0, y0, x1, y1 in pixels.
 
-    A uniform share of the area, sides in a log-uniform ratio; the whole image when ten draws do not fit.
+    A uniform fraction of the area, sides in a log-uniform ratio; the whole image when ten draws do not fit.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)

@@ -1,4 +1,4 @@
-"""What a training will cost before it starts: samples, measured rate, days; a hopeless one is refused."""
+"""The cost of a training, estimated before it starts: samples, measured rate, days; months on a CPU are refused."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pipeline.runtime.device import resolve_device
 from pipeline.training.recipes import Recipe
 
 WORTH_MEASURING = 1_000_000
-"""Samples from which a training is measured before it starts: fewer take hours at most."""
+"""Minimum number of samples of a training that is measured before it starts: fewer take hours at most."""
 
 CPU_DAYS = 3.0
 """A training that would take longer than this on a CPU is refused unless it is forced."""
@@ -23,7 +23,7 @@ _TEXT_TOKENS = 20  # of a caption or phrase: padding is cut to the longest of a 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Samples that a recipe trains on, samples per second on this machine, and what they take together."""
+    """Samples that a recipe trains on, samples per second on this machine, and the resulting time."""
 
     samples: int
     rate: float
@@ -31,7 +31,7 @@ class Cost:
 
     @property
     def days(self) -> float:
-        """Days of training, evaluation and data loading apart."""
+        """Days of training, without evaluation and data loading."""
         return self.samples / self.rate / 86400
 
     def __str__(self) -> str:
@@ -40,13 +40,13 @@ class Cost:
 
 
 def estimate(recipe: Recipe, processes: int = 1) -> Cost | None:
-    """Measure a few small training steps of a recipe; None where it is too short to be worth it.
+    """Measure a few small training steps of a recipe; None where it is too short to be measured.
 
     The rate is a lower bound on a GPU, which is faster at the recipe's own batch size.
 
     Args:
-        recipe: what will be trained.
-        processes: training processes, one for each GPU. Processes of one CPU share its cores.
+        recipe: the recipe to train.
+        processes: training processes, one per GPU. Processes on a CPU share its cores.
     """
     samples = recipe.steps * recipe.batch_size
     if samples < WORTH_MEASURING:
@@ -74,7 +74,7 @@ def require_feasible(recipe: Recipe, processes: int = 1, force: bool = False) ->
 
 
 def _seconds_per_step(recipe: Recipe, device: torch.device, batch: int) -> float:
-    """Mean time of a forward and backward pass with one part per image, the first one left out."""
+    """Mean time of a forward and backward pass with one part per image, the first step left out."""
     model = DualEncoder(recipe.model).to(device)
     side = recipe.model.vision.image_size
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, device=device)

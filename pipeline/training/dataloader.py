@@ -1,8 +1,8 @@
-"""Training shards to batches. Where a reader stands is a value, {"epoch", "batch"}, that each batch carries.
+"""Training shards to batches. Each batch carries the reader's position, {"epoch", "batch"}.
 
-The order is a function of (seed, epoch, rank): shards are shuffled anew each epoch, cut between the ranks by
-sample count (so fewer shards than ranks is no special case), and samples are mixed within a window of shards.
-Nothing else is remembered: a reader started at a saved position gives exactly the batches still to come.
+The order is a function of (seed, epoch, rank): shards are shuffled each epoch, divided between the ranks by sample
+count (so fewer shards than ranks is no special case), and samples are mixed within a window of shards. There is no
+other state: a reader started at a saved position gives exactly the remaining batches.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ from storage.shard import read_shard
 Position = dict[str, int]
 Index = np.ndarray  # int64 [n, 2]: shard, sample within it
 START: Position = {"epoch": 0, "batch": 0}
-_STRETCH = 16  # samples a decoding task takes at once
-# What a random stream is for; first in its seed, so that no two streams are alike.
+_STRETCH = 16  # samples per decoding task
+# The purpose of a random stream; first in its seed, so that no two streams are equal.
 _SHARDS, _WITHIN, _WINDOW, _VIEW = range(1, 5)
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A training shard as the reader needs it: its name, how many samples it holds, how to open it, its sha256."""
+    """A training shard for the reader: its name, its number of samples, how to open it, its sha256."""
 
     name: str
     samples: int
@@ -42,7 +42,7 @@ class ShardFile:
     sha256: str = ""
 
     def read(self) -> list[TrainingSample]:
-        """Return the samples; DamagedError when the shard is missing or has another sha256 than it says."""
+        """Return the samples; DamagedError when the shard is missing or has another sha256 than recorded."""
         try:
             with self.open() as file:
                 data = file.read()
@@ -55,11 +55,11 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples of this process with P parts in all; `owner` [P] tells whose part it is.
+    """B samples of this process with P parts in total; `owner` [P] is the sample of each part.
 
     images uint8 [B, S, S, 3], image_boxes uint8 [P, S, S, 3], tokens int64 [B, N], token_boxes int64 [P, M].
-    position is that of the next batch; substituted counts samples that could not be decoded and whose place
-    another sample of the batch took.
+    position is that of the next batch; substituted counts samples that could not be decoded and were replaced by
+    another sample of the batch.
     """
 
     images: Tensor
@@ -71,7 +71,7 @@ class Batch:
     substituted: int = 0
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with every tensor changed."""
+        """The same batch with a function applied to every tensor."""
         names = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
@@ -81,17 +81,17 @@ class Batch:
 
 
 class Batches:
-    """Endless batches, made ahead in a background thread.
+    """An endless sequence of batches, prepared in a background thread.
 
     Args:
         shards: the training shards of a dataset version, in its order.
         tokenizer: turns captions and phrases into token ids.
         config: see DataConfig.
-        batch_size: samples a batch of this process.
+        batch_size: samples per batch of this process.
         image_size: side of the square images, in pixels.
-        seed: with the epoch and the rank, everything the order and the crops depend on.
-        rank: which of the processes this is.
-        ranks: how many share the data.
+        seed: determines order and crops, together with the epoch and the rank.
+        rank: index of this process.
+        ranks: number of processes that share the data.
         with_parts: False leaves parts undecoded (objectives that use no boxes).
         pin: page-locked memory, for a GPU.
     """
@@ -125,9 +125,9 @@ class Batches:
         self._compared: set[int] = set()
 
     def start(self, position: Position = START) -> Generator[Batch]:
-        """Batches after `position`, START or the one a batch carried; closing the iterator stops the thread.
+        """Batches after `position`, START or that of a batch; closing the iterator stops the thread.
 
-        Errors of the reader (a torn shard, a missing file) are raised here. One iterator at a time.
+        Errors of the reader (a damaged shard, a missing file) are raised here. One iterator at a time.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.config.prefetch)
         stop = threading.Event()
@@ -166,7 +166,7 @@ class Batches:
     def order(self, epoch: int, skip: int = 0) -> Iterator[tuple[set[int], Index]]:
         """This rank's samples of an epoch, window by window, with the shards of this window and the next.
 
-        The first `skip` samples are left out, and their shards are not asked for.
+        The first `skip` samples are left out, and their shards are not requested.
         """
         share = self.samples // self.ranks
         low, high = self.rank * share, (self.rank + 1) * share
@@ -198,7 +198,7 @@ class Batches:
     def _make(
         self, position: Position, decoders: ThreadPoolExecutor, reader: ThreadPoolExecutor
     ) -> Iterator[Batch]:
-        # With another number of ranks than the position was saved with, an epoch may be shorter.
+        # With another number of ranks than at the saved position, an epoch may be shorter.
         epoch, number = (
             position["epoch"] + position["batch"] // self.per_epoch,
             position["batch"] % self.per_epoch,
@@ -219,7 +219,7 @@ class Batches:
             epoch, number = epoch + 1, 0
 
     def _fetch(self, wanted: set[int], reader: ThreadPoolExecutor) -> None:
-        """Start reading the wanted shards; forget the oldest others while the cache is over its size."""
+        """Start reading the wanted shards; drop the oldest others while the cache exceeds its size."""
         for shard in sorted(wanted - self._cache.keys()):
             self._cache[shard] = reader.submit(self._read, shard)
         sizes = {
@@ -233,7 +233,7 @@ class Batches:
             del self._cache[shard], sizes[shard]
 
     def _read(self, shard: int) -> list[TrainingSample]:
-        """A shard's samples. Its hash is compared once: the first time that its bytes come from the disk."""
+        """A shard's samples. Its hash is compared once: when its bytes are first read from the disk."""
         file = self.shards[shard]
         if shard not in self._compared:
             samples = file.read()
@@ -264,7 +264,7 @@ class Batches:
         good = [view for view in drawn if view is not None]
         if not good:
             raise ValueError(
-                f"no image of a whole batch can be decoded; its first sample is {samples[0].key} in "
+                f"no image of a batch can be decoded; its first sample is {samples[0].key} in "
                 f"{self.shards[int(rows[0, 0])].name}: run hyco verify, or pack again"
             )
         views = [view or good[slot % len(good)] for slot, view in enumerate(drawn)]

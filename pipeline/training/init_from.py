@@ -1,4 +1,4 @@
-"""Starting from a trained CLIP: its towers in the recipe, its weights in the model, and how much of it learns."""
+"""Starting from a trained CLIP: its towers in the recipe, its weights in the model, and the trained parameters."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from models.encoders.tokenizer import Tokenizer
 from models.lora import adapt_, freeze_, require_peft
 from pipeline.training.recipes import Recipe
 
-# What a model has whatever its space; alphas, curvature and temperature belong to the space.
+# Parameters that do not depend on the space; alphas, curvature and temperature do.
 OF_EVERY_SPACE = ("visual.", "textual.", "visual_projection.", "textual_projection.")
 
 
@@ -26,7 +26,7 @@ def resolved(recipe: Recipe) -> Recipe:
     if not start.checkpoint:
         if start.learn != "all":
             raise ValueError(
-                f"start.learn is {start.learn!r} with nothing trained to start from: set start.checkpoint to a CLIP's "
+                f"start.learn is {start.learn!r} without a checkpoint: set start.checkpoint to a CLIP's "
                 "directory, or start.learn to 'all'"
             )
         return recipe
@@ -52,9 +52,9 @@ def resolved(recipe: Recipe) -> Recipe:
 
 
 def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
-    """The model of a resolved recipe, frozen and adapted as it asks; with the checkpoint's weights when `fresh`.
+    """The model of a resolved recipe, frozen and adapted accordingly; with the checkpoint's weights when `fresh`.
 
-    ValueError when the tokenizer is not the one the text tower was trained with, as far as can be seen.
+    ValueError when the tokenizer's size or end token is not the one the text tower was trained with.
     """
     start, text = recipe.start, recipe.model.text
     if tokenizer.end != text.end_token or len(tokenizer) > text.vocab_size:
@@ -68,7 +68,7 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
         found = read_checkpoint(start.checkpoint)
         if _digest(found.weights) != start.digest:
             raise ValueError(
-                f"{start.checkpoint} holds other weights than when this run was prepared: put them back, or start "
+                f"{start.checkpoint} holds other weights than when this run was prepared: restore them, or start "
                 "another run"
             )
         own = model.state_dict()
@@ -85,7 +85,7 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
 
 
 def _digest(weights: dict[str, Tensor]) -> str:
-    """16 hex digits that prove the weights, whatever file they lie in."""
+    """16 hex digits that identify the weights, independent of the file format."""
     found = hashlib.sha256()
     for name in sorted(weights):
         found.update(name.encode())

@@ -1,4 +1,4 @@
-"""Training as processes of its own, under torchrun: `torchrun -m pipeline.training.train DIR`.
+"""Training in separate processes, under torchrun: `torchrun -m pipeline.training.train DIR`.
 
 The parent only reads lines, so a flow that supervises a training holds no model and no GPU memory, and training ends
 when the flow does.
@@ -18,8 +18,8 @@ from typing import Any
 
 from pipeline.runtime.stop import GRACE_S, StoppedError, TerminatedError, terminable, where
 
-USER_ERROR = "hyco: error:"  # how pipeline.training.train begins the line about a mistake of the user's
-# "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", as pipeline.runtime.progress prints it
+USER_ERROR = "hyco: error:"  # start of the line in which pipeline.training.train reports a user's mistake
+# "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", printed by pipeline.runtime.progress
 STALL_S = 3600.0
 _PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 
@@ -35,10 +35,10 @@ def launch(
 
     Args:
         run_dir: directory with config.json.
-        processes: one for each GPU; 1 on a CPU.
+        processes: one per GPU; 1 on a CPU.
         on_line: gets every line that training prints.
         on_progress: gets {"done", "total", "text", "finished"} for every progress line.
-        stall_s: training that prints nothing for so long is ended; it prints a line every few seconds.
+        stall_s: training that prints nothing for this many seconds is ended; it prints a line every few seconds.
 
     SIGTERM and Ctrl-C end the training at a checkpoint, at most GRACE_S seconds later: TerminatedError and
     KeyboardInterrupt then say at which step.
@@ -46,11 +46,11 @@ def launch(
     Raises:
         ValueError: training refused its configuration or its checkpoint.
         StoppedError: the processes themselves got SIGTERM; they have saved a checkpoint.
-        RuntimeError: training failed otherwise; the text is its last line. Started again, it goes on from its last
+        RuntimeError: training failed otherwise; the text is its last line. Started again, it resumes from its last
             checkpoint.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["--local-addr=127.0.0.1"]  # all on this machine, whose own name need not resolve
+    command += ["--local-addr=127.0.0.1"]  # all on this machine; its host name need not resolve
     command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.training.train", str(run_dir)]
     guard = [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid())]
     with terminable():
@@ -61,9 +61,9 @@ def launch(
             stdin=subprocess.DEVNULL,
             encoding="utf-8",
             errors="replace",
-            # Gloo would look for the interface that the machine's name leads to.
+            # Gloo would search for the interface of the machine's host name.
             env={"GLOO_SOCKET_IFNAME": "lo", **os.environ} if sys.platform == "linux" else None,
-            process_group=0,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
+            process_group=0,  # a terminal's Ctrl-C reaches only this process, which passes it on once
         )
         last: deque[str] = deque(maxlen=200)
         spoke, ended = [time.monotonic()], threading.Event()
@@ -71,7 +71,7 @@ def launch(
         def end_when_stalled() -> None:
             while not ended.wait(min(5.0, stall_s / 4)):
                 if time.monotonic() - spoke[0] > stall_s:
-                    last.append(f"no word for {stall_s:g} s")
+                    last.append(f"no output for {stall_s:g} s")
                     process.kill()
                     return
 
@@ -102,15 +102,16 @@ def launch(
         _explain(run_dir, last)
         raise RuntimeError(
             f"training in {run_dir} failed with code {code}: "
-            f"{next((line for line in reversed(last) if line), 'no word')}"
+            f"{next((line for line in reversed(last) if line), 'no output')}"
         )
     return json.loads((Path(run_dir) / "train.json").read_text())
 
 
 def _end(process: subprocess.Popen[str]) -> list[str]:
-    """Ask a training to stop, wait until it has, and return what it said meanwhile.
+    """Ask a training to stop, wait for its end, and return its last output.
 
-    torchrun passes SIGTERM on, waits GRACE_S seconds and kills what is left; it is killed itself if it hangs.
+    torchrun passes SIGTERM on, waits GRACE_S seconds and kills the remaining processes; torchrun itself is killed if it
+    hangs.
     """
     process.terminate()
     killer = threading.Timer(GRACE_S + 10, process.kill)
@@ -123,7 +124,7 @@ def _end(process: subprocess.Popen[str]) -> list[str]:
 
 
 def _explain(run_dir: str | Path, lines: Iterable[str]) -> None:
-    """Raise ValueError if training told of a mistake of the user's."""
+    """Raise ValueError if training reported a user's mistake."""
     if told := [line for line in lines if line.startswith(USER_ERROR)]:
         raise ValueError(f"training in {run_dir} failed: {told[-1].removeprefix(USER_ERROR).strip()}")
 

@@ -1,7 +1,7 @@
-"""Recipes: functions that compose the configuration of a training run, by name.
+"""Recipes: functions that return the configuration of a training run, by name.
 
-HyCoCLIP, PHyCLIP, MERU, CLIP and CLIP + boxes are one trainer with other rows of the objective and another
-geometry.
+HyCoCLIP, PHyCLIP, MERU, CLIP and CLIP + boxes use one trainer with different rows of the objective and different
+geometries.
 """
 
 from collections.abc import Callable
@@ -159,8 +159,8 @@ def hycoclip_vit_b() -> Recipe:
 def hycoclip_from_clip() -> Recipe:
     """HyCoCLIP from a trained CLIP (--set start.checkpoint=DIR), with adapters in its last blocks.
 
-    The towers are the checkpoint's; a ViT-B/16 stands here so that packing cuts crops of 224 pixels. Rate and length
-    are a first guess: nobody has tuned them.
+    The towers are the checkpoint's; the ViT-B/16 here only makes packing cut crops of 224 pixels. Rate and length are a
+    first guess and not tuned.
     """
     big = hycoclip_vit_b()
     return big.replace(
@@ -176,10 +176,10 @@ def hycoclip_from_clip() -> Recipe:
 
 
 def demo() -> Recipe:
-    """The embedded world in about four minutes on two cores: the same code, small.
+    """The embedded world in about four minutes on two cores: the same code at a small size.
 
-    About 25 epochs of 6,000 scenes. With the entailment at full weight from the first step, every embedding of
-    towers this young is drawn to one point and contrast never starts (loss log B); it rises over half the run.
+    About 25 epochs of 6,000 scenes. With the entailment at full weight from the first step, untrained towers collapse
+    to one point and the contrastive loss stays at log B; so the weight rises over half the run.
     """
     return Recipe(
         name="demo",
@@ -201,7 +201,7 @@ def demo() -> Recipe:
 
 
 def demo_poincare_resnet() -> Recipe:
-    """The demo with a Poincare ResNet-8 for images: a stride of 4 makes a step cost about what the ViT's does."""
+    """The demo with a Poincare ResNet-8 for images: with a stride of 4 a step costs about as much as the ViT's."""
     base = demo()
     vision = PoincareResNetConfig(image_size=48, depth=8, widths=(32, 64, 128), init="normal", stem_stride=4)
     return base.replace(name="demo_poincare_resnet", model=replace(base.model, vision=vision))
@@ -236,7 +236,7 @@ def _family(base: Recipe, name: str, objective: ObjectiveConfig, geometry: Geome
 
 
 def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], Recipe]]:
-    """The other members of the family in a size; `stem` has a place for the member's name."""
+    """The other members of the family in one size; `stem` has a placeholder for the member's name."""
 
     def named(family: str, objective: ObjectiveConfig, geometry: Geometry):
         name = stem.format(family)
@@ -248,13 +248,13 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("meru", meru_objective(), "lorentz"),
             named("clip", clip_objective(), "euclid"),
             named("clip_boxes", clip_objective(boxes=True), "euclid"),
-            # No paper's: HyCoCLIP's contrast on its hyperboloid without cones, to tell geometry from entailment.
+            # From no paper: HyCoCLIP's contrast on its hyperboloid without cones, to separate geometry from entailment.
             named("lorentz_boxes", clip_objective(boxes=True), "lorentz"),
         ]
     )
 
 
-# The first two worlds have a packing of their own (pipeline.end_to_end).
+# The first two families have a packing of their own (pipeline.end_to_end).
 DEMO: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "demo_poincare_resnet": demo_poincare_resnet,

@@ -1,4 +1,4 @@
-"""The directory of a training run: what it was started with, and what it leaves.
+"""The directory of a training run: its configuration and its results.
 
 config.json (which alone can start the run again), tokenizer.json, log.jsonl, tensorboard/, checkpoints/, and
 at the end model/ and train.json, whose presence says that the run is finished.
@@ -31,7 +31,7 @@ from storage.store import Store
 
 
 class RunConfig(Config):
-    """config.json of a run: where the data lies, which version and recipe, and what software started it."""
+    """config.json of a run: location of the data, version, recipe, and software versions."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"home", "environment"})
 
@@ -48,13 +48,13 @@ class RunConfig(Config):
     @classmethod
     def _older(cls, values: Any) -> Any:
         """Runs started before image towers had kinds have a ViT."""
-        with contextlib.suppress(TypeError, KeyError, AttributeError):  # of what is wrong, validation tells
+        with contextlib.suppress(TypeError, KeyError, AttributeError):  # validation reports errors
             values["recipe"]["model"]["vision"].setdefault("kind", "vit")
         return values
 
 
 def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> RunConfig:
-    """Write config.json of a new run, or check that an existing one asks for the same.
+    """Write config.json of a new run, or check that an existing one is the same.
 
     `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs, or why
     the version is in quarantine.
@@ -64,7 +64,7 @@ def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> Ru
     if reasons := versions.quarantined(name):
         why = "; ".join(check["why"] for check in reasons if not check["passed"])
         raise ConfigError(
-            f"dataset version {name} is in quarantine ({why}): mend the data, or hyco release {name}"
+            f"dataset version {name} is in quarantine ({why}): fix the data, or hyco release {name}"
         )
     run = RunConfig(home=home.store.url, version=name, recipe=recipe, environment=environment())
     if not (run_dir / "config.json").exists():
@@ -75,13 +75,13 @@ def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> Ru
 
 
 def open_run(run_dir: Path, home: Home | None, version: str, recipe: Recipe | None) -> RunConfig:
-    """The configuration to train: prepared from a recipe and a home, or the one that is there.
+    """The configuration to train: prepared from a recipe and a home, or the existing one.
 
-    FileNotFoundError when there is neither. `home` alone says where the data lies now.
+    FileNotFoundError when there is neither. `home` alone sets the present location of the data.
     """
     if recipe is not None:
         if home is None:
-            raise ValueError("a recipe needs a home: where the dataset version lies")
+            raise ValueError("a recipe needs a home: the directory of the dataset version")
         return prepare(run_dir, home, version, recipe)
     if not (run_dir / "config.json").is_file():
         raise FileNotFoundError(f"{run_dir} has no config.json: start the run with a recipe and a home")
@@ -91,7 +91,7 @@ def open_run(run_dir: Path, home: Home | None, version: str, recipe: Recipe | No
 
 @contextlib.contextmanager
 def exclusive_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the run: two trainers of one directory would mix their logs. Ends with the process, however it ends."""
+    """Lock the run: two trainers in one directory would mix their logs. The lock ends with the process."""
     with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,24 +109,24 @@ def write_config(run_dir: Path, run: Config) -> None:
 
 
 def require_same(run_dir: Path, known: Config, asked: Config) -> None:
-    """ConfigError naming the first field of the digest in which the run's configuration and the asked one differ."""
+    """ConfigError naming the first digest field in which the run's configuration differs from the requested one."""
     before, after = _leaves(essence(known)), _leaves(essence(asked))
     shown = [_leaves(config.model_dump(mode="json")) for config in (known, asked)]
     for name in [*before, *after]:
         if before.get(name) != after.get(name):
             left, right = (values.get(name) for values in shown)
             raise ConfigError(
-                f"{run_dir} was started with {name} {left}, not {right}: ask for the same, or name another run"
+                f"{run_dir} was started with {name} {left}, not {right}: use the same value, or name another run"
             )
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Write train.json, the last file of a run: it says that the run is finished."""
+    """Write train.json, the last file of a run: its presence means that the run is finished."""
     Store(run_dir).replace("train.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
-    """What train.json holds, or None while the run is not finished."""
+    """The content of train.json, or None while the run is not finished."""
     path = run_dir / "train.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -134,7 +134,7 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 def finish(
     run_dir: Path, run: RunConfig, model: DualEncoder, tokenizer: Tokenizer, ranks: int
 ) -> dict[str, Any]:
-    """Write model/ whole or not at all, adapters merged into it, then train.json, and return what it holds."""
+    """Write model/ atomically, with adapters merged, then train.json, and return its content."""
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
     merge_(model)
     with atomic_directory(run_dir / "model", replace=True) as draft:

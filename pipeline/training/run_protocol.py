@@ -1,4 +1,4 @@
-"""What every training loop here does alike: optimiser groups, learning rate, divergence check, checkpoints, summary.
+"""Common parts of the training loops: optimiser groups, learning rate, divergence check, checkpoints, summary.
 
 Files and the lock of a run's directory: run_dir.py. Its log: step_log.py. The loops are train.py and
 pipeline/classification/train.py.
@@ -18,13 +18,13 @@ from torch import nn
 from models.clip import load_weights
 from storage.checkpoint import Checkpoints
 
-ENDS = 20  # logged steps that the first and the last loss are averaged over
+ENDS = 20  # number of logged steps over which the first and the last loss are averaged
 
 
 def decay_groups(
     model: nn.Module, weight_decay: float, is_spared: Callable[[str, nn.Parameter], bool]
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of the parameters that learn: the decayed ones, then the spared ones where there are any."""
+    """Optimiser groups of the trained parameters: those with weight decay, then those without, if any."""
     learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     spared = [p for name, p in learned if is_spared(name, p)]
     groups: list[dict[str, Any]] = [
@@ -36,7 +36,7 @@ def decay_groups(
 def learning_rate(
     step: int, steps: int, lr: float, warmup_steps: int, schedule: Literal["constant", "cosine"] = "cosine"
 ) -> float:
-    """Rate of the step after `step` done ones: linear up to `lr`, then constant or half a cosine down to zero."""
+    """Learning rate after `step` finished steps: linear up to `lr`, then constant or half a cosine down to zero."""
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
     if schedule == "constant":
@@ -52,7 +52,7 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def require_finite(loss: float, step: int, remedy: str) -> None:
-    """ValueError with the remedy when a run has diverged; asked before a line is logged or a checkpoint is saved."""
+    """ValueError with the remedy when a run has diverged; called before a line is logged or a checkpoint is saved."""
     if not math.isfinite(loss):
         raise ValueError(f"the loss is {loss} at step {step}: {remedy}, in another run")
 

@@ -16,15 +16,17 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 
 class StepLog:
-    """Writes one JSON line a logged step; lines after `step` are dropped when a run resumes from there."""
+    """Writes one JSON line per logged step; lines after `step` are dropped when a run resumes from there."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
         path = run_dir / "log.jsonl"
         _keep_until(path, step)
         self._file = path.open("a", encoding="utf-8")
-        from torch.utils.tensorboard import SummaryWriter  # takes a second, and readers of logs need none
+        from torch.utils.tensorboard import (
+            SummaryWriter,
+        )  # takes a second, and readers of logs do not need it
 
-        # purge_step hides what a killed process had written beyond the checkpoint.
+        # purge_step hides steps that a killed process had logged after the checkpoint.
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -37,16 +39,16 @@ class StepLog:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Make the lines durable."""
+        """Flush the lines to disk."""
         os.fsync(self._file.fileno())
         self._file.close()
         self._board.close()
 
 
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's log.jsonl in order of their step; none without the file, torn lines left out.
+    """The rows of a run's log.jsonl in order of their step; none without the file, incomplete lines left out.
 
-    A run that was cut off and resumed may have logged a step twice: the later row counts.
+    A run that was killed and resumed may have logged a step twice: the later row counts.
     """
     path = Path(run_dir) / "log.jsonl"
     if not path.is_file():
@@ -69,7 +71,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @torch.no_grad()
 def radii(nodes: dict[str, Tensor], curvature: Tensor) -> dict[str, dict[str, float]]:
-    """sqrt(c)|x| by node type: mean and quantiles. Waits for the device; called at logged steps only.
+    """sqrt(c)|x| by node type: mean and quantiles. Synchronises the device; called at logged steps only.
 
     With curvatures [k] of a product, a point's radius is the mean over its factors.
     """
@@ -84,7 +86,7 @@ def radii(nodes: dict[str, Tensor], curvature: Tensor) -> dict[str, dict[str, fl
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop lines after `step`, and a torn last line, replacing the file in one go."""
+    """Drop lines after `step`, and an incomplete last line, replacing the file atomically."""
     if not path.exists():
         return
     kept = [line for line in read_log(path.parent) if line["step"] <= step]

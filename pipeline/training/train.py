@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# DistributedDataParallel imports this module, whose default arguments hold the process group of that moment. Imported
-# after the group is made, it keeps the group's threads alive into Python's shutdown, and now and then they abort it.
+# DistributedDataParallel imports this module, whose default arguments hold the process group at import time. Imported
+# after the group is made, it keeps the group's threads alive into Python's shutdown, which they sometimes abort.
 import torch.distributed.nn.functional
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -51,7 +51,7 @@ from storage.store import Store
 
 __all__ = ["main", "prepare", "train"]
 
-TOKENIZER_CAPTIONS = 200_000  # a trained tokenizer sees at most this many
+TOKENIZER_CAPTIONS = 200_000  # maximum number of texts for training a tokenizer
 
 
 def train(
@@ -63,13 +63,13 @@ def train(
     device: str = "auto",
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Train, or go on training, and return what train.json holds.
+    """Train, or resume training, and return the content of train.json.
 
     Args:
-        run_dir: directory of the run. With `home` and `recipe` absent its config.json says what to do.
+        run_dir: directory of the run. Without `home` and `recipe` its config.json is used.
         home: where the dataset versions are.
-        version: dataset version to train on.
-        recipe: what to train.
+        version: dataset version for training.
+        recipe: the recipe to train.
         device: "auto" (a GPU where there is one), "cpu", "cuda".
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
 
@@ -78,7 +78,7 @@ def train(
         ValueError: another recipe or architecture than the run was started with, data that does not fill a
             batch, a loss that is not finite.
         TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
-            finished and a checkpoint saved, from which the next call goes on.
+            finished and a checkpoint saved, from which the next call resumes.
     """
     run_dir = Path(run_dir)
     run = open_run(run_dir, home, version, recipe)
@@ -141,19 +141,21 @@ def _train(
         model = DualEncoder(dataclasses.replace(recipe.model, text=text)).to(device)
     optimiser = make_optimiser(model, recipe.optimiser)
 
-    # Resume: weights, optimiser and the reader's position; the log forgets what came after the checkpoint.
+    # Resume: weights, optimiser and the reader's position; the log drops lines after the checkpoint.
     step, seconds, position, substituted = 0, 0.0, START, 0
     if found:
         step, folder = found
         saved = load_checkpoint(folder, model, optimiser)
         seconds, position = saved["seconds"], saved["position"]
-        substituted = saved.get("substituted", 0)  # older checkpoints do not tell
+        substituted = saved.get("substituted", 0)  # older checkpoints do not record it
     log = StepLog(run_dir, step) if lead else None
 
     net: nn.Module = model
     if ranks > 1:
         net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    control = dist.new_group(backend="gloo") if ranks > 1 else None  # on the CPU: asking waits for no GPU
+    control = (
+        dist.new_group(backend="gloo") if ranks > 1 else None
+    )  # on the CPU: reading it does not wait for the GPU
     half = recipe.precision == "bfloat16"
     remedy = f"lower optimiser.lr (now {recipe.optimiser.lr}) or raise optimiser.warmup_steps"
     stream = batches.start(position)
@@ -247,7 +249,7 @@ def _train(
             progress.close(complete)
 
     if not complete:
-        _barrier(ranks)  # the others end when the checkpoint is there
+        _barrier(ranks)  # the others end when the checkpoint is written
         stop.end(f"at step {step} of {recipe.steps}")
     result = finish(run_dir, run, model, tokenizer, ranks) if lead else {}
     _barrier(ranks)
@@ -255,7 +257,7 @@ def _train(
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW of what learns; its decay spares norms, biases and scalars: every tensor of fewer than two dimensions."""
+    """AdamW of the trained parameters; no decay of norms, biases and scalars: tensors of fewer than two dimensions."""
     groups = decay_groups(model, config.weight_decay, lambda name, p: p.ndim < 2)
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
@@ -295,7 +297,7 @@ def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
 
 
 def _any(here: bool, group: Any) -> bool:
-    """Whether any process says so: all get the same answer, so that all stop after the same step."""
+    """Whether `flag` is true in any process: all get the same answer, so that all stop after the same step."""
     if group is None:
         return here
     said = torch.tensor(int(here))
@@ -312,12 +314,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Train the run that a directory's config.json describes. SIGTERM saves a checkpoint and ends with 0."""
     parser = argparse.ArgumentParser(prog="pipeline.training.train", description=main.__doc__)
     parser.add_argument("run", help="run directory with a config.json")
-    parser.add_argument("--home", help="where the data lies, if not where the run was prepared")
+    parser.add_argument("--home", help="location of the data, if it differs from the prepared run's")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args(arguments)
     if "LOCAL_RANK" in os.environ:
-        # torchrun starts workers in sessions of their own: they would outlive it. It may be dead by now, before torch
-        # was imported; then the parent is another one already.
+        # torchrun starts workers in their own sessions: they would outlive it. It may have died already, before torch
+        # was imported; then the parent is another process.
         die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
     try:
         train(options.run, Home(options.home) if options.home else None, device=options.device)

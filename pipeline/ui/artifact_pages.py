@@ -1,7 +1,7 @@
-"""What a run has to tell, as markdown for the Prefect UI: of a mining, a version, a training, an assessment, a lineage.
+"""Results as Markdown for the Prefect UI: mining, dataset version, training, evaluation, decision, lineage.
 
-Pictures are links to `hyco serve`, whose address is HYCO_SERVE_URL: the UI shows pictures by address and strips
-those that are inside the text, or inside a link. Texts that came from data are escaped.
+Pictures are links to `hyco serve`, whose address is HYCO_SERVE_URL: the UI shows pictures by address and removes
+pictures embedded in the text or in a link. Texts that came from data are escaped.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ from storage.model_registry import Decision
 from storage.objects import open_object
 from storage.versions import Version
 
-SCORE = 0.35  # packing's threshold unless it is told another
-NOISE = 0.1  # a grounder gives every phrase many boxes that it does not believe in
-UNITS = 4  # of which scores, labels and failures are read: a story must cost little beside the work
+SCORE = 0.35  # packing's default threshold
+NOISE = 0.1  # a grounder gives every phrase many boxes of low score
+UNITS = 4  # of which scores, labels and failures are read: a page must be cheap compared with the work
 PICTURES = 6
-PARTS = 2  # side by side: a cell shows one picture below the other
+PARTS = 2  # columns; within a cell pictures are stacked
 EXAMPLES = 3  # failures of one code
 
 
 def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
-    """Counts of a mined source, how right its boxes are where it is labelled, scores, failures with examples.
+    """Counts of a mined source, quality of its boxes where it is labelled, scores, failures with examples.
 
     Args:
         config: of the mining.
@@ -56,14 +56,16 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         "boxes, before any threshold": f"{found['boxes']:,}",
         "boxes per image, before any threshold": f"{found['boxes'] / images:.2f}",
         "phrases of unknown tokens only, not asked": f"{found['phrases_unknown']:,}",
-        "captions with hardly a word that the tokenizer knows": _unknown_captions(found),
-        "images a second": "" if found["images_per_second"] is None else f"{found['images_per_second']:.2f}",
+        "captions with hardly any word that the tokenizer knows": _unknown_captions(found),
+        "images per second": ""
+        if found["images_per_second"] is None
+        else f"{found['images_per_second']:.2f}",
         "images that failed": f"{found['failures']:,}",
     }
     if found.get("not_downloaded"):
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     records = results(config, home)
-    mined = set(records.units())  # more may have come to the source since
+    mined = set(records.units())  # the source may have more units since
     source = open_source(config.source, config.limits, config.columns)
     units = [unit for unit in source.units() if unit.name in mined]
     some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
@@ -112,7 +114,7 @@ def version(made: Version, checks: list[Check], home: Home) -> str:
         "",
     ]
     if failed:
-        lines += ["Training refuses it. Look at it, then mend the source, or:", ""]
+        lines += ["Training refuses it. Check it, then fix the source, or:", ""]
         lines += [f"    hyco release {made.name} --home {home}", ""]
     head = ("check", "value", "previous", "limit", "verdict")
     lines += [*table(head, ([plain(row[name]) for name in head] for row in verdict(checks))), ""]
@@ -133,7 +135,7 @@ def training(result: dict[str, Any], folder: Path, home: Home) -> str:
     logged = read_log(folder)[-5:]
     if logged:
         terms = sorted({name for line in logged for name in line.get("terms", {})})
-        head = ("step", "loss", *terms, "samples a second")
+        head = ("step", "loss", *terms, "samples per second")
         lines += ["", "The last steps that were logged:", ""]
         lines += table(head, ([str(line["step"]), number(line["loss"]),
                                 *(number(line.get("terms", {}).get(name, "")) for name in terms),
@@ -143,10 +145,10 @@ def training(result: dict[str, Any], folder: Path, home: Home) -> str:
 
 
 def assessment(metrics: dict[str, Any], folder: Path, home: Home, champion: Decision | None) -> str:
-    """The metrics with intervals and chance levels, beside what the champion had when it was promoted."""
+    """The metrics with intervals and chance levels, and the champion's at its promotion."""
     beside: dict[str, str] = {}
     if champion is not None:
-        with contextlib.suppress(KeyError, TypeError):  # numbers of an earlier Hyco may have another form
+        with contextlib.suppress(KeyError, TypeError):  # metrics of an earlier Hyco may have another form
             beside = {row[0]: row[1] for row in metric_rows(upgrade(json.loads(champion.metrics)))}
     head = ("measure", "this run", *(("champion",) if champion else ()), "chance", "95 % interval")
     body = [
@@ -160,15 +162,15 @@ def assessment(metrics: dict[str, Any], folder: Path, home: Home, champion: Deci
         "",
     ]
     if champion is not None:
-        text = f"The champion {champion.model} is shown as it was measured when it was promoted"
-        lines += [f"{text}; the decision, where one follows, compares both on the same questions.", ""]
+        text = f"The champion {champion.model} is shown with its metrics at the promotion"
+        lines += [f"{text}; the decision, where one follows, compares both on the same evaluation.", ""]
     lines += [f"- {plain(name)}: not complete, {plain(words)}" for name, words in gaps(metrics)]
     lines += [f"- {plain(name)}: not measured, {plain(why)}" for name, why in metrics["skipped"].items()]
     return "\n".join(lines + served(home))
 
 
 def decision(row: Decision, home: Home) -> str:
-    """A promotion, refusal or rollback: why, each number beside the champion's, and where the model came from."""
+    """A promotion, refusal or rollback: the reason, each metric with the champion's, and the model's lineage."""
     lines = [f"# {row.kind.replace('_', ' ').capitalize()}: {row.model}", "", plain(row.reason, 2000), ""]
     if comparisons := json.loads(row.verdict).get("comparisons"):
         body = (
@@ -178,11 +180,11 @@ def decision(row: Decision, home: Home) -> str:
             for one in comparisons
         )  # fmt: skip
         lines += [*table(("metric", "challenger", "champion", "worse", "95 % interval"), body), ""]
-    return "\n".join(lines + table(("where it came from", ""), _origin(row).items()) + served(home))
+    return "\n".join(lines + table(("lineage", ""), _origin(row).items()) + served(home))
 
 
 def lineage(decisions: list[Decision], home: Home) -> str:
-    """Where the newest models came from, as a picture and as a table; `decisions` newest first."""
+    """The lineage of the newest models, as a picture and as a table; `decisions` newest first."""
     rows = [
         {
             "when": row.time[:16].replace("T", " "),
@@ -198,7 +200,7 @@ def lineage(decisions: list[Decision], home: Home) -> str:
 
 
 def _origin(row: Decision) -> dict[str, str]:
-    """Where a model came from, with links to the pages of its version and run, and which champion it followed."""
+    """The lineage of a model, with links to the pages of its version and run, and the champion before it."""
     run = f"{serve_url()}/runs/{Path(row.run).name}"
     return {
         "source": plain(row.source),
@@ -210,7 +212,7 @@ def _origin(row: Decision) -> dict[str, str]:
 
 
 def _samples(made: Version, home: Home, url: str) -> list[str]:
-    """The first images of a version with a caption each and the parts that were cut out."""
+    """The first images of a version with a caption each and their cropped parts."""
     body = []
     for place, sample in enumerate(HomePages(home).samples(made.name)[:PICTURES]):
         parts = [
@@ -233,7 +235,12 @@ def _failures(records: Manifest, codes: dict[str, int]) -> list[str]:
                     f"{plain(failure.key)}: {plain(failure.message)}"
                 )
     body = ((plain(code), f"{n:,}", "<br>".join(examples[code][:EXAMPLES])) for code, n in codes.items())
-    return ["", "What failed, with the keys of the first:", "", *table(("code", "images", "examples"), body)]
+    return [
+        "",
+        "Failures, with the keys of the first ones:",
+        "",
+        *table(("code", "images", "examples"), body),
+    ]
 
 
 def _unknown_captions(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The curves of a training run as one SVG, from its log.jsonl; while it trains and after."""
+"""The curves of a training run as one SVG, from its log.jsonl; during and after the training."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Which names a server of pages answers to: a foreign page whose name was pointed at this machine gets nothing.
+"""Host names that the server answers to; it refuses others, against DNS rebinding.
 
-Without this check any web page could read a home through the reader's browser (DNS rebinding): its own name resolves
-to 127.0.0.1 after it was loaded, and the browser takes the answers for that page's own.
+Without this check any web page could read a home through the reader's browser (DNS rebinding): its own name resolves to
+127.0.0.1 after it was loaded, and the browser treats the answers as the page's own.
 """
 
 import socket
@@ -16,15 +16,15 @@ ANY_ADDRESS = ("0.0.0.0", "::", "")
 
 
 def own_hosts(host: str = "127.0.0.1", serve_url: str = "", allowed: Iterable[str] = ()) -> frozenset[str]:
-    """The names of this server: loopback, the machine's, that of `host` and of `serve_url`, and those allowed.
+    """The names of this server: loopback, the machine's, those of `host` and `serve_url`, and the allowed ones.
 
     Args:
-        host: the address that is listened on.
-        serve_url: where browsers find the pages (HYCO_SERVE_URL), for a server behind a proxy.
+        host: the address to listen on.
+        serve_url: address of the pages for browsers (HYCO_SERVE_URL), for a server behind a proxy.
         allowed: further names, with or without a port.
 
     Raises:
-        ValueError: an allowed name or a serve_url that is none.
+        ValueError: an invalid allowed name or serve_url.
     """
     machine = socket.gethostname().lower()
     names = {*LOOPBACK, machine, machine.partition(".")[0]} | ({host_of(host)} - {*ANY_ADDRESS, None})
@@ -52,7 +52,7 @@ def _named(netloc: str, option: str, given: str) -> str:
     name = host_of(netloc)
     if name is None:
         raise ValueError(
-            f"{option} {given!r} names no host: give a name or address, such as pages.example.org"
+            f"{option} {given!r} is not a host name: give a name or address, such as pages.example.org"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""Where models came from, as one SVG: source, detections, version, run and decision in a row, newest on top."""
+"""The lineage of models as one SVG: source, detections, version, run and decision in a row, newest on top."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from storage.model_registry import Decision
 
 COLUMNS = ("source", "detections", "version", "run", "decision")
 MOST = 12
-LONGEST = 24  # characters in a box
+LONGEST = 24  # characters per box
 
 
 def draw(rows: list[Decision], champion: Decision | None) -> bytes:

@@ -1,4 +1,4 @@
-"""Markdown for the Prefect UI: tables, bars, and texts from data that stay texts."""
+"""Markdown for the Prefect UI: tables, bars, and escaped texts from data."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def number(value: Any) -> str:
 
 
 def plain(value: Any, longest: int = LONGEST) -> str:
-    """Text of data as one line, cut to `longest` characters, that markdown and HTML leave alone."""
+    """Text from data as one line, cut to `longest` characters and escaped for Markdown and HTML."""
     text = " ".join(str(value).split())
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return re.sub(
@@ -55,7 +55,7 @@ def plain(value: Any, longest: int = LONGEST) -> str:
 
 
 def served(home: Home) -> list[str]:
-    """The line that says where the pictures come from."""
+    """The line that names the server of the pictures."""
     return [
         "",
         f"Pictures and pages come from `hyco serve --home {home}` ({serve_url()}, set by HYCO_SERVE_URL).",

@@ -1,4 +1,4 @@
-"""What the pages tell of a home: read from its records each time, so that they are always those of now."""
+"""Content of the pages of a home, read from its records at each request, so that it is current."""
 
 import itertools
 import json
@@ -21,17 +21,17 @@ from storage.sample import TrainingSample
 from storage.versions import Version, read_ref
 
 SAMPLES = 24
-SHARDS = 4  # that they are taken from
+SHARDS = 4  # shards for the samples
 SIDE = 320  # pixels of the shorter side of the pictures in a page
 LONGEST = 300  # characters of a reason
 RUN_RECORDS = ("config.json", "train.json", "metrics.json")
-# What reading a record that is torn, of another form or gone may raise.
+# Errors of reading a record that is incomplete, of another form or missing.
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError)
 T = TypeVar("T")
 
 
 class HomePages:
-    """What the pages show of a home; FileNotFoundError when there is no such home."""
+    """The content of the pages of a home; FileNotFoundError when there is no such home."""
 
     def __init__(self, home: Home) -> None:
         self.home = home.require()
@@ -41,7 +41,7 @@ class HomePages:
     def decisions(self) -> tuple[list[Decision], Decision | None, list[dict[str, str]]]:
         """The registry's log, newest first; the champion; and the rows that cannot be read, each with the reason.
 
-        Who the champion is stays unsaid (None) when a row behind the one that made it cannot be read.
+        The champion is None when a row after its promotion cannot be read.
         """
         if not self.home.local:
             return [], None, []
@@ -52,7 +52,7 @@ class HomePages:
         return rows[::-1], champion, [_broken(path, why) for path, why in unreadable.items()][::-1]
 
     def overview(self) -> dict[str, Any]:
-        """What the first page shows."""
+        """The content of the first page."""
         rows, champion, lost = self.decisions()
         latest = self._latest()
         entries = [self._entry(name, latest) for name in self.versions.names()]
@@ -61,7 +61,7 @@ class HomePages:
         return {"rows": rows, "lost": lost, "champion": champion, "versions": versions, "runs": runs}
 
     def _entry(self, name: str, latest: str | None) -> dict[str, Any]:
-        """A version as the first page lists it; with "unreadable", the reason, where its record cannot be read."""
+        """A version in the list of the first page; with "unreadable", the reason, where its record cannot be read."""
         try:
             version = self.versions.load(name)
             counts = {key: int(version.counts.get(key, 0)) for key in ("failures",)}
@@ -72,12 +72,12 @@ class HomePages:
             return _broken(name, error)
 
     def version(self, name: str) -> dict[str, Any]:
-        """What the page of a version shows; ValueError when there is none of that name."""
+        """The content of the page of a version; ValueError when there is none of that name."""
         version = self.versions.load(name)
         lost: dict[str, str] = {}
 
         def part(name: str, look: Callable[[], T], empty: T) -> T:
-            """What is found, or `empty` with the reason under `lost`: one torn record costs its section alone."""
+            """The result, or `empty` with the reason under `lost`: one damaged record affects only its section."""
             try:
                 return look()
             except _UNREADABLE as error:
@@ -116,7 +116,7 @@ class HomePages:
     def picture(self, name: str, sample: int, picture: str) -> tuple[str, bytes]:
         """The version's full name, and the bytes of a sample's image ("whole") or of one of its parts, by number.
 
-        IndexError beyond the last.
+        IndexError after the last one.
         """
         version = self.versions.load(name).name
         found = self.samples(version)[sample]
@@ -140,7 +140,7 @@ class HomePages:
         try:
             if self.versions.quarantined(name):
                 return "quarantined"
-        except ValueError:  # its reasons cannot be read; training refuses it all the same
+        except ValueError:  # its reasons cannot be read; training refuses it anyway
             return "quarantined"
         return "latest" if name == latest else ""
 
@@ -148,7 +148,7 @@ class HomePages:
         return sorted(self.home.run_folders(), key=lambda run: -(run / "config.json").stat().st_mtime)
 
     def _run(self, folder: Path) -> dict[str, Any]:
-        """A run as the first page lists it; with "unreadable" where a record of it cannot be read."""
+        """A run in the list of the first page; with "unreadable" where a record of it cannot be read."""
         entry: dict[str, Any] = {
             "name": folder.name,
             "state": "",
@@ -176,7 +176,7 @@ class HomePages:
         return found
 
     def _failures(self, version: Version) -> dict[str, list[Any]]:
-        """Examples of what could not be used, by stage and code."""
+        """Examples of failures, by stage and code."""
         found: dict[str, list[Any]] = {}
         mined, packed = (version.digests.get(stage) for stage in ("mine", "pack"))
         for results in (self.home.detections(mined), self.home.packs(packed)):

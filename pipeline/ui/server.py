@@ -1,13 +1,13 @@
-"""`hyco serve`: the pages of a home over HTTP, to be looked at and linked to from the Prefect UI.
+"""`hyco serve`: the pages of a home over HTTP; the Prefect UI links to them.
 
     /                                   decisions, lineage, dataset versions, runs
     /versions/NAME                      its samples with their boxes, counts, gate, failures
     /versions/NAME/samples/N/whole.jpg  a sample's image; 0.jpg, 1.jpg ... are its parts
     /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv beside it
-    /lineage.svg                        where the champion came from
+    /lineage.svg                        the lineage of the champion
 
-Reads only, from what a record names; everything that came from data is escaped. A record that cannot be read marks its
-own entry. Requests by another host name than the server's own are refused (hosts.py).
+Read-only, and only files that a record names; texts from data are escaped. A record that cannot be read is marked in
+its own entry. Requests by another host name than the server's own are refused (hosts.py).
 """
 
 from collections.abc import Callable, Iterable
@@ -37,20 +37,20 @@ RUN_FILES = {
     "metrics.csv": "text/csv",
     "train.json": "application/json",
 }
-# No script at all, and no pictures but this server's and those inside the page.
+# No scripts, and only pictures of this server or embedded in the page.
 POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
 
 
-FRESH = {"Cache-Control": "no-cache"}  # kept, but asked for again: what it shows may have changed
+FRESH = {"Cache-Control": "no-cache"}  # cached, but revalidated: the content may have changed
 FOREVER = {"Cache-Control": "max-age=86400, immutable"}
 
 
 def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
     """The application; FileNotFoundError when there is no such home.
 
-    `hosts` are the names it answers to, those of `own_hosts()` by default.
+    `hosts` are the accepted host names, by default those of `own_hosts()`.
     """
     known = HomePages(home)
     templates = Environment(
@@ -74,7 +74,7 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
     def picture(request: Request) -> Response:
         asked = request.path_params
         name, image = _found(lambda: known.picture(asked["name"], asked["sample"], asked["picture"]))
-        # A version never changes, but "latest" and the start of a name come to mean another one.
+        # A version never changes, but "latest" and the start of a name may refer to another one later.
         headers = FOREVER if asked["name"] == name else FRESH
         return Response(image, media_type="image/jpeg", headers=headers)
 

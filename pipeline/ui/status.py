@@ -1,4 +1,4 @@
-"""What a home directory holds, in lines for a person."""
+"""The content of a home as text, one line per item."""
 
 import json
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ def report(home: Home) -> Iterator[str]:
         yield f"fit      {folder.name}  {_fit_state(folder)}"
         empty = False
     if empty:
-        yield f"{home} holds nothing yet: start with `hyco mine` or `hyco journey`"
+        yield f"{home} is empty: start with `hyco mine` or `hyco journey`"
 
 
 def run_state(folder: Path) -> str:
-    """How far a run has come, in words."""
+    """The state of a run in words."""
     if (folder / "metrics.json").is_file():
         return f"assessed, report in {folder / 'report.html'}"
     if (folder / "train.json").is_file():
@@ -53,4 +53,4 @@ def _fit_state(folder: Path) -> str:
             return f"trained, accuracy {found['accuracy']:.1%} on {found['images']:,} test images"
         except (ValueError, KeyError, TypeError) as error:
             return f"unreadable metrics.json ({error!r}): evaluate it again"
-    return "trained, not measured" if (folder / "train.json").is_file() else "training not finished"
+    return "trained, not evaluated" if (folder / "train.json").is_file() else "training not finished"

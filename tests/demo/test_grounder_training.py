@@ -124,7 +124,7 @@ def test_a_run_cut_short_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, ca
         train_grounder.run(TINY, tmp_path / "cut", other, every=0.0)
     train_grounder.run(TINY, tmp_path / "cut", other, every=0.0)
     torch.set_num_threads(threads)
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     whole, cut_short = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut_short.read_bytes()
     train_grounder.run(TINY, tmp_path / "again", other)  # finished: the product is written once more
@@ -161,4 +161,4 @@ def test_a_run_survives_kill_9(tmp_path):
         time.sleep(0.1)
     assert not alive(run.pid)
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    assert "going on from step" in done.stdout and "step 12/12" in done.stdout
+    assert "resuming from step" in done.stdout and "step 12/12" in done.stdout

@@ -1,4 +1,4 @@
-"""What every benchmark of the suite is made of: the row, the setting it is measured in, and finders of folders."""
+"""Common parts of the suite's benchmarks: the row, the setting of a measurement, and finders of folders."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ COCO_FOLDERS = ("coco", "coco2017", "mscoco")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What every evaluation is handed.
+    """The setting that every evaluation gets.
 
     Attributes:
-        data: the directory of data sets, for what several of them share (WordNet).
+        data: the directory of data sets, for files that several of them share (WordNet).
         boot: draws the intervals.
-        progress: tell it with `expect` how many images there are and with `advance` how many are done.
-        limit: at most this many images of a split, drawn by seed; 0 takes all.
-        least: the fraction of what a set lists that must be there; what is below it is refused.
+        progress: call `expect` with the number of images and `advance` with the number done.
+        limit: maximum number of images of a split, drawn by seed; 0 takes all.
+        least: minimum fraction of a set's listed items that must exist; a set below it is refused.
         heads: probes fitted on labelled sets, names of pipeline.evaluation.metrics.linear_probe.HEADS, or prototypes.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
     """
@@ -39,7 +39,7 @@ class Setting:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def choose(self, count: int) -> Int[np.ndarray, " n"]:
-        """Indices of the images asked about, ascending."""
+        """Indices of the evaluated images, ascending."""
         if not self.limit or count <= self.limit:
             return np.arange(count)
         return np.sort(np.random.default_rng(self.seed).choice(count, self.limit, replace=False))
@@ -51,9 +51,9 @@ class Evaluation:
 
     Attributes:
         title: the data set as papers write it.
-        find: its folder (or tar) below the directory of data sets, None where it lacks it.
-        evaluate: the numbers; or why there are none, as words.
-        layout: what the folder should hold, for whoever lacks it.
+        find: its folder (or tar) below the directory of data sets, None where there is none.
+        evaluate: returns the metrics, or the reason why there are none.
+        layout: expected content of the folder, for messages.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Evaluation:
 
 
 def folder_called(*names: str) -> Callable[[Path], Path | None]:
-    """A finder of folders and tars by their name, whatever its case; the first name goes first."""
+    """A finder of folders and tars by their names, ignoring case; the first name has priority."""
     ends = ("", ".tar", ".tar.gz", ".tgz")
     wanted = [(name + end).lower() for name in names for end in ends]
 

@@ -48,7 +48,7 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
         wordnet = WordNet(path) if path else None
         names = class_names(test, wordnet)
         if names is None:
-            return f"nothing tells the names of its classes: {NO_WORDNET}, or LOC_synset_mapping.txt beside the images"
+            return f"the names of its classes are unknown: {NO_WORDNET}, or add LOC_synset_mapping.txt to the images"
         asked, taught = setting.choose(len(test)), setting.choose(len(train or ()))
         setting.progress.expect(len(asked) + len(taught))
         seen = embed(embedder, test, asked, setting.progress, setting.least)
@@ -66,7 +66,7 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
                 labels = train.labels[learnt.kept], truth
                 found |= _probes(embedder, learnt, seen, labels, len(test.classes), setting)
                 there.append(replace(learnt.read, unit="training images"))
-            except ValueError as error:  # too few images of it can be decoded
+            except ValueError as error:  # too few of its images can be decoded
                 setting.skipped["probe"] = str(error)
         return MetricResult(
             {block: outcome.numbers for block, outcome in found.items()}
@@ -78,10 +78,10 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
 
 
 def published(known: Card, test: LabelledSet) -> list[Coverage]:
-    """How much of the set as it is published lies there: its test images, where their number is known, its classes.
+    """The coverage of the published set: its test images, where their number is known, and its classes.
 
-    A folder of class folders lists nothing: what is not there is missed by its card (sets/NAME.toml) alone. A class
-    without a test image is missing too.
+    A folder of class folders has no list of images: only the set's card (sets/NAME.toml) shows what is missing. A class
+    without a test image counts as missing.
     """
     seen, classes = len(np.unique(test.labels)), max(known.classes, len(test.classes))
     found = [Coverage("classes", classes, max(classes - seen, 0))]
@@ -91,7 +91,7 @@ def published(known: Card, test: LabelledSet) -> list[Coverage]:
 
 
 def _training_part(spec: str, test: LabelledSet, setting: Setting) -> LabelledSet | None:
-    """The training part; None without one of the test part's classes: labels are numbers within a part."""
+    """The training part; None unless it has the classes of the test part: labels are numbers within a part."""
     try:
         train = open_labelled(spec, "train")
     except (OSError, ValueError) as error:
@@ -105,10 +105,10 @@ def _training_part(spec: str, test: LabelledSet, setting: Setting) -> LabelledSe
 
 
 def class_names(test: LabelledSet, wordnet: WordNet | None) -> Sequence[Sequence[str]] | None:
-    """Readable names of the classes: the set's own.
+    """Readable names of the classes: by default the set's own.
 
-    WordNet's where the set tells nothing but the wnid of a class (None without WordNet: a model knows no wnids), or
-    where classes share all their names.
+    WordNet's names where the set has only wnids (None without WordNet: a model knows no wnids), or where classes share
+    all their names.
     """
     wnids = all(map(is_wnid, test.classes))
     bare = [own == (label,) for own, label in zip(test.names, test.classes, strict=True)]
@@ -135,7 +135,7 @@ def _on_the_tree(
 ) -> MetricResult:
     tree = Taxonomy.build(wordnet.tree(classes))
     if tree.leaf_ids() != tuple(classes):
-        raise ValueError(f"a class is listed twice among the {len(classes)}: labels would mean other leaves")
+        raise ValueError(f"a class is listed twice among the {len(classes)}: labels would be ambiguous")
     found = tree_metrics(answer, truth, tree, setting.boot)
     found.numbers.update(n=found.numbers.pop("images"), nodes=len(tree.ids))
     return found
@@ -143,7 +143,7 @@ def _on_the_tree(
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Images as a model sees them: points of its space, features of its tower, which images they are, how many."""
+    """Embedded images: points of the model's space, features of its tower, indices of the images, coverage."""
 
     points: Float[Tensor, "m D"]
     features: Float[Tensor, "m W"]
@@ -158,7 +158,7 @@ def embed(
     progress: Progress,
     least: float = 0.0,
 ) -> Embedded:
-    """One pass over the images asked about; those that are missing or cannot be decoded are counted.
+    """One pass over the evaluated images; missing and undecodable ones are counted.
 
     ValueError for fewer than two, or a fraction below `least`.
     """
@@ -198,7 +198,7 @@ def _probes(
     classes: int,
     setting: Setting,
 ) -> dict[str, MetricResult]:
-    """A block for each head, learnt on the training part and asked about the test part; `labels` are of both."""
+    """One block per head, fitted on the training part and evaluated on the test part; `labels` are of both."""
     found = {}
     for head in setting.heads:
         try:
@@ -217,12 +217,12 @@ def _probes(
 def _read(
     images: LabelledSet, asked: Int[np.ndarray, " n"], size: int, batch: int
 ) -> Iterator[tuple[list[int], list[np.ndarray | Exception]]]:
-    """Batches of indices and squares of the model's size; the next is read while one is worked on."""
+    """Batches of indices and square crops of the model's size; the next batch is read while one is processed."""
 
     def load(index: int) -> np.ndarray | Exception:
         try:
             return whole(images.image(index), size)
-        except (ValueError, OSError) as error:  # not to be decoded, or not there: the caller counts them
+        except (ValueError, OSError) as error:  # missing or undecodable: the caller counts them
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -237,7 +237,7 @@ def _read(
 def mean_of_paper_sets(found: dict[str, Any]) -> MetricResult | None:
     """Mean of the zero-shot mean_per_class over those of the paper's sixteen sets that were measured: n of 16.
 
-    `found` is what `run_suite` returns. Its interval is that of a sum of independent estimates, from their own
+    `found` is the result of `run_suite`. Its interval is that of a sum of independent estimates, from their own
     intervals (MOVER, Zou and Donner 2008). None for fewer than two sets.
     """
     names = [known.name for known in cards() if known.paper and known.name in found["suite"]]

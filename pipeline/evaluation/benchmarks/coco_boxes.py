@@ -1,4 +1,4 @@
-"""Ground-truth boxes of a set in COCO's format: read, cut out, and asked for their class."""
+"""Ground-truth boxes of a set in COCO's format: read, cropped, and classified."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class BoxSet:
-    """Images with their boxes (x0, y0, x1, y1 as shares) and the class of each; names of the classes.
+    """Images with their boxes (x0, y0, x1, y1 as fractions) and the class of each; names of the classes.
 
-    `left_out` counts what is no box to ask about: crowds, and those without area.
+    `left_out` counts boxes that are not evaluated: crowds, and boxes without area.
     """
 
     images: tuple[Path, ...]
@@ -40,7 +40,7 @@ def read_instances(folder: Path, split: str = "val2017") -> BoxSet:
     """
     path = folder / "annotations" / f"instances_{split}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
+        raise FileNotFoundError(f"{path} does not exist")
     content = read_json(path)
     try:
         label = {item["id"]: n for n, item in enumerate(content["categories"])}
@@ -63,7 +63,7 @@ def read_instances(folder: Path, split: str = "val2017") -> BoxSet:
 
 
 def _shares(bbox: list[float], image: dict) -> Box | None:
-    """COCO's x, y, width, height in pixels as shares of the image; None where nothing of it is inside."""
+    """COCO's x, y, width, height in pixels as fractions of the image; None for a box outside the image."""
     x, y, wide, high = map(float, bbox)
     width, height = image["width"], image["height"]
     x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + wide, width), min(y + high, height)

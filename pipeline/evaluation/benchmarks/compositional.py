@@ -1,4 +1,4 @@
-"""Captions against foils of nearly the same words, on published sets.
+"""Captions against foils with nearly the same words, on published sets.
 
 SugarCrepe (Hsieh et al. 2023) and VL-CheckList (Zhao et al. 2022) are read from the files they are published in.
 """
@@ -32,9 +32,9 @@ CHECKLIST = ("attribute", "object", "relation")
 
 @dataclass(frozen=True, slots=True)
 class Foils:
-    """N questions: an image, its true caption, a foil of it, and what kind of foil.
+    """N questions: an image, its true caption, a foil, and the kind of the foil.
 
-    `parts` are the lists that the set is published as, `lost` those of them that are not there.
+    `parts` are the published lists of the set, `lost` those of them that are missing.
     """
 
     kinds: tuple[str, ...]
@@ -75,7 +75,7 @@ def read_sugarcrepe(folder: Path, photographs: Path) -> Foils:
 def read_checklist(folder: Path) -> Foils:
     """VL-CheckList: FOLDER/data/{Attribute,Object,Relation}/**.json, lists of [image, {"POS": [...], "NEG": [...]}].
 
-    The first of POS is asked against the first of NEG, as its own code does. Images lie in FOLDER/vg (also
+    The first of POS is compared with the first of NEG, as in the published code. Images lie in FOLDER/vg (also
     those of VAW), FOLDER/swig and FOLDER/hake. Kinds are attribute_color, object_size, relation_spatial ...:
     the corpora of a kind are counted together. Of the three folders those without a file are `lost`.
     """
@@ -111,9 +111,9 @@ def _kind(place: Path) -> str:
 
 
 def measure(embedder: Embedder, asked: Foils, setting: Setting) -> MetricResult:
-    """A block for each kind and "mean" of the kinds; every image and every text is embedded once.
+    """One block per kind and "mean" of the kinds; every image and every text is embedded once.
 
-    ValueError when too few of the set's lists, of its images or of the pairs of a kind are there.
+    ValueError when too few of the set's lists, of its images or of the pairs of a kind exist.
     """
     kinds = Coverage("kinds", len(asked.parts), len(asked.lost), first=", ".join(asked.lost))
     kinds.require(setting.least)
@@ -145,7 +145,7 @@ def measure(embedder: Embedder, asked: Foils, setting: Setting) -> MetricResult:
 
 
 def sugarcrepe(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
-    """SugarCrepe on the photographs of COCO, which may lie beside it or in it."""
+    """SugarCrepe on the photographs of COCO, which may be next to its folder or inside."""
     coco = folder_with(COCO_FOLDERS, "val2017")(setting.data) or setting.data / "coco"
     places = (folder / "val2017", coco / "val2017", setting.data / "val2017")
     photographs = next((place for place in places if place.is_dir()), None)
@@ -167,7 +167,7 @@ EVALUATIONS = {
             *(f"{base}{kind}.json" for base in ("", "data/") for kind in SUGARCREPE),
         ),
         sugarcrepe,
-        "sugarcrepe/ with swap_obj.json ..., and coco/val2017/ beside it",
+        "sugarcrepe/ with swap_obj.json ..., and coco/val2017/ next to it",
     ),
     "vl_checklist": Evaluation(
         "VL-CheckList",

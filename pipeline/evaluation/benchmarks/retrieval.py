@@ -1,6 +1,6 @@
-"""Retrieval on published captioned sets: COCO, Flickr8k and Flickr30k, read from the layouts they come in.
+"""Retrieval on published captioned sets: COCO, Flickr8k and Flickr30k, read from their published layouts.
 
-All captions of every image are asked about and a query is hit when any paired item is among the first k
+All captions of every image are queries, and a query is a hit when any paired item is among the first k
 (mathematics.md, section 2); the gallery is the whole split.
 """
 
@@ -43,7 +43,7 @@ def read_coco(folder: Path, split: str = "val2017") -> CaptionSet:
     """
     path = folder / "annotations" / f"captions_{split}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
+        raise FileNotFoundError(f"{path} does not exist")
     content = read_json(path)
     try:
         names = {item["id"]: item["file_name"] for item in content["images"]}
@@ -72,14 +72,14 @@ def read_karpathy(path: Path, photographs: Path, split: str = "test") -> Caption
 
 
 def _text(caption: object) -> str:
-    """A caption that is text: str() would make the word None of one that is null."""
+    """The caption as text; ValueError otherwise: str() would turn null into the word None."""
     if not isinstance(caption, str):
-        raise TypeError(f"the caption {caption!r} is no text")
+        raise TypeError(f"the caption {caption!r} is not text")
     return caption
 
 
 def read_tokens(tokens: Path, names: Path, photographs: Path) -> CaptionSet:
-    """Flickr's own text files: lines NAME#NUMBER<tab>CAPTION, and the names of the split, one a line.
+    """Flickr's own text files: lines NAME#NUMBER<tab>CAPTION, and the names of the split, one per line.
 
     ValueError for a line that is neither, or a name that has no captions.
     """
@@ -111,7 +111,7 @@ def read_flickr(folder: Path, name: str) -> CaptionSet:
         tokens, names = base / "Flickr8k.token.txt", base / "Flickr_8k.testImages.txt"
         if name == "flickr8k" and tokens.is_file() and names.is_file():
             return read_tokens(tokens, names, photographs)
-    raise FileNotFoundError(f"{folder} has no {karpathy.name}, which says what is the test split")
+    raise FileNotFoundError(f"{folder} has no {karpathy.name}, which defines the test split")
 
 
 def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Setting], MetricResult | str]:
@@ -138,7 +138,7 @@ def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Set
 def retrieval(
     embedder: Embedder, points: Tensor, captions: list[tuple[str, ...]], setting: Setting
 ) -> MetricResult:
-    """Both ways over images [N, D] and the captions of each; scores are held a block of queries at a time."""
+    """Both ways over images [N, D] and the captions of each; scores are computed in blocks of queries."""
     pairing = Pairing.of(captions)
     texts = embedder.encode_text(pairing.texts)
     found = both_ways(embedder.score, points, texts, pairing, setting.boot)

@@ -1,4 +1,4 @@
-"""The suite in a run's metrics and report; and models that come without a run."""
+"""The suite in a run's metrics and report; and evaluation of models without a run."""
 
 import json
 import math
@@ -33,13 +33,13 @@ def add_suite(
     spec: EvaluationSpec,
     listener: Listener | None = None,
 ) -> None:
-    """Measure the suite and put its numbers and gaps where those of the sections are.
+    """Run the suite and add its metrics and reasons for gaps to the document.
 
     ValueError without a directory of data sets; otherwise as `run_suite`.
     """
     config = spec.config
     if spec.suite is None or spec.data is None:
-        raise ValueError(f"the suite {spec.suite!r} needs --data: the directory your data sets lie in")
+        raise ValueError(f"the suite {spec.suite!r} needs --data: the directory of your data sets")
     found = run_suite(
         embedder,
         spec.suite,
@@ -60,7 +60,7 @@ def add_suite(
 
 
 def write_numbers(folder: Path, metrics: dict[str, Any]) -> None:
-    """metrics.json and metrics.csv, each there whole or not at all."""
+    """Write metrics.json and metrics.csv, each atomically."""
     store = Store(folder)
     store.replace("metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
     store.replace("metrics.csv", csv_text(metrics).encode())
@@ -69,7 +69,7 @@ def write_numbers(folder: Path, metrics: dict[str, Any]) -> None:
 def evaluate_model(
     folder: str | Path, spec: EvaluationSpec, *, listener: Listener | None = None
 ) -> dict[str, Any]:
-    """Measure a model directory (exported or imported), which has no run; metrics and report go into it.
+    """Evaluate a model directory (exported or imported) without a run; metrics and report are written into it.
 
     Args:
         folder: model.safetensors, config.json, tokenizer.json.
@@ -83,7 +83,7 @@ def evaluate_model(
     began = time.monotonic()
     folder, config = Path(folder), spec.config
     if spec.suite is None and spec.assess_source is None:
-        raise ValueError(f"nothing to measure {folder} on: give a suite with its data, or an assess_source")
+        raise ValueError(f"no data to evaluate {folder} on: give a suite with its data, or an assess_source")
     tree = Taxonomy.load(spec.taxonomy) if spec.taxonomy else None
     others = read_beside(config.beside)
     source = spec.assess_source
@@ -113,7 +113,7 @@ def evaluate_model(
 
 
 def finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
+    """The same with null for numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""The evaluation suite: the data sets below a directory are measured, the missing ones are named.
+"""The evaluation suite: evaluates on the data sets below a directory and names the missing ones.
 
-Each row of EVALUATIONS finds its data set below that directory and measures the model on it. What it hands
-back goes into metrics.json as suite.NAME: blocks of numbers, each with "n" (what the interval is drawn over)
-and "chance" (the same names as the numbers, with the value of a guess).
+Each row of EVALUATIONS finds its data set below that directory and evaluates the model on it. Its result is the section
+suite.NAME of metrics.json: blocks of metrics, each with "n" (number of resampled units of the interval) and "chance"
+(chance levels under the same names).
 """
 
 import time
@@ -18,7 +18,7 @@ from pipeline.evaluation.coverage import MIN_COVERAGE
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
 from pipeline.runtime.progress import Listener, Progress
 
-TABLES = (classification, retrieval, coco_boxes, compositional)  # each brings a table EVALUATIONS
+TABLES = (classification, retrieval, coco_boxes, compositional)  # each has a table EVALUATIONS
 
 
 def evaluations() -> dict[str, Evaluation]:
@@ -35,7 +35,7 @@ def chosen(names: str, table: dict[str, Evaluation]) -> list[str]:
         if name not in table:
             near = get_close_matches(name, table, 1)
             hint = f"; nearest: {near[0]}" if near else ""
-            raise ValueError(f"no evaluation is called {name!r}{hint}; there are all, {', '.join(table)}")
+            raise ValueError(f"no evaluation is called {name!r}{hint}; choose all, {', '.join(table)}")
     if not wanted:
         raise ValueError("the suite is empty: name evaluations, or all")
     return list(dict.fromkeys(wanted))
@@ -54,23 +54,23 @@ def run_suite(
     listener: Listener | None = None,
     table: dict[str, Evaluation] | None = None,
 ) -> dict[str, Any]:
-    """Measure a model on the data sets below a directory.
+    """Evaluate a model on the data sets below a directory.
 
     Args:
         embedder: the model.
-        names: "all" or names of rows with commas between.
-        data: the directory; each data set lies in a folder of its own in it.
+        names: "all" or names of rows separated by commas.
+        data: the directory, with one folder per data set.
         boot: resampling for the intervals.
-        limit: at most this many images of each split; 0 takes all.
+        limit: maximum number of images of each split; 0 takes all.
         seed: of everything random.
-        least: the fraction of a set's images that must be there; a set with fewer is refused.
-        heads: which probes are fitted.
+        least: minimum fraction of a set's images that must exist; a set with fewer is refused.
+        heads: the probes to fit.
         listener: gets the progress of each evaluation.
         table: evaluations by name; None takes all of the suite.
 
     Returns:
         {"suite": {NAME: blocks, coverage}, "intervals": {"suite.NAME.BLOCK.number": [low, high]}, "skipped": {...}}.
-        Files that are not what they should be end up under skipped with the reason, and the suite goes on.
+        A data set with invalid files is listed under skipped with the reason, and the suite continues.
 
     Raises:
         FileNotFoundError: no such directory.
@@ -78,12 +78,12 @@ def run_suite(
     """
     data = Path(data)
     if not data.is_dir():
-        raise FileNotFoundError(f"{data} is no directory: give the one your data sets lie in")
+        raise FileNotFoundError(f"{data} is not a directory: give the directory of your data sets")
     table = evaluations() if table is None else table
     found: dict[str, Any] = {"suite": {}, "intervals": {}, "skipped": {}}
     places = {name: table[name].find(data) for name in chosen(names, table)}
     if not any(places.values()):
-        raise ValueError(f"{data} holds no data set of the suite; it wants {_wants(table, places)}")
+        raise ValueError(f"{data} holds no data set of the suite; expected {_wants(table, places)}")
     for name, place in places.items():
         if place is None:
             found["skipped"][f"suite.{name}"] = f"not in {data}; expected {table[name].layout}"
@@ -93,7 +93,7 @@ def run_suite(
             setting = Setting(data, boot, progress, limit, seed, least, heads)
             try:
                 outcome = table[name].evaluate(embedder, place, setting)
-            except (ValueError, OSError) as error:  # one broken data set must not cost the others
+            except (ValueError, OSError) as error:  # one broken data set must not stop the others
                 outcome = " ".join(str(error).split())
         if isinstance(outcome, str):
             found["skipped"][f"suite.{name}"] = outcome

@@ -1,4 +1,4 @@
-"""What a protocol hands back, and the bootstrap that puts an interval beside each of its numbers."""
+"""Results of a metric protocol, and the bootstrap for the interval of each metric."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ BLOCK = 4_000_000  # resampled indices held at once: 32 MB
 
 @dataclass(frozen=True, slots=True)
 class MetricResult:
-    """The numbers of one protocol as metrics.json holds them, and an interval for those that have one.
+    """The metrics of one protocol in the form of metrics.json, and their intervals.
 
     `intervals` maps a dotted path below the section ("image_to_text.r1") to (low, high).
     """
@@ -25,8 +25,8 @@ class MetricResult:
 class Bootstrap:
     """Percentile bootstrap over clusters (images): seeded, vectorised, in blocks of bounded memory.
 
-    The gallery and the classes stay fixed; only the images asked about are drawn again, with replacement.
-    A share of 0 or 1 in the sample gets an interval of no width: the percentile bootstrap knows no better.
+    The gallery and the classes stay fixed; only the evaluated images are resampled, with replacement.
+    A fraction of 0 or 1 in the sample gets an interval of zero width: a limit of the percentile bootstrap.
     """
 
     draws: int = 1000
@@ -34,7 +34,7 @@ class Bootstrap:
     seed: int = 0
 
     def weights(self, n: int) -> Iterator[Float[np.ndarray, "R n"]]:
-        """How often each of n clusters occurs in each draw, block after block of draws."""
+        """How often each of n clusters occurs in each draw, in blocks of draws."""
         random = np.random.default_rng(self.seed)
         block = max(1, BLOCK // max(n, 1))
         for start in range(0, self.draws, block):
@@ -82,7 +82,7 @@ class Bootstrap:
         return float((total.sum(axis=0) / count.sum(axis=0)).mean()), self.interval(redrawn)[0]
 
     def interval(self, samples: Float[np.ndarray, "R M"]) -> list[tuple[float, float]]:
-        """The central `level` share of each column, NaN ignored."""
+        """The central `level` fraction of each column, NaN ignored."""
         tail = (1.0 - self.level) / 2.0
         low, high = np.nanquantile(samples, [tail, 1.0 - tail], axis=0)
         return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]

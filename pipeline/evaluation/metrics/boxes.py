@@ -1,9 +1,9 @@
-"""What ground-truth boxes are taken for: classification of each, and average precision of each class.
+"""Metrics on ground-truth boxes: classification of each box, and average precision of each class.
 
 Classification: the crop of every box against all class names; mean over the classes that occur
 (mathematics.md, section 2).
 
-Average precision: the protocol of detection with the location given away (RegionCLIP, Zhong et al. 2022,
+Average precision: the protocol of detection with given locations (RegionCLIP, Zhong et al. 2022,
 "zero-shot inference with ground-truth boxes"): every box is scored for every class, for each class all boxes of
 all images are ranked by that score, and a box is right when its label is the class. AP is the mean over the
 right boxes of the precision at their rank (no interpolation), wrong boxes first among ties; mAP its mean over the
@@ -67,7 +67,7 @@ def classification(
     images: Int[np.ndarray, " P"],
     bootstrap: Bootstrap,
 ) -> MetricResult:
-    """top1 and mean_per_class of the highest score; a wrong class that ties counts as higher."""
+    """top1 and mean_per_class of the highest score; a tied wrong class counts as higher."""
     own = scores[np.arange(len(truth)), truth]
     hits = ((scores >= own[:, None]).sum(axis=1) == 1).astype(np.float64)
     mean, redrawn = bootstrap.mean_of_groups(hits, truth, images)
@@ -88,8 +88,8 @@ def mean_average_precision(
 ) -> tuple[float, tuple[float, float]]:
     """Mean over the classes that occur of their average precision, and its interval.
 
-    Redrawn images come twice, and copies of a right box lift one another: the draws lie higher than the value,
-    and the interval is moved down by the difference of their mean.
+    Resampled images occur repeatedly, and copies of a right box raise each other's precision: the draws are higher than
+    the value, so the interval is moved down by the difference of the means.
     """
     _, image = np.unique(images, return_inverse=True)
     orders, places = [], []

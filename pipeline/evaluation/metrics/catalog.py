@@ -1,7 +1,7 @@
-"""The catalog of metrics: the title, unit and direction of each, for every reader of metrics.json.
+"""The catalog of metrics: title, unit and direction of each metric, for every reader of metrics.json.
 
 A new metric is one function that returns a MetricResult, and one row of CATALOG. The gate, metrics.csv, the report, the
-comparison of models, the pages in Prefect and the terminal know a metric from its row alone.
+comparison of models, the pages in Prefect and the terminal read only its row.
 """
 
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ class Metric:
 
     Attributes:
         path: the last two steps of its dotted name: "zero_shot.top1" is also that of suite.imagenet.zero_shot.top1.
-            A first step "*" stands for any, and so does {} in the title.
-        title: in the middle of a sentence.
-        unit: a fraction is shown as per cent.
+            A first step "*" matches any; {} in the title is replaced by it.
+        title: as written inside a sentence.
+        unit: a fraction is shown in percent.
         higher_is_better: None where neither is.
         chance: how the chance level is computed; empty where there is none.
-        gallery: what is ranked, in the plural, where the size of the gallery decides how difficult it is.
+        gallery: the ranked items, in the plural, where the size of the gallery determines the difficulty.
     """
 
     path: str
@@ -76,23 +76,45 @@ CATALOG = (
     Metric("noun.accuracy", "foils with a sibling's name", chance=COIN),
     Metric("mean.accuracy", "mean over the kinds of foils", chance=COIN),
     Metric("*.accuracy", "foils: {}", chance=COIN),
-    Metric("texts.phrases_near_image", "phrases among the texts met near the image", "fraction", None, POOL),
-    Metric("texts.phrases_near_root", "phrases among the texts met near the root", "fraction", None, POOL),
-    Metric("texts.own_near_image", "the image's own texts near the image", "fraction", None, POOL),
-    Metric("texts.own_near_root", "the image's own texts near the root", "fraction", None, POOL),
-    Metric("texts.distinct", "distinct texts met", "count", None),
-    Metric("texts.root", "steps with the root nearer than any text", "fraction", None),
     Metric(
-        "pictures.parts_near_image", "parts among the pictures met near the image", "fraction", None, POOL
+        "texts.phrases_near_image",
+        "phrases among the nearest texts, close to the image",
+        "fraction",
+        None,
+        POOL,
     ),
-    Metric("pictures.parts_near_root", "parts among the pictures met near the root", "fraction", None, POOL),
-    Metric("pictures.own_near_image", "the image's own pictures near the image", "fraction", None, POOL),
-    Metric("pictures.own_near_root", "the image's own pictures near the root", "fraction", None, POOL),
-    Metric("pictures.distinct", "distinct pictures met", "count", None),
-    Metric("pictures.root", "steps with the root nearer than any picture", "fraction", None),
-    Metric("names.on_path", "names met that are the true one or above it", "fraction", None, POOL),
-    Metric("names.rising", "changes to a name above", "fraction", None, POOL),
-    Metric("names.distinct", "distinct names met", "count", None),
+    Metric(
+        "texts.phrases_near_root",
+        "phrases among the nearest texts, close to the root",
+        "fraction",
+        None,
+        POOL,
+    ),
+    Metric("texts.own_near_image", "the image's own texts, close to the image", "fraction", None, POOL),
+    Metric("texts.own_near_root", "the image's own texts, close to the root", "fraction", None, POOL),
+    Metric("texts.distinct", "distinct nearest texts", "count", None),
+    Metric("texts.root", "steps at which the root is nearer than any text", "fraction", None),
+    Metric(
+        "pictures.parts_near_image",
+        "parts among the nearest pictures, close to the image",
+        "fraction",
+        None,
+        POOL,
+    ),
+    Metric(
+        "pictures.parts_near_root",
+        "parts among the nearest pictures, close to the root",
+        "fraction",
+        None,
+        POOL,
+    ),
+    Metric("pictures.own_near_image", "the image's own pictures, close to the image", "fraction", None, POOL),
+    Metric("pictures.own_near_root", "the image's own pictures, close to the root", "fraction", None, POOL),
+    Metric("pictures.distinct", "distinct nearest pictures", "count", None),
+    Metric("pictures.root", "steps at which the root is nearer than any picture", "fraction", None),
+    Metric("names.on_path", "nearest names that are the true class or an ancestor", "fraction", None, POOL),
+    Metric("names.rising", "changes to an ancestor's name", "fraction", None, POOL),
+    Metric("names.distinct", "distinct nearest names", "count", None),
     Metric("train.loss_first", "training loss at the start", "nats", False),
     Metric("train.loss_last", "training loss at the end", "nats", False),
 )
@@ -100,7 +122,7 @@ _ROWS = {row.path: row for row in CATALOG}
 
 
 def find(name: str) -> Metric | None:
-    """The row of a metric by its dotted name in metrics.json; None when the catalog does not know it."""
+    """The row of a metric by its dotted name in metrics.json; None when the catalog has none."""
     block, _, last = name.rpartition(".")
     block = block.rpartition(".")[2]
     if row := _ROWS.get(f"{block}.{last}"):

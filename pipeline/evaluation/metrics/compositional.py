@@ -1,4 +1,4 @@
-"""Does the true caption score above a foil of nearly the same words? Chance is one half; a tie is a miss."""
+"""Does the true caption score above a foil with nearly the same words? Chance is one half; a tie is a miss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def prefers(
 def accuracy_by_kind(
     right: Bool[np.ndarray, " N"], kinds: Sequence[str], images: Int[np.ndarray, " N"], bootstrap: Bootstrap
 ) -> MetricResult:
-    """A block for each kind, in the order they first occur, and "mean" of the kinds: the share that is right.
+    """One block per kind, in order of first occurrence, and "mean" of the kinds: the fraction of correct answers.
 
     Foils of an image are drawn together.
     """

@@ -1,8 +1,7 @@
 """metrics.json, schema 2: "metrics" has {value, low, high, chance, n} of each metric by its dotted name.
 
-The sections beside it have what the metrics were measured on: counts, sources, coverage. Schema 1, written before,
-had the numbers inside the sections, chance levels in blocks of their own and the intervals in a third place: `upgrade`
-reads it.
+The other sections describe the data of the metrics: counts, sources, coverage. The older schema 1 had the numbers
+inside the sections, chance levels in blocks of their own and the intervals in a third place: `upgrade` reads it.
 """
 
 import csv
@@ -36,7 +35,7 @@ def new(run: str, *sections: str) -> dict[str, Any]:
 
 
 def put(metrics: dict[str, Any], section: str, found: MetricResult) -> None:
-    """Add the result of a protocol: its metrics to "metrics", what else it says to its section."""
+    """Add the result of a protocol: its metrics to "metrics", other facts to its section."""
     spans = {f"{section}.{key}": span for key, span in found.intervals.items()}
     assert all(map(find, spans)), f"no row in the catalog for some of {', '.join(spans)}"
     metrics[section], numbers = split(section, found.numbers, spans)
@@ -54,10 +53,10 @@ def split(
 
     Args:
         name: the dotted name of the block.
-        block: its own "chance" and "n" (or "images") go before those of the block around it.
+        block: its own "chance" and "n" (or "images") take precedence over those of the enclosing block.
         intervals: (low, high) by dotted name.
-        chance: chance levels that the block around it has for this one.
-        n: what the intervals of the block around it are drawn over.
+        chance: chance levels for this block in the enclosing block.
+        n: number of resampled units of the enclosing block's intervals.
     """
     own = block.get("chance", chance)
     own_n = block.get("n", block.get("images"))
@@ -95,7 +94,7 @@ def upgrade(metrics: dict[str, Any]) -> dict[str, Any]:
         if isinstance(block := metrics.get(section), dict):
             found[section], numbers = split(section, block, metrics.get("intervals") or {})
             found["metrics"] |= numbers
-    for section in ("retrieval", "parts"):  # the size of the gallery was once a number of the section only
+    for section in ("retrieval", "parts"):  # older files have the size of the gallery only in the section
         block = found.get(section) or {}
         for way, (_, gallery) in WAYS.items():
             ranked = "crops" if gallery == "parts" else gallery
@@ -107,7 +106,7 @@ def upgrade(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_ends(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Numbers of a run shown beside, with "interval" as "low" and "high"."""
+    """Numbers of a run for comparison, with "interval" as "low" and "high"."""
     found = {}
     for name, held in numbers.items():
         rest = {key: value for key, value in held.items() if key != "interval"}
@@ -117,7 +116,7 @@ def _with_ends(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """The content of a metrics.json in schema 2; ValueError when it is torn."""
+    """The content of a metrics.json in schema 2; ValueError when it is incomplete."""
     try:
         return upgrade(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
@@ -132,9 +131,9 @@ def measured(metrics: dict[str, Any], section: str = "") -> Iterator[tuple[str, 
 
 
 def context(metrics: dict[str, Any], name: str) -> dict[str, Any]:
-    """`source`, `of` and `gallery` of a metric, from the facts of its block or the nearest around it.
+    """`source`, `of` and `gallery` of a metric, from the facts of its block or the nearest enclosing one.
 
-    `of` is how many images its set has of which not all were used; `gallery` the size of what was ranked.
+    `of` is the number of images of its set, if not all were used; `gallery` the number of ranked items.
     """
     whole = {"source": (metrics.get("assessed") or {}).get("source"), "coverage": metrics.get("coverage")}
     blocks = [] if name.startswith("suite.") else [whole]
@@ -148,13 +147,13 @@ def context(metrics: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _of(block: dict[str, Any]) -> int | None:
-    """How many images (or sets, of a mean over sets) there are to a block, where fewer were used."""
+    """The number of images of a block (or of sets, for a mean over sets), where fewer were used."""
     counts = next(iter((block.get("coverage") or {}).values()), None)
     return None if not counts or complete(counts) else counts.get("listed", counts["of"])
 
 
 def csv_text(metrics: dict[str, Any]) -> str:
-    """metrics.csv: a head and a row for each metric; what is not known is empty."""
+    """metrics.csv: a header and one row per metric; unknown values are empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()

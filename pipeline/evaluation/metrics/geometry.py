@@ -1,11 +1,11 @@
-"""The geometry report: how far out the nodes lie and whether the cones hold what they should.
+"""The geometry report: radii of the nodes, and whether the entailment cones contain their specifics.
 
-r = sqrt(c)|x| is the radius in units of the curvature; a cone is saturated (it holds the half-space, hence
-says little) where r <= 2K. A pair is satisfied when the exterior angle f(general, specific) is at most
-eta * w(general), the condition that training pushes for (mathematics.md, section 1, geometry report).
+r = sqrt(c)|x| is the radius in units of the curvature; a cone is saturated (it contains a half-space, hence separates
+little) where r <= 2K. A pair is satisfied when the exterior angle f(general, specific) is at most eta * w(general), the
+condition that training optimises (mathematics.md, section 1, geometry report).
 
 In a product of k hyperboloids every factor has its own radius and its own cone: the radius of a point is then
-the mean over its factors, and the shares of saturated cones and of satisfied pairs count each factor's.
+the mean over its factors, and the fractions of saturated cones and of satisfied pairs count all factors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ HYCOCLIP_CONES = (
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Distinct points of one node type and how often each occurs: index holds one entry per occurrence."""
+    """Distinct points of one node type and their frequency: index holds one entry per occurrence."""
 
     points: Float[Tensor, "N D"]
     occurrences: Int[np.ndarray, " M"]
@@ -63,7 +63,7 @@ def _vector(c: float | Float[Tensor, " k"], like: Tensor) -> Float[Tensor, " k"]
 
 
 def shuffle(pairs: Int[np.ndarray, "N 2"], seed: int) -> Int[np.ndarray, "M 2"]:
-    """The same generals with specifics of other pairs, none of them a true pair; M <= N."""
+    """The same generals with specifics of other pairs, without true pairs; M <= N."""
     random = np.random.default_rng(seed)
     width = int(pairs[:, 1].max()) + 1
     true = np.unique(pairs[:, 0] * width + pairs[:, 1])
@@ -84,7 +84,7 @@ def cone_report(
     c: float | Float[Tensor, " k"],
     k: float,
 ) -> dict[str, float]:
-    """Share satisfied and the mean exterior angle and half-aperture (degrees) of N aligned pairs."""
+    """Fraction satisfied, and the mean exterior angle and half-aperture (degrees) of N aligned pairs."""
     c = _vector(c, general)
     general, specific = (product.split(x.double(), len(c)) for x in (general, specific))
     angle = lorentz.exterior_angle(general, specific, c)
@@ -120,8 +120,8 @@ def geometry_report(
     The curvature of a product is the mean of its factors'; all of them are listed as "curvatures". Node types without
     points are left out.
 
-    `pairs` maps (general, specific) to indices of true pairs. "order" says for each ordered couple of node types
-    whether the mean radius of the first is smaller, and in which fraction of true pairs it is.
+    `pairs` maps (general, specific) to indices of true pairs. "order" holds for each ordered pair of node types whether
+    the mean radius of the first is smaller, and in which fraction of true pairs it is.
     """
     each = {n: factor_radii(points.points, c) for n, points in nodes.items() if len(points.occurrences)}
     edge = {name: (values <= 2 * k).mean(1)[nodes[name].occurrences] for name, values in each.items()}

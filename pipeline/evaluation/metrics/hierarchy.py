@@ -1,9 +1,9 @@
-"""How far a wrong answer lies from the right one on the tree: five numbers, and where the errors fall.
+"""Distance between a wrong answer and the right one on the tree: five metrics, and the depth of the errors.
 
 A_p, A_t: ancestors of the predicted and the true leaf, root included, the leaf itself excluded. With
 n = A_p and A_t, u = A_p or A_t: TIE = edges between the leaves; LCA = |A_p| - |n| + 1; Jaccard = |n|/|u|;
 P_H = |n|/|A_p|; R_H = |n|/|A_t| (HyCoCLIP, appendix; mathematics.md section 2). A right answer has TIE 0 and
-LCA 1. All are tables over leaf pairs, so that an evaluation is one look-up and chance is a mean of columns.
+LCA 1. All are tables over leaf pairs, so that an evaluation is one table lookup and chance is a mean of columns.
 """
 
 import numpy as np
@@ -52,7 +52,7 @@ def tree_metrics(
 def where_errors_meet(
     predicted: Int[np.ndarray, " N"], truth: Int[np.ndarray, " N"], taxonomy: Taxonomy
 ) -> dict[str, list[float]]:
-    """Share of images that are right (first entry) or meet the truth at depth 0, 1, ...; and by chance."""
+    """Fraction of images that are right (first entry) or meet the truth at depth 0, 1, ...; and by chance."""
     depth = meeting_depth(taxonomy.ancestors())
     bins = int(depth.max()) + 2
     found = np.bincount(depth[predicted, truth] + 1, minlength=bins) / len(truth)

@@ -2,7 +2,7 @@
 
 The features are those before the projection, as in CLIP's probe (Radford et al. 2021, section 3.2), brought to
 mean 0 and variance 1 by the statistics of the training part. The strength of the penalty is swept on a fifth
-of the training part; the head is then fitted on all of it, and only then is the test part looked at.
+of the training part; the head is then fitted on all of it, and only then the test part is used.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ HEADS: dict[str, Head] = {
 }
 PENALTIES = tuple(
     10.0**power for power in range(1, -7, -1)
-)  # from strong to weak: each fit starts from the last
+)  # from strong to weak: each fit starts from the previous one
 HELD_OUT = 0.2
 ITERATIONS = 100
 
 
 def fit(head: nn.Module, features: Float[Tensor, "N W"], labels: Int[Tensor, " N"], penalty: float) -> None:
-    """Minimise mean cross-entropy + penalty / 2 * |weights|^2 by L-BFGS over all rows; biases go free.
+    """Minimise mean cross-entropy + penalty / 2 * |weights|^2 by L-BFGS over all rows; biases are not penalised.
 
     The weights are the matrices of the head, or what its `slopes` returns: a head with a learned scale has a minimum
     only if the penalty counts the scale too. scikit-learn's C is 1 / (N * penalty).
@@ -63,7 +63,7 @@ def fit(head: nn.Module, features: Float[Tensor, "N W"], labels: Int[Tensor, " N
 def sweep(
     make: Head, features: Float[Tensor, "N W"], labels: Int[Tensor, " N"], classes: int, seed: int
 ) -> float:
-    """The penalty with the most right answers on a fifth of the rows kept aside; the stronger of equals."""
+    """The penalty with the most right answers on a held-out fifth of the rows; the stronger one of equals."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels))).to(labels.device)
     aside = max(1, round(HELD_OUT * len(labels)))
     train, held = order[aside:], order[:aside]
@@ -86,7 +86,7 @@ def probe(
     bootstrap: Bootstrap,
     head: str = "softmax",
 ) -> MetricResult:
-    """top1, top5 and mean_per_class of a head fitted on the training part, with the penalty that was chosen.
+    """top1, top5 and mean_per_class of a head fitted on the training part, with the selected penalty.
 
     ValueError for fewer than ten training rows, or a head that cannot have so many classes.
     """

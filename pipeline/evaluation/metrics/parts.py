@@ -1,7 +1,7 @@
-"""Part-phrase retrieval: does a crop find the words that name it, and do the words find their crops?
+"""Part-phrase retrieval: from a crop to the phrases that name it, and from a phrase to its crops.
 
 Queries and galleries are distinct: each crop once (with every phrase written for its box), each phrase once.
-A crop that fits a phrase nobody wrote for it counts as wrong, so the ceiling lies below 1.
+A crop that fits a phrase which was not written for it counts as wrong, so the maximum is below 1.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def part_retrieval(
     """R@k of crop_to_phrase and phrase_to_crop, each with its chance level.
 
     `pairing` pairs crops (as its images) with phrases (as its texts). From crop to phrase the crops of one scene
-    are drawn together, from phrase to crop the phrases one by one; each way has its count of these as "n".
+    are drawn together, from phrase to crop the phrases one by one; each direction has their number as "n".
     """
     names = ("crop_to_phrase", "phrase_to_crop")
     outcome = both_ways(

@@ -1,8 +1,8 @@
-"""A classifier over a hyperbolic encoder that needs labels and no text: fixed prototypes on its hyperboloid.
+"""A classifier on a hyperbolic encoder from labels without text: fixed prototypes on its hyperboloid.
 
 The prototypes stand in the directions of maximum separation (models/heads/max_separation.py), all at one
 learned distance from the root; the frozen image points pass one linear map of the tangent space at the origin
-and are scored by distance, as everything else here is. Fitted like the linear probe: the penalty is swept on a
+and are scored by distance, like all other metrics here. Fitted like the linear probe: the penalty is swept on a
 fifth of the training part.
 """
 
@@ -24,7 +24,7 @@ def prototype_probe(
     curvature: float | None,
     bootstrap: Bootstrap,
 ) -> MetricResult:
-    """top1, top5 and mean_per_class of prototypes fitted on the training part; and their radius, sqrt(c) times.
+    """top1, top5 and mean_per_class of prototypes fitted on the training part; and their radius times sqrt(c).
 
     Args:
         train: space parts of image points on the hyperboloid of curvature -c, with their labels.

@@ -1,9 +1,9 @@
 """Recall at k between images and their captions, both ways (also used for parts and their phrases).
 
-Several captions may belong to an image; a query is hit at k when any paired item is among its first k.
+Several captions may belong to an image; a query is a hit at k when any paired item is among its first k.
 Captions that read the same, up to case and spaces, are one text with a multiplicity: an image is paired with
 every copy of its captions, whichever image the copy was written for. Copies stay in the gallery and in the
-averages, so the numbers are those of the full list of captions at the cost of the distinct ones.
+averages, so the metrics are those of the full list of captions at the cost of the distinct ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def same_text(text: str) -> str:
-    """What two captions share when they count as the same text: words and their order, not case or spaces."""
+    """The key of a caption; equal keys are the same text: words and their order, not case or spaces."""
     return " ".join(text.split()).casefold()
 
 
@@ -34,7 +34,7 @@ class Pairing:
     texts: tuple[str, ...]  # distinct, as first written
     image: Int[np.ndarray, " N"]
     text: Int[np.ndarray, " N"]
-    images: int  # how many there are, captioned or not
+    images: int  # number of images, captioned or not
 
     @classmethod
     def of(cls, captions: Sequence[Sequence[str]]) -> "Pairing":
@@ -62,7 +62,7 @@ class Pairing:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """For each query: how many wrong items come before the first right one, and how many right ones exist."""
+    """For each query: the number of wrong items before the first right one, and the number of right ones."""
 
     rank: Int[np.ndarray, " Q"]
     right: Int[np.ndarray, " Q"]
@@ -79,7 +79,7 @@ def first_hit(
     """Rank of the best paired item of each query, by `score` (larger is nearer).
 
     `pairs` holds distinct (query, gallery) indices and every query occurs in it. A wrong item that ties with
-    the best right one counts as before it, so a collapsed model scores 0 and not 1.
+    the best right one counts as before it, so a collapsed model scores 0 instead of 1.
     """
     count = np.ones(len(gallery), np.int64) if multiplicity is None else multiplicity
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
@@ -117,7 +117,7 @@ def recall(
 ) -> MetricResult:
     """R@k, its exact chance level under "chance" and an interval each, keys "r1", "r5" ...
 
-    `asked` lists the query behind each occurrence (default: each once), `clusters` what is drawn together.
+    `asked` lists the query of each occurrence (default: each once), `clusters` the groups that are resampled together.
     """
     asked = np.arange(len(ranks.rank)) if asked is None else asked
     hits = np.stack([ranks.rank[asked] < k for k in ks], axis=1).astype(np.float64)
@@ -141,9 +141,9 @@ def both_ways(
 ) -> MetricResult:
     """Both ways over a pairing: images are [pairing.images, D], texts the embeddings of pairing.texts.
 
-    Each way has the size of its gallery ("gallery") and how much was asked ("queries") beside its recalls.
-    copies=True keeps copies of a text in the gallery and asks about each (captions); copies=False takes every
-    distinct text once (phrases). `clusters` says which images are drawn together (crops of one scene).
+    Each direction also has the size of its gallery ("gallery") and the number of queries ("queries").
+    copies=True keeps copies of a text in the gallery and as queries (captions); copies=False takes every
+    distinct text once (phrases). `clusters` says which images are resampled together (crops of one scene).
     ValueError for fewer than two images or two texts.
     """
     if pairing.images < 2 or len(pairing.texts) < 2:

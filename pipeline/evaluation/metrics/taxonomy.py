@@ -19,7 +19,7 @@ HARD_U = (
     "ewe",
     "euro",
     "one",
-)  # a unicorn, a utensil: a vowel that sounds like y or w
+)  # a unicorn, a utensil: a vowel letter that sounds like y or w
 
 
 def fill(prompt: str, name: str) -> str:
@@ -74,7 +74,7 @@ class Taxonomy:
         index = {name: position for position, (name, _, _) in enumerate(nodes)}
         if len(index) != len(nodes):
             raise ValueError(f"{where} has two nodes of the same id: ids must differ")
-        if root is not None and root not in index:  # a root that is only named, never listed
+        if root is not None and root not in index:  # a root that is only named as a parent, not listed
             nodes = [(root, None, ()), *nodes]
             index = {name: position for position, (name, _, _) in enumerate(nodes)}
         parents = []
@@ -102,13 +102,13 @@ class Taxonomy:
         return tree
 
     def depths(self) -> Int[np.ndarray, " N"]:
-        """Steps from the root to each node. ValueError where the parents run in a circle."""
+        """Steps from the root to each node. ValueError where the parents form a cycle."""
         depth = np.full(len(self.ids), -1)
         for start in range(len(self.ids)):
             path, node = [], start
             while node >= 0 and depth[node] < 0:
                 if node in path:
-                    raise ValueError(f"the taxonomy runs in a circle at {self.ids[node]!r}: give it one root")
+                    raise ValueError(f"the taxonomy has a cycle at {self.ids[node]!r}: give it one root")
                 path.append(node)
                 node = self.parents[node]
             base = depth[node] if node >= 0 else -1
@@ -130,7 +130,7 @@ class Taxonomy:
         return tuple(self.ids[i] for i in self.leaves())
 
     def ancestors(self) -> Bool[np.ndarray, "L N"]:
-        """Row per leaf: true at its ancestors, root included, itself excluded."""
+        """One row per leaf: true at its ancestors, root included, itself excluded."""
         leaves = self.leaves()
         above = np.zeros((len(leaves), len(self.ids)), bool)
         for row, leaf in enumerate(leaves):

@@ -1,9 +1,10 @@
-"""Walks from images to the root of the space, and what lies nearest on the way (MERU, Desai et al. 2023).
+"""Traversals from images to the root of the space, and the nearest items on the way (MERU, Desai et al. 2023).
 
 In hyperbolic geometry the root is the origin and the walk a straight line in the tangent space there, lifted:
 exp_0(t log_0 x), t from 1 to 0; in a product, so in every factor. Unit vectors have no origin: their root is the
-normalised mean of the texts and images, and the walk a straight line to it, normalised again. The root itself is
-among what may be nearest. A model that puts the general near the root meets words for ever less of the image.
+normalised mean of the texts and images, and the walk a straight line to it, normalised again. The root itself is a
+candidate for the nearest. In a model with general concepts near the root, the nearest texts become more general on the
+way.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ STEPS = 50
 
 
 def root_of(curvatures: Float[Tensor, " k"] | None, *points: Float[Tensor, "_ D"]) -> Float[Tensor, " D"]:
-    """Where the walks end: the origin, or the normalised mean of the points of a Euclidean model."""
+    """The end of the walks: the origin, or the normalised mean of the points of a Euclidean model."""
     if curvatures is not None:
         return points[0].new_zeros(points[0].shape[1])
     return F.normalize(torch.stack([some.mean(0) for some in points if len(some)]).mean(0), dim=0)
@@ -57,7 +58,7 @@ def nearest(
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What may be met. `general` marks the general ones (phrases, parts), `own` what belongs to each image."""
+    """Candidates of a walk. `general` marks the general ones (phrases, parts), `own` those of each image."""
 
     size: int
     general: Bool[np.ndarray, " K"]
@@ -65,11 +66,11 @@ class Pool:
 
 
 def met(index: Int[np.ndarray, "N S"], pool: Pool, general: str, bootstrap: Bootstrap) -> MetricResult:
-    """What the walks meet in the half near the image and in the half near the root, the root itself left out.
+    """The nearest items in the half close to the image and in the half close to the root, the root left out.
 
-    distinct: how many on one walk; GENERAL_near_image, GENERAL_near_root: share of steps at which a general
-    one is nearest; own_near_image, own_near_root: one of the image's own; root: share of steps at which the
-    root is. Chance is a uniform draw from the pool.
+    distinct: number on one walk; GENERAL_near_image, GENERAL_near_root: fraction of steps at which a general one is
+        nearest; own_near_image, own_near_root: one of the image's own; root: fraction of steps at which the root is.
+        Chance is a uniform draw from the pool.
     """
     there = index < pool.size
     inside = np.minimum(index, pool.size - 1)
@@ -104,9 +105,9 @@ def climbs(
 ) -> MetricResult:
     """The walk over the names of a tree: `above[i, j]` says that j is an ancestor of i; truth is a leaf.
 
-    on_path: share of steps (not the root's) at which the true leaf or one of its ancestors is nearest;
-    rising: share of changes of the nearest name that go to an ancestor of the name before; distinct as in
-    `met`. Chance: a uniform draw from the names, and of a change, from the other names.
+    on_path: fraction of steps (not the root's) at which the true leaf or one of its ancestors is nearest; rising:
+    fraction of changes of the nearest name that go to an ancestor of the previous name; distinct as in `met`. Chance: a
+    uniform draw from the names, and of a change, from the other names.
     """
     size = len(above)
     path = above | np.eye(size, dtype=bool)

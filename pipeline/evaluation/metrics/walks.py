@@ -1,4 +1,4 @@
-"""The section traversal: which walks are walked, past which texts, images and names of a taxonomy."""
+"""The section traversal: walks from images to the root, with texts, images and names of a taxonomy as candidates."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ class Walks:
     """Walks from some images to the root.
 
     Attributes:
-        images: indices of the embedded images they begin at.
-        texts: the texts that may be met, captions first (the first `captions` of them), then phrases.
+        images: indices of the embedded images at their start.
+        texts: the candidate texts: `captions` captions first, then phrases.
         text: index of the nearest text at each step, len(texts) for the root.
         picture: index of the nearest picture: images first, then their parts; their number for the root.
         names: of the taxonomy, without its root; empty without one.
@@ -118,7 +118,7 @@ def _marked(
 
 
 def _names(tree: Taxonomy) -> tuple[tuple[str, ...], Bool[np.ndarray, "K K"]]:
-    """The first name of every node but the root, and which node is above which."""
+    """The first name of every node but the root, and the matrix of ancestors."""
     nodes = [n for n in range(len(tree.ids)) if n != tree.root()]
     row = {node: n for n, node in enumerate(nodes)}
     above = np.zeros((len(nodes), len(nodes)), bool)
@@ -133,7 +133,7 @@ def _names(tree: Taxonomy) -> tuple[tuple[str, ...], Bool[np.ndarray, "K K"]]:
 def _single(
     embedded: Embedded, chosen: Int[np.ndarray, " N"], tree: Taxonomy, nodes: list[int]
 ) -> Int[np.ndarray, " N"]:
-    """Row of the one kind of thing each chosen image shows, -1 where it shows several or nobody says."""
+    """Row of the one kind of thing each chosen image shows, -1 where it shows several or it is unknown."""
     row = {node: n for n, node in enumerate(nodes)}
     leaves = tree.leaves()
     found = np.full(len(chosen), -1)

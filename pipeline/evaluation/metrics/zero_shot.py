@@ -22,7 +22,7 @@ BLOCK = 4096  # images scored at once
 
 @runtime_checkable
 class TextSide(Protocol):
-    """What a class vector needs of an embedder."""
+    """The part of an embedder's interface that class vectors need."""
 
     @property
     def curvature(self) -> float | None:
@@ -34,7 +34,7 @@ class TextSide(Protocol):
         ...
 
     def lift_text(self, features: Tensor) -> Tensor:
-        """Features [K, D] placed in the space of the model."""
+        """Features [K, D] as points of the model's space."""
         ...
 
 
@@ -60,7 +60,7 @@ def vectors_of(
 
 
 def rank_of_truth(scores: Float[np.ndarray, "N C"], truth: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """How many wrong classes score as high as the true one or higher: a tie counts against the model."""
+    """Number of wrong classes that score at least as high as the true one: a tie counts against the model."""
     own = scores[np.arange(len(truth)), truth][:, None]
     return (scores >= own).sum(axis=1) - 1
 
@@ -68,7 +68,7 @@ def rank_of_truth(scores: Float[np.ndarray, "N C"], truth: Int[np.ndarray, " N"]
 def rank_and_answer(
     score: Score, points: Float[Tensor, "N D"], vectors: Float[Tensor, "C D"], truth: Int[np.ndarray, " N"]
 ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """Rank of the true class and the class that is nearest, a block of images at a time."""
+    """Rank of the true class, and the nearest class, in blocks of images."""
     ranks, answers = [], []
     for start in range(0, len(points), BLOCK):
         scores = score(points[start : start + BLOCK], vectors).cpu().numpy()
@@ -99,10 +99,10 @@ def set_accuracy(
 def mean_per_class(
     hits: Float[np.ndarray, " N"], truth: Int[np.ndarray, " N"], bootstrap: Bootstrap
 ) -> tuple[float, tuple[float, float]]:
-    """Mean over the classes that occur of the share of hits, and its interval.
+    """Mean over the occurring classes of the fraction of hits, and its interval.
 
-    Images are sorted by class once; a draw then sums its weights class by class, so that a thousand classes
-    cost what one does.
+    Images are sorted by class once; a draw then sums its weights class by class, so that a thousand classes cost as
+    much as one.
     """
     order = np.argsort(truth, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(truth[order]) > 0])

@@ -1,7 +1,7 @@
-"""Small charts as SVG text: sized for a phone column, coloured by the page's variables.
+"""Small charts as SVG text: sized for a narrow column, coloured by the page's CSS variables.
 
-Every chart is an <svg role="img"> with a label that says what it shows; the numbers behind a line chart ride
-along as JSON in data-lines, which the page's script reads for its cross-hair.
+Every chart is an <svg role="img"> with a describing label; the values of a line chart are stored as JSON in data-lines,
+which the page's script reads for its cross-hair.
 """
 
 import json
@@ -31,7 +31,7 @@ class Line:
 
 
 def number(value: int | float, digits: int = 3) -> str:
-    """A number for people: 3 significant digits, thousands grouped; a whole number in full."""
+    """A number as text: 3 significant digits, thousands grouped; an integer in full."""
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
@@ -50,7 +50,7 @@ def number(value: int | float, digits: int = 3) -> str:
 
 
 def share(value: float) -> str:
-    """A share as per cent, its sign kept on the line: 63.2 %, 0.71 %."""
+    """A fraction in percent, with a non-breaking space before the sign: 63.2 %, 0.71 %."""
     value *= 100
     return f"{value:.{0 if value >= 99.95 or value == 0 else 1 if value >= 1 else 2}f}{PER_CENT}"
 
@@ -61,7 +61,7 @@ def plain_share(value: float) -> str:
 
 
 def tick_text(value: float) -> str:
-    """A round number as short as it can be said: 0.5, 1, 2,000."""
+    """A round number in its shortest form: 0.5, 1, 2,000."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
@@ -78,7 +78,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most MOST_POINTS points, each the mean of its stretch; points that are not finite are left out."""
+    """At most MOST_POINTS points, each the mean of its stretch; non-finite points are left out."""
     points = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)])
     if len(points) > MOST_POINTS:
         points = np.stack([part.mean(axis=0) for part in np.array_split(points, MOST_POINTS)])
@@ -110,7 +110,7 @@ def line_chart(lines: Sequence[Line], label: str, unit: str = "", zero: bool = F
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{tick_text(mark)}</text>')
     for mark in ticks(x_start, x_end):
-        if x_start <= mark <= x_end and at_x(mark) > LEFT + 40:  # the name of the axis stands there
+        if x_start <= mark <= x_end and at_x(mark) > LEFT + 40:  # the axis title is there
             parts.append(
                 f'<text x="{at_x(mark)}" y="{HEIGHT - 8}" text-anchor="middle">{tick_text(mark)}</text>'
             )
@@ -143,7 +143,7 @@ def ridges(
 ) -> Markup:
     """Histograms of several groups, one above the other on one axis, with a mark at `edge`.
 
-    `rows` holds (name, tone, values); each is scaled to its own peak, so shapes compare and heights do not.
+    `rows` holds (name, tone, values); each is scaled to its own peak, so shapes are comparable and heights are not.
     """
     rows = [(name, tone, values) for name, tone, values in rows if len(values)]
     if not rows:

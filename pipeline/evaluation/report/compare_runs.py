@@ -1,4 +1,4 @@
-"""Other assessed runs beside this one: their numbers in metrics.json, and a table of the report with a column each."""
+"""Comparison with other evaluated runs: their metrics in metrics.json, and a table of the report with a column each."""
 
 import json
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from pipeline.evaluation.report.tables import interval_text, title, value_text
 
 
 def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """What the runs' own metrics.json and config.json say of them.
+    """The entries of runs for the comparison, from their metrics.json and config.json.
 
-    Each: run, recipe, images (kind of the image tower), samples_seen, seconds of training, source, numbers
+    Keys: run, recipe, images (kind of the image tower), samples_seen, seconds of training, source, numbers
     {name: {value, low, high, chance, n, gallery}}.
 
     Raises:
@@ -26,7 +26,7 @@ def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
 def _read(folder: Path) -> dict[str, Any]:
     if not (folder / "metrics.json").is_file():
         raise FileNotFoundError(
-            f"{folder} has no metrics.json to show beside this run: give the directory of an assessed run"
+            f"{folder} has no metrics.json to compare with: give the directory of an assessed run"
         )
     return summary(read_metrics(folder / "metrics.json"), folder)
 
@@ -50,11 +50,11 @@ def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """Note, columns and rows for the template; None where no run was asked for.
+    """Note, columns and rows for the template; None without other runs.
 
-    Rows are the numbers that this run and at least one other have; how many others have no row is said. The best
-    value of a row is marked, but not where the runs were asked about different numbers of images: those of fewer are
-    easier.
+    Rows are the numbers that this run and at least one other have; the note states the number of other metrics. The
+    best value of a row is marked, but not where the runs were evaluated on different numbers of images: fewer images
+    are easier.
     """
     others = metrics.get("beside")
     if not others:
@@ -76,13 +76,13 @@ def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
         values = [run.get(key) for run in runs]
         facts.append({"name": label, "cells": ["" if v is None else told(v) for v in values]})
     sources = {run["source"] for run in runs}
-    notes = ["the best of a row in bold"]
+    notes = ["the best value of a row is bold"]
     if any(sources):
         notes.append(f"all on {own['source']}" if len(sources) == 1 else "NOT on the same held-out images")
     if any(row["unequal"] for row in rows):
-        notes.append("rows with n were asked about different numbers of images: none is best")
+        notes.append("rows with n were measured on different numbers of images: no best value is marked")
     if alone := len(set().union(*(run["numbers"] for run in runs))) - len(rows):
-        notes.append(f"{alone} numbers that only one side has are left out")
+        notes.append(f"{alone} metrics that only one run has are left out")
     note = "; ".join(notes)
     return {"note": note, "columns": [run["run"] for run in runs], "facts": facts, "rows": rows}
 
@@ -111,5 +111,5 @@ def _row(name: str, cells: list[dict[str, Any] | None]) -> dict[str, Any]:
 
 
 def _differ(sizes: Sequence[int | None]) -> bool:
-    """Whether the known ones differ; metrics of before did not tell their gallery."""
+    """Whether the known values differ; older metrics do not record their gallery."""
     return len({size for size in sizes if size is not None}) > 1

@@ -1,4 +1,4 @@
-"""Training curves from the step log (log.jsonl): which keys share a chart, in which colour."""
+"""Training curves from the step log (log.jsonl): charts by key, and their colours."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def line(log: Log, key: str, name: str, tone: str, dashed: bool = False) -> Line
 
 
 def curves(log: Log) -> list[dict[str, Any]]:
-    """The charts the rows of a step log have data for: {name, chart, legend, note}."""
+    """The charts for which the rows of a step log have data: {name, chart, legend, note}."""
     log = [flat(row) for row in log]
     keys = sorted({key for row in log for key in row})
     contrast = [key for key in keys if key.startswith("terms/contrast/")]
@@ -30,17 +30,17 @@ def curves(log: Log) -> list[dict[str, Any]]:
     charts = [
         ("Loss", [line(log, "loss", "total", "accent")], "", "", True),
         (
-            "Contrast, each side finding the other",
+            "Contrastive loss by direction",
             [_pair_line(log, key, " to ") for key in contrast],
             "",
-            "Cross-entropy of the pick within a batch.",
+            "Cross-entropy of the matching item within a batch.",
             False,
         ),
         (
-            "Entailment, cones not yet holding",
+            "Entailment loss",
             [_pair_line(log, key, " holds ") for key in entail],
             "rad",
-            "Mean angle by which a thing lies outside its cone.",
+            "Mean angle by which a point lies outside its cone.",
             True,
         ),
         (
@@ -66,8 +66,8 @@ def curves(log: Log) -> list[dict[str, Any]]:
         ),
         ("Temperature", [line(log, "temperature", "temperature", "scalar")], "", "", True),
         ("Learning rate", [line(log, "lr", "rate", "scalar")], "", "", True),
-        ("Speed", [line(log, "samples_per_second", "samples a second", "accent")], "", "", True),
-        ("Waiting for data", [line(log, "data_wait", "share of time", "accent")], "", "", True),
+        ("Speed", [line(log, "samples_per_second", "samples per second", "accent")], "", "", True),
+        ("Waiting for data", [line(log, "data_wait", "fraction of time", "accent")], "", "", True),
     ]
     made = []
     for name, lines, unit, note, zero in charts:

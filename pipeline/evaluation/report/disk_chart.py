@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from pipeline.evaluation.report.charts import tick_text, ticks
 
 SIDE = 440
-FULL = 0.85  # points beyond it: the whole disk is drawn, with its rim
+FULL = 0.85  # with points beyond it, the entire disk is drawn with its rim
 
 
 def disk_chart(

@@ -30,7 +30,7 @@ LONGEST = 300  # characters of a caption or phrase that the page shows
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Scenes that were asked for their one kind of thing: index of the scene, answered and true class, each [N]."""
+    """Scenes classified by their one kind of thing: index of the scene, predicted and true class, each [N]."""
 
     scene: Int[np.ndarray, " N"]
     predicted: Int[np.ndarray, " N"]
@@ -41,20 +41,20 @@ def picture(data: bytes, side: int) -> tuple[str, int, int]:
     """A data URI of the image as JPEG with its short side at most `side`, and its width and height."""
     array = shrink_to_short_side(decode(data), side)
     height, width = array.shape[:2]
-    if max(height, width) > 4 * side:  # a panorama would weigh as much as the rest of the page
+    if max(height, width) > 4 * side:  # a panorama could be as large as the rest of the page
         array = array[: 4 * side, : 4 * side]
         height, width = array.shape[:2]
     return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(array, 84)).decode()}", width, height
 
 
 def clip(text: str) -> str:
-    """The text as the page shows it: one line, at most LONGEST characters."""
+    """The text for the page: one line, at most LONGEST characters."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
 
 
 def pieces(caption: str, spans: Iterable[tuple[int, int, int]]) -> list[tuple[str, int | None]]:
-    """A caption cut at its phrases: (text, group or None). `spans`: (start, end, group), first wins."""
+    """A caption split at its phrases: (text, group or None). `spans`: (start, end, group); the first one wins."""
     owner: list[int | None] = [None] * len(caption)
     for start, end, group in spans:
         if 0 <= start < end <= len(caption):
@@ -80,7 +80,7 @@ def _has_box(part: Part) -> bool:
 
 
 def _things(parts: Sequence[Part]) -> dict[str, int]:
-    """A number for each phrase; phrases whose boxes lie on each other name one thing and share its number."""
+    """A number for each phrase; phrases with overlapping boxes name one thing and share its number."""
     thing: dict[str, int] = {}
     for part in parts:
         thing.setdefault(same_text(part.phrase), len(thing))
@@ -121,7 +121,7 @@ def _mined(sample: TrainingSample, side: int) -> dict[str, Any]:
         "width": width,
         "height": height,
         "boxes": boxes,
-        # Phrases that no caption shown marks, such as those of shards that do not say where they were found.
+        # Phrases that no shown caption marks, such as those of shards without spans.
         "chips": [
             {"phrase": clip(name), "group": things[name] % COLOURS} for name in things if name not in marked
         ],
@@ -133,7 +133,7 @@ def _mined(sample: TrainingSample, side: int) -> dict[str, Any]:
 def neighbours(
     embedder: Embedder, embedded: Embedded, count: int, nearest: int, side: int, seed: int
 ) -> list[dict[str, Any]]:
-    """For images drawn by seed: the nearest of all captions, right or wrong, and the place of a right one."""
+    """For images drawn by seed: the nearest captions, right or wrong, and the rank of a right one."""
     pairing = embedded.captions
     captioned = np.unique(pairing.image)
     drawn = np.sort(np.random.default_rng(seed).permutation(captioned)[:count])
@@ -159,7 +159,7 @@ def neighbours(
 def mistakes(
     embedded: Embedded, answered: Answered, taxonomy: Taxonomy, count: int, side: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Wrongly named scenes drawn by seed: the picture, what it shows, what was answered, where the two meet."""
+    """Misclassified scenes drawn by seed: picture, true class, predicted class, common ancestor."""
     wrong = np.flatnonzero(answered.predicted != answered.truth)
     drawn = np.sort(np.random.default_rng(seed).permutation(wrong)[:count])
     depth = meeting_depth(taxonomy.ancestors())
@@ -182,7 +182,7 @@ def mistakes(
 
 
 def depth_examples(taxonomy: Taxonomy) -> list[str]:
-    """For each depth of the tree, the inner node with most leaves below: an example of what meets there."""
+    """For each depth of the tree, the inner node with most leaves below, as an example of a common ancestor."""
     above, depths = taxonomy.ancestors(), taxonomy.depths()
     inner: Sequence[int] = sorted(set(taxonomy.parents) - {-1})
     size = above.sum(axis=0)

@@ -1,15 +1,15 @@
-"""HoroPCA: points of the hyperboloid laid down on a plane through the origin (Chami et al., ICML 2021).
+"""HoroPCA: points of the hyperboloid projected onto a plane through the origin (Chami et al., ICML 2021).
 
 A direction w (a unit vector) is a point at infinity. Its Busemann function B_w(x) = log(x_t - w.x), on the unit
-hyperboloid, says how far x lies from it; the points where it is equal are a horosphere. The plane of two
+hyperboloid, measures the distance of x to it; points with equal values form a horosphere. The plane of two
 directions is spanned by the geodesics from the origin to them, and the horospherical projection moves x along
 horospheres: it goes to the point of the plane with the same two Busemann values, on the side of the geodesic
-between the two directions on which x lies. Points of the plane stay where they are.
+between the two directions on which x lies. Points of the plane are fixed.
 
-The directions are those that make the mean squared distance between the projected points largest (the paper's
-generalised variance), climbed to from the main directions of the tangent vectors; both at once, where the paper
-takes one after the other so that its components are nested. The base point is the origin, because in this
-space it means something: the general lies there.
+The directions maximise the mean squared distance between the projected points (the paper's generalised variance), by
+gradient ascent from the principal directions of the tangent vectors; both at once, where the paper takes one after the
+other for nested components. The base point is the origin because it has a meaning in this space: general concepts are
+near it.
 """
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from models.hyperbolic import lorentz
 
 STEPS = 60
-FITTED = 250  # points that the directions are fitted on; all are projected
+FITTED = 250  # number of points for fitting the directions; all are projected
 
 
 def busemann(x: Float[Tensor, "N D"], w: Float[Tensor, " D"]) -> Float[Tensor, " N"]:
@@ -30,9 +30,9 @@ def busemann(x: Float[Tensor, "N D"], w: Float[Tensor, " D"]) -> Float[Tensor, "
 def project(x: Float[Tensor, "N D"], directions: Float[Tensor, "2 D"]) -> Float[Tensor, "N 2"]:
     """Horospherical projection of points of the unit hyperboloid, as coordinates of the plane's hyperboloid.
 
-    With orthonormal w_1, w_2 and a_i = exp B_i the null vectors p_i = (1, w_i) have <p_1, p_2> = -1, the part of
-    x in their span is a_2 p_1 + a_1 p_2, and what is left has the length r, r^2 = 2 a_1 a_2 - 1; the plane's
-    unit normal to the span is n = -(1, w_1 + w_2). The projection is a_2 p_1 + a_1 p_2 +- r n.
+    With orthonormal w_1, w_2 and a_i = exp B_i the null vectors p_i = (1, w_i) have <p_1, p_2> = -1, the part of x in
+    their span is a_2 p_1 + a_1 p_2, and the remainder has the length r, r^2 = 2 a_1 a_2 - 1; the plane's unit normal to
+    the span is n = -(1, w_1 + w_2). The projection is a_2 p_1 + a_1 p_2 +- r n.
     """
     along = x @ directions.T
     time = lorentz.time(x, 1.0)
@@ -46,8 +46,8 @@ def project(x: Float[Tensor, "N D"], directions: Float[Tensor, "2 D"]) -> Float[
 def fit(points: Float[Tensor, "N D"], seed: int = 0) -> Float[Tensor, "2 D"]:
     """The plane for points of the unit hyperboloid, as two orthonormal directions.
 
-    Gradient ascent whose steps are halved until they climb (Armijo); torch's own optimisers would load its
-    compiler first, which takes longer than the fit.
+    Gradient ascent with backtracking (Armijo); torch's own optimisers would load its compiler first, which takes longer
+    than the fit.
     """
     x = points.double().clone()
     if len(x) > FITTED:
@@ -68,14 +68,14 @@ def fit(points: Float[Tensor, "N D"], seed: int = 0) -> Float[Tensor, "2 D"]:
         rise = float(slope.square().sum())
         while step * rise > 1e-12 and spread(orthonormal(w + step * slope)) < value + 1e-4 * step * rise:
             step /= 2
-        if not step * rise > 1e-12:  # at the top, or no slope to speak of
+        if not step * rise > 1e-12:  # at the maximum, or a negligible slope
             break
         w, step = orthonormal(w + step * slope), 2 * step
     return w
 
 
 def orthonormal(w: Float[Tensor, "2 D"]) -> Float[Tensor, "2 D"]:
-    """Two directions of length 1 at a right angle, the first kept (Gram and Schmidt)."""
+    """Two orthonormal directions, the first one unchanged (Gram-Schmidt)."""
     first = w[0] / w[0].norm()
     second = w[1] - (w[1] @ first) * first
     return torch.stack([first, second / second.norm()])

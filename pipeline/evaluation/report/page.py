@@ -1,4 +1,4 @@
-"""From numbers to the words and rows of the report: what the template shows, with nothing left to compute."""
+"""Words and rows of the report from the metrics, ready for the template."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ SECTIONS = {
     "parts": "Part and phrase retrieval",
     "boxes": "Ground-truth boxes",
     "compositional": "Compositional test",
-    "traversal": "Walks to the root",
+    "traversal": "Traversals to the root",
     "geometry": "Geometry report",
     "held_out": "Held-out images",
     "mining": "Mining summary",
@@ -47,7 +47,7 @@ CARDS = (
 
 
 def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
-    """Everything the template names, as plain values and safe Markup."""
+    """All variables of the template, as plain values and safe Markup."""
     view = _View(metrics, exhibits)
     shown = {
         "run": metrics.get("run") or "run",
@@ -66,7 +66,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "space": space_panel(exhibits, metrics.get("geometry")),
         "samples": exhibits.samples,
         "mining": view.mining(),
-        "mining_lead": "Noun phrases of the captions and the boxes found for them, as they went into "
+        "mining_lead": "Noun phrases of the captions and the boxes found for them, as used in "
         "training. Point at a phrase to see its box. Taken in order from the first training shard.",
         "curves": curves(exhibits.log),
         "training": view.training(),
@@ -88,7 +88,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
 
 
 def gaps(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, words) of each set of which only a part was used: ("COCO", "43 of 283 images (240 missing)")."""
+    """(name, words) of each set that was used only in part: ("COCO", "43 of 283 images (240 missing)")."""
     return [(_section(key), words) for key, words in incomplete(metrics)]
 
 
@@ -106,18 +106,18 @@ class _View:
     def title(self) -> str:
         if held := self.numbers.get("zero_shot.top1"):
             return (
-                f"Shown a scene it has never seen, it names the thing {plain_share(held['value'])} of the time. "
-                f"Guessing would manage {plain_share(held['chance'])}."
+                f"It names the thing in an unseen scene correctly {plain_share(held['value'])} of the time. "
+                f"Chance is {plain_share(held['chance'])}."
             )
         if held := self.numbers.get("retrieval.text_to_image.r10"):
             return (
-                f"Given a caption, it has the picture among its first ten of {self.m['retrieval']['images']:,} "
+                f"Given a caption, the right picture is among its first ten of {self.m['retrieval']['images']:,} "
                 f"{plain_share(held['value'])} of the time. "
-                f"Chance would manage {plain_share(held['chance'])}."
+                f"Chance is {plain_share(held['chance'])}."
             )
         if self.m.get("suite"):
             sets = data_sets(self.m["suite"])
-            return f"Measured on {sets} published data set{'s' * (sets != 1)}."
+            return f"Evaluated on {sets} published data set{'s' * (sets != 1)}."
         return "Nothing could be measured."
 
     def intro(self) -> str:
@@ -125,13 +125,13 @@ class _View:
         train, found, zero = m.get("train") or {}, m.get("retrieval") or {}, m.get("zero_shot") or {}
         steps, seen = train.get("steps"), train.get("samples_seen")
         text = f"Run {m.get('run')}"
-        text += f" learnt from {seen:,} samples" if isinstance(seen, int) else ""
+        text += f" was trained on {seen:,} samples" if isinstance(seen, int) else ""
         text += f" in {steps:,} steps" if isinstance(steps, int) else ""
         parts.append(text + ".")
         if found:
             parts.append(
-                f"It was asked about {found['images']:,} images and {found['captions']:,} captions "
-                "held out of it"
+                f"It was evaluated on {found['images']:,} images and {found['captions']:,} captions "
+                "held out of training"
                 + (
                     f", {zero['images']:,} of them for the names of {zero['classes']} kinds of thing."
                     if zero
@@ -161,9 +161,9 @@ class _View:
 
     def neighbours_lead(self) -> str:
         if not self.x.neighbours:
-            return "There was nothing to ask."
+            return "No captions were retrieved."
         return (
-            "Held-out images drawn at random, not picked, and the captions it finds nearest among all "
+            "Held-out images drawn at random, and the nearest captions among all "
             f"{self.m['retrieval']['distinct']:,}. A caption written for another image counts as wrong, even "
             "where it fits."
         )
@@ -174,11 +174,11 @@ class _View:
             (
                 ("images", "images"),
                 ("phrases", "phrases"),
-                ("boxes", "boxes kept"),
+                ("boxes", "boxes accepted"),
                 ("recall", "recall"),
                 ("precision", "precision"),
                 ("failures", "failures"),
-                ("images_per_second", "images a second"),
+                ("images_per_second", "images per second"),
             ),
         )
 
@@ -188,9 +188,9 @@ class _View:
             (
                 ("steps", "steps"),
                 ("samples_seen", "samples seen"),
-                ("loss_first", "loss at first"),
-                ("loss_last", "loss at last"),
-                ("samples_per_second", "samples a second"),
+                ("loss_first", "loss at the start"),
+                ("loss_last", "loss at the end"),
+                ("samples_per_second", "samples per second"),
                 ("seconds", "seconds"),
             ),
         )

@@ -15,7 +15,7 @@ from pipeline.evaluation.report.projection import View
 
 @dataclass(frozen=True)
 class Exhibits:
-    """What the page shows beside metrics.json; every field may be empty."""
+    """The page's content besides metrics.json; every field may be empty."""
 
     samples: list[dict[str, Any]] = field(default_factory=list)
     neighbours: list[dict[str, Any]] = field(default_factory=list)
@@ -33,18 +33,18 @@ class Exhibits:
 
 
 def tree_panel(x: Exhibits) -> dict[str, Any] | None:
-    """Errors along the tree and the confusion of families; None without them."""
+    """Errors by depth on the tree and the confusion of families; None without them."""
     if not x.depths or not x.families:
         return None
     model, chance = x.depths["model"], x.depths["chance"]
-    names = ["Right", "Wrong altogether"]
+    names = ["Right", "Wrong, nothing shared"]
     names += [f"Wrong, {depth} level{'s' * (depth > 1)} shared" for depth in range(1, len(model) - 1)]
     rows = []
     # From the mildest to the worst: right, then the deepest common ancestor first.
     for index in [0, *range(len(model) - 1, 0, -1)]:
-        example = "" if index == 0 else f"such as both being a kind of {x.depth_examples[index - 1]}"
+        example = "" if index == 0 else f"for example both are a kind of {x.depth_examples[index - 1]}"
         if index == 1:
-            example = f"nothing shared but {x.depth_examples[0]}"
+            example = f"only {x.depth_examples[0]} in common"
         rows.append(
             {
                 "name": names[index],
@@ -74,7 +74,7 @@ def tree_panel(x: Exhibits) -> dict[str, Any] | None:
     wrong = 1.0 - model[0]
     near = sum(model[2:]) / wrong if wrong > 0 else 0.0
     expected = sum(chance[2:]) / max(1.0 - chance[0], 1e-9)
-    lead = f"Of its wrong answers, {share(near)} stay within the family ({share(expected)} by chance)."
+    lead = f"Of its wrong answers, {share(near)} are in the right family ({share(expected)} by chance)."
     return {
         "lead": lead if wrong > 0 else "It made no errors.",
         "depths": rows,
@@ -90,33 +90,33 @@ def walks_panel(x: Exhibits, metrics: dict[str, Any]) -> dict[str, Any] | None:
     if not x.strips or not found:
         return None
     distinct = found["traversal.texts.distinct"]["value"]
-    lead = f"From a picture straight to the root it meets {number(distinct, 2)} different texts on average. "
+    lead = f"On the way from a picture to the root, {number(distinct, 2)} different texts are nearest on average. "
     near, far = (found.get(f"traversal.texts.phrases_{end}") for end in ("near_image", "near_root"))
     if near and far:
         lead += (
-            f"Near the picture {share(near['value'])} of what it meets are phrases, near the root "
+            f"Close to the picture {share(near['value'])} of the nearest texts are phrases, close to the root "
             f"{share(far['value'])}; of all texts, {share(far['chance'])} are."
         )
     return {"lead": lead, "strips": x.strips}
 
 
 def plane_panel(x: Exhibits) -> dict[str, Any] | None:
-    """The disk with its legend and what it shows; None without it."""
+    """The disk with its legend and description; None without it."""
     view = x.plane
     if view is None:
         return None
     names = [name for name in ("image", "image_box", "text", "text_box") if name in view.points]
     label = "Two-dimensional view: " + ", ".join(f"{len(view.points[n])} of {NODE_NAMES[n]}" for n in names)
-    kept = f"The plane keeps {share(view.kept)} of the mean squared distance between the points."
+    kept = f"The plane preserves {share(view.kept)} of the mean squared distance between the points."
     if view.flat:
-        how = "The unit vectors of a flat model by their two main directions; the rings are plain distances."
+        how = "The unit vectors of a Euclidean model by their two principal directions; the rings are distances."
     else:
         how = (
-            "HoroPCA: each point moves along horospheres to a plane through the origin, drawn as Poincaré's disk; "
+            "HoroPCA: each point is projected along horospheres to a plane through the origin, drawn as Poincaré disk; "
             "the rings are radii √c |x|."
         )
     if view.factor is not None:
-        how += f" Shown is factor {view.factor + 1} of the product, the one the points spread most in."
+        how += f" Shown is factor {view.factor + 1} of the product, the one with the largest spread of the points."
     return {
         "chart": disk_chart([(TONES[n], view.points[n]) for n in names], label, not view.flat),
         "legend": [{"name": NODE_NAMES[n], "tone": TONES[n], "value": "", "dashed": False} for n in names],
@@ -141,8 +141,8 @@ def space_panel(x: Exhibits, shape: dict[str, Any] | None) -> dict[str, Any] | N
     edge = 2 * shape["k"]
     label = "Radius by node type: " + ", ".join(f"{n} mean {number(float(v.mean()))}" for n, _, v in rows)
     return {
-        "lead": f"Curvature {MINUS}{number(shape['curvature'])}. The general should lie near the origin, the "
-        "particular further out, and every particular inside the cone of what describes it.",
+        "lead": f"Curvature {MINUS}{number(shape['curvature'])}. General concepts should lie near the origin, "
+        "specific ones further out, and every specific one inside the cone of its general one.",
         "ridges": ridges(rows, label, edge, f"2K = {edge:g}"),
         "order": order,
         "cones": [_cone(pair, entry) for pair, entry in shape["satisfied"].items()],
@@ -165,7 +165,7 @@ def _cone(pair: str, entry: dict[str, Any]) -> dict[str, Any]:
     angle = f"{entry['true_angle']:.0f}°"
     angle += f" against {entry['shuffled_angle']:.0f}° shuffled" if shuffled is not None else ""
     return {
-        "name": f"{general.capitalize()} holds {specific}",
+        "name": f"{general.capitalize()} contains {specific}",
         "true": share(true),
         "shuffled": "" if shuffled is None else share(shuffled),
         "true_at": round(100 * true, 2),

@@ -1,4 +1,4 @@
-"""What the report draws of the measured points."""
+"""Data for the report's pictures, from the embedded points."""
 
 from typing import Any
 

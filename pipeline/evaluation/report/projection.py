@@ -1,7 +1,7 @@
-"""A look at the space in two dimensions: every type of node on one plane, as points of a disk.
+"""A two-dimensional view of the space: every type of node on one plane, as points of a disk.
 
-Hyperbolic points are laid down by HoroPCA (see horopca.py and decision 17), those of a product in the factor in
-which they spread most. Unit vectors of a Euclidean model are drawn by their two main directions.
+Hyperbolic points are projected by HoroPCA (see horopca.py and decision 17), those of a product in the factor with the
+largest spread. Unit vectors of a Euclidean model are drawn by their two principal directions.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class View:
     """Points by node type [n, 2] in the unit disk.
 
     Attributes:
-        kept: share of the mean squared distance between the points that the plane keeps.
+        kept: fraction of the mean squared distance between the points that the plane preserves.
         factor: which factor of a product is shown (from 0), None where there is one space.
         flat: whether the model is Euclidean.
     """
@@ -57,7 +57,7 @@ def plane_view(nodes: Mapping[str, Points], curvatures: Float[Tensor, " k"] | No
                 everything, c = product.split(everything, len(c))[:, factor], c[factor : factor + 1]
             unit = F.pad(
                 everything * c.sqrt(), (0, max(0, 2 - everything.shape[1]))
-            )  # a factor may be a line
+            )  # a factor may have one dimension
             flat = horopca.project(unit, horopca.fit(unit, seed))
             kept = _spread(flat) / max(_spread(unit), 1e-30)
             laid = horopca.disk(flat)

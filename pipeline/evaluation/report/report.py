@@ -1,7 +1,7 @@
-"""report.html: one file that opens offline, with its style, script and pictures inside.
+"""report.html: one file that opens offline, with embedded style, script and pictures.
 
-Everything that came from data is escaped by the template; besides, the page's content security policy allows
-no script but its own (by hash) and no resource but inline pictures.
+The template escapes all text from data; in addition, the page's content security policy allows only its own script (by
+hash) and inline pictures.
 """
 
 import base64
@@ -21,17 +21,17 @@ FOLDER = Path(__file__).parent
 
 
 def style() -> Markup:
-    """The style of a page: palette and charts, then everything else."""
+    """The style of a page: palette and charts, then the rest."""
     return Markup(chart_style() + (FOLDER / "report.css").read_text(encoding="utf-8"))
 
 
 def chart_style() -> Markup:
-    """Palette and charts alone, for a chart that stands outside a page."""
+    """Only palette and charts, for a chart outside a page."""
     return Markup((FOLDER / "charts.css").read_text(encoding="utf-8"))
 
 
 def render(metrics: dict[str, Any], exhibits: Exhibits) -> str:
-    """The page as text: `metrics` is what metrics.json holds."""
+    """The page as text; `metrics` is the content of metrics.json."""
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -46,5 +46,5 @@ def render(metrics: dict[str, Any], exhibits: Exhibits) -> str:
 
 
 def write(path: Path, metrics: dict[str, Any], exhibits: Exhibits) -> None:
-    """Render to a file; it is there whole or not at all."""
+    """Render to a file, atomically."""
     Store(path.parent).replace(path.name, render(metrics, exhibits).encode())

@@ -1,4 +1,4 @@
-"""What the report shows of walks to the root: the texts, pictures and names met on the way, stretch by stretch."""
+"""Traversals to the root in the report: the nearest texts, pictures and names on the way, stretch by stretch."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def _text(walks: Walks, place: int, own: set[str]) -> dict[str, Any]:
 
 
 def _picture(embedded: Embedded, place: int, index: int, size: int) -> dict[str, Any]:
-    """A data URI, empty for the root; whether it is the image walked from or a part of it."""
+    """A data URI, empty for the root; and whether it is the start image or a part of it."""
     count = len(embedded.images)
     if place == count + len(embedded.crops):
         return {"image": "", "alt": ROOT, "own": False}

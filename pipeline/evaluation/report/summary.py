@@ -1,4 +1,4 @@
-"""The numbers of metrics.json as rows of words, for the terminal and for Prefect's artifact."""
+"""The metrics of metrics.json as table rows, for the terminal and for Prefect's artifact."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ COLUMNS = ("measure", "value", "95 % interval", "chance")
 
 
 def rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """One row of COLUMNS for each number that has a chance level."""
+    """One row of COLUMNS per metric with a chance level."""
     return [
         (
             row["name"] + (f" ({row['note']})" if row["note"] else ""),
@@ -23,7 +23,7 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def markdown_table(metrics: dict[str, Any]) -> str:
-    """The rows as a markdown table, and below it what could not be measured and why."""
+    """The rows as a Markdown table, then the metrics that could not be measured, with the reason."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(metrics)]
     lines += ["", *(f"- {name}: not complete, {words}" for name, words in gaps(metrics))]

@@ -1,4 +1,4 @@
-"""The metrics as the tables of the report: rows of words, with the bars that go beside them."""
+"""The metrics as tables of the report: rows of text, with their bars."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def bar(metric: Metric, held: dict[str, Any]) -> Any:
 
 
 def gain(metric: Metric, held: dict[str, Any]) -> str:
-    """How far the value is from the chance level: a ratio of fractions, else a difference."""
+    """The distance of the value from chance: a ratio for fractions, else a difference."""
     value, chance = held["value"], held["chance"]
     if chance is None:
         return ""
@@ -92,7 +92,7 @@ def _row(metrics: dict[str, Any], name: str, metric: Metric, held: dict[str, Any
 
 
 def _note(section: str, facts: dict[str, Any]) -> str:
-    """How much the metrics of a section were measured on."""
+    """The amount of data behind the metrics of a section."""
     match section:
         case "zero_shot":
             of = ""
@@ -102,21 +102,21 @@ def _note(section: str, facts: dict[str, Any]) -> str:
         case "retrieval":
             return f"{facts['images']:,} images, {facts['captions']:,} captions, {facts['distinct']:,} of them distinct"
         case "parts":
-            return f"{facts['crops']:,} cut-out parts, {facts['phrases']:,} distinct phrases"
+            return f"{facts['crops']:,} cropped parts, {facts['phrases']:,} distinct phrases"
         case "boxes":
             size = facts["classification"]
-            return f"{size['boxes']:,} boxes cut out of {size['n']:,} images, {size['classes']} classes"
+            return f"{size['boxes']:,} boxes of {size['n']:,} images, {size['classes']} classes"
         case "compositional":
             pairs = sum(block["pairs"] for kind, block in facts.items() if kind != "mean")
-            return f"the true caption scores above a foil of the same words, {pairs:,} pairs"
+            return f"the true caption scores above a foil with the same words, {pairs:,} pairs"
         case "traversal":
             return (
-                f"{facts['texts']['n']:,} images to the root, the fraction of steps at which this is nearest"
+                f"{facts['texts']['n']:,} images to the root: the fraction of steps at which this is nearest"
             )
         case "hierarchy":
             return f"{facts['images']:,} answers on the tree"
     sets = data_sets(facts)
-    return f"{sets} data set{'s' * (sets != 1)}; n is what an interval is drawn over"
+    return f"{sets} data set{'s' * (sets != 1)}; n is the number of resampled units of an interval"
 
 
 def suite_name(key: str) -> str:
@@ -129,5 +129,5 @@ def suite_name(key: str) -> str:
 
 
 def data_sets(suite: dict[str, Any]) -> int:
-    """How many data sets were measured; the mean over those of the paper is none."""
+    """Number of measured data sets, without the mean over those of the paper."""
     return len(set(suite) - {"paper"})

@@ -78,7 +78,7 @@ def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:
     assert measured["chance"]["classification.accuracy"] == pytest.approx(1 / 3)
     assert measured["attack"]["images"] == ATTACKED
     assert measured["attack"]["pgd"] <= measured["attack"]["clean"]
-    # The strange set is the test set itself: nothing can tell them apart.
+    # The out-of-distribution set is the test set itself: nothing can tell them apart.
     assert measured["ood"]["strange"]["energy"]["auroc"] == 0.5
     assert set(measured["intervals"]) >= {"classification.accuracy", "attack.pgd", "ood.strange.energy.auroc"}
     assert json.loads((finished / "metrics.json").read_text()) == measured
@@ -223,7 +223,7 @@ def test_mistakes_are_named(tiny: FitConfig, tmp_path: Path) -> None:
         fit(tmp_path / "b", tiny.replace(batch_size=500))
     with pytest.raises(ConfigError, match="unknown recipe 'seperation'; did you mean 'separation'"):
         fit_recipe("seperation", "resnet20", "cifar10:x")
-    with pytest.raises(ValueError, match="strange set 'tiny' is not NAME:DIR"):
+    with pytest.raises(ValueError, match="out-of-distribution set 'tiny' is not NAME:DIR"):
         fit(tmp_path / "c", tiny.replace(steps=1))
         evaluate(tmp_path / "c", EvaluateConfig(ood=("tiny",)))
 

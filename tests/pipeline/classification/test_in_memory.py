@@ -86,7 +86,7 @@ def strange(folder: Path, count: int, there: int) -> str:
     return f"scenes=captioned:{folder}"
 
 
-def test_strange_images_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+def test_out_of_distribution_images_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     name, images, counts = strange_images(strange(tmp_path, 21, 20), 8, EvaluateConfig())
     assert (name, len(images), counts) == ("scenes", 20, {"unusable": 1})
     spec = strange(tmp_path, 40, 20)

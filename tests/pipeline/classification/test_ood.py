@@ -61,7 +61,7 @@ def test_intervals_hold_the_number_and_are_named_after_it() -> None:
 
 
 def test_nothing_to_compare_is_refused() -> None:
-    with pytest.raises(ValueError, match="no strange images"):
+    with pytest.raises(ValueError, match="no out-of-distribution images"):
         Ranked.of(np.ones(3), np.ones(0))
     with pytest.raises(ValueError, match="known images is not finite"):
         Ranked.of(np.array([np.nan]), np.ones(1))

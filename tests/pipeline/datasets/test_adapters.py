@@ -287,7 +287,7 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path) -> None:
 def test_files_that_contradict_each_other(tmp_path: Path) -> None:
     files = dict(MADE["food101"][0])
     files["food-101/meta/test.txt"] = "pizza/1\n"
-    with pytest.raises(ValueError, match="'pizza', which the list of classes lacks"):
+    with pytest.raises(ValueError, match="'pizza', which is not in the list of classes"):
         open_labelled(f"food101:{lay(tmp_path / 'food', files)}")
     files = dict(MADE["cifar10"][0])
     files["cifar-10-batches-bin/test_batch.bin"] = cifar([1, 0], 1)[:-1]
@@ -303,7 +303,9 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         tmp_path,
         {"cifar-10-batches-py/batches.meta": b"\x80\x02", "cifar-10-batches-py/test_batch": b"\x80\x02"},
     )
-    with pytest.raises(ValueError, match="Python pickles, which are not opened: fetch its binary version"):
+    with pytest.raises(
+        ValueError, match="Python pickles, which Hyco does not open: fetch its binary version"
+    ):
         open_labelled(f"cifar10:{tmp_path}")
 
 

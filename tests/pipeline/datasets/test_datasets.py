@@ -93,8 +93,8 @@ def test_empty_and_torn(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"folder: .* has no CLASS/\*\.jpg; expected layout"):
         open_labelled(f"folder:{tmp_path}")
     (tmp_path / "torn.tar.gz").write_bytes(b"\x1f\x8b\x08\0 nothing")
-    with pytest.raises(ValueError, match=r"torn\.tar\.gz is not a whole tar"):
+    with pytest.raises(ValueError, match=r"torn\.tar\.gz is not a complete tar"):
         open_labelled(f"folder:{tmp_path / 'torn.tar.gz'}")
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(ValueError, match="no folder and no tar"):
+    with pytest.raises(ValueError, match="neither a folder nor a tar"):
         open_labelled(f"folder:{tmp_path / 'notes.md'}")

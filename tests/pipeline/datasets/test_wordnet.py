@@ -92,7 +92,7 @@ def test_tree(made: tuple[WordNet, dict[str, str]]) -> None:
 def test_no_tree(made: tuple[WordNet, dict[str, str]]) -> None:
     wordnet, wnid = made
     for order in (["fish", "pike", "cat"], ["pike", "fish", "cat"]):
-        with pytest.raises(ValueError, match=r"\(fish\) lies above another class"):
+        with pytest.raises(ValueError, match=r"\(fish\) is an ancestor of another class"):
             wordnet.tree([wnid[word] for word in order])
     with pytest.raises(ValueError, match="at least two classes"):
         wordnet.tree([wnid["pike"]])

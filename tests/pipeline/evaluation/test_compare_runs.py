@@ -60,7 +60,7 @@ def test_other_images_are_said_and_numbers_that_one_run_lacks_are_empty(runs):
 def test_the_page_shows_the_table_with_names_escaped(runs):
     shown = metrics("ours", 0.3) | {"zero_shot": None, "hierarchy": None}
     html = render(upgrade(shown) | {"beside": read_beside(runs)}, Exhibits())
-    assert "Beside other runs" in html and "<b>vit" not in html and "&lt;b&gt;vit" in html
+    assert "Comparison with other runs" in html and "<b>vit" not in html and "&lt;b&gt;vit" in html
 
 
 def test_a_run_that_was_not_assessed_is_named(tmp_path):
@@ -83,4 +83,4 @@ def test_runs_of_other_numbers_of_images_are_not_ranked(runs):
     assert "different numbers of images" in table["note"]
     other = whole | {"zero_shot": {"top1": 0.5, "chance": 0.1}}
     table = beside_table({"beside": [summary(upgrade(held), runs[0]) for held in (whole, other)]})
-    assert "1 numbers that only one side has are left out" in table["note"]
+    assert "1 metrics that only one run has are left out" in table["note"]

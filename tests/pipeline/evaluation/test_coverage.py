@@ -115,7 +115,7 @@ def test_images_that_lost_their_captions_are_missed(tmp_path: Path) -> None:
     assert "4 of 10 captioned images (6 missing)" in suite(tmp_path, "coco")["skipped"]["suite.coco"]
     content["annotations"][0]["caption"] = None
     path.write_text(json.dumps(content))
-    assert "None is no text" in suite(tmp_path, "coco")["skipped"]["suite.coco"]
+    assert "None is not text" in suite(tmp_path, "coco")["skipped"]["suite.coco"]
 
 
 def test_kinds_without_a_file_and_kinds_without_photographs(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_lists_that_do_not_fit_each_other_are_named(tmp_path: Path) -> None:
         "image_class_labels.txt": "1 1\n2 2\n",
         "train_test_split.txt": "1 0\n2 0\n",
     }
-    with pytest.raises(ValueError, match="its lists do not fit each other"):
+    with pytest.raises(ValueError, match="its lists do not match"):
         open_labelled(f"cub:{lay(tmp_path / 'cub', files)}")
 
 

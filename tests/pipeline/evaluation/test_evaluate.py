@@ -239,7 +239,7 @@ def test_what_a_source_lacks_is_said(world, tmp_path):
     assert metrics["retrieval"]["images"] == 6
     assert metrics["parts"] is None and "no parts" in metrics["skipped"]["parts"]
     assert "no foils" in metrics["skipped"]["compositional"] and "labelled" in metrics["skipped"]["boxes"]
-    assert metrics["skipped"]["hierarchy"] == "the held-out images carry no labels"
+    assert metrics["skipped"]["hierarchy"] == "the held-out images have no labels"
     assert metrics["geometry"]["radius"].keys() == {"text", "image"}
     write_source(tmp_path / "one", range(1))
     alone = run(world, assess_source=str(tmp_path / "one"))

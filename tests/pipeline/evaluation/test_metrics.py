@@ -233,7 +233,7 @@ def test_prompts_read_like_english(prompt, name, text):
         ([("a", None, ()), ("b", "aa", ()), ("c", "a", ())], "'aa' of 'b' is not a node .nearest: a"),
         ([("a", None, ()), ("b", None, ()), ("c", "a", ())], "one tree"),
         ([("a", None, ()), ("b", "a", ()), ("b", "a", ())], "same id"),
-        ([("r", None, ()), ("a", "b", ()), ("b", "a", ())], "circle"),
+        ([("r", None, ()), ("a", "b", ()), ("b", "a", ())], "cycle"),
     ],
 )
 def test_a_taxonomy_that_is_no_tree_is_refused(nodes, message):

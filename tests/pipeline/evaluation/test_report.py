@@ -207,20 +207,22 @@ def test_numbers_stand_beside_chance_and_interval():
     assert [table["name"] for table in shown["tables"]] == [
         "Zero-shot", "Retrieval", "Parts", "Ground-truth boxes", "Compositional", "Walks", "Hierarchy"
     ]  # fmt: skip
-    assert [row["name"].rpartition(" met ")[2] for row in shown["tables"][5]["rows"]] == [
-        "near the image",
-        "near the root",
+    assert [row["name"].rpartition(", ")[2] for row in shown["tables"][5]["rows"]] == [
+        "close to the image",
+        "close to the root",
     ]
 
 
 def test_walks_and_the_plane_say_what_they_show():
     shown = page(upgrade(metrics()), exhibits())
-    assert "5.4 different texts" in shown["walks"]["lead"] and "near the root 90.0" in shown["walks"]["lead"]
+    assert (
+        "5.4 different texts" in shown["walks"]["lead"] and "close to the root 90.0" in shown["walks"]["lead"]
+    )
     assert "HoroPCA" in shown["plane"]["note"] and "20.0" in shown["plane"]["note"]
     assert {"walks", "space"} <= {entry["id"] for entry in shown["sections"]}
     flat = dataclasses.replace(exhibits(), plane=dataclasses.replace(exhibits().plane, flat=True))
     text = render(metrics() | {"geometry": None}, flat)
-    assert "The model is flat" in text and "main directions" in text
+    assert "The model is Euclidean" in text and "principal directions" in text
     factor = dataclasses.replace(exhibits(), plane=dataclasses.replace(exhibits().plane, factor=3))
     assert "factor 4 of the product" in page(upgrade(metrics()), factor)["plane"]["note"]
 

@@ -165,7 +165,7 @@ def test_imagenet_takes_its_names_from_wordnet(data: Path, embedder: Embedder, t
     _, wnids = wordnet()
     lay(tmp_path, {f"imagenet/val/{w}/{n}.JPEG": coloured("cat", n) for w in wnids for n in range(2)})
     found = run_suite(embedder, "imagenet", tmp_path, FEW)
-    assert "nothing tells the names of its classes" in found["skipped"]["suite.imagenet"]
+    assert "the names of its classes are unknown" in found["skipped"]["suite.imagenet"]
     (tmp_path / "wordnet").symlink_to(data / "wordnet")
     found = run_suite(embedder, "imagenet", tmp_path, FEW)
     assert found["suite"]["imagenet"]["hierarchy"]["nodes"] == 5
@@ -195,7 +195,7 @@ def test_a_broken_training_part_costs_the_probe_alone(embedder: Embedder, tmp_pa
     lay(root, lists | pictures)
     found = run_suite(embedder, "food101", tmp_path, FEW, heads=("softmax",))
     assert found["suite"]["food101"]["zero_shot"]["n"] == 4
-    assert "'pizza', which the list of classes lacks" in found["skipped"]["suite.food101.probe"]
+    assert "'pizza', which is not in the list of classes" in found["skipped"]["suite.food101.probe"]
     lay(root, {"meta/train.txt": "pie/7\ntart/8\n", "images/pie/7.jpg": b"no", "images/tart/8.jpg": b"no"})
     found = run_suite(embedder, "food101", tmp_path, FEW, heads=("softmax",))
     assert found["suite"]["food101"]["zero_shot"]["n"] == 4
@@ -226,7 +226,7 @@ def test_all_runs_what_it_finds_and_names_the_rest(data: Path, embedder: Embedde
     assert set(found["suite"]) == {"cifar10", "tiny_imagenet"}
     assert found["suite"]["cifar10"]["zero_shot"]["n"] <= 6
     assert found["suite"]["tiny_imagenet"]["zero_shot"]["n"] == 6
-    assert found["skipped"]["suite.food101"].endswith("'pizza', which the list of classes lacks")
+    assert found["skipped"]["suite.food101"].endswith("'pizza', which is not in the list of classes")
     assert "expected stl10/ with" in found["skipped"]["suite.stl10"]
     names = {name.split(".")[1] for name in found["skipped"]} | set(found["suite"])
     assert names == set(evaluations())
@@ -235,9 +235,9 @@ def test_all_runs_what_it_finds_and_names_the_rest(data: Path, embedder: Embedde
 def test_what_cannot_be_asked(data: Path, embedder: Embedder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="called 'cifar11'; nearest: cifar1"):
         run_suite(embedder, "cifar11", data, FEW)
-    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         run_suite(embedder, "all", tmp_path / "nowhere", FEW)
-    with pytest.raises(ValueError, match=r"holds no data set of the suite; it wants stl10 \(stl10/ with"):
+    with pytest.raises(ValueError, match=r"holds no data set of the suite; expected stl10 \(stl10/ with"):
         run_suite(embedder, "stl10", tmp_path, FEW)
     with pytest.raises(ValueError, match="the suite is empty"):
         chosen(" , ", {})
@@ -357,7 +357,7 @@ def test_a_model_directory_from_the_command(
         .startswith("name,value,low,high,chance,n,source,of,gallery\nsuite.cifar10")
     )
     page = (tmp_path / "model/report.html").read_text()
-    assert "Measured on 1 published data set." in page and "CIFAR-10: linear probe" in page
+    assert "Evaluated on 1 published data set." in page and "CIFAR-10: linear probe" in page
 
 
 def test_a_run_is_measured_on_both(data: Path, world: Path) -> None:
@@ -390,7 +390,7 @@ def test_a_suite_without_data_is_refused(
     tokenizer.save(tmp_path)
     said = command(monkeypatch, capsys, "assess", "--run", str(tmp_path), "--suite", "all", status=2)
     assert said == "hyco: error: --suite needs --data: the directory your data sets lie in\n"
-    with pytest.raises(FileNotFoundError, match="nowhere is no directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         evaluate_model(tmp_path, EvaluationSpec(suite="all", data=str(tmp_path / "nowhere")))
     config = AssessConfig(draws=100, probe_heads=())
     evaluate_model(tmp_path, EvaluationSpec(suite="tiny_imagenet", data=str(data), config=config))
@@ -408,7 +408,7 @@ def test_a_suite_without_data_is_refused(
         ),
         (
             ("--suite", "all", "--data", "sets", "--beside", "r"),
-            "has no metrics.json to show beside this run",
+            "has no metrics.json to compare with",
         ),
     ],
 )

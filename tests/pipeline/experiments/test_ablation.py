@@ -167,7 +167,7 @@ def test_a_killed_ablation_goes_on_and_repeats_nothing(work):
         ablation.ablate("demo", Home(home), out, **options, say=say)
     started = [name.split("-")[1:4:2] for kind, name in called if kind == "train"]
     assert started == [["demo_clip", "s0"], ["demo", "s0"], ["demo_clip", "s1"], ["demo", "s1"]]
-    assert "1 seeds" in out.read_text() and "about 2 min left" in say.getvalue()
+    assert "1 seed;" in out.read_text() and "about 2 min left" in say.getvalue()
     done = len(called)
     runs = ablation.ablate("demo", Home(home), out, **options, say=say)
     again = [name for kind, name in called[done:] if kind == "train"]

@@ -137,7 +137,7 @@ def test_the_card_tells_origin_numbers_licence_and_use(home, written, tmp_path):
     ):
         assert said in card, said
     curvature = Embedder.load(home / "runs" / "lorentz" / "model", "cpu").curvature
-    assert "was not assessed" in card and f"curvature -{curvature:.4g}," in card
+    assert "was not evaluated" in card and f"curvature -{curvature:.4g}," in card
     # The three lines of the card are run as they stand.
     lines = card.split("```python\n")[1].split("```")[0].replace("DIR", str(written))
     photo = tmp_path / "photo.jpg"
@@ -260,15 +260,15 @@ def test_mistakes_are_one_line(home, words, tmp_path, capsys, monkeypatch):
     assert "no finished run and no model in nowhere" in error_of(
         capsys, monkeypatch, "export", "nowhere", "--out", out
     )
-    assert "is there already" in error_of(
+    assert "already exists" in error_of(
         capsys, monkeypatch, "export", "product", "--home", str(home), "--out", str(words)
     )
-    assert "text.width / text.heads is 16 and the published architecture has 64 only" in error_of(
-        capsys, monkeypatch, "export", "lorentz", "--home", str(home), "--out", out, "--published"
+    assert "geometry is product and the published architecture has lorentz or euclid only" in error_of(
+        capsys, monkeypatch, "export", "product", "--home", str(home), "--out", out, "--published"
     )
     torch.save(published(), path)
     heads = ("--vision-heads", "4")
-    assert "brings no tokenizer: give --tokenizer with CLIP's bpe_simple" in error_of(
+    assert "has no tokenizer: give --tokenizer with CLIP's bpe_simple" in error_of(
         capsys, monkeypatch, "import", path, "--out", out, *heads
     )
     assert "the text tower has 600 and 599: give the tokenizer it was trained with" in error_of(

@@ -223,7 +223,7 @@ def test_rollback_restores_the_very_bytes(home, made):
     row = rollback(Home(home), reason="b was bad too")
     assert (row.kind, row.run[-1], row.reason) == ("rolled_back", "a", "b was bad too")
     assert fingerprint(served(home)) == original == row.files
-    with pytest.raises(ValueError, match="none to go back to"):
+    with pytest.raises(ValueError, match="no earlier one"):
         rollback(Home(home))
     last = next(one for one in Home(home).registry.rows() if one.run.endswith("/c"))
     assert rollback(Home(home), last.model[:8]).run.endswith("/c")

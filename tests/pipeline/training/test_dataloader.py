@@ -156,7 +156,7 @@ def test_an_image_that_cannot_be_decoded_is_replaced_and_counted(tmp_path, token
     assert batch.substituted == 1 and batch.images.shape[0] == 6
     with path.open("wb") as file:
         write_shard(file, [replace(s, image=b"nothing") for s in samples])
-    with pytest.raises(ValueError, match=r"no image of a whole batch can be decoded.* in bad"):
+    with pytest.raises(ValueError, match=r"no image of a batch can be decoded.* in bad"):
         take(reader(bad, tokenizer), 1)
 
 

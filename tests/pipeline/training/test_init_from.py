@@ -180,7 +180,7 @@ def test_a_checkpoint_that_changed_after_the_run_was_prepared_is_refused(clip, h
 
 
 def test_what_cannot_start_is_said(clip, home, tmp_path):
-    with pytest.raises(ValueError, match=r"start\.learn is 'lora' with nothing trained to start from"):
+    with pytest.raises(ValueError, match=r"start\.learn is 'lora' without a checkpoint"):
         train(tmp_path / "run", Home(home), "latest", tiny_recipe(start=StartConfig(learn="lora")))
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         train(tmp_path / "run", Home(home), "latest", recipe(tmp_path / "nowhere"))

@@ -74,11 +74,11 @@ def test_a_mining_tells_rates_quality_scores_and_failures(mined: tuple[MineConfi
     assert "| precision of boxes, by the labels of 1 images (score 0.35, IoU 0.5) | 50.0% |" in text
     assert f"| 0.90 to 0.95 | 1 | {'█' * markdown.BAR} |" in text and "| 0.00 to 0.05 |" not in text
     assert "| phrases of unknown tokens only, not asked | 0 |" in text
-    assert "| captions with hardly a word that the tokenizer knows | not counted |" in text
+    assert "| captions with hardly any word that the tokenizer knows | not counted |" in text
     counted = {**summary(*mined), "phrases_unknown": 1234, "captions_unknown": 1, "captions_read": 8}
     text = stories.mining(*mined, counted)
     assert "| phrases of unknown tokens only, not asked | 1,234 |" in text
-    assert "| captions with hardly a word that the tokenizer knows | 1 of 8 (12.5%) |" in text
+    assert "| captions with hardly any word that the tokenizer knows | 1 of 8 (12.5%) |" in text
     assert "| torn | 1 | k7: a \\| b" in text
 
 

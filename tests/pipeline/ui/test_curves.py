@@ -23,7 +23,7 @@ def test_every_chart_of_the_report_is_drawn_with_its_legend(tmp_path: Path) -> N
     log(tmp_path, 5)
     picture = ElementTree.fromstring(curves.draw(tmp_path))
     said = [element.text for element in picture.iter(f"{SVG}text")]
-    assert {"Loss", "Contrast, each side finding the other", "Learning rate"} <= set(said)
+    assert {"Loss", "Contrastive loss by direction", "Learning rate"} <= set(said)
     assert "total: 4.00" in said
     assert "image to caption: 0.200" in said
     assert "var(--" in (picture.findtext(f"{SVG}style") or ""), "it brings its own palette"

@@ -131,7 +131,7 @@ def test_a_damaged_shard_or_verdict_costs_its_section_alone(home: Path) -> None:
     shard.chmod(0o644)
     shard.write_bytes(b"no tar at all")
     page = client(home).get(f"/versions/{name}")
-    assert page.status_code == 200 and "What cannot be read" in page.text and "3 images" in page.text
+    assert page.status_code == 200 and "Unreadable records" in page.text and "3 images" in page.text
     assert "quarantined" in client(home).get("/").text
 
 
