@@ -126,7 +126,7 @@ def _entries(store: Store, path: str, columns: Columns) -> list[Entry]:
         if kind_of(path) == ".csv":
             parsed = csv_entries(data, path, columns)
         else:
-            parsed = json_entries(data, path, columns, store.read_bytes(beside) if beside else b"")
+            parsed = _json_entries(data, path, columns, store.read_bytes(beside) if beside else b"")
         while len(_PARSED) >= _KEPT:
             _PARSED.pop(next(iter(_PARSED)))
         _PARSED[name] = parsed
@@ -282,6 +282,14 @@ def _unquoted(text: str) -> str:
     return plain[1:-1].replace('""', '"') if len(plain) > 1 and plain[0] == plain[-1] == '"' else text
 
 
+def _json_entries(data: bytes, path: str, columns: Columns, instances: bytes) -> list[Entry]:
+    try:
+        return json_entries(data, path, columns, instances)
+    except (TypeError, KeyError, AttributeError) as error:
+        what = f"{type(error).__name__}: {short(str(error))}"
+        raise ValueError(f"{path} has an entry of another form ({what}): make the file again") from None
+
+
 def json_entries(data: bytes, path: str, columns: Columns, instances: bytes = b"") -> list[Entry]:
     """Return the images of a json: COCO captions, Karpathy's splits, or a list of objects as in jsonl.
 
@@ -290,11 +298,12 @@ def json_entries(data: bytes, path: str, columns: Columns, instances: bytes = b"
     ValueError, naming what there is, for any other.
     """
     value = parse_json(data, path)
-    images = value.get("images") if isinstance(value, dict) else None
+    document: dict[str, Any] = value if isinstance(value, dict) else {}
+    images, annotations = document.get("images"), document.get("annotations")
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return _of_list(value, path, columns)
-    if isinstance(images, list) and isinstance(value.get("annotations"), list):
-        entries = _of_coco(images, value["annotations"], path)
+    if isinstance(images, list) and isinstance(annotations, list):
+        entries = _of_coco(images, annotations, path)
         if instances:
             add_boxes(entries, parse_json(instances, path))
         return entries

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,7 @@ class Source:
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
-    def rows(self, path: str, admit: Admit) -> Iterator[SourceRecord]:
+    def rows(self, path: str, admit: Admit) -> Generator[SourceRecord, None, None]:
         """Yield the unchecked rows of a unit; errors as `samples`."""
         if self.kind in READERS:
             with self.store.open(path) as file:

@@ -279,6 +279,11 @@ def test_lists_with_commas_and_ranges(tmp_path: Path) -> None:
         ({"captions_x.json": "{}"}, {}, r"is no list of captions \(it holds \)"),
         ({"captions_x.json": "{"}, {}, "is no json"),
         (
+            {"captions_x.json": '{"images": [{"id": [], "file_name": "a"}], "annotations": []}'},
+            {},
+            r"has an entry of another form \(TypeError",
+        ),
+        (
             {
                 "captions.json": '{"images": [{"id": 1, "file_name": "a"}], "annotations": '
                 '[{"image_id": 1, "bbox": []}]}'
