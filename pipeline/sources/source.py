@@ -23,9 +23,10 @@ from typing import Any
 from pipeline.imaging.decode import ImageError, inspect
 from pipeline.imaging.orientation import told_orientation, with_orientation
 from pipeline.sources.boxes import BoxFields, objects_from
+from pipeline.sources.caption_lists import Entry
 from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.gathered import Entry, units_of
 from pipeline.sources.gathered import rows as gathered_rows
+from pipeline.sources.gathered import units_of
 from pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
 from pipeline.sources.readers import READERS, jsonl_sizes
 from pipeline.sources.reading_rules import differs
