@@ -20,6 +20,14 @@ def promote(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def wide(x: Tensor) -> Tensor:
+    """Float64 where the device has it.
+
+    A float32 (or TF32) product of points that lie close together and far out has no digit right.
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
 def sqrt_c(c: CurvatureLike) -> CurvatureLike:
     """Square root of a curvature, float or tensor."""
     return c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
@@ -206,6 +214,12 @@ def _atanhc(s: Tensor) -> Tensor:
 def sinhc(s: Tensor) -> Tensor:
     """sinh(u)/u as a function of s = u^2."""
     return _Quotient.apply(s, _sinhc, sinhc_slope)
+
+
+def log_sinhc(s: Tensor) -> Tensor:
+    """log(sinh(u)/u) as a function of s = u^2, also where sinh overflows."""
+    near, u = sinhc(s.clamp(max=400.0)).log(), s.clamp(min=400.0).sqrt()
+    return torch.where(s < 400.0, near, u - (2 * u).log())
 
 
 def asinhc(s: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
-from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm, wide
+from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
 from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.ops import wide
 
 
 class _BatchNorm(HyperbolicModule):

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, radial_part, to_space
-from models.hyperbolic.ops import asinhc, sinhc, square_norm
+from models.hyperbolic.ops import asinhc, sinhc, square_norm, wide
 
 
 class Statistics(NamedTuple):
@@ -105,11 +105,6 @@ def batch_norm(
     vectors = torch.cat([p.way[None], ends.across]).to(x.dtype).expand(x.shape[0], -1, -1)
     out = torch.baddbmm(d * (shrink * k * f).to(x.dtype), vectors.transpose(1, 2), factors)
     return out, Statistics(ends.whole, spread)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it, for tensors with a few numbers per point."""
-    return x if x.device.type == "mps" else x.double()
 
 
 @torch.no_grad()

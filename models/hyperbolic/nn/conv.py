@@ -173,10 +173,12 @@ class _Conv(HyperbolicModule):
         if u.dim() != len(self.kernel_size) + 2 or u.shape[1] != self.in_channels:
             wanted = f"[B, {self.in_channels}, {len(self.kernel_size)} spatial sizes]"
             raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
-        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        return self._respond(u, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def _respond(self, u: Tensor, **geometry) -> Tensor:
         convolution = type(self)._convolution
         return convolve(
-            convolution, u, self.weight, self.bias, self.rate(), self.groups, self.fused, **options
+            convolution, u, self.weight, self.bias, self.rate(), self.groups, self.fused, **geometry
         )
 
     def extra_repr(self) -> str:
@@ -210,3 +212,10 @@ class Conv2d(_Conv):
 
     _convolution = staticmethod(F.conv2d)
     _space = 2
+
+
+class Conv3d(_Conv):
+    """Hyperbolic `torch.nn.Conv3d`: [B, C, D, H, W] -> [B, K, D', H', W'] tangent vectors; see `Conv2d`."""
+
+    _convolution = staticmethod(F.conv3d)
+    _space = 3
