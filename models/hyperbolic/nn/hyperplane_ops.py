@@ -144,6 +144,8 @@ class _Respond(Function):
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad is None:
+            return (None,) * 8
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this layer is differentiable once; build it with fused=False for second derivatives"

@@ -73,6 +73,8 @@ class _ResidualAdd(Function):
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad is None:
+            return (None,) * 4
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this sum is differentiable once; build it with fused=False for second derivatives"
