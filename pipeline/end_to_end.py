@@ -154,8 +154,10 @@ def mining_report(
 
 
 def mined_of(version: str, home: Home) -> tuple[MineConfig, PackConfig, Version]:
-    """The configurations that a dataset version was made with."""
+    """The configurations that a dataset version was made with; ValueError for one that was neither mined nor packed."""
     found = home.versions.load(version)
+    if "mine" not in found.config:
+        raise ValueError(f"{found.name} was adopted from {found.source}: it was not mined here")
     return (
         MineConfig.model_validate(found.config["mine"]),
         PackConfig.model_validate(found.config["pack"]),

@@ -63,6 +63,7 @@ class Part:
         span: start and end of the phrase in its caption, in characters; (-1, -1) when unknown.
         caption: index of that caption in TrainingSample.captions.
         rule: how the phrase was found ("chunk", "expression"); "" when unknown.
+        origin: "source:FIELDS" where the box came with the source; "" where a detector found it, or when unknown.
     """
 
     image: bytes
@@ -72,6 +73,7 @@ class Part:
     span: tuple[int, int] = (-1, -1)
     caption: int = 0
     rule: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def _members(sample: TrainingSample) -> Iterator[tuple[str, bytes]]:
                 "span": part.span,
                 "caption": part.caption,
                 "rule": part.rule,
+                **({"origin": part.origin} if part.origin else {}),
             }
             for part in sample.parts
         ],
@@ -142,4 +143,5 @@ def _part(image: bytes, phrase: bytes, known: dict[str, Any]) -> Part:
         (int(span[0]), int(span[1])),
         int(known.get("caption", 0)),
         str(known.get("rule", "")),
+        str(known.get("origin", "")),
     )

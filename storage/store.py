@@ -173,6 +173,32 @@ class Store:
             fsync_directory(temporary.parent)
         return Object(path, sha256, size)
 
+    def link(self, prefix: str, suffix: str, file: str, sha256: str) -> Object | None:
+        """Give a local file a second name in a local store, as an object whose hash is known.
+
+        None where the filesystem cannot: another one, or one without hard links. A file that is written to afterwards
+        damages the object, which every reader detects.
+        """
+        target = Path(self.path(f"{prefix}/{sha256}{suffix}"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(os.path.realpath(file), target)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno in (
+                errno.EXDEV,
+                errno.EPERM,
+                errno.EOPNOTSUPP,
+                errno.ENOSYS,
+                errno.EMLINK,
+                errno.EACCES,
+            ):
+                return None
+            raise
+        fsync_directory(target.parent)
+        return Object(f"{prefix}/{target.name}", sha256, target.stat().st_size)
+
     def create(self, path: str, data: bytes) -> bool:
         """Create a file with its whole content if absent; return False, changing nothing, when it exists.
 

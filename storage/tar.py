@@ -17,6 +17,13 @@ _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _LONGEST_HEADER = 1 << 20
 _LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONGEST_NAME = 100  # bytes; longer ones need a prefix
+_LARGEST = 8**11 - 1
+_MAGIC = b"ustar\x0000"
+_MODE = b"0000644\0" + 2 * b"0000000\0"  # with uid and gid
+_TIME = b"00000000000\0"
+_REST = b"       " + b" " + tarfile.REGTYPE + bytes(100) + _MAGIC + bytes(247)
+_REST_SUM = sum(_REST)
 _REMEDY = "fetch it or make it again"
 
 
@@ -53,7 +60,7 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
             stream.drain_zeros(start)
             return
         try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            info = _plain(header) or tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             what = "is not a tar archive" if start == 0 else f"has a broken header at byte {start}"
             raise TornTarError(f"{name} {what} ({error}): {_REMEDY}") from None
@@ -88,11 +95,9 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
 def write_member(file: BinaryIO, name: str, data: bytes) -> None:
     """Append a regular file with fixed time, owner and mode, so that equal content gives equal bytes.
 
-    Three times as fast as tarfile.addfile, which copies and seeks for each member.
+    Faster than tarfile.addfile, which copies and seeks for each member and formats every field of its header.
     """
-    info = tarfile.TarInfo(name)  # mtime 0, uid 0, gid 0, mode 0644
-    info.size = len(data)
-    file.write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+    file.write(_header(name, len(data)))
     file.write(data)
     file.write(bytes(-len(data) % _BLOCK))
 
@@ -100,6 +105,34 @@ def write_member(file: BinaryIO, name: str, data: bytes) -> None:
 def write_end(file: BinaryIO) -> None:
     """Append the end-of-archive mark; an archive without it counts as truncated."""
     file.write(2 * _ZEROS)
+
+
+def _header(name: str, size: int) -> bytes:
+    """The ustar header that tarfile writes for a TarInfo of this name and size: mtime 0, uid 0, gid 0, mode 0644."""
+    encoded = name.encode()
+    if len(encoded) > _LONGEST_NAME or size > _LARGEST:
+        info = tarfile.TarInfo(name)
+        info.size = size
+        return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+    start = encoded.ljust(100, b"\0") + _MODE + b"%011o\0" % size + _TIME
+    return start + b"%06o\0" % (sum(start) + _REST_SUM) + _REST[7:]
+
+
+def _plain(header: bytes) -> tarfile.TarInfo | None:
+    """Read a ustar header of a regular file with a short name; None for any other, which tarfile reads or refuses."""
+    if header[156:157] != tarfile.REGTYPE or header[257:265] != _MAGIC or header[345:346] != b"\0":
+        return None
+    told, size = header[148:154], header[124:135]
+    if not (told.isdigit() and size.isdigit() and header[135:136] == b"\0" and header[154:155] == b"\0"):
+        return None
+    try:
+        if int(told, 8) != sum(header) - sum(header[148:156]) + 8 * 32:
+            return None
+        info = tarfile.TarInfo(header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape"))
+        info.size = int(size, 8)
+    except ValueError:
+        return None
+    return info
 
 
 class _Stream:

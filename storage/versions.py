@@ -37,7 +37,8 @@ class Version:
     Attributes:
         name: "v-" and 12 hex digits made from digests, shards, counts and detectors, so it verifies them.
         parent: the version that was `latest` when this one was published, or None.
-        config: resolved configurations by stage ("mine", "pack"), sufficient to make the version again.
+        config: resolved configurations by stage ("mine", "pack"), sufficient to make the version again; "adopt" where
+            the shards existed already.
         digests: of those configurations, by stage; incidental options (batch size, device) are not in them.
         shards: "train" and "val", each in a fixed order.
         counts: images, captions, parts, failures ...
@@ -67,7 +68,7 @@ class Version:
         return self._mined_with("grounder")
 
     def _mined_with(self, option: str) -> str:
-        return str((self.config.get("mine") or {}).get(option) or "")
+        return str((self.config.get("mine") or self.config.get("adopt") or {}).get(option) or "")
 
 
 class Versions:

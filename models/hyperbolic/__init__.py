@@ -5,6 +5,7 @@ poincare  the Poincare ball: the same operations
 isometry  maps between the hyperboloid, the Poincare ball and the Klein ball
 mean      midpoints, Frechet mean and variance
 product   products of factors, each with its own curvature
+wrapped_normal  the wrapped normal distribution
 curvature a curvature as a module, fixed or learnable
 nn        layers under torch.nn's names
 optim     Riemannian SGD and Adam

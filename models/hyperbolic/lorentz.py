@@ -28,6 +28,7 @@ from models.hyperbolic.ops import (
     square_fits,
     square_norm,
     unit,
+    wide,
 )
 from models.hyperbolic.poincare import rotate
 
@@ -54,15 +55,10 @@ def distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     return 2 * torch.asinh(safe_sqrt(chord(x, y, c)) / 2).squeeze(-1) / sqrt_c(c)
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Float64 where the device has it: a float32 (or TF32) matrix product loses all digits of near pairs."""
-    return x if x.device.type == "mps" else x.double()
-
-
 def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Lorentz inner products of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...]."""
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
-    x, y, c = _wide(promote(x)), _wide(promote(y)), expand_c(_wide(c) if isinstance(c, Tensor) else c)
+    x, y, c = wide(promote(x)), wide(promote(y)), expand_c(wide(c) if isinstance(c, Tensor) else c)
     product = torch.cat([x, time(x, c)], -1) @ torch.cat([y, -time(y, c)], -1).transpose(-1, -2)
     return product.to(dtype)
 
@@ -75,10 +71,10 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     2.2e-16 c |x| |y|; use `distance` for pairs that are close together and far from the origin.
     """
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
-    wide_c = _wide(c) if isinstance(c, Tensor) else c
+    wide_c = wide(c) if isinstance(c, Tensor) else c
     root_c = sqrt_c(wide_c)
     spread = expand_c(expand_c(root_c))
-    x, y = _wide(promote(x)) * spread, _wide(promote(y)) * spread
+    x, y = wide(promote(x)) * spread, wide(promote(y)) * spread
     u, v = beyond_one(square_norm(x)), beyond_one(square_norm(y)).transpose(-1, -2)
     q = 2 * (u + v + u * v - x @ y.transpose(-1, -2))
     return (2 * torch.asinh(safe_sqrt(q) / 2) / spread).to(dtype)

@@ -1,6 +1,6 @@
 """A residual network for small images, built from a set of layers, and its Euclidean form of torch's own layers.
 
-`poincare_resnet` and `published_poincare_resnet` are the same topology with other layers.
+`poincare_resnet`, `lorentz_resnet` and `published_poincare_resnet` are the same topology with other layers.
 Legend: B batch, C channels, H W space, K classes, D width of the last stage.
 """
 
@@ -55,14 +55,14 @@ class ResNet(nn.Module):
 
     Args:
         layers: the layers to build it from.
-        depth: 6n + 2: a first convolution, three stages of n blocks, a classifier.
-        widths: channels of the three stages; each after the first halves the resolution.
+        depth: 2 S n + 2 for S widths: a first convolution, S stages of n blocks of two convolutions, a classifier.
+        widths: channels of the stages; each stage after the first halves the resolution.
         num_classes: K.
         head: takes pooled features [B, widths[-1]] to logits, in place of the head of `layers`.
         stem_stride: of the first convolution, for images larger than 32 pixels.
 
     Raises:
-        ValueError: a depth that is not 6n + 2, widths that are not three positive numbers, a stride below 1.
+        ValueError: a depth that is not 2 S n + 2, widths that are not positive numbers, a stride below 1.
     """
 
     def __init__(
@@ -75,10 +75,15 @@ class ResNet(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth {depth} is not 6n + 2 with n >= 1: 20, 32, 44 and 56 are")
-        if len(widths) != 3 or min(widths) < 1:
-            raise ValueError(f"widths {tuple(widths)} must be three positive numbers, such as (8, 16, 32)")
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths {tuple(widths)} must be positive numbers, such as (8, 16, 32)")
+        layers_each = 2 * len(widths)
+        if depth < layers_each + 2 or depth % layers_each != 2:
+            fitting = ", ".join(str(n * layers_each + 2) for n in (1, 2, 3))
+            raise ValueError(
+                f"depth {depth} is not {layers_each}n + 2, for n blocks at each of the widths {tuple(widths)}: "
+                f"{fitting}, ... are"
+            )
         if stem_stride < 1:
             raise ValueError(f"stem_stride {stem_stride} must be at least 1")
         self.depth, self.widths = depth, tuple(widths)
@@ -87,7 +92,7 @@ class ResNet(nn.Module):
         self.bn = layers.norm(widths[0])
         blocks, before = [], widths[0]
         for stage, width in enumerate(widths):
-            for place in range((depth - 2) // 6):
+            for place in range((depth - 2) // layers_each):
                 blocks.append(Block(layers, before, width, 2 if stage and not place else 1))
                 before = width
         self.blocks = nn.Sequential(*blocks)

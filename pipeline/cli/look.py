@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import CaptionColumn, ImageColumn, app
+from pipeline.cli.app import Boxes, CaptionColumn, ImageColumn, app
 
 
 @app.command()
@@ -12,17 +12,19 @@ def look(
     source: Annotated[str, typer.Argument(help="Captioned images: a folder, a file, a pattern or a URL.")],
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
 ) -> None:
-    """Show what a source holds: kind, fields, samples, what would be mined and what would fail.
+    """Show a source's kind, fields and samples, and what would fail.
 
     Reads the first rows only, for about a second. Exit code 1 when none of them can be mined.
     """
+    from pipeline.sources.boxes import preset
     from pipeline.sources.columns import Columns
     from pipeline.sources.look import lines
     from pipeline.sources.look import look as look_at
     from pipeline.sources.source import open_source
 
-    columns = Columns(image=image_column, caption=caption_column)
+    columns = Columns(image=image_column, caption=caption_column, boxes=preset(boxes) if boxes else None)
     found = look_at(open_source(source, columns=columns))
     for line in lines(found, source):
         typer.echo(line)

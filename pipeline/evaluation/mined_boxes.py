@@ -29,7 +29,7 @@ def phrase_quality(
 
     A box is right when it overlaps a labelled box of a phrase of the same text by at least `iou`; each
     labelled box can be found once. Boxes of phrases without labels count as wrong, labelled phrases that were not found
-    in the caption as missed.
+    in the caption as missed. Nothing is compared where the labels are the boxes that were mined (columns.boxes).
 
     Args:
         config: of the mining.
@@ -43,6 +43,8 @@ def phrase_quality(
         recall, precision (None without labels or boxes), labelled, boxes, right, images; labelled_images, of which
         `images` have detections.
     """
+    if config.columns.boxes:  # the labels are what is judged
+        return BoxMatcher(threshold, nms_iou, iou).result()
     source = open_source(config.source, config.limits, config.columns)
     tally = BoxMatcher(threshold, nms_iou, iou)
     listed, records = source.units(), results(config, home).records()

@@ -43,7 +43,10 @@ def remedy(damages: Iterable[Damage]) -> list[str]:
 
 
 _MINE = "give the hyco mine and hyco pack commands that made it again (or hyco journey): only these units are redone"
-_PACK = "give the hyco pack command that made it again (or hyco journey): only the missing units are redone"
+_PACK = (
+    "give the hyco pack command that made it again (or hyco journey, or hyco adopt of its shards): only the missing "
+    "units are redone"
+)
 _PROMOTE = "hyco promote with its run copies it again"
 _REMEDIES = {
     "mining configuration": "the next hyco mine writes it again",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.mining.noun_phrases import Phrase
-from pipeline.sources.records import NOT_DOWNLOADED
+from pipeline.sources.records import NOT_DOWNLOADED, objects_of
 from storage.sample import Failure, Sample
 
 if TYPE_CHECKING:
@@ -46,18 +47,49 @@ class Rows:
         place = {text: index for index, text in enumerate(asked)}
         image = (sample.key, hashlib.sha256(sample.image).hexdigest(), width, height)
         if not asked:
-            self._append((*image, 0, sample.captions[0], None, None, None, None, None), None)
+            self._append((*image, 0, sample.captions[0], None, None, None, None, None, None), None)
             return
         for index, phrases in enumerate(found):
             for phrase in phrases:
                 rule = "expression" if phrase.outermost else "chunk"
                 mine = np.flatnonzero(detection.phrases == place[phrase.text.lower()])
-                text = (phrase.text, phrase.start, phrase.end, rule, phrase.expression)
+                text = (phrase.text, phrase.start, phrase.end, rule, phrase.expression, None)
                 counts["phrases"] += 1
                 counts["phrases_with_boxes"] += bool(len(mine))
                 counts["boxes"] += len(mine)
                 chosen = (detection.boxes[mine], detection.scores[mine]) if len(mine) else None
                 self._append((*image, index, sample.captions[index], *text), chosen)
+
+    def add_objects(self, sample: Sample, size: tuple[int, int], origin: str, counts: Counter[str]) -> int:
+        """Take in the boxes that the source has of one image, each with its own phrase; return their number.
+
+        Args:
+            sample: its meta holds them as "objects" (pipeline.sources.boxes).
+            size: width and height of the image in pixels.
+            origin: what stands for the detector in their rows.
+            counts: gets phrases, boxes and phrases_with_boxes.
+        """
+        image = (sample.key, hashlib.sha256(sample.image).hexdigest(), *size)
+        labels = objects_of(sample.meta) or []
+        for label in labels:
+            caption, span = label.get("caption", 0), label.get("span") or (-1, -1)
+            if not isinstance(caption, int) or not 0 <= caption < len(sample.captions):
+                caption, span = 0, (-1, -1)
+            text, (start, end) = sample.captions[caption], (int(place) for place in span)
+            phrase = text[start:end] if 0 <= start < end <= len(text) else label["phrase"]
+            rule = "chunk" if label.get("rule") == "chunk" else "expression"
+            row = (phrase, start, end, rule, label.get("expression") or phrase, origin)
+            box = np.array([label["box"]], np.float32)
+            score = np.array([label.get("score", 1.0)], np.float32)
+            self._append((*image, caption, text, *row), (box, score))
+        for name in ("phrases", "boxes", "phrases_with_boxes"):
+            counts[name] += len(labels)
+        return len(labels)
+
+    def add_nothing(self, sample: Sample, size: tuple[int, int]) -> None:
+        """Note an image without any phrase."""
+        image = (sample.key, hashlib.sha256(sample.image).hexdigest(), *size)
+        self._append((*image, 0, sample.captions[0], None, None, None, None, None, None), None)
 
     def _append(self, phrase: tuple[Any, ...], chosen: tuple[np.ndarray, np.ndarray] | None) -> None:
         nothing = (np.full((1, 4), np.nan, np.float32), np.full(1, np.nan, np.float32))
@@ -70,7 +102,7 @@ class Rows:
     def table(self, detector: str, rules: str) -> pa.Table:
         """Return the rows as storage.detections.SCHEMA has them; NaN means "no box" before this."""
         names = ("key", "image_sha256", "width", "height", "caption", "text")
-        names += ("phrase", "span_start", "span_end", "rule", "expression")
+        names += ("phrase", "span_start", "span_end", "rule", "expression", "detector")
         columns = zip(*self.phrases, strict=True) if self.phrases else ((),) * len(names)
         phrases = pa.table(
             {name: pa.array(list(column)) for name, column in zip(names, columns, strict=True)}
@@ -82,9 +114,9 @@ class Rows:
             table = table.append_column(name, pa.array(boxes[:, column], from_pandas=True))
         scores = np.concatenate([empty, *self.scores])
         table = table.append_column("score", pa.array(scores, from_pandas=True))
-        for name, value in (("detector", detector), ("rules", rules)):
-            table = table.append_column(name, pa.repeat(value, table.num_rows))
-        return table
+        origins = pc.fill_null(table["detector"].cast(pa.string()), detector)
+        table = table.set_column(table.column_names.index("detector"), "detector", origins)
+        return table.append_column("rules", pa.repeat(rules, table.num_rows))
 
 
 def noting(failures: list[Failure], counts: Counter[str]) -> Callable[[Failure], None]:

@@ -58,6 +58,8 @@ BACKENDS = {
         options=("per_phrase",),
     ),
 }
+SOURCE = "source"
+"""Spelling of no grounder: the boxes are those that the source has (columns.boxes)."""
 HELP = "; ".join(f"{name}:{row.place} ({row.text})" for name, row in BACKENDS.items())
 
 
@@ -78,6 +80,8 @@ def grounder_digest(spec: str) -> str:
 
     Raises FileNotFoundError or ValueError, in one line with the remedy, when there is no such model.
     """
+    if spec == SOURCE:
+        return SOURCE
     backend, place = split_spec(spec)
     if backend.hub and _is_hub_name(place):
         return f"hub:{place}"

@@ -13,13 +13,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.grounding.detector import Reader
 from pipeline.config import Config, ConfigError, digest
 from pipeline.mining import grounder as ground
 from pipeline.mining.detections_table import Clock, Rows, noting, remedy
-from pipeline.mining.mine_chunk import chunks, mine_chunk
+from pipeline.mining.mine_chunk import chunks, mine_chunk, take_boxes
 from pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
@@ -50,11 +50,11 @@ class MineConfig(Config):
 
     source: str
     """Captioned images: a folder, a file, a pattern, a range in braces or a list with commas, local or an fsspec URL;
-    see docs/shards.md.
+    see docs/sources.md.
     """
     grounder: str
     """Detector, BACKEND:PLACE with a backend of transformers, groundingdino or onnx, see
-    pipeline.mining.grounder.
+    pipeline.mining.grounder; "source" takes the boxes that the source has (columns.boxes) and runs no detector.
     """
     weights: str = Field(default="", validate_default=True)
     """Digest of the grounder's files, so that other weights are another configuration. Set wherever the files
@@ -97,6 +97,12 @@ class MineConfig(Config):
                 return given
             raise error if isinstance(error, OSError) else ConfigError(str(error)) from None
 
+    @model_validator(mode="after")
+    def _has_boxes(self) -> "MineConfig":
+        if self.grounder == ground.SOURCE and self.columns.boxes is None:
+            raise ValueError("grounder 'source' needs the boxes of the source: give --boxes (columns.boxes)")
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -104,6 +110,11 @@ class Plan:
 
     done: list[Unit]
     pending: list[Unit]
+
+
+def origin_of(config: MineConfig) -> str:
+    """Return what stands for the detector in the rows of the source's own boxes, "source:FIELDS"; "" without them."""
+    return f"{ground.SOURCE}:{config.columns.boxes.field}" if config.columns.boxes else ""
 
 
 def results(config: MineConfig, home: Home) -> UnitResults:
@@ -168,8 +179,10 @@ def mine_shard(
     if (record := mined.done(unit.name)) is not None:
         return record
     started, clock = time.time(), Clock()
-    with clock("load"):
-        extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
+    extractor = detector = None
+    if config.grounder != ground.SOURCE:
+        with clock("load"):
+            extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
     samples = clock.iterate(
         "source",
@@ -177,16 +190,22 @@ def mine_shard(
     )
     try:
         limits, most = config.limits, config.max_captions
-        for chunk in chunks(samples, limits, config.chunk, config.chunk_pixels):
-            mine_chunk(chunk, limits, most, extractor, detector, rows, failures, counts, clock)
-            report(len(chunk))
+        if extractor is None or detector is None:
+            take_boxes(samples, limits, origin_of(config), rows, counts, report)
+        else:
+            for chunk in chunks(samples, limits, config.chunk, config.chunk_pixels):
+                origin = origin_of(config)
+                mine_chunk(chunk, limits, most, extractor, detector, rows, failures, counts, clock, origin)
+                report(len(chunk))
     except (ValueError, OSError) as error:
         if unit.path in str(error):
             raise
         raise ValueError(f"{unit.path}: {error}") from error
     _check_budget(unit, failures, counts["images"], config.error_budget)
     with clock("write"):
-        table = rows.table(detector.digest, extractor.config.rules)
+        found_by = detector.digest if detector else origin_of(config)
+        rules = extractor.config.rules if extractor else ground.SOURCE
+        table = rows.table(found_by, rules)
         commit = functools.partial(home.store.commit, mined.objects, ".parquet")
         written = commit(lambda file: write_detections(file, table))
         failed = commit(lambda file: write_failures(file, failures))
@@ -207,8 +226,8 @@ def mine_shard(
         "failed": len(failures),
         "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
         NOT_DOWNLOADED: counts[NOT_DOWNLOADED],
-        "detector": detector.digest,
-        "rules": extractor.config.rules,
+        "detector": found_by,
+        "rules": rules,
         "reading": READING,
         "started": round(started, 3),
         "finished": round(time.time(), 3),

@@ -48,8 +48,12 @@ def mine_chunk(
     failures: list[Failure],
     counts: Counter[str],
     clock: Clock,
+    origin: str = "",
 ) -> None:
-    """Add the rows, failures and counts of one chunk, and the seconds they took."""
+    """Add the rows, failures and counts of one chunk, and the seconds they took.
+
+    With an `origin` the boxes that the source has are added as well, under that name.
+    """
     with clock("decode"):
         images = [_pixels(sample, limits, failures) for sample in chunk]
     good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
@@ -85,6 +89,26 @@ def mine_chunk(
             phrase.text.lower() in unknown for caption in text.phrases for phrase in caption
         )
         rows.add(sample, image.shape[:2], text.phrases, texts, detection, counts)
+        if origin:
+            rows.add_objects(sample, (image.shape[1], image.shape[0]), origin, counts)
+
+
+def take_boxes(
+    samples: Iterable[Sample],
+    limits: Limits,
+    origin: str,
+    rows: Rows,
+    counts: Counter[str],
+    report: Callable[[int], None],
+) -> None:
+    """Add the boxes that the source has, and nothing else: no image is decoded and no caption is parsed."""
+    for sample in samples:
+        size = inspect(sample.image, limits.max_pixels, limits.max_bytes)[:2]
+        counts["images"] += 1
+        counts["captions"] += len(sample.captions)
+        if not rows.add_objects(sample, size, origin, counts):
+            rows.add_nothing(sample, size)
+        report(1)
 
 
 @dataclass(frozen=True, slots=True)

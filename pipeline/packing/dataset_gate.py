@@ -189,7 +189,7 @@ def score_histogram(home: Home, version: Version) -> np.ndarray:
     """Counts of a version's accepted boxes in SCORE_BINS equal bins of their score in [0, 1], [bins]."""
     shards = {ref.sha256 for split in version.shards.values() for ref in split}
     total: Counter[int] = Counter()
-    for record in home.packs(version.digests["pack"]).records().values():
+    for record in home.packs(version.digests.get("pack")).records().values():
         if any(ref["sha256"] in shards for split in record["shards"].values() for ref in split):
             total.update(dict(enumerate(record.get("scores", ()))))
     return np.array([total[n] for n in range(SCORE_BINS)], float)

@@ -346,4 +346,5 @@ def _training_sample(
 
 
 def _part(crop: bytes, choice: AcceptedPart) -> Part:
-    return Part(crop, choice.phrase, choice.box, choice.score, choice.span, choice.caption, choice.rule)
+    where = (choice.box, choice.score, choice.span, choice.caption)
+    return Part(crop, choice.phrase, *where, choice.rule, choice.origin)

@@ -1,7 +1,7 @@
 """Selection of parts from detections: threshold, size, non-maximum suppression and number; vectorised."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,8 @@ from pipeline.config import Config
 
 class SelectionConfig(Config):
     """The rules that turn detections into parts; changing one never runs the detector again."""
+
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"nested"})
 
     threshold: float = Field(default=0.35, ge=0, le=1)
     """Minimum score of a box. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO."""
@@ -28,9 +30,13 @@ class SelectionConfig(Config):
     """Minimum area of a box in the original image, in pixels (HyCoCLIP: above 32 x 32); null keeps all."""
     max_parts: int = Field(default=12, ge=1, le=999)
     """Maximum number of parts per image: the best box of each phrase first, then the others by score."""
-    phrases: Literal["chunk", "expression"] = "chunk"
-    """Text of a part: "chunk", its noun chunk, or "expression", the referring expression around it;
-    expressions within another one are then left out, as in GRIT.
+    phrases: Literal["chunk", "expression", "both"] = "chunk"
+    """Text of a part: "chunk", its noun chunk; "expression", the referring expression around it; "both", a part for
+    each of the two, as HyCoCLIP trains on GRIT: every distinct text of an image once, with its first box.
+    """
+    nested: bool = False
+    """Whether "expression" also takes expressions that lie inside another one. The published GRIT contains such
+    expressions; the Kosmos-2 paper says that they are left out.
     """
 
 
@@ -44,6 +50,7 @@ class AcceptedPart:
     span: tuple[int, int]
     caption: int
     rule: str
+    origin: str = ""
 
 
 def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[AcceptedPart]]:
@@ -68,7 +75,8 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     text = "phrase"
     if config.phrases == "expression":
         text = "expression"
-        keep &= np.array([rule == "expression" for rule in table["rule"].to_pylist()], bool)
+        if not config.nested:
+            keep &= np.array([rule == "expression" for rule in table["rule"].to_pylist()], bool)
     rows = np.flatnonzero(keep)
     images, captions = _codes(table["key"])[rows], table["caption"].to_numpy()[rows]
     phrases = _codes(pa.array([(t or "").lower() for t in table[text].take(rows).to_pylist()], pa.string()))
@@ -81,6 +89,12 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
         kept = nms(boxes[rows[left]], scores[rows[left]], config.nms_all_iou, same_caption[left])
         alive[left[~kept]] = False
     left = np.flatnonzero(alive)
+    if config.phrases == "both":
+        order = np.lexsort((-scores[rows[left]], table["span_start"].to_numpy()[rows[left]], captions[left]))
+        for key, parts in _both(table.take(rows[left[order]]).to_pylist()).items():
+            best = sorted(range(len(parts)), key=lambda place: -parts[place].score)[: config.max_parts]
+            chosen[key] = [parts[place] for place in sorted(best)]
+        return chosen
     place = _ranks(same_phrase[left], -scores[rows[left]])  # 0 for the best box of a phrase
     order = np.lexsort((-scores[rows[left]], place, images[left]))
     left = left[order][_ranks(images[left][order], np.arange(len(order))) < config.max_parts]
@@ -89,6 +103,17 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     for row in table.take(rows[left]).to_pylist():
         chosen[row["key"]].append(_choice(row, text))
     return chosen
+
+
+def _both(rows: list[dict[str, Any]]) -> dict[str, list[AcceptedPart]]:
+    """Chunk and expression of every row, each distinct text of an image once, in the order of the rows."""
+    found: dict[str, dict[str, AcceptedPart]] = {}
+    for row in rows:
+        parts = found.setdefault(row["key"], {})
+        for text in ("phrase", "expression"):
+            part = _choice(row, text)
+            parts.setdefault(part.phrase.lower(), part)
+    return {key: list(parts.values()) for key, parts in found.items()}
 
 
 def _floats(table: pa.Table, name: str) -> np.ndarray:
@@ -123,7 +148,8 @@ def _choice(row: dict, text: str) -> AcceptedPart:
         start, end = _expression_span(row["text"], phrase, start, end)
     x0, y0, x1, y1 = (min(max(row[name], 0.0), 1.0) for name in ("x0", "y0", "x1", "y1"))
     rule = "chunk" if text == "phrase" else "expression"
-    return AcceptedPart(phrase, (x0, y0, x1, y1), row["score"], (start, end), row["caption"], rule)
+    origin = row["detector"] if row["detector"].startswith("source:") else ""
+    return AcceptedPart(phrase, (x0, y0, x1, y1), row["score"], (start, end), row["caption"], rule, origin)
 
 
 def _expression_span(text: str, expression: str, start: int, end: int) -> tuple[int, int]:

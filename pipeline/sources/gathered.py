@@ -1,59 +1,35 @@
 """Sources of loose images: a csv, a COCO or Karpathy json, or text files beside the images, cut into units.
 
-The rows that name one image are one entry. A unit is a run of entries in their order, and its identity is made of what
-they say and of the sizes of their images, so rows added at the end make new units and leave the others as they were.
+The rows that name one image are one entry. A unit is a run of consecutive entries, identified by their content and
+the sizes of their images: rows added at the end make new units and leave the others unchanged.
 """
 
-import csv
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from pipeline.sources.caption_lists import Entry, csv_entries, json_entries
 from pipeline.sources.columns import Columns
-from pipeline.sources.image_files import FILES, image_file
+from pipeline.sources.image_files import image_file
 from pipeline.sources.listing import BESIDE, kind_of
 from pipeline.sources.records import (
-    CAPTION_OPTION,
-    CAPTIONS,
-    IMAGE_OPTION,
-    MAX_DEPTH,
     Limits,
     RecordError,
     SourceRecord,
-    captions_of,
-    depth_of,
-    parse_json,
 )
-from pipeline.sources.table_rows import NUMBERED
 from pipeline.sources.tar_rows import IMAGES, TEXTS, Admit, Run, sample_row
 from storage.sample import short
-from storage.store import Store
+from storage.store import Store, content_mark
 
 PER_UNIT = 1000
 """Entries of one unit, the last one excepted."""
-_IMAGE_COLUMNS = (*FILES, "image_name", "image_path", "filepath", "file_path", "img")
-_DELIMITERS = ",\t;|"
 _TRIED = 50  # entries whose images are looked for when their folder is searched
 _KEPT = 2
-_PARSED: "dict[tuple[str, str, str], list[Entry]]" = {}
-"""The last files that were read, by path, content and columns: every unit of a file is cut out of all its entries."""
-csv.field_size_limit(Limits().max_text)
-
-
-@dataclass(slots=True)
-class Entry:
-    """One image and what is said of it: captions, or text files that hold them (extension to path)."""
-
-    image: str
-    captions: list[Any] = field(default_factory=list)
-    meta: dict[str, Any] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-    error: RecordError | None = None
+_PARSED: "dict[tuple[str, ...], list[Entry]]" = {}
+"""The last files that were read, by path, mark and columns: every unit of a file is cut out of all its entries."""
 
 
 def units_of(store: Store, path: str, columns: Columns) -> list[tuple[str, str, list[Entry]]]:
@@ -102,7 +78,7 @@ def _text(store: Store, path: str, limits: Limits) -> bytes | RecordError:
 
 
 def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
-    """What stands for the content of an entry's files: of images their size, of texts their bytes."""
+    """Return marks of the content of an entry's files: the size of the image, the hash of each text."""
     if not store.local:
         return [marks.get(path, "") for path in (entry.image, *entry.texts.values())]
     try:
@@ -116,20 +92,31 @@ def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
 def _entries(store: Store, path: str, columns: Columns) -> list[Entry]:
     if path.endswith(BESIDE):
         return _beside(store, path.rpartition("/")[0])
-    data = store.read_bytes(path)
-    name = (path, hashlib.sha256(data).hexdigest(), columns.model_dump_json())
+    instances = path.replace("captions", "instances")
+    beside = instances if columns.boxes and instances != path and store.exists(instances) else ""
+    marks = [_file_mark(store, one) for one in (path, beside) if one]
+    name = (store.url, path, *marks, columns.model_dump_json())
     if name not in _PARSED:
-        parsed = (
-            csv_entries(data, path, columns) if kind_of(path) == ".csv" else json_entries(data, path, columns)
-        )
+        data = store.read_bytes(path)
+        if kind_of(path) == ".csv":
+            parsed = csv_entries(data, path, columns)
+        else:
+            parsed = json_entries(data, path, columns, store.read_bytes(beside) if beside else b"")
         while len(_PARSED) >= _KEPT:
             _PARSED.pop(next(iter(_PARSED)))
         _PARSED[name] = parsed
     return _placed(store, path, _PARSED[name])
 
 
+def _file_mark(store: Store, path: str) -> str:
+    if not store.local:
+        return content_mark(path, store.info(path))
+    stat = Path(store.path(path)).stat()
+    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+
+
 def _placed(store: Store, path: str, entries: list[Entry]) -> list[Entry]:
-    """The entries with the paths of their images in the store: beside the file, else wherever most of the first are."""
+    """Return the entries with the paths of their images: beside the file, else where most of the first ones are."""
     tried = [entry.image for entry in entries if entry.image][:_TRIED]
     folder = path.rpartition("/")[0]
     prefix = f"{folder}/" if folder else ""
@@ -140,7 +127,7 @@ def _placed(store: Store, path: str, entries: list[Entry]) -> list[Entry]:
         found = Counter(
             file[1 : len(file) - len(name) + 1] for file in files for name in wanted if file.endswith(name)
         )
-        # annotations/captions_val2017.json speaks of val2017/ where train2017/ holds files of the same names.
+        # annotations/captions_val2017.json means val2017/ where train2017/ holds files of the same names.
         spoken = [start for start in found if start.rstrip("/").rpartition("/")[2] in path and start]
         prefix = max(sorted(found), key=lambda start: (found[start], start in spoken), default=prefix)
     return [
@@ -177,165 +164,3 @@ def _beside(store: Store, folder: str) -> list[Entry]:
         else Entry(prefix + name, error=RecordError("no_caption", f"{short(name)} {nothing}"))
         for stem, name in images.items()
     ]
-
-
-def csv_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
-    """Return the images of a csv or tsv with their captions; ValueError, naming its columns, when they are not found.
-
-    The first line names the columns: one of _IMAGE_COLUMNS, and the first of CAPTIONS or all numbered ones. Two columns
-    without a header, the first of which is an image's name, are image and caption; others are given by number.
-    """
-    text = data.decode("utf-8-sig", "surrogateescape")  # a caption that is not UTF-8 costs its row
-    first = text.partition("\n")[0]
-    mark = "\t" if path.lower().endswith(".tsv") else max(_DELIMITERS, key=first.count)
-    quoting = csv.QUOTE_NONE if mark in "\t|" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, quoting=quoting, skipinitialspace=True)
-    entries: dict[str, Entry] = {}
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        image, captions, has_header = _csv_columns(header, path, columns)
-        for cells in () if has_header else (header,):
-            _take(entries, cells, header, image, captions, path, 1, has_header)
-        for cells in reader:
-            if any(cells):
-                _take(entries, cells, header, image, captions, path, reader.line_num, has_header)
-    except csv.Error as error:
-        raise ValueError(
-            f"{path} cannot be read at line {reader.line_num} ({error}): look for an open quote"
-        ) from None
-    return list(entries.values())
-
-
-def _csv_columns(header: list[str], path: str, columns: Columns) -> tuple[int, list[int], bool]:
-    """The places of the image and of the captions, and whether the first line is a header."""
-    wanted = [name for name in (columns.image, *columns.captions) if name]
-    lower = {name.lower(): place for place, name in enumerate(header)}
-    numbers = [int(name) for name in wanted if name.isdigit() and name not in header]
-    if wanted and len(numbers) == len(wanted) and max(numbers) < len(header):
-        image = numbers.pop(0) if columns.image else 0
-        return image, numbers or [place for place in range(len(header)) if place != image][:1], False
-    listed = ", ".join(header) or "nothing"
-    for name, option in (
-        (columns.image, IMAGE_OPTION),
-        *((name, CAPTION_OPTION) for name in columns.captions),
-    ):
-        if name and name not in header:
-            raise ValueError(f"{path} has no column '{name}': set {option} to one of its columns: {listed}")
-    image = (
-        header.index(columns.image)
-        if columns.image
-        else next((lower[n] for n in _IMAGE_COLUMNS if n in lower), -1)
-    )
-    captions = [header.index(name) for name in columns.captions]
-    captions = captions or [lower[name] for name in CAPTIONS if name in lower][:1]
-    captions = captions or [place for name, place in lower.items() if NUMBERED.fullmatch(name)]
-    if image < 0 and not captions and len(header) == 2 and header[0].rpartition(".")[2].lower() in IMAGES:
-        return 0, [1], False
-    if image < 0 or not captions:
-        option = IMAGE_OPTION if image < 0 else CAPTION_OPTION
-        what = "file names" if image < 0 else "captions"
-        raise ValueError(
-            f"{path} has no column of {what}: set {option}, or its number from 0 without a header. Its columns: "
-            f"{short(listed)}"
-        )
-    return image, captions, True
-
-
-def _take(
-    entries: dict[str, Entry],
-    cells: list[str],
-    header: list[str],
-    image: int,
-    captions: list[int],
-    path: str,
-    line: int,
-    has_header: bool,
-) -> None:
-    """Add one line to the entry of its image."""
-    if len(cells) <= max(image, *captions) or not cells[image].strip():
-        text = f"line {line} of {path} has {len(cells)} fields, and names no image with a caption"
-        entries[f"{path}:{line}"] = Entry("", error=RecordError("bad_line", text))
-        return
-    name = cells[image].strip()
-    named = dict(zip(header, cells, strict=False)) if has_header else {}
-    used = {header[place] for place in (image, *captions)} if has_header else set()
-    meta = {key: value for key, value in named.items() if key and value and key not in used}
-    entry = entries.setdefault(name, Entry(name, meta=meta))
-    entry.captions += [_unquoted(cells[place]) for place in captions]
-
-
-def _unquoted(text: str) -> str:
-    """A field of a file that is read without quotes, as some write it all the same."""
-    plain = text.strip()
-    return plain[1:-1].replace('""', '"') if len(plain) > 1 and plain[0] == plain[-1] == '"' else text
-
-
-def json_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
-    """Return the images of a json: COCO captions, Karpathy's splits, or a list of objects as in jsonl.
-
-    ValueError, naming what there is, for any other.
-    """
-    value = parse_json(data, path)
-    images = value.get("images") if isinstance(value, dict) else None
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return _of_list(value, path, columns)
-    if isinstance(images, list) and isinstance(value.get("annotations"), list):
-        return _of_coco(images, value["annotations"], path)
-    if (
-        isinstance(images, list)
-        and images
-        and all(isinstance(one, dict) and "sentences" in one for one in images)
-    ):
-        return [
-            Entry(
-                "/".join(str(one[key]) for key in ("filepath", "filename") if one.get(key)),
-                [said.get("raw") for said in one["sentences"] if isinstance(said, dict)],
-                {key: one[key] for key in ("split", "imgid", "cocoid") if key in one},
-            )
-            for one in images
-        ]
-    there = ", ".join(list(value)[:8]) if isinstance(value, dict) else f"a {type(value).__name__}"
-    raise ValueError(
-        f"{path} is no list of captions (it holds {short(there)}): expected COCO's images and annotations, Karpathy's "
-        "images with sentences, or a list of objects with file and caption"
-    )
-
-
-def _of_coco(images: list[Any], annotations: list[Any], path: str) -> list[Entry]:
-    entries: dict[Any, Entry] = {}
-    for one in images:
-        if isinstance(one, dict) and isinstance(name := one.get("file_name"), str):
-            entries[one.get("id")] = Entry(name, meta={"image_id": one.get("id")})
-    said = 0
-    for one in annotations:
-        entry = entries.get(one.get("image_id")) if isinstance(one, dict) else None
-        if entry is not None and "caption" in one:
-            entry.captions.append(one["caption"])
-            said += 1
-    if not said:
-        kinds = sorted({key for one in annotations[:_TRIED] if isinstance(one, dict) for key in one})
-        raise ValueError(
-            f"{path} has no caption for any of its {len(entries)} images (its annotations hold {', '.join(kinds)}): "
-            "give captions_*.json"
-        )
-    return [entry for entry in entries.values() if entry.captions]
-
-
-def _of_list(items: list[dict[str, Any]], path: str, columns: Columns) -> list[Entry]:
-    wanted = (columns.image,) if columns.image else _IMAGE_COLUMNS
-    entries: dict[str, Entry] = {}
-    for number, item in enumerate(items):
-        name = next((item[key] for key in wanted if isinstance(item.get(key), str)), None)
-        meta = dict(item)
-        if name is None or depth_of(item) > MAX_DEPTH:
-            text = (
-                f"entry {number} of {path} names no file ({', '.join(wanted)}); its fields: {', '.join(item)}"
-            )
-            entries[f"{path}:{number}"] = Entry(
-                "", error=RecordError("no_image", f"{text}: set {IMAGE_OPTION}")
-            )
-            continue
-        captions = captions_of(meta, columns)
-        meta = {key: held for key, held in meta.items() if held != name}
-        entries.setdefault(name, Entry(name, meta=meta)).captions += captions
-    return list(entries.values())

@@ -1,7 +1,7 @@
 """From the spelling of a source to its files: a folder, a file, a pattern, a range in braces, or a list with commas.
 
 A folder holds one kind of source, looked for in this order: tars, parquet files and jsonl; arrow files; csv or tsv;
-json with captions; images with texts beside them. What is not in the folder itself is looked for in its sub-folders.
+json with captions; images with texts beside them. Sub-folders are searched when the folder itself has none of these.
 """
 
 import functools
@@ -117,7 +117,7 @@ def list_source(url: str) -> Listing:
 
 
 def has_files(url: str) -> bool:
-    """Say whether a source holds any file of a known kind; a folder that is watched may be empty at first."""
+    """Return whether a source holds any file of a known kind; a watched folder may be empty at first."""
     try:
         return bool(list_source(url).files)
     except EmptySourceError:
@@ -133,7 +133,7 @@ def absolute_source(url: str, root: Path) -> str:
 
 
 def _parts(url: str) -> list[str]:
-    """The paths and patterns that a spelling stands for, local ones absolute."""
+    """Return the paths and patterns of a spelling, local ones absolute."""
     text = url.rstrip("/") or "/"
     if _exists(text):
         return [_plain(text)]
@@ -165,14 +165,14 @@ def _is_pattern(part: str) -> bool:
 
 
 def _is_file(part: str) -> bool:
-    """Say whether a part is one file, not a folder of them."""
+    """Return whether a part is one file, not a folder."""
     if _is_remote(part):
         return kind_of(part) is not None
     return Path(part).is_file() or (not Path(part).exists() and kind_of(part) is not None)
 
 
 def _base(part: str) -> str:
-    """The folder below which everything lies that a part stands for."""
+    """Return the folder that contains all files of a part."""
     if _is_pattern(part):
         fixed = part[: re.search(r"[*?\[]", part).start()]  # type: ignore[union-attr]
         return fixed.rpartition("/")[0] or "/"
@@ -220,7 +220,7 @@ def _matching(store: Store, pattern: str) -> list[str]:
 
 
 def _folder(store: Store, place: str, url: str) -> tuple[str, list[str]]:
-    """The kind and the files of a folder: what lies in it, else what lies below it."""
+    """Return kind and files of a folder: the files in it, else those below it."""
     try:
         top = [name for name in store.names(place) if not name.startswith(".")]  # "._00.tar": a note of macOS
     except FileNotFoundError:
@@ -258,7 +258,7 @@ def _of_one_kind(paths: list[str], store: Store, url: str) -> tuple[str, list[st
     by_kind[BESIDE] = _beside(paths)
     shards = [kind for kind in _SHARDS if by_kind.get(kind)]
     if len(shards) > 1:
-        one = f"'{url}/*{shards[0]}'"
+        one = f"'{url}/**/*{shards[0]}'"
         raise ValueError(
             f"source {url} mixes {' and '.join(shards)} files: keep one kind in a folder, or give {one}"
         )

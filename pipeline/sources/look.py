@@ -13,7 +13,7 @@ from pipeline.sources.gathered import PER_UNIT, units_of
 from pipeline.sources.listing import BESIDE
 from pipeline.sources.readers import READERS
 from pipeline.sources.records import NOT_DOWNLOADED, RecordError, clean
-from pipeline.sources.source import Source, Spool
+from pipeline.sources.source import Labels, Source, Spool
 from storage.sample import short
 
 KINDS = {
@@ -43,6 +43,7 @@ class Look:
         failures: number of rows by code, and the message of the first of each.
         not_downloaded: rows that img2dataset could not download.
         turned: images that are turned because `exif` says so.
+        boxes: number of boxes that the rows have, where boxes are asked for.
         error: why the file cannot be read (further); "" when it can.
     """
 
@@ -59,6 +60,7 @@ class Look:
     first: dict[str, str] = field(default_factory=dict)
     not_downloaded: int = 0
     turned: int = 0
+    boxes: int = 0
     error: str = ""
 
 
@@ -79,11 +81,15 @@ def look(source: Source, rows: int = 200, seconds: float = 1.0, shown: int = 5) 
             found.unit = f"{source.files[0]}#0"
         else:
             found.units = len(source.files)
+        boxes = Labels(source.columns.boxes, found.unit)
         with Spool(source.limits) as spool, contextlib.closing(source.rows(found.unit, spool.admit)) as every:
             for row in every:
+                boxes.label(row, spool)
                 _take(found, row, source, spool, shown)
                 if found.rows >= rows or time.monotonic() > ends:
                     break
+        found.boxes = boxes.boxes
+        boxes.require()
     except (ValueError, OSError) as error:
         found.error = str(error)
     return found
@@ -102,7 +108,7 @@ def _take(found: Look, row: Any, source: Source, spool: Spool, shown: int) -> No
         return
     found.good += 1
     found.captions += len(captions)
-    found.turned += told_orientation(meta.get("exif")) != 1
+    found.turned += source.columns.boxes is None and told_orientation(meta.get("exif")) != 1
     found.fields.update(dict.fromkeys(meta))
     if len(found.samples) < shown:
         with contextlib.suppress(ImageError):
@@ -125,6 +131,8 @@ def lines(found: Look, url: str) -> Iterator[str]:
         more = f" (and {len(captions) - 1} more captions)" if len(captions) > 1 else ""
         yield f"  {name}: {size}: {short(captions[0], 100)}{more}"
     yield f"first {found.rows} rows of {found.unit}: {found.good} would be mined, with {found.captions} captions"
+    if found.boxes:
+        yield f"  {found.boxes} boxes in these rows"
     if found.turned:
         yield f"  {found.turned} images are turned, as their exif field says"
     if found.not_downloaded:

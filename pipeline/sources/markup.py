@@ -1,8 +1,8 @@
-"""Captions of the web as a person reads them: entities undone, HTML tags taken out, positions carried along.
+"""Plain text of web captions: entities decoded, HTML tags removed, positions mapped.
 
-Entities are undone twice, as OpenCLIP's tokenizer does: alternative texts are often escaped twice ("&amp;quot;"). Only
-whole tags of HTML's own elements are taken out, so "a < b", "5 <3" and the "<PERSON>" of Conceptual Captions stay.
-A caption without mark-up comes back unchanged, to the character.
+Entities are decoded twice, as in OpenCLIP's tokenizer: alternative texts are often escaped twice ("&amp;quot;"). Only
+whole tags of HTML elements are removed, so "a < b", "5 <3" and the "<PERSON>" of Conceptual Captions stay.
+A caption without mark-up is returned unchanged.
 """
 
 import html
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 Edit = tuple[int, int, str]
-"""Start and end of a piece of text, and what stands in its place."""
+"""Start and end of a piece of text, and its replacement."""
 
 _UNESCAPES = 2
-_ENTITY = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")  # as html.unescape has it
-_RAW = ("script", "style")  # what stands inside is no text
+_ENTITY = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")  # as in html.unescape
+_RAW = ("script", "style")  # their content is no text
 _INLINE_NAMES = """a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark nobr q rp rt ruby s
     samp small span strike strong sub sup time tt u var wbr"""
 _BLOCK_NAMES = """address area article aside audio base blockquote body br button canvas caption center col colgroup dd
@@ -28,13 +28,13 @@ _BLOCK = frozenset(_BLOCK_NAMES.split())
 
 
 def plain_text(text: str) -> tuple[str, list[int] | None]:
-    """Return the text without mark-up, and where each of its positions went.
+    """Return the text without mark-up, and the new place of each of its positions.
 
     Args:
         text: a caption without line breaks.
 
     Returns:
-        The plain text, and for the positions 0 ... len(text) those in the plain text; None where nothing changed.
+        The plain text, and the position in it of each position 0 ... len(text); None when nothing changed.
     """
     if "&" not in text and "<" not in text:
         return text, None
@@ -54,7 +54,7 @@ def _entities(text: str) -> list[Edit]:
 
 
 def _apply(text: str, edits: list[Edit], places: list[int]) -> tuple[str, list[int]]:
-    """Make the edits, which are in order and do not overlap; positions inside one go to where it began."""
+    """Apply edits that are in order and do not overlap; positions inside an edit move to its start."""
     if not edits:
         return text, places
     pieces: list[str] = []
@@ -72,7 +72,7 @@ def _apply(text: str, edits: list[Edit], places: list[int]) -> tuple[str, list[i
 
 
 class _Tags(HTMLParser):
-    """Finds the whole tags, comments and declarations of one text; what is cut short or foreign is text."""
+    """Finds the whole tags, comments and declarations of a text; incomplete and unknown ones are text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=False)
@@ -82,7 +82,7 @@ class _Tags(HTMLParser):
         try:
             self.feed(self.text)
             self.close()
-        except AssertionError:  # html.parser gives up on "<![foo[": what follows stays as it is
+        except AssertionError:  # html.parser gives up on "<![foo[": the rest is left unchanged
             pass
         self.edits = list(_apart(self.edits))
 
@@ -124,7 +124,7 @@ class _Tags(HTMLParser):
 
 
 def _apart(edits: list[Edit]) -> Iterator[Edit]:
-    """Yield the edits in order without those that lie inside another one."""
+    """Yield the edits in order, without those inside another one."""
     reached = 0
     for start, end, new in sorted(edits, key=lambda edit: (edit[0], -edit[1])):
         if start >= reached:

@@ -1,8 +1,8 @@
-"""Rows of a parquet file, value by value: what pyarrow cannot give to Python costs its own row or column, not the file.
+"""Rows of a parquet file, value by value: a value that Python cannot hold costs its row or column, not the file.
 
-A file may hold text that is not UTF-8, a time in nanoseconds, or a damaged page in a column that nobody needs. Only
-the image and the captions are required. No Arrow thread ever holds the Python file: one that still runs when the
-interpreter ends aborts it.
+A file may hold text that is not UTF-8, a time in nanoseconds, or a damaged page in a column that is not needed. Only
+the image and the captions are required. Arrow threads never use the Python file: a thread that still runs at exit
+aborts the interpreter.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def _scalars(table: pq.ParquetFile, name: str) -> Iterator[pa.Scalar]:
 
 
 def _optional(table: pq.ParquetFile, name: str) -> Iterator[Any]:
-    """The values of a column, None for each that JSON cannot hold and from where the file cannot be read."""
+    """Yield the values of a column: None for one that JSON cannot hold; ends where the file cannot be read."""
     try:
         for scalar in _scalars(table, name):
             value = value_of(scalar)

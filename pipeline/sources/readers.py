@@ -1,4 +1,4 @@
-"""Readers of source files, one for each kind: each yields rows and never stops at a bad one."""
+"""Readers of source files, one per kind: each yields rows and continues after a bad one."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ _LONGEST_LINE = (
 def jsonl_rows(
     file: BinaryIO, path: str, store: Store, limits: Limits, admit: Admit, columns: Columns = USUAL
 ) -> Iterator[SourceRecord]:
-    """Rows of a jsonl file, one object a line: {"file": "a/b.jpg", "caption": "..."} or a list of "captions".
+    """Rows of a jsonl file, one object per line: {"file": "a/b.jpg", "caption": "..."} or a list of "captions".
 
     Files are looked for below the source's folder only. Other entries become meta.
     """
@@ -51,7 +51,7 @@ def jsonl_rows(
 
 
 def lines(file: BinaryIO, longest: int = _LONGEST_LINE) -> Iterator[bytes | None]:
-    """Yield the lines of a file; None for one of more than `longest` bytes, which is passed over piece by piece."""
+    """Yield the lines of a file; None for a line of more than `longest` bytes, which is skipped in pieces."""
     while line := file.readline(longest + 1):
         if len(line) <= longest:
             yield line
@@ -62,7 +62,7 @@ def lines(file: BinaryIO, longest: int = _LONGEST_LINE) -> Iterator[bytes | None
 
 
 def jsonl_sizes(store: Store, path: str, columns: Columns = USUAL) -> list[int]:
-    """Sizes in bytes of the images a jsonl names, -1 where there is none: a cheap mark of their content."""
+    """Return the sizes in bytes of the images that a jsonl names, -1 for a missing one; they identify the content."""
     wanted = (columns.image,) if columns.image else FILES
     with store.open(path) as file:
         return [-1 if line is None else _size(store, path, line, wanted) for line in lines(file)]

@@ -1,8 +1,8 @@
-"""Which files of a source the present rules of reading read otherwise than those of before.
+"""Which files of a source the present reading rules read differently from earlier ones.
 
 Homes were mined when mark-up in captions was kept and the members of two joined tars were mixed up (rules 1), and when
 photographs that img2dataset had encoded again were not turned (rules 2). Files in which that makes a difference are
-mined again (pipeline.mining.mine.plan); all others keep what was made of them.
+mined again (pipeline.mining.mine.plan); all others keep their results.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _LIMITS = Limits()
 
 
 def differs(kind: str, file: BinaryIO, path: str, since: int, columns: Columns = USUAL) -> bool:
-    """Say whether the rules up to version `since` read other samples out of a file, up to where it may be damaged."""
+    """Return whether the rules up to version `since` read other samples from a file, up to any damage in it."""
     try:
         return any(_differences(kind, file, path, since, columns))
     except (ValueError, OSError, pa.ArrowException):

@@ -1,4 +1,4 @@
-"""A row of a source file before and after checking: name, image, captions and what else the file says of them."""
+"""A row of a source file before and after checking: name, image, captions and further fields."""
 
 import json
 import math
@@ -14,12 +14,12 @@ from pipeline.sources.markup import plain_text
 from storage.sample import short
 
 NOT_DOWNLOADED = "not_downloaded"
-"""Code of img2dataset's own failed rows: they are counted, and no failure of the shard."""
+"""Code of img2dataset's own failed rows: they are counted, and are no failures of the shard."""
 
 MAX_DEPTH = 64
 """Levels of arrays and objects in a sample's JSON: deeper ones could break a reader with a deeper stack than ours."""
 
-_RAW_FACTOR = 4  # a caption longer than so many times the limit is not searched for mark-up
+_RAW_FACTOR = 4  # mark-up is not searched for in a caption longer than this many times the limit
 
 CAPTIONS = ("captions", "caption", "text", "texts", "sentences")
 """Names under which captions are looked for, in this order."""
@@ -29,10 +29,10 @@ CAPTION_OPTION = "--caption-column NAME (columns.caption)"
 _FIELDS = 12  # of a row, named in a message
 
 Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 as shares of an image's width and height."""
+"""x0, y0, x1, y1 as fractions of the image's width and height."""
 
 Places = Callable[[float], float]
-"""Position in a caption as it was read to that in the caption as it is used."""
+"""Maps a position in the caption as read to the position in the caption as used."""
 
 
 class Limits(Config):
@@ -51,7 +51,7 @@ class Limits(Config):
 
 
 class RecordError(ValueError):
-    """One sample that cannot be used; `code` is a stable word to count by."""
+    """A sample that cannot be used; failures are counted by `code`, which never changes."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class RecordError(ValueError):
 
 @dataclass(slots=True)
 class SourceRecord:
-    """One image-caption pair as found. `key` names the admitted image; `error` says why there is none."""
+    """One image-caption pair as found. `key` names the admitted image; `error` is the reason when there is none."""
 
     name: str
     key: str = ""
@@ -81,9 +81,9 @@ def captions_of(meta: dict[str, Any], columns: Columns = USUAL) -> list[Any]:
 
 
 def objects_of(meta: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The labels of a source: its "objects" that have a phrase and a box, others are passed over.
+    """Return the labels of a source: its "objects" that have a phrase and a box; others are skipped.
 
-    None where nobody labelled: no list of that name, or one of another form.
+    None for an unlabelled sample: no list of that name, or one of another form.
     """
     objects = meta.get("objects")
     if not isinstance(objects, list):
@@ -98,7 +98,7 @@ def _is_label(item: dict[str, Any]) -> bool:
 
 
 def box_of(value: Any) -> Box | None:
-    """Four finite numbers in order, rounded so that the same box from two captions is one part; else None."""
+    """Return four finite numbers in order, rounded so that the same box from two captions is one part; else None."""
     try:
         x0, y0, x1, y1 = (round(float(v), 4) for v in value)
     except (TypeError, ValueError, OverflowError):
@@ -107,7 +107,7 @@ def box_of(value: Any) -> Box | None:
 
 
 def failed_download(meta: dict[str, Any]) -> RecordError | None:
-    """The error of a row without an image that img2dataset could not download; None for other rows."""
+    """Return the error of a row that img2dataset could not download; None for other rows."""
     status = meta.get("status")
     if not isinstance(status, str) or status in ("", "success"):
         return None
@@ -115,7 +115,7 @@ def failed_download(meta: dict[str, Any]) -> RecordError | None:
 
 
 def depth_of(value: Any) -> int:
-    """How many arrays and objects of a JSON value lie inside one another; 0 for a plain value."""
+    """Return the nesting depth of a JSON value; 0 for a plain value."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list | tuple)]:
         depth += 1
@@ -124,7 +124,7 @@ def depth_of(value: Any) -> int:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Return the JSON object in `data`, NaN and infinities as null; RowError "bad_json" for anything else."""
+    """Return the JSON object in `data`, NaN and infinities as null; RecordError "bad_json" for anything else."""
     try:
         value = _loads(data)
     except (ValueError, RecursionError) as error:
@@ -151,15 +151,15 @@ def _loads(data: bytes) -> Any:
 
 
 def _finite(text: str) -> float | None:
-    """JSON has no other numbers, though Python reads and writes NaN, Infinity and 1e999."""
+    """Return a finite number, else None: JSON has no others, though Python reads NaN, Infinity and 1e999."""
     return value if math.isfinite(value := float(text)) else None
 
 
 def clean(row: SourceRecord, limits: Limits) -> tuple[list[str], dict[str, Any]]:
-    """Return a row's usable captions and its meta; RowError when there is none.
+    """Return a row's usable captions and its meta; RecordError when there is none.
 
-    Mark-up is undone (sources.markup), line breaks and tabs become spaces, ends are stripped, empty and over-long
-    captions are set aside. "objects" in meta, which point at captions by index and characters, follow.
+    Mark-up is removed (sources.markup), line breaks and tabs become spaces, ends are stripped, empty and over-long
+    captions are dropped. "objects" in meta, which refer to captions by index and characters, are adjusted.
     """
     if row.error:
         raise row.error
@@ -199,12 +199,12 @@ def clean(row: SourceRecord, limits: Limits) -> tuple[list[str], dict[str, Any]]
 
 
 def _clean_text(caption: str, longest: int) -> tuple[str, Places]:
-    """The text of a caption without mark-up, and what becomes of a position in it."""
+    """Return the text of a caption without mark-up, and the map of its positions."""
     flat = re.sub(r"\s", " ", caption)
     places: list[int] | None = None
     if len(flat) <= _RAW_FACTOR * longest:
         flat, places = plain_text(flat)
-        flat = re.sub(r"\s", " ", flat)  # an entity may stand for a line break
+        flat = re.sub(r"\s", " ", flat)  # an entity may be a line break
     text = flat.strip()
     shift = len(flat) - len(flat.lstrip())
     if places is None:
@@ -213,12 +213,12 @@ def _clean_text(caption: str, longest: int) -> tuple[str, Places]:
 
 
 def _moved(places: list[int], place: float) -> int:
-    """Where a position went; one outside of the caption goes to its nearer end, as objects come unchecked."""
+    """Return the new place of a position; one outside the caption moves to the nearer end, as objects are unchecked."""
     return places[min(max(int(place), 0), len(places) - 1)]
 
 
 def join_objects(meta: dict[str, Any], other: dict[str, Any], places: list[int]) -> dict[str, Any]:
-    """The meta of a sample with the labels of a further row of its image; its captions are now at `places`."""
+    """Return the meta of a sample with the labels of another row of its image, whose captions are now at `places`."""
     more = other.get("objects")
     if not isinstance(more, list) or not isinstance(meta.get("objects", []), list):
         return meta
@@ -235,7 +235,7 @@ def join_objects(meta: dict[str, Any], other: dict[str, Any], places: list[int])
 def _check_text(text: str) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can smuggle in half a surrogate pair, which no file could hold
+    except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair, which no file can
         raise RecordError("bad_text", f"caption is not Unicode text: {error}") from None
 
 
@@ -246,11 +246,12 @@ def _points_at(item: Any, moved: dict[int, tuple[int, Places]]) -> bool:
 
 
 def _follow(item: Any, moved: dict[int, tuple[int, Places]]) -> Any:
-    """A label as it belongs to the clean captions: its phrase without mark-up, its caption and span moved."""
+    """Return a label that fits the clean captions: its phrase without mark-up, its caption and span moved."""
     if not isinstance(item, dict):
         return item
-    if isinstance(item.get("phrase"), str):
-        item = {**item, "phrase": plain_text(item["phrase"])[0]}
+    for name in ("phrase", "expression"):
+        if isinstance(item.get(name), str):
+            item = {**item, name: plain_text(item[name])[0]}
     if "caption" not in item:
         return item
     caption, place_of = moved[item["caption"]]

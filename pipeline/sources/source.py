@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,11 @@ from typing import Any
 
 from pipeline.imaging.decode import ImageError, inspect
 from pipeline.imaging.orientation import told_orientation, with_orientation
+from pipeline.sources.boxes import BoxFields, objects_from
+from pipeline.sources.caption_lists import Entry
 from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.gathered import Entry, units_of
 from pipeline.sources.gathered import rows as gathered_rows
+from pipeline.sources.gathered import units_of
 from pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
 from pipeline.sources.readers import READERS, jsonl_sizes
 from pipeline.sources.reading_rules import differs
@@ -41,7 +43,7 @@ OnFailure = Callable[[Failure], None]
 
 
 class UnitGoneError(ValueError):
-    """A unit's file was removed, or holds other bytes, since the source was listed: no fault of the data."""
+    """A unit's file was removed or changed since the source was listed: no fault of the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Unit:
     """One file of a source.
 
     Attributes:
-        name: the start of its hash, so that a moved folder or a renamed file still holds the same units.
+        name: the start of its hash, so that a moved folder or a renamed file has the same units.
         path: the file's name in the source's folder, for people.
         sha256: of the file's bytes; for remote files of the identity (etag, size) their store gives them."""
 
@@ -95,7 +97,7 @@ class Source:
         """Return the units in the order of their file names; files of equal content are one unit.
 
         Args:
-            settle_s: local files that changed less than so many seconds ago are left out: they may still be written.
+            settle_s: local files that changed within this many seconds are left out: they may still be written.
         """
         if self.kind in READERS:
             files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
@@ -119,20 +121,22 @@ class Source:
 
         Args:
             unit: one of `units()`.
-            on_failure: called with every sample that is not yielded; stage "source", its key the name in
-                the file.
+            on_failure: called with a Failure of every sample that is not yielded; its key is the name in the file.
 
         Raises:
             UnitGoneError: the file was removed or replaced since it was listed, or while it was read.
-            ValueError: the file is torn or not of its kind. Nothing has been yielded in either case.
+            ValueError: the file is torn or not of its kind. Nothing has been yielded in these cases.
         """
         merged: dict[str, _Draft] = {}
+        boxes = Labels(self.columns.boxes, unit.path)
         with Spool(self.limits) as spool:
             with self._unchanged(unit), contextlib.closing(self.rows(unit.path, spool.admit)) as rows:
                 for row in rows:
                     try:
+                        boxes.label(row, spool)
                         captions, meta = clean(row, self.limits)
-                        row.key = spool.turned(row.key, told_orientation(meta.get("exif")))
+                        if self.columns.boxes is None:  # boxes belong to the pixels as they are stored
+                            row.key = spool.turned(row.key, told_orientation(meta.get("exif")))
                     except RecordError as error:
                         name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
                         on_failure(Failure(name, "source", error.code, message))
@@ -144,11 +148,12 @@ class Source:
                     draft.captions += [caption for caption in captions if caption not in draft.captions]
                     places = [draft.captions.index(text) for text in captions]
                     draft.meta = join_objects(draft.meta, meta, places)
+            boxes.require()
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
-    def rows(self, path: str, admit: Admit) -> Iterator[SourceRecord]:
-        """Yield the rows of a unit as they are found, before any check; errors as `samples`."""
+    def rows(self, path: str, admit: Admit) -> Generator[SourceRecord, None, None]:
+        """Yield the unchecked rows of a unit; errors as `samples`."""
         if self.kind in READERS:
             with self.store.open(path) as file:
                 yield from READERS[self.kind](file, path, self.store, self.limits, admit, self.columns)
@@ -160,7 +165,7 @@ class Source:
         yield from gathered_rows(self.store, units[int(number)][2], self.limits, admit, self.columns)
 
     def read_otherwise(self, unit: Unit, since: int) -> bool:
-        """Say whether the rules of reading up to `since` read other samples out of a unit, see reading_rules."""
+        """Return whether the rules up to version `since` read other samples from a unit, see reading_rules."""
         if self.kind not in READERS:
             return False  # such units were never read by older rules
         try:
@@ -171,7 +176,7 @@ class Source:
 
     @contextlib.contextmanager
     def _unchanged(self, unit: Unit) -> Iterator[None]:
-        """Let nothing pass that was read from another file than the one that was listed."""
+        """Raise UnitGoneError when the file that was read is not the one that was listed."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -188,7 +193,7 @@ class Source:
         )
 
     def _settled(self, path: str, settle_s: float) -> bool:
-        """Say whether a file is older than `settle_s`. A time far in the future says nothing, so it counts as old."""
+        """Return whether a file is older than `settle_s`. A time far in the future is meaningless and counts as old."""
         if not self.store.local:
             return True  # an object appears whole
         try:
@@ -203,7 +208,7 @@ class Source:
         return all(self._settled(path, settle_s) or not self.store.exists(path) for path in paths)
 
     def _identity(self, path: str) -> str | None:
-        """Name the bytes of a file; None when it is not there (any more)."""
+        """Return the hash that identifies a unit's content; None when it is gone."""
         try:
             return self._mark(path)
         except FileNotFoundError:
@@ -223,9 +228,48 @@ class Source:
             content = hashlib.sha256(content_mark(path, self.store.info(path)).encode()).hexdigest()
         if self.kind != ".jsonl" or not self.store.local:
             return content
-        # A jsonl only names its images; reading them all would be expensive, so their sizes stand for them.
+        # A jsonl only names its images; reading them all would be expensive, so their sizes identify them.
         sizes = jsonl_sizes(self.store, path, self.columns)
         return hashlib.sha256(f"{content} {json.dumps(sizes)}".encode()).hexdigest()
+
+
+class Labels:
+    """Makes `objects` of the boxes that a source has, row by row; without fields it does nothing."""
+
+    def __init__(self, fields: BoxFields | None, path: str) -> None:
+        self.fields, self.path = fields, path
+        self.rows = self.labelled = self.boxes = 0
+        self.seen: dict[str, None] = {}
+
+    def label(self, row: SourceRecord, spool: "Spool") -> None:
+        """Replace the boxes of a row in its meta."""
+        if self.fields is None or row.error:
+            return
+        self.rows += 1
+        self.seen.update(dict.fromkeys(row.meta))
+        stored = tuple(
+            row.meta.get(name) for name in ("original_width", "original_height")
+        )  # img2dataset resizes
+
+        def size() -> tuple[int, int]:
+            if all(isinstance(side, int) and side > 0 for side in stored):
+                return stored  # type: ignore[return-value]
+            return inspect(spool.read(row.key), spool.limits.max_pixels, spool.limits.max_bytes)[:2]
+
+        objects = objects_from(row.meta, row.captions, self.fields, size)
+        if objects is not None:
+            self.labelled += 1
+            self.boxes += len(objects)
+            row.meta["objects"] = objects
+
+    def require(self) -> None:
+        """Raise ValueError, naming the fields there are, when rows were read and none had the boxes' field."""
+        if self.fields is not None and self.rows and not self.labelled:
+            fields = short(", ".join(self.seen)) or "none"
+            raise ValueError(
+                f"{self.path} has no boxes: no row has a field {self.fields.field}; the fields are {fields}: set "
+                "--boxes or columns.boxes.field (COCO: put instances_*.json beside captions_*.json)"
+            )
 
 
 @dataclass(slots=True)
@@ -235,7 +279,7 @@ class _Draft:
 
 
 class Spool:
-    """Images of one unit by content key: checked on the way in, kept in a file, read back one at a time."""
+    """Images of one unit by content key: checked when admitted, stored in a file, read back one at a time."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -249,7 +293,7 @@ class Spool:
         self.file.close()
 
     def admit(self, data: bytes) -> str:
-        """Keep an image and return its key; RowError for one that cannot be used."""
+        """Store an image and return its key; RecordError for one that cannot be used."""
         try:
             inspect(data, self.limits.max_pixels, self.limits.max_bytes)
         except ImageError as error:
@@ -273,11 +317,11 @@ class Spool:
 
 @functools.lru_cache(1 << 16)
 def _file_sha256(path: str, size: int, modified_ns: int) -> str:
-    """Hash a local file once a process, as long as its size and time stay the same."""
+    """Hash a local file once per process, as long as its size and time stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unicode(text: str) -> str:
-    """Half surrogate pairs written out: a name that is not UTF-8 holds some, and no table can."""
+    """Return text with half surrogate pairs escaped: a name that is not UTF-8 has some, and no table can hold them."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -32,7 +32,7 @@ _BYTES = frozenset({*IMAGES, "image_bytes", "bytes"})
 _PATHS = (*FILES, "image_path", "filepath", "file_path")
 _NAMES = ("__key__", "key", "id", "image_id")
 _UNREADABLE = object()
-"""Stands for a value that pyarrow holds and Python cannot."""
+"""Marks a value that pyarrow holds and Python cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ class Row:
     def _bytes(self, store: Store, limits: Limits) -> bytes | None:
         scalar, file = self.image, None
         while isinstance(scalar, pa.StructScalar) and scalar.is_valid:
-            file = scalar["path"] if "path" in scalar.type.names else None  # it may be no text
+            file = scalar["path"] if "path" in scalar.type.names else None  # may be invalid text
             scalar = scalar["bytes"]
         data = value_of(scalar)
         if data is None and file is not None:
             data = value_of(file)
-        if isinstance(data, str):  # `datasets` notes absolute paths: those below the source are its own
+        if isinstance(data, str):  # `datasets` stores absolute paths; those below the source are allowed
             inside = f"{store.root}/"
             own = data.startswith(inside)
             return image_file(store, "" if own else self.path, data.removeprefix(inside), limits)
@@ -83,9 +83,9 @@ class Row:
 def columns_of(schema: pa.Schema, path: str, columns: Columns) -> tuple[str, list[str]]:
     """Return the column of images and those of captions; ValueError, naming what there is, when they are not found.
 
-    Images: the column asked for, else the only one of bytes (or struct with `bytes`), else a text column that bears the
-    name of a file. Captions: those asked for, else the first of captions, caption, text, texts, sentences in any case,
-    else all numbered ones (caption_0, caption_1 ...).
+    Images: the column asked for, else the only one of bytes (or struct with `bytes`), else a text column with a usual
+    name. Captions: those asked for, else the first of captions, caption, text, texts, sentences in any case, else all
+    numbered ones (caption_0, caption_1 ...).
     """
     listed = ", ".join(f"{column.name} ({column.type})" for column in schema)
     for wanted, option in (
@@ -149,7 +149,7 @@ def texts_of(scalar: pa.Scalar) -> list[Any]:
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Say whether a column of this type holds bytes, plain or in a struct."""
+    """Return whether a column of this type holds bytes, plain or in a struct."""
     if pa.types.is_struct(kind):
         return any(part.name == "bytes" and holds_bytes(part.type) for part in kind)
     return (
@@ -161,7 +161,7 @@ def holds_bytes(kind: pa.DataType) -> bool:
 
 
 def is_json(value: Any) -> bool:
-    """Say whether JSON holds a value, finite and not too deep."""
+    """Return whether JSON can hold a value: finite and not nested too deep."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):

@@ -1,9 +1,9 @@
-"""Rows of a webdataset or img2dataset tar, whatever the order of its members, and never across a repeated name.
+"""Rows of a webdataset or img2dataset tar: members in any order, never paired across a repeated name.
 
-Members of one row are neighbours in most tars, but need not be. Where a member's name comes again, two archives were
-joined (`tar --concatenate`, shards that both begin at 000000) or a file was appended: from there on a new pass begins,
-and no image is paired with a text of another pass. Where exactly the second archive began cannot be known, so behind
-the member that came again only neighbours are paired; what is left alone is a failure by name.
+Members of one row are neighbours in most tars, but need not be. Where a member's name occurs again, two archives were
+joined (`tar --concatenate`, shards that both begin at 000000) or a file was appended: a new pass begins there, and no
+image is paired with a text of another pass. The exact start of the second archive is unknown, so after the repeated
+member only neighbours are paired; a member without a partner is a failure.
 """
 
 import gzip
@@ -28,15 +28,15 @@ from storage.tar import Member, TornTarError, read_members
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "img", "image"))
 TEXTS = ("txt", "caption", "text", "cap")
-"""Extensions of plain captions; the first of them that holds any text is used."""
+"""Extensions of plain captions; the first one with text is used."""
 
 Admit = Callable[[bytes], str]
-"""Checks and keeps an image and returns its key; RowError when it cannot be used."""
+"""Checks and stores an image and returns its key; RecordError when it cannot be used."""
 
 
 @dataclass(slots=True)
 class Run:
-    """Members of one name that follow each other: an image's key, and texts by extension, or why there is none."""
+    """Consecutive members of one name: the image's key, or its error, and texts by extension."""
 
     stem: str
     image: str | RecordError | None = None
@@ -67,7 +67,7 @@ def tar_rows(
             elif run.stem in whole or _first_part(run.stem) not in paired:
                 yield _alone(
                     run, path, again
-                )  # others are NAME.mask.png beside NAME.jpg: a further field of it
+                )  # others are further fields, such as NAME.mask.png beside NAME.jpg
 
 
 def uncompressed(file: BinaryIO, path: str) -> BinaryIO:
@@ -96,7 +96,7 @@ class _Gunzip(io.RawIOBase):
 
 
 def repeats_names(members: Iterable[Member]) -> bool:
-    """Say whether any name of a row's member comes again in a tar."""
+    """Return whether the name of any row's member occurs twice in a tar."""
     seen: set[tuple[str, str]] = set()
     for member in members:
         if name := _name(member):
@@ -107,7 +107,7 @@ def repeats_names(members: Iterable[Member]) -> bool:
 
 
 def _passes(file: BinaryIO, path: str, limits: Limits, admit: Admit) -> Iterator[tuple[list[Run], str]]:
-    """Yield the rows of each pass, and the member that came again after or before it ("" where none did)."""
+    """Yield the runs of each pass, and the repeated member at its start or end ("" for none)."""
     runs: list[Run] = []
     first: dict[tuple[str, str], int] = {}  # of this pass: member to the number of its run
     again = ""
@@ -123,7 +123,7 @@ def _passes(file: BinaryIO, path: str, limits: Limits, admit: Admit) -> Iterator
         begins = not runs or runs[-1].stem != stem
         if name in first:
             again = short(member.name)
-            own = [] if begins or suffix in runs[-1].seen else [runs.pop()]  # its neighbours go with it
+            own = [] if begins or suffix in runs[-1].seen else [runs.pop()]  # with its neighbours
             yield _gather(runs, first[name] + 1), again
             runs, begins = own, not own
             first = {(stem, suffix): 0 for run in own for suffix in run.seen}
@@ -135,7 +135,7 @@ def _passes(file: BinaryIO, path: str, limits: Limits, admit: Admit) -> Iterator
 
 
 def _name(member: Member) -> tuple[str, str] | None:
-    """Stem and extension of a member that may belong to a row; None for others and for another system's notes."""
+    """Return stem and extension of a member that may belong to a row; None for others and for files of macOS."""
     stem, _, suffix = member.name.rpartition(".")
     suffix = suffix.lower()
     if stem.rpartition("/")[2].startswith(".") or member.name.rpartition("/")[2].startswith("."):
@@ -160,9 +160,9 @@ def _take(run: Run, member: Member, suffix: str, limits: Limits, admit: Admit) -
 
 
 def _gather(runs: list[Run], certain: int) -> list[Run]:
-    """Join what belongs together among the first `certain` runs of a pass; the others stand alone.
+    """Join the runs of one name among the first `certain` runs of a pass; later runs stay separate.
 
-    A run that is whole by itself is a row, and takes in what else bears its name unless there are two such runs.
+    A whole run is a row and takes in the other runs of its name, unless there are two whole ones.
     """
     with_image = [run.stem for run in runs[:certain] if run.image is not None]
     by_stem: dict[str, list[Run]] = {

@@ -4,6 +4,7 @@ HypLL runs from ball points to ball points and ours from tangents to tangents, w
 network.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 
 import hypll.nn as hypll
@@ -131,12 +132,29 @@ def batch_norm() -> Iterator[Case]:
 
 
 def attention() -> Iterator[Case]:
-    """[8, 128, 128] with 4 heads; HypLL has no attention."""
+    """[8, 128, 128] with 4 heads; HypLL has no attention, so the digits are those of float64 by autograd."""
     torch.manual_seed(0)
     u = 0.1 * torch.randn(8, 128, 128)
     ours = hnn.MultiheadAttention(128, 4, c=C)
     plain = nn.MultiheadAttention(128, 4, batch_first=True)
-    a = Side(ours, ours, u.clone())
+    by_autograd = hnn.MultiheadAttention(128, 4, c=C, fused=False)
+    by_autograd.load_state_dict(ours.state_dict())
+    a, b = Side(ours, ours, u.clone()), Side(by_autograd, by_autograd, u.clone())
     e = Side(lambda x: plain(x, x, x, need_weights=False)[0], plain, u.clone())
-    yield Case("attention 8x128x128 step", "nn.MultiheadAttention", "ms", a.step, e.step, unlike)
-    yield Case("attention 8x128x128 saved", "nn.MultiheadAttention", "MB", a.keeps, e.keeps, unlike)
+
+    def equal() -> str:
+        wide, x = copy.deepcopy(by_autograd).double(), u.double().requires_grad_()
+        out = wide(x)
+        out.backward(a.weights.double())
+        a.step()
+        assert a.x.grad is not None and x.grad is not None
+        pairs = ((ours(a.x), out), (a.x.grad, x.grad))
+        off = max(float(((got - want).norm() / want.norm()).detach()) for got, want in pairs)
+        assert off < 1e-5, f"results differ by {off:.1e}"
+        return f"{off:.0e}"
+
+    name = "attention 8x128x128"
+    yield Case(f"{name} step", "nn.MultiheadAttention", "ms", a.step, e.step, equal)
+    yield Case(f"{name} step", "autograd", "ms", a.step, b.step, equal)
+    yield Case(f"{name} saved", "nn.MultiheadAttention", "MB", a.keeps, e.keeps, equal, floor=1 / 2)
+    yield Case(f"{name} saved", "autograd", "MB", a.keeps, b.keeps, equal)

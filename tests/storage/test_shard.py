@@ -1,6 +1,8 @@
 import io
 import json
 import math
+import random
+import re
 import tarfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import storage.tar
 from storage.sample import Part, TrainingSample, content_key
 from storage.shard import read_shard, write_shard
 from storage.tar import TornTarError, read_members, write_end, write_member
@@ -227,3 +230,31 @@ def test_a_record_that_cannot_be_read_names_its_sample(meta: str) -> None:
     file.seek(0)
     with pytest.raises(ValueError, match=f"x.tar: sample {key} cannot be read"):
         list(read_shard(file, "x.tar"))
+
+
+def test_headers_are_those_of_tarfile() -> None:
+    draw = random.Random(0)
+    for _ in range(5000):
+        length, size = (
+            draw.choice((1, 5, 50, 99, 100, 101, 150)),
+            draw.choice((0, 1, 511, 8**11 - 1, 8**11, 10**6)),
+        )
+        info = tarfile.TarInfo("".join(draw.choice("abcXYZ019/._é") for _ in range(length)))
+        info.size = size
+        try:
+            expected = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+        except ValueError as error:
+            with pytest.raises(ValueError, match=re.escape(str(error))):
+                storage.tar._header(info.name, size)
+            continue
+        assert storage.tar._header(info.name, size) == expected
+        damaged = bytearray(expected)
+        damaged[draw.randrange(512)] ^= 1 << draw.randrange(8)
+        for header in (expected, bytes(damaged)):
+            try:
+                read = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                assert storage.tar._plain(header) is None
+                continue
+            plain = storage.tar._plain(header)
+            assert plain is None or (plain.name, plain.size, plain.type) == (read.name, read.size, read.type)

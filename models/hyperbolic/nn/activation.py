@@ -1,22 +1,22 @@
-"""Activations on tangent vectors: torch's own ReLU, GELU and others, re-exported, and one on hyperboloid points."""
+"""Activations and dropout on tangent vectors, torch's own layers re-exported, and one on hyperboloid points."""
 
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.nn import ELU, GELU, LeakyReLU, ReLU, SiLU, Tanh
+from torch.nn import ELU, GELU, Dropout, LeakyReLU, ReLU, SiLU, Tanh
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import to_space, to_tangent
 from models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
-__all__ = ["ELU", "GELU", "LeakyReLU", "LorentzActivation", "ReLU", "SiLU", "Tanh"]
+__all__ = ["ELU", "GELU", "Dropout", "LeakyReLU", "LorentzActivation", "ReLU", "SiLU", "Tanh"]
 
 
 class LorentzActivation(HyperbolicModule):
     """A function of the space part on the unit hyperboloid, whose time part follows (Chen et al. 2022); same shape.
 
     Args:
-        function: elementwise, for example torch.relu.
+        function: elementwise, for example torch.relu; nn.Dropout(p) makes it Lorentz dropout.
         dim: the dimension of the points' coordinates.
         c, model: see `HyperbolicModule`.
     """

@@ -26,9 +26,9 @@ from models.hyperbolic.nn.batchnorm_ops import (
     boosted,
     place,
     sum_points,
-    wide,
 )
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
+from models.hyperbolic.ops import wide
 
 TINY = 1e-30
 """Smallest squared angle: sinh of its root is the root itself."""

@@ -27,13 +27,14 @@ def shared():
     return Curvature(0.5, learnable=True)
 
 
-IMAGE, ROWS, WORDS = (2, 4, 6, 6), (3, 4), (2, 3, 4)
+IMAGE, ROWS, WORDS, VOLUME = (2, 4, 6, 6), (3, 4), (2, 3, 4), (2, 4, 3, 4, 5)
 MODULES = {
     "Linear": (lambda: hnn.Linear(4, 6, c=shared()), ROWS),
     "Linear, plain": (lambda: hnn.Linear(4, 6, bias=False, c=0.5, fused=False), ROWS),
     "Conv1d": (lambda: hnn.Conv1d(4, 6, 3, padding=1, c=0.5), (2, 4, 7)),
     "Conv2d": (lambda: hnn.Conv2d(4, 6, 3, padding=1, c=shared()), IMAGE),
     "Conv2d, groups": (lambda: hnn.Conv2d(4, 6, 3, groups=2, c=0.5, model="lorentz"), IMAGE),
+    "Conv3d": (lambda: hnn.Conv3d(4, 6, 3, padding=1, c=0.5), VOLUME),
     "ConvTranspose2d": (lambda: hnn.ConvTranspose2d(4, 6, 3, stride=2, c=0.5), IMAGE),
     "BatchNorm1d": (lambda: hnn.BatchNorm1d(4, c=0.5), ROWS),
     "BatchNorm2d": (lambda: hnn.BatchNorm2d(4, c=shared()), IMAGE),
@@ -47,6 +48,18 @@ MODULES = {
     "MultiheadAttention": (lambda: hnn.MultiheadAttention(4, 2, c=shared()), WORDS),
     "ChangeManifold": (lambda: hnn.ChangeManifold("tangent", "klein", c=shared()), ROWS),
     "Embedding": (lambda: hnn.Embedding(9, 4, c=0.5), None),
+    "LorentzLinear": (lambda: hnn.LorentzLinear(4, 6, c=shared()), ROWS),
+    "LorentzConv1d": (lambda: hnn.LorentzConv1d(4, 6, 3, padding=1, c=0.5), (2, 4, 7)),
+    "LorentzConv2d": (lambda: hnn.LorentzConv2d(4, 6, 3, padding=1, groups=2, c=shared()), IMAGE),
+    "LorentzConv3d": (lambda: hnn.LorentzConv3d(4, 6, 3, bias=False, c=0.5), VOLUME),
+    "LorentzMLR": (lambda: hnn.LorentzMLR(4, 6, c=shared()), ROWS),
+    "BusemannLinear": (lambda: hnn.BusemannLinear(4, 6, gyro_bias=True, c=shared()), ROWS),
+    "BusemannMLR": (lambda: hnn.BusemannMLR(4, 6, c=shared()), ROWS),
+    "LayerNorm": (lambda: hnn.LayerNorm(4), WORDS),
+    "RMSNorm": (lambda: hnn.RMSNorm(4, model="lorentz"), WORDS),
+    "GroupNorm": (lambda: hnn.GroupNorm(2, 4), IMAGE),
+    "TransformerBlock": (lambda: hnn.TransformerBlock(4, 2, hidden=6, c=shared()), WORDS),
+    "RotaryPositions": (lambda: hnn.RotaryPositions(4, 2), WORDS),
     "Curvature": (lambda: hnn.Linear(4, 4, c=Curvature(0.5)), ROWS),
 }
 

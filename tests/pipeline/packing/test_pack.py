@@ -18,6 +18,7 @@ from pipeline.imaging.decode import MAX_BYTES, decode, encode_jpeg, inspect
 from pipeline.packing import pack as packing
 from pipeline.packing.dataset_gate import QualityConfig
 from pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish, split_of
+from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.records import Limits
 from pipeline.sources.source import Unit, open_source
 from storage.detections import read_failures, write_detections
@@ -39,6 +40,7 @@ class Mined(Config):
     incidental: ClassVar[frozenset[str]] = frozenset({"source"})
     source: str
     limits: Limits = Limits()
+    columns: Columns = USUAL
     per_phrase: int = 1
 
 

@@ -1,5 +1,6 @@
 from typing import Any
 
+from pipeline.config import digest
 from pipeline.packing.select_parts import SelectionConfig, select_parts
 from storage.detections import SCHEMA, _table
 
@@ -116,3 +117,36 @@ def test_boxes_are_clipped_and_fields_carried() -> None:
     ]
     assert part.box == (0, 0.25, 0.5, 1)
     assert (part.score, part.span, part.caption, part.rule) == (0.75, (0, 5), 3, "chunk")
+
+
+def test_both_takes_each_distinct_text_once_with_its_first_box() -> None:
+    text = "a dog on a mat near a dog"
+    rows = [
+        row(LEFT, 0.7, "a dog", text=text, expression="a dog on a mat"),
+        row(ALL, 0.6, "a dog", text=text, expression="a dog on a mat"),
+        row(ALL, 0.9, "a mat", text=text, span_start=9, span_end=14, expression="a mat", rule="chunk"),
+        row(ALL, 0.95, "A dog", text=text, span_start=20, span_end=25, expression="A dog"),
+        row(LEFT, 0.8, "a cat", caption=1, text="a cat", expression="a cat"),
+    ]
+    everything = [("a dog", 0.7), ("a dog on a mat", 0.7), ("a mat", 0.9), ("a cat", 0.8)]
+    assert chosen(rows, phrases="both") == everything
+    assert chosen(rows, phrases="both", max_parts=2) == [("a mat", 0.9), ("a cat", 0.8)]
+    parts = select_parts(_table(rows, SCHEMA), SelectionConfig(phrases="both", min_area_px=None))["k"]
+    assert [(part.phrase, part.rule, part.span) for part in parts[:2]] == [
+        ("a dog", "chunk", (0, 5)),
+        ("a dog on a mat", "expression", (0, 14)),
+    ]
+
+
+def test_nested_expressions_are_kept_where_they_are_asked_for() -> None:
+    rows = [
+        row(ALL, 0.9, "a dog", expression="a dog on a mat"),
+        row(LEFT, 0.8, "a mat", span_start=9, span_end=14, expression="a mat", rule="chunk"),
+    ]
+    assert chosen(rows, phrases="expression") == [("a dog on a mat", 0.9)]
+    assert chosen(rows, phrases="expression", nested=True) == [("a dog on a mat", 0.9), ("a mat", 0.8)]
+    assert (
+        digest(SelectionConfig())
+        == digest(SelectionConfig(nested=False))
+        != digest(SelectionConfig(nested=True))
+    )

@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,11 @@ def test_lists_with_commas_and_ranges(tmp_path: Path) -> None:
         ({"captions_x.json": "{}"}, {}, r"is no list of captions \(it holds \)"),
         ({"captions_x.json": "{"}, {}, "is no json"),
         (
+            {"captions_x.json": '{"images": [{"id": [], "file_name": "a"}], "annotations": []}'},
+            {},
+            r"has an entry of another form \(TypeError",
+        ),
+        (
             {
                 "captions.json": '{"images": [{"id": 1, "file_name": "a"}], "annotations": '
                 '[{"image_id": 1, "bbox": []}]}'
@@ -345,7 +351,7 @@ def test_torn_archives_and_arrow_files(tmp_path: Path) -> None:
     gzipped(tmp_path / "gz")
     saved_dataset(tmp_path / "hf")
     for path, text in {
-        tmp_path / "gz/00000.tar.gz": r"00000\.tar\.gz is (not a whole gzip file|cut short|empty)",
+        tmp_path / "gz/00000.tar.gz": r"00000\.tar\.gz is (not a whole gzip file|truncated|empty)",
         tmp_path / "hf/train/data-00000-of-00001.arrow": r"arrow is not a whole arrow file",
     }.items():
         whole = path.read_bytes()
@@ -358,6 +364,16 @@ def test_torn_archives_and_arrow_files(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         with pytest.raises(ValueError, match=text):
             read(open_source(path))
+
+
+def test_the_remedy_for_mixed_kinds_works(tmp_path: Path) -> None:
+    for folder in ("", "sub"):
+        tars(tmp_path / folder)
+        pq.write_table(pa.table({"url": ["x"]}), tmp_path / folder / "other.parquet")
+    with pytest.raises(ValueError, match=r"mixes \.tar and \.parquet") as caught:
+        open_source(tmp_path)
+    (remedy,) = re.findall(r"or give '(.*)'", str(caught.value))
+    assert len(open_source(remedy).files) == 6
 
 
 def test_shards_for_training_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Attention between points: the hand-written backward against autograd, and float32 against float64."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.hyperbolic import nn as hnn
+from models.hyperbolic.curvature import Curvature
+
+B, N, E, H = 2, 16, 64, 4
+
+
+def run(layer, inputs, mask=None):
+    """Output, slopes in the inputs and slopes in the parameters, of a fixed weighting of the outputs."""
+    inputs = [u.clone().requires_grad_() for u in inputs]
+    out = layer(*inputs, mask=mask)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.double).sin().view_as(out).to(out.dtype)
+    slopes = torch.autograd.grad((out * weights).sum(), [*inputs, *layer.parameters()])
+    return out, torch.cat([s.flatten() for s in slopes[: len(inputs)]]), slopes[len(inputs) :]
+
+
+def off(got, want):
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+def shaken(layer):
+    """Weights and offsets as after some training."""
+    with torch.no_grad():
+        for name, value in layer.named_parameters():
+            if name != "c.log_c":
+                value.add_(0.3 * torch.randn_like(value) / value.shape[-1] ** 0.5)
+    return layer
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 0.7, 4.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_hand_written_backward_equals_autograd(size, masked):
+    torch.manual_seed(0)
+    layer = shaken(hnn.MultiheadAttention(12, 3, c=Curvature(0.7, learnable=True))).double()
+    plain = copy.deepcopy(layer)
+    plain.fused = False
+    inputs = [size * torch.randn(2, n, 12, dtype=torch.double) for n in (5, 7, 7)]
+    mask = torch.rand(2, 1, 5, 7) > 0.4 if masked else None
+    if mask is not None:
+        mask[0, 0, 2] = False  # a row that may look nowhere averages all values
+    ours, theirs = run(layer, inputs, mask), run(plain, inputs, mask)
+    for got, want in zip((*ours[:2], *ours[2]), (*theirs[:2], *theirs[2]), strict=True):
+        # At an angle of 12, float64 itself has fewer digits.
+        assert (got - want).norm() <= (1e-10 if size < 4 else 1e-4) * (1e-3 + want.norm())
+
+
+def test_gradcheck_and_once_only():
+    torch.manual_seed(0)
+    layer = shaken(hnn.MultiheadAttention(4, 2, c=Curvature(0.7, learnable=True))).double()
+    u = [torch.randn(1, n, 4, dtype=torch.double).requires_grad_() for n in (3, 2, 2)]
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def call(*tensors):
+        given = dict(zip(names, tensors[3:], strict=True))
+        return torch.func.functional_call(layer, given, tensors[:3])
+
+    assert torch.autograd.gradcheck(call, (*u, *values), atol=1e-6, check_undefined_grad=False)
+    with pytest.raises(RuntimeError, match="fused=False"):
+        torch.autograd.grad(layer(*u).sum(), u[0], create_graph=True)
+
+
+@pytest.mark.parametrize("c", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("trained", [False, True])
+def test_float32_is_float64_to_1e_4(c, trained):
+    """Layer-normalised features with the default initialisation were off by 3 to 10 %."""
+    for norm, spread in itertools.product(("layer norm", 1e-3, 0.1, 1.0, 3.0), (None, 1.0, 0.1)):
+        torch.manual_seed(0)
+        u = torch.randn(B, N, E)
+        u = u if spread is None else torch.randn(B, 1, E) + spread * u
+        u = F.layer_norm(u, (E,)) if norm == "layer norm" else norm * F.normalize(u, dim=-1)
+        layer = hnn.MultiheadAttention(E, H, c=c)
+        layer = shaken(layer) if trained else layer
+        (out, slope, _), (want_out, want, _) = (
+            run(layer, [u]),
+            run(copy.deepcopy(layer).double(), [u.double()]),
+        )
+        assert off(out, want_out) < 1e-5 and off(slope, want) < 1e-4, (norm, spread, off(slope, want))
+
+
+@pytest.mark.parametrize("c", [0.1, 1.0, 3.0])
+def test_points_that_nearly_coincide(c):
+    """The outputs keep their digits; a gradient follows differences that the float32 projections have rounded."""
+    for norm, spread in itertools.product((1e-3, 0.1, 1.0, 8.0), (0.0, 1e-4, 1e-2)):
+        torch.manual_seed(0)
+        u = norm * F.normalize(torch.randn(B, 1, E) + spread * torch.randn(B, N, E), dim=-1)
+        layer = hnn.MultiheadAttention(E, H, c=c)
+        (out, slope, rest), (want, wide, _) = (
+            run(layer, [u]),
+            run(copy.deepcopy(layer).double(), [u.double()]),
+        )
+        assert all(t.isfinite().all() for t in (out, slope, *rest))
+        assert off(out, want) < 1e-4, (norm, spread)
+        if spread == 1e-2:
+            assert off(slope, wide) < 1e-4, (norm, off(slope, wide))
