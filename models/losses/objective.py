@@ -94,7 +94,7 @@ def loss(
     scales: Mapping[str, Tensor] | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss and its unweighted, detached terms ("contrast/image>text", "entail/text_box>text", "norm/text" ...).
+    """Total loss and its unweighted, detached terms ("contrast/image>text", "entail/text_box>text" ...).
 
     Args:
         nodes: embeddings by node name; the box nodes may be absent if no row uses them, and may be empty.
@@ -137,7 +137,7 @@ def loss(
             if row.loss != "contrastive":
                 term = _entailed(batch, row, curvature, geometry, config.aperture)
                 total = total + entailment_share * row.weight * term
-                terms[f"entail/{row.general}>{row.specific}"] = term.detach()
+                terms[_name(row)] = term.detach()
         for row in config.norm:
             term = _norms(batch.nodes[row.node], _factors(curvature)).sum() / batch.count(row.node)
             total = total + row.weight * term
@@ -292,8 +292,14 @@ def _rejections(
     total, sums = contrast(points.sets, tables, scale, curvature, pairs_at_once, cones=True)
     for row, sides in read.items():
         mean = sum(sums[side] for side in sides) / len(sides)
-        terms[f"entail/{row.general}>{row.specific}"] = mean / batch.count(row.general)
+        terms[_name(row)] = mean / batch.count(row.general)
     return total
+
+
+def _name(row: EntailmentRow) -> str:
+    """Name of the term: "entail" is an angle outside a cone, in radians, and the others are not."""
+    prefix = {"hinge": "entail", "angle": "angle", "contrastive": "negatives"}[row.loss]
+    return f"{prefix}/{row.general}>{row.specific}"
 
 
 def _entailed(

@@ -1,5 +1,6 @@
 """The measured sections of metrics.json, filled from embedded scenes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +103,16 @@ def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed:
     if embedder.curvatures is None:
         return "the model is Euclidean: it has no curvature and no cones"
     objective = run.get("recipe", {}).get("objective", {})
-    rows = [Cone(row["general"], row["specific"], row["eta"]) for row in objective.get("entailment") or ()]
     k = objective.get("aperture", 0.1)
-    cones = rows or HYCOCLIP_CONES  # an objective without cones is still evaluated with HyCoCLIP's cones
-    return geometry_report(embedded.nodes(), embedded.pairs(), embedder.curvatures, k, cones, seed)
+    return geometry_report(
+        embedded.nodes(), embedded.pairs(), embedder.curvatures, k, cones_of(objective), seed
+    )
+
+
+def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
+    """The cones of an objective's hinges; HyCoCLIP's where it has none, since other losses name no aperture."""
+    rows = [row for row in objective.get("entailment") or () if row.get("loss", "hinge") == "hinge"]
+    return [Cone(row["general"], row["specific"], row["eta"]) for row in rows] or HYCOCLIP_CONES
 
 
 def _classify(

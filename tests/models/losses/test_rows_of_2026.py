@@ -191,6 +191,20 @@ def test_uncertain_parts_count_less():
     assert share[0] < 0.8 and share[1] > 1 and share[2] > 1
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_terms_have_a_name_each_and_add_up(row):
+    """Only hinges are called "entail": the report draws these as angles outside a cone."""
+    config, _ = ROWS[row]
+    total, _, terms = ours(tangents(5, 4), [0, 3, 3, 1], config, torch.float64)
+    kinds = {"hinge": "entail", "angle": "angle", "contrastive": "negatives"}
+    weights = {f"contrast/{r.query}>{r.key}": r.weight for r in config.contrast}
+    weights |= {f"{kinds[r.loss]}/{r.general}>{r.specific}": r.weight for r in config.entailment}
+    weights |= {f"norm/{r.node}": r.weight for r in config.norm}
+    assert set(terms) == set(weights)
+    assert len(weights) == len(config.contrast) + len(config.entailment) + len(config.norm)
+    assert total.item() == pytest.approx(sum(weights[name] * terms[name].item() for name in terms), rel=1e-9)
+
+
 def test_impossible_rows_are_refused():
     with pytest.raises(ValueError, match="use query 'text_box' and key 'image'"):
         ContrastRow(query="image", key="text_box", weight=1.0)

@@ -1,12 +1,14 @@
 """Every new family of the recipes' tables trains: its loss falls, its scalars move, its model loads."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from models.clip import ClipConfig, DualEncoder, config_from_dict
 from pipeline.config import ConfigError, override
+from pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES
+from pipeline.evaluation.sections import cones_of
 from pipeline.training.recipes import by_name
 from pipeline.training.step_log import read_log
 from pipeline.training.train import train
@@ -62,6 +64,14 @@ def test_scalars_that_no_row_uses_or_has_are_refused():
         uncha.replace(objective=replace(uncha.objective, contrast=rows))
     with pytest.raises(ValueError, match="'a b' must be an identifier"):
         ClipConfig(temperatures=("a b",))
+
+
+def test_the_geometry_report_measures_hinges_or_hycoclips_cones():
+    """An angle or a contrastive row has no aperture: as a cone of eta 1 it would report what nothing trained."""
+    objectives = {name: asdict(by_name(f"demo_{name}").objective) for name in ("angle", "argent", "meru")}
+    assert tuple(cones_of(objectives["angle"])) == tuple(cones_of(objectives["argent"])) == HYCOCLIP_CONES
+    assert [(cone.general, cone.eta) for cone in cones_of(objectives["meru"])] == [("text", 1.0)]
+    assert cones_of({}) == HYCOCLIP_CONES
 
 
 def test_the_bias_starts_at_the_share_of_right_pairs():
