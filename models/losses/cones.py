@@ -98,9 +98,9 @@ class Cones(Sphere):
         along, across, b, square = _sides(x, y)
         lost, apart = _lost(x, y, across, square), None
         if lost is not None:
-            index = lost.nonzero(as_tuple=True)
-            if len(index[0]) <= max(lost.shape[1:]):
-                apart = _Apart.of(index, x, y)
+            factor, row, column = lost.nonzero(as_tuple=True)
+            if len(factor) <= max(lost.shape[1:]):
+                apart = _Apart.of((factor, row, column), x, y)
             else:
                 wide = self.root_c.double()
                 x = _Points.of(self.points[pair[0]][slice(*span)].double(), wide)

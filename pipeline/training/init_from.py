@@ -12,6 +12,7 @@ from models.encoders.tokenizer import Tokenizer
 from models.lora import adapt_, freeze_, require_peft
 from pipeline.training.recipes import Recipe
 
+OF_SOME_ROWS = ("log_scale_", "sigmoid_bias")  # left out where the recipe's rows do not use them
 # Parameters that do not depend on the space; alphas, curvature and temperature do.
 OF_EVERY_SPACE = ("visual.", "textual.", "visual_projection.", "textual_projection.")
 
@@ -74,7 +75,10 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
         own = model.state_dict()
         same = found.config.geometry == recipe.model.geometry and found.config.factors == recipe.model.factors
         taken = {
-            name: value for name, value in found.weights.items() if same or name.startswith(OF_EVERY_SPACE)
+            name: value
+            for name, value in found.weights.items()
+            if name.startswith(OF_EVERY_SPACE)
+            or (same and (name in own or not name.startswith(OF_SOME_ROWS)))
         }
         load_weights(model, own | taken, start.checkpoint)
     if start.learn == "heads":

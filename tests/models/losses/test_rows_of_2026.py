@@ -191,6 +191,38 @@ def test_uncertain_parts_count_less():
     assert share[0] < 0.8 and share[1] > 1 and share[2] > 1
 
 
+@pytest.mark.parametrize("geometry", ["lorentz", "product"])
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("steps", [25, pytest.param(250, marks=pytest.mark.slow)])
+def test_no_step_gives_nan(row, geometry, steps):
+    """Rough training of points: a high rate, repeated points, batches without boxes."""
+    torch.manual_seed(0)
+    leaves = {name: v.float().requires_grad_() for name, v in tangents(8, 8, dim=12).items()}
+    log_c = curvatures(geometry, 3).float().requires_grad_()
+    s, named, bias = (torch.tensor(x, requires_grad=True) for x in (2.0, 1.0, 5.0))
+    learned = [*leaves.values(), log_c, s, named, bias]
+    optimiser = torch.optim.AdamW(learned, lr=0.3)
+    config = ROWS[row][0]
+    for step in range(steps):
+        boxes = int(torch.randint(9, ())) if step % 7 else 0
+        nodes = {name: lift(v, log_c.exp(), geometry) for name, v in leaves.items()}
+        nodes |= {name: nodes[name][:boxes] for name in NODES if name.endswith("box")}
+        nodes["text"] = torch.cat(
+            [nodes["text"][:1], nodes["text"][:1], nodes["image"][2:3], nodes["text"][3:]]
+        )
+        scales = dict.fromkeys(config.temperatures, named.exp())
+        owner = torch.randint(8, (boxes,))
+        total, _ = loss(nodes, owner, s.exp(), log_c.exp(), config, geometry, scales=scales, bias=bias)
+        optimiser.zero_grad()
+        total.backward()
+        assert torch.isfinite(total)
+        assert all(torch.isfinite(p.grad).all() for p in learned if p.grad is not None)
+        optimiser.step()
+        with torch.no_grad():
+            log_c.clamp_(-2.3, 2.3)
+            s.clamp_(max=4.6), named.clamp_(max=4.6)
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_terms_have_a_name_each_and_add_up(row):
     """Only hinges are called "entail": the report draws these as angles outside a cone."""

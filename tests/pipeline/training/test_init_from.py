@@ -1,5 +1,6 @@
 """Training that starts from a trained CLIP: what learns, what stays, resuming, and a plain model at the end."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -78,6 +79,17 @@ def test_scalars_are_kept_within_one_space(clip, tmp_path):
     flat["model"]["geometry"], flat["objective"]["entailment"] = "euclid", ()
     model = started(resolved(Recipe.model_validate(flat)), Tokenizer.load(clip, 16), fresh=True)
     assert model.log_scale.item() == trained.log_scale.item() != pytest.approx(2.659, abs=1e-3)
+
+
+def test_scalars_of_rows_that_the_recipe_does_not_have_are_left_out(clip, tmp_path):
+    """A run that starts from a model of UNCHA-lite's rows, with HyCoCLIP's."""
+    plain = read_checkpoint(clip).model()
+    DualEncoder(dataclasses.replace(plain.config, geometry="lorentz", temperatures=("box",))).save_pretrained(
+        tmp_path
+    )
+    Tokenizer.load(clip, 16).save(tmp_path)
+    model = started(resolved(recipe(tmp_path)), Tokenizer.load(clip, 16), fresh=True)
+    assert "log_scale_box" not in model.state_dict()
 
 
 def test_only_adapters_projections_and_scalars_learn(clip, lora_run):
