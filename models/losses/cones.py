@@ -87,12 +87,12 @@ class _Angles(Block):
 class Cones(Sphere):
     """Minus the mean over k hyperboloids of the exterior angle of a key at a query."""
 
-    def __init__(self, c: Tensor, scale: Tensor, points: Sequence[Tensor]) -> None:
-        super().__init__(scale, points, len(c))
+    def __init__(self, c: Tensor, points: Sequence[Tensor]) -> None:
+        super().__init__(points, len(c))
         self.root_c = c.sqrt()
         self.sets = [_Points.of(each, self.root_c) for each in points]
 
-    def block(self, pair: tuple[int, int], span: tuple[int, int]) -> _Angles:
+    def block(self, pair: tuple[int, int], span: tuple[int, int], scale: Tensor) -> _Angles:
         """Scores of the queries of a span and all keys of a pair of sets."""
         x, y = self.sets[pair[0]].rows(span), self.sets[pair[1]]
         along, across, b, square = _sides(x, y)
@@ -119,15 +119,14 @@ class Cones(Sphere):
                 straight = torch.where(b < -LEAST_STEP * x.length * y.time.mT, math.pi, 0.0)
                 angle = torch.where(lost, straight, angle)
         mean = angle[0] if self.factors == 1 else angle.mean(0)
-        scores = mean.to(self.scale.dtype).mul_(-self.scale)
-        return _Angles(span, scores, x.unit, y.x, None, None, None, x, y, k1, k2, along, apart)
+        scores = mean.to(scale.dtype).mul_(-scale)
+        return _Angles(span, scale, scores, x.unit, y.x, None, None, None, x, y, k1, k2, along, apart)
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
-        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
+        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores over the scale."""
         assert isinstance(block, _Angles) and block.k1 is not None and block.k2 is not None
         x, y, along = block.x, block.y, block.along
         assert x is not None and y is not None and along is not None
-        self.moment[0] += torch.dot(block.scores.flatten(), slopes.flatten())
         weight = slopes[None].to(along.dtype)
         k1, k2 = block.k1.mul_(weight), block.k2.mul_(weight)
         by_time = torch.linalg.vecdot(k2, along)[..., None]
@@ -149,8 +148,8 @@ class Cones(Sphere):
                 part.index_put_((factor, end), by_end.to(part.dtype), accumulate=True)
 
     def gradients(self) -> Iterator[Tensor]:
-        """Gradients by the scale, the curvatures and every set of points, in this order."""
-        share = -self.scale / self.factors
+        """Gradients by the curvatures and every set of points, in this order."""
+        share = -1 / self.factors
         by_root, by_points = torch.zeros_like(self.root_c), []
         for place, (own, points) in enumerate(zip(self.sets, self.points, strict=True)):
             by_own = self.pulled.pop(place, None)
@@ -160,7 +159,6 @@ class Cones(Sphere):
             by_root += share * torch.linalg.vecdot(by_own, own.x).sum(1) / self.root_c
             by_own *= (share * self.root_c)[:, None, None]
             by_points.append(by_own.transpose(0, 1).reshape(points.shape))
-        yield self.moment[0] / self.scale
         yield by_root / (2 * self.root_c)
         yield from by_points
 

@@ -29,7 +29,7 @@ class PairLoss:
     The target of row i is key `target[i]` [Q]; all rows have the weight `weight` (0-dim), times `factor[i]` [Q] where
     there is one. With `reverse_target` [K], the target of key j among the rows is `reverse_target[j]`, with the weight
     `reverse_weight`. With `sigmoid` a row is the sum of K binary cross-entropies instead, of score + bias (Zhai et al.
-    2023, SigLIP); it has no reverse.
+    2023, SigLIP); it has no reverse. `scale` is the index of its inverse temperature.
     """
 
     query: int
@@ -40,6 +40,7 @@ class PairLoss:
     reverse_weight: Tensor | None = None
     factor: Tensor | None = None
     sigmoid: bool = False
+    scale: int = 0
 
     def __post_init__(self) -> None:
         assert self.reverse_target is None or not (self.sigmoid or self.factor is not None)
@@ -59,7 +60,7 @@ def contrast(
     Args:
         points: sets of points [N, D], float32 or float64, all of one type.
         tables: pairs of sets to compare, with their targets.
-        scale: inverse temperature, 0-dim.
+        scale: inverse temperatures, [S] or 0-dim.
         curvature: c > 0 of the hyperboloid, or [k] of a product's factors; None for cosines of unit vectors.
         pairs_at_once: maximum number of entries of k x Q x K in memory.
         cones: scores are minus the exterior angle of the key at the query, not minus their distance.
@@ -71,7 +72,7 @@ def contrast(
     """
     c = points[0].new_zeros(0) if curvature is None else curvature.to(points[0].dtype).reshape(-1)
     shift = points[0].new_zeros(()) if bias is None else bias.to(points[0].dtype)
-    inputs = (scale.to(points[0].dtype), shift, c, *points)
+    inputs = (scale.to(points[0].dtype).reshape(-1), shift, c, *points)
     wants = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     total, sums = _Contrast.apply(wants, tuple(tables), pairs_at_once, cones, *inputs)  # pyright: ignore[reportGeneralTypeIssues]
     return total, sums
@@ -91,20 +92,22 @@ class _Contrast(torch.autograd.Function):
         *points,
     ):
         curved = Cones if cones else Hyperboloids
-        space = curved(c, scale, points) if len(c) else Sphere(scale, points)
-        by_bias = torch.zeros_like(bias)
+        space = curved(c, points) if len(c) else Sphere(points)
+        by_scale, by_bias = torch.zeros_like(scale), torch.zeros_like(bias)
         sums = scale.new_zeros(len(tables), 2)
         total = scale.new_zeros(())
         with _full_precision():
             for number, table in enumerate(tables):
-                run = _run_sigmoid if table.sigmoid else _run
-                run(space, table, sums[number], pairs_at_once, wants, bias, by_bias)
+                inverse, to = scale[table.scale], _Slopes(space, table, by_scale[table.scale], by_bias, wants)
+                if table.sigmoid:
+                    _run_sigmoid(to, inverse, bias, sums[number], pairs_at_once)
+                else:
+                    _run(to, inverse, sums[number], pairs_at_once)
                 total = total + sums[number, 0] * table.weight
                 if table.reverse_weight is not None:
                     total = total + sums[number, 1] * table.reverse_weight
             if wants:
-                by_scale, *others = space.gradients()
-                ctx.save_for_backward(by_scale, by_bias, *others)
+                ctx.save_for_backward(by_scale, by_bias, *space.gradients())
         ctx.mark_non_differentiable(sums)
         return total, sums
 
@@ -112,6 +115,26 @@ class _Contrast(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, None, None, *(grad * saved for saved in ctx.saved_tensors)
+
+
+@dataclass
+class _Slopes:
+    """Where the derivatives of one table's loss go: the space, and the gradients by its scale and the bias."""
+
+    space: Sphere
+    table: PairLoss
+    by_scale: Tensor
+    by_bias: Tensor
+    wanted: bool
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        return self.table.query, self.table.key
+
+    def add(self, block: Block, slopes: Tensor) -> None:
+        """Add the gradient of a block, given the derivatives of the loss by its scores, times the scale."""
+        self.by_scale += torch.dot(block.scores.flatten(), slopes.flatten()) / block.scale.square()
+        self.space.accumulate_grad(self.pair, block, slopes)
 
 
 def _spans(space: Sphere, table: PairLoss, pairs_at_once: int) -> list[tuple[int, int]]:
@@ -128,49 +151,41 @@ def _row_weight(table: PairLoss, span: tuple[int, int], dtype: torch.dtype) -> t
     return factor, factor * weight
 
 
-def _run_sigmoid(
-    space: Sphere,
-    table: PairLoss,
-    sums: Tensor,
-    pairs_at_once: int,
-    wants: bool,
-    bias: Tensor,
-    by_bias: Tensor,
-) -> None:
-    """Add the binary cross-entropies of one table to `sums`, their gradients to the space's and the bias's."""
+def _run_sigmoid(to: _Slopes, scale: Tensor, bias: Tensor, sums: Tensor, pairs_at_once: int) -> None:
+    """Add the binary cross-entropies of one table to `sums`, and their gradients where they are wanted."""
+    space, table = to.space, to.table
     for span in _spans(space, table, pairs_at_once):
-        block, target = space.block((table.query, table.key), span), table.target[slice(*span), None]
+        block, target = space.block(to.pair, span, scale), table.target[slice(*span), None]
         factor, weight = _row_weight(table, span, sums.dtype)
         logits = block.scores + bias
         sums[0] -= (factor * (F.logsigmoid(-logits).sum(1, keepdim=True) + logits.gather(1, target))).sum()
-        if wants:
-            slopes = (
-                logits.sigmoid_().scatter_add_(1, target, logits.new_full(target.shape, -1.0)).mul_(weight)
-            )
-            by_bias += slopes.sum()
-            space.accumulate_grad((table.query, table.key), block, slopes)
+        if to.wanted:
+            slopes = logits.sigmoid_().scatter_add_(1, target, logits.new_full(target.shape, -1.0))
+            slopes = slopes.mul_(weight * scale)
+            to.by_bias += slopes.sum() / scale
+            to.add(block, slopes)
 
 
-def _run(space: Sphere, table: PairLoss, sums: Tensor, pairs_at_once: int, wants: bool, *_: Tensor) -> None:
-    """Add the cross-entropies of one table to `sums` and its gradient to the space's."""
-    pair, keys = (table.query, table.key), len(space.points[table.key])
-    spans = _spans(space, table, pairs_at_once)
+def _run(to: _Slopes, scale: Tensor, sums: Tensor, pairs_at_once: int) -> None:
+    """Add the cross-entropies of one table to `sums`, and their gradients where they are wanted."""
+    space, table = to.space, to.table
+    keys, spans = len(space.points[table.key]), _spans(space, table, pairs_at_once)
     if table.reverse_target is None or table.reverse_weight is None:
         for span in spans:
-            block, target = space.block(pair, span), table.target[slice(*span), None]
+            block, target = space.block(to.pair, span, scale), table.target[slice(*span), None]
             factor, weight = _row_weight(table, span, sums.dtype)
             logs = torch.log_softmax(block.scores, 1)
             sums[0] -= (logs.gather(1, target) * factor).sum()
-            if wants:
+            if to.wanted:
                 slopes = logs.exp_().scatter_add_(1, target, logs.new_full(target.shape, -1.0))
-                space.accumulate_grad(pair, block, slopes.mul_(weight))
+                to.add(block, slopes.mul_(weight * scale))
         return
-    weight = table.weight.to(sums.dtype)
-    reverse_weight = table.reverse_weight.to(sums.dtype)
-    row_lse, column_lse = [], space.scale.new_full((1, keys), -torch.inf)
+    weight = table.weight.to(sums.dtype) * scale
+    reverse_weight = table.reverse_weight.to(sums.dtype) * scale
+    row_lse, column_lse = [], scale.new_full((1, keys), -torch.inf)
     kept: tuple[Block, Tensor, Tensor] | None = None
     for span in spans:
-        block = space.block(pair, span)
+        block = space.block(to.pair, span, scale)
         logs, column_logs = (torch.log_softmax(block.scores, dim) for dim in (1, 0))
         sums[0] -= logs.gather(1, table.target[slice(*span), None]).sum()
         sums[1] -= block.scores[_inside(table.reverse_target, span)].sum()
@@ -180,17 +195,17 @@ def _run(space: Sphere, table: PairLoss, sums: Tensor, pairs_at_once: int, wants
         column_lse = torch.logaddexp(column_lse, own_lse)
         kept = (block, logs, column_logs) if len(spans) == 1 else None
     sums[1] += column_lse.sum()
-    for span, lse in zip(spans, row_lse, strict=True) if wants else ():
+    for span, lse in zip(spans, row_lse, strict=True) if to.wanted else ():
         if kept:
             block, logs, column_logs = kept
         else:
-            block = space.block(pair, span)
+            block = space.block(to.pair, span, scale)
             logs, column_logs = block.scores - lse, block.scores - column_lse
         slopes = logs.exp_().mul_(weight).add_(column_logs.exp_().mul_(reverse_weight))
         slopes.scatter_add_(1, table.target[slice(*span), None], -weight.expand_as(lse))
         inside = _inside(table.reverse_target, span)
         slopes.index_put_(inside, -reverse_weight.expand(len(inside[0])), accumulate=True)
-        space.accumulate_grad(pair, block, slopes)
+        to.add(block, slopes)
 
 
 def _inside(reverse_target: Tensor, span: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -126,13 +126,11 @@ def loss(
         batch = _Batch(points, owner, scale.detach(), distributed)
         named = {"": scale, **(scales or {})}
         total, terms = scale.new_zeros(()), {}
-        for name, inverse in named.items():
-            rows = [row for row in config.contrast if row.temperature == name]
-            space = None if geometry == "euclid" else curvature
-            total = total + _contrasts(batch, rows, inverse, space, config.pairs_at_once, bias, terms)
-            cones = [r for r in config.entailment if r.loss == "contrastive" and r.temperature == name]
-            part = _rejections(batch, cones, inverse, curvature, config.pairs_at_once, terms)
-            total = total + entailment_share * part
+        space = None if geometry == "euclid" else curvature
+        total = total + _contrasts(batch, config.contrast, named, space, config.pairs_at_once, bias, terms)
+        cones = [row for row in config.entailment if row.loss == "contrastive"]
+        part = _rejections(batch, cones, named, curvature, config.pairs_at_once, terms)
+        total = total + entailment_share * part
         for row in config.entailment:
             if row.loss != "contrastive":
                 term = _entailed(batch, row, curvature, geometry, config.aperture)
@@ -220,13 +218,14 @@ class _Points:
 def _contrasts(
     batch: _Batch,
     rows: Sequence[ContrastRow],
-    scale: Tensor,
+    scales: Mapping[str, Tensor],
     curvature: Tensor | None,
     pairs_at_once: int,
     bias: Tensor | None,
     terms: dict[str, Tensor],
 ) -> Tensor:
-    """Weighted sum of the contrastive rows of one temperature; adds their terms."""
+    """Weighted sum of the contrastive rows; adds their terms."""
+    scale, names = torch.stack([each.reshape(()) for each in scales.values()]), list(scales)
     points, tables, read = _Points(batch), [], []
     for row, reverse in _matrices(rows, two_ways=not batch.distributed):
         factor = None
@@ -244,6 +243,7 @@ def _contrasts(
                 reverse_weight=reverse.weight / batch.count(reverse.query) if reverse else None,
                 factor=factor,
                 sigmoid=row.loss == "sigmoid",
+                scale=names.index(row.temperature),
             )
         )
     if not tables:
@@ -257,35 +257,40 @@ def _contrasts(
 def _rejections(
     batch: _Batch,
     rows: Sequence[EntailmentRow],
-    scale: Tensor,
+    scales: Mapping[str, Tensor],
     curvature: Tensor,
     pairs_at_once: int,
     terms: dict[str, Tensor],
 ) -> Tensor:
-    """Weighted sum of the contrastive entailment rows of one temperature; adds their terms.
+    """Weighted sum of the contrastive entailment rows; adds their terms.
 
     A part is asked for its whole only: for a whole all of its parts are right, and a cross-entropy has one target.
     """
+    scale, names = torch.stack([each.reshape(()) for each in scales.values()]), list(scales)
     points, tables, read = _Points(batch), [], {}
     for row in rows:
         both = (row.general in BOXES) == (row.specific in BOXES)
         weight = row.weight / batch.count(row.general) / (2 if both else 1)
         place = len(tables)
         general, specific = (points.place(node, everywhere=False) for node in (row.general, row.specific))
-        target = batch.target(row.general, row.specific)
+        target, inverse = batch.target(row.general, row.specific), names.index(row.temperature)
         if not batch.distributed:
             back = batch.own(row.general) if both else None
-            tables.append(PairLoss(general, specific, target, weight, back, weight if both else None))
+            tables.append(
+                PairLoss(general, specific, target, weight, back, weight if both else None, scale=inverse)
+            )
             read[row] = [(place, 0)] + [(place, 1)] * both
             continue
-        tables.append(PairLoss(general, points.place(row.specific, everywhere=True), target, weight))
+        tables.append(
+            PairLoss(general, points.place(row.specific, everywhere=True), target, weight, scale=inverse)
+        )
         read[row] = [(place, 0)]
         if both:
             # The columns of this process's specifics alone: the rows have the weight 0.
             everyone = points.place(row.general, everywhere=True)
             nothing = target.new_zeros(len(points.sets[everyone]))
             zero, back = torch.zeros_like(weight), batch.own(row.general)
-            tables.append(PairLoss(everyone, specific, nothing, zero, back, weight))
+            tables.append(PairLoss(everyone, specific, nothing, zero, back, weight, scale=inverse))
             read[row].append((place + 1, 1))
     if not tables:
         return scale.new_zeros(())
@@ -339,8 +344,9 @@ def _matrices(
         row = left.pop(0)
         reverse = None
         if two_ways and row.loss == "softmax" and not row.uncertainty:
-            back = (row.key, row.query, "softmax", False)
-            reverse = next((r for r in left if (r.query, r.key, r.loss, r.uncertainty) == back), None)
+            back = (row.key, row.query, "softmax", False, row.temperature)
+            own = ((r, (r.query, r.key, r.loss, r.uncertainty, r.temperature)) for r in left)
+            reverse = next((r for r, kind in own if kind == back), None)
         if reverse:
             left.remove(reverse)
         yield row, reverse

@@ -7,7 +7,8 @@ h is small beside u_x u_y + u_x + u_y the product cancels: such near pairs are c
 `lorentz.distance`, or, where a block has very many, the block is computed in float64.
 
 A space scores the pairs of a span of queries and all keys of a set (`block`), takes the derivatives of the loss by
-these scores (`accumulate_grad`), and at the end gives the gradients by everything it was made of (`gradients`).
+these scores over their scale (`accumulate_grad`), and at the end gives the gradients by everything it was made of
+(`gradients`).
 Legend: Q queries, K keys, k factors of d dimensions (1 of D in a plain hyperboloid), e = d + 2.
 """
 
@@ -53,6 +54,7 @@ class Block:
     """
 
     span: tuple[int, int]
+    scale: Tensor
     scores: Tensor
     query: Tensor
     key: Tensor
@@ -64,30 +66,27 @@ class Block:
 class Sphere:
     """Cosines of unit vectors, and the gradient computed from the derivatives of a loss by its scores."""
 
-    def __init__(self, scale: Tensor, points: Sequence[Tensor], factors: int = 1) -> None:
-        self.scale, self.points, self.factors = scale, points, factors
-        self.moment = scale.new_zeros(factors)  # sum over all pairs of slope times distance, or times score
+    def __init__(self, points: Sequence[Tensor], factors: int = 1) -> None:
+        self.points, self.factors = points, factors
         # Sums per set of the points that it was multiplied with, weighted.
         self.pulled: dict[int, Tensor] = {}
 
-    def block(self, pair: tuple[int, int], span: tuple[int, int]) -> Block:
+    def block(self, pair: tuple[int, int], span: tuple[int, int], scale: Tensor) -> Block:
         """Scores of the queries of a span and all keys of a pair of sets."""
         query, key = self.points[pair[0]][None, slice(*span)], self.points[pair[1]][None]
-        return Block(span, (query @ key.transpose(1, 2))[0].mul_(self.scale), query, key)
+        return Block(span, scale, (query @ key.transpose(1, 2))[0].mul_(scale), query, key)
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
-        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
-        self.moment += torch.dot(block.scores.flatten(), slopes.flatten())
+        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores over the scale."""
         everything = (0, len(self.points[pair[1]]))
         self.gather(self.pulled, pair[0], block.span, slopes[None], block.key)
         self.gather(self.pulled, pair[1], everything, slopes.T[None], block.query)
 
     def gradients(self) -> Iterator[Tensor]:
-        """Gradients by the scale, the curvatures and every set of points, in this order."""
-        yield self.moment[0] / self.scale
-        yield self.scale.new_zeros(0)
+        """Gradients by the curvatures and every set of points, in this order."""
+        yield self.points[0].new_zeros(0)
         for place, points in enumerate(self.points):
-            yield self.pulled[place][0] * self.scale if place in self.pulled else torch.zeros_like(points)
+            yield self.pulled[place][0] if place in self.pulled else torch.zeros_like(points)
 
     def gather(
         self, held: dict[int, Tensor], place: int, span: tuple[int, int], weight: Tensor, with_: Tensor
@@ -113,15 +112,16 @@ class Sphere:
 class Hyperboloids(Sphere):
     """Minus the mean of the distances in k hyperboloids."""
 
-    def __init__(self, c: Tensor, scale: Tensor, points: Sequence[Tensor]) -> None:
-        super().__init__(scale, points, len(c))
+    def __init__(self, c: Tensor, points: Sequence[Tensor]) -> None:
+        super().__init__(points, len(c))
+        self.moment = torch.zeros_like(c)  # sum over all pairs of slope times distance
         self.root_c = c.sqrt()
         self.share = 1 / (self.factors * self.root_c)  # of a factor's distance in the mean
         self.charts = [_chart(each, self.root_c) for each in points]
         self.keys: dict[int, Tensor] = {}
         self.times: dict[int, Tensor] = {}  # as `pulled`, of time parts
 
-    def block(self, pair: tuple[int, int], span: tuple[int, int]) -> Block:
+    def block(self, pair: tuple[int, int], span: tuple[int, int], scale: Tensor) -> Block:
         """Scores of the queries of a span and all keys of a pair of sets."""
         query, key = self.charts[pair[0]][:, slice(*span)], self.charts[pair[1]]
         if pair[1] not in self.keys:
@@ -141,16 +141,20 @@ class Hyperboloids(Sphere):
             distance[index], stretch[index] = near_pairs.distance.detach().to(distance.dtype), torch.inf
         elif many:
             stretch.masked_fill_(stretch == 0, torch.inf)
-        share, distance = -self.scale * self.share, distance.to(self.scale.dtype)
+        share, distance = -scale * self.share, distance.to(scale.dtype)
         if self.factors == 1:
-            return Block(span, distance[0].mul_(share), query, key, None, stretch, near_pairs)
-        return Block(span, torch.tensordot(share, distance, 1), query, key, distance, stretch, near_pairs)
+            return Block(span, scale, distance[0].mul_(share), query, key, None, stretch, near_pairs)
+        return Block(
+            span, scale, torch.tensordot(share, distance, 1), query, key, distance, stretch, near_pairs
+        )
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
-        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores."""
+        """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores over the scale."""
         assert block.stretch is not None, "a block of hyperboloids has one"
-        distance = block.scores[None] if block.distance is None else block.distance
-        self.moment += torch.mv(distance.flatten(1), slopes.flatten())
+        if block.distance is None:
+            self.moment += torch.dot(block.scores.flatten(), slopes.flatten()) / (-block.scale * self.share)
+        else:
+            self.moment += torch.mv(block.distance.flatten(1), slopes.flatten())
         weight = torch.div(slopes[None], block.stretch, out=block.stretch)
         everything = (0, len(self.points[pair[1]]))
         parts = []
@@ -175,24 +179,21 @@ class Hyperboloids(Sphere):
                 part.index_put_((factor, end), -by_end.to(part.dtype), accumulate=True)
 
     def gradients(self) -> Iterator[Tensor]:
-        """Gradients by the scale, the curvatures and every set of points, in this order."""
-        # Where the moment is of scores, these are -scale * share times the distance.
-        moment = self.moment / (-self.scale * self.share) if self.factors == 1 else self.moment
-        by_root = self.scale * moment * self.share / self.root_c
+        """Gradients by the curvatures and every set of points, in this order."""
+        by_root = self.moment * self.share / self.root_c
         by_points = []
         for place, points in enumerate(self.points):
             chart = self.charts[place]
             x, x_t = chart[..., :-2], 1 + chart[..., -2:-1]
-            # dh/dx = y_t x / x_t - y, and all scores are -scale * share times the distance.
+            # dh/dx = y_t x / x_t - y, and the slopes are by the scores over the scale, -share times the distance.
             total = self.pulled.pop(place, None)
             total = torch.zeros_like(x) if total is None else total
             if place in self.times:
                 total.addcmul_(x, self.times.pop(place) / x_t, value=-1)
-            total *= (self.scale * self.share)[:, None, None]
+            total *= self.share[:, None, None]
             by_root += torch.linalg.vecdot(total, x).sum(1) / self.root_c
             total *= self.root_c[:, None, None]
             by_points.append(total.transpose(0, 1).reshape(points.shape))
-        yield -torch.dot(self.share, moment)
         yield by_root / (2 * self.root_c)
         yield from by_points
 
