@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench lint format weights test-services sbom test-groundingdino test-operations ablation clean
+.PHONY: help demo ui classification test test-all chaos bench training-study lint format weights test-services sbom test-groundingdino test-operations ablation clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ test-operations: $(DEV) ## server, worker, hyco deploy: a dropped shard becomes 
 
 bench: $(DEV) ## speed and memory beside a peer, equality first; ONLY=name runs one
 	@$(BIN)/python -m tests.perf $(ONLY)
+
+training-study: $(DEV) ## the tables of docs/hyperbolic_training.md: nets on digits beside HypLL (about 20 minutes)
+	@$(BIN)/python -W ignore -m tests.perf.training_study
 
 DOCKER := $(VENV)/.docker-installed
 

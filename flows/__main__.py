@@ -1,5 +1,7 @@
-"""The `hyco` command: the verbs of `pipeline`, and those that need Prefect, imported only when one of them runs."""
+"""The `hyco` command: the verbs of `pipeline`, and those of Prefect, imported only when one of them runs."""
 
+import contextlib
+import logging
 import os
 import subprocess
 import warnings
@@ -10,7 +12,7 @@ import typer
 
 import flows.cli  # noqa: F401  registers deploy, worker and notify
 import pipeline.cli  # noqa: F401  registers the verbs that need no Prefect
-from flows.runtime.server import command, ensure_server, environment, reach
+from flows.runtime.server import ensure_server, reach, start, wait_for
 from flows.runtime.settings import use_home
 from pipeline.cli.app import (
     CORES,
@@ -29,10 +31,15 @@ from pipeline.cli.app import (
     app,
     mining_of,
     run_app,
+    say,
     show_metrics,
 )
 from pipeline.cli.registry import announcers
-from pipeline.runtime.stop import terminable
+from pipeline.runtime.listen import listen
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.stop import TerminatedError, terminable, told
+
+SHUTDOWN_S = 10.0  # what the server of `hyco ui` may take to end before it is killed with this process
 
 
 @app.command()
@@ -50,10 +57,12 @@ def journey(
     force: Force = False,
     assignments: Assignments = None,
 ) -> None:
-    """Mine, pack, train and assess in a row, as Prefect flows. Needs no server set up beforehand.
+    """Mine, pack, train and assess in a row, as Prefect flows.
 
-    The cost of a long training is measured and printed first; one that would take more than three days on a CPU is
-    refused without --force.
+    Starts a Prefect server of its own unless PREFECT_API_URL names one. Interrupted, the same command resumes.
+
+    The cost of a long training is measured and printed first; a training of more than three days on a CPU is refused
+    without --force.
 
     --set takes fields of JourneyConfig: recipe.steps=2000, pack.threshold=0.4, mine.per_phrase=32 ...
     """
@@ -65,19 +74,19 @@ def journey(
     config = compose(source, grounder, recipe, True, columns, assess_source=assess_source, taxonomy=taxonomy)
     config = checked(override(config, assignments or []))
     if cost := require_feasible(config.recipe, config.processes, force):
-        typer.echo(f"training: {cost}", err=True)
+        say(f"training: {cost}", err=True)
     os.environ["HYCO_WORKERS"] = str(workers)
-    address = ensure_server(home)
-    typer.echo(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)
-    from flows.journey import journey as flow
-    from flows.runtime.progress import quiet_terminal
-
-    if not os.environ.get("HYCO_DEBUG"):
-        quiet_terminal()
     with terminable():
+        address = ensure_server(home)
+        say(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)
+        from flows.journey import journey as flow
+        from flows.runtime.progress import quiet_terminal
+
+        if not os.environ.get("HYCO_DEBUG"):
+            quiet_terminal(logging.ERROR if Progress.quiet else logging.NOTSET)
         result = flow(config, home)
     show_metrics(result["metrics"], Path(result["run_dir"]))
-    typer.echo(f"Prefect UI with these runs: hyco ui --home {home}")
+    say(f"Prefect UI with these runs: hyco ui --home {home}")
 
 
 @app.command()
@@ -85,15 +94,27 @@ def ui(
     home: HomeUrl = "var",
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 4200,
 ) -> None:
-    """Serve the Prefect UI with the runs made under a home, on this machine only; Ctrl-C ends it."""
+    """Serve the Prefect UI with a home's runs, on this machine only.
+
+    Ctrl-C ends it. Messages that need no action (SQLite was busy and Prefect tried again) are printed as a count.
+    """
     use_home(home)
-    typer.echo(f"Prefect UI: http://127.0.0.1:{port}/runs (Ctrl-C ends it)")
-    typer.echo(f"for deployments and workers: export PREFECT_API_URL=http://127.0.0.1:{port}/api")
-    raise typer.Exit(subprocess.call(command(port), env=environment(port)))
+    with listen("127.0.0.1", port) as listening, terminable():
+        process, address = start(listening)
+        try:
+            wait_for(process, address, "its last lines are above")
+            say(f"Prefect UI: {address.removesuffix('/api')}/runs (Ctrl-C ends it)")
+            say(f"for deployments and workers: export PREFECT_API_URL={address}")
+            raise typer.Exit(process.wait())
+        except (KeyboardInterrupt, TerminatedError) as error:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SHUTDOWN_S)
+            told(error, quiet=True)
 
 
 def announce(row: Any, home: str) -> None:
-    """Make an event and an artifact of a promotion, refusal or rollback, where a Prefect server is named."""
+    """Emit an event and an artifact of a promotion, refusal or rollback, if PREFECT_API_URL names a server."""
     if not os.environ.get("PREFECT_API_URL"):
         return
     from storage.home import Home
@@ -102,15 +123,13 @@ def announce(row: Any, home: str) -> None:
     try:
         reach(os.environ["PREFECT_API_URL"])
         use_home(opened.url)
-    except (RuntimeError, OSError) as error:  # the decision stands in the registry all the same
+    except (RuntimeError, OSError) as error:  # the decision is in the registry already
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
     from flows.reporting.events import decided, flush
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # Prefect would rather have artifacts made inside a flow
+        warnings.simplefilter("ignore", FutureWarning)  # Prefect discourages artifacts outside a flow
         decided(row, opened)
     flush()
 

@@ -10,7 +10,7 @@ import typer
 
 from flows.runtime.server import ensure_server, reach
 from flows.runtime.settings import use_home
-from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app
+from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app, say
 from pipeline.cli.config_docs import SECTIONS
 from storage.layout import DEPLOYED
 from storage.store import Store
@@ -21,9 +21,9 @@ SECTIONS["maintain"] = ("flows.maintain:MaintainConfig", "the form of the deploy
 
 @app.command()
 def deploy(
-    source: Annotated[str | None, typer.Option(help="Captioned images that are watched.")] = None,
+    source: Annotated[str | None, typer.Option(help="Folder or URL of captioned images to watch.")] = None,
     grounder: Annotated[str | None, typer.Option(help=f"{GROUNDERS}.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe of pipeline/training/recipes.py.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Training recipe, such as demo, photos.")] = None,
     home: HomeUrl = "var",
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
@@ -33,25 +33,27 @@ def deploy(
     pool_type: Annotated[str | None, typer.Option(help="process, docker or kubernetes.")] = None,
     assignments: Assignments = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only say what differs; exit code 1 if anything.")
+        bool, typer.Option("--check", help="Only list the differences; exit code 1 if there are any.")
     ] = False,
     yaml: Annotated[
         str | None, typer.Option(help="Write the deployments as prefect.yaml to this file.")
     ] = None,
 ) -> None:
-    """Create work pools, deployments, schedules, limits and automations on the Prefect server, or mend them.
+    """Create or update work pools, deployments and automations.
 
-    The server is that of PREFECT_API_URL, else one on the home's database for the length of this command. The options
-    are kept in HOME/deploy.json: the next `hyco deploy` needs none of them, and the first watches HOME/source with the
-    embedded grounder and recipe demo if it is given none. --set takes fields of DeployConfig:
-    retrain.min_new=500, heavy_pool=gpu, watch_every_s=60, retrain.journey.recipe.steps=2000 ... --yaml asks no server
-    and keeps nothing: it writes the deployments that the same words would make.
+    The server is that of PREFECT_API_URL, or one on the home's database for the duration of this command. The options
+    are stored in HOME/deploy.json, so that the next `hyco deploy` needs none of them. Without any options, the first
+    `hyco deploy` watches HOME/source with the embedded grounder and recipe demo. --yaml contacts no server and stores
+    nothing: it writes the deployments that the same options would create.
+
+    --set takes fields of DeployConfig: retrain.min_new=500, heavy_pool=gpu, watch_every_s=60,
+    retrain.journey.recipe.steps=2000 ...
     """
     from pipeline.config import override
 
     use_home(home)
     store = Store(home)
-    # The models of configuration import no Prefect; flows.deployment.spec does, so the server has to be known before.
+    # Before flows.deployment.spec imports Prefect, which reads its settings once. The configurations do not import it.
     address = None if yaml else ensure_server(home)
     from flows.deployment.config import DeployConfig, first, resolved
     from flows.deployment.prefect_yaml import text
@@ -88,14 +90,15 @@ def deploy(
     plan = blueprint(config)
     lines = deploying.check(plan) if check else deploying.apply(plan)
     for line in lines:
-        typer.echo(("differs: " if check else "set: ") + line)
+        say(f"differs: {line}" if check else line)
     if check:
         for line in deploying.pauses(plan):
-            typer.echo(f"note: {line}")
+            say(f"note: {line}")
         typer.echo(f"{len(lines)} differences on {address}")
         raise typer.Exit(1 if lines else 0)
     store.replace(DEPLOYED, (json.dumps(config.model_dump(mode="json"), indent=1) + "\n").encode())
     typer.echo(f"watched: {config.retrain.journey.mine.source}, recipe {config.retrain.journey.recipe.name}")
+    say(f"scheduled: watch every {config.watch_every_s:g} s; maintain at cron '{config.maintain_cron}', UTC")
     workers = [f"hyco worker --pool {pool} --home {home}" for pool in sorted({"cpu", config.heavy_pool})]
     typer.echo(f"{len(lines)} changes on {address}; next: {' and '.join(workers)}")
 
@@ -104,15 +107,16 @@ def deploy(
 def worker(
     pool: Annotated[str, typer.Option(help="Work pool: cpu or gpu.")] = "cpu",
     home: HomeUrl = "var",
-    limit: Annotated[int | None, typer.Option(help="Most flow runs at once.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of flow runs at once.", min=1)] = None,
     health: Annotated[
         bool,
-        typer.Option(
-            "--health", help="Tell at port 8080 (/health) whether the worker polls, for a container."
-        ),
+        typer.Option("--health", help="Serve the worker's health at port 8080 (/health), for containers."),
     ] = False,
 ) -> None:
-    """Run a Prefect worker for a pool until Ctrl-C; PREFECT_API_URL must name the server."""
+    """Run a Prefect worker for a work pool until Ctrl-C.
+
+    PREFECT_API_URL must name the server.
+    """
     use_home(home)
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError(
@@ -127,15 +131,41 @@ def worker(
 
 @app.command()
 def notify(
-    source: Annotated[str, typer.Argument(help="The folder that has new shards.")],
+    source: Annotated[str, typer.Argument(help="Folder or URL that has new shards.")],
     home: HomeUrl = "var",
 ) -> None:
-    """Tell the Prefect server that a source has new shards, so that the next check starts now."""
-    use_home(home)
-    if not os.environ.get("PREFECT_API_URL"):
-        raise ValueError("PREFECT_API_URL is not set: name the server whose deployments watch the source")
-    reach(os.environ["PREFECT_API_URL"])
-    from flows.reporting.events import flush, grown
+    """Start the next check of a watched source now.
 
-    grown(str(Path(source).resolve()) if "://" not in source else source)
+    Emits the event hyco.source.grown to the server of PREFECT_API_URL and prints which deployment will look, and when.
+    """
+    use_home(home)
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        raise ValueError("PREFECT_API_URL is not set: name the server whose deployments watch the source")
+    place = source
+    if "://" not in source:
+        place = str(Path(source).expanduser().resolve())
+        if not Path(place).exists():
+            raise FileNotFoundError(f"{source} does not exist: give the folder that has new shards")
+    reach(address)
+    from prefect.client.orchestration import get_client
+
+    from flows.deployment.watchers import told, watchers
+    from flows.reporting.events import flush, grown
+    from flows.runtime.progress import quiet_terminal
+
+    quiet_terminal()
+    with get_client(sync_client=True) as client:
+        known = list(watchers(client))
+    looking = [one for one in known if one.source.rstrip("/") == place.rstrip("/")]
+    if not looking:
+        others = ", ".join(sorted({one.source for one in known})) or "nothing"
+        raise ValueError(
+            f"nobody watches {place} on {address} (watched: {others}): give a watched folder, or watch this one with "
+            "hyco deploy --source"
+        )
+    grown(looking[0].source)
     flush()
+    for watcher in looking:
+        for line in told(watcher, home):
+            say(line)

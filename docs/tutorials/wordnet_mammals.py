@@ -9,6 +9,10 @@ Training sees pairs (kind, what it is a kind of), transitive ones included, and 
 random others; nobody tells it which of the two is the more general one. That it finds out by itself is the
 point: general kinds end near the origin, special ones near the rim.
 
+Each row of the table is a tangent vector at the origin, an ordinary parameter that torch's Adam trains;
+tree_embedding.py shows why that is better than a table of points with Riemannian SGD. --rows points and
+--rows geoopt train such a table, ours and geoopt's, on the same pairs.
+
 What is measured is reconstruction, as published: for each pair, the rank of the true distance among the distances
 to everything that is no ancestor (1 is best), and the mean average precision over kinds.
 """
@@ -16,12 +20,13 @@ to everything that is no ancestor (1 is best), and the mean average precision ov
 import argparse
 import lzma
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic import nn as hnn
@@ -90,19 +95,44 @@ def read_nouns(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     return words, above
 
 
+def make_table(
+    size: int, dimensions: int, rows: str, rate: float
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor], torch.optim.Optimizer]:
+    """(indices -> points of the ball, their distance, optimiser) in float64, where the ball reaches 33."""
+    table = hnn.Embedding(size, dimensions, points=rows != "tangent", std=1e-3).double()
+    if rows == "geoopt":
+        import geoopt
+
+        ball = geoopt.PoincareBall(c=torch.tensor(1.0, dtype=torch.double))
+        points = geoopt.ManifoldParameter(table.weight.detach(), manifold=ball)
+        return points.__getitem__, ball.dist, geoopt.optim.RiemannianSGD([points], lr=rate)
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return poincare.distance(x, y, 1.0)
+
+    if rows == "points":
+        return table, distance, RiemannianSGD(parameter_groups(table), lr=rate)
+    lift = hnn.ChangeManifold("tangent", "poincare")
+    return nn.Sequential(table, lift), distance, torch.optim.Adam(table.parameters(), lr=rate)
+
+
 def train(kinds: Kinds, options: argparse.Namespace) -> Tensor:
     """Points of the Poincare ball, [kinds, dimensions]."""
-    # 1. A table of points, not of vectors: the optimiser moves them along geodesics.
-    table = hnn.Embedding(len(kinds), options.dimensions, points=True, std=1e-3).double()
-    optimiser = RiemannianSGD(parameter_groups(table), lr=options.rate)
+    # 1. A table of tangent vectors at the origin, any optimiser's; or of points, which move along geodesics.
+    rate = options.rate or {"tangent": 0.03, "points": 0.2, "geoopt": 0.2}[options.rows]
+    points, distance, optimiser = make_table(len(kinds), options.dimensions, options.rows, rate)
     pairs = torch.tensor(kinds.pairs)
     often = torch.bincount(pairs.flatten(), minlength=len(kinds)).double() ** 0.75
     evenly = torch.ones_like(often)
     start = shown = time.monotonic()
     for epoch in range(options.epochs):
-        # 2. Burn-in: small steps, and common kinds as negatives, until the angles have found their places.
+        # 2. Burn-in: small steps, and common kinds as negatives, until the angles have found their places. Then the
+        # rate of Adam falls to 0; that of Riemannian SGD stays, as published.
         burning = epoch < options.burn_in
-        optimiser.param_groups[0]["lr"] = options.rate * (0.1 if burning else 1.0)
+        left = (options.epochs - epoch) / max(options.epochs - options.burn_in, 1)
+        optimiser.param_groups[0]["lr"] = rate * (
+            0.1 if burning else left if options.rows == "tangent" else 1.0
+        )
         drawn = torch.multinomial(
             often if burning else evenly, len(pairs) * options.negatives, replacement=True
         )
@@ -111,8 +141,7 @@ def train(kinds: Kinds, options: argparse.Namespace) -> Tensor:
         for batch in batches:
             (kind, true), others = pairs[batch].T, negatives[batch]
             # 3. Which of 1 + 50 is the ancestor? A softmax of minus distances; what is related is no negative.
-            points = table(torch.cat([true.unsqueeze(1), others], 1))
-            logits = -poincare.distance(table(kind).unsqueeze(1), points, 1.0)
+            logits = -distance(points(kind).unsqueeze(1), points(torch.cat([true.unsqueeze(1), others], 1)))
             related = kinds.related[kind.unsqueeze(1), others]
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(related, -torch.inf)], 1)
             # A sum, so that each pair moves its points as far as it would alone.
@@ -123,11 +152,12 @@ def train(kinds: Kinds, options: argparse.Namespace) -> Tensor:
             total += loss.item()
         now = time.monotonic()
         if now - shown > 5 or epoch + 1 == options.epochs:
-            shown, rate = now, (epoch + 1) / (now - start)
-            left = (options.epochs - epoch - 1) / rate
+            shown, speed = now, (epoch + 1) / (now - start)
+            left = (options.epochs - epoch - 1) / speed
             print(f"epoch {epoch + 1:4d}/{options.epochs}  loss {total / len(pairs):.3f}  "
-                  f"{rate * len(pairs):,.0f} pairs/s  {left:.0f} s left", flush=True)  # fmt: skip
-    return table.weight.detach()
+                  f"{speed * len(pairs):,.0f} pairs/s  {left:.0f} s left", flush=True)  # fmt: skip
+    with torch.no_grad():
+        return points(torch.arange(len(kinds))).detach()
 
 
 def reconstruction(points: Tensor, kinds: Kinds) -> tuple[float, float]:
@@ -213,7 +243,8 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--burn-in", type=int, default=10)
     parser.add_argument("--negatives", type=int, default=50)
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=0.2)
+    parser.add_argument("--rows", choices=("tangent", "points", "geoopt"), default="tangent")
+    parser.add_argument("--rate", type=float, help="learning rate (0.03 of tangent rows, 0.2 of points)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="PNG of the disk (2 dimensions)")
     options = parser.parse_args(arguments)

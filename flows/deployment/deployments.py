@@ -30,6 +30,13 @@ class Drift:
     what: str
     mend: Callable[[], Any]
 
+    @property
+    def done(self) -> str:
+        """What was done, once it is mended: "created work pool cpu"."""
+        name, _, how = self.what.rpartition(": ")
+        verbs = {"missing": "created", "there twice": "deleted a second"}
+        return f"{verbs[how]} {name}" if how in verbs else f"updated {name}: {how}"
+
 
 def deployments(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
     """Yield a Drift for every deployment that is missing or differs."""

@@ -26,7 +26,7 @@ def apply(plan: Blueprint) -> list[str]:
         for part in (_pools, _limits, deployments, _automations):
             for drift in list(part(client, plan)):
                 drift.mend()
-                changed.append(drift.what)
+                changed.append(drift.done)
     return changed
 
 
@@ -38,7 +38,7 @@ def check(plan: Blueprint) -> list[str]:
 
 
 def pauses(plan: Blueprint) -> list[str]:
-    """Return the paused objects on the server, one line each: these are no differences and stay paused."""
+    """Return what somebody has paused or given a time zone on the server, one line each; all of it is kept."""
     found = []
     with get_client(sync_client=True) as client:
         for pool in plan.pools:
@@ -50,6 +50,13 @@ def pauses(plan: Blueprint) -> list[str]:
                 there = client.read_deployment_by_name(wanted.full_name)
                 if there.paused or not all(schedule.active for schedule in there.schedules):
                     found.append(f"deployment {wanted.full_name} is paused")
+                zones = {getattr(one.schedule, "timezone", None) or "UTC" for one in there.schedules}
+                for zone in sorted(zones - {"UTC"}):
+                    found.append(
+                        f"deployment {wanted.full_name} is scheduled in {zone}: when its clocks change, a daily "
+                        "interval drifts by an hour, and a cron from 1:00 to 3:00 runs early or twice; use UTC, or a "
+                        "cron at another hour"
+                    )
     return found
 
 

@@ -82,7 +82,10 @@ def _deployments(config: DeployConfig) -> list[Deployed]:
         preset: journey.replace(recipe=sized(journey.recipe, preset), assess=asked(journey.assess, preset))
         for preset in PRESETS
     }
-    retrain = _plain(config.retrain.replace(journey=sizes[config.preset]))
+    gate = config.retrain.gate.replace(
+        above_chance=config.retrain.gate.above_chance and config.preset != "smoke"
+    )
+    retrain = _plain(config.retrain.replace(journey=sizes[config.preset], gate=gate))
     mine, pack = _plain(journey.mine), _plain(journey.pack)
 
     def add(flow: str, name: str, parameters: dict[str, Any], description: str, **rest: Any) -> Deployed:

@@ -1,4 +1,4 @@
-"""Progress of the flows as a Prefect artifact, and a terminal without tracebacks."""
+"""Progress of a stage as a Prefect artifact, and what of Prefect's log a terminal shows."""
 
 import logging
 import threading
@@ -10,27 +10,39 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
 
+from pipeline.runtime.stop import stopping
+
 ARTIFACT_EVERY_S = 5.0
 
 
-def without_traceback(record: logging.LogRecord) -> bool:
-    """A filter for the terminal: drops records with a traceback; a line with the error's text follows them."""
-    return not record.exc_info
+def for_the_terminal(record: logging.LogRecord) -> bool:
+    """Whether a log record is shown: not one with a traceback, whose error follows in a line, nor any after Ctrl-C.
+
+    Prefect reports every run that Ctrl-C or SIGTERM ends as an error, and what it still has to send to the server as a
+    warning. `hyco` says in one line that it stopped.
+    """
+    return not (record.exc_info or stopping() or record.getMessage().startswith("Still processing items"))
 
 
-def quiet_terminal() -> None:
-    """Keep tracebacks out of the terminal (the Prefect UI has them), so that a mistake is reported in one line."""
-    setup_logging()  # Prefect does this at the first flow run; a second call keeps the handlers
-    for handler in logging.getLogger().handlers:
+def quiet_terminal(level: int = logging.NOTSET) -> None:
+    """Keep tracebacks and the reports of interrupted runs out of the terminal; the Prefect UI shows them.
+
+    Args:
+        level: the lowest level that is shown, such as logging.ERROR for `--quiet`.
+    """
+    setup_logging()  # Prefect does this at the first flow run; the second time it keeps the handlers
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
         if isinstance(handler, PrefectConsoleHandler):
-            handler.addFilter(without_traceback)
+            handler.addFilter(for_the_terminal)
+            handler.setLevel(max(handler.level, level))
 
 
 class ProgressArtifact:
-    """A listener for `pipeline.runtime.progress.Progress` that keeps one Prefect progress artifact up to date.
+    """A listener for `pipeline.runtime.progress.Progress` that updates one Prefect progress artifact.
 
-    Called from any thread; writes at most once every ARTIFACT_EVERY_S seconds, and always at the end. Work continues
-    when the server does not answer.
+    May be called from any thread. It writes at most once every ARTIFACT_EVERY_S seconds, and always at the end. When
+    the server does not answer, the work continues.
     """
 
     def __init__(self, key: str, label: str) -> None:
@@ -41,22 +53,18 @@ class ProgressArtifact:
         self._last = 0.0
 
     def __call__(self, state: dict[str, Any]) -> None:
-        """Take the state of a Progress."""
+        """Write the state of a Progress."""
         with self._lock:
-            ended = state["finished"] or state.get(
-                "stopped"
-            )  # of a training that is another process, no `stopped`
+            # A training in another process reports no `stopped`.
+            ended = state["finished"] or state.get("stopped")
             if not ended and time.monotonic() - self._last < ARTIFACT_EVERY_S:
                 return
             self._last = time.monotonic()
-            share = (
-                100.0
-                if state["finished"]
-                else 100.0 * state["done"] / max(state["total"] or 0, state["done"], 1)
-            )
+            fraction = state["done"] / max(state["total"] or 0, state["done"], 1)
+            percent = 100.0 if state["finished"] else 100.0 * fraction
             text = f"{self._label}: {state['text']}"
             try:
-                update_progress_artifact(self._id, progress=share, description=text)
+                update_progress_artifact(self._id, progress=percent, description=text)
             except Exception as error:
                 logging.getLogger(__name__).warning(
                     "%s (the progress artifact cannot be written: %s)", text, error

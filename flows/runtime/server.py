@@ -13,9 +13,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from typing import IO
 
 from flows.runtime.settings import spare_loopback, use_home
+from pipeline.runtime.listen import listen
 
 STARTUP_S = 120.0
 
@@ -32,24 +33,38 @@ def ensure_server(home: str) -> str:
         reach(known)
         return known
     assert "prefect" not in sys.modules, "Prefect reads its settings once, when it is imported"
-    port = _free_port()
     log = folder / "server.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command(port),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=environment(port),
-            process_group=0,  # Ctrl-C in a terminal must not end it before this process has sent the runs' final states
-        )
-    # Prefect flushes its queues of logs and events when the interpreter exits. Exit handlers run last in, first out:
-    # registered before Prefect's, this one stops the server after the flush.
+    with listen("127.0.0.1", 0) as listening, log.open("wb") as file:
+        process, address = start(listening, file)
+    # Prefect empties its queues of logs and events when the interpreter exits. Exit handlers run last in, first out:
+    # registered before Prefect's, this one stops the server after they are empty.
     atexit.register(process.terminate)
-    address = f"http://127.0.0.1:{port}/api"
-    _wait(process, f"{address}/health", log)
+    wait_for(process, address, f"see {log}")
     os.environ["PREFECT_API_URL"] = address
     return address
+
+
+def start(listening: socket.socket, log: IO[bytes] | None = None) -> tuple[subprocess.Popen[bytes], str]:
+    """Start Prefect's server on a listening socket; return its process and the address of its API.
+
+    The server has a process group of its own: Ctrl-C in a terminal must not end it before this process has told it how
+    its runs ended. It ends with this process.
+
+    Args:
+        listening: a socket of the loopback address; the caller closes its own copy.
+        log: the file that takes what the server prints; by default this process's own stderr.
+    """
+    port = int(listening.getsockname()[1])
+    process = subprocess.Popen(
+        guarded([sys.executable, "-m", "flows.runtime.server_app", str(listening.fileno())]),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment(port),
+        pass_fds=[listening.fileno()],
+        process_group=0,
+    )
+    return process, f"http://127.0.0.1:{port}/api"
 
 
 def reach(address: str) -> None:
@@ -76,12 +91,6 @@ def reach(address: str) -> None:
         ) from None
 
 
-def command(port: int) -> list[str]:
-    """The server's command line; the server ends with this process."""
-    uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    return guarded([*uvicorn, "--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "5"])
-
-
 def guarded(command: list[str]) -> list[str]:
     """The same command, made to end with this process."""
     return [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid()), *command]
@@ -98,7 +107,9 @@ def environment(port: int) -> dict[str, str]:
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         # Prefect's default lets any web site that the browser shows read and start runs.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite on a busy machine: wait for the lock instead of failing
+        # The other UI, which Prefect 3.8 opens by default, loads a script of an analytics host on every page.
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
     return {
         **kept,
@@ -108,20 +119,15 @@ def environment(port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait(process: subprocess.Popen[bytes], health: str, log: Path) -> None:
+def wait_for(process: subprocess.Popen[bytes], address: str, remedy: str) -> None:
+    """Return when the server answers; RuntimeError, which ends with the remedy, when it ends or takes too long."""
     deadline = time.monotonic() + STARTUP_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"the Prefect server ended with code {process.returncode}: see {log}")
+            raise RuntimeError(f"the Prefect server ended with code {process.returncode}: {remedy}")
         try:
-            with urllib.request.urlopen(health, timeout=5):
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise RuntimeError(f"the Prefect server did not answer within {STARTUP_S:.0f} s: see {log}")
+    raise RuntimeError(f"the Prefect server did not answer within {STARTUP_S:.0f} s: {remedy}")

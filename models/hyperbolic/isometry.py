@@ -1,11 +1,20 @@
 """One space, three charts: maps between the hyperboloid (space part), the Poincare ball and the Klein ball.
 
 Each takes points [..., D] and returns points [..., D] of the same curvature -c; distances do not change.
+What is no point of a ball, c|x|^2 >= 1, becomes NaN.
 """
 
 from torch import Tensor
 
-from models.hyperbolic.ops import CurvatureLike, expand_c, promote, sqrt_c, square_fits, square_norm
+from models.hyperbolic.ops import (
+    CurvatureLike,
+    ball_square,
+    expand_c,
+    promote,
+    sqrt_c,
+    square_fits,
+    square_norm,
+)
 
 
 def lorentz_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
@@ -17,7 +26,7 @@ def lorentz_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
 def poincare_to_lorentz(x: Tensor, c: CurvatureLike) -> Tensor:
     """lambda_x x = 2 x / (1 - c|x|^2)."""
     x = promote(x)
-    return 2 * x / (1 - expand_c(c) * square_norm(x))
+    return 2 * x / (1 - ball_square(x, c))
 
 
 def lorentz_to_klein(x: Tensor, c: CurvatureLike) -> Tensor:
@@ -29,19 +38,19 @@ def lorentz_to_klein(x: Tensor, c: CurvatureLike) -> Tensor:
 def klein_to_lorentz(x: Tensor, c: CurvatureLike) -> Tensor:
     """Lorentz factor times the point, x / sqrt(1 - c|x|^2)."""
     x = promote(x)
-    return x * (1 - expand_c(c) * square_norm(x)).rsqrt()
+    return x * (1 - ball_square(x, c)).rsqrt()
 
 
 def poincare_to_klein(x: Tensor, c: CurvatureLike) -> Tensor:
     """2 x / (1 + c|x|^2)."""
     x = promote(x)
-    return 2 * x / (1 + expand_c(c) * square_norm(x))
+    return 2 * x / (1 + ball_square(x, c))
 
 
 def klein_to_poincare(x: Tensor, c: CurvatureLike) -> Tensor:
     """x / (1 + sqrt(1 - c|x|^2))."""
     x = promote(x)
-    return x / (1 + (1 - expand_c(c) * square_norm(x)).sqrt())
+    return x / (1 + (1 - ball_square(x, c)).sqrt())
 
 
 def rescale(x: Tensor, source: CurvatureLike, target: CurvatureLike) -> Tensor:

@@ -11,6 +11,7 @@ from models.hyperbolic import lorentz
 from models.hyperbolic.ops import (
     CurvatureLike,
     asinhc,
+    ball_square,
     expand_c,
     promote,
     safe_norm,
@@ -63,7 +64,7 @@ def midpoint_poincare(x: Tensor, c: CurvatureLike, weights: Tensor | None = None
     """
     _check_dim(dim)
     x = promote(x)
-    gamma = 2 / (1 - expand_c(c) * square_norm(x))
+    gamma = 2 / (1 - ball_square(x, c))
     w = 1.0 if weights is None else weights.unsqueeze(-1)
     frac = (w * gamma * x).sum(dim) / (w * (gamma - 1)).sum(dim)
     return frac / (1 + safe_sqrt(1 - expand_c(c) * square_norm(frac)))
@@ -73,7 +74,7 @@ def midpoint_klein(x: Tensor, c: CurvatureLike, weights: Tensor | None = None, d
     """Einstein midpoint on the Klein ball, an average with Lorentz factors: [..., N, D] -> [..., D]."""
     _check_dim(dim)
     x = promote(x)
-    gamma = (1 - expand_c(c) * square_norm(x)).rsqrt()
+    gamma = (1 - ball_square(x, c)).rsqrt()
     w = gamma if weights is None else gamma * weights.unsqueeze(-1)
     return (w * x).sum(dim) / w.sum(dim)
 

@@ -7,7 +7,8 @@ has HypLL:
     torch.save(plain, "plain.pt")
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +21,48 @@ from models.hyperbolic.nn.embedding import Embedding
 from models.hyperbolic.nn.linear import Linear
 from models.hyperbolic.nn.module import HyperbolicModule
 
+HYPLL_ANGLE = 2 * math.atanh(1 - 4e-3)
+"""6.2, the angle at which HypLL projects float32 points back into the ball, as `max_angle` of our layers."""
+
 
 @torch.no_grad()
-def load_hypll(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_hypll(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    constraining_strategy: Callable[[Tensor], Tensor] = nn.functional.softplus,
+) -> None:
     """Copy a HypLL state dict into `module`, whose layers have the same attribute names.
 
     See docs/coming-from-hypll.md. Tangent vectors get the length they have in the layer's model; embeddings, which are
     points in HypLL, become rows of the table (tangent vectors or points). Ordinary torch layers in the module are
     loaded as they are. Running statistics, which HypLL does not have, stay at their initial values: call `recalibrate`
-    or train on before using eval mode.
+    or train on before using eval mode. A lower `max_angle` of a layer is raised to `HYPLL_ANGLE`, as trained weights
+    may rely on points that far out; build a net that is to load these weights again with max_angle=HYPLL_ANGLE.
 
     Args:
         module: receives the weights.
         state: the HypLL state dict, as plain tensors (see the module's docstring).
 
+    Args:
+        module: the network that takes the weights. A layer whose c is a learnable `Curvature` takes the
+        value of c; one whose c is fixed must have it already.
+        state: HypLL's state dict, converted to plain tensors.
+        constraining_strategy: the argument of that name of HypLL's Curvature, by which its stored number
+        becomes c; a state dict does not hold it. `lambda value: value` for nets that pass the identity.
+
     Raises:
         ValueError: a missing or unused tensor, a shape that does not fit, a batch-norm weight that is not
-            positive, or a curvature that differs from the layer's.
+            positive, or a curvature that differs from the layer's, lies outside the bounds of its `Curvature`, or
+        differs between layers that share one.
     """
-    left = dict(state)
+    left, learned = dict(state), {}
     for name, layer in module.named_modules():
         prefix = f"{name}." if name else ""
         double = 2 if isinstance(layer, HyperbolicModule) and layer.model == "lorentz" else 1
         if isinstance(layer, HyperbolicModule):
-            _check_curvature(prefix, layer, left)
+            _load_curvature(prefix, layer, left, constraining_strategy, learned)
+        if isinstance(layer, Linear | _Conv):
+            layer.max_angle = max(layer.max_angle, HYPLL_ANGLE)
         if isinstance(layer, Linear):
             _copy(layer.weight, left, f"{prefix}z", lambda z: z.T)
             _copy(layer.bias, left, f"{prefix}bias", lambda r, k=double: k * r)
@@ -95,15 +114,47 @@ def _unsoftplus(weight: Tensor, at: str) -> Tensor:
     return weight + torch.log(-torch.expm1(-weight))
 
 
-def _check_curvature(prefix: str, layer: HyperbolicModule, left: Mapping[str, Tensor]) -> None:
-    """Compare curvatures; HypLL's stated value goes through a softplus: its Curvature(0.1) is 0.744."""
+def _load_curvature(
+    prefix: str,
+    layer: HyperbolicModule,
+    left: Mapping[str, Tensor],
+    strategy: Callable[[Tensor], Tensor],
+    learned: dict[Curvature, tuple[str, float]],
+) -> None:
+    """Check a fixed c, or set a learnable one; `learned` holds the curvatures that are set, and by which key."""
     for key in (f"{prefix}manifold.c.value", f"{prefix}norm.manifold.c.value"):
-        if key in left:
-            theirs, ours = float(nn.functional.softplus(left[key])), float(layer.curvature())
-            if abs(theirs / ours - 1) > 1e-3:
-                raise ValueError(
-                    f"{key} means c = {theirs:.6g} (softplus of {float(left[key]):.6g}), the layer has c = {ours:.6g}"
-                )
+        if key not in left:
+            continue
+        value, theirs = float(left[key]), float(strategy(left[key]))
+        if not 0 < theirs < math.inf:
+            raise ValueError(
+                f"{key} is {value:.6g}, of which constraining_strategy makes c = {theirs:.6g}: it must be positive; "
+                "pass the constraining_strategy of HypLL's Curvature (softplus by default)"
+            )
+        if isinstance(layer.c, Curvature) and isinstance(layer.c.log_c, nn.Parameter):
+            _learn(layer.c, key, theirs, learned)
+        elif abs(theirs / float(layer.curvature()) - 1) > 1e-3:
+            raise ValueError(
+                f"{key} is {value:.6g}, which means c = {theirs:.6g}, and the layer has c = "
+                f"{float(layer.curvature()):.6g}. HypLL puts the number through a softplus unless its Curvature has "
+                "another constraining_strategy: pass that one as constraining_strategy=, or give the layer "
+                f"c = {theirs:.6g}"
+            )
+
+
+def _learn(curvature: Curvature, key: str, c: float, learned: dict[Curvature, tuple[str, float]]) -> None:
+    if not curvature.low <= c <= curvature.high:
+        raise ValueError(
+            f"{key} means c = {c:.6g}, outside the bounds {curvature.low:g} to {curvature.high:g} of the layer's "
+            "Curvature: give it other low= and high="
+        )
+    first, held = learned.setdefault(curvature, (key, c))
+    if abs(c / held - 1) > 1e-6:
+        raise ValueError(
+            f"{key} means c = {c:.6g} and {first} c = {held:.6g}, but both layers share one Curvature: "
+            "give each its own"
+        )
+    curvature.log_c.fill_(math.log(c))
 
 
 @torch.no_grad()

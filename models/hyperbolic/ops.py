@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from models.hyperbolic.transforms import scalar, transformed
+
 CurvatureLike = float | Tensor
 """c > 0 means curvature -c: a float, a 0-dim tensor, or a tensor that broadcasts with the batch shape
 x.shape[:-1]."""
@@ -46,7 +48,7 @@ def safe_sqrt(s: Tensor) -> Tensor:
 
 def square_norm(x: Tensor, dim: int = -1) -> Tensor:
     """Sum of squares over `dim`, as a dimension of size 1: [..., D] -> [..., 1]."""
-    return _SquareNorm.apply(x, dim)
+    return x.square().sum(dim, keepdim=True) if transformed() else _SquareNorm.apply(x, dim)
 
 
 class _SquareNorm(torch.autograd.Function):
@@ -70,7 +72,7 @@ class _SquareNorm(torch.autograd.Function):
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
     """Euclidean norm over `dim`, with zero gradient at zero: [..., D] -> [..., 1]."""
-    return _Norm.apply(x, dim)
+    return safe_sqrt(square_norm(x, dim)) if transformed() else _Norm.apply(x, dim)
 
 
 class _Norm(torch.autograd.Function):
@@ -100,6 +102,12 @@ def square_fits(x: Tensor) -> Tensor:
     return x / (x.detach().abs().amax(-1, keepdim=True) / 1e16).clamp(min=1)
 
 
+def ball_square(x: Tensor, c: CurvatureLike) -> Tensor:
+    """c|x|^2 of a point in a ball, below 1; NaN where x is not inside: [..., D] -> [..., 1]."""
+    s = expand_c(c) * square_norm(x)
+    return torch.where(s < 1, s, torch.nan)
+
+
 def has_direction(s: Tensor) -> Tensor:
     """Whether a squared norm is large enough for its power -3/2, which the gradient of a direction needs."""
     return s > torch.finfo(s.dtype).tiny ** 0.6
@@ -121,11 +129,68 @@ def safe_atan2(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.atan2(torch.where(zero, 0.0, a), torch.where(zero, 1.0, b)))
 
 
-_SINH = [n / math.factorial(2 * n + 1) for n in range(1, 10)]
-_ASINH = [n * (-1) ** n * math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(1, 11)]
-_TANH = [-1 / 3, 4 / 15, -17 / 105, 248 / 2835, -1382 / 31185, 43688 / 2027025, -929569 / 91216125,
-         51236656 / 10854718875, -443861162 * 9 / 1856156927625]  # fmt: skip
-_ATANH = [n / (2 * n + 1) for n in range(1, 13)]
+def sinh(x: Tensor) -> Tensor:
+    """torch.sinh; in an exported float64 graph by exp and tanh, which ONNX Runtime has in float64."""
+    return torch.tanh(x) * cosh(x) if _exports_float64(x) else torch.sinh(x)
+
+
+def cosh(x: Tensor) -> Tensor:
+    """torch.cosh; in an exported float64 graph by exp."""
+    return (torch.exp(x) + torch.exp(-x)) / 2 if _exports_float64(x) else torch.cosh(x)
+
+
+def _exports_float64(x: Tensor) -> bool:
+    return torch.compiler.is_exporting() and x.dtype == torch.float64
+
+
+def _exported_asinh(x: Tensor) -> Tensor:
+    """asinh(x) by what ONNX Runtime has: its Asinh in float32; no log1p at all, so in float64 by the log of 1 + x."""
+    if not _exports_float64(x):
+        return torch.asinh(x)
+    size = x.abs()
+    more = size + size * size / (1 + (1 + size * size).sqrt())
+    one_more = 1 + more
+    rounded = one_more - 1  # the logarithm is that of 1 + rounded
+    return x.sign() * torch.where(
+        rounded == 0, more, one_more.log() * (more / torch.where(rounded == 0, 1.0, rounded))
+    )
+
+
+# Coefficients of the derivatives' series. Literals, and integers as defaults: torch.compile(dynamic=True) makes inputs
+# of all other floats of a module, and fails where two autograd.Functions use the same.
+def _sinh_series() -> tuple[float, ...]:
+    """n / (2 n + 1)! for n = 1, 2, ...."""
+    return (
+        0.16666666666666666, 0.016666666666666666, 0.0005952380952380953, 1.1022927689594357e-05,
+        1.252605419272086e-07, 9.635426302092969e-10, 5.353014612273871e-12, 2.2491658034764165e-14,
+        7.398571721961897e-17,
+    )  # fmt: skip
+
+
+def _asinh_series() -> tuple[float, ...]:
+    """n (-1)^n C(2 n, n) / (4^n (2 n + 1))."""
+    return (
+        -0.16666666666666666, 0.15, -0.13392857142857142, 0.12152777777777778, -0.11186079545454546,
+        0.10411658653846154, -0.09775390625, 0.09241440716911764, -0.08785448576274671, 0.08390335809616815,
+    )  # fmt: skip
+
+
+def _tanh_series() -> tuple[float, ...]:
+    """n times the coefficients of tanh(u) / u in u^2."""
+    return (
+        -0.3333333333333333, 0.26666666666666666, -0.1619047619047619, 0.08747795414462081,
+        -0.044316177649510985, 0.021552768219434887, -0.010190840709359227, 0.004720219527564688,
+        -0.002152162028191972,
+    )  # fmt: skip
+
+
+def _atanh_series() -> tuple[float, ...]:
+    """n / (2 n + 1)."""
+    return (
+        0.3333333333333333, 0.4, 0.42857142857142855, 0.4444444444444444, 0.45454545454545453,
+        0.46153846153846156, 0.4666666666666667, 0.47058823529411764, 0.47368421052631576, 0.47619047619047616,
+        0.4782608695652174, 0.48,
+    )  # fmt: skip
 
 
 def _positive_root(s: Tensor) -> Tensor:
@@ -138,7 +203,9 @@ def above(s: Tensor, threshold: float) -> Tensor:
     return (s.detach() - threshold).sign().clamp(min=0)
 
 
-def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: Tensor | float) -> Tensor:
+def _slope(
+    s: Tensor, exact: Tensor, series: tuple[float, ...], threshold: float, by: Tensor | float
+) -> Tensor:
     """by * exact / (2 s), where `exact` is a difference that cancels near zero; there the derivative's series.
 
     `by` is the incoming gradient: where it is large, exact / (2 s) alone may underflow.
@@ -152,50 +219,34 @@ def _slope(s: Tensor, exact: Tensor, series: list[float], threshold: float, by: 
     return torch.lerp((near + used[0]) * by, by / (2 * s.clamp(min=threshold)) * exact, above(s, threshold))
 
 
-class _Quotient(torch.autograd.Function):
-    """A function of s = u^2: one node of the graph, which stores s and the value, instead of thirty."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(s, function, slope):
-        return function(s)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        s, _, ctx.slope = inputs
-        ctx.save_for_backward(s, output)
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.slope(*ctx.saved_tensors, grad), None, None
-
-
-def sinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
+def sinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1) -> Tensor:
     """Derivative of `sinhc` in s, (cosh(u) - sinh(u)/u) / (2 s), from its value; times `by`."""
     # cosh(u) as value sqrt(s + 1 / value^2): sinh(u)^2 overflows at half the u of sinh(u).
-    return _slope(s, value * (s + value.reciprocal().square()).sqrt() - value, _SINH, 1.0, by)
+    return _slope(s, value * (s + value.reciprocal().square()).sqrt() - value, _sinh_series(), 1.0, by)
 
 
-def asinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1.0) -> Tensor:
+def asinhc_slope(s: Tensor, value: Tensor, by: Tensor | float = 1) -> Tensor:
     """Derivative of `asinhc` in s, (1/sqrt(1 + s) - asinh(u)/u) / (2 s), from its value; times `by`."""
-    return _slope(s, (1 + s).rsqrt() - value, _ASINH, 0.02, by)
+    return _slope(s, (1 + s).rsqrt() - value, _asinh_series(), 0.02, by)
 
 
 def _tanhc_slope(s: Tensor, value: Tensor, by: Tensor) -> Tensor:
-    return _slope(s, 1 - s * value * value - value, _TANH, 0.05, by)
+    return _slope(s, 1 - s * value * value - value, _tanh_series(), 0.05, by)
 
 
 def _atanhc_slope(s: Tensor, value: Tensor, by: Tensor) -> Tensor:
-    return _slope(s, 1 / (1 - s) - value, _ATANH, 0.05, by)
+    return _slope(s, 1 / (1 - s) - value, _atanh_series(), 0.05, by)
 
 
 def _sinhc(s: Tensor) -> Tensor:
     u = _positive_root(s)
-    return torch.sinh(u) / u
+    return sinh(u) / u
 
 
 def _asinhc(s: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():
+        u = _positive_root(s)
+        return _exported_asinh(u) / u
     # As `_asinh`, of a number whose square is known and whose sign is.
     u = _positive_root(s)
     return (s / ((1 + s).sqrt_() + 1) + u).log1p_() / u
@@ -213,7 +264,7 @@ def _atanhc(s: Tensor) -> Tensor:
 
 def sinhc(s: Tensor) -> Tensor:
     """sinh(u)/u as a function of s = u^2."""
-    return _Quotient.apply(s, _sinhc, sinhc_slope)
+    return scalar(s, _sinhc, sinhc_slope)
 
 
 def log_sinhc(s: Tensor) -> Tensor:
@@ -224,17 +275,17 @@ def log_sinhc(s: Tensor) -> Tensor:
 
 def asinhc(s: Tensor) -> Tensor:
     """asinh(u)/u as a function of s = u^2."""
-    return _Quotient.apply(s, _asinhc, asinhc_slope)
+    return scalar(s, _asinhc, asinhc_slope)
 
 
 def tanhc(s: Tensor) -> Tensor:
     """tanh(u)/u as a function of s = u^2."""
-    return _Quotient.apply(s, _tanhc, _tanhc_slope)
+    return scalar(s, _tanhc, _tanhc_slope)
 
 
 def atanhc(s: Tensor) -> Tensor:
     """atanh(u)/u as a function of s = u^2 < 1."""
-    return _Quotient.apply(s, _atanhc, _atanhc_slope)
+    return scalar(s, _atanhc, _atanhc_slope)
 
 
 def _asinh(x: Tensor) -> Tensor:
@@ -242,28 +293,17 @@ def _asinh(x: Tensor) -> Tensor:
 
     torch.asinh is not vectorised on CPUs and takes ten times as long. The same digits by log1p(|x| + x^2 / (1 + root)).
     """
+    if torch.compiler.is_exporting():
+        return _exported_asinh(x)
     root = torch.addcmul(x.new_ones(()), x, x).sqrt_()
     size = x.abs()
     return torch.addcmul(size, size, size / (root + 1)).log1p_().copysign_(x)
 
 
-class _Asinh(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return _asinh(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
-        return grad * (1 + x * x).rsqrt()
+def _asinh_slope(x: Tensor, value: Tensor, by: Tensor) -> Tensor:
+    return by * (1 + x * x).rsqrt()
 
 
 def asinh(x: Tensor) -> Tensor:
     """Inverse hyperbolic sine for |x| below 1e19 (float32), elementwise."""
-    return _Asinh.apply(x)
+    return scalar(x, _asinh, _asinh_slope)

@@ -3,6 +3,10 @@
 c as in `lorentz`. Gradients are finite at the origin and at coincident points. Near the boundary the coordinates
 themselves run out of digits (a float32 point at distance 15 from the origin is 1 - |x| = 6e-7 from the sphere):
 compute on the hyperboloid and convert results. Formulas: Ungar 2008, Ganea et al. 2018.
+
+A point on or outside the boundary (c|x|^2 >= 1 as rounded) gives NaN in every function but `project`, which pulls
+it inside; so do the maps of `isometry` and the midpoints of `mean` on both balls. `add`, `difference`, `exp`, `exp0`,
+`geodesic`, `scale` and `matvec` return points within the margin of `project`.
 """
 
 import math
@@ -14,6 +18,7 @@ from models.hyperbolic.ops import (
     CurvatureLike,
     asinhc,
     atanhc,
+    ball_square,
     expand_c,
     promote,
     safe_sqrt,
@@ -26,7 +31,7 @@ from models.hyperbolic.ops import (
 
 
 def _inside(x: Tensor, c: CurvatureLike) -> Tensor:
-    return 1 - expand_c(c) * square_norm(x)
+    return 1 - ball_square(x, c)
 
 
 def conformal(x: Tensor, c: CurvatureLike) -> Tensor:
@@ -79,7 +84,11 @@ def add(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     x, y, k = promote(x), promote(y), expand_c(c)
     total = x + y
     inside, square = _inside(x, c), k * square_norm(total)
-    return (inside * total + square * x) / (inside * _inside(y, c) + square)
+    both = inside * _inside(y, c)
+    bottom = both + square
+    # c|x (+) y|^2 = 1 - both / bottom: near the boundary, where rounding could end outside, the sum stops.
+    shrink = ((1 - _margin(total)) * (1 - both / bottom).clamp(min=0.5).rsqrt()).clamp(max=1)
+    return (inside * total + square * x) * (shrink / bottom)
 
 
 def difference(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
@@ -103,7 +112,7 @@ def exp0(v: Tensor, c: CurvatureLike, max_radius: float | None = None) -> Tensor
 def log0(x: Tensor, c: CurvatureLike) -> Tensor:
     """Inverse of `exp0`, atanh(u) x / u with u = sqrt(c)|x|: [..., D] -> [..., D]."""
     x = promote(x)
-    return x * atanhc(expand_c(c) * square_norm(x))
+    return x * atanhc(ball_square(x, c))
 
 
 def exp(x: Tensor, v: Tensor, c: CurvatureLike) -> Tensor:

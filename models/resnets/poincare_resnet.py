@@ -13,18 +13,23 @@ from torch import Tensor, nn
 
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
 from models.hyperbolic.nn.module import accepts_lean, full_precision
 from models.resnets.published_poincare_resnet import published_layers
 from models.resnets.resnet import Layers, ResNet
 
 
-def poincare_layers(c: float | Curvature, init: str = "identity", fused: bool = True) -> Layers:
+def poincare_layers(
+    c: float | Curvature, init: str = "identity", fused: bool = True, max_angle: float = FEATURE_ANGLE
+) -> Layers:
     """The layers of `models.hyperbolic.nn`, all of one curvature."""
     return Layers(
-        conv=lambda i, o, k, s: hnn.Conv2d(i, o, k, s, k // 2, c=c, init=init, fused=fused),
+        conv=lambda i, o, k, s: hnn.Conv2d(
+            i, o, k, s, k // 2, c=c, init=init, fused=fused, max_angle=max_angle
+        ),
         norm=lambda width: hnn.BatchNorm2d(width, c=c, fused=fused),
         add=lambda: hnn.ResidualAdd(c=c, fused=fused),
-        head=lambda width, classes: hnn.MLR(width, classes, c=c),
+        head=lambda width, classes: hnn.MLR(width, classes, c=c, max_angle=max_angle),
     )
 
 
@@ -38,6 +43,7 @@ class PoincareResNet(ResNet):
         learn_c: learn the curvature, initialised by c (`constrain_()` clamps it to its bounds; no weight decay).
         init: of the convolutions; "identity" preserves norms, "normal" is that of HNN++.
         fused: hand-written backward passes; False: plain autograd.
+        max_angle: of the points that go into convolutions and head, see `hnn.Conv2d`.
         compat: old spelling of `models.resnets.published_poincare_resnet.PublishedPoincareResNet`; warns.
 
     Raises:
@@ -57,11 +63,12 @@ class PoincareResNet(ResNet):
         fused: bool = True,
         compat: bool = False,
         stem_stride: int = 1,
+        max_angle: float = FEATURE_ANGLE,
     ) -> None:
         if learn_c and not isinstance(c, Curvature):
             c = Curvature(c, learnable=True)
         if not compat:
-            layers = poincare_layers(c, init, fused)
+            layers = poincare_layers(c, init, fused, max_angle)
         elif isinstance(c, Curvature):
             raise ValueError("compat=True has the published, fixed curvature: give c as a number")
         else:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.classification.long_tail import Draw, Profile
 from pipeline.config import Config, ConfigError, nearest
 
 Model = Literal[
@@ -19,6 +20,7 @@ class FitConfig(Config):
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"log_every", "checkpoint_minutes", "checkpoint_steps", "keep"}
     )
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"imbalance_profile", "imbalance_draw"})
 
     model: Model = "poincare_resnet20"
     """Network: a Poincare ResNet or its Euclidean counterpart, with its depth."""
@@ -43,6 +45,15 @@ class FitConfig(Config):
     """
     imbalance: float = Field(default=1.0, gt=0, le=1)
     """Imbalance factor IF of the long tail, n_c = n_max IF^(c / (C - 1)); 1 keeps every image."""
+    imbalance_profile: Profile = "exponential"
+    """Images per class of an imbalanced set: "exponential" is the long tail, "step" gives the first half of the
+    classes n_max images and the others n_max IF.
+    """
+    imbalance_draw: Draw = "nested"
+    """Which images an imbalanced set keeps: "nested" draws them by the seed, and a longer tail keeps a subset of
+    what a shorter one keeps; "published" keeps the images of Cao et al. 2019 whatever the seed, and needs the
+    binary version of CIFAR, whose order is the published one.
+    """
     known: int | None = Field(default=None, ge=2)
     """Number of classes that are trained on, drawn by the seed; the others are unknown in open-set
     recognition. null takes all.

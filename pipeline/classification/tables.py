@@ -12,7 +12,8 @@ from pipeline.classification.evaluate import EvaluateConfig
 from pipeline.classification.ood import SCORES
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
 
-Arm = tuple[str, str, float]  # model, head, imbalance
+Arm = tuple[str, str, str]  # model, head, training set
+BALANCED = "balanced"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -23,9 +24,8 @@ def tables(results: dict[str, Any], folder: Path, measure: EvaluateConfig) -> st
     """
     arms: dict[Arm, list[str]] = {}
     for name, held in results.items():
-        arms.setdefault((held["fit"]["model"], held["fit"]["head"], held["fit"]["imbalance"]), []).append(
-            name
-        )
+        fit = held["fit"]
+        arms.setdefault((fit["model"], fit["head"], _training_set(fit)), []).append(name)
     metrics = {arm: [results[name]["metrics"] for name in names] for arm, names in arms.items()}
     parts = [
         ("Accuracy, balanced test set (%)", _accuracy(arms, metrics, folder, measure)),
@@ -42,11 +42,11 @@ def _accuracy(
 ) -> str:
     heads = list(dict.fromkeys(head for _, head, _ in arms))
     rows = []
-    for model, imbalance in dict.fromkeys((model, imbalance) for model, _, imbalance in arms):
-        row = [model, _imbalance(imbalance)]
-        row += [_cell(metrics.get((model, head, imbalance)), "classification.accuracy") for head in heads]
+    for model, kept in dict.fromkeys((model, kept) for model, _, kept in arms):
+        row = [model, kept]
+        row += [_cell(metrics.get((model, head, kept)), "classification.accuracy") for head in heads]
         for head in heads[1:]:
-            pair = [arms.get((model, h, imbalance)) for h in (heads[0], head)]
+            pair = [arms.get((model, h, kept)) for h in (heads[0], head)]
             row.append(_difference(pair[0], pair[1], folder, measure) if pair[0] and pair[1] else "")
         rows.append(row)
     return _markdown(
@@ -69,10 +69,10 @@ def _right(names: Sequence[str], folder: Path) -> np.ndarray:
 
 def _shots(metrics: dict[Arm, list[Any]]) -> str:
     rows = []
-    for (model, head, imbalance), found in metrics.items():
-        if imbalance == 1:
+    for (model, head, kept), found in metrics.items():
+        if kept == BALANCED:
             continue
-        row = [model, head, _imbalance(imbalance)]
+        row = [model, head, kept]
         for group in ("many", "medium", "few"):
             held = found[0]["classification"].get(f"{group}_classes")
             row.append(f"{_cell(found, f'classification.{group}')} ({held} classes)" if held else "none")
@@ -82,21 +82,21 @@ def _shots(metrics: dict[Arm, list[Any]]) -> str:
 
 def _ood(metrics: dict[Arm, list[Any]]) -> str:
     rows = []
-    for (model, head, imbalance), found in metrics.items():
+    for (model, head, kept), found in metrics.items():
         strange = {f"ood.{name}": name for name in found[0].get("ood", {})}
         strange |= {"open_set": "held-out classes"} if "open_set" in found[0] else {}
         for section, name in strange.items():
             for score in SCORES:
                 cells = [_cell(found, f"{section}.{score}.{key}") for key in ("fpr95", "auroc", "aupr")]
-                rows.append([model, head, _imbalance(imbalance), name, score.replace("_", " "), *cells])
+                rows.append([model, head, kept, name, score.replace("_", " "), *cells])
     return _markdown(["net", "head", "training set", "OOD set", "score", "FPR95", "AUROC", "AUPR"], rows)
 
 
 def _attack(metrics: dict[Arm, list[Any]]) -> str:
     rows = [
-        [model, head, _imbalance(imbalance), str(found[0]["attack"]["images"])]
+        [model, head, kept, str(found[0]["attack"]["images"])]
         + [_cell(found, f"attack.{key}") for key in ("clean", "fgsm", "pgd")]
-        for (model, head, imbalance), found in metrics.items()
+        for (model, head, kept), found in metrics.items()
         if "attack" in found[0]
     ]
     return _markdown(["net", "head", "training set", "images", "clean", "FGSM", "PGD"], rows)
@@ -104,14 +104,14 @@ def _attack(metrics: dict[Arm, list[Any]]) -> str:
 
 def _cost(arms: dict[Arm, list[str]], results: dict[str, Any]) -> str:
     rows = []
-    for (model, head, imbalance), names in arms.items():
+    for (model, head, kept), names in arms.items():
         train = [results[name]["train"] for name in names]
         one = train[0]
         rows.append(
             [
                 model,
                 head,
-                _imbalance(imbalance),
+                kept,
                 f"{one['images']:,}",
                 f"{one['steps']:,} ({one['epochs']:.1f} epochs)",
                 f"{one['parameters']:,}",
@@ -150,8 +150,13 @@ def _at(held: dict[str, Any], key: str) -> float:
     return found
 
 
-def _imbalance(imbalance: float) -> str:
-    return "balanced" if imbalance == 1 else f"IF {imbalance:g}"
+def _training_set(fit: dict[str, Any]) -> str:
+    if fit["imbalance"] == 1:
+        return BALANCED
+    parts = ["step"] if fit.get("imbalance_profile") == "step" else []
+    parts += [f"IF {fit['imbalance']:g}"]
+    parts += ["published draw"] if fit.get("imbalance_draw") == "published" else []
+    return ", ".join(parts)
 
 
 def _signed(share: float) -> str:

@@ -22,7 +22,8 @@ from pipeline.classification.in_memory import Epoch, Images, load_images, statis
 from pipeline.classification.long_tail import long_tail
 from pipeline.classification.model import Classifier, make_classifier, save_classifier
 from pipeline.config import Config
-from pipeline.datasets import open_labelled
+from pipeline.datasets import LabelledSet, open_labelled
+from pipeline.datasets.layouts import Labelled
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, stop_request
@@ -119,7 +120,18 @@ def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
     new_label[known] = np.arange(len(known))
     labels = new_label[found.labels]
     index = np.flatnonzero(labels >= 0)
-    index = index[long_tail(labels[index], len(known), config.imbalance, config.seed)]
+    if config.imbalance < 1 and config.imbalance_draw == "published":
+        _require_published_order(found, config)
+    index = index[
+        long_tail(
+            labels[index],
+            len(known),
+            config.imbalance,
+            config.seed,
+            config.imbalance_profile,
+            config.imbalance_draw,
+        )
+    ]
     if len(index) < config.batch_size:
         raise ValueError(
             f"{len(index)} training images do not fill a batch of {config.batch_size}: lower batch_size, or get more"
@@ -128,6 +140,20 @@ def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
     images = Images(images.pixels, torch.from_numpy(labels[index].astype(np.int64)))
     counts = np.bincount(labels[index], minlength=len(known))
     return images, {"classes": list(found.classes), "known": known.tolist(), "counts": counts.tolist()}
+
+
+def _require_published_order(found: LabelledSet, config: FitConfig) -> None:
+    """The published draw is made of positions; folders of images are in the order of their names."""
+    if config.known is not None:
+        raise ValueError(
+            f'imbalance_draw "published" is made of all classes: leave out known={config.known}, or take "nested"'
+        )
+    binary = isinstance(found, Labelled) and ".bin[" in found.keys[0]
+    if config.data_name not in ("cifar10", "cifar100") or not binary:
+        raise ValueError(
+            f'imbalance_draw "published" needs the binary version of CIFAR, whose order is the published one; '
+            f'{config.data} is not that: fetch it, or take "nested"'
+        )
 
 
 def known_classes(classes: int, config: FitConfig) -> np.ndarray:

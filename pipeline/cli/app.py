@@ -1,9 +1,12 @@
-"""The parts that every verb of `hyco` shares: the app, its options, what it prints and how it fails."""
+"""What all verbs of `hyco` share: the app, common options, printing, and exit codes."""
 
+import contextlib
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,20 +14,49 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.mining.grounder import HELP as GROUNDERS
+from pipeline.runtime.progress import Progress
 from pipeline.runtime.stop import StoppedError, TerminatedError, told
 
 if TYPE_CHECKING:
     from pipeline.sources.columns import Columns
 
 OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
-"""Verbs of earlier releases: they work, and --help lists the present ones alone."""
+"""Verbs of earlier releases: they work, and --help lists only the present ones."""
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "The whole journey": ("journey",),
+    "Data": ("look", "mine", "pack", "adopt", "versions", "verify", "release"),
+    "Models": ("train", "assess", "fit", "embed", "search", "import", "export"),
+    "Champion": ("promote", "reject", "champion", "rollback", "registry"),
+    "On a schedule, with Prefect": ("ui", "deploy", "worker", "notify"),
+    "A home": ("status", "serve", "gc", "config"),
+}
+"""The headings of `hyco --help` and their verbs, in the order in which they are used."""
+
+_QUIET = ("-q", "--quiet")
 
 
 class _Group(TyperGroup):
-    """Knows the old verbs too. Typer ends a program at Ctrl-C without a word; an Abort reaches `run_app`."""
+    """Accepts the old verbs and --quiet anywhere, and lists the verbs by PANELS.
+
+    Typer ends a program at Ctrl-C without a word; an Abort reaches `run_app`.
+    """
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return super().get_command(ctx, OLD_VERBS.get(cmd_name, cmd_name))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        Progress.quiet = any(word in _QUIET for word in args)
+        return super().parse_args(ctx, [word for word in args if word not in _QUIET])
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        verbs = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        width = max(map(len, verbs))
+        for title, names in PANELS.items():
+            rows = [(name.ljust(width), summary(verbs[name])) for name in names if name in verbs]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -33,21 +65,26 @@ class _Group(TyperGroup):
             raise typer.Abort(*error.args) from error
 
 
+def summary(verb: Any) -> str:
+    """The first line of a verb's help."""
+    return (verb.help or "").strip().partition("\n")[0]
+
+
 app = typer.Typer(
     name="hyco",
     cls=_Group,
-    help="From captioned images to an assessed hyperbolic CLIP.",
+    help="Train a hyperbolic CLIP on your own captioned images, and retrain it when new images arrive.",
     no_args_is_help=False,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plain_home(home: str) -> str:
-    """The home as every part reads it alike: ~ expanded, no file://."""
+    """Return the home as a plain path or URL: ~ expanded, file:// removed."""
     plain = home.removeprefix("file://")
     return plain if "://" in plain else str(Path(plain).expanduser())
 
@@ -55,7 +92,7 @@ def plain_home(home: str) -> str:
 Source = Annotated[
     str,
     typer.Option(
-        help="Captioned images: a folder of tars (webdataset, img2dataset), parquet, or jsonl with images."
+        help="Captioned images: a folder of tars (webdataset, img2dataset), parquet files, or jsonl with images."
     ),
 ]
 ImageColumn = Annotated[
@@ -74,18 +111,16 @@ Grounder = Annotated[str, typer.Option(help=f"{GROUNDERS}.")]
 HomeUrl = Annotated[
     str,
     typer.Option(
-        help="Where everything Hyco makes is kept: a directory or an fsspec URL.",
+        help="Directory or fsspec URL that holds everything Hyco makes.",
         envvar="HYCO_HOME",
         callback=plain_home,
     ),
 ]
 Workers = Annotated[
-    int, typer.Option(help="Worker processes on this machine; 0 works in this process.", min=0)
+    int, typer.Option(help="Worker processes on this machine; 0 does the work in this process.", min=0)
 ]
-Version = Annotated[str, typer.Option(help="Dataset version: its name, the start of it, or latest.")]
-RecipeName = Annotated[
-    str, typer.Option(help="Recipe of pipeline/training/recipes.py, such as demo, photos, hycoclip_vit_s.")
-]
+Version = Annotated[str, typer.Option(help="Dataset version: its name, the start of its name, or latest.")]
+RecipeName = Annotated[str, typer.Option(help="Training recipe, such as demo, photos, hycoclip_vit_s.")]
 AssessSource = Annotated[
     str | None,
     typer.Option(help="Held-out captioned images; by default the val split of the dataset version."),
@@ -94,14 +129,16 @@ TaxonomyFile = Annotated[
     str | None, typer.Option(help="taxonomy.json with the classes for zero-shot and hierarchy.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Start a training that this machine would need months for.")
+    bool,
+    typer.Option("--force", help="Start a training even if it would take more than three days on this CPU."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Set a field of the configuration, see `hyco config`; may be repeated.",
+        help="Set a configuration field, see `hyco config`; may be repeated.",
     ),
 ]
 
@@ -122,15 +159,40 @@ def mining_of(
     return grounder or SOURCE, columns
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        parts = [f"python {platform.python_version()}"]
+        for name in ("torch", "prefect"):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                parts.append(f"{name} {metadata.version(name)}")
+        typer.echo(f"hyco {metadata.version('hyco')} ({', '.join(parts)})")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def hyco(context: typer.Context) -> None:
-    """From captioned images to an assessed hyperbolic CLIP."""
+def hyco(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("-q", "--quiet", help="Print results and errors only; also accepted after the command."),
+    ] = False,
+) -> None:
+    """Train a hyperbolic CLIP on your own captioned images, and retrain it when new images arrive."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
+def say(text: str, err: bool = False) -> None:
+    """Print a line that is no result, unless --quiet was given."""
+    if not Progress.quiet:
+        typer.echo(text, err=err)
+
+
 def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
-    """Print the numbers with their chance levels, and where the files lie."""
+    """Print the metrics with their chance levels, and the paths of the report and the metrics file."""
     from rich.console import Console
     from rich.table import Table
 
@@ -149,16 +211,16 @@ def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
     console.print(f"report:  {folder / 'report.html'}\nmetrics: {folder / 'metrics.json'}", soft_wrap=True)
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Any) -> None:
     """Print a result as JSON."""
     typer.echo(json.dumps(result, indent=2, default=str))
 
 
 def run_app(command: Callable[..., Any]) -> None:
-    """Run a typer app; a mistake of the user's becomes one line on stderr and exit code 2.
+    """Run a typer app and exit the process: a user's mistake becomes one line on stderr and exit code 2.
 
-    Users' mistakes are ValueError (its subclasses from pydantic, json and unicode too) and OSError, by the house rule
-    that our own invariants are asserts. HYCO_DEBUG=1 shows the traceback.
+    A user's mistake is a ValueError (pydantic's, json's and unicode's are subclasses) or an OSError; our own invariants
+    are asserts. HYCO_DEBUG=1 shows the traceback.
     """
     try:
         sys.exit(command(standalone_mode=False) or 0)

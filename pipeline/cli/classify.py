@@ -14,12 +14,14 @@ def fit(
         str, typer.Option(help="Labelled set NAME:DIR: cifar10, cifar100, tiny_imagenet, folder ...")
     ],
     head: Annotated[str, typer.Option(help="softmax, linear or separation.")] = "softmax",
-    imbalance: Annotated[float, typer.Option(help="IF of the long tail; 1 keeps every image.")] = 1.0,
-    epochs: Annotated[int | None, typer.Option(help="Epochs, if not the recipe's.", min=1)] = None,
+    imbalance: Annotated[
+        float, typer.Option(help="Imbalance factor of a long-tailed training set; 1 keeps every image.")
+    ] = 1.0,
+    epochs: Annotated[int | None, typer.Option(help="Epochs; the recipe's by default.", min=1)] = None,
     recipe: Annotated[str, typer.Option(help="poincare or separation: the published settings.")] = "poincare",
     ood: Annotated[
         list[str] | None,
-        typer.Option(help="Strange images NAME:DIR or captioned:DIR; may be repeated."),
+        typer.Option(help="Out-of-distribution images, NAME:DIR or captioned:DIR; may be repeated."),
     ] = None,
     attacked: Annotated[int, typer.Option(help="Test images to attack by FGSM and PGD.", min=0)] = 0,
     home: HomeUrl = "var",
@@ -27,7 +29,9 @@ def fit(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     assignments: Assignments = None,
 ) -> None:
-    """Train a classifier on labelled images, or go on where it stopped, and measure it on the test split.
+    """Train a classifier on labelled images and evaluate it.
+
+    An interrupted training is resumed. The evaluation uses the test split.
 
     --set takes fields of FitConfig: widths=[16,32,64], known=6, steps=390, schedule=cosine, radius=learned ...
     """
@@ -39,7 +43,7 @@ def fit(
 
     given = [f"head={head}", f"imbalance={imbalance}", *([f"epochs={epochs}"] if epochs else [])]
     config = override(fit_recipe(recipe, model, data), [*given, *(assignments or [])])
-    # The name stands for what is trained, not for where the data lies.
+    # The name depends on what is trained, not on the directory of the data.
     mark = digest(config.replace(data=config.data_name))[:8]
     folder = Home(home).fits / (run or f"{config.data_name}-{model}-{config.head}-{mark}")
     trained = train(folder, config, device=device)

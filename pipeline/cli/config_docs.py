@@ -2,7 +2,7 @@
 
     hyco config --markdown > docs/configuration.md
 
-All of it is read from the JSON schemas, which the forms of Prefect's UI show too.
+The texts come from the JSON schemas, which the forms of Prefect's UI show too.
 """
 
 import importlib
@@ -54,7 +54,7 @@ _TYPES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool
 
 @dataclass(frozen=True, slots=True)
 class FieldText:
-    """One field as it is shown; `default` is JSON, empty where there is none to show."""
+    """One field as it is shown; `default` is JSON, or empty if the field has none."""
 
     name: str
     type: str
@@ -67,7 +67,7 @@ def config(
     section: Annotated[str | None, typer.Argument(help="Which configuration; all by default.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/configuration.md.")] = False,
 ) -> None:
-    """Explain the fields of the configurations: name, type, default and meaning.
+    """List configuration fields: name, type, default and meaning.
 
     The sections: mine, pack, recipe, assess, journey, retrain, deploy, maintain, fit, evaluate, study.
     """
@@ -88,7 +88,7 @@ def config(
 
 
 def describe(section: str) -> list[FieldText]:
-    """All fields of a section, by dotted name; those of another section are left to that one."""
+    """Return all fields of a section by dotted name, without those that another section lists."""
     module, _, name = SECTIONS[section][0].partition(":")
     schema = getattr(importlib.import_module(module), name).model_json_schema()
     others = {target.partition(":")[2]: other for other, (target, _) in SECTIONS.items() if other != section}
@@ -96,7 +96,7 @@ def describe(section: str) -> list[FieldText]:
 
 
 def to_markdown(names: list[str]) -> str:
-    """docs/configuration.md: a table for each section."""
+    """Return docs/configuration.md: a table for each section."""
     lines = [
         "# Configuration",
         "",

@@ -6,7 +6,7 @@ import typer
 
 from pipeline.cli.app import HomeUrl, app, show
 
-Out = Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")]
+Out = Annotated[str, typer.Option(help="Directory to write; must be new or empty.")]
 
 
 @app.command("import")
@@ -21,7 +21,7 @@ def import_(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="CLIP's bpe_simple_vocab_16e6.txt.gz or a directory with its tokenizer, where the checkpoint has none."
+            help="CLIP's bpe_simple_vocab_16e6.txt.gz or a directory with its tokenizer, if the checkpoint has none."
         ),
     ] = None,
     vision_heads: Annotated[
@@ -39,7 +39,7 @@ def import_(
         typer.Option(help="GELU of an OpenCLIP state dict without open_clip_config.json."),
     ] = None,
 ) -> None:
-    """Convert somebody else's checkpoint into a model directory of Hyco's."""
+    """Convert a foreign checkpoint into a model directory of Hyco."""
     from pipeline.export.export import import_checkpoint
 
     show(
@@ -64,15 +64,19 @@ def export(
     onnx: Annotated[
         bool,
         typer.Option(
-            "--onnx", help="Both towers as ONNX too, compared with torch; exit code 1 if they differ."
+            "--onnx",
+            help="Also write both towers as ONNX and compare them with torch; exit code 1 if they differ.",
         ),
     ] = False,
     published: Annotated[
-        bool, typer.Option("--published", help="A state dict in MERU's and HyCoCLIP's layout too.")
+        bool, typer.Option("--published", help="Also write a state dict in the layout of MERU and HyCoCLIP.")
     ] = False,
     licence: Annotated[str | None, typer.Option(help="SPDX name of the licence, for the card.")] = None,
 ) -> None:
-    """Write a trained model as a directory to give away: weights, tokenizer, preprocessor, model card."""
+    """Write a trained model as a directory to publish.
+
+    The directory holds weights, tokenizer, preprocessor and model card.
+    """
     from pipeline.export import export as exporting
 
     show(exporting.export(run, out, home=home, onnx=onnx, published=published, licence=licence))

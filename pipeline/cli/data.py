@@ -1,4 +1,4 @@
-"""Verbs of the data: mine, pack, verify, status, gc."""
+"""Verbs of the data: mine, pack, versions, verify, release, status, gc."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 from pipeline.cli.app import (
     CORES,
+    AsJson,
     AssessSource,
     Assignments,
     Boxes,
@@ -62,10 +63,12 @@ def pack(
     workers: Workers = CORES,
     assignments: Assignments = None,
 ) -> None:
-    """Cut crops from the mined boxes and publish a dataset version. Runs no detector.
+    """Cut crops from the mined boxes and publish a dataset version.
 
-    The packing suits the recipe, and a tenth of the images is held out unless --assess-source names others. --set takes
-    fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.2 ...
+    Runs no detector. Image size and crops suit the recipe, and a tenth of the images is held out unless --assess-source
+    names other images.
+
+    --set takes fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.2 ...
     """
     from pipeline.config import override
     from pipeline.end_to_end import checked, compose
@@ -82,18 +85,36 @@ def pack(
 
 
 @app.command()
+def versions(home: HomeUrl = "var", as_json: AsJson = False) -> None:
+    """List the dataset versions of a home, oldest first."""
+    from pipeline.ui import status as listing
+    from storage.home import Home
+
+    found = listing.versions(Home(home).require())
+    if as_json:
+        show(found)
+        return
+    for version in found:
+        typer.echo(listing.version_line(version))
+    if not found:
+        typer.echo(f"{home} has no dataset version yet: run mine and pack first")
+
+
+@app.command()
 def verify(
     version: Annotated[str, typer.Argument(help="Version name, latest, or all.")] = "latest",
     home: HomeUrl = "var",
     repair: Annotated[
-        bool, typer.Option("--repair", help="Look at everything in the home and set aside what is damaged.")
+        bool, typer.Option("--repair", help="Check the whole home and move damaged files to HOME/damaged.")
     ] = False,
 ) -> None:
-    """Prove a dataset version, what it was made of and the registry intact: every hash, every count.
+    """Check every hash and count of a dataset version; --repair a home.
 
-    `all` also looks at what is in no version yet, and at the versions before.
-    Exit code 1 when something is damaged or the version is in quarantine. With --repair what is damaged is moved to
-    HOME/damaged, and the commands that made it make it again.
+    Covers the version's shards, the detections they were packed from, and the registry. `all` covers every version and
+    the detections that are in none.
+
+    Exit code 1 when a file is damaged or the version is in quarantine. --repair moves the damaged files to
+    HOME/damaged; the commands that made them make them again.
     """
     from storage.home import Home
 
@@ -116,7 +137,9 @@ def verify(
     for problem in problems:
         typer.echo(str(problem))
     if problems:
-        typer.echo(f"{len(problems)} problems: hyco verify --repair --home {home} sets aside what is damaged")
+        typer.echo(
+            f"{len(problems)} problems: hyco verify --repair --home {home} sets aside the damaged files"
+        )
         raise typer.Exit(1)
     if version == "all":
         typer.echo(f"{home}: intact")
@@ -147,21 +170,24 @@ def release(
 
 
 @app.command()
-def status(home: HomeUrl = "var") -> None:
+def status(home: HomeUrl = "var", as_json: AsJson = False) -> None:
     """List what a home holds: mined units, dataset versions, runs."""
-    from pipeline.ui.status import report
+    from pipeline.ui import status as listing
     from storage.home import Home
 
-    for line in report(Home(home)):
+    if as_json:
+        show(listing.holdings(Home(home)))
+        return
+    for line in listing.report(Home(home)):
         typer.echo(line)
 
 
 @app.command()
 def gc(
     home: HomeUrl = "var",
-    older_than_hours: Annotated[float, typer.Option(help="Leave younger files alone.", min=0)] = 24,
+    older_than_hours: Annotated[float, typer.Option(help="Keep files younger than this.", min=0)] = 24,
 ) -> None:
-    """Delete the files that killed workers left: those that no record and no version names, and half-written ones."""
+    """Delete unreferenced and partly written files of killed workers."""
     from storage.gc import collect
     from storage.home import Home
 

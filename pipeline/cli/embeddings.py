@@ -28,7 +28,10 @@ def embed(
     home: HomeUrl = "var",
     device: Device = "auto",
 ) -> None:
-    """Write the embeddings of a source's images as parquet; the same command continues after an interruption."""
+    """Write the embeddings of a source's images as parquet.
+
+    After an interruption the same command continues.
+    """
     from pipeline.embeddings import embed_source
     from storage.home import Home
 
@@ -45,7 +48,9 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Number of images to show.", min=1)] = 10,
     device: Device = "auto",
 ) -> None:
-    """List the images nearest to a text: of an embeddings file, or of a home's latest dataset version.
+    """List the images nearest to a text.
+
+    They come from an embeddings file, or from a home's latest dataset version.
 
     The images of a version are embedded once and stored in HOME/embeddings.
     """

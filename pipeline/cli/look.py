@@ -14,7 +14,7 @@ def look(
     caption_column: CaptionColumn = None,
     boxes: Boxes = None,
 ) -> None:
-    """Show what a source holds: kind, fields, samples, what would be mined and what would fail.
+    """Show a source's kind, fields and samples, and what would fail.
 
     Reads the first rows only, for about a second. Exit code 1 when none of them can be mined.
     """

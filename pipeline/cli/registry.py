@@ -1,25 +1,29 @@
 """Verbs of the registry: champion, registry, promote, reject, rollback."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.app import AssessSource, HomeUrl, TaxonomyFile, app, show
+from pipeline.cli.app import AsJson, AssessSource, HomeUrl, TaxonomyFile, app, show
 
 if TYPE_CHECKING:
     from storage.home import Home
 
 Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
 
-# Where `hyco` runs with Prefect, flows/__main__.py puts here what makes an event and an artifact of a home's new row.
+# flows/__main__.py adds the function that emits an event and an artifact for a new decision of a home.
 announcers: list[Callable[[Any, str], None]] = []
 
 
 @app.command()
-def champion(home: HomeUrl = "var") -> None:
-    """Show the model in service: its directory, its run, its numbers' report and where its data came from."""
+def champion(home: HomeUrl = "var", as_json: AsJson = False) -> None:
+    """Show the model in service and where it came from.
+
+    The output is JSON, with --json or without.
+    """
     from storage.home import Home
 
     registry = Home(home).registry
@@ -42,11 +46,14 @@ def champion(home: HomeUrl = "var") -> None:
 
 
 @app.command()
-def registry(home: HomeUrl = "var") -> None:
+def registry(home: HomeUrl = "var", as_json: AsJson = False) -> None:
     """List promotions, refusals and rollbacks, oldest first."""
     from storage.home import Home
 
     rows = Home(home).registry.rows()
+    if as_json:
+        show([dataclasses.asdict(row) for row in rows])
+        return
     for row in rows:
         typer.echo(
             f"{row.number:4d}  {row.time}  {row.kind:11s} {row.model}  {Path(row.run).name}  {row.reason}"
@@ -62,12 +69,17 @@ def promote(
     assess_source: AssessSource = None,
     taxonomy: TaxonomyFile = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Number that decides, such as zero_shot.top1; may be repeated.")
+        list[str] | None, typer.Option(help="Metric that decides, such as zero_shot.top1; may be repeated.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Promote whatever the gate says.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", hidden=True, help="Old word for --force.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote whatever the gate decides.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", hidden=True, help="The former name of --force.")
+    ] = False,
 ) -> None:
-    """Assess a run and the champion beside it; promote the run if it is no worse. Exit code 1 when it is refused."""
+    """Evaluate a run next to the champion; promote it if it is no worse.
+
+    Both are evaluated on the same images. Exit code 1 when the gate refuses the run.
+    """
     from pipeline.evaluation.config import EvaluationSpec
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.registry.model_gate import GateConfig
@@ -114,11 +126,11 @@ def rollback(
     home: HomeUrl = "var",
     to: Annotated[
         str | None,
-        typer.Option(help="Start of a promoted model's digest; by default the champion before this one."),
+        typer.Option(help="Start of a promoted model's digest; the previous champion by default."),
     ] = None,
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by hand",
 ) -> None:
-    """Put an earlier champion back, with the very bytes it was promoted with."""
+    """Restore an earlier champion, byte for byte."""
     from pipeline.registry.promotion import rollback as go_back
     from storage.home import Home
 
@@ -128,7 +140,7 @@ def rollback(
 
 
 def _finished(home: "Home", run: str) -> Path:
-    """The directory of a finished run, given as a path or by its name; FileNotFoundError when there is none."""
+    """Return the directory of a finished run, given as a path or by its name; FileNotFoundError when there is none."""
     folder = home.run(run)
     if not (folder / "model").is_dir():
         raise FileNotFoundError(

@@ -14,6 +14,7 @@ from pipeline.cli.app import (
     TaxonomyFile,
     Version,
     app,
+    say,
     show,
     show_metrics,
 )
@@ -28,16 +29,17 @@ def train(
     home: HomeUrl = "var",
     version: Version = "latest",
     run: Annotated[
-        str | None, typer.Option(help="Name of the run; made of recipe and version by default.")
+        str | None, typer.Option(help="Name of the run; by default made from recipe and version.")
     ] = None,
     processes: Annotated[int, typer.Option(help="Training processes: one for each GPU.", min=1)] = 1,
     force: Force = False,
     assignments: Assignments = None,
 ) -> None:
-    """Train a recipe on a dataset version, or go on where it stopped.
+    """Train a recipe on a dataset version, or resume its training.
 
-    The cost of a long training is measured and printed first; one that would take more than three days on a CPU is
-    refused without --force.
+    The cost of a long training is measured and printed first; a training of more than three days on a CPU is refused
+    without --force.
+
     --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
     """
     from pipeline.config import override
@@ -52,13 +54,14 @@ def train(
     chosen = override(by_name(recipe), assignments or [])
     found = opened.versions.load(version)
     if cost := require_feasible(chosen, processes, force):
-        typer.echo(f"training: {cost}", err=True)
+        say(f"training: {cost}", err=True)
     folder = run_dir(opened, chosen, found.name, run)
     size = prepare(folder, opened, found.name, chosen).recipe.model.vision.image_size
     packed = found.config.get("pack", {}).get("image_size", size)
     if small := enlarged(packed, size):
-        typer.echo(f"note: {small}; hyco pack --set pack.image_size={size} makes a version for it", err=True)
-    show({"run_dir": str(folder), **launch(folder, processes)})
+        say(f"note: {small}; hyco pack --set pack.image_size={size} makes a version for it", err=True)
+    trained = launch(folder, processes, on_line=lambda line: say(line, err=True))
+    show({"run_dir": str(folder), **trained})
 
 
 @app.command()
@@ -70,11 +73,11 @@ def assess(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="Published data sets to measure on: all that DIR holds, or names with commas between."
+            help="Published data sets to evaluate on: all (every one in DIR), or names separated by commas."
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The directory these data sets lie in, one folder each.")
+        str | None, typer.Option(metavar="DIR", help="Directory of these data sets, one folder each.")
     ] = None,
     beside: Annotated[
         list[str] | None,
@@ -82,9 +85,11 @@ def assess(
     ] = None,
     assignments: Assignments = None,
 ) -> None:
-    """Measure a trained run; writes metrics.json, metrics.csv and report.html into it.
+    """Evaluate a trained run and write its report.
 
-    --run may also be a model directory, exported or imported: it is measured on --assess-source, --suite or both.
+    Writes metrics.json, metrics.csv and report.html into the run's directory. --run may also be a model directory,
+    exported or imported: it is evaluated on --assess-source, --suite or both.
+
     --set takes fields of AssessConfig: max_images=1000, suite_images=1000, min_coverage=0.5 ...
     """
     from pipeline import end_to_end as journey
@@ -99,7 +104,7 @@ def assess(
     if suite is None and data is not None:
         raise ValueError("--data needs --suite: all, or names of data sets")
     if suite is not None and data is None:
-        raise ValueError("--suite needs --data: the directory your data sets lie in")
+        raise ValueError("--suite needs --data: the directory of your data sets")
     if beside:
         config = config.replace(beside=tuple(str(_assessed(opened, other)) for other in beside))
     spec = EvaluationSpec(
@@ -125,7 +130,7 @@ def assess(
         mined, packed, version = journey.mined_of(known.version, opened)
         held = mined.replace(source=assess_source) if assess_source else None
         found = journey.mining_report(mined, packed, opened, version, held)
-    except (ValueError, OSError) as error:  # neither need be mined, nor the training's source still be there
+    except (ValueError, OSError) as error:  # the source may be gone, or not mined
         found = f"mining is left out of the report: {error}"
         typer.echo(found, err=True)
     metrics = evaluate(folder, opened, spec.replace(version=known.version), mining=found)
@@ -133,5 +138,5 @@ def assess(
 
 
 def _assessed(home: "Home", run: str) -> Path:
-    """Directory of an assessed run or model directory, by its path or its name in HOME/runs."""
+    """Return the directory of an evaluated run or model, given as a path or by its name in HOME/runs."""
     return Path(run) if (Path(run) / "metrics.json").is_file() else home.run(run)

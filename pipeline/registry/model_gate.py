@@ -1,11 +1,12 @@
-"""The gate: whether a challenger may replace the champion, by metrics measured on the same images.
+"""The gate: whether a challenger replaces the champion, by metrics of both on the same images.
 
-A metric is worse when the champion's value lies beyond the challenger's bootstrap interval: within it the difference
-may be due to the sample of images. One worse metric refuses the challenger.
+A metric is worse when the champion's value lies outside the challenger's bootstrap interval: inside it the difference
+may be due to the choice of images. One worse metric refuses the challenger. A first model has no champion beside it; it
+has to be above chance. Each comparison says the smallest difference that it could have shown.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -15,6 +16,8 @@ from pipeline.evaluation.metrics.catalog import find
 
 class GateConfig(Config):
     """Options of the gate."""
+
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"above_chance"})
 
     metrics: tuple[str, ...] = (
         "zero_shot.top1",
@@ -28,6 +31,10 @@ class GateConfig(Config):
     """
     tolerance: float = Field(default=0.0, ge=0, lt=1)
     """How much worse than its interval allows a metric may be, as a fraction of the champion's value."""
+    above_chance: bool = True
+    """Refuse a first model that exceeds chance, beyond its interval, in none of the metrics with a chance level. Off in
+    the preset smoke, whose 20 steps teach a model nothing.
+    """
 
     @field_validator("metrics")
     @classmethod
@@ -41,13 +48,42 @@ class GateConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One metric of both models: `interval` is the challenger's, None where the metric has none; `worse` decides."""
+    """One metric of challenger and champion.
+
+    Attributes:
+        metric: dotted name.
+        challenger: its value; None where it was not measured.
+        champion: its value; None where it was not measured or there is no champion.
+        interval: of the challenger; None where the metric has none.
+        worse: whether it refuses the challenger.
+        chance: what guessing scores; None where that is unknown.
+        n: images or other units that it was measured on; None where that is unknown.
+        sees: the smallest difference from the champion that would have refused; None without an interval or champion.
+    """
 
     metric: str
     challenger: float | None
     champion: float | None
     interval: tuple[float, float] | None
     worse: bool
+    chance: float | None = None
+    n: int | None = None
+    sees: float | None = None
+
+    @property
+    def at_chance(self) -> bool | None:
+        """Whether the challenger is no better than chance, as far as its interval tells; None if that is unknown."""
+        if self.chance is None or self.interval is None:
+            return None
+        low, high = self.interval
+        return low <= self.chance if higher_is_better(self.metric) else high >= self.chance
+
+    @property
+    def blind(self) -> bool:
+        """Whether even a challenger at chance would have passed: the evaluation is too small to tell."""
+        if self.sees is None or self.chance is None or self.champion is None:
+            return False
+        return self.sees >= abs(self.champion - self.chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +96,7 @@ class Verdict:
 
 
 def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: GateConfig) -> Verdict:
-    """Compare two metrics.json of the same evaluation. Without a champion every evaluated challenger passes.
+    """Compare two metrics.json of the same evaluation. Without a champion a challenger passes that is above chance.
 
     Raises ValueError when the two were evaluated on different images, or no named metric was measured.
     """
@@ -81,10 +117,37 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
     if champion is None:
         missing = [one.metric for one in kept if one.challenger is None]
         assert not missing
-        return Verdict(True, "the first model: there was no champion to be compared with", kept)
+        return _first(kept, config)
     if not worse:
-        return Verdict(True, f"no worse than the champion in {len(kept)} of {len(kept)} metrics", kept)
+        return Verdict(True, _no_worse(kept), kept)
     return Verdict(False, "worse than the champion: " + "; ".join(map(_tell, worse)), kept)
+
+
+def _first(kept: tuple[Comparison, ...], config: GateConfig) -> Verdict:
+    """The verdict on a first model: at chance in every metric that has a chance level, it is refused."""
+    known = [one for one in kept if one.at_chance is not None]
+    reason = "the first model: there was no champion to be compared with"
+    if not known or not all(one.at_chance for one in known):
+        return Verdict(True, reason, kept)
+    told = "; ".join(f"{_tell(one)}, chance {one.chance:.4g}" for one in known)
+    if config.above_chance:
+        return Verdict(
+            False, f"at chance: {told}. Train longer, evaluate on more images, or promote --force", kept
+        )
+    return Verdict(True, f"{reason}; at chance (gate.above_chance is off): {told}", kept)
+
+
+def _no_worse(kept: tuple[Comparison, ...]) -> str:
+    blind = [one for one in kept if one.blind]
+    if not blind:
+        return f"no worse than the champion in {len(kept)} of {len(kept)} metrics"
+    told = "; ".join(
+        f"{one.metric}, n = {one.n}: only a difference above {one.sees:.3g} shows" for one in blind
+    )
+    if len(blind) == len(kept):
+        return f"cannot tell whether it is worse than the champion: {told}"
+    seen = len(kept) - len(blind)
+    return f"no worse than the champion in {seen} of {len(kept)} metrics; cannot tell in the others: {told}"
 
 
 def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -99,14 +162,17 @@ def _compare(
     held = (challenger.get("metrics") or {}).get(name) or {}
     low, high = held.get("low"), held.get("high")
     interval = None if low is None or high is None else (float(low), float(high))
+    known: dict[str, Any] = {"chance": held.get("chance"), "n": held.get("n")}
     if theirs is None:
-        return Comparison(name, ours, theirs, interval, False)
+        return Comparison(name, ours, theirs, interval, False, **known)
     if ours is None:
-        return Comparison(name, ours, theirs, interval, True)
+        return Comparison(name, ours, theirs, interval, True, **known)
     low, high = interval or (ours, ours)
     slack = tolerance * abs(theirs)
-    worse = high < theirs - slack if higher_is_better(name) else low > theirs + slack
-    return Comparison(name, ours, theirs, interval, worse)
+    better = higher_is_better(name)
+    worse = high < theirs - slack if better else low > theirs + slack
+    known["sees"] = (high - ours if better else ours - low) + slack if interval else None
+    return Comparison(name, ours, theirs, interval, worse, **known)
 
 
 def higher_is_better(name: str) -> bool:
@@ -134,4 +200,5 @@ def _tell(one: Comparison) -> str:
     if one.challenger is None:
         return f"{one.metric} was not measured (champion {one.champion:.4g})"
     span = f", interval {one.interval[0]:.4g} to {one.interval[1]:.4g}" if one.interval else ""
-    return f"{one.metric} {one.challenger:.4g}{span}, champion {one.champion:.4g}"
+    beside = "" if one.champion is None else f", champion {one.champion:.4g}"
+    return f"{one.metric} {one.challenger:.4g}{span}{beside}"

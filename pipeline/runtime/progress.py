@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Self, TextIO
+from typing import Any, ClassVar, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -29,6 +29,9 @@ class Progress:
         every: seconds between plain lines and between listener calls.
     """
 
+    quiet: ClassVar[bool] = False
+    """True shows nothing of any progress of this process (`hyco --quiet`); listeners hear of it all the same."""
+
     def __init__(
         self,
         total: int | None,
@@ -48,7 +51,7 @@ class Progress:
         self._lock = threading.RLock()
         self._start = self._told = clock()
         self._finished = self._stopped = False
-        self._bar = self._make_bar() if self._stream.isatty() else None
+        self._bar = self._make_bar() if self._stream.isatty() and not self.quiet else None
         if self._bar:
             self._bar.start()
 
@@ -109,7 +112,7 @@ class Progress:
     def _tell(self) -> None:
         self._told = self._clock()
         state = self.state()
-        if not self._bar:
+        if not self._bar and not self.quiet:
             print(line(state), file=self._stream, flush=True)
         if self.listener:
             try:

@@ -5,6 +5,7 @@ A command that SIGTERM stopped ends with 0, one that Ctrl-C stopped with 130; bo
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,9 @@ GRACE_S = 30.0
 
 TOLD = "hyco: stopped"  # start of the line that reports it
 _REMEDY = "; the same command goes on where it left off"
+
+_ERASE, _SHOW_CURSOR = "\r\x1b[K", "\x1b[?25h"
+_stopping = threading.Event()
 
 _Handler = Callable[[int, FrameType | None], None]
 
@@ -63,20 +67,53 @@ def stop_request() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise TerminatedError at the first SIGTERM, in the main thread; later ones are ignored."""
-    with _handling({signal.SIGTERM: _terminate}):
+    """Raise TerminatedError at the first SIGTERM and KeyboardInterrupt at the first Ctrl-C, in the main thread.
+
+    Later SIGTERMs find the work ending already; a second Ctrl-C ends the process at once.
+    """
+    _stopping.clear()
+    with _handling({signal.SIGTERM: _terminate, signal.SIGINT: _interrupt}):
         yield
+
+
+def stopping() -> bool:
+    """Whether a signal has begun to end the work of `terminable`."""
+    return _stopping.is_set()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _stopping.set()
     raise TerminatedError
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _leave)
+    _stopping.set()
+    if os.isatty(2):  # erased by the line that says how it ended
+        os.write(2, f"{_ERASE}stopping (Ctrl-C again ends at once)".encode())
+    raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End this process at once; its children are bound to its life, and what was committed is whole."""
+    if os.isatty(2):
+        os.write(2, f"{_ERASE}{_SHOW_CURSOR}".encode())
+    os.write(2, b"hyco: ended at once by a second Ctrl-C\n")
+    os._exit(130)
+
+
 def told(error: BaseException, quiet: bool = False) -> int:
-    """Report on stderr (unless `quiet`) that a command was stopped; return its exit code, 0 after SIGTERM, else 130."""
+    """Say on stderr (unless `quiet`) that a command was stopped; return its exit code, 0 after SIGTERM, else 130.
+
+    From then on a further Ctrl-C ends the process at once, without a traceback from its exit handlers.
+    """
+    if stopping() and os.isatty(2):
+        os.write(2, _ERASE.encode())
     if not quiet:
         print(f"{TOLD}{f' {error}' if str(error) else ''}{_REMEDY}", file=sys.stderr, flush=True)
+    if threading.current_thread() is threading.main_thread() and stopping():
+        signal.signal(signal.SIGINT, _leave)
     return 0 if isinstance(error, TerminatedError | StoppedError) else 130
 
 
@@ -87,8 +124,8 @@ def where(line: str) -> str | None:
 
 @contextlib.contextmanager
 def _handling(handlers: Mapping[signal.Signals, _Handler]) -> Iterator[None]:
-    """Install handlers where the interpreter's own or `terminable`'s are set, and restore those at the end."""
-    known = (signal.SIG_DFL, signal.default_int_handler, _terminate)
+    """Install handlers where the interpreter's own or `terminable`'s are in place, and put those back."""
+    known = (signal.SIG_DFL, signal.default_int_handler, _terminate, _interrupt)
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():

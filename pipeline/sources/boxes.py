@@ -152,7 +152,7 @@ def _span(
 
 def _four(entry: dict[str, Any], fields: BoxFields) -> list[float] | None:
     names = [name.strip() for name in fields.box.split(",")]
-    values = entry.get(names[0]) if len(names) == 1 else [entry.get(name) for name in names]
+    values: Any = entry.get(names[0]) if len(names) == 1 else [entry.get(name) for name in names]
     if not isinstance(values, list | tuple) or len(values) != 4:
         return None
     try:

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from typing import Any
 from pipeline.imaging.decode import ImageError, inspect
 from pipeline.imaging.orientation import told_orientation, with_orientation
 from pipeline.sources.boxes import BoxFields, objects_from
+from pipeline.sources.caption_lists import Entry
 from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.gathered import Entry, units_of
 from pipeline.sources.gathered import rows as gathered_rows
+from pipeline.sources.gathered import units_of
 from pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
 from pipeline.sources.readers import READERS, jsonl_sizes
 from pipeline.sources.reading_rules import differs
@@ -151,7 +152,7 @@ class Source:
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
 
-    def rows(self, path: str, admit: Admit) -> Iterator[SourceRecord]:
+    def rows(self, path: str, admit: Admit) -> Generator[SourceRecord, None, None]:
         """Yield the unchecked rows of a unit; errors as `samples`."""
         if self.kind in READERS:
             with self.store.open(path) as file:

@@ -176,10 +176,21 @@ def decision(row: Decision, home: Home) -> str:
         body = (
             [one["metric"], *("" if one[who] is None else f"{one[who]:.4g}" for who in ("challenger", "champion")),
              "yes" if one["worse"] else "no",
-             " to ".join(f"{end:.4g}" for end in one["interval"]) if one["interval"] else ""]
+             " to ".join(f"{end:.4g}" for end in one["interval"]) if one["interval"] else "",
+             *("" if one.get(what) is None else f"{one[what]:.3g}" for what in ("chance", "sees", "n"))]
             for one in comparisons
         )  # fmt: skip
-        lines += [*table(("metric", "challenger", "champion", "worse", "95 % interval"), body), ""]
+        head = (
+            "metric",
+            "challenger",
+            "champion",
+            "worse",
+            "95 % interval",
+            "chance",
+            "smallest visible loss",
+            "n",
+        )
+        lines += [*table(head, body), ""]
     return "\n".join(lines + table(("lineage", ""), _origin(row).items()) + served(home))
 
 

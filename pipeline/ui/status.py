@@ -1,40 +1,75 @@
-"""The content of a home as text, one line per item."""
+"""What a home holds, as values and in lines for a person."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from storage.home import Home
 
 
-def report(home: Home) -> Iterator[str]:
-    """Yield one line for each mining, dataset version and run; FileNotFoundError when there is no such home."""
+def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
+    """What a home holds: mined, versions, runs, fits; a dict for each entry.
+
+    Raises:
+        FileNotFoundError: there is no such home.
+    """
     home.require()
-    empty = True
-    for mined in home.all_detections():
-        records = mined.records().values()
+    mined = []
+    for one in home.all_detections():
+        records = one.records().values()
         images, failed = (sum(record[name] for record in records) for name in ("images", "failed"))
-        yield f"mined    {mined.folder.rpartition('/')[2]}  {len(records)} units, {images:,} images, {failed:,} failed"
-        empty = False
-    latest = home.latest_version()
-    for version in home.versions.list():
-        counts = version.counts
-        size = f"{counts['images']:,} images, {counts['parts']:,} parts"
-        mark = " (latest)" if latest and version.name == latest.name else ""
-        yield f"version  {version.name}  {size}, {version.created}{mark}"
-        empty = False
-    for folder in home.run_folders():
-        yield f"run      {folder.name}  {run_state(folder)}"
-        empty = False
-    for folder in home.fit_folders():
-        yield f"fit      {folder.name}  {_fit_state(folder)}"
-        empty = False
-    if empty:
+        name = one.folder.rpartition("/")[2]
+        mined.append({"name": name, "units": len(records), "images": images, "failed": failed})
+    return {
+        "mined": mined,
+        "versions": versions(home),
+        "runs": [{"name": folder.name, "state": run_state(folder)} for folder in home.run_folders()],
+        "fits": [{"name": folder.name, "state": _fit_state(folder)} for folder in home.fit_folders()],
+    }
+
+
+def versions(home: Home) -> list[dict[str, Any]]:
+    """The dataset versions of a home, oldest first: name, created, counts, latest, quarantined."""
+    newest = home.latest_version()
+    return [
+        {
+            "name": version.name,
+            "created": version.created,
+            "counts": version.counts,
+            "latest": newest is not None and version.name == newest.name,
+            "quarantined": bool(home.versions.quarantined(version.name)),
+        }
+        for version in home.versions.list()
+    ]
+
+
+def version_line(version: dict[str, Any]) -> str:
+    """A dataset version of `versions` in a line for a person."""
+    counts = version["counts"]
+    mark = " (latest)" if version["latest"] else " (in quarantine)" if version["quarantined"] else ""
+    size = f"{counts['images']:,} images, {counts['parts']:,} parts"
+    return f"{version['name']}  {size}, {version['created']}{mark}"
+
+
+def report(home: Home) -> Iterator[str]:
+    """Yield one line for each mining, dataset version, run and fit; FileNotFoundError when there is no such home."""
+    found = holdings(home)
+    for one in found["mined"]:
+        yield (
+            f"mined    {one['name']}  {one['units']} units, {one['images']:,} images, {one['failed']:,} failed"
+        )
+    for version in found["versions"]:
+        yield f"version  {version_line(version)}"
+    for kind in ("run", "fit"):
+        for one in found[f"{kind}s"]:
+            yield f"{kind:7}  {one['name']}  {one['state']}"
+    if not any(found.values()):
         yield f"{home} is empty: start with `hyco mine` or `hyco journey`"
 
 
 def run_state(folder: Path) -> str:
-    """The state of a run in words."""
+    """The state of a run, in words."""
     if (folder / "metrics.json").is_file():
         return f"assessed, report in {folder / 'report.html'}"
     if (folder / "train.json").is_file():

@@ -60,11 +60,11 @@ def test_mammals_are_embedded_and_drawn(nouns, tmp_path, capsys):
         "5",
         "--negatives",
         "5",
-        "--rate",
-        "0.5",
     ]
     rank, precision = module.main([*options, "--picture", str(file)])
     assert rank < 1.3 and precision > 0.85, "six points are not reconstructed"
+    for rows in ("points", "geoopt"):
+        assert module.main([*options, "--epochs", "30", "--rows", rows, "--rate", "0.5"])[1] > 0.6
     with Image.open(file) as image:
         assert min(image.size) > 500
     assert "0 s left" in capsys.readouterr().out
@@ -109,3 +109,33 @@ def test_classifier_trains_both_networks(tmp_path, capsys):
     assert "24 training and 8 test images" in out and "0 s left" in out
     with pytest.raises(SystemExit):
         tutorial("cifar10_classifier").main(["--data", str(tmp_path / "nowhere")])
+
+
+def test_vision_transformer_puts_classes_together(tmp_path, capsys):
+    """Three classes, told apart by their colour; without training a third of the neighbours would be right."""
+    rng = np.random.default_rng(0)
+    for channel, label in enumerate(("blue", "green", "red")):
+        folder = tmp_path / "test" / label
+        folder.mkdir(parents=True)
+        for at in range(16):
+            pixels = rng.integers(0, 90, (32, 32, 3))
+            pixels[..., channel] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{at}.png")
+    options = ["--set", "folder", "--data", str(tmp_path), "--held-out", "6", "--size", "16", "--steps", "40"]
+    found = tutorial("hyperbolic_vit").main([*options, "--k", "1"])
+    assert found == {"hyperbolic": 1.0, "sphere": 1.0}
+    assert "30 training and 18 test images of 3 classes" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        tutorial("hyperbolic_vit").main(["--data", str(tmp_path / "nowhere")])
+
+
+def test_tree_distances_and_a_small_tree():
+    """By hand on seven nodes, and an embedding of them by every kind of table."""
+    module = tutorial("tree_embedding")
+    distances = module.tree_distances(2, 1.5)
+    assert torch.equal(distances, distances.T) and distances.diagonal().eq(0).all()
+    # Root 0; its children 1, 2; theirs 3, 4 and 5, 6.
+    hand = {(0, 1): 1, (1, 2): 2, (0, 5): 2, (3, 4): 2, (1, 4): 1, (3, 6): 4, (2, 3): 3}
+    assert all(distances[pair] == 1.5 * edges for pair, edges in hand.items())
+    found = module.main(["--depth", "2", "--steps", "120", "--pairs", "64"])
+    assert len(found) == 5 and max(found.values()) < 0.5, "0.98 before training"

@@ -33,6 +33,7 @@ TINY = [
     "retrain.min_new=10",
     "retrain.settle_s=1",
     "retrain.gate.tolerance=0.99",
+    "retrain.gate.above_chance=false",
 ]
 
 

@@ -14,6 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.__main__ import main as hyco
+from flows.deployment.deployments import Drift
+from flows.deployment.watchers import Watcher, told
 from flows.runtime.settings import use_home
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +98,55 @@ def test_a_worker_takes_its_leave_when_it_is_asked_to(deploy, tmp_path):
         process.kill()
         process.wait()
     assert "Received SIGTERM" in log.read_text()
+
+
+def test_notify_says_who_will_look_and_refuses_a_folder_that_nobody_watches(
+    deploy, tmp_path, capsys, monkeypatch
+):
+    watched = tmp_path / "source"
+    deploy()
+
+    def notify(place, code):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["hyco", "notify", str(place), "--home", str(tmp_path)])
+        with pytest.raises(SystemExit) as left:
+            hyco()
+        assert (left.value.code or 0) == code
+        return capsys.readouterr()
+
+    said = notify(watched, 0)
+    assert f"watch/watch will look at {watched} by " in said.out and "UTC" in said.out
+    assert "Still processing" not in said.err
+    assert "missing does not exist" in notify(tmp_path / "missing", 2).err
+    (tmp_path / "other").mkdir()
+    refused = notify(tmp_path / "other", 2).err
+    assert f"nobody watches {tmp_path}/other" in refused and f"watched: {watched})" in refused
+    with get_client(sync_client=True) as client:
+        for one in client.read_automations():
+            if one.name == "hyco: the source has grown":
+                client.pause_automation(one.id)
+        client.pause_deployment(client.read_deployment_by_name("watch/watch").id)
+    said = notify(watched, 0).out
+    assert "no automation listens for hyco.source.grown" in said
+    assert "not before somebody resumes the deployment, which is paused" in said
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_notify_says_that_nobody_can_look_while_no_worker_runs(workers):
+    lines = list(told(Watcher("watch/watch", "/data", "cpu", 20.0, workers, ""), "var"))
+    assert ("not before a worker runs: hyco worker --pool cpu --home var" in lines) == (workers == 0)
+
+
+@pytest.mark.parametrize(
+    ("what", "done"),
+    [
+        ("work pool cpu: missing", "created work pool cpu"),
+        (
+            "automation 'hyco: a look has died': there twice",
+            "deleted a second automation 'hyco: a look has died'",
+        ),
+        ("deployment watch/watch: another schedule", "updated deployment watch/watch: another schedule"),
+    ],
+)
+def test_deploy_says_what_it_did(what, done):
+    assert Drift(what, lambda: None).done == done

@@ -60,3 +60,21 @@ def profile(largest: int, classes: int, imbalance: float) -> list[int]:
     """n_max IF^(c / (C - 1)) by logarithms, rounded down (1e-9 of slack for what should be whole)."""
     rates = [math.exp(math.log(imbalance) * c / (classes - 1)) for c in range(classes)]
     return [max(1, math.floor(largest * rate + 1e-9)) for rate in rates]
+
+
+def published_draw(labels: list[int], classes: int, imbalance: float, profile: str) -> list[int]:
+    """The draw of Cao et al. 2019 with numpy's global generator, as their code makes it: its seed is 0."""
+    state, kept = np.random.get_state(), []
+    np.random.seed(0)
+    n_max = len(labels) / classes
+    for label in range(classes):
+        share = (
+            imbalance ** (label / (classes - 1.0))
+            if profile == "exponential"
+            else (1.0 if label < classes // 2 else imbalance)
+        )
+        members = np.where(np.array(labels) == label)[0]
+        np.random.shuffle(members)
+        kept += members[: int(n_max * share)].tolist()
+    np.random.set_state(state)
+    return sorted(kept)

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.attention_ops import attend, attend_plain
 from models.hyperbolic.nn.flatten import beta_ratio
+from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
 from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from models.hyperbolic.transforms import transformed
 
 
 class MultiheadAttention(HyperbolicModule):
@@ -20,9 +22,10 @@ class MultiheadAttention(HyperbolicModule):
     again. Near the origin the scores are those of a dot product up to a term in |q| and |k| alone.
 
     Products of points are made in float64 (float32 on MPS), pair by pair arithmetic in float32: outputs and
-    gradients of float32 inputs are those of float64 to 1e-5 and 1e-4 (relative) for c of 0.1 to 3, norms up to
-    8 and points that lie 1 % of their norm apart or more. Closer together and far out, the gradient follows
-    differences that the projections have rounded: 1.5e-2 at norm 8 and 0.01 %, while the output keeps 1e-4.
+    gradients of float32 inputs are those of float64 to 1e-5 and 1e-4 (relative; one gradient of a sweep 1.2e-4) for c
+    of 0.1 to 3, norms up to 8 and points that lie 1 % of their norm apart or more. Closer together and far out, the
+    gradient follows differences that the projections have rounded: 1.5e-2 at norm 8 and 0.01 %, while the output keeps
+    1e-4.
 
     Differences from torch.nn.MultiheadAttention:
 
@@ -38,6 +41,8 @@ class MultiheadAttention(HyperbolicModule):
         c, model: see `HyperbolicModule`.
         fused: backward passes written by hand, which keep nothing of size N M; False is plain autograd with
         the same numbers and can be differentiated any number of times.
+        max_angle: of the points that go into the four projections, see `Linear`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean
@@ -50,6 +55,9 @@ class MultiheadAttention(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        max_angle: float = FEATURE_ANGLE,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         if num_heads < 1 or embed_dim % num_heads:
@@ -57,10 +65,27 @@ class MultiheadAttention(HyperbolicModule):
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.fused = fused
         self.query, self.key, self.value, self.out = (
-            Linear(embed_dim, embed_dim, bias, c=c, model=model, fused=fused) for _ in range(4)
+            Linear(
+                embed_dim,
+                embed_dim,
+                bias,
+                c=c,
+                model=model,
+                fused=fused,
+                max_angle=max_angle,
+                device=device,
+                dtype=dtype,
+            )
+            for _ in range(4)
         )
         # One learned temperature per head; distances count in units of their typical size, sqrt(head_dim).
-        self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), -0.5 * math.log(self.head_dim)))
+        self.log_scale = nn.Parameter(torch.empty(num_heads, 1, 1, **placed(device, dtype)))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the temperatures to head_dim^-1/2; the projections have a reset_parameters of their own."""
+        self.log_scale.fill_(-0.5 * math.log(self.head_dim))
 
     @full_precision
     def forward(
@@ -90,7 +115,7 @@ class MultiheadAttention(HyperbolicModule):
             )
         # The beta-split and the beta-concatenation of the heads scale tangent vectors; so does a rate.
         rate = self.rate() * beta_ratio(self.head_dim, self.embed_dim)
-        core = attend if self.fused else attend_plain
+        core = attend if self.fused and not transformed() and not query.is_meta else attend_plain
         projected = self.query(query), self.key(key), self.value(value)
         joined = core(*projected, self.log_scale.exp(), mask, rate)
         return self.out(joined)

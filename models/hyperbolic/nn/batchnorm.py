@@ -1,4 +1,4 @@
-"""Batch normalisation about the midpoint, with running statistics, and synchronised between processes.
+"""Batch normalisation about the midpoint or the Frechet mean; running statistics, synchronised between processes.
 
 A point x goes to exp_b(g P log_m(x)): its velocity from the mean m, carried to the learned mean b by parallel
 transport P and scaled by g = sqrt(softplus(weight) / (variance + eps)) (Lou et al. 2020 with the midpoint of
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
+from models.hyperbolic.mean import frechet_mean, frechet_variance
 from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
 from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm
 from models.hyperbolic.nn.functional import Rate, normalise, to_space
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import wide
+from models.hyperbolic.transforms import transformed
 
 
 class _BatchNorm(HyperbolicModule):
@@ -35,17 +37,26 @@ class _BatchNorm(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        mean: str = "midpoint",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
-        self.fused = fused
+        if mean not in ("midpoint", "frechet"):
+            raise ValueError(f'mean must be "midpoint" or "frechet"; got {mean!r}')
+        self.fused, self.mean, place = fused, mean, placed(device, dtype)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         # softplus(weight) is the variance the output has; it starts at 1, the learned mean at the origin.
-        self.weight = nn.Parameter(torch.empty(())) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
-        self.register_buffer("running_var", torch.ones(()) if track_running_stats else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
+        self.weight = nn.Parameter(torch.empty((), **place)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features, **place)) if affine else None
+        self.register_buffer(
+            "running_mean", torch.zeros(num_features, **place) if track_running_stats else None
+        )
+        self.register_buffer("running_var", torch.ones((), **place) if track_running_stats else None)
+        count = torch.tensor(0, device=device) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -79,12 +90,27 @@ class _BatchNorm(HyperbolicModule):
         if not self.training and self.running_mean is not None and self.running_var is not None:
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
         together = self.training and dist.is_available() and dist.is_initialized()
+        fused = self.fused
+        if given is None and self.mean == "frechet":
+            given, fused = self._frechet(x, rate, together), False
         # A compiler builds its own backward pass from the plain arithmetic.
-        kernel = batch_norm_fused if self.fused and not torch.compiler.is_compiling() else batch_norm
+        plain = not fused or torch.compiler.is_compiling() or transformed() or u.is_meta
+        kernel = batch_norm if plain else batch_norm_fused
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
         if self.training and self.running_mean is not None:
             self._track(found.mean.detach(), found.spread.detach() / c, rate)
         return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
+
+    def _frechet(self, x: Tensor, rate: Rate, together: bool) -> Statistics:
+        """Statistics of [B, C, N] about the Frechet mean, which carry their gradient."""
+        if together and dist.get_world_size() > 1:
+            raise ValueError(
+                'mean="frechet" is not computed across processes: use mean="midpoint", '
+                "or leave torch.distributed uninitialised"
+            )
+        points = to_space(wide(x.transpose(1, 2).flatten(0, 1)), rate)
+        mean = frechet_mean(points, 1.0)
+        return Statistics(mean, frechet_variance(points, 1.0, mean))
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, rate: Rate) -> None:
@@ -104,7 +130,8 @@ class _BatchNorm(HyperbolicModule):
 
     def extra_repr(self) -> str:
         """Size, constants, curvature and model."""
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {super().extra_repr()}"
+        own = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, mean={self.mean}"
+        return f"{own}, {super().extra_repr()}"
 
 
 class BatchNorm1d(_BatchNorm):
@@ -118,6 +145,13 @@ class BatchNorm1d(_BatchNorm):
         track_running_stats: update running statistics and use them in eval mode.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward, fast and differentiable once; False: plain autograd.
+        mean: "midpoint", in closed form, or "frechet", the point of least variance (Lou et al. 2020), by Newton's
+            method. Where the statistics are the batch's own, "frechet" is plain autograd whatever `fused` says,
+            and is refused across processes. Running means are averaged by midpoints in both.
+        device, dtype: as in torch; float32 or float64.
+
+    Raises:
+        ValueError: another mean, or "frechet" in training with torch.distributed initialised for several processes.
     """
 
     _dims = (2, 3)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, radial_part, to_space
-from models.hyperbolic.ops import asinhc, sinhc, square_norm, wide
+from models.hyperbolic.ops import asinhc, cosh, sinh, sinhc, square_norm, wide
 
 
 class Statistics(NamedTuple):
@@ -118,7 +118,7 @@ def place(x: Tensor, rate: Rate, given: Statistics | None, together: bool) -> Pl
         at = _summed(at) / dist.get_world_size() if together else at
     length = torch.linalg.vector_norm(wide(at))
     angle = (length * rate).clamp(max=MAX_ANGLE)
-    return Place(at, wide(at) / length.clamp(min=1e-30), length, angle.cosh(), angle.sinh())
+    return Place(at, wide(at) / length.clamp(min=1e-30), length, cosh(angle), sinh(angle))
 
 
 def boosted(x: Tensor, p: Place) -> Tensor:

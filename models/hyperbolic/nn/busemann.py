@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate, cosh_sinhc, to_tangent
 from models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
 from models.hyperbolic.nn.residual import residual_add
 from models.hyperbolic.ops import safe_sqrt, unit, wide
 
@@ -35,12 +35,19 @@ def busemann(u: Tensor, weight: Tensor, rate: Rate) -> Tensor:
 
 class _Busemann(HyperbolicModule):
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, c: float | Curvature, model: str
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        c: float | Curvature,
+        model: str,
+        device: Device,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__(c, model)
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.in_features, self.out_features, place = in_features, out_features, placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -67,6 +74,7 @@ class BusemannMLR(_Busemann):
         num_classes: number of horospheres.
         bias: whether horospheres may miss the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.
@@ -79,8 +87,11 @@ class BusemannMLR(_Busemann):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "poincare",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, num_classes, bias, c, model)
+        super().__init__(in_features, num_classes, bias, c, model, device, dtype)
         self.reset_parameters()
 
     @full_precision
@@ -110,6 +121,7 @@ class BusemannLinear(_Busemann):
         bias: whether horospheres may miss the origin.
         gyro_bias: learn a point to which the outputs are moved by gyrovector addition, exp_0(p) + y.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.
@@ -123,9 +135,14 @@ class BusemannLinear(_Busemann):
         gyro_bias: bool = False,
         c: float | Curvature = 1.0,
         model: str = "poincare",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, c, model)
-        self.gyro_bias = nn.Parameter(torch.zeros(out_features)) if gyro_bias else None
+        super().__init__(in_features, out_features, bias, c, model, device, dtype)
+        self.gyro_bias = (
+            nn.Parameter(torch.zeros(out_features, **placed(device, dtype))) if gyro_bias else None
+        )
         self.reset_parameters()
 
     @torch.no_grad()

@@ -16,9 +16,15 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
+from models.hyperbolic.nn.hyperplane_ops import (
+    FEATURE_ANGLE,
+    check_max_angle,
+    hyperplane_outputs,
+    hyperplane_outputs_plain,
+    planes,
+)
 from models.hyperbolic.nn.linear import init_planes_
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]
@@ -50,6 +56,7 @@ def convolve(
     rate: Rate,
     groups: int = 1,
     fused: bool = True,
+    max_angle: float = FEATURE_ANGLE,
     **geometry,
 ) -> Tensor:
     """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K, *space'].
@@ -69,10 +76,10 @@ def convolve(
     outputs = hyperplane_outputs if fused else hyperplane_outputs_plain
     if groups == 1:
         powers, shifts = powers.view(-1, *space), None if shifts is None else shifts.view(-1, *space)
-        return outputs(m, s, None, shifts, powers, rate, (1,))
+        return outputs(m, s, None, shifts, powers, rate, (1,), max_angle)
     m, powers = m.unflatten(1, (groups, -1)), powers.view(groups, -1, *space)
     shifts = None if shifts is None else shifts.view(groups, -1, *space)
-    return outputs(m, s.unsqueeze(2), None, shifts, powers, rate, (1, 2)).flatten(1, 2)
+    return outputs(m, s.unsqueeze(2), None, shifts, powers, rate, (1, 2), max_angle).flatten(1, 2)
 
 
 def window_sum(
@@ -124,6 +131,10 @@ class _Conv(HyperbolicModule):
         model: str = "poincare",
         init: str = "identity",
         fused: bool = True,
+        max_angle: float = FEATURE_ANGLE,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
@@ -135,8 +146,12 @@ class _Conv(HyperbolicModule):
         self.padding = sizes("padding", padding, self._space, 0)
         self.dilation = sizes("dilation", dilation, self._space, 1)
         self.init, self.fused = init, fused
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.max_angle = check_max_angle(max_angle)
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -176,9 +191,9 @@ class _Conv(HyperbolicModule):
         return self._respond(u, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
     def _respond(self, u: Tensor, **geometry) -> Tensor:
-        convolution = type(self)._convolution
+        options = {"groups": self.groups, "fused": self.fused, "max_angle": self.max_angle}
         return convolve(
-            convolution, u, self.weight, self.bias, self.rate(), self.groups, self.fused, **geometry
+            type(self)._convolution, u, self.weight, self.bias, self.rate(), **options, **geometry
         )
 
     def extra_repr(self) -> str:
@@ -208,6 +223,8 @@ class Conv2d(_Conv):
         c, model: see `HyperbolicModule`.
         init: "identity" (default), "normal" or "hypll"; see `reset_parameters`.
         fused: hand-written backward that stores only the input and the convolution's output; False: plain autograd.
+        max_angle: points of patches beyond this angle sqrt(c) d(0, x) are moved to it; see `FEATURE_ANGLE`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     _convolution = staticmethod(F.conv2d)

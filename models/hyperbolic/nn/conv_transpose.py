@@ -7,8 +7,14 @@ from torch.nn import functional as F
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes, check_channels, sizes
 from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from models.hyperbolic.nn.hyperplane_ops import (
+    FEATURE_ANGLE,
+    check_max_angle,
+    hyperplane_outputs,
+    hyperplane_outputs_plain,
+    planes,
+)
+from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from models.hyperbolic.ops import square_norm
 
 
@@ -28,6 +34,8 @@ class ConvTranspose2d(HyperbolicModule):
         kernel_size, stride, padding, output_padding, groups, bias, dilation: as in torch.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward; False: plain autograd, with the same results.
+        max_angle: points of patches beyond this angle sqrt(c) d(0, x) are moved to it; see `FEATURE_ANGLE`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean
@@ -45,6 +53,10 @@ class ConvTranspose2d(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        max_angle: float = FEATURE_ANGLE,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         check_channels(in_channels, out_channels, groups)
@@ -52,8 +64,12 @@ class ConvTranspose2d(HyperbolicModule):
         self.kernel_size, self.stride = sizes("kernel_size", kernel_size, 2, 1), sizes("stride", stride, 2, 1)
         self.padding, self.dilation = sizes("padding", padding, 2, 0), sizes("dilation", dilation, 2, 1)
         self.output_padding, self.fused = sizes("output_padding", output_padding, 2, 0), fused
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.max_angle = check_max_angle(max_angle)
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -87,7 +103,8 @@ class ConvTranspose2d(HyperbolicModule):
         s = (rate * rate * gain * gain) * F.conv_transpose2d(square, box, **options).unsqueeze(2)
         shifts = None if shifts is None else shifts.view(g, -1, 1, 1)
         outputs = hyperplane_outputs if self.fused else hyperplane_outputs_plain
-        return outputs(m, s, None, shifts, powers.view(g, -1, 1, 1), rate, (1, 2)).flatten(1, 2)
+        out = outputs(m, s, None, shifts, powers.view(g, -1, 1, 1), rate, (1, 2), self.max_angle)
+        return out.flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Sizes, geometry, curvature and model."""

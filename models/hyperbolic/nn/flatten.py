@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.hyperbolic.transforms import fx_leaf
+
 
 def log_beta(n: float) -> float:
     """Log of the beta function B(n/2, 1/2): the scale of a coordinate of a point in n dimensions."""
@@ -16,6 +18,7 @@ def beta_ratio(n: int, n_i: int) -> float:
     return math.exp(log_beta(n) - log_beta(n_i))
 
 
+@fx_leaf
 def cat(tensors: list[Tensor] | tuple[Tensor, ...], dim: int = -1) -> Tensor:
     """Beta-concatenation of tangent vectors along their coordinates: sizes n_i along `dim` -> sum of n_i.
 
@@ -25,6 +28,7 @@ def cat(tensors: list[Tensor] | tuple[Tensor, ...], dim: int = -1) -> Tensor:
     return torch.cat([t * beta_ratio(n, t.shape[dim]) for t in tensors], dim)
 
 
+@fx_leaf
 def split(u: Tensor, size: int, dim: int = -1) -> tuple[Tensor, ...]:
     """Inverse of `cat` into points of `size` coordinates each.
 
@@ -48,6 +52,7 @@ class Flatten(nn.Module):
         super().__init__()
         self.start_dim, self.end_dim, self.point_dim = start_dim, end_dim, point_dim
 
+    @fx_leaf
     def forward(self, u: Tensor) -> Tensor:
         """Shape of torch.flatten(u, start_dim, end_dim)."""
         start, end, point = (d % u.dim() for d in (self.start_dim, self.end_dim, self.point_dim))

@@ -15,12 +15,15 @@ from models.hyperbolic.ops import (
     above,
     asinhc,
     asinhc_slope,
+    cosh,
+    sinh,
     sinhc,
     sinhc_slope,
     square_norm,
 )
+from models.hyperbolic.transforms import transformed
 
-MAX_ANGLE = 12.0
+MAX_ANGLE = 12
 """Maximum hyperbolic angle of input points; points beyond are moved back to it along their ray.
 
 The squares of larger time parts than cosh(12) are out of reach of float32.
@@ -40,12 +43,12 @@ def to_tangent(s: Tensor, rate: Rate, dim: int = -1) -> Tensor:
 
     It stores only its result for the backward pass, which the next layer stores too, and recomputes s from it.
     """
+    if transformed():
+        return s * (asinhc(square_norm(s, dim)) / rate)
     return _ToTangent.apply(s, rate, dim)[0]
 
 
 class _ToTangent(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(s, rate, dim):
         n = square_norm(s, dim)
@@ -86,38 +89,24 @@ def cosh_sinhc(u: Tensor, rate: Rate, dim: int = -1) -> tuple[Tensor, Tensor]:
     return (1 + s * radial * radial).sqrt(), rate * radial
 
 
-def radial_part(s: Tensor) -> Tensor:
-    """sinh(min(r, MAX_ANGLE)) / r as a function of s = r^2."""
-    return _Radial.apply(s)
+def radial_part(s: Tensor, max_angle: float = MAX_ANGLE) -> Tensor:
+    """sinh(min(r, max_angle)) / r as a function of s = r^2."""
+    limit = max_angle**2
+    return sinhc(s.clamp(max=limit)) * (s / limit).clamp(min=1).rsqrt()
 
 
-class _Radial(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(s):
-        return radial_and_time(s)[0]
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs, output)
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad * radial_slope(*ctx.saved_tensors)
-
-
-def radial_and_time(s: Tensor) -> tuple[Tensor, Tensor]:
-    """(sinh(q) / r, cosh(q)), q = min(r, MAX_ANGLE), without gradients."""
+def radial_and_time(s: Tensor, max_angle: float = MAX_ANGLE) -> tuple[Tensor, Tensor]:
+    """(sinh(q) / r, cosh(q)), q = min(r, max_angle), without gradients."""
     r = s.clamp(min=1e-30).sqrt()
-    angle = r.clamp(max=MAX_ANGLE)
-    return torch.sinh(angle).div_(r), torch.cosh(angle)
+    angle = r.clamp(max=max_angle)
+    return sinh(angle).div_(r), cosh(angle)
 
 
-def radial_slope(s: Tensor, value: Tensor) -> Tensor:
-    """Derivative of `radial_part` in s from its value; beyond MAX_ANGLE, where sinh is constant, -value / (2 s)."""
-    inside, beyond = s.clamp(max=MAX_ANGLE**2), s.clamp(min=MAX_ANGLE**2)
-    return torch.lerp(sinhc_slope(inside, value), value / (-2 * beyond), above(s, MAX_ANGLE**2))
+def radial_slope(s: Tensor, value: Tensor, max_angle: float = MAX_ANGLE) -> Tensor:
+    """Derivative of `radial_part` in s from its value; beyond max_angle, where sinh is constant, -value / (2 s)."""
+    limit = max_angle**2
+    inside, beyond = s.clamp(max=limit), s.clamp(min=limit)
+    return torch.lerp(sinhc_slope(inside, value), value / (-2 * beyond), above(s, limit))
 
 
 def normalise(space: Tensor, total: Tensor, least: float | Tensor = 1.0, dim: int = 0) -> Tensor:

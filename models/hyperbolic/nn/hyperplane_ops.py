@@ -6,10 +6,19 @@ from torch.autograd import Function
 
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part, radial_slope
 from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
+from models.hyperbolic.transforms import transformed
 
-MAX_EXPONENT = 40.0
+FEATURE_ANGLE = 3
+"""Default of `max_angle`: the maximum angle of the input points of linear layers, convolutions and MLR.
+
+Points beyond (at a distance of more than max_angle / sqrt(c) from the origin) are moved back to it along their ray, and
+pass no gradient along it. At an angle r a layer magnifies a change of direction by sinh(r) / r: 3.3 at 3, 40 at HypLL's
+6.2, 6,800 at `MAX_ANGLE`. Nets in which this happens layer by layer do not train: docs/hyperbolic_training.md has the
+measurements. Below the cap nothing changes.
+"""
+MAX_EXPONENT = 40
 """Largest |2 |z| asinh(a)| before sinh; the cap is straight-through, so a layer can leave it again."""
-MAX_OFFSET = 30.0
+MAX_OFFSET = 30
 """Maximum hyperbolic distance of a hyperplane from the origin, also straight-through.
 
 Together with MAX_ANGLE it bounds the argument of `asinh`.
@@ -34,16 +43,27 @@ def planes(
     return scales * torch.cosh(r), powers, torch.sinh(r)
 
 
-def scores(m: Tensor, s: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def check_max_angle(max_angle: float) -> float:
+    """Return max_angle; ValueError unless it is positive and at most `MAX_ANGLE`."""
+    if not 0 < max_angle <= MAX_ANGLE:
+        raise ValueError(
+            f"max_angle must be positive and at most {MAX_ANGLE:g}, the limit of float32; got {max_angle}: "
+            f"{FEATURE_ANGLE:g} is the default"
+        )
+    # A whole number stays an integer: under torch.compile(dynamic=True) the floats of a module become graph inputs,
+    # which an autograd.Function does not take.
+    return int(max_angle) if max_angle == int(max_angle) else max_angle
+
+
+def scores(
+    m: Tensor, s: Tensor, scale: Tensor | None, shift: Tensor | None, max_angle: float = FEATURE_ANGLE
+) -> Tensor:
     """a_k: sinh of the signed distance to hyperplane k on the unit hyperboloid; s = r^2 broadcasts against m."""
-    a = m * radial_part(s)
+    radial = radial_part(s, max_angle)
+    a = m * radial
     a = a if scale is None else a * scale
-    return a if shift is None else a - _time(s) * shift
-
-
-def _time(s: Tensor) -> Tensor:
-    """cosh(min(r, MAX_ANGLE)) as a function of s = r^2, smooth at zero."""
-    return (1 + s * radial_part(s) ** 2).sqrt()
+    # cosh(min(r, max_angle)), smooth at zero.
+    return a if shift is None else a - (1 + s * radial * radial).sqrt() * shift
 
 
 def hyperplane_outputs_plain(
@@ -54,9 +74,10 @@ def hyperplane_outputs_plain(
     power: Tensor,
     rate: Rate,
     dims: tuple[int, ...],
+    max_angle: float = FEATURE_ANGLE,
 ) -> Tensor:
     """The reference implementation of `hyperplane_outputs`, by plain autograd."""
-    exponent = power * asinh(scores(m, s, scale, shift))
+    exponent = power * asinh(scores(m, s, scale, shift, max_angle))
     w = torch.sinh(exponent + (exponent.clamp(-MAX_EXPONENT, MAX_EXPONENT) - exponent).detach())
     return w * (asinhc((w * w).sum(dims, keepdim=True)) / rate)
 
@@ -69,6 +90,7 @@ def hyperplane_outputs(
     power: Tensor,
     rate: Rate,
     dims: tuple[int, ...],
+    max_angle: float = FEATURE_ANGLE,
 ) -> Tensor:
     """Tangent vectors out of hyperplane products, with a hand-written backward (Shimizu et al. 2021, eqs. 6 and 7).
 
@@ -85,16 +107,19 @@ def hyperplane_outputs(
         power: of `planes`, broadcasting against m.
         rate: rate of the output space (the same as the input's).
         dims: the dimensions of m that hold the coordinates of one output point.
+        max_angle: see `FEATURE_ANGLE`.
     """
-    return _Respond.apply(m, s, scale, shift, power, rate, dims)[0]
+    if transformed():
+        return hyperplane_outputs_plain(m, s, scale, shift, power, rate, dims, max_angle)
+    return _Respond.apply(m, s, scale, shift, power, rate, dims, max_angle)[0]
 
 
 class _Respond(Function):
     # Both passes reuse buffers: new memory pages take half of the time of such a chain on a CPU.
 
     @staticmethod
-    def forward(m, s, scale, shift, power, rate, dims):
-        radial, time = radial_and_time(s)
+    def forward(m, s, scale, shift, power, rate, dims, max_angle):
+        radial, time = radial_and_time(s, max_angle)
         a = m * radial
         if scale is not None:
             a.mul_(scale)
@@ -108,7 +133,7 @@ class _Respond(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _, s, scale, shift, power, rate, ctx.dims = inputs
+        _, s, scale, shift, power, rate, ctx.dims, ctx.max_angle = inputs
         ctx.rate = None if isinstance(rate, Tensor) else rate
         ctx.mark_non_differentiable(*output[1:])
         if (
@@ -119,6 +144,8 @@ class _Respond(Function):
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad is None:
+            return (None,) * 8
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this layer is differentiable once; build it with fused=False for second derivatives"
@@ -148,7 +175,7 @@ class _Respond(Function):
             d_scale = slope.sum_to_size(scale.shape)
             d_scale = (d_scale if shift is None else d_scale - d_shift * shift) / scale
             d.mul_(scale)
-        d_s = d_s / radial * radial_slope(s, radial)
+        d_s = d_s / radial * radial_slope(s, radial, ctx.max_angle)
         if d_time is not None:
-            d_s = torch.addcmul(d_s, d_time * radial, 1 - above(s, MAX_ANGLE**2), value=-0.5)
-        return d.mul_(radial), d_s, d_scale, d_shift, d_power, d_rate, None
+            d_s = torch.addcmul(d_s, d_time * radial, 1 - above(s, ctx.max_angle**2), value=-0.5)
+        return d.mul_(radial), d_s, d_scale, d_shift, d_power, d_rate, None, None

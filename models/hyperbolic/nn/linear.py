@@ -6,12 +6,32 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.hyperplane_ops import hyperplane_outputs, hyperplane_outputs_plain, planes
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, check_coordinates, full_precision
+from models.hyperbolic.nn.hyperplane_ops import (
+    FEATURE_ANGLE,
+    check_max_angle,
+    hyperplane_outputs,
+    hyperplane_outputs_plain,
+    planes,
+)
+from models.hyperbolic.nn.module import (
+    Device,
+    HyperbolicModule,
+    accepts_lean,
+    check_coordinates,
+    full_precision,
+    placed,
+)
 from models.hyperbolic.ops import square_norm
 
 
-def linear(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, fused: bool = True) -> Tensor:
+def linear(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rate: Rate,
+    fused: bool = True,
+    max_angle: float = FEATURE_ANGLE,
+) -> Tensor:
     """Poincare fully connected layer (Shimizu et al. 2021, eq. 7): [..., I], [O, I], [O] or None -> [..., O].
 
     u and the result are tangent vectors at the origin. Output k depends on the signed distance to the hyperplane with
@@ -22,7 +42,7 @@ def linear(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, fused: bo
     outputs = hyperplane_outputs if fused else hyperplane_outputs_plain
     s = (rate * rate) * square_norm(u)
     # Scaled afterwards, so that no second tensor of the size of the weights is computed or stored.
-    return outputs(F.linear(u, weight), s, scales, shifts, powers, rate, (-1,))
+    return outputs(F.linear(u, weight), s, scales, shifts, powers, rate, (-1,), max_angle)
 
 
 class Linear(HyperbolicModule):
@@ -36,6 +56,8 @@ class Linear(HyperbolicModule):
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
         fused: store only the matrix product for the backward pass; False: plain autograd, with the same results.
+        max_angle: points that go in are moved to this angle sqrt(c) d(0, x) where they lie beyond; see `FEATURE_ANGLE`.
+        device, dtype: as in torch; float32 or float64.
     """
 
     @accepts_lean
@@ -47,11 +69,17 @@ class Linear(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        max_angle: float = FEATURE_ANGLE,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         self.in_features, self.out_features, self.fused = in_features, out_features, fused
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.max_angle = check_max_angle(max_angle)
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,7 +92,7 @@ class Linear(HyperbolicModule):
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         check_coordinates(u, self.in_features)
-        return linear(u, self.weight, self.bias, self.rate(), self.fused)
+        return linear(u, self.weight, self.bias, self.rate(), self.fused, self.max_angle)
 
     def extra_repr(self) -> str:
         """Sizes, curvature and model."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.lorentz_linear import products
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
 from models.hyperbolic.ops import asinh
 
 
@@ -23,6 +23,7 @@ class LorentzMLR(HyperbolicModule):
         num_classes: number of hyperplanes.
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.
@@ -35,11 +36,14 @@ class LorentzMLR(HyperbolicModule):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "lorentz",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
-        self.in_features, self.num_classes = in_features, num_classes
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features))
-        self.bias = nn.Parameter(torch.empty(num_classes)) if bias else None
+        self.in_features, self.num_classes, place = in_features, num_classes, placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(num_classes, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()

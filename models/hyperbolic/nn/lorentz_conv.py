@@ -15,6 +15,7 @@ from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes, _Conv, window_sum
 from models.hyperbolic.nn.functional import Rate, to_space, to_tangent
 from models.hyperbolic.nn.lorentz_linear import normals
+from models.hyperbolic.nn.module import Device
 from models.hyperbolic.ops import square_norm
 
 
@@ -57,6 +58,9 @@ class _LorentzConv(_Conv):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "lorentz",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -70,6 +74,8 @@ class _LorentzConv(_Conv):
             c,
             model,
             "normal",
+            device=device,
+            dtype=dtype,
         )
 
     @torch.no_grad()
@@ -104,6 +110,7 @@ class LorentzConv2d(_LorentzConv):
         kernel_size, stride, dilation, groups, bias: as in torch.
         padding: numbers, as in torch; adds points at the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; sizes, channels or groups that do not fit; later, an input of another shape.

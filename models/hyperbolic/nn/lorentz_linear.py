@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, to_tangent
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
 from models.hyperbolic.ops import has_direction
 
 
@@ -60,6 +60,7 @@ class LorentzLinear(HyperbolicModule):
         out_features: coordinates of an output point.
         bias: whether hyperplanes may miss the origin.
         c, model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: see `HyperbolicModule`; later, an input without in_features coordinates.
@@ -72,11 +73,14 @@ class LorentzLinear(HyperbolicModule):
         bias: bool = True,
         c: float | Curvature = 1.0,
         model: str = "lorentz",
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.in_features, self.out_features, place = in_features, out_features, placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.ops import promote
+from models.hyperbolic.transforms import fx_leaf
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=nn.Module)
 P = ParamSpec("P")
+Device = torch.device | str | int | None
 
 
 class HyperbolicModule(nn.Module):
@@ -68,6 +70,20 @@ class HyperbolicModule(nn.Module):
         return f"{c}model={self.model}"
 
 
+def placed(device: Device, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Arguments of torch.empty for the parameters of a layer.
+
+    Raises:
+        ValueError: a dtype other than float32 and float64.
+    """
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"hyperbolic layers do not compute in {dtype}; give dtype=torch.float32 and run them under torch.autocast"
+        )
+    return {"device": device, "dtype": dtype}
+
+
 def check_coordinates(u: Tensor, size: int) -> None:
     """Raise ValueError where the last dimension of u does not have `size` coordinates."""
     if u.shape[-1:] != (size,):
@@ -77,12 +93,16 @@ def check_coordinates(u: Tensor, size: int) -> None:
 def full_precision(forward: F) -> F:
     """Run a forward method in at least float32: autocast off, half-precision tensors promoted."""
 
+    leaf = fx_leaf(forward)
+
     @functools.wraps(forward)
     def wrapped(self: nn.Module, *inputs: Any, **options: Any) -> Any:
         inputs = tuple(promote(x) if isinstance(x, Tensor) else x for x in inputs)
         options = {name: promote(x) if isinstance(x, Tensor) else x for name, x in options.items()}
-        kind = next((x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor)), "cpu")
-        if not torch.is_autocast_enabled(kind):
+        kind = next((x.device.type for x in (*inputs, *options.values()) if isinstance(x, Tensor)), None)
+        if kind is None:  # torch.fx's stand-ins for tensors
+            return leaf(self, *inputs, **options)
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
             return forward(self, *inputs, **options)
         with torch.autocast(kind, enabled=False):
             return forward(self, *inputs, **options)

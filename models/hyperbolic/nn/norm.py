@@ -9,23 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
 
 
 class _Norm(HyperbolicModule):
     weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, size: int, eps: float, affine: bool, bias: bool, model: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        affine: bool,
+        bias: bool,
+        model: str,
+        device: Device,
+        dtype: torch.dtype | None,
+    ) -> None:
         super().__init__(model=model)
         if size < 1:
             raise ValueError(f"a point has at least one coordinate; got {size}")
-        self._size, self.eps = size, eps
+        self._size, self.eps, place = size, eps, placed(device, dtype)
         # The tangent vector of a point at distance 1 has this length.
         length = 0.5 if model == "poincare" else 1.0
         self._scale, self._eps = length / size**0.5, eps * length**2 / size
-        self.weight = nn.Parameter(torch.empty(size)) if affine else None
-        self.bias = nn.Parameter(torch.empty(size)) if affine and bias else None
+        self.weight = nn.Parameter(torch.empty(size, **place)) if affine else None
+        self.bias = nn.Parameter(torch.empty(size, **place)) if affine and bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -56,6 +65,7 @@ class LayerNorm(_Norm):
         elementwise_affine: learn `weight` (starts at 1) and `bias` (a tangent vector, starts at 0).
         bias: whether there is a bias.
         model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: no coordinates, another model; later, an input without normalized_shape coordinates.
@@ -69,8 +79,10 @@ class LayerNorm(_Norm):
         bias: bool = True,
         *,
         model: str = "poincare",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, model)
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, model, device, dtype)
 
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
@@ -91,6 +103,7 @@ class RMSNorm(_Norm):
         eps: added to the squared distance from the origin.
         elementwise_affine: learn `weight`, which starts at 1.
         model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: no coordinates, another model; later, an input without normalized_shape coordinates.
@@ -103,8 +116,10 @@ class RMSNorm(_Norm):
         elementwise_affine: bool = True,
         *,
         model: str = "poincare",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, False, model)
+        super().__init__(normalized_shape, eps, elementwise_affine, False, model, device, dtype)
 
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
@@ -125,6 +140,7 @@ class GroupNorm(_Norm):
         eps: added to the mean squared distance from the origin.
         affine: learn `weight` (starts at 1) and `bias` (a tangent vector, starts at 0).
         model: see `HyperbolicModule`.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: channels that are not a multiple of the groups, another model; later, an input of another shape.
@@ -138,12 +154,14 @@ class GroupNorm(_Norm):
         affine: bool = True,
         *,
         model: str = "poincare",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if num_groups < 1 or num_channels % num_groups:
             raise ValueError(
                 f"{num_channels} channels are not a multiple of {num_groups} groups; num_groups divides num_channels"
             )
-        super().__init__(num_channels, eps, affine, True, model)
+        super().__init__(num_channels, eps, affine, True, model, device, dtype)
         self.num_groups = num_groups
 
     @full_precision

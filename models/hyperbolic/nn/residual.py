@@ -20,8 +20,10 @@ from models.hyperbolic.nn.functional import (
 )
 from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
 from models.hyperbolic.ops import above, asinhc, asinhc_slope
+from models.hyperbolic.transforms import fx_leaf, transformed
 
 
+@fx_leaf
 def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, fused: bool = True) -> Tensor:
     """log_0(exp_0(x) + exp_0(y)) by Mobius addition, for tangent vectors with coordinates along `dim`; same shape.
 
@@ -36,7 +38,7 @@ def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, fused: bool = T
         fused: hand-written backward, differentiable once, which stores x, y and nothing else of their size; False:
             plain autograd.
     """
-    if fused:
+    if fused and not transformed():
         return _ResidualAdd.apply(x, y, rate, dim)[0]
     x_t, x_f = cosh_sinhc(x, rate, dim)
     y_t, y_f = cosh_sinhc(y, rate, dim)
@@ -71,6 +73,8 @@ class _ResidualAdd(Function):
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad is None:
+            return (None,) * 4
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this sum is differentiable once; build it with fused=False for second derivatives"

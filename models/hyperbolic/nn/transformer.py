@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.attention import MultiheadAttention
 from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import HyperbolicModule, check_coordinates, full_precision
+from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision
 from models.hyperbolic.nn.norm import LayerNorm
 from models.hyperbolic.nn.residual import ResidualAdd
 
@@ -69,6 +69,7 @@ class TransformerBlock(HyperbolicModule):
         activation: elementwise function of tangent vectors inside the MLP.
         c, model: see `HyperbolicModule`.
         fused: hand-written backward of the parts that have one; False: plain autograd.
+        device, dtype: as in torch; float32 or float64.
 
     Raises:
         ValueError: sizes that do not fit, dropout outside [0, 1]; later, an input of another shape.
@@ -86,18 +87,24 @@ class TransformerBlock(HyperbolicModule):
         c: float | Curvature = 1.0,
         model: str = "poincare",
         fused: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(c, model)
         hidden = 4 * embed_dim if hidden is None else hidden
-        self.norm1, self.norm2 = LayerNorm(embed_dim, model=model), LayerNorm(embed_dim, model=model)
-        self.attention = MultiheadAttention(embed_dim, num_heads, c=c, model=model, fused=fused)
+        self.norm1, self.norm2 = (
+            LayerNorm(embed_dim, model=model, device=device, dtype=dtype) for _ in range(2)
+        )
+        self.attention = MultiheadAttention(
+            embed_dim, num_heads, c=c, model=model, fused=fused, device=device, dtype=dtype
+        )
         if base is not None:
             # Heads are slices of the projections' outputs, scaled, so turning these turns each head.
             turn = RotaryPositions(embed_dim, num_heads, base)
             for name in ("query", "key"):
                 self.attention.add_module(name, nn.Sequential(self.attention.get_submodule(name), turn))
-        self.expand = Linear(embed_dim, hidden, c=c, model=model, fused=fused)
-        self.contract = Linear(hidden, embed_dim, c=c, model=model, fused=fused)
+        self.expand = Linear(embed_dim, hidden, c=c, model=model, fused=fused, device=device, dtype=dtype)
+        self.contract = Linear(hidden, embed_dim, c=c, model=model, fused=fused, device=device, dtype=dtype)
         self.activation, self.dropout = activation, nn.Dropout(dropout)
         self.add = ResidualAdd(-1, c, model, fused)
 

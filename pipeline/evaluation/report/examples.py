@@ -101,7 +101,8 @@ def _mined(sample: TrainingSample, side: int) -> dict[str, Any]:
         name = same_text(part.phrase)
         group = things[name] % COLOURS
         x0, y0, x1, y1 = (round(100 * min(max(v, 0.0), 1.0), 2) for v in part.box)
-        said = f"{clip(part.phrase)}" + ("" if math.isnan(part.score) else f", score {part.score:.2f}")
+        score = "" if math.isnan(part.score) else f"score {part.score:.2f}"
+        said = ", ".join(text for text in (clip(part.phrase), score, part.rule, part.origin) if text)
         boxes.append(
             {"x": x0, "y": y0, "w": round(x1 - x0, 2), "h": round(y1 - y0, 2), "group": group, "tip": said}
         )

@@ -111,6 +111,27 @@ def test_who_paused_a_schedule_keeps_it_paused_and_check_says_so():
     assert pauses(plan) == paused and check(plan) == []
 
 
+@pytest.mark.usefixtures("bare")
+def test_a_schedule_in_a_zone_whose_clocks_change_is_said():
+    plan = blueprint(config())
+    apply(plan)
+    assert pauses(plan) == []
+    with get_client(sync_client=True) as client:
+        made = client.read_deployment_by_name("maintain/maintain")
+        (schedule,) = made.schedules
+        zoned = {"cron": "30 2 * * *", "timezone": "Europe/Berlin"}
+        client.request(
+            "PATCH",
+            "/deployments/{id}/schedules/{schedule_id}",
+            path_params={"id": made.id, "schedule_id": schedule.id},
+            json={"schedule": zoned},
+        )
+    (note,) = pauses(plan)
+    assert note.startswith(
+        "deployment maintain/maintain is scheduled in Europe/Berlin: when its clocks change"
+    )
+
+
 def test_another_collision_strategy_is_drift():
     plan = blueprint(config())
     apply(plan)

@@ -14,6 +14,7 @@ from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.classifier import mlr
 from models.hyperbolic.nn.flatten import beta_ratio
+from models.hyperbolic.nn.functional import MAX_ANGLE
 from models.resnets.poincare_resnet import PoincareResNet
 from tests.oracle import hyperbolic_layers as O
 
@@ -49,7 +50,7 @@ def test_linear_equals_hypll(c, bias):
     ball = O.hypll_ball(c)
     theirs = hypll.HLinear(8, 5, manifold=ball, bias=bias)
     theirs.z.tensor.data = points(8, 5)
-    ours = hnn.Linear(8, 5, bias=bias, c=c).double()
+    ours = hnn.Linear(8, 5, bias=bias, c=c, max_angle=MAX_ANGLE).double()
     ours.weight.data = theirs.z.tensor.data.T.clone()
     if bias:
         theirs.bias.data = points(5)
@@ -63,7 +64,7 @@ def test_conv2d_equals_hypll(stride, padding, c):
     ball = O.hypll_ball(c)
     theirs = hypll.HConvolution2d(3, 4, 3, manifold=ball, stride=stride, padding=padding)
     theirs.weights.tensor.data, theirs.bias.data = points(27, 4), points(4)
-    ours = hnn.Conv2d(3, 4, 3, stride=stride, padding=padding, c=c).double()
+    ours = hnn.Conv2d(3, 4, 3, stride=stride, padding=padding, c=c, max_angle=MAX_ANGLE).double()
     ours.weight.data = theirs.weights.tensor.data.T.reshape(4, 3, 3, 3).clone()
     ours.bias.data = theirs.bias.data.clone()
     out, peer, slope, peer_slope = both(ours, theirs, points(2, 3, 8, 9), ball, 1)
@@ -79,7 +80,7 @@ def test_conv2d_equals_hypll(stride, padding, c):
     ],
 )
 def test_conv2d_equals_the_textbook_chain(groups, options):
-    layer = hnn.Conv2d(4, 8, groups=groups, c=0.6, **options).double()
+    layer = hnn.Conv2d(4, 8, groups=groups, c=0.6, max_angle=MAX_ANGLE, **options).double()
     nn.init.normal_(layer.weight, std=0.4)
     nn.init.normal_(layer.bias, std=0.3)
     u = points(2, 4, 7, 8)
@@ -212,7 +213,7 @@ def test_mlr_equals_hypll_hyperplane_distances(c):
     ball, z, r, u = O.hypll_ball(c), points(6, 4), points(4), points(10, 6)
     x = ManifoldTensor(poincare.exp0(u, c), manifold=ball)
     theirs = ball.hyperplane_dists(x, ManifoldTensor(z, manifold=ball, man_dim=0), r)
-    assert torch.allclose(mlr(u, z.T, r, c, 2 * c**0.5), theirs, **EXACT)
+    assert torch.allclose(mlr(u, z.T, r, c, 2 * c**0.5, MAX_ANGLE), theirs, **EXACT)
     layer = hnn.MLR(6, 4, c=c).double()
     assert torch.allclose(layer(u), mlr(u, layer.weight, layer.bias, c, 2 * c**0.5))
 
@@ -350,7 +351,7 @@ def test_bad_arguments_are_named():
 
 def test_arguments_that_torch_counts_otherwise_have_to_be_named():
     for make in (
-        lambda: hnn.Embedding(5, 3, 2),  # torch: padding_idx
+        lambda: hnn.Embedding(5, 3, 2, 1.0),  # torch: max_norm
         lambda: hnn.MultiheadAttention(8, 2, 0.0),  # torch: dropout
         lambda: hnn.MultiheadAttention(4, 2)(*[torch.zeros(3, 3, 4)] * 3, torch.ones(3, 3, dtype=torch.bool)),
         lambda: hnn.AvgPool2d(2, 2, 0, False, True, 4),  # torch: divisor_override

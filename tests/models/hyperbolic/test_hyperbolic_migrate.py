@@ -10,7 +10,7 @@ from torch import nn
 
 from models.hyperbolic import curvature, isometry
 from models.hyperbolic import nn as hnn
-from models.hyperbolic.migrate import load_hypll, recalibrate
+from models.hyperbolic.migrate import HYPLL_ANGLE, load_hypll, recalibrate
 from models.hyperbolic.nn.pooling import midpoint
 from tests.oracle.hyperbolic_layers import hypll_run
 
@@ -60,6 +60,22 @@ def test_a_hypll_state_dict_loads_and_computes_the_same(model, shared):
     assert torch.allclose(target.fc(twice * rows) / twice, hypll_run(source.fc, rows, ball, -1), atol=1e-4)
 
 
+def test_points_far_out_stay_where_hypll_has_them():
+    """Trained weights may rely on points beyond the default `max_angle`; HypLL's own limit is 6.2."""
+    torch.manual_seed(0)
+    ball = PoincareBall(Curvature(0.1))
+    source, c = theirs(ball), math.log1p(math.exp(0.1))
+    target = ours(c)
+    target.conv1 = hnn.Conv2d(3, 4, 3, padding=1, c=c, max_angle=8.0)
+    u = torch.nn.functional.normalize(torch.randn(7, 4), dim=-1) * 5 / (2 * c**0.5)
+    assert not torch.allclose(
+        hnn.Linear(4, 5, c=c)(u), hnn.Linear(4, 5, c=c, max_angle=HYPLL_ANGLE)(u), atol=0.1
+    )
+    load_hypll(target, plain(source))
+    assert torch.allclose(target.fc(u), hypll_run(source.fc, u, ball, -1), rtol=1e-3)
+    assert target.fc.max_angle == HYPLL_ANGLE and target.conv1.max_angle == 8
+
+
 @pytest.mark.parametrize("points", [False, True])
 @pytest.mark.parametrize("model", ["poincare", "lorentz"])
 def test_an_embedding_keeps_its_points(model, points):
@@ -71,6 +87,45 @@ def test_an_embedding_keeps_its_points(model, points):
     there = hnn.ChangeManifold(model if points else "tangent", "lorentz", c=c, model=model)
     want = isometry.poincare_to_lorentz(source.weight.tensor.detach(), c)
     assert torch.allclose(there(table(torch.arange(5))), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["poincare", "lorentz"])
+@pytest.mark.parametrize(
+    "constraint", [nn.functional.softplus, lambda value: value], ids=["softplus", "identity"]
+)
+def test_learned_curvatures_load_under_their_constraint(constraint, model):
+    """As HypLL trains them: one number for all layers of a manifold, with the layers' outputs as the witness."""
+    torch.manual_seed(0)
+    ball = PoincareBall(Curvature(0.3, constraining_strategy=constraint, requires_grad=True))
+    source = theirs(ball)
+    shared = curvature.Curvature(1.0, learnable=True)
+    target, twice = ours(shared, model), 2 if model == "lorentz" else 1
+    load_hypll(target, plain(source), constraining_strategy=constraint)
+    assert shared().item() == pytest.approx(ball.c().item(), rel=1e-6)
+    rows = 0.3 * torch.randn(7, 4)
+    assert torch.allclose(target.fc(twice * rows) / twice, hypll_run(source.fc, rows, ball, -1), atol=1e-5)
+    own = nn.ModuleList(
+        [hnn.Linear(4, 5, c=curvature.Curvature(1.0, learnable=True, high=h)) for h in (2.0, 1.0)]
+    )
+    pair = nn.ModuleList([hypll.HLinear(4, 5, manifold=PoincareBall(Curvature(v))) for v in (0.3, 0.7)])
+    with pytest.raises(ValueError, match=r"outside the bounds 0\.001 to 1"):
+        load_hypll(own, plain(pair))
+    one = curvature.Curvature(1.0, learnable=True)
+    with pytest.raises(ValueError, match="share one Curvature"):
+        load_hypll(nn.ModuleList([hnn.Linear(4, 5, c=one), hnn.Linear(4, 5, c=one)]), plain(pair))
+
+
+def test_the_identity_constraint_is_the_remedy_that_the_message_names():
+    source = theirs(PoincareBall(Curvature(0.1, constraining_strategy=lambda value: value)))
+    with pytest.raises(ValueError, match="constraining_strategy="):
+        load_hypll(ours(0.1), plain(source))
+    load_hypll(ours(0.1), plain(source), constraining_strategy=lambda value: value)
+    with pytest.raises(ValueError, match=r"is -1, of which.*must be positive"):
+        load_hypll(
+            ours(0.1),
+            {**plain(source), "fc.manifold.c.value": torch.tensor(-1.0)},
+            constraining_strategy=lambda value: value,
+        )
 
 
 def test_what_does_not_fit_is_named():

@@ -36,6 +36,41 @@ def test_batch_norm_in_training_equals_hypll_with_midpoint(c):
     )
 
 
+@pytest.mark.parametrize("c", CURVATURES)
+@pytest.mark.parametrize("model", ["poincare", "lorentz"])
+def test_batch_norm_about_the_frechet_mean_equals_hypll(c, model):
+    ball, twice = O.hypll_ball(c), 2 if model == "lorentz" else 1
+    theirs = hypll.HBatchNorm2d(4, manifold=ball)
+    theirs.norm.bias.data, theirs.norm.weight.data = (
+        points(4, size=0.5),
+        torch.tensor(1.7, dtype=torch.double),
+    )
+    ours = hnn.BatchNorm2d(4, eps=1e-6, c=c, model=model, mean="frechet").double()
+    ours.bias.data = twice * theirs.norm.bias.data
+    ours.weight.data = torch.log(torch.expm1(theirs.norm.weight.data))
+    midpoint_norm = hnn.BatchNorm2d(4, eps=1e-6, c=c).double()
+    midpoint_norm.load_state_dict({**ours.state_dict(), "bias": theirs.norm.bias.data})
+    u = points(3, 4, 5, 6) + 0.1
+    out, peer, slope, peer_slope = both(lambda u: ours(twice * u) / twice, theirs, u, ball, 1)
+    assert torch.allclose(out, peer, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(slope, peer_slope, rtol=1e-8, atol=1e-10)
+    assert (midpoint_norm(u) - out).abs().max() > 1e-5, "the two means do not differ here"
+
+
+def test_batch_norm_about_the_frechet_mean_in_the_rest():
+    """Its own running statistics, second derivatives, float32 and a name that is wrong."""
+    norm, u = hnn.BatchNorm1d(3, c=1.0, mean="frechet", momentum=None), points(64, 3).float()
+    out = norm(u)
+    assert (norm.eval()(u) - out).abs().max() < 1e-4 * out.abs().max()
+    exact = hnn.BatchNorm1d(3, c=1.0, mean="frechet").double()(u.double())
+    assert (out - exact).abs().max() < 1e-5 * exact.abs().max()
+    small = points(5, 2).requires_grad_()
+    layer = hnn.BatchNorm1d(2, c=0.7, mean="frechet").double()
+    assert torch.autograd.gradcheck(layer, (small,))
+    with pytest.raises(ValueError, match="'median'"):
+        hnn.BatchNorm1d(3, mean="median")
+
+
 def test_batch_norm_centres_and_scales():
     """Moved to the origin as a rigid body where the variance is already right, and scaled to variance 1 otherwise."""
     u, zero = points(64, 5) + points(5), torch.zeros(5, dtype=torch.double)

@@ -28,6 +28,7 @@ from pipeline.training.step_log import StepLog, read_log
 from pipeline.ui.status import report
 from storage.checkpoint import Checkpoints
 from storage.home import Home
+from tests.oracle.classification_metrics import published_draw
 
 ROOT = Path(__file__).parents[3]
 ATTACKED = 12
@@ -61,6 +62,30 @@ def whole(squares: Path) -> FitConfig:
         log_every=1,
         checkpoint_steps=10,
     )
+
+
+def test_the_published_draw_needs_the_published_order(squares: Path, tmp_path: Path) -> None:
+    """CIFAR's binary files have it: the shares below are those of their first class, in their order."""
+    config = whole(squares).replace(imbalance_draw="published")
+    with pytest.raises(ValueError, match="needs the binary version of CIFAR"):
+        training_images(config)
+    rng = np.random.default_rng(0)
+    (tmp_path / "batches.meta.txt").write_text("\n".join(f"class{i}" for i in range(10)))
+    labels = rng.permutation(np.repeat(np.arange(10), 20)).astype(np.uint8)
+    pixels = rng.integers(0, 255, (200, 3072), dtype=np.uint8)
+    rows = np.concatenate([labels[:, None], pixels], 1)
+    for at, part in enumerate(np.split(rows, 5)):
+        (tmp_path / f"data_batch_{at + 1}.bin").write_bytes(part.tobytes())
+    config = config.replace(data=f"cifar10:{tmp_path}", imbalance=0.1, image_size=32)
+    images, facts = training_images(config.replace(imbalance_profile="step"))
+    assert facts["counts"] == [20] * 5 + [2] * 5
+    kept = published_draw(labels.tolist(), 10, 0.1, "step")
+    theirs = pixels[kept].reshape(-1, 3, 32, 32)
+    assert np.array_equal(
+        np.sort(images.pixels.reshape(110, -1).sum(1)), np.sort(theirs.reshape(110, -1).sum(1))
+    )
+    with pytest.raises(ValueError, match="leave out known=4"):
+        training_images(config.replace(known=4))
 
 
 def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:

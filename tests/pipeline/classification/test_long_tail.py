@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.classification.long_tail import long_tail, long_tail_counts, shots
+from pipeline.classification.long_tail import Profile, long_tail, long_tail_counts, shots
 from tests.oracle import classification_metrics as twin
 
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]  # IF 0.01, as published
@@ -28,6 +28,23 @@ def test_a_longer_tail_keeps_a_subset() -> None:
     assert (np.diff(long) > 0).all()
     assert not np.array_equal(long, long_tail(labels, 4, 0.02, seed=4))
     assert np.array_equal(long_tail(labels, 4, 1.0, seed=3), np.arange(200))
+
+
+def test_step_counts() -> None:
+    assert long_tail_counts(5000, 10, 0.01, "step").tolist() == [5000] * 5 + [50] * 5
+    assert long_tail_counts(20, 3, 0.01, "step").tolist() == [20, 1, 1]
+
+
+@pytest.mark.parametrize("imbalance", [0.1, 0.05, 0.02, 0.01, 0.005])
+@pytest.mark.parametrize("profile", ["exponential", "step"])
+@pytest.mark.parametrize(("classes", "each"), [(10, 5000), (100, 500)])
+def test_the_published_draw_is_theirs_image_for_image(
+    classes: int, each: int, profile: Profile, imbalance: float
+) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), each))
+    kept = long_tail(labels, classes, imbalance, 7, profile, "published")
+    assert kept.tolist() == twin.published_draw(labels.tolist(), classes, imbalance, profile)
+    assert not np.array_equal(kept, long_tail(labels, classes, imbalance, 0, profile))
 
 
 def test_groups() -> None:

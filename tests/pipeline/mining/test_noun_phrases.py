@@ -189,3 +189,57 @@ def test_real_captions(extract):
     assert sum(not found for found in phrases) < 0.03 * len(captions)
     assert heads.count("dog") > 10 and heads.count("man") > 10
     assert not set(heads) & {"it", "he", "they", "background", "air", "picture"}
+
+
+EDITION_2 = {
+    "A boat with a red and white sail on the water": [
+        "A boat > A boat with a red and white sail on the water"
+    ],
+    "a girl wearing a red and white hat and scarf": ["a girl > a girl wearing a red and white hat"],
+    "People kayaking in snowy and mountainous region": [
+        "People > People kayaking in snowy and mountainous region"
+    ],
+    "a pair of scissors on a table": ["a pair of scissors > a pair of scissors on a table"],
+    "A herd of cows near two dogs": ["A herd of cows > A herd of cows near two dogs"],
+    "a group of people standing in front of the house": [
+        "a group of people > a group of people standing in front of the house"
+    ],
+    "a lot of freedom": [],
+    "a cup of tea": ["a cup > a cup of tea"],  # a cup is a thing, and not a measure alone
+}
+
+
+@pytest.fixture(scope="module")
+def extract_2():
+    return NounExtractor(NounConfig(edition=2))
+
+
+@pytest.mark.parametrize("caption", EDITION_2)
+def test_edition_2(extract_2, caption):
+    (found,) = extract_2([caption])
+    outer = [phrase for phrase in found if phrase.outermost]
+    texts = [p.text if p.text == p.expression else f"{p.text} > {p.expression}" for p in outer]
+    assert texts == EDITION_2[caption]
+    for phrase in found:
+        assert caption[phrase.start : phrase.end] == phrase.text
+        assert caption[phrase.expression_start : phrase.expression_end] == phrase.expression
+
+
+def test_the_edition_is_part_of_the_rules_and_the_first_one_is_as_before(extract):
+    first, second = NounConfig(), NounConfig(edition=2)
+    assert first.rules.startswith("grit-1.") and second.rules.startswith("grit-2.")
+    assert digest(first) == digest(NounConfig(edition=1)) != digest(second)
+    with pytest.raises(ValueError, match=r"made with noun rules grit-2.*here they are grit-1"):
+        NounExtractor(second.model_copy(update={"edition": 1}))
+
+
+@pytest.mark.skipif(not FLICKR.is_file(), reason=f"no captions in {FLICKR}")
+def test_expressions_of_edition_2_end_inside_no_chunk(extract, extract_2):
+    with tarfile.open(FLICKR) as tar:
+        members = [member for member in tar if member.name.endswith(".json")][:150]
+        captions = [text for member in members for text in json.load(tar.extractfile(member))["captions"][:2]]
+
+    def cut(found):
+        return sum(b.start < a.expression_end < b.end for phrases in found for a in phrases for b in phrases)
+
+    assert cut(extract(captions)) > 0 and cut(extract_2(captions)) == 0

@@ -116,7 +116,7 @@ def test_what_is_no_training_shard_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(whole))
     (tmp_path / "x.parquet").write_bytes(b"")
     for name, message in {
-        "torn.tar": "cut short",
+        "torn.tar": "truncated",
         "x.tar.gz": "gunzip",
         "x.parquet": "are plain .tar",
     }.items():

@@ -108,3 +108,49 @@ def test_a_number_that_is_neither_better_nor_worse_is_refused(name):
 def test_a_gate_without_metrics_is_refused():
     with pytest.raises(ConfigError, match="at least one metric"):
         GateConfig(metrics=())
+
+
+def measured(top1: float, span: tuple[float, float], chance: float = 0.1, n: int = 30):
+    found = metrics(top1, span)
+    found["metrics"]["zero_shot.top1"] |= {"chance": chance, "n": n}
+    return found
+
+
+ONE = GateConfig(metrics=("zero_shot.top1",))
+
+
+@pytest.mark.parametrize(
+    ("top1", "span", "passed"),
+    [(0.12, (0.05, 0.2), False), (0.12, (0.1, 0.2), False), (0.2, (0.11, 0.3), True)],
+)
+def test_a_first_model_has_to_be_above_chance(top1, span, passed):
+    verdict = judge(measured(top1, span), None, ONE)
+    assert verdict.passed is passed
+    if not passed:
+        assert verdict.reason.startswith(
+            f"at chance: zero_shot.top1 0.12, interval {span[0]} to 0.2, chance 0.1"
+        )
+        forced = judge(measured(top1, span), None, ONE.replace(above_chance=False))
+        assert forced.passed and "at chance (gate.above_chance is off)" in forced.reason
+
+
+def test_one_metric_above_chance_is_enough_for_a_first_model():
+    found = measured(0.12, (0.05, 0.2))
+    found["metrics"]["hierarchy.tie"]["chance"] = 5.0  # less is better, and 4.2 is less
+    assert judge(found, None, GATE).passed
+
+
+def test_an_evaluation_that_is_too_small_to_tell_is_said_so():
+    small = measured(0.2, (0.05, 0.4))
+    verdict = judge(small, measured(0.25, (0.1, 0.45)), ONE)
+    assert verdict.passed and verdict.reason == (
+        "cannot tell whether it is worse than the champion: "
+        "zero_shot.top1, n = 30: only a difference above 0.2 shows"
+    )
+    assert verdict.comparisons[0].sees == pytest.approx(0.2) and verdict.comparisons[0].n == 30
+    mixed = judge(small, measured(0.25, (0.1, 0.45)), GATE)
+    assert mixed.reason.startswith(
+        "no worse than the champion in 1 of 2 metrics; cannot tell in the others: zero"
+    )
+    large = judge(measured(0.5, (0.45, 0.55), n=1000), measured(0.5, (0.45, 0.55)), ONE)
+    assert large.reason == "no worse than the champion in 1 of 1 metrics"

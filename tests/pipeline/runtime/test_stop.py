@@ -28,6 +28,15 @@ GROUNDER = f"transformers:{Path(__file__).parents[3] / 'demo/weights/grounder'}"
 NEVER = {"checkpoint_steps": 10**6}
 
 
+@pytest.fixture(autouse=True)
+def own_handlers():
+    """A command that was interrupted leaves its process to the next Ctrl-C; here the process goes on."""
+    before = {number: signal.getsignal(number) for number, _, _ in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> str:
     home = tmp_path_factory.mktemp("home")
@@ -108,6 +117,28 @@ def test_a_second_ctrl_c_ends_at_once():
         assert stop
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)
+
+
+def test_a_second_ctrl_c_ends_a_command_that_is_slow_to_end():
+    """In a process of its own: the first Ctrl-C is held up, the second does not wait for it."""
+    script = (
+        "import os, signal, time\n"
+        "from pipeline.runtime.stop import stopping, terminable, told\n"
+        "try:\n"
+        "    with terminable():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt as error:\n"
+        "    assert stopping() and told(error) == 130\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 130 and time.monotonic() - began < 50
+    assert ended.stderr.splitlines() == [
+        "hyco: stopped; the same command goes on where it left off",
+        "hyco: ended at once by a second Ctrl-C",
+    ]
 
 
 def test_handlers_of_others_and_other_threads_are_left_alone():

@@ -13,6 +13,7 @@ from pipeline.config import ConfigError, override
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.mined_boxes import phrase_quality
+from pipeline.evaluation.report.examples import mined_samples
 from pipeline.mining.mine import MineConfig, mine_all, results
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.runtime.executor import InProcess
@@ -74,6 +75,8 @@ def test_grit_becomes_a_version_that_is_trained_and_assessed(tmp_path: Path) -> 
     run = home.runs / "grit"
     train(run, home, "latest", tiny_recipe(steps=4))
     metrics = evaluate(run, home, EvaluationSpec(config=AssessConfig(draws=100)))
+    shown = mined_samples(read_ref(home.store, version.shards["train"][0]), 1, 60)[0]["boxes"]
+    assert shown[0]["tip"] == "a red block, score 0.90, chunk, source:noun_chunks,ref_exps"
     assert metrics["retrieval"] and phrase_quality(mine, home)["precision"] is None
 
 

@@ -279,6 +279,11 @@ def test_lists_with_commas_and_ranges(tmp_path: Path) -> None:
         ({"captions_x.json": "{}"}, {}, r"is no list of captions \(it holds \)"),
         ({"captions_x.json": "{"}, {}, "is no json"),
         (
+            {"captions_x.json": '{"images": [{"id": [], "file_name": "a"}], "annotations": []}'},
+            {},
+            r"has an entry of another form \(TypeError",
+        ),
+        (
             {
                 "captions.json": '{"images": [{"id": 1, "file_name": "a"}], "annotations": '
                 '[{"image_id": 1, "bbox": []}]}'
@@ -346,7 +351,7 @@ def test_torn_archives_and_arrow_files(tmp_path: Path) -> None:
     gzipped(tmp_path / "gz")
     saved_dataset(tmp_path / "hf")
     for path, text in {
-        tmp_path / "gz/00000.tar.gz": r"00000\.tar\.gz is (not a whole gzip file|cut short|empty)",
+        tmp_path / "gz/00000.tar.gz": r"00000\.tar\.gz is (not a whole gzip file|truncated|empty)",
         tmp_path / "hf/train/data-00000-of-00001.arrow": r"arrow is not a whole arrow file",
     }.items():
         whole = path.read_bytes()

@@ -166,10 +166,12 @@ def test_a_decision_shows_both_and_links_the_report() -> None:
         "interval": [0, 0.1333],
         "champion": 0.1667,
         "worse": True,
+        "sees": 0.06664,
+        "n": 30,
     }
     verdict = json.dumps({"comparisons": [compared]})
     row = Decision("refused", "m" * 16, [], BAD, version="v-2", run="/h/runs/two", verdict=verdict)
     text = stories.decision(row, Home("/h"))
     assert text.startswith("# Refused: " + "m" * 16) and "<img" not in text and "next" in text
-    assert "| retrieval.image_to_text.r5 | 0.0667 | 0.1667 | yes | 0 to 0.1333 |" in text
+    assert "| retrieval.image_to_text.r5 | 0.0667 | 0.1667 | yes | 0 to 0.1333 |  | 0.0666 | 30 |" in text
     assert "[report](http://127.0.0.1:8300/runs/two/report.html)" in text

@@ -1,0 +1,84 @@
+"""The server of `hyco ui`: a read before a write never fails on SQLite, and what needs no action is a count."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.server.orchestration import core_policy
+
+from flows.runtime.server_app import Counted, begin_immediate, harmless
+
+
+async def two_writers(database: Path) -> list[str]:
+    """Two transactions that read, then write, begun at the same time; the faults of both."""
+    config = AioSqliteConfiguration(f"sqlite+aiosqlite:///{database}")
+    engine = await config.engine()
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE t (n INTEGER)"))
+
+    async def write(number: int) -> str:
+        session = await config.session(engine)
+        try:
+            async with session, config.begin_transaction(session):
+                await session.execute(sa.text("SELECT count(*) FROM t"))
+                await asyncio.sleep(0.2)  # as long as the other takes to read too
+                await session.execute(sa.text(f"INSERT INTO t VALUES ({number})"))
+        except sa.exc.OperationalError as error:
+            return str(error.orig)
+        return ""
+
+    faults = await asyncio.gather(write(1), write(2))
+    await engine.dispose()
+    return list(faults)
+
+
+def test_prefect_fails_a_write_after_a_read_and_we_do_not(tmp_path, monkeypatch):
+    assert "database is locked" in asyncio.run(two_writers(tmp_path / "stock.db")), (
+        "Prefect begins transactions that write IMMEDIATE by itself: begin_immediate can go"
+    )
+    monkeypatch.setattr(AioSqliteConfiguration, "begin_transaction", begin_immediate)
+    assert asyncio.run(two_writers(tmp_path / "ours.db")) == ["", ""]
+
+
+LOCKED = sa.exc.OperationalError("INSERT", {}, Exception("database is locked"))
+
+
+def record(text: str, error: Exception | None = None) -> logging.LogRecord:
+    info = (type(error), error, None) if error else None
+    return logging.LogRecord("prefect.server", logging.ERROR, __file__, 1, text, (), info)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "shown"),
+    [
+        ("Error flushing 1 events (1 to retry, 0 dropped)", LOCKED, False),
+        ("Error flushing 3 events (1 to retry, 2 dropped)", LOCKED, True),
+        ("Dropping event 7 after 6 failed attempts", None, True),
+        ("Action failed: 'Failed to set state: Run is already in terminal state COMPLETED.'", None, False),
+        ("Action failed: 'Webhook call failed'", None, True),
+        ("Error flushing 1 events (1 to retry, 0 dropped)", RuntimeError("disk full"), True),
+    ],
+)
+def test_only_what_prefect_repeats_or_has_done_already_is_counted(text, error, shown):
+    assert (harmless(record(text, error)) is None) == shown
+
+
+def test_a_hundred_of_them_are_one_line(capsys):
+    counted = Counted(every=3600)
+    assert not any(counted.filter(record("Error flushing", LOCKED)) for _ in range(100))
+    assert counted.filter(record("something else"))
+    assert capsys.readouterr().err == ""
+    counted.tell()
+    counted.tell()
+    said = capsys.readouterr().err
+    assert said == "hyco ui: in the last 0 min: 100 x SQLite was busy and Prefect tried again\n"
+    counted.every = 0
+    assert not counted.filter(record("Error flushing", LOCKED))
+    assert "1 x SQLite was busy" in capsys.readouterr().err
+
+
+def test_the_message_that_is_looked_for_is_that_of_the_installed_prefect():
+    assert "already in terminal state" in Path(core_policy.__file__).read_text()
