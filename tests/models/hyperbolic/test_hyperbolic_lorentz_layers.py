@@ -67,11 +67,11 @@ def test_convolutions_are_products_of_directly_concatenated_points(
 
 @pytest.mark.parametrize(("c", "model"), SPACES)
 def test_they_are_the_layers_of_hnn_plus_plus_at_length_one(c, model):
-    """|weight| = 2 |z| = 1 and opposite biases: a scaled sinh of the distance is the sinh of a scaled distance."""
+    """|weight| = 2 |z| = 1, opposite biases, one cap: a scaled sinh is then the sinh of a scaled distance."""
     for new, old in (
-        (hnn.LorentzLinear(5, 7, c=c, model=model), hnn.Linear(5, 7, c=c, model=model)),
-        (hnn.LorentzMLR(5, 7, c=c, model=model), hnn.MLR(5, 7, c=c, model=model)),
-        (hnn.LorentzConv2d(5, 7, 1, c=c, model=model), hnn.Conv2d(5, 7, 1, c=c, model=model)),
+        (hnn.LorentzLinear(5, 7, c=c, model=model), hnn.Linear(5, 7, c=c, model=model, max_angle=12)),
+        (hnn.LorentzMLR(5, 7, c=c, model=model), hnn.MLR(5, 7, c=c, model=model, max_angle=12)),
+        (hnn.LorentzConv2d(5, 7, 1, c=c, model=model), hnn.Conv2d(5, 7, 1, c=c, model=model, max_angle=12)),
     ):
         new = filled(new)
         new.weight.data = F.normalize(new.weight.data.flatten(1)).view_as(new.weight)
