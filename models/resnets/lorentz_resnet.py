@@ -1,23 +1,34 @@
-"""Lorentz ResNet-18: the network of `models.resnets.resnet` in layers with linear growth (van der Klis et al. 2026).
+"""Lorentz ResNet-18: the network of `models.resnets.resnet` with linear growth (van der Klis et al. 2026).
 
-Pixels are tangent vectors at the origin; every layer takes and returns tangent vectors of the Lorentz model. ReLU and
-the pooling act on them directly. Legend: B batch, H W space, K classes, D width of the last stage.
+Between its layers a point is its space part on the unit hyperboloid, not a tangent vector. In these coordinates
+`LorentzConv2d` without bias is torch's own convolution, the Lorentz activation is torch's ReLU, and the residual sum of
+the paper is the sum of space parts; only norm and classifier compute in tangent vectors. Legend: B batch, H W space, K
+classes, D width of the last stage.
 """
 
 from torch import Tensor, nn
 
 from models.hyperbolic import nn as hnn
+from models.hyperbolic.nn.functional import to_space, to_tangent
 from models.hyperbolic.nn.module import full_precision
-from models.resnets.resnet import Layers, ResNet
+from models.resnets.resnet import EUCLIDEAN, Layers, ResNet
+
+
+class SpaceBatchNorm2d(hnn.BatchNorm2d):
+    """`BatchNorm2d` of points given by their space parts on the unit hyperboloid, [B, C, H, W]; same arguments."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Same shape: [B, C, H, W] space parts."""
+        rate = self.rate()
+        return to_space(super().forward(to_tangent(u, rate, 1)), rate, 1)
 
 
 def lorentz_layers(c: float) -> Layers:
-    """Lorentz convolutions and MLR; batch norm about the midpoint and gyrovector sums, all of one curvature."""
+    """Layers of space parts, the head of tangent vectors, all of one curvature."""
     return Layers(
-        # A norm follows all convolutions but the shortcuts; without bias they need no time part.
-        conv=lambda i, o, k, s: hnn.LorentzConv2d(i, o, k, s, k // 2, bias=k == 1, c=c),
-        norm=lambda width: hnn.BatchNorm2d(width, c=c, model="lorentz"),
-        add=lambda: hnn.ResidualAdd(c=c, model="lorentz"),
+        conv=lambda i, o, k, s: nn.Conv2d(i, o, k, s, k // 2, bias=False),
+        norm=lambda width: SpaceBatchNorm2d(width, c=c, model="lorentz"),
+        add=EUCLIDEAN.add,
         head=lambda width, classes: hnn.LorentzMLR(width, classes, c=c),
     )
 
@@ -25,13 +36,13 @@ def lorentz_layers(c: float) -> Layers:
 class LorentzResNet(ResNet):
     """The residual network on the hyperboloid of curvature -c; the default is ResNet-18 for small images.
 
-    The difference to van der Klis et al.: ReLU acts on tangent vectors, not on space parts, and the residual sum is the
-    gyrovector sum, not the sum of space parts.
+    Differences from van der Klis et al.: features are pooled as tangent vectors before the classifier, not logits
+    behind it; shortcuts have no norm, as in the other networks of this kit.
 
     Args:
         depth, widths, num_classes, stem_stride: see `ResNet`.
         c: the curvature, a positive number.
-        head: see `ResNet`; the default is `LorentzMLR`.
+        head: of tangent vectors; see `ResNet`; the default is `LorentzMLR`.
 
     Raises:
         ValueError: see `ResNet`; c not positive.
@@ -47,8 +58,9 @@ class LorentzResNet(ResNet):
         stem_stride: int = 1,
     ) -> None:
         super().__init__(lorentz_layers(c), depth, widths, num_classes, head, stem_stride)
+        self.rate = c**0.5
 
     @full_precision
     def features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] -> pooled tangent vectors [B, D]; float32 under autocast too."""
-        return super().features(pixels)
+        return to_tangent(self.grid(to_space(pixels, self.rate, 1)), self.rate, 1).mean((2, 3))

@@ -98,11 +98,15 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = head if head is not None else layers.head(before, num_classes)
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, H, W] -> [B, D], the mean over the last grid (of tangent vectors)."""
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> [B, D, H', W'], the output of the last block."""
         if pixels.dim() != 4 or pixels.shape[1] != 3:
             raise ValueError(f"expected pixels of shape [B, 3, H, W], got {list(pixels.shape)}")
-        return self.blocks(torch.relu(self.bn(self.conv(pixels)))).mean((2, 3))
+        return self.blocks(torch.relu(self.bn(self.conv(pixels))))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> [B, D], the mean over the last grid (of tangent vectors)."""
+        return self.grid(pixels).mean((2, 3))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] -> logits [B, K]."""

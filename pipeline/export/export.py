@@ -18,6 +18,7 @@ from models.checkpoints import read_checkpoint, to_published
 from models.clip import DualEncoder
 from models.encoders.block import Activation
 from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
+from models.encoders.vit import VisionConfig
 from models.files import read_json
 from pipeline.config import digest
 from pipeline.embedder import Embedder, save_model
@@ -75,10 +76,9 @@ def export(
             result["onnx_difference"] = write_onnx(embedder.model, draft)
         if published:
             torch.save({"model": to_published(embedder.model)}, draft / PUBLISHED)
-            result["published_heads"] = {
-                "vision": embedder.model.config.vision.heads,
-                "text": embedder.model.config.text.heads,
-            }
+            vision, text = embedder.model.config.vision, embedder.model.config.text
+            assert isinstance(vision, VisionConfig), "no other tower has a published form"
+            result["published_heads"] = {"vision": vision.heads, "text": text.heads}
         origin = _json(model_dir / "origin.json") or {}
         name = run.name if run else origin.get("name", model_dir.name)
         facts = _facts(config, _json(run / "train.json") if run else None, metrics)

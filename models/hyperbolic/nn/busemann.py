@@ -111,6 +111,10 @@ class BusemannLinear(_Busemann):
     distance of the result to a coordinate hyperplane. Near the origin it is
     `torch.nn.functional.linear(u, weight, bias)`.
 
+    Far out B_k is positive in nearly all directions (about r - 0.7 at angle r, at right angles to v_k), so that all
+    outputs are negative and a ReLU behind them is zero everywhere. Feed it points near the origin (angles of about 1)
+    and put a norm before the activation.
+
     Args:
         in_features: coordinates of an input point.
         out_features: coordinates of an output point.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.conv import Sizes, _Conv, window_sum
-from models.hyperbolic.nn.functional import Rate, to_space, to_tangent
+from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, to_space, to_tangent
 from models.hyperbolic.nn.lorentz_linear import normals
 from models.hyperbolic.nn.module import Device
 from models.hyperbolic.ops import square_norm
@@ -77,6 +77,8 @@ class _LorentzConv(_Conv):
             device=device,
             dtype=dtype,
         )
+        # These maps do not magnify far points as `Conv2d` does, so they keep the cap that prevents overflow.
+        self.max_angle = MAX_ANGLE
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -101,8 +101,8 @@ class TransformerBlock(HyperbolicModule):
         if base is not None:
             # Heads are slices of the projections' outputs, scaled, so turning these turns each head.
             turn = RotaryPositions(embed_dim, num_heads, base)
-            self.attention.query = nn.Sequential(self.attention.query, turn)
-            self.attention.key = nn.Sequential(self.attention.key, turn)
+            for name in ("query", "key"):
+                self.attention.add_module(name, nn.Sequential(self.attention.get_submodule(name), turn))
         self.expand = Linear(embed_dim, hidden, c=c, model=model, fused=fused, device=device, dtype=dtype)
         self.contract = Linear(hidden, embed_dim, c=c, model=model, fused=fused, device=device, dtype=dtype)
         self.activation, self.dropout = activation, nn.Dropout(dropout)

@@ -96,3 +96,21 @@ def test_float32_stays_finite(size, scale):
     nn.init.constant_(head.weight, scale)
     slopes = torch.autograd.grad(head(aligned).sum(), (aligned, head.weight))
     assert all(x.isfinite().all() for x in slopes)
+
+
+def test_a_normalised_net_learns():
+    """Ten noisy patterns near the origin, a norm before each ReLU; the docstring says why."""
+    y = torch.arange(1600) % 10
+    x = (torch.randn(10, 64)[y] + 1.2 * torch.randn(1600, 64)) / 1.6 / 8
+    net = nn.Sequential(
+        hnn.BusemannLinear(64, 32), hnn.BatchNorm1d(32), nn.ReLU(), hnn.BusemannLinear(32, 16), hnn.BatchNorm1d(16),
+        nn.ReLU(), hnn.BusemannMLR(16, 10),
+    )  # fmt: skip
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-2)
+    for step in range(80):
+        rows = slice(step * 64 % 1280, step * 64 % 1280 + 64)
+        optimiser.zero_grad()
+        F.cross_entropy(net(x[rows]), y[rows]).backward()
+        optimiser.step()
+    net.eval()
+    assert (net(x[1280:]).argmax(1) == y[1280:]).double().mean() > 0.8

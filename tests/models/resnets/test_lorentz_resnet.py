@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.hyperbolic import nn as hnn
+from models.hyperbolic.nn.functional import to_space, to_tangent
 from models.resnets.lorentz_resnet import LorentzResNet
 from models.resnets.resnet import EuclideanResNet
 
@@ -16,10 +18,11 @@ def _seed():
 
 
 def test_resnet_18_has_the_parameters_of_its_euclidean_twin():
-    """Eight blocks of two convolutions; batch norms have one variance instead of one per channel."""
+    """Eight blocks of two convolutions; batch norms have one variance, not one per channel; shortcuts have no bias."""
     ours, twin = (
         dict(net.named_parameters()) for net in (LorentzResNet(), EuclideanResNet(18, (64, 128, 256, 512)))
     )
+    twin = {name: p for name, p in twin.items() if not name.endswith("shortcut.bias")}
     assert ours.keys() == twin.keys()
     assert sum("conv" in name for name in ours) == 17
     for name, p in ours.items():
@@ -34,9 +37,32 @@ def test_without_curvature_it_is_the_euclidean_network():
             for name in ("bn", "bn1", "bn2"):
                 if hasattr(part, name):
                     setattr(part, name, nn.Identity())
-    twin.load_state_dict(ours.state_dict())
+    twin.load_state_dict(
+        {
+            n: torch.zeros_like(p) if n.endswith("shortcut.bias") else ours.state_dict()[n]
+            for n, p in twin.state_dict().items()
+        }
+    )
     x = torch.randn(2, 3, 16, 16, dtype=torch.double)
     assert torch.allclose(ours(x), twin(x), rtol=1e-5, atol=1e-7)
+
+
+def test_a_block_of_space_parts_is_one_of_lorentz_layers():
+    """The first convolution and activation against LorentzConv2d and LorentzActivation of tangent vectors."""
+    net, rate = LorentzResNet(**SMALL, c=0.7).double(), 0.7**0.5
+    conv, relu = (
+        hnn.LorentzConv2d(3, 4, 3, padding=1, bias=False, c=0.7),
+        hnn.LorentzActivation(torch.relu, c=0.7),
+    )
+    conv.weight = net.conv.weight
+    u = torch.randn(2, 3, 9, 9, dtype=torch.double)
+    want = relu(to_tangent(net.bn(to_space(conv(u), rate, 1)), rate, 1))
+    got = to_tangent(torch.relu(net.bn(net.conv(to_space(u, rate, 1)))), rate, 1)
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-11)
+    plain = hnn.BatchNorm2d(4, c=0.7, model="lorentz").double()
+    assert torch.allclose(
+        to_tangent(net.bn(to_space(conv(u), rate, 1)), rate, 1), plain(conv(u)), rtol=1e-8, atol=1e-10
+    )
 
 
 def test_it_learns_in_float32():
