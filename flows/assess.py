@@ -9,6 +9,7 @@ from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.sources.columns import USUAL, Columns
 from storage.home import Home
 
 
@@ -23,6 +24,7 @@ def assess(
     config: AssessConfig | None = None,
     suite: str | None = None,
     data: str | None = None,
+    columns: Columns | None = None,
 ) -> dict[str, Any]:
     """Zero-shot, retrieval, hierarchy, parts and geometry of a run, each with its chance level.
 
@@ -36,11 +38,13 @@ def assess(
         config: sizes, seeds, device.
         suite: published data sets to evaluate on as well, separated by commas.
         data: the directory of these data sets.
+        columns: names of the columns of assess_source that are not the usual ones.
     """
     opened = Home(home)
     spec = EvaluationSpec(
         version=version,
         assess_source=assess_source,
+        columns=columns or USUAL,
         taxonomy=taxonomy,
         config=config or AssessConfig(),
         suite=suite,
