@@ -87,5 +87,6 @@ def test_parquet_is_read_and_written_without_threads_or_python_files() -> None:
     assert {path for path, _ in calls} == {
         "pipeline/datasets/parquet.py",
         "pipeline/sources/parquet_rows.py",
+        "pipeline/sources/reading_rules.py",
         "storage/sealed.py",
     }
