@@ -16,9 +16,9 @@ def adopt(
     ] = 0.1,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the shards instead of linking them.")] = False,
 ) -> None:
-    """Make a dataset version of training shards in the published HyCoCLIP layout. Mines and packs nothing.
+    """Make a dataset version of shards in the published HyCoCLIP layout.
 
-    Every shard is read, verified and hashed. On the filesystem of the home it gets a second name there (a hard link)
+    Nothing is mined or packed: every shard is read, verified and hashed. On the filesystem of the home it gets a second name there (a hard link)
     and takes no further space: do not write to it afterwards.
     """
     from pipeline.packing.adopt import adopt as adopt_shards
