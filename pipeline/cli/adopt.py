@@ -18,8 +18,8 @@ def adopt(
 ) -> None:
     """Make a dataset version of shards in the published HyCoCLIP layout.
 
-    Nothing is mined or packed: every shard is read, verified and hashed. On the filesystem of the home it gets a second name there (a hard link)
-    and takes no further space: do not write to it afterwards.
+    Nothing is mined or packed: every shard is read, verified and hashed. On the filesystem of the home it gets a
+    second name there (a hard link) and takes no further space: do not write to it afterwards.
     """
     from pipeline.packing.adopt import adopt as adopt_shards
     from storage.home import Home
