@@ -50,6 +50,9 @@ class WrappedNormal(Distribution):
             loc, torch.as_tensor(scale, dtype=loc.dtype, device=loc.device)
         )
         self.c = c
+        # torch.compile switches the checks of torch.distributions off for the whole process (see findings/).
+        if validate_args is not False and not bool((self.scale > 0).all()):
+            raise ValueError(f"scale must be positive; got {float(self.scale.min()):g}")
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "WrappedNormal":

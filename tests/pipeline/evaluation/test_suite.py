@@ -389,7 +389,7 @@ def test_a_suite_without_data_is_refused(
     model.save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     said = command(monkeypatch, capsys, "assess", "--run", str(tmp_path), "--suite", "all", status=2)
-    assert said == "hyco: error: --suite needs --data: the directory your data sets lie in\n"
+    assert said == "hyco: error: --suite needs --data: the directory of your data sets\n"
     with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         evaluate_model(tmp_path, EvaluationSpec(suite="all", data=str(tmp_path / "nowhere")))
     config = AssessConfig(draws=100, probe_heads=())

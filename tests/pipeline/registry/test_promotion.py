@@ -24,6 +24,7 @@ from storage.model_registry import fingerprint
 from storage.shard import write_shard
 from storage.store import Store
 from storage.versions import Versions, shard_ref
+from tests.factories.mining import write_tar
 from tests.factories.training import sample, tiny_recipe
 
 GATE = GateConfig(
@@ -119,8 +120,8 @@ def test_a_model_is_promoted_again_when_its_copy_was_set_aside(home, made):
 def test_a_held_out_source_is_one_exam_however_its_path_is_spelt(home, made, tmp_path, monkeypatch):
     row = take(home, made, "a")
     monkeypatch.chdir(tmp_path)
-    with Path("held.tar").open("wb") as file:
-        write_shard(file, [sample(n) for n in range(8)])
+    held = [sample(n) for n in range(8)]
+    write_tar(Path("held.tar"), [(each.key, each.image, {"captions": list(each.captions)}) for each in held])
     examine(
         row, Home(home), made[1].replace(assess_source=str(tmp_path / "held.tar"))
     )  # as a deployment asks
