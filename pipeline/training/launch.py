@@ -81,7 +81,8 @@ def launch(
             for line in process.stdout:
                 line, spoke[0] = line.rstrip(), time.monotonic()
                 last.append(line)
-                if where(line) is None and not line.startswith(USER_ERROR):  # that one becomes an exception here
+                # A user's error is raised here; the line must not be shown twice.
+                if where(line) is None and not line.startswith(USER_ERROR):
                     on_line(line)
                 if match := _PROGRESS.match(line):
                     done, total = (int(group.replace(",", "")) for group in match.groups())
