@@ -83,6 +83,9 @@ def _set_values(values: dict[str, Any], schema: dict[str, Any], known: dict[str,
             value = _set_values(value, known[_class(field, value)], known)
             if not value and not required and "default" not in field:  # made by a factory
                 continue
+        elif isinstance(value, list) and "$ref" in (item := field.get("items", {})):
+            rows = known[item["$ref"].rpartition("/")[2]]
+            value = [_set_values(each, rows, known) for each in value]
         kept[name] = value
     return kept
 
