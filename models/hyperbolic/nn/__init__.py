@@ -24,66 +24,44 @@ A tangent vector is an ordinary tensor, so Euclidean features go in as they are;
 results into points of the Poincare ball, the hyperboloid or the Klein ball.
 """
 
-from models.hyperbolic.nn.activation import ELU, GELU, Dropout, LeakyReLU, LorentzActivation, ReLU, SiLU, Tanh
-from models.hyperbolic.nn.attention import MultiheadAttention
-from models.hyperbolic.nn.batchnorm import BatchNorm1d, BatchNorm2d
-from models.hyperbolic.nn.busemann import BusemannLinear, BusemannMLR
-from models.hyperbolic.nn.change_manifold import ChangeManifold
-from models.hyperbolic.nn.classifier import MLR
-from models.hyperbolic.nn.conv import Conv1d, Conv2d, Conv3d
-from models.hyperbolic.nn.conv_transpose import ConvTranspose2d
-from models.hyperbolic.nn.embedding import Embedding
-from models.hyperbolic.nn.flatten import Flatten, cat, split
-from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.lorentz_classifier import LorentzMLR
-from models.hyperbolic.nn.lorentz_conv import LorentzConv1d, LorentzConv2d, LorentzConv3d
-from models.hyperbolic.nn.lorentz_linear import LorentzLinear
-from models.hyperbolic.nn.module import HyperbolicModule
-from models.hyperbolic.nn.norm import GroupNorm, LayerNorm, RMSNorm
-from models.hyperbolic.nn.pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
-from models.hyperbolic.nn.residual import ResidualAdd, residual_add
-from models.hyperbolic.nn.transformer import RotaryPositions, TransformerBlock
-
-__all__ = [
-    "ELU",
-    "GELU",
-    "MLR",
-    "AdaptiveAvgPool2d",
-    "AdaptiveMaxPool2d",
-    "AvgPool2d",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BusemannLinear",
-    "BusemannMLR",
-    "ChangeManifold",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose2d",
-    "Dropout",
-    "Embedding",
-    "Flatten",
-    "GroupNorm",
-    "HyperbolicModule",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LorentzActivation",
-    "LorentzConv1d",
-    "LorentzConv2d",
-    "LorentzConv3d",
-    "LorentzLinear",
-    "LorentzMLR",
-    "MaxPool2d",
-    "MultiheadAttention",
-    "RMSNorm",
-    "ReLU",
-    "ResidualAdd",
-    "RotaryPositions",
-    "SiLU",
-    "Tanh",
-    "TransformerBlock",
-    "cat",
-    "residual_add",
-    "split",
-]
+from models.hyperbolic.nn.activation import ELU as ELU
+from models.hyperbolic.nn.activation import GELU as GELU
+from models.hyperbolic.nn.activation import Dropout as Dropout
+from models.hyperbolic.nn.activation import LeakyReLU as LeakyReLU
+from models.hyperbolic.nn.activation import LorentzActivation as LorentzActivation
+from models.hyperbolic.nn.activation import ReLU as ReLU
+from models.hyperbolic.nn.activation import SiLU as SiLU
+from models.hyperbolic.nn.activation import Tanh as Tanh
+from models.hyperbolic.nn.attention import MultiheadAttention as MultiheadAttention
+from models.hyperbolic.nn.batchnorm import BatchNorm1d as BatchNorm1d
+from models.hyperbolic.nn.batchnorm import BatchNorm2d as BatchNorm2d
+from models.hyperbolic.nn.busemann import BusemannLinear as BusemannLinear
+from models.hyperbolic.nn.busemann import BusemannMLR as BusemannMLR
+from models.hyperbolic.nn.change_manifold import ChangeManifold as ChangeManifold
+from models.hyperbolic.nn.classifier import MLR as MLR
+from models.hyperbolic.nn.conv import Conv1d as Conv1d
+from models.hyperbolic.nn.conv import Conv2d as Conv2d
+from models.hyperbolic.nn.conv import Conv3d as Conv3d
+from models.hyperbolic.nn.conv_transpose import ConvTranspose2d as ConvTranspose2d
+from models.hyperbolic.nn.embedding import Embedding as Embedding
+from models.hyperbolic.nn.flatten import Flatten as Flatten
+from models.hyperbolic.nn.flatten import cat as cat
+from models.hyperbolic.nn.flatten import split as split
+from models.hyperbolic.nn.linear import Linear as Linear
+from models.hyperbolic.nn.lorentz_classifier import LorentzMLR as LorentzMLR
+from models.hyperbolic.nn.lorentz_conv import LorentzConv1d as LorentzConv1d
+from models.hyperbolic.nn.lorentz_conv import LorentzConv2d as LorentzConv2d
+from models.hyperbolic.nn.lorentz_conv import LorentzConv3d as LorentzConv3d
+from models.hyperbolic.nn.lorentz_linear import LorentzLinear as LorentzLinear
+from models.hyperbolic.nn.module import HyperbolicModule as HyperbolicModule
+from models.hyperbolic.nn.norm import GroupNorm as GroupNorm
+from models.hyperbolic.nn.norm import LayerNorm as LayerNorm
+from models.hyperbolic.nn.norm import RMSNorm as RMSNorm
+from models.hyperbolic.nn.pooling import AdaptiveAvgPool2d as AdaptiveAvgPool2d
+from models.hyperbolic.nn.pooling import AdaptiveMaxPool2d as AdaptiveMaxPool2d
+from models.hyperbolic.nn.pooling import AvgPool2d as AvgPool2d
+from models.hyperbolic.nn.pooling import MaxPool2d as MaxPool2d
+from models.hyperbolic.nn.residual import ResidualAdd as ResidualAdd
+from models.hyperbolic.nn.residual import residual_add as residual_add
+from models.hyperbolic.nn.transformer import RotaryPositions as RotaryPositions
+from models.hyperbolic.nn.transformer import TransformerBlock as TransformerBlock
