@@ -1,6 +1,7 @@
 """Pages of a home in which a record is torn, the names a server answers to, and what a browser may keep."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,12 @@ def test_the_command_allows_what_its_options_name(home: Path, monkeypatch) -> No
     from pipeline.cli.serve import serve
 
     served = []
-    monkeypatch.setattr("uvicorn.run", lambda app, **options: served.append(app))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: served.append(self.config.app))
     monkeypatch.setenv("HYCO_SERVE_URL", "https://pages.example.org")
-    serve(str(home), "127.0.0.1", 8300, ["behind.proxy"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve(str(home), "127.0.0.1", port, ["behind.proxy"])
     for host in ("pages.example.org", "behind.proxy", "localhost"):
         assert TestClient(served[0], base_url=f"http://{host}").get("/").status_code == 200
     assert TestClient(served[0], base_url="http://evil.example").get("/").status_code == 421
