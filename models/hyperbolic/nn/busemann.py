@@ -5,17 +5,15 @@ that x has gone towards v, constant on horospheres about v. Here it is an angle 
 log(t - <s, v>) for the point (t, s); the distance is the angle over sqrt(c).
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate, cosh_sinhc, to_tangent
 from models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT
-from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
+from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision, placed
 from models.hyperbolic.nn.residual import residual_add
-from models.hyperbolic.ops import safe_sqrt, unit, wide
+from models.hyperbolic.ops import safe_sqrt, sqrt_c, unit, wide
 
 
 def busemann(u: Tensor, weight: Tensor, rate: Rate) -> Tensor:
@@ -33,37 +31,7 @@ def busemann(u: Tensor, weight: Tensor, rate: Rate) -> Tensor:
     return angle * safe_sqrt(weight.square().sum(-1))
 
 
-class _Busemann(HyperbolicModule):
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool,
-        c: float | Curvature,
-        model: str,
-        device: Device,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__(c, model)
-        self.in_features, self.out_features, place = in_features, out_features, placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
-        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Normal with std in_features^-1/2; zero biases."""
-        nn.init.normal_(self.weight, std=self.in_features**-0.5)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def extra_repr(self) -> str:
-        """Sizes, curvature and model."""
-        return (
-            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {super().extra_repr()}"
-        )
-
-
-class BusemannMLR(_Busemann):
+class BusemannMLR(_Affine):
     """Busemann multinomial logistic regression (Chen et al. 2026): [..., in_features] -> [..., num_classes].
 
     The logits are bias_k - |weight_k| B_k(x), with B_k the Busemann function of the direction of weight_k: the distance
@@ -98,13 +66,11 @@ class BusemannMLR(_Busemann):
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] tangent vectors -> [..., num_classes] logits."""
         check_coordinates(u, self.in_features)
-        c = self.curvature()
-        root = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
-        logits = -busemann(u, self.weight, self.rate()) / root
+        logits = -busemann(u, self.weight, self.rate()) / sqrt_c(self.curvature())
         return logits if self.bias is None else logits + self.bias
 
 
-class BusemannLinear(_Busemann):
+class BusemannLinear(_Affine):
     """Busemann fully connected layer (Chen et al. 2026): tangent vectors [..., in_features] -> [..., out_features].
 
     The space part of the output is sinh(a_k), a_k = rate bias_k - |weight_k| B_k(x): output coordinate k is the signed

@@ -1,16 +1,14 @@
 """Multinomial logistic regression."""
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
 from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE, check_max_angle, planes, scores
-from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
-from models.hyperbolic.ops import asinh, square_norm
+from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
+from models.hyperbolic.ops import asinh, sqrt_c, square_norm
 
 
 def mlr(
@@ -27,11 +25,13 @@ def mlr(
     """
     scales, powers, shifts = planes(weight, bias, rate)
     a = scores(F.linear(u, weight), (rate * rate) * square_norm(u), scales, shifts, max_angle)
-    return powers * asinh(a) / (c.sqrt() if isinstance(c, Tensor) else math.sqrt(c))
+    return powers * asinh(a) / sqrt_c(c)
 
 
-class MLR(HyperbolicModule):
+class MLR(_Affine):
     """Hyperbolic multinomial logistic regression: tangent vectors [..., in_features] -> logits [..., num_classes].
+
+    Weights start as those of Ganea et al. 2018, normal with std in_features^-1/2; biases at zero.
 
     Args:
         in_features: coordinates of a point.
@@ -54,27 +54,12 @@ class MLR(HyperbolicModule):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(c, model)
-        self.in_features, self.num_classes = in_features, num_classes
-        self.max_angle = check_max_angle(max_angle)
-        place = placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features, **place))
-        self.bias = nn.Parameter(torch.empty(num_classes, **place)) if bias else None
+        super().__init__(in_features, num_classes, bias, c, model, device, dtype)
+        self.num_classes, self.max_angle = num_classes, check_max_angle(max_angle)
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Normal with std in_features^-1/2, as Ganea et al.; zero bias."""
-        nn.init.normal_(self.weight, std=self.in_features**-0.5)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] -> [..., num_classes]."""
         check_coordinates(u, self.in_features)
         return mlr(u, self.weight, self.bias, self.curvature(), self.rate(), self.max_angle)
-
-    def extra_repr(self) -> str:
-        """Sizes, curvature and model."""
-        return f"{self.in_features}, {self.num_classes}, bias={self.bias is not None}, {super().extra_repr()}"

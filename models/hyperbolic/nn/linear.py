@@ -15,11 +15,10 @@ from models.hyperbolic.nn.hyperplane_ops import (
 )
 from models.hyperbolic.nn.module import (
     Device,
-    HyperbolicModule,
+    _Affine,
     accepts_lean,
     check_coordinates,
     full_precision,
-    placed,
 )
 from models.hyperbolic.ops import square_norm
 
@@ -45,7 +44,7 @@ def linear(
     return outputs(F.linear(u, weight), s, scales, shifts, powers, rate, (-1,), max_angle)
 
 
-class Linear(HyperbolicModule):
+class Linear(_Affine):
     """Hyperbolic `torch.nn.Linear`: [..., in_features] -> [..., out_features], tangent vectors in and out.
 
     Parameters `weight` [out, in] and `bias` [out] are ordinary ones: any optimiser trains them.
@@ -74,12 +73,8 @@ class Linear(HyperbolicModule):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(c, model)
-        self.in_features, self.out_features, self.fused = in_features, out_features, fused
-        self.max_angle = check_max_angle(max_angle)
-        place = placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
-        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
+        super().__init__(in_features, out_features, bias, c, model, device, dtype)
+        self.fused, self.max_angle = fused, check_max_angle(max_angle)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,11 +88,6 @@ class Linear(HyperbolicModule):
         """[..., in_features] -> [..., out_features]."""
         check_coordinates(u, self.in_features)
         return linear(u, self.weight, self.bias, self.rate(), self.fused, self.max_angle)
-
-    def extra_repr(self) -> str:
-        """Sizes, curvature and model."""
-        sizes = f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
-        return f"{sizes}, {super().extra_repr()}"
 
 
 @torch.no_grad()

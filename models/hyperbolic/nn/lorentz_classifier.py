@@ -1,17 +1,15 @@
 """Multinomial logistic regression on the hyperboloid whose scale multiplies the angle's sinh."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.lorentz_linear import products
-from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
-from models.hyperbolic.ops import asinh
+from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
+from models.hyperbolic.ops import asinh, sqrt_c
 
 
-class LorentzMLR(HyperbolicModule):
+class LorentzMLR(_Affine):
     """Lorentz multinomial logistic regression (van der Klis et al. 2026): [..., in_features] -> [..., num_classes].
 
     The logits are asinh(|weight_k| sinh(sqrt(c) d_k)) / sqrt(c), with d_k the signed distance to the hyperplane of
@@ -40,10 +38,8 @@ class LorentzMLR(HyperbolicModule):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(c, model)
-        self.in_features, self.num_classes, place = in_features, num_classes, placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features, **place))
-        self.bias = nn.Parameter(torch.empty(num_classes, **place)) if bias else None
+        super().__init__(in_features, num_classes, bias, c, model, device, dtype)
+        self.num_classes = num_classes
         self.reset_parameters()
 
     @torch.no_grad()
@@ -57,10 +53,4 @@ class LorentzMLR(HyperbolicModule):
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] tangent vectors -> [..., num_classes] logits."""
         check_coordinates(u, self.in_features)
-        c = self.curvature()
-        root = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
-        return asinh(products(u, self.weight, self.bias, self.rate())) / root
-
-    def extra_repr(self) -> str:
-        """Sizes, curvature and model."""
-        return f"{self.in_features}, {self.num_classes}, bias={self.bias is not None}, {super().extra_repr()}"
+        return asinh(products(u, self.weight, self.bias, self.rate())) / sqrt_c(self.curvature())

@@ -1,12 +1,12 @@
 """Lorentz fully connected layer: the coordinates of the output are Minkowski products with normals of hyperplanes."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, to_tangent
-from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
+from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
 from models.hyperbolic.ops import has_direction
 
 
@@ -45,7 +45,7 @@ def products(u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate) -> Tens
     return y if time is None else torch.addcmul(y, t, time)
 
 
-class LorentzLinear(HyperbolicModule):
+class LorentzLinear(_Affine):
     """Lorentz fully connected layer with linear growth (van der Klis et al. 2026): tangent vectors in and out.
 
     [..., in_features] -> [..., out_features]. Both this layer and `Linear` measure the signed distance d_k to
@@ -77,27 +77,11 @@ class LorentzLinear(HyperbolicModule):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(c, model)
-        self.in_features, self.out_features, place = in_features, out_features, placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
-        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
+        super().__init__(in_features, out_features, bias, c, model, device, dtype)
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Normal with std in_features^-1/2; zero bias."""
-        nn.init.normal_(self.weight, std=self.in_features**-0.5)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         check_coordinates(u, self.in_features)
         return lorentz_linear(u, self.weight, self.bias, self.rate())
-
-    def extra_repr(self) -> str:
-        """Sizes, curvature and model."""
-        return (
-            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {super().extra_repr()}"
-        )

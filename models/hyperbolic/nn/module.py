@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.ops import promote
+from models.hyperbolic.ops import promote, sqrt_c
 from models.hyperbolic.transforms import fx_leaf
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,14 +60,44 @@ class HyperbolicModule(nn.Module):
 
     def rate(self) -> Rate:
         """Hyperbolic angle per unit of tangent length: 2 sqrt(c) or sqrt(c) (see `nn.functional`)."""
-        c = self.curvature()
-        root = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
-        return root * (2 if self.model == "poincare" else 1)
+        return sqrt_c(self.curvature()) * (2 if self.model == "poincare" else 1)
 
     def extra_repr(self) -> str:
         """Curvature, where it is a number, and model."""
         c = "" if isinstance(self.c, Curvature) else f"c={self.c}, "
         return f"{c}model={self.model}"
+
+
+class _Affine(HyperbolicModule):
+    """A layer with one weight vector and one bias per output; the constructor of a subclass resets them."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        c: float | Curvature,
+        model: str,
+        device: Device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(c, model)
+        self.in_features, self.out_features, place = in_features, out_features, placed(device, dtype)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place))
+        self.bias = nn.Parameter(torch.empty(out_features, **place)) if bias else None
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal with std in_features^-1/2; zero bias."""
+        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        """Sizes, curvature and model."""
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {super().extra_repr()}"
+        )
 
 
 def placed(device: Device, dtype: torch.dtype | None) -> dict[str, Any]:
