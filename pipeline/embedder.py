@@ -176,10 +176,10 @@ class Embedder:
             raise ValueError(
                 "the model's space is Euclidean and has no entailment cones: compare with score()"
             )
-        a, b = (product.split(x, len(curvatures)) for x in (general, specific))
+        space = (curvatures, len(curvatures))
         inside = [
-            lorentz.half_aperture(row, curvatures, k) - lorentz.exterior_angle(row, b, curvatures)
-            for row in a[:, None]
+            product.half_aperture(row, *space, k) - product.exterior_angle(row, specific, *space)
+            for row in general[:, None]
         ]
         return torch.stack(inside).mean(-1) if inside else general.new_zeros(0, len(specific))
 

@@ -5,8 +5,8 @@ inner product of `vector` with the query vector of a text ranks images as the mo
 inner-product index can hold the column. The schema's metadata names the model and the space.
 """
 
+import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from storage.files import sha256_of
 from storage.home import Home
 from storage.sample import Failure, Sample, TrainingSample
 from storage.sealed import read_table, write_table
+from storage.store import Store
 from storage.versions import read_ref
 
 _METADATA = b"hyco"
@@ -242,12 +243,6 @@ def _table(rows: list[dict[str, Any]], vectors: np.ndarray) -> pa.Table:
 
 def _write(table: pa.Table, path: Path) -> None:
     """Write the file whole or not at all."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    data = io.BytesIO()
+    write_table(table, data)
+    Store(path.parent).replace(path.name, data.getvalue())
