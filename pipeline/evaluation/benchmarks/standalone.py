@@ -12,6 +12,7 @@ import torch
 
 from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
+from pipeline.evaluation.benchmarks.protocol import Protocol
 from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import EvaluationSpec
@@ -40,6 +41,7 @@ def add_suite(
     config = spec.config
     if spec.suite is None or spec.data is None:
         raise ValueError(f"the suite {spec.suite!r} needs --data: the directory of your data sets")
+    protocol = Protocol.load(spec.protocol, spec.published, spec.prompts)
     found = run_suite(
         embedder,
         spec.suite,
@@ -49,6 +51,7 @@ def add_suite(
         seed=config.seed,
         least=config.min_coverage,
         heads=config.probe_heads,
+        protocol=protocol,
         listener=listener,
     )
     if mean := mean_of_paper_sets(found):
