@@ -8,12 +8,17 @@ system lists them, and cannot be repeated: here the hash of their name draws the
 """
 
 import hashlib
+from functools import partial
 
 from pipeline.datasets.files import Files
 from pipeline.datasets.layouts import Labelled, class_folders, of_files
 from pipeline.datasets.published import caltech_parts
 
 SIZES = {"eurosat": 27_000, "resisc45": 31_500}
+SPANS = {
+    "eurosat": {"train": (0, 10_000), "test": (10_000, 15_000)},
+    "resisc45": {"train": (0, 6_300), "test": (6_300, 31_500)},
+}
 
 
 def caltech101(files: Files, split: str) -> Labelled:
@@ -22,18 +27,11 @@ def caltech101(files: Files, split: str) -> Labelled:
     return caltech_parts(files, base, sorted(files.folders(base), key=str.lower), split)
 
 
-def eurosat(files: Files, split: str) -> Labelled:
-    """2750/CLASS/*.jpg: images 10,000 to 15,000 are the test, the first 10,000 the training part."""
-    return _slice("eurosat", files, {"train": (0, 10_000), "test": (10_000, 15_000)}.get(split))
+def positions(name: str, files: Files, split: str) -> Labelled:
+    """The images CLASS/*.jpg at the part's positions of the stored order.
 
-
-def resisc45(files: Files, split: str) -> Labelled:
-    """NWPU-RESISC45/CLASS/*.jpg: the first fifth is the training part, the rest the test."""
-    return _slice("resisc45", files, {"train": (0, 6_300), "test": (6_300, 31_500)}.get(split))
-
-
-def _slice(name: str, files: Files, span: tuple[int, int] | None) -> Labelled:
-    """Positions of the stored order; ValueError unless all images are there, since they decide the positions."""
+    ValueError unless all images of the set are there, since they decide the positions.
+    """
     prefix = ""
     while len(only := files.folders(prefix)) == 1:
         prefix += only[0] + "/"
@@ -44,7 +42,8 @@ def _slice(name: str, files: Files, span: tuple[int, int] | None) -> Labelled:
             "positions among all of them: fetch the rest, or use --protocol hyco"
         )
     order = sorted(range(len(whole)), key=lambda index: stored_order(whole.keys[index]))
-    members = [(whole.keys[i], int(whole.labels[i])) for i in (order[slice(*span)] if span else order)]
+    chosen = order if split == "all" else order[slice(*SPANS[name][split])]
+    members = [(whole.keys[i], int(whole.labels[i])) for i in chosen]
     return of_files(name, files, whole.classes, members)
 
 
@@ -54,4 +53,4 @@ def stored_order(key: str) -> bytes:
     return hashlib.md5(f"train{label.rpartition('/')[2]}_{file}".encode(), usedforsecurity=False).digest()
 
 
-PAPER_READERS = {"caltech101": caltech101, "eurosat": eurosat, "resisc45": resisc45}
+PAPER_READERS = {"caltech101": caltech101} | {name: partial(positions, name) for name in SPANS}
