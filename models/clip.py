@@ -35,7 +35,9 @@ class ClipConfig:
     """Towers, space and learned scalars of a dual encoder."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"temperatures", "sigmoid_bias"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"temperatures", "sigmoid_bias", "factor_alphas", "projection_bias"}
+    )
 
     vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
     """Image tower; its `kind` selects the architecture."""
@@ -63,6 +65,12 @@ class ClipConfig:
     """Names of further learned temperatures, for rows of the objective that name one; all start at `temperature`."""
     sigmoid_bias: float | None = None
     """Initial value of the learned bias of sigmoid rows; None for a model without one."""
+    factor_alphas: bool = False
+    """Whether each factor of geometry "product" has scalars of its own for images and texts, as published PHyCLIP
+    models have; else all factors share one for each.
+    """
+    projection_bias: bool = False
+    """Whether the projections of both towers have a bias, as in Hyper3-CLIP."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each colour channel, for pixels in [0, 1]; ImageNet's by default."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -85,6 +93,10 @@ class ClipConfig:
         if self.factors > 1 and self.geometry != "product":
             raise ValueError(
                 f"factors {self.factors} need geometry 'product', not '{self.geometry}': set it, or factors=1"
+            )
+        if self.factor_alphas and self.geometry != "product":
+            raise ValueError(
+                f"factor_alphas needs geometry 'product', not '{self.geometry}': set it, or factor_alphas=false"
             )
         for name in self.temperatures:
             if not name.isidentifier() or self.temperatures.count(name) > 1:
@@ -110,10 +122,12 @@ class DualEncoder(nn.Module):
         self.config = config
         self.visual = image_tower(config.vision)
         self.textual = TextTransformer(config.text)
-        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=False)
-        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=False)
+        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=config.projection_bias)
+        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=config.projection_bias)
         for projection in (self.visual_projection, self.textual_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            if config.projection_bias:
+                nn.init.zeros_(projection.bias)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         for name in config.temperatures:
             self.register_parameter(_scale_name(name), nn.Parameter(self.log_scale.detach().clone()))
@@ -122,8 +136,9 @@ class DualEncoder(nn.Module):
         if config.geometry != "euclid":
             # At the start a point is about 1 from the origin, in every factor of a product.
             alpha = -0.5 * math.log(config.dim // config.factors)
-            self.visual_alpha = nn.Parameter(torch.tensor(alpha))
-            self.textual_alpha = nn.Parameter(torch.tensor(alpha))
+            alphas = (config.factors,) if config.factor_alphas else ()
+            self.visual_alpha = nn.Parameter(torch.full(alphas, alpha))
+            self.textual_alpha = nn.Parameter(torch.full(alphas, alpha))
             shape = (config.factors,) if config.geometry == "product" else ()
             self.log_curvature = nn.Parameter(torch.full(shape, math.log(config.curvature)))
         self.pixel_mean: Tensor
@@ -165,7 +180,10 @@ class DualEncoder(nn.Module):
             projected = projected.float()
             if log_alpha is None:
                 return F.normalize(projected, dim=-1)
-            scaled = log_alpha.float().exp() * projected
+            alpha = log_alpha.float().exp()
+            if alpha.ndim:  # one for each factor
+                alpha = alpha.repeat_interleave(self.config.dim // self.config.factors)
+            scaled = alpha * projected
             if self.config.geometry == "product":
                 return product.exp0(scaled, self.curvature, self.config.factors)
             return lorentz.exp0(scaled, self.curvature)
