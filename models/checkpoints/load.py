@@ -135,8 +135,8 @@ def _directory(folder: Path, vision_heads: int | None = None) -> Checkpoint:
     raise ValueError(
         f"{folder} holds no CLIP that Hyco knows"
         + (f" (model_type {kind!r})" if kind else "")
-        + ": expected config.json with model_type 'clip' or 'hyper3_clip', open_clip_config.json, or a model directory of "
-        "Hyco's"
+        + ": expected config.json with model_type 'clip' or 'hyper3_clip', open_clip_config.json, or a model directory "
+        "of Hyco's"
     )
 
 
