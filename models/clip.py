@@ -51,6 +51,8 @@ class ClipConfig:
     """
     factors: int = 1
     """Number of hyperboloids of geometry "product", each of dim / factors dimensions."""
+    factor_alphas: bool = False
+    """Whether every factor has an alpha of its own for images and for texts (PHyCLIP), instead of one for all."""
     curvature: float = 1.0
     """Initial c > 0 of the learned curvature -c."""
     curvature_min: float = 0.1
@@ -65,10 +67,6 @@ class ClipConfig:
     """Names of further learned temperatures, for rows of the objective that name one; all start at `temperature`."""
     sigmoid_bias: float | None = None
     """Initial value of the learned bias of sigmoid rows; None for a model without one."""
-    factor_alphas: bool = False
-    """Whether each factor of geometry "product" has scalars of its own for images and texts, as published PHyCLIP
-    models have; else all factors share one for each.
-    """
     projection_bias: bool = False
     """Whether the projections of both towers have a bias, as in Hyper3-CLIP."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -96,7 +94,7 @@ class ClipConfig:
             )
         if self.factor_alphas and self.geometry != "product":
             raise ValueError(
-                f"factor_alphas needs geometry 'product', not '{self.geometry}': set it, or factor_alphas=false"
+                f"factor_alphas belong to geometry 'product', not '{self.geometry}': set it, or factor_alphas=false"
             )
         for name in self.temperatures:
             if not name.isidentifier() or self.temperatures.count(name) > 1:
@@ -136,10 +134,10 @@ class DualEncoder(nn.Module):
         if config.geometry != "euclid":
             # At the start a point is about 1 from the origin, in every factor of a product.
             alpha = -0.5 * math.log(config.dim // config.factors)
-            alphas = (config.factors,) if config.factor_alphas else ()
-            self.visual_alpha = nn.Parameter(torch.full(alphas, alpha))
-            self.textual_alpha = nn.Parameter(torch.full(alphas, alpha))
             shape = (config.factors,) if config.geometry == "product" else ()
+            scaled = shape if config.factor_alphas else ()
+            self.visual_alpha = nn.Parameter(torch.full(scaled, alpha))
+            self.textual_alpha = nn.Parameter(torch.full(scaled, alpha))
             self.log_curvature = nn.Parameter(torch.full(shape, math.log(config.curvature)))
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -181,8 +179,8 @@ class DualEncoder(nn.Module):
             if log_alpha is None:
                 return F.normalize(projected, dim=-1)
             alpha = log_alpha.float().exp()
-            if alpha.ndim:  # one for each factor
-                alpha = alpha.repeat_interleave(self.config.dim // self.config.factors)
+            if alpha.dim():  # one for each factor
+                alpha = alpha.repeat_interleave(projected.shape[-1] // len(alpha))
             scaled = alpha * projected
             if self.config.geometry == "product":
                 return product.exp0(scaled, self.curvature, self.config.factors)

@@ -20,6 +20,7 @@ class VisionConfig:
     """Shape of the image tower; the defaults are ViT-S/16 at 224 pixels with the paper's 12 heads."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"pooling"})
 
     kind: Literal["vit"] = "vit"

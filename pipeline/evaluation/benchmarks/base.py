@@ -57,14 +57,14 @@ class Evaluation:
         find: its folder (or tar) below the directory of data sets, None where there is none.
         evaluate: returns the metrics, or the reason why there are none.
         layout: expected content of the folder, for messages.
-        published: whether papers evaluate on it, so that --protocol published means something.
+        published: whether it can be asked as in the papers (--protocol published).
     """
 
     title: str
     find: Callable[[Path], Path | None]
     evaluate: Callable[[Embedder, Path, Setting], MetricResult | str]
     layout: str
-    published: bool = True
+    published: bool = False
 
 
 def folder_called(*names: str) -> Callable[[Path], Path | None]:

@@ -280,6 +280,7 @@ EVALUATIONS = {
         folder_called(known.name, *known.folders),
         measure(known),
         f"{known.name}/ with {ADAPTERS[known.name].layout}",
+        published=True,
     )
     for known in sorted(cards(), key=lambda known: (not known.paper, known.name))
 }

@@ -114,6 +114,5 @@ EVALUATIONS = {
         folder_with(COCO_FOLDERS, "annotations/instances_val2017.json"),
         evaluate,
         "coco/ with annotations/instances_val2017.json and val2017/",
-        published=False,
     )
 }

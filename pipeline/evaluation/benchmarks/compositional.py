@@ -170,11 +170,13 @@ EVALUATIONS = {
         ),
         sugarcrepe,
         "sugarcrepe/ with swap_obj.json ..., and coco/val2017/ next to it",
+        published=True,
     ),
     "vl_checklist": Evaluation(
         "VL-CheckList",
         folder_with(("vl_checklist", "vl-checklist"), "data"),
         checklist,
         "vl_checklist/ with data/Attribute/, data/Object/, data/Relation/ and the images in vg/, swig/, hake/",
+        published=True,
     ),
 }

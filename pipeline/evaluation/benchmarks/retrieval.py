@@ -178,12 +178,14 @@ EVALUATIONS = {
         folder_with(COCO_FOLDERS, "annotations/captions_val2017.json"),
         measure(read_coco),
         "coco/ with annotations/captions_val2017.json and val2017/",
+        published=True,
     ),
     "coco_karpathy": Evaluation(
         "COCO, Karpathy's 5k",
         folder_with(COCO_FOLDERS, "dataset_coco.json"),
         measure(read_coco_karpathy),
         "coco/ with dataset_coco.json and val2014/, or val2017/ and train2017/",
+        published=True,
     ),
     "flickr8k": Evaluation(
         "Flickr8k",
@@ -195,11 +197,13 @@ EVALUATIONS = {
         ),
         measure(lambda folder: read_flickr(folder, "flickr8k")),
         "flickr8k/ with dataset_flickr8k.json, or Flickr8k.token.txt and Flickr_8k.testImages.txt, and Images/",
+        published=True,
     ),
     "flickr30k": Evaluation(
         "Flickr30k",
         folder_with(("flickr30k",), "dataset_flickr30k.json"),
         measure(lambda folder: read_flickr(folder, "flickr30k")),
         "flickr30k/ with dataset_flickr30k.json and flickr30k-images/",
+        published=True,
     ),
 }

@@ -55,7 +55,7 @@ def add_suite(
         listener=listener,
     )
     if mean := mean_of_paper_sets(found):
-        found["suite"]["paper"] = mean.numbers
+        found["suite"]["paper"] = mean.numbers | ({"protocol": protocol.way} if protocol.published else {})
         found["intervals"] |= {f"suite.paper.{key}": list(span) for key, span in mean.intervals.items()}
     spans = {name.removeprefix("suite."): span for name, span in found["intervals"].items()}
     put(metrics, "suite", MetricResult(found["suite"], spans))

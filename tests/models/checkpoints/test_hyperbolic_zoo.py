@@ -109,7 +109,7 @@ def test_hyper3_of_the_training_objective_and_what_is_refused(tmp_path: Path) ->
 
 def test_alphas_per_factor_are_a_choice() -> None:
     """A model without the choice has the weights it had, and the file of one with it is read again."""
-    with pytest.raises(ValueError, match="factor_alphas needs geometry 'product', not 'lorentz'"):
+    with pytest.raises(ValueError, match="factor_alphas belong to geometry 'product', not 'lorentz'"):
         ClipConfig(factor_alphas=True)
     config = ClipConfig(geometry="product", factors=64, factor_alphas=True)
     assert config_from_dict(json.loads(json.dumps(asdict(config))), "x") == config
