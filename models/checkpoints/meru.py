@@ -245,6 +245,8 @@ def _require_published(config: ClipConfig) -> VisionConfig:
         ("vision.norm_eps", vision.norm_eps, (1e-5,)),
         ("vision.first_norm", vision.first_norm, (False,)),
         ("vision.patch_bias", vision.patch_bias, (True,)),
+        ("vision.pooling", vision.pooling, ("class",)),
+        ("projection_bias", config.projection_bias, (False,)),
         ("text.activation", text.activation, ("gelu",)),
         ("text.norm_eps", text.norm_eps, (1e-5,)),
         # Their feature is at the highest id of a text.

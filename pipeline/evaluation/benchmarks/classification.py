@@ -64,11 +64,11 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
         found = {"zero_shot": set_accuracy(rank, truth, len(test.classes), setting.boot, said)}
         if known.name in ON_WORDNET:
             edges = find_edges(setting.data) or setting.protocol.files.edges
-            source = (
-                edges if known.name == "imagenet" and edges else wordnet
-            )  # the published tree has its classes
+            published_tree = edges if known.name == "imagenet" else None  # it has ImageNet's classes
             try:
-                found["hierarchy"] = _on_the_tree(source, test.classes, answer, truth, setting)
+                found["hierarchy"] = _on_the_tree(
+                    published_tree or wordnet, test.classes, answer, truth, setting
+                )
             except ValueError as error:
                 setting.skipped["hierarchy"] = str(error)
         if train is not None:

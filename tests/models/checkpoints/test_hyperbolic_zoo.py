@@ -1,14 +1,16 @@
 """UNCHA's, PHyCLIP's and Hyper3-CLIP's checkpoints, made in their published names: features, scalars, refusals."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.checkpoints import read_checkpoint
+from models.checkpoints import read_checkpoint, to_published
 from models.clip import ClipConfig, DualEncoder, config_from_dict
+from models.encoders.text import TextConfig
+from models.encoders.vit import VisionConfig
 from tests.models.checkpoints.layouts import VOCABULARY, hyper3, phyclip, token_rows, uncha
 from tests.oracle import clip_towers as plain
 
@@ -79,6 +81,10 @@ def test_hyper3(tmp_path: Path, last_norm: str, said: dict, eps: float) -> None:
     close(model.encode_text(tokens), expected)
     assert model.scale.item() == pytest.approx(30) and found.config.text.vocab_size == VOCABULARY
     assert found.config.pixel_mean == (0.485, 0.456, 0.406)
+    with pytest.raises(
+        ValueError, match=r"(norm_eps|activation|pooling|projection_bias) is .* and the published"
+    ):
+        to_published(model)
 
 
 def test_hyper3_of_the_training_objective_and_what_is_refused(tmp_path: Path) -> None:
@@ -105,6 +111,21 @@ def test_hyper3_of_the_training_objective_and_what_is_refused(tmp_path: Path) ->
         ValueError, match=r"holds image_proj\.2\.weight \(2,\), which a Hyper3-CLIP checkpoint"
     ):
         read_checkpoint(tmp_path, vision_heads=4)
+
+
+@pytest.mark.parametrize("field", ["pooling", "projection_bias"])
+def test_the_published_layout_has_no_such_part(field: str) -> None:
+    small = VisionConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2)
+    text = TextConfig(vocab_size=600, context_length=8, width=64, depth=1, heads=1, end_token=599)
+    config = ClipConfig(vision=small, text=text, dim=8)
+    changed = (
+        replace(config, vision=replace(small, pooling="mean"))
+        if field == "pooling"
+        else replace(config, projection_bias=True)
+    )
+    with pytest.raises(ValueError, match=f"{field} is "):
+        to_published(DualEncoder(changed))
+    to_published(DualEncoder(config))
 
 
 def test_alphas_per_factor_are_a_choice() -> None:
