@@ -44,6 +44,7 @@ def from_hyper3(
     tensors = Tensors(named, str(folder), "a Hyper3-CLIP checkpoint")
     config = _config(folder, said, tensors, vision_heads)
     vision, text = config.vision, config.text
+    assert isinstance(vision, VisionConfig)
     scale = "global_logit_scale" if "global_logit_scale" in tensors else "logit_scale"
     norm = "fc_norm" if vision.pooling == "mean" else "norm"
     weights = {
