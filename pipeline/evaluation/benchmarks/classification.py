@@ -22,6 +22,7 @@ from pipeline.evaluation.coverage import Coverage, as_numbers
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.hierarchy import tree_metrics
 from pipeline.evaluation.metrics.linear_probe import probe
+from pipeline.evaluation.metrics.prompt_regimes import prompt_sensitivity, regimes
 from pipeline.evaluation.metrics.prototypes import prototype_probe
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.metrics.zero_shot import rank_and_answer, set_accuracy, vectors_of
@@ -56,6 +57,8 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
         vectors = vectors_of(embedder, names, known.prompts)
         rank, answer = rank_and_answer(embedder.score, seen.points, vectors, truth)
         found = {"zero_shot": set_accuracy(rank, truth, len(test.classes), setting.boot)}
+        if setting.prompt_sensitivity:
+            found["prompts"] = _by_prompt(embedder, seen.points, names, known.prompts, truth, setting)
         if wordnet:
             found["hierarchy"] = _on_the_tree(wordnet, test.classes, answer, truth, setting)
         elif known.name in ON_WORDNET:
@@ -75,6 +78,22 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
         )
 
     return evaluate
+
+
+def _by_prompt(
+    embedder: Embedder,
+    points: Float[Tensor, "m D"],
+    names: Sequence[Sequence[str]],
+    prompts: Sequence[str],
+    truth: Int[np.ndarray, " m"],
+    setting: Setting,
+) -> MetricResult:
+    """Zero-shot accuracy with every prompt by itself."""
+    hits = {}
+    for name, own in regimes(prompts).items():
+        rank, _ = rank_and_answer(embedder.score, points, vectors_of(embedder, names, own), truth)
+        hits[name] = (rank < 1).astype(np.float64)
+    return prompt_sensitivity(hits, truth, len(names), setting.boot)
 
 
 def published(known: Card, test: LabelledSet) -> list[Coverage]:

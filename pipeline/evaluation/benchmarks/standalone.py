@@ -49,6 +49,7 @@ def add_suite(
         seed=config.seed,
         least=config.min_coverage,
         heads=config.probe_heads,
+        prompt_sensitivity=config.prompt_sensitivity,
         listener=listener,
     )
     if mean := mean_of_paper_sets(found):
