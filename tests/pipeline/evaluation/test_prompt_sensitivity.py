@@ -51,7 +51,7 @@ def test_regimes_are_the_bare_name_each_prompt_and_all() -> None:
 
 
 class Misled(ColourEmbedder):
-    """Reads "blurry" as blue; its image tower gives the colour itself."""
+    """Reads nothing but blue in a text with "blurry"; its image tower gives the colour itself."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class Misled(ColourEmbedder):
         return self.model.visual(super().encode_pixels(images))
 
     def project_text(self, texts, report=lambda n: None):
-        return super().project_text([text.replace("blurry", "blue blue blue") for text in texts])
+        return super().project_text(["blue" if "blurry" in text else text for text in texts])
 
 
 def test_the_suite_finds_the_prompt_that_misleads(tmp_path: Path) -> None:
