@@ -41,6 +41,10 @@ class Classifier(nn.Module):
         """Pooled features (tangent vectors of a Poincare net)."""
         return self.net.features((pixels - self.pixel_mean) / self.pixel_std)  # pyright: ignore[reportCallIssue]
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of pooled features."""
+        return self.net.head(features).float()  # pyright: ignore[reportCallIssue]
+
     @torch.no_grad()
     def constrain_(self) -> None:
         """Clamp a learned curvature to its bounds; called after each step."""
@@ -85,6 +89,14 @@ def make_classifier(config: FitConfig, classes: int, mean: list[float], std: lis
         config.init,
     )
     return Classifier(net, mean, std)
+
+
+def curvature_of(model: Classifier, config: FitConfig) -> float | None:
+    """c of a Poincare net's ball, learned or fixed; None for a Euclidean net."""
+    if not config.hyperbolic:
+        return None
+    learned = getattr(model.net, "curvature", None)
+    return config.curvature if learned is None else float(learned())
 
 
 def save_classifier(folder: Path, model: Classifier, config: FitConfig, facts: dict[str, Any]) -> None:

@@ -19,10 +19,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.classification.config import FitConfig, Model, poincare
-from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_strange
+from pipeline.classification.evaluate import EvaluateConfig, evaluate
+from pipeline.classification.strange import open_strange
 from pipeline.classification.tables import tables
 from pipeline.classification.train import fit
 from pipeline.config import Config, ConfigError, override
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.run_dir import finished
 from storage.home import Home
@@ -106,7 +108,7 @@ def run_study(
     HOME/STUDY.md gets the tables after each run; `doc`, where given, gets them between its marks at the end of it.
     """
     for spec in study.measure.ood:  # report a missing document before an hour of training, not after
-        open_strange(spec)
+        open_strange(spec, study.base.data_name)
     folder, results = home.fits, dict[str, Any]()
 
     def perform(name: str, config: FitConfig) -> None:
@@ -143,7 +145,7 @@ def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
     path = run_dir / "metrics.json"
     if finished(run_dir) is None or not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    found = read_metrics(path)
     try:  # fields that were added since have their defaults
         measured = EvaluateConfig.model_validate(found["config"])
     except ConfigError:

@@ -103,7 +103,7 @@ def _text(value: object) -> str:
 def _captions(path: Path, split: str, rows: list[tuple[Path, tuple[str, ...]]]) -> CaptionSet:
     if not rows:
         raise ValueError(f"{path} has no images in {split} split: fetch it again")
-    return CaptionSet(*zip(*rows, strict=True))
+    return CaptionSet(tuple(image for image, _ in rows), tuple(own for _, own in rows))
 
 
 def measure(

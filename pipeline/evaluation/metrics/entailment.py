@@ -19,7 +19,7 @@ from torch import Tensor
 from models.hyperbolic import product
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.evaluation.metrics.boxes import expected_precision
-from pipeline.evaluation.metrics.ranked import Ranked
+from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 from pipeline.evaluation.metrics.retrieval import Score
 
 CHUNK, ROWS = 8192, 256  # pairs, and images against all texts, scored at once
@@ -95,7 +95,7 @@ def entailment(
             for weights in bootstrap.weights(count)
             for row in weights
         )
-        around = ranked.intervals(draws, bootstrap)
+        around = dict(zip(NUMBERS, bootstrap.interval(ranked.drawn(draws)), strict=True))
         numbers[name] = {
             "ap": whole["aupr"],
             "auroc": whole["auroc"],

@@ -4,13 +4,11 @@ A higher score means "positive". Ties count half in the AUROC and share one thre
 the rank-sum statistic with average ranks, and the average precision a step function without interpolation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
 
 NUMBERS = ("fpr95", "auroc", "aupr")
 
@@ -71,9 +69,8 @@ class Ranked:
             "aupr": float(np.sum(gained * precision)),
         }
 
-    def intervals(
-        self, draws: Iterator[tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]], bootstrap: Bootstrap
-    ) -> dict[str, tuple[float, float]]:
-        """An interval of each number from the weights of positives and negatives in each draw."""
-        drawn = [[found[key] for key in NUMBERS] for found in (self.numbers(*weights) for weights in draws)]
-        return dict(zip(NUMBERS, bootstrap.interval(np.array(drawn)), strict=True))
+    def drawn(
+        self, weights: Iterable[tuple[Float[np.ndarray, " P"], Float[np.ndarray, " M"]]]
+    ) -> Float[np.ndarray, "R 3"]:
+        """NUMBERS for each pair of weights of the positives and the negatives."""
+        return np.array([list(self.numbers(*pair).values()) for pair in weights])

@@ -22,6 +22,7 @@ from pipeline.classification.train import fit, make_optimiser, training_images
 from pipeline.cli.app import app
 from pipeline.config import ConfigError
 from pipeline.datasets import open_labelled
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.runtime.stop import TerminatedError
 from pipeline.training.run_protocol import learning_rate
 from pipeline.training.step_log import StepLog, read_log
@@ -99,23 +100,33 @@ def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:
     measured = evaluate(
         finished, EvaluateConfig(attacked=ATTACKED, ood=(f"strange=folder:{squares}",), draws=50)
     )
-    assert measured["classification"]["accuracy"] >= 0.6  # by chance once in a thousand
-    assert measured["chance"]["classification.accuracy"] == pytest.approx(1 / 3)
-    assert measured["attack"]["images"] == ATTACKED
-    assert measured["attack"]["pgd"] <= measured["attack"]["clean"]
+    held = measured["metrics"]
+    assert held["classification.accuracy"]["value"] >= 0.6  # by chance once in a thousand
+    assert held["classification.accuracy"]["chance"] == pytest.approx(1 / 3)
+    assert measured["attack"]["images"] == held["attack.pgd"]["n"] == ATTACKED
+    assert held["attack.pgd"]["value"] <= held["attack.clean"]["value"]
     # The out-of-distribution set is the test set itself: nothing can tell them apart.
-    assert measured["ood"]["strange"]["energy"]["auroc"] == 0.5
-    assert set(measured["intervals"]) >= {"classification.accuracy", "attack.pgd", "ood.strange.energy.auroc"}
-    assert json.loads((finished / "metrics.json").read_text()) == measured
+    assert held["ood.strange.energy.auroc"]["value"] == 0.5
+    for name in ("classification.accuracy", "attack.pgd", "ood.strange.energy.auroc"):
+        assert held[name]["low"] <= held[name]["value"] <= held[name]["high"]
+    assert (
+        json.loads((finished / "metrics.json").read_text())
+        == measured
+        == read_metrics(finished / "metrics.json")
+    )
+    table = (finished / "metrics.csv").read_text()
+    assert f"classification.accuracy,{held['classification.accuracy']['value']}," in table
+    assert f",folder:{squares}," in table, "the source of the images"
     before = [path.stat().st_mtime_ns for path in sorted(finished.glob("model/*"))]
     assert fit(finished) == result, "a finished run is not trained again"
     assert before == [path.stat().st_mtime_ns for path in sorted(finished.glob("model/*"))]
 
 
 def test_group_accuracies_are_those_of_their_classes(finished: Path) -> None:
-    measured = evaluate(finished, EvaluateConfig(draws=20))["classification"]
-    assert "few" not in measured and measured["many_classes"] == 3  # 20 of 40 is above a fifth
-    assert measured["many"] == measured["accuracy"]
+    measured = evaluate(finished, EvaluateConfig(draws=20))
+    held = measured["metrics"]
+    assert "classification.few" not in held and measured["classification"]["many_classes"] == 3  # 20 of 40
+    assert held["classification.many"]["value"] == held["classification.accuracy"]["value"]
 
 
 def test_a_broken_run_goes_on_along_the_same_curve(
@@ -214,8 +225,8 @@ def test_known_classes_are_drawn_and_the_rest_is_open_set(tiny: FitConfig, tmp_p
     assert [facts["known"][label] for label in images.labels] == held.labels[kept].tolist()
     measured = evaluate(tmp_path, EvaluateConfig(draws=20))
     assert measured["classification"]["images"] == 20
-    assert 0 <= measured["open_set"]["max_softmax"]["auroc"] <= 1
-    assert measured["chance"]["open_set.energy.aupr"] == pytest.approx(20 / 30)
+    assert 0 <= measured["metrics"]["open_set.max_softmax.auroc"]["value"] <= 1
+    assert measured["metrics"]["open_set.energy.aupr"]["chance"] == pytest.approx(20 / 30)
     with pytest.raises(ValueError, match="known 3 leaves none of 3 classes unknown"):
         training_images(config.replace(known=3))
 
