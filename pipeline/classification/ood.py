@@ -26,6 +26,7 @@ from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 ScoreName = Literal["energy", "max_softmax", "knn", "mahalanobis", "distance"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 OF_FEATURES = frozenset({"knn", "mahalanobis", "distance"})
+LEAST_VARIANCE = 1e-10  # of the largest: below it is the rounding of float32 features
 ROWS = 1024  # images compared with all training images at once
 
 
@@ -86,7 +87,7 @@ def mahalanobis(train: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray],
     known, classes = torch.from_numpy(train).double(), torch.from_numpy(labels)
     means = _class_means(known, classes)
     apart = known - means[classes]
-    inverse = torch.linalg.pinv(apart.T @ apart / len(apart), hermitian=True)
+    inverse = torch.linalg.pinv(apart.T @ apart / len(apart), rtol=LEAST_VARIANCE, hermitian=True)
 
     def score(features: np.ndarray) -> np.ndarray:
         gaps = torch.from_numpy(features).double()[:, None] - means
