@@ -54,7 +54,7 @@ class EvaluateConfig(Config):
     """
     ood_limit: int = Field(default=10_000, ge=1)
     """Maximum number of images per out-of-distribution set, the first in a seeded order."""
-    scores: tuple[ScoreName, ...] = Field(default=("energy", "max_softmax"), min_length=1)
+    scores: tuple[ScoreName, ...] = ("energy", "max_softmax")
     """Scores of known against out-of-distribution images. "knn", "mahalanobis" and "distance" compare features with
     those of the training images, which must be present.
     """

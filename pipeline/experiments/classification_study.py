@@ -14,11 +14,11 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from pipeline.classification.config import FitConfig, Model, poincare
+from pipeline.classification.config import FitConfig, Head, Model, poincare, separation
 from pipeline.classification.evaluate import EvaluateConfig, evaluate
 from pipeline.classification.strange import open_strange
 from pipeline.classification.tables import tables
@@ -39,7 +39,7 @@ class StudyConfig(Config):
     """The training that all arms share; model, head, imbalance and seed are replaced by the arm's."""
     models: tuple[Model, ...]
     """Networks of the arms."""
-    heads: tuple[Literal["softmax", "linear", "separation"], ...] = ("softmax", "separation")
+    heads: tuple[Head, ...] = ("softmax", "separation")
     """Heads of the arms."""
     imbalances: tuple[float, ...] = (1.0, 0.01)
     """Imbalance factors of the arms; 1 keeps every image."""
@@ -97,7 +97,23 @@ def full(data: str, ood: tuple[str, ...]) -> StudyConfig:
     )
 
 
-STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full}
+def long_tail(data: str, ood: tuple[str, ...]) -> StudyConfig:
+    """CIFAR-100-LT on a GPU: the published draw (Cao et al. 2019) at its three imbalances, three seeds.
+
+    The last width holds the 99 dimensions of 100 separated classes.
+    """
+    base = separation("resnet32", data).replace(widths=(32, 64, 128), imbalance_draw="published")
+    return StudyConfig(
+        name="long_tail",
+        base=base,
+        models=("resnet32",),
+        imbalances=(0.1, 0.02, 0.01),
+        seeds=(0, 1, 2),
+        measure=EvaluateConfig(ood=ood),
+    )
+
+
+STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full, "long_tail": long_tail}
 
 
 def run_study(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ import pytest
 import torch
 from typer.main import get_command
 
+from models.heads.balanced_prototypes import embed_hierarchy
+from models.heads.cosine import nonl, ntce
 from models.heads.max_separation import MaximumSeparation, equal_radius
 from pipeline.classification import train
 from pipeline.classification.config import FitConfig, fit_recipe
 from pipeline.classification.evaluate import EvaluateConfig, evaluate
-from pipeline.classification.model import MLR_SLOPE, load_classifier, make_classifier
+from pipeline.classification.in_memory import Epoch, statistics
+from pipeline.classification.model import MLR_SLOPE, class_prototypes, load_classifier, make_classifier
 from pipeline.classification.train import fit, make_optimiser, training_images
 from pipeline.cli.app import app
 from pipeline.config import ConfigError
@@ -87,6 +91,25 @@ def test_the_published_draw_needs_the_published_order(squares: Path, tmp_path: P
     )
     with pytest.raises(ValueError, match="leave out known=4"):
         training_images(config.replace(known=4))
+
+
+def test_cifar_100_lt_is_the_published_draw_of_the_published_files(tmp_path: Path) -> None:
+    """The binary version has a coarse and a fine label in front of the pixels."""
+    rng = np.random.default_rng(1)
+    (tmp_path / "cifar-100-binary").mkdir()
+    (tmp_path / "cifar-100-binary" / "fine_label_names.txt").write_text("apple\nbaby\nbear\nbee\n")
+    labels = rng.permutation(np.repeat(np.arange(4), 25)).astype(np.uint8)
+    pixels = rng.integers(0, 255, (100, 3072), dtype=np.uint8)
+    rows = np.concatenate([labels[:, None] // 2, labels[:, None], pixels], 1)
+    (tmp_path / "cifar-100-binary" / "train.bin").write_bytes(rows.tobytes())
+    config = fit_recipe("poincare", "resnet20", f"cifar100:{tmp_path}").replace(
+        imbalance=0.1, imbalance_draw="published", batch_size=2
+    )
+    images, facts = training_images(config)
+    assert facts["counts"] == [25, 11, 5, 2] and facts["classes"] == ["apple", "baby", "bear", "bee"]
+    kept = published_draw(labels.tolist(), 4, 0.1, "exponential")
+    assert np.array_equal(images.pixels.numpy().reshape(43, -1), pixels[kept])
+    assert images.labels.tolist() == labels[kept].tolist()
 
 
 def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:
@@ -334,3 +357,71 @@ def test_a_signal_saves_the_running_step_and_the_run_goes_on_from_there(
     assert [step for step, _ in Checkpoints(tmp_path / "checkpoints").list()] == [7]
     assert heard[-1]["stopped"] and not heard[-1]["finished"]
     assert fit(tmp_path)["steps"] == 30
+
+
+TREE = {
+    "root": "thing",
+    "nodes": [
+        {"id": "cold", "parent": "thing", "names": []},
+        {"id": "red", "parent": "thing", "names": []},
+        {"id": "blue", "parent": "cold", "names": []},
+        {"id": "green", "parent": "cold", "names": []},
+    ],
+}
+
+
+@pytest.mark.parametrize("head", ["cosine", "ntce", "nonl", "balanced"])
+def test_heads_of_prototypes_are_trained_and_loaded(
+    head: str, tiny: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = partial(embed_hierarchy, steps=10)
+    monkeypatch.setattr("pipeline.classification.model.embed_hierarchy", embed)
+    tree = tmp_path / "taxonomy.json"
+    tree.write_text(json.dumps(TREE))
+    hierarchy = {"hierarchy": str(tree), "prototype_dim": 4} if head == "balanced" else {}
+    config = tiny.replace(head=head, known=2, steps=6, **hierarchy)
+    result = fit(tmp_path / "run", config)
+    assert result["head"] == head and np.isfinite(result["loss_last"])
+    tree.unlink()  # the prototypes are stored with the weights
+    model, _, facts = load_classifier(tmp_path / "run" / "model")
+    pixels = torch.rand(5, 3, 8, 8)
+    logits = model(pixels)
+    assert logits.shape == (5, 2)
+    if head == "balanced":
+        tangents = embed([-1, 0, 0, 1, 1], 4, seed=config.seed)
+        leaves = {"red": 2, "blue": 3, "green": 4}
+        names = [facts["classes"][n] for n in facts["known"]]
+        kept = model.net.get_submodule("head").prototypes
+        torch.testing.assert_close(kept, tangents[[leaves[name] for name in names]].float())
+        assert (logits < 0).all(), "minus a distance"
+    else:
+        assert logits.abs().max() <= 1 / config.temperature + 1e-4
+
+
+def test_the_loss_of_the_head_is_trained(tiny: FitConfig, tmp_path: Path) -> None:
+    """The first logged loss is that of the untrained net on the first batch, by the head's own loss."""
+    for head, loss in {"ntce": ntce, "nonl": nonl}.items():
+        config = tiny.replace(head=head, steps=1)
+        fit(tmp_path / head, config)
+        ((_, logged),) = losses(tmp_path / head)
+        images, _ = training_images(config)
+        torch.manual_seed(config.seed)
+        model = make_classifier(config, 3, *statistics(images.pixels)).train()
+        epoch = Epoch.draw(images, config.seed, 0, batch_size=24, crop=config.crop, flip=config.flip)
+        pixels, labels = epoch.batch(0)
+        assert logged == pytest.approx(loss(model(pixels), labels).item(), abs=1e-4)
+
+
+def test_a_hierarchy_has_to_fit_the_classes(tiny: FitConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs the tree of its classes: set hierarchy=taxonomy\.json"):
+        class_prototypes(tiny.replace(head="balanced"), ["red"])
+    with pytest.raises(ValueError, match="hierarchy is for the head 'balanced', not 'softmax': leave it out"):
+        class_prototypes(tiny.replace(hierarchy="t.json"), ["red"])
+    (tmp_path / "t.json").write_text(json.dumps(TREE))
+    config = tiny.replace(head="balanced", hierarchy=str(tmp_path / "t.json"))
+    with pytest.raises(
+        ValueError, match=r"has no leaf 'cold' \(1 of 2 classes\): the ids of its leaves have to be"
+    ):
+        class_prototypes(config, ["red", "cold"])
+    with pytest.raises(FileNotFoundError, match="no taxonomy at"):
+        class_prototypes(config.replace(hierarchy=str(tmp_path / "none.json")), ["red"])
