@@ -71,7 +71,7 @@ def load_captioned(source: Source, size: int, limit: int) -> tuple[Images, int]:
 
 def _pixels(image: np.ndarray, size: int) -> Tensor:
     """uint8 [H, W, 3] of any size -> uint8 [3, S, S]; copied, because a decoder's array may be read-only."""
-    return torch.from_numpy(np.array(whole(image, size))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(whole(image, size))).permute(2, 0, 1)
 
 
 def statistics(pixels: Tensor) -> tuple[list[float], list[float]]:
@@ -129,13 +129,11 @@ class Epoch:
 
 
 def crops(pixels: Tensor, shifts: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Pad with black, crop at the shift, mirror where requested: [B, C, S, S], [B, 2], [B] -> [B, C, S, S] in order."""
+    """Pad with black, crop at the shift, mirror where requested: [B, C, S, S], [B, 2], [B] -> [B, C, S, S]."""
     size = pixels.shape[-1]
     padded = F.pad(pixels, (padding,) * 4)
     along = torch.arange(size, device=pixels.device)
     rows = shifts[:, :1] + along
     columns = shifts[:, 1:] + torch.where(flips[:, None], size - 1 - along, along)
     picture = torch.arange(len(pixels), device=pixels.device)
-    found = padded[picture[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    # torch 2.13 corrupts the heap in the backward pass of channels-last images on one thread.
-    return found.contiguous()
+    return padded[picture[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

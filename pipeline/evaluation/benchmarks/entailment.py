@@ -85,5 +85,6 @@ EVALUATIONS = {
         folder_with(("hierarcaps",), *LISTS),
         evaluate,
         "hierarcaps/ with hierarcaps_test.csv (also in data/), and the images in test_imgs/ or coco/val2014/",
+        published=True,
     )
 }

@@ -90,9 +90,9 @@ def read_coco_labels(folder: Path, split: str = "val2017") -> LabelSets:
 
 
 def measure(
-    read: Callable[[Path], LabelSets], names: tuple[str, ...]
+    read: Callable[[Path], LabelSets], averages: tuple[str, ...]
 ) -> Callable[[Embedder, Path, Setting], MetricResult | str]:
-    """The evaluation of one set: the block multilabel, with `names` of metrics.multilabel.AVERAGES."""
+    """The evaluation of one set: the block multilabel, with `averages` of metrics.multilabel.AVERAGES."""
 
     def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
         found = read(folder)
@@ -102,14 +102,15 @@ def measure(
         setting.progress.expect(len(asked))
         files = [found.images[i] for i in asked]
         points, kept, coverage = embed_files(
-            embedder, files, setting.progress, setting.least, len(found.images)
+            embedder, files, setting.progress, setting.least, len(found.images), setting.protocol.square
         )
-        vectors = vectors_of(embedder, [(name,) for name in found.names], PLAIN)
+        names = [(name,) for name in found.names]
+        vectors = vectors_of(embedder, names, PLAIN, verbatim=setting.protocol.published)
         blocks = [
             embedder.score(points[start : start + IMAGES_AT_ONCE], vectors).double().cpu().numpy()
             for start in range(0, len(points), IMAGES_AT_ONCE)
         ]
-        outcome = multilabel(np.concatenate(blocks), found.labels[asked[kept]], setting.boot, names)
+        outcome = multilabel(np.concatenate(blocks), found.labels[asked[kept]], setting.boot, averages)
         facts = {"coverage": as_numbers([coverage]), "unlabelled": found.unlabelled}
         spans = {f"multilabel.{key}": span for key, span in outcome.intervals.items()}
         return MetricResult({"multilabel": outcome.numbers, **facts}, spans)
@@ -129,5 +130,6 @@ EVALUATIONS = {
         folder_with(COCO_FOLDERS, "annotations/instances_val2017.json"),
         measure(read_coco_labels, ("map",)),
         "coco/ with annotations/instances_val2017.json and val2017/",
+        published=True,
     ),
 }
