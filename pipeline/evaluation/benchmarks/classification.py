@@ -103,12 +103,8 @@ def _by_prompt(
     """Zero-shot accuracy with every prompt by itself."""
     hits = {}
     for name, own in regimes(prompts).items():
-        rank, _ = rank_and_answer(
-            embedder.score,
-            points,
-            vectors_of(embedder, names, own, verbatim=setting.protocol.published),
-            truth,
-        )
+        vectors = vectors_of(embedder, names, own, verbatim=setting.protocol.published)
+        rank, _ = rank_and_answer(embedder.score, points, vectors, truth)
         hits[name] = (rank < 1).astype(np.float64)
     return prompt_sensitivity(hits, truth, len(names), setting.boot)
 
