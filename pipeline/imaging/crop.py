@@ -95,8 +95,8 @@ def whole(array: np.ndarray, size: int) -> np.ndarray:
     return array[top : top + size, left : left + size]
 
 
-def squeeze(array: np.ndarray, size: int) -> np.ndarray:
-    """Resize to a square without keeping the aspect ratio, as MERU's evaluation of retrieval does.
+def stretch(array: np.ndarray, size: int) -> np.ndarray:
+    """Resize bicubically to [size, size], the aspect ratio not kept, as MERU's evaluation of retrieval does.
 
     The arithmetic is torchvision's Resize((size, size)) on PIL images, bicubic.
 

@@ -54,9 +54,12 @@ def recall_at(scores: Sequence[Sequence[float]], right: Sequence[set[int]], k: i
 
 
 def published_recall(scores: Sequence[Sequence[float]], right: Sequence[set[int]], k: int) -> float:
-    """Share of queries with a right item among the first k of a stable sort, as the published evaluations have it."""
-    found = [sorted(range(len(row)), key=lambda item: -row[item])[:k] for row in scores]
-    return sum(bool(set(first) & own) for first, own in zip(found, right, strict=True)) / len(scores)
+    """Share of queries for which at least one of the k highest-scored items is paired, ties by position."""
+    hits = 0
+    for row, own in zip(scores, right, strict=True):
+        order = sorted(range(len(row)), key=lambda item: (-row[item], item))
+        hits += any(item in own for item in order[:k])
+    return hits / len(scores)
 
 
 def published_mean_per_class(predicted: Sequence[int], true: Sequence[int]) -> float:

@@ -1,9 +1,9 @@
 """How a published set is asked: in Hyco's own way, or as MERU, HyCoCLIP and CLIP do.
 
 The published way takes prompts and class names from the user's own copy of the published files, fills a prompt without
-correcting its article, counts in the mean per class a class that is predicted but never occurs, breaks ties by the
-order of the gallery, squeezes images of captioned sets into a square, and takes only an image's own captions as hits.
-Nobody's sentences are part of Hyco.
+correcting its article, counts in the mean per class a class that is predicted but never occurs, stretches images of
+captioned sets to a square, and takes only an image's own captions as hits. Ties of retrieval are in the order of the
+gallery: the published sort is not stable and leaves their order open. The published files are no part of Hyco.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.datasets import LabelledSet
 from pipeline.datasets.prompt_files import PromptFiles, SetTexts, read_prompt_file, read_published
-from pipeline.imaging.crop import squeeze, whole
+from pipeline.imaging.crop import stretch, whole
 
 Way = Literal["hyco", "published"]
 
@@ -78,8 +78,8 @@ class Protocol:
         )
 
     def square(self, image: np.ndarray, size: int) -> np.ndarray:
-        """An image of a captioned set as a square: squeezed in the published way, else cropped."""
-        return squeeze(image, size) if self.published else whole(image, size)
+        """An image of a captioned set as a square: stretched in the published way, else cropped."""
+        return stretch(image, size) if self.published else whole(image, size)
 
 
 HYCO = Protocol()

@@ -73,9 +73,9 @@ def uncha(**sizes: int) -> dict:
     state = published(**sizes)
     width = state["textual.token_embed.weight"].shape[1]
     state |= {
-        "global_logit_scale": torch.tensor(math.log(1 / 0.07)),
-        "local_logit_scale": torch.tensor(math.log(1 / 0.05)),
-        "global_local_logit_scale": torch.tensor(math.log(1 / 0.06)),
+        "global_logit_scale": torch.tensor(2.25),
+        "local_logit_scale": torch.tensor(0.5),
+        "global_local_logit_scale": torch.tensor(3.75),
     }
     return state | linear("textual.min_radius_head.0", width, 1)
 
@@ -113,13 +113,12 @@ def hyper3(folder: Path, last_norm: str = "fc_norm", **said: Any):
 
     torch.manual_seed(0)
     text = CLIPTextConfig(
-        hidden_size=32,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         vocab_size=VOCABULARY,
         max_position_embeddings=CONTEXT,
-        bos_token_id=VOCABULARY - 2,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=80,
         eos_token_id=VOCABULARY - 1,
         hidden_act="quick_gelu",
     )
@@ -127,28 +126,21 @@ def hyper3(folder: Path, last_norm: str = "fc_norm", **said: Any):
     with torch.no_grad():
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.1)
-    state = timm_vit("vision_encoder.backbone", 48, 2, 3, last_norm)
+    state = timm_vit("vision_encoder.backbone", 48, 2, 3, last_norm) | linear("image_proj", 48, 24)
     for name, value in model.state_dict().items():
         if not name.endswith("position_ids"):
             inner = name.removeprefix("text_model.")
             state[f"text_encoder.backbone.text_model.{inner}"] = value.clone()
-    state |= linear("image_proj", 48, 24) | linear("text_proj", 32, 24)
+    state |= linear("text_proj", 32, 24)
     state |= {
-        "logit_scale": torch.tensor(math.log(30.0)),
         "visual_alpha": torch.tensor(-1.9),
         "textual_alpha": torch.tensor(-2.3),
         "log_curv": torch.tensor(-0.4),
+        "logit_scale": torch.tensor(math.log(30.0)),
     }
-    config = {
-        "model_type": "hyper3_clip",
-        "vision_backbone": "vit_base_patch16_224",
-        "text_model_name": "openai/clip-vit-base-patch32",
-        "embed_dim": 24,
-        "curv_init": 1.0,
-        "text_config": text.to_dict(),
-        "image_size": 24,
-        "max_text_length": CONTEXT,
-    }
+    image = {"vision_backbone": "vit_small_patch16_224", "image_size": 24}
+    words = {"text_config": text.to_dict(), "max_text_length": CONTEXT}
+    config = {"model_type": "hyper3_clip"} | image | words | {"curv_init": 0.8}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config | said))
     save_file(state, folder / "model.safetensors")

@@ -11,69 +11,71 @@ from pipeline.datasets.edge_list import find_edges, is_edge_list, tree_of_edges
 from pipeline.datasets.prompt_files import SetTexts, read_prompt_file, read_published
 from tests.factories.files import lay, noise
 
-CONFIG = """
-from somewhere import LazyCall as L, Evaluator
-import os
-os.remove("{victim}")
-evaluator = L(Evaluator)(
-    datasets_and_prompts={{
-        "cifar10": ["see a {{}}.", "one {{}}"],
-        "cub2011": ["feathers : {{}}."],
-        "mnist": ['digit: "{{}}"'],
-    }},
-    data_dir="datasets/eval",
-    datasets=["cifar10", "food101"],
-    sizes=[224, 32 * 7],
-)
+SCRIPT = """
+import shutil
+shutil.rmtree("DIARY")
+opening = "yonder"
+todo = [
+    later(1, job=question(
+        size=3 * 7,
+        moods=["calm", "cheerful"],
+        wording={
+            "mnist": ["inked {}"],
+            "cub2011": ["hark, {}!"],
+            "stl10": ["beneath {}", opening + " {}"],
+            "cifar10": ["behold {}", "{} at last"],
+        },
+    )),
+]
 """
-NAMES = """
-CLASS_NAMES = dict(
-    cifar10=["plane", "car"],
-    cub2011=["Wren", "Great Auk"],
-    clevr=[str(n) for n in range(3)],
+KINDS = """
+remember(
+    cub2011=["Hoopoe", "Sand Martin"],
+    food101=[word.title() for word in menu],
+    cifar10=["kite", "cart"],
 )
 """
 
 
 def test_a_checkout_is_read_and_never_run(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.touch()
+    diary = lay(tmp_path / "diary", {"monday.txt": "rain"})
     files = {
-        "configs/eval_zero_shot_classification.py": CONFIG.format(victim=victim),
-        "meru/evaluation/class_names.py": NAMES,
-        "assets/texts.json": json.dumps(["a", "b"]),
-        "assets/imagenet_synset/imagenet_isa.txt": "n00000001 n00000002\n",
-        "requirements.txt": "torch\n",
+        "jobs/today.py": SCRIPT.replace("DIARY", str(diary)),
+        "kinds.py": KINDS,
+        "other/list.json": json.dumps(["a", "b"]),
+        "tree/imagenet_isa.txt": "n00000001 n00000002\n",
+        "readme.txt": "two lists\n",
         "old/broken.py": "def (:",
         ".git/x.json": json.dumps({"cifar10": ["another {}"]}),
     }
-    found = read_published(lay(tmp_path / "meru", files))
-    assert victim.exists()
-    assert found.texts["cifar10"].prompts == ("see a {}.", "one {}")
-    assert found.texts["cifar10"].names == (("plane",), ("car",))
-    assert found.texts["cub"].names == (("Wren",), ("Great Auk",)) and len(found.texts["cub"].origin) == 2
-    assert set(found.texts) == {"cifar10", "cub"}
-    assert found.edges == tmp_path / "meru/assets/imagenet_synset/imagenet_isa.txt"
+    found = read_published(lay(tmp_path / "copy", files))
+    assert (diary / "monday.txt").read_text() == "rain"
+    assert found.texts["cifar10"].prompts == ("behold {}", "{} at last")
+    assert found.texts["cifar10"].names == (("kite",), ("cart",))
+    assert found.texts["cub"].prompts == ("hark, {}!",) and len(found.texts["cub"].origin) == 2
+    assert found.texts["cub"].names == (("Hoopoe",), ("Sand Martin",))
+    assert set(found.texts) == {"cifar10", "cub"}, "no unknown set, and no list that holds more than literals"
+    assert found.edges == tmp_path / "copy/tree/imagenet_isa.txt"
     assert len(found.unread) == 1 and "broken.py cannot be read" in found.unread[0]
 
 
 def test_the_layout_of_labels_and_templates(tmp_path: Path) -> None:
-    labels = {"food101": ["pie", ["soup", "broth"]], "stanford_cars": ["Ford Ka 2001"], "kinetics": ["run"]}
-    templates = {"food101": ["food: {}"], "imagenet": ["an {}", "art of {}"]}
-    files = {"labels.json": json.dumps(labels), "templates.json": json.dumps(templates)}
+    """One file of classes, one of sentences; a class may have several names, a set may be in one file alone."""
+    classes = {"moon_rocks": ["grey"], "flowers102": ["aster"], "pets": [["tabby", "tom"], "hound"]}
+    sentences = {"sun397": ["I stood in {}", "{} at dusk"], "pets": ["good {}!"]}
+    files = {"labels.json": json.dumps(classes), "templates.json": json.dumps(sentences)}
     found = read_published(lay(tmp_path, files)).texts
-    assert found["food101"].names == (("pie",), ("soup", "broth")) and found["food101"].prompts == (
-        "food: {}",
-    )
-    assert found["cars"].names == (("Ford Ka 2001",),) and not found["cars"].prompts
-    assert found["imagenet"].prompts == ("an {}", "art of {}")
+    assert set(found) == {"flowers", "pets", "sun397"}
+    assert (found["pets"].prompts, found["pets"].names) == (("good {}!",), (("tabby", "tom"), ("hound",)))
+    assert (found["flowers"].prompts, found["flowers"].names) == ((), (("aster",),))
+    assert (found["sun397"].prompts, found["sun397"].names) == (("I stood in {}", "{} at dusk"), ())
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    toml = 'pets = ["my {}"]\n[dtd]\nprompts = ["so {}"]\nnames = ["woven", ["dotted", "spotted"]]\n'
+    toml = 'pets = ["my {}"]\n[dtd]\nprompts = ["so {}"]\nnames = ["first", ["second", "other"]]\n'
     found = read_prompt_file(lay(tmp_path, {"my.toml": toml}) / "my.toml")
     assert found.texts["dtd"] == SetTexts(
-        ("so {}",), (("woven",), ("dotted", "spotted")), (str(tmp_path / "my.toml"),)
+        ("so {}",), (("first",), ("second", "other")), (str(tmp_path / "my.toml"),)
     )
     assert found.texts["pets"].prompts == ("my {}",)
     other = read_published(lay(tmp_path / "p", {"a.json": json.dumps({"dtd": ["x", "y"], "cub": ["z"]})}))

@@ -18,7 +18,7 @@ from pipeline.evaluation.config import EvaluationSpec
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
 from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 from pipeline.evaluation.metrics.zero_shot import mean_per_class, set_accuracy
-from pipeline.imaging.crop import squeeze, whole
+from pipeline.imaging.crop import stretch, whole
 from pipeline.imaging.decode import encode_jpeg
 from tests.factories.files import lay
 from tests.oracle import evaluation_metrics as plain
@@ -180,13 +180,21 @@ def test_ties_keep_the_order_of_the_gallery() -> None:
     assert found.numbers["image_to_text"]["r5"] == pytest.approx(5 / 6)
 
 
-def test_squares_are_squeezed() -> None:
-    wide = np.zeros((8, 24, 3), np.uint8)
-    wide[:, :5, 0] = 255
-    assert not whole(wide, 8).any() and Protocol().square(wide, 8).shape == (8, 8, 3)
-    seen = Protocol("published").square(wide, 8)
-    assert seen.shape == (8, 8, 3) and seen[:, 0, 0].min() > 200 and seen[:, 4:].max() < 30
-    assert squeeze(seen, 8) is seen
+def test_the_published_square_keeps_both_ends_of_a_tall_image() -> None:
+    """Ends outside the central square: there when stretched, cut away when cropped."""
+    orange, green, blue = (240, 140, 20), (30, 180, 60), (20, 60, 230)
+    tall = np.repeat(np.array([orange] * 6 + [green] * 18 + [blue] * 6, np.uint8)[:, None], 12, axis=1)
+    kept, cut = Protocol("published").square(tall, 10), Protocol().square(tall, 10)
+    assert kept.shape == cut.shape == (10, 10, 3)
+    for square, colours in ((kept, (orange, green, blue)), (cut, (green, green, green))):
+        for row, colour in zip((0, 5, 9), colours, strict=True):
+            np.testing.assert_allclose(square[row].astype(int), [colour] * 10, atol=20)
+
+
+def test_a_square_image_is_stretched_as_it_is_cropped() -> None:
+    even = np.random.default_rng(3).integers(0, 256, (17, 17, 3), np.uint8)
+    np.testing.assert_array_equal(stretch(even, 11), whole(even, 11))
+    np.testing.assert_array_equal(stretch(even, 17), even)
 
 
 def test_karpathy_s_coco_also_lies_in_the_folders_of_2017(embedder, tmp_path) -> None:
