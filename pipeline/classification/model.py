@@ -99,7 +99,7 @@ def class_prototypes(config: FitConfig, classes: Sequence[str]) -> Tensor | None
     """
     if (config.head == "balanced") != (config.hierarchy is not None):
         raise ValueError(
-            "the head 'balanced' needs the tree of its classes: set hierarchy=taxonomy.json"
+            "the head 'balanced' needs the tree of its classes: give --hierarchy taxonomy.json"
             if config.head == "balanced"
             else f"hierarchy is for the head 'balanced', not {config.head!r}: leave it out"
         )

@@ -413,7 +413,7 @@ def test_the_loss_of_the_head_is_trained(tiny: FitConfig, tmp_path: Path) -> Non
 
 
 def test_a_hierarchy_has_to_fit_the_classes(tiny: FitConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs the tree of its classes: set hierarchy=taxonomy\.json"):
+    with pytest.raises(ValueError, match=r"needs the tree of its classes: give --hierarchy taxonomy\.json"):
         class_prototypes(tiny.replace(head="balanced"), ["red"])
     with pytest.raises(ValueError, match="hierarchy is for the head 'balanced', not 'softmax': leave it out"):
         class_prototypes(tiny.replace(hierarchy="t.json"), ["red"])
