@@ -84,14 +84,14 @@ def mahalanobis(train: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray],
     The covariance is that of the training features around the means of their classes; directions without variance are
     left out.
     """
-    known, classes = torch.from_numpy(train).double(), torch.from_numpy(labels)
-    means = _class_means(known, classes)
-    apart = known - means[classes]
+    known = torch.from_numpy(train).double()
+    means, own = _class_means(known, torch.from_numpy(labels))
+    apart = known - means[own]
     inverse = torch.linalg.pinv(apart.T @ apart / len(apart), rtol=LEAST_VARIANCE, hermitian=True)
 
     def score(features: np.ndarray) -> np.ndarray:
-        gaps = torch.from_numpy(features).double()[:, None] - means
-        return -torch.einsum("ncd,de,nce->nc", gaps, inverse, gaps).amin(1).numpy()
+        gaps = (block[:, None] - means for block in torch.from_numpy(features).double().split(ROWS))
+        return -torch.cat([((gap @ inverse) * gap).sum(-1).amin(1) for gap in gaps]).numpy()
 
     return score
 
@@ -100,7 +100,7 @@ def class_distance(
     train: np.ndarray, labels: np.ndarray, curvature: float | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Minus the distance to the nearest class mean: [N, D] -> [N]; see the module. None is Euclidean."""
-    means = _class_means(torch.from_numpy(train).double(), torch.from_numpy(labels))
+    means, _ = _class_means(torch.from_numpy(train).double(), torch.from_numpy(labels))
 
     def score(features: np.ndarray) -> np.ndarray:
         points = torch.from_numpy(features).double()
@@ -117,11 +117,11 @@ def _unit(features: np.ndarray) -> Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(features).double(), dim=1)
 
 
-def _class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """[N, D], [N] -> [C, D]; every class from 0 on occurs."""
-    count = torch.bincount(labels)
-    total = features.new_zeros(len(count), features.shape[1]).index_add_(0, labels, features)
-    return total / count[:, None]
+def _class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Means [K, D] of the classes that occur, and the place [N] of each image's mean: [N, D], [N]."""
+    _, own, count = labels.unique(return_inverse=True, return_counts=True)
+    total = features.new_zeros(len(count), features.shape[1]).index_add_(0, own, features)
+    return total / count[:, None], own
 
 
 def scorers(

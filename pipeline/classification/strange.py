@@ -95,7 +95,8 @@ def _listed(root: Path, known: str, name: str, least: float) -> tuple[Labelled, 
         keys.append(key)
     gone = absent([root / IMAGES / key for key in keys])
     Coverage(f"images of {path}", len(keys), len(gone), first=str(gone[0]) if gone else "").require(least)
-    there = [key for key in keys if (root / IMAGES / key) not in set(gone)]
+    lost = set(gone)
+    there = [key for key in keys if root / IMAGES / key not in lost]
     if not there:
         raise FileNotFoundError(f"{path} names no image that exists below {root / IMAGES}")
     files = FolderFiles(root / IMAGES)

@@ -31,6 +31,8 @@ ALIASES = {
     "flowers102": "flowers",
     "texture": "dtd",
 }
+# The parts of SetTexts, and their names in a table of a set.
+PARTS = {"prompts": ("prompts", "templates"), "names": ("names", "classes", "classnames")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +58,28 @@ class PromptFiles:
         texts: by Hyco's name of the set.
         edges: an edge list of ImageNet's tree, where the directory has one.
         unread: files that could not be parsed, with the reason.
+        clashes: the reason why files contradict each other, by set and part ("prompts" or "names").
     """
 
     texts: Mapping[str, SetTexts] = field(default_factory=dict)
     edges: Path | None = None
     unread: tuple[str, ...] = ()
+    clashes: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def over(self, other: "PromptFiles") -> "PromptFiles":
-        """Both, with this one's prompts and names first."""
+        """Both, with this one's prompts and names first, which also settle the other's clashes."""
         texts = dict(other.texts)
         for name, own in self.texts.items():
             old = texts.get(name, SetTexts())
             texts[name] = SetTexts(
                 own.prompts or old.prompts, own.names or old.names, own.origin + old.origin
             )
-        return PromptFiles(texts, self.edges or other.edges, self.unread + other.unread)
+        open_ = {
+            (name, part): why
+            for (name, part), why in other.clashes.items()
+            if not getattr(self.texts.get(name, SetTexts()), part)
+        }
+        return PromptFiles(texts, self.edges or other.edges, self.unread + other.unread, open_)
 
 
 def read_prompt_file(path: str | Path) -> PromptFiles:
@@ -80,7 +89,7 @@ def read_prompt_file(path: str | Path) -> PromptFiles:
         raise FileNotFoundError(f"no file of prompts at {path}")
     if path.suffix not in ENDS:
         raise ValueError(f"{path} is none of {', '.join(ENDS)}: prompts are read from these")
-    texts = _texts(path)
+    texts = _texts(path, strict=True)
     if not texts:
         known = ", ".join(card.name for card in cards())
         raise ValueError(f"{path} has prompts or class names of no known set: name them by {known}")
@@ -92,13 +101,14 @@ def read_published(folder: str | Path) -> PromptFiles:
 
     Raises:
         FileNotFoundError: no such directory.
-        ValueError: no file in it names a known set, or two files contradict each other.
+        ValueError: no file in it names a known set.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a directory: give your copy of the published files")
     found: dict[str, SetTexts] = {}
     unread: list[str] = []
+    clashes: dict[tuple[str, str], str] = {}
     edges = None
     for path in _files(folder):
         if path.suffix == ".txt":
@@ -110,13 +120,15 @@ def read_published(folder: str | Path) -> PromptFiles:
             unread.append(str(error))
             continue
         for name, own in texts.items():
-            found[name] = _merged(name, found.get(name, SetTexts()), own)
+            old = found.get(name, SetTexts())
+            clashes |= _clashes(name, old, own)
+            found[name] = _both(old, own)
     if not found and edges is None:
         why = f"; unreadable: {unread[0]}" if unread else ""
         raise ValueError(
             f"{folder} has neither prompts nor class names of a known set, nor an edge list of ImageNet{why}"
         )
-    return PromptFiles(found, edges, tuple(unread))
+    return PromptFiles(found, edges, tuple(unread), clashes)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -129,44 +141,61 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _merged(name: str, old: SetTexts, own: SetTexts) -> SetTexts:
-    for what, one, other in (
-        ("prompts", old.prompts, own.prompts),
-        ("class names", old.names, own.names),
-    ):
-        if one and other and one != other:
-            raise ValueError(
-                f"{old.origin[-1]} and {own.origin[-1]} have other {what} of {name}: choose one with --prompts FILE"
-            )
+def _clashes(name: str, old: SetTexts, own: SetTexts) -> dict[tuple[str, str], str]:
+    """By set and part, why two texts of a set contradict each other."""
+    return {
+        (name, part): f"{old.origin[-1]} and {own.origin[-1]} have other {part} of {name}: choose with --prompts FILE"
+        for part in PARTS
+        if getattr(old, part) and getattr(own, part) and getattr(old, part) != getattr(own, part)
+    }
+
+
+def _both(old: SetTexts, own: SetTexts) -> SetTexts:
     return SetTexts(own.prompts or old.prompts, own.names or old.names, old.origin + own.origin)
 
 
-def _texts(path: Path) -> dict[str, SetTexts]:
-    """What a file says about each known set; ValueError naming the file where it cannot be parsed."""
+def _texts(path: Path, strict: bool = False) -> dict[str, SetTexts]:
+    """What a file says about each known set; ValueError naming the file where it cannot be parsed.
+
+    `strict` also refuses a table of a known set with prompts or names of another form, which are left out otherwise.
+    """
     known = {_plain(word): card.name for card in cards() for word in (card.name, *card.folders)} | ALIASES
     found: dict[str, SetTexts] = {}
     for key, value in _pairs(_parsed(path)):
         name = known.get(_plain(key))
-        texts = None if name is None else _of_value(value)
-        if name is None or texts is None:
+        if name is None:
+            continue
+        texts = _of_value(value)
+        if strict and isinstance(value, dict):
+            _require_all(path, name, value, texts)
+        if texts is None:
             continue
         for prompt in texts.prompts:
             if prompt.count("{}") != 1:
                 raise ValueError(
                     f"{path}: the prompt {prompt!r} of {name} needs one {{}} where the name goes"
                 )
-        found[name] = _merged(
-            name, found.get(name, SetTexts(origin=(str(path),))), replace(texts, origin=(str(path),))
-        )
-        found[name] = replace(found[name], origin=(str(path),))
+        old = found.get(name, SetTexts(origin=(str(path),)))
+        for why in _clashes(name, old, replace(texts, origin=(str(path),))).values():
+            raise ValueError(why)
+        found[name] = replace(_both(old, texts), origin=(str(path),))
     return found
+
+
+def _require_all(path: Path, name: str, table: dict[str, Any], read: SetTexts | None) -> None:
+    """ValueError when a table has a part that was not understood."""
+    for part, keys in PARTS.items():
+        if any(key in table for key in keys) and not getattr(read or SetTexts(), part):
+            form = 'texts with one {} each, such as ["a photo of a {}."]' if part == "prompts" else "texts"
+            raise ValueError(f"{path}: the {part} of {name} are not a list of {form}")
 
 
 def _of_value(value: Any) -> SetTexts | None:
     """A list of prompts, a list of classes, or a table with both; None for anything else."""
     if isinstance(value, dict):
-        prompts = _of_value(value.get("prompts", value.get("templates", [])))
-        names = _of_value(value.get("names", value.get("classes", value.get("classnames", []))))
+        prompts, names = (
+            _of_value(next((value[key] for key in keys if key in value), None)) for keys in PARTS.values()
+        )
         both = SetTexts(prompts.prompts if prompts else (), names.names if names else ())
         return both if both.prompts or both.names else None
     if not isinstance(value, list | tuple) or not value:
@@ -176,8 +205,8 @@ def _of_value(value: Any) -> SetTexts | None:
         isinstance(own, list | tuple) and own and all(isinstance(n, str) for n in own) for own in classes
     ):
         return None
-    if all(isinstance(one, str) and "{}" in one for one in value):
-        return SetTexts(prompts=tuple(value))
+    if any("{}" in one for one in value if isinstance(one, str)):
+        return SetTexts(prompts=tuple(one for own in classes for one in own))
     return SetTexts(names=tuple(tuple(own) for own in classes))
 
 

@@ -66,6 +66,8 @@ class Protocol:
         """Why a labelled set cannot be asked in the published way; empty when it can."""
         if not self.published:
             return ""
+        if why := next((why for (held, _), why in self.files.clashes.items() if held == name), ""):
+            return why
         own = self.texts(name)
         lost = [what for what, held in (("prompts", own.prompts), ("class names", own.names)) if not held]
         if not lost:

@@ -6,6 +6,7 @@ own AP: the mean, over the recalls 0, 0.1, ..., 1, of the largest precision at t
 et al. 2010). Wrong images go first among ties. Classes that no image shows are left out of the mean.
 """
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -66,7 +67,9 @@ def multilabel(
         each = [
             _averages(weight[:, order], place, names) for order, place in zip(orders, places, strict=True)
         ]
-        return np.nanmean(each, axis=0)
+        with warnings.catch_warnings():  # a draw without an image of any class is NaN, and left out of the interval
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.nanmean(each, axis=0)
 
     values = means(np.ones((1, len(labels))))[0]
     rows = max(1, BLOCK // len(labels))
@@ -77,7 +80,7 @@ def multilabel(
             for start in range(0, len(weight), rows)
         ]
     )
-    spans = bootstrap.interval(drawn - drawn.mean(axis=0) + values)
+    spans = bootstrap.interval(drawn - np.nanmean(drawn, axis=0) + values)
     sizes = [(np.array([len(place)]), len(order)) for place, order in zip(places, orders, strict=True)]
     chance = np.mean([expected_precision(*size) for size in sizes])
     numbers = dict(zip(names, values.tolist(), strict=True))

@@ -58,7 +58,8 @@ class Ranked:
         nothing, none = np.zeros(len(negative)), np.zeros(self.positives)
         true = np.cumsum(np.concatenate([positive, nothing])[self.order])[self.ends]
         false = np.cumsum(np.concatenate([none, negative])[self.order])[self.ends]
-        tpr, fpr = true / true[-1], false / false[-1]
+        with np.errstate(invalid="ignore"):  # NaN where a draw has none of one kind
+            tpr, fpr = true / true[-1], false / false[-1]
         precision = true / np.maximum(true + false, 1e-300)
         gained = np.diff(tpr, prepend=0)
         # Trapezoids count ties half; the average precision is a step function (no interpolation).

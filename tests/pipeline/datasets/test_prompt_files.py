@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pipeline.datasets import open_labelled, paper_splits
 from pipeline.datasets.edge_list import find_edges, is_edge_list, tree_of_edges
 from pipeline.datasets.prompt_files import SetTexts, read_prompt_file, read_published
+from pipeline.evaluation.benchmarks.protocol import Protocol
 from tests.factories.files import lay, noise
 
 SCRIPT = """
@@ -87,10 +89,6 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     "files, message",
     [
         ({"a.json": '{"dtd": ["a {} {}"]}'}, r"the prompt 'a \{\} \{\}' of dtd needs one \{\}"),
-        (
-            {"a.json": '{"dtd": ["a"]}', "b.json": '{"dtd": ["b"]}'},
-            "a.json and .*b.json have other class names of dtd",
-        ),
         ({"a.json": '{"dtd'}, "neither prompts nor class names .*unreadable: .*a.json cannot be read"),
         ({"readme.txt": "hello"}, "neither prompts nor class names"),
     ],
@@ -98,6 +96,35 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 def test_files_that_do_not_do(tmp_path: Path, files: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_published(lay(tmp_path, files))
+
+
+def test_a_file_of_ones_own_settles_what_files_contradict(tmp_path: Path) -> None:
+    """Two files that have other names of one set spoil neither the other sets nor the remedy that the line names."""
+    files = {"a.json": {"dtd": ["a", "b"], "cub": ["x"]}, "b.json": {"dtd": ["b", "a"]}, "p.json": {"dtd": ["{}"]}}
+    copy = lay(tmp_path / "copy", {name: json.dumps(held) for name, held in files.items()})
+    lay(tmp_path, {"names.json": json.dumps({"dtd": ["c", "d"]}), "prompts.json": json.dumps({"dtd": ["so {}"]})})
+    said = r"a.json and .*b.json have other names of dtd: choose with --prompts FILE"
+    for more in (None, str(tmp_path / "prompts.json")):
+        bare = Protocol.load("published", str(copy), more)
+        assert re.search(said, bare.lacks("dtd")) and "has no prompts of cub" in bare.lacks("cub")
+    chosen = Protocol.load("published", str(copy), str(tmp_path / "names.json"))
+    assert not chosen.lacks("dtd") and chosen.texts("dtd").names == (("c",), ("d",))
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ({"prompts": ["so {}", "so it is"]}, "the prompt 'so it is' of dtd needs one {}"),
+        (["so {}", "so it is"], "the prompt 'so it is' of dtd needs one {}"),
+        ({"prompts": "so {}", "names": ["a"]}, "the prompts of dtd are not a list of texts with one {} each"),
+        ({"prompts": ["so"], "names": ["a"]}, "the prompts of dtd are not a list of texts with one {} each"),
+        ({"prompts": ["so {}"], "names": {"0": "a"}}, "the names of dtd are not a list of texts"),
+        ({"prompts": ["so {}"], "names": []}, "the names of dtd are not a list of texts"),
+    ],
+)
+def test_no_text_of_ones_own_is_dropped_in_silence(tmp_path: Path, table: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_prompt_file(lay(tmp_path, {"my.json": json.dumps({"dtd": table})}) / "my.json")
 
 
 def test_a_prompt_file_that_does_not_do(tmp_path: Path) -> None:
