@@ -80,14 +80,27 @@ def _plain(name: str) -> str:
     return name.replace(f"{TEXT}.text_model.", f"{TEXT}.", 1)
 
 
+def _positive(folder: Path, said: Mapping[str, Any], name: str, default: float) -> float:
+    value = said.get(name, default)
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{folder / 'config.json'}: {name} is {value!r}, not a positive number: fetch it again")
+    return float(value)
+
+
 def _config(folder: Path, said: Mapping[str, Any], tensors: Tensors, vision_heads: int | None) -> ClipConfig:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPTextConfig
 
     if not isinstance(said.get("text_config"), dict):
         raise ValueError(f"{folder / 'config.json'} has no text_config, which describes the text tower")
-    text = text_config(folder, CLIPTextConfig(**said["text_config"]))
-    length = min(text.context_length, said.get("max_text_length", text.context_length))
-    text = replace(text, context_length=length)
+    try:
+        theirs = CLIPTextConfig(**said["text_config"])
+    except StrictDataclassError as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{folder / 'config.json'}: text_config is not a CLIP's: {why}") from error
+    text = text_config(folder, theirs)
+    length = int(_positive(folder, said, "max_text_length", text.context_length))
+    text = replace(text, context_length=min(text.context_length, length))
     backbone = str(said.get("vision_backbone"))
     heads = vision_heads or HEADS.get(backbone)
     if heads is None:
@@ -100,7 +113,7 @@ def _config(folder: Path, said: Mapping[str, Any], tensors: Tensors, vision_head
         raise ValueError(
             f"{folder}: image_size is {said['image_size']} and its positions are of {side * patch}"
         )
-    curvature = float(said.get("curv_init", 1.0))
+    curvature = _positive(folder, said, "curv_init", 1.0)
     mean, std = pixels_of(folder, side * patch, IMAGENET_MEAN, IMAGENET_STD)
     return ClipConfig(
         vision=VisionConfig(
@@ -118,8 +131,8 @@ def _config(folder: Path, said: Mapping[str, Any], tensors: Tensors, vision_head
         dim=tensors.shape("image_proj.weight")[0],
         geometry="lorentz",
         curvature=curvature,
-        curvature_min=float(said.get("curvature_min", curvature / 10)),
-        curvature_max=float(said.get("curvature_max", curvature * 10)),
+        curvature_min=_positive(folder, said, "curvature_min", curvature / 10),
+        curvature_max=_positive(folder, said, "curvature_max", curvature * 10),
         projection_bias=True,
         pixel_mean=mean,
         pixel_std=std,

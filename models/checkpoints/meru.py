@@ -104,7 +104,10 @@ def _as_meru(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
                 raise ValueError(
                     f"{source} has {count} factors and no tensor {lost[0]}: the file is incomplete"
                 )
-            kept[name] = torch.stack([kept.pop(f"{theirs}.{i}").reshape(()) for i in range(count)])
+            own = {n: kept.pop(n) for i in range(count) for n in (f"{theirs}.{i}",)}
+            if odd := next((n for n, value in own.items() if value.numel() != 1), None):
+                raise ValueError(f"{source}: {odd} is {tuple(own[odd].shape)}, where one number belongs")
+            kept[name] = torch.stack([value.reshape(()) for value in own.values()])
     return kept
 
 

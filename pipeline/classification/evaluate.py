@@ -93,7 +93,7 @@ def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") 
     if list(found.classes) != facts["classes"]:
         raise ValueError(f"{source} has other classes than the set that {run_dir} was trained on")
     known = np.array(facts["known"])
-    strange = _open_all(config, fit)
+    strange = open_all(config, fit)
     asked = strange or len(known) < len(found.classes)
     wants = bool(asked) and not OF_FEATURES.isdisjoint(config.scores)
     images = load_images(found, fit.image_size)
@@ -129,8 +129,8 @@ def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") 
     return metrics
 
 
-def _open_all(config: EvaluateConfig, fit: FitConfig) -> list[Strange]:
-    """All out-of-distribution sets; ValueError for two of one name."""
+def open_all(config: EvaluateConfig, fit: FitConfig) -> list[Strange]:
+    """All out-of-distribution sets; FileNotFoundError for an absent one, ValueError for two of one name."""
     found = [one for spec in config.ood for one in open_strange(spec, fit.data_name, config.min_coverage)]
     names = [one.name for one in found]
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -54,7 +54,7 @@ def fit(
     --set takes fields of FitConfig: widths=[16,32,64], known=6, steps=390, schedule=cosine, radius=learned ...
     """
     from pipeline.classification.config import fit_recipe
-    from pipeline.classification.evaluate import EvaluateConfig, evaluate
+    from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_all
     from pipeline.classification.train import fit as train
     from pipeline.config import digest, override
     from storage.home import Home
@@ -72,6 +72,7 @@ def fit(
         }
     )
     config = override(fit_recipe(recipe, model, data), [*given, *(assignments or [])])
+    open_all(asked, config)  # an absent set is named before the training, not after it
     # The name depends on what is trained, not on the directory of the data.
     mark = digest(config.replace(data=config.data_name))[:8]
     folder = Home(home).fits / (run or f"{config.data_name}-{model}-{config.head}-{mark}")

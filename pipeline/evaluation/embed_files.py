@@ -97,6 +97,17 @@ def decoded(there: Coverage, kept: int, least: float) -> Coverage:
     return found
 
 
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file, ended by newlines alone: a caption may hold other separators (U+2028).
+
+    ValueError naming a file that is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): fetch it again") from None
+
+
 def read_json(path: Path) -> Any:
     """Parsed JSON; ValueError naming a file that is incomplete or of another format."""
     try:

@@ -4,7 +4,6 @@ The protocol of average precision and AUROC is that of hyper3-clip: see metrics/
 """
 
 import csv
-import io
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +13,7 @@ from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_with
 from pipeline.evaluation.benchmarks.retrieval import CaptionSet
 from pipeline.evaluation.coverage import as_numbers
-from pipeline.evaluation.embed_files import embed_files
+from pipeline.evaluation.embed_files import embed_files, read_lines
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.entailment import entailment, entailment_pairs, pair_scores
 
@@ -37,23 +36,26 @@ def read_hierarcaps(folder: Path, data: Path) -> CaptionSet:
         data / name / "val2014" for name in ("coco", "coco2014", "mscoco")
     ]
     photographs = next((place for place in places if place.is_dir()), places[0])
-    table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    table = csv.DictReader(f"{line}\n" for line in read_lines(path))
     wanted = ("captions", "image_url")
     if lost := [name for name in wanted if name not in (table.fieldnames or ())]:
         raise ValueError(
             f"{path} has no column {' and no '.join(lost)}: fetch it again, or name its columns so"
         )
     images, captions = [], []
-    for row in table:
-        own = tuple(text.strip() for text in (row["captions"] or "").split(ARROW) if text.strip())
-        name = Path(urlsplit(row["image_url"] or "").path).name
-        if not own or not name:
-            raise ValueError(
-                f"{path}, line {table.line_num}: captions {row['captions']!r} of image {row['image_url']!r}; expected "
-                f"texts separated by {ARROW} and the address of an image"
-            )
-        images.append(photographs / name)
-        captions.append(own)
+    try:
+        for row in table:
+            own = tuple(text.strip() for text in (row["captions"] or "").split(ARROW) if text.strip())
+            name = Path(urlsplit(row["image_url"] or "").path).name
+            if not own or not name:
+                raise ValueError(f"captions {row['captions']!r} of image {row['image_url']!r}")
+            images.append(photographs / name)
+            captions.append(own)
+    except (ValueError, csv.Error) as error:  # urlsplit raises ValueError for some addresses
+        line = table.line_num + isinstance(error, csv.Error)  # which is raised before the line is counted
+        raise ValueError(
+            f"{path}, line {line}: {error}; expected texts separated by {ARROW} and the address of an image"
+        ) from None
     if len(images) < 2:
         raise ValueError(f"{path} names {len(images)} images: negatives need another image, fetch it again")
     return CaptionSet(tuple(images), tuple(captions))

@@ -12,7 +12,7 @@ from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks import retrieval
 from pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_with
 from pipeline.evaluation.benchmarks.retrieval import CaptionSet
-from pipeline.evaluation.embed_files import read_json
+from pipeline.evaluation.embed_files import read_json, read_lines
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 
 DOCCI_LIST = "docci_descriptions.jsonlines"
@@ -30,7 +30,7 @@ def read_docci(folder: Path, split: str = "test") -> CaptionSet:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     rows: list[tuple[Path, tuple[str, ...]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -86,10 +86,10 @@ def read_urban(folder: Path) -> CaptionSet:
         raise FileNotFoundError(f"{folder} has no caption/")
     rows = []
     for path in sorted((base / "caption").glob("*.txt")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if not lines or not lines[0].strip():
+        caption = read_lines(path)[0].strip()
+        if not caption:
             raise ValueError(f"{path} has no caption in its first line: fetch it again")
-        rows.append((base / "image" / f"{path.stem}.jpg", (lines[0].strip(),)))
+        rows.append((base / "image" / f"{path.stem}.jpg", (caption,)))
     return _captions(base / "caption", "any", rows)
 
 

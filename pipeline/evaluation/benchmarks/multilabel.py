@@ -11,7 +11,7 @@ from pipeline.datasets.dataset_card import PLAIN
 from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
 from pipeline.evaluation.coverage import as_numbers
-from pipeline.evaluation.embed_files import embed_files, read_json
+from pipeline.evaluation.embed_files import embed_files, read_json, read_lines
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.multilabel import DIFFICULT, multilabel
 from pipeline.evaluation.metrics.zero_shot import vectors_of
@@ -45,7 +45,7 @@ def read_voc(folder: Path, split: str = "test") -> LabelSets:
     paths = sorted((base / "ImageSets" / "Main").glob(f"?*_{split}.txt"))
     columns, first = [], None
     for path in paths:
-        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split() for line in read_lines(path) if line.strip()]
         for number, row in enumerate(rows, start=1):
             if len(row) != 2 or row[1] not in VOC_LABELS:
                 raise ValueError(f"{path}, line {number}: {' '.join(row)!r} is not an image and 1, -1 or 0")

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
 from pipeline.evaluation.coverage import Coverage, as_numbers
-from pipeline.evaluation.embed_files import embed_files, read_json
+from pipeline.evaluation.embed_files import embed_files, read_json, read_lines
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 
@@ -100,14 +100,14 @@ def read_tokens(tokens: Path, names: Path, photographs: Path) -> CaptionSet:
     ValueError for a line that is neither, or a name that has no captions.
     """
     captions: dict[str, list[str]] = {}
-    for number, line in enumerate(tokens.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(tokens), start=1):
         if not line.strip():
             continue
         key, tab, caption = line.partition("\t")
         if not tab or "#" not in key:
             raise ValueError(f"{tokens}, line {number}: {line[:40]!r} is not NAME#NUMBER<tab>CAPTION")
         captions.setdefault(key.rpartition("#")[0], []).append(caption)
-    wanted = [line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()]
+    wanted = [line.strip() for line in read_lines(names) if line.strip()]
     lost = [name for name in wanted if name not in captions]
     if lost or not wanted:
         raise ValueError(f"{names}: {len(lost)} of {len(wanted)} names have no captions in {tokens.name}")

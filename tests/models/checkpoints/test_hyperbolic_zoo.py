@@ -57,6 +57,8 @@ def test_phyclip_has_alphas_of_its_own_in_every_factor(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "own")
     again = DualEncoder.from_pretrained(tmp_path / "own")
     assert torch.equal(again.encode_text(tokens), model.encode_text(tokens))
+    with pytest.raises(ValueError, match=r"curvs\.0 is \(2,\), where one number belongs"):
+        read_checkpoint(saved(tmp_path, state | {"curvs.0": torch.zeros(2)}), vision_heads=4)
     del state["visual_concept_alphas.1"]
     with pytest.raises(ValueError, match=r"3 factors and no tensor visual_concept_alphas\.1"):
         read_checkpoint(saved(tmp_path, state), vision_heads=4)
@@ -99,12 +101,16 @@ def test_hyper3_of_the_training_objective_and_what_is_refused(tmp_path: Path) ->
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
         ({"text_config": None}, "has no text_config"),
+        ({"curv_init": None}, "curv_init is None, not a positive number"),
+        ({"max_text_length": 0}, "max_text_length is 0, not a positive number"),
+        ({"curvature_max": "8"}, "curvature_max is '8', not a positive number"),
+        ({"text_config": config["text_config"] | {"num_attention_heads": 3}}, "text_config is not a CLIP's: "),
         ({"image_size": 32}, "image_size is 32 and its positions are of 24"),
         ({"vision_backbone": "vit_tiny"}, "image tower 'vit_tiny', whose heads are not known"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=message):
-            read_checkpoint(tmp_path)
+            read_checkpoint(tmp_path, vision_heads=None if "vit_tiny" in message else 4)
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(state | parts | {"image_proj.2.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(

@@ -335,6 +335,10 @@ def test_the_command_trains_measures_and_is_listed(
     assert line.startswith("fit ") and "on 30 test images" in line
     with pytest.raises(ValueError, match="did you mean 'separation'"):
         command.main([*words, "--recipe", "seperation"], standalone_mode=False)
+    absent = [*words, "--run", "new", "--ood", f"near/none=folder:{tmp_path / 'none'}"]
+    with pytest.raises(FileNotFoundError, match="none does not exist: give the folder"):
+        command.main(absent, standalone_mode=False)
+    assert not (tmp_path / "fits" / "new").exists(), "named before the training"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """HierarCaps: its layout, the pairs, and both metrics against a plain twin and scikit-learn."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,35 @@ def test_readings_and_metrics_are_the_twins(c: float) -> None:
     assert found.numbers["angle"]["zero_pairs"] == (scores["angle"] == 0).sum()
     drawn = [average_precision_score(random.permutation(truth), values) for _ in range(300)]
     assert found.numbers["margin"]["chance"]["ap"] == pytest.approx(np.mean(drawn), abs=0.01)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_without_negatives_leaves_no_warning() -> None:
+    """The second image has the first one's captions: a draw of it alone has nothing negative."""
+    right, wrong = entailment_pairs([[0, 1], [0, 1, 2]])
+    pairs = np.concatenate([right, wrong])
+    found = entailment({"s": np.arange(len(pairs)) / 9}, pairs, len(right), FEW)
+    assert found.intervals["s.auroc"] == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("1,a => very long indeed,x.jpg", "field larger than field limit"),
+        ("1,a => b,//[x/a.jpg", "Invalid IPv6 URL"),
+        ("1,a => b,", "captions 'a => b' of image ''"),
+    ],
+)
+def test_a_broken_row_is_named_and_the_suite_goes_on(tmp_path: Path, row: str, message: str) -> None:
+    path = tmp_path / "hierarcaps" / "hierarcaps_test.csv"
+    path.parent.mkdir()
+    path.write_text(f"id,captions,image_url\n{row}\n")
+    limit = csv.field_size_limit(20)
+    try:
+        said = run_suite(ColourEmbedder(), "hierarcaps", tmp_path, FEW)["skipped"]["suite.hierarcaps"]
+    finally:
+        csv.field_size_limit(limit)
+    assert said.startswith(f"{path}, line 2: ") and message in said
+    path.write_bytes(b"id,captions,image_url\n1,caf\xe9,x.jpg\n")
+    said = run_suite(ColourEmbedder(), "hierarcaps", tmp_path, FEW)["skipped"]["suite.hierarcaps"]
+    assert said.startswith(f"{path} is not UTF-8 text")

@@ -9,6 +9,7 @@ from models.encoders.tokenizer import Tokenizer
 from pipeline.evaluation.benchmarks.long_captions import read_dci, read_docci, read_urban
 from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from tests.factories.files import lay
 from tests.pipeline.evaluation.test_published_sets import ColourEmbedder, paint
 
 FEW = Bootstrap(draws=100)
@@ -105,3 +106,11 @@ def test_other_files_are_refused_with_their_place(tmp_path: Path) -> None:
     (tmp_path / "captions" / "Urban1k" / "caption" / "1.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"1\.txt has no caption in its first line"):
         read_urban(tmp_path / "captions")
+
+
+def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+    """U+2028, which JSON allows inside of a text, and a byte order mark."""
+    said = "one\u2028two"
+    item = json.dumps({"image_file": "a.jpg", "split": "test", "description": said}, ensure_ascii=False)
+    lay(tmp_path, {"docci_descriptions.jsonlines": item + "\n", "caption/1.txt": f"\ufeff{said}\nthree\n"})
+    assert read_docci(tmp_path).captions == read_urban(tmp_path).captions == ((said,),)

@@ -121,3 +121,13 @@ def test_an_image_drawn_twice_counts_twice() -> None:
 def test_nothing_to_rank_is_refused() -> None:
     with pytest.raises(ValueError, match="no image shows any of the classes"):
         multilabel(np.zeros((3, 2)), np.zeros((3, 2), int), FEW)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_of_one_image_has_an_interval() -> None:
+    """A draw without this image ranks nothing: it is left out of the interval, and not of all draws."""
+    labels, scores = np.array([[0], [1], [0], [0]]), np.array([[3.0], [2.0], [1.0], [0.0]])
+    found = multilabel(scores, labels, FEW, ("map", "map_11"))
+    assert found.numbers["map"] == 0.5
+    for low, high in found.intervals.values():
+        assert 0 < low < 0.5 < high <= 1
