@@ -118,13 +118,21 @@ def deployments(
 
 
 def merged(there: Terms, asked: Terms, before: Terms) -> Terms:
-    """`asked`, with what differs from `before` on the server where `asked` does not."""
-    kept = {
-        name
-        for name, value in asked.items()
-        if name in there and name in before and before[name] == value and there[name] != value
-    }
-    return {name: there[name] if name in kept else value for name, value in asked.items()}
+    """`asked`, with what differs from `before` on the server where `asked` does not.
+
+    On the server, null may have become an object, or an object null; this is kept where `asked` changes nothing in it.
+    """
+    new = [name for name, value in asked.items() if name not in before or before[name] != value]
+    found: Terms = {}
+    for name, value in asked.items():
+        edited = {other: held for other, held in there.items() if _inside(other, name) or _inside(name, other)}
+        touched = any(_inside(one, other) for one in new for other in (name, *edited))
+        found |= edited if edited and not touched else {name: value}
+    return found
+
+
+def _inside(name: Path, outer: Path) -> bool:
+    return name[: len(outer)] == outer
 
 
 def changes(old: Terms, new: Terms) -> list[str]:

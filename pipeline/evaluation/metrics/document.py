@@ -126,11 +126,15 @@ def _with_ends(numbers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """The content of a metrics.json in schema 2; ValueError when it is incomplete."""
+    """The content of a metrics.json in schema 2; ValueError when it is incomplete or something else."""
     try:
-        return upgrade(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also of bytes that are not UTF-8
         raise ValueError(f"{path} is not JSON ({error}): assess the run again") from None
+    try:
+        return upgrade(found)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no document of metrics ({error!r}): assess the run again") from None
 
 
 def measured(metrics: dict[str, Any], section: str = "") -> Iterator[tuple[str, Metric, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from prefect.utilities.schema_tools.validation import validate
 
 from flows.deployment.automations import automations
 from flows.deployment.config import DeployConfig, first, resolved
-from flows.deployment.deployments import schema_of
+from flows.deployment.deployments import _leaves, _tree, merged, schema_of
 from flows.deployment.prefect_yaml import demo_config, text
 from flows.deployment.reconcile import apply, check, edits, pauses
 from flows.deployment.spec import blueprint
@@ -327,3 +327,21 @@ def test_the_first_deployment_needs_to_be_told_nothing(tmp_path):
 def test_unknown_settings_are_refused():
     with pytest.raises(ConfigError, match="pool_type"):
         config(pool_type="lambda")
+
+
+@pytest.mark.parametrize(
+    ("before", "there", "asked", "expected"),
+    [
+        ({"c": None}, {"c": {"x": 1}}, {"c": None}, {"c": {"x": 1}}),
+        ({"c": {"x": 1, "y": 2}}, {"c": None}, {"c": {"x": 1, "y": 2}}, {"c": None}),
+        ({"c": {}}, {"c": {"x": 1}}, {"c": {}}, {"c": {"x": 1}}),
+        ({"c": {"x": 1, "y": 2}}, {"c": None}, {"c": {"x": 1, "y": 3}}, {"c": {"x": 1, "y": 3}}),
+        ({"c": None}, {"c": {"x": 1}}, {"c": {"x": 2}}, {"c": {"x": 2}}),
+        ({"c": {"x": 1, "y": 2}}, {"c": {"x": 5, "y": 6}}, {"c": {"x": 1, "y": 3}}, {"c": {"x": 5, "y": 3}}),
+        ({"c": {"x": 1}, "d": 1}, {"d": 1}, {"c": {"x": 1}, "d": 1}, {"c": {"x": 1}, "d": 1}),
+    ],
+)
+def test_an_edit_between_null_and_an_object_is_kept(before, there, asked, expected):
+    """Field mine.columns.boxes is null or an object: setting it in the UI was undone without a word."""
+    of = (_leaves(value, ("parameters",)) for value in (there, asked, before))
+    assert _tree(merged(*of)) == expected

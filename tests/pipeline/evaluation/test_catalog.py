@@ -109,3 +109,11 @@ def test_a_classifiers_file_of_schema_1_is_read_whole():
     assert found["metrics"]["attack.pgd"]["value"] == 0.0 and found["metrics"]["attack.pgd"]["n"] == 8
     assert {name for name, _, _ in measured(found)} == set(found["metrics"])
     assert upgrade(found) is found
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '{"classification": {"accuracy": 1.0}, "chance": 1}', "\xff"])
+def test_a_file_of_something_else_is_named(tmp_path, text):
+    """One such file in a home must not stop `hyco status`, nor --beside with a stack trace."""
+    (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"metrics\.json is (not JSON|no document of metrics) .* again"):
+        read_metrics(tmp_path / "metrics.json")
