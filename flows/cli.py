@@ -69,8 +69,14 @@ def deploy(
     from pipeline.registry.retraining import RetrainConfig
 
     stored = None
-    if store.exists(DEPLOYED):
-        stored = DeployConfig.model_validate_json(store.read_bytes(DEPLOYED)).replace(home=home)
+    if store.exists(DEPLOYED) and not (reset and source and grounder and recipe):
+        try:
+            stored = DeployConfig.model_validate_json(store.read_bytes(DEPLOYED)).replace(home=home)
+        except ValueError as error:
+            raise ValueError(
+                f"{home}/{DEPLOYED} cannot be read ({error}): give --source, --grounder, --recipe and --reset to replace "
+                "it, which undoes changes that were made on the server"
+            ) from error
     if source and grounder and recipe:
         journey = compose(source, grounder, recipe, False, assess_source=assess_source, taxonomy=taxonomy)
         config = DeployConfig(home=home, retrain=RetrainConfig(journey=journey))

@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.__main__ import main as hyco
+from flows.deployment.config import EMBEDDED
 from flows.deployment.deployments import Drift
 from flows.deployment.watchers import Watcher, told
 from flows.runtime.settings import use_home
@@ -64,6 +65,19 @@ def test_a_file_of_deployments_is_that_of_the_home(deploy, tmp_path):
     deploy("--set", "retrain.journey.mine.source=s3://bucket/images")
     deploy("--yaml", str(out), "--assess-source", "held")
     assert journey()["mine"]["source"] == "s3://bucket/images" and journey()["assess_source"] == "held"
+
+
+def test_a_broken_deploy_json_is_named_and_replaced_by_what_the_line_says(deploy, tmp_path, capsys):
+    """Without it nobody knows what was edited on the server: only --reset goes on without that."""
+    (tmp_path / "deploy.json").write_text('{"home":')
+    full = ("--source", str(tmp_path), "--grounder", f"transformers:{EMBEDDED}", "--recipe", "demo")
+    for words in ((), full, ("--reset",)):
+        with pytest.raises(ValueError, match="Expecting"):
+            deploy(*words, code=2)  # and the file is still what it was
+        said = capsys.readouterr().err
+        assert f"{tmp_path}/deploy.json cannot be read" in said
+        assert "give --source, --grounder, --recipe and --reset" in said
+    assert deploy(*full, "--reset")["retrain"]["journey"]["mine"]["source"] == str(tmp_path)
 
 
 def test_flow_runs_of_a_terminal_send_heartbeats(tmp_path, monkeypatch):
