@@ -74,8 +74,8 @@ def deploy(
             stored = DeployConfig.model_validate_json(store.read_bytes(DEPLOYED)).replace(home=home)
         except ValueError as error:
             raise ValueError(
-                f"{home}/{DEPLOYED} cannot be read ({error}): give --source, --grounder, --recipe and --reset to replace "
-                "it, which undoes changes that were made on the server"
+                f"{home}/{DEPLOYED} cannot be read ({error}): give --source, --grounder, --recipe and --reset to "
+                "replace it, which undoes changes that were made on the server"
             ) from error
     if source and grounder and recipe:
         journey = compose(source, grounder, recipe, False, assess_source=assess_source, taxonomy=taxonomy)

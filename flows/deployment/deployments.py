@@ -125,7 +125,9 @@ def merged(there: Terms, asked: Terms, before: Terms) -> Terms:
     new = [name for name, value in asked.items() if name not in before or before[name] != value]
     found: Terms = {}
     for name, value in asked.items():
-        edited = {other: held for other, held in there.items() if _inside(other, name) or _inside(name, other)}
+        edited = {
+            other: held for other, held in there.items() if _inside(other, name) or _inside(name, other)
+        }
         touched = any(_inside(one, other) for one in new for other in (name, *edited))
         found |= edited if edited and not touched else {name: value}
     return found

@@ -83,7 +83,9 @@ def _plain(name: str) -> str:
 def _positive(folder: Path, said: Mapping[str, Any], name: str, default: float) -> float:
     value = said.get(name, default)
     if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{folder / 'config.json'}: {name} is {value!r}, not a positive number: fetch it again")
+        raise ValueError(
+            f"{folder / 'config.json'}: {name} is {value!r}, not a positive number: fetch it again"
+        )
     return float(value)
 
 

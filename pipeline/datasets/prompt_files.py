@@ -144,7 +144,10 @@ def _files(folder: Path) -> Iterator[Path]:
 def _clashes(name: str, old: SetTexts, own: SetTexts) -> dict[tuple[str, str], str]:
     """By set and part, why two texts of a set contradict each other."""
     return {
-        (name, part): f"{old.origin[-1]} and {own.origin[-1]} have other {part} of {name}: choose with --prompts FILE"
+        (
+            name,
+            part,
+        ): f"{old.origin[-1]} and {own.origin[-1]} have other {part} of {name}: choose with --prompts FILE"
         for part in PARTS
         if getattr(old, part) and getattr(own, part) and getattr(old, part) != getattr(own, part)
     }
@@ -176,8 +179,8 @@ def _texts(path: Path, strict: bool = False) -> dict[str, SetTexts]:
                     f"{path}: the prompt {prompt!r} of {name} needs one {{}} where the name goes"
                 )
         old = found.get(name, SetTexts(origin=(str(path),)))
-        for why in _clashes(name, old, replace(texts, origin=(str(path),))).values():
-            raise ValueError(why)
+        for _, part in _clashes(name, old, replace(texts, origin=(str(path),))):
+            raise ValueError(f"{path} has two lists of the {part} of {name}: keep one")
         found[name] = replace(_both(old, texts), origin=(str(path),))
     return found
 
@@ -223,7 +226,7 @@ def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _parsed(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             return json.loads(text)
         return tomllib.loads(text) if path.suffix == ".toml" else _literals(ast.parse(text))

@@ -67,7 +67,9 @@ def multilabel(
         each = [
             _averages(weight[:, order], place, names) for order, place in zip(orders, places, strict=True)
         ]
-        with warnings.catch_warnings():  # a draw without an image of any class is NaN, and left out of the interval
+        with (
+            warnings.catch_warnings()
+        ):  # a draw without an image of any class is NaN, and left out of the interval
             warnings.simplefilter("ignore", RuntimeWarning)
             return np.nanmean(each, axis=0)
 

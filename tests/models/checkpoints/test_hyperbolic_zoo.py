@@ -104,7 +104,10 @@ def test_hyper3_of_the_training_objective_and_what_is_refused(tmp_path: Path) ->
         ({"curv_init": None}, "curv_init is None, not a positive number"),
         ({"max_text_length": 0}, "max_text_length is 0, not a positive number"),
         ({"curvature_max": "8"}, "curvature_max is '8', not a positive number"),
-        ({"text_config": config["text_config"] | {"num_attention_heads": 3}}, "text_config is not a CLIP's: "),
+        (
+            {"text_config": config["text_config"] | {"num_attention_heads": 3}},
+            "text_config is not a CLIP's: ",
+        ),
         ({"image_size": 32}, "image_size is 32 and its positions are of 24"),
         ({"vision_backbone": "vit_tiny"}, "image tower 'vit_tiny', whose heads are not known"),
     ):

@@ -141,7 +141,10 @@ def test_nothing_to_compare_is_refused() -> None:
 def test_a_class_without_training_images_has_no_mean() -> None:
     """A step of a set may leave out a class: the others are still told apart, with the same scores."""
     random = np.random.default_rng(4)
-    train, asked = random.normal(size=(40, 3)).astype(np.float32), random.normal(size=(9, 3)).astype(np.float32)
+    train, asked = (
+        random.normal(size=(40, 3)).astype(np.float32),
+        random.normal(size=(9, 3)).astype(np.float32),
+    )
     dense, sparse = np.arange(40) % 2, np.arange(40) % 2 * 2
     np.testing.assert_array_equal(mahalanobis(train, sparse)(asked), mahalanobis(train, dense)(asked))
     for c in (None, 0.5):

@@ -74,7 +74,7 @@ def test_the_layout_of_labels_and_templates(tmp_path: Path) -> None:
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
-    toml = 'pets = ["my {}"]\n[dtd]\nprompts = ["so {}"]\nnames = ["first", ["second", "other"]]\n'
+    toml = '\ufeffpets = ["my {}"]\n[dtd]\nprompts = ["so {}"]\nnames = ["first", ["second", "other"]]\n'
     found = read_prompt_file(lay(tmp_path, {"my.toml": toml}) / "my.toml")
     assert found.texts["dtd"] == SetTexts(
         ("so {}",), (("first",), ("second", "other")), (str(tmp_path / "my.toml"),)
@@ -100,9 +100,16 @@ def test_files_that_do_not_do(tmp_path: Path, files: dict[str, str], message: st
 
 def test_a_file_of_ones_own_settles_what_files_contradict(tmp_path: Path) -> None:
     """Two files that have other names of one set spoil neither the other sets nor the remedy that the line names."""
-    files = {"a.json": {"dtd": ["a", "b"], "cub": ["x"]}, "b.json": {"dtd": ["b", "a"]}, "p.json": {"dtd": ["{}"]}}
+    files = {
+        "a.json": {"dtd": ["a", "b"], "cub": ["x"]},
+        "b.json": {"dtd": ["b", "a"]},
+        "p.json": {"dtd": ["{}"]},
+    }
     copy = lay(tmp_path / "copy", {name: json.dumps(held) for name, held in files.items()})
-    lay(tmp_path, {"names.json": json.dumps({"dtd": ["c", "d"]}), "prompts.json": json.dumps({"dtd": ["so {}"]})})
+    lay(
+        tmp_path,
+        {"names.json": json.dumps({"dtd": ["c", "d"]}), "prompts.json": json.dumps({"dtd": ["so {}"]})},
+    )
     said = r"a.json and .*b.json have other names of dtd: choose with --prompts FILE"
     for more in (None, str(tmp_path / "prompts.json")):
         bare = Protocol.load("published", str(copy), more)
@@ -120,6 +127,7 @@ def test_a_file_of_ones_own_settles_what_files_contradict(tmp_path: Path) -> Non
         ({"prompts": ["so"], "names": ["a"]}, "the prompts of dtd are not a list of texts with one {} each"),
         ({"prompts": ["so {}"], "names": {"0": "a"}}, "the names of dtd are not a list of texts"),
         ({"prompts": ["so {}"], "names": []}, "the names of dtd are not a list of texts"),
+        ({"dtd": ["a"], "DTD": ["b"]}, "my.json has two lists of the names of dtd: keep one"),
     ],
 )
 def test_no_text_of_ones_own_is_dropped_in_silence(tmp_path: Path, table: object, message: str) -> None:

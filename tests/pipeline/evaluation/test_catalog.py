@@ -111,7 +111,9 @@ def test_a_classifiers_file_of_schema_1_is_read_whole():
     assert upgrade(found) is found
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", '{"classification": {"accuracy": 1.0}, "chance": 1}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "3", '{"classification": {"accuracy": 1.0}, "chance": 1}', "\xff"]
+)
 def test_a_file_of_something_else_is_named(tmp_path, text):
     """One such file in a home must not stop `hyco status`, nor --beside with a stack trace."""
     (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
