@@ -8,6 +8,7 @@ from typing import Any
 from storage import layout
 from storage.manifest import Manifest
 from storage.model_registry import Registry
+from storage.shelf import Shelf
 from storage.store import Store
 from storage.versions import Version, Versions
 
@@ -81,6 +82,11 @@ class Home:
     def versions(self) -> Versions:
         """The dataset versions."""
         return Versions(self.store)
+
+    @functools.cached_property
+    def shelf(self) -> Shelf:
+        """The units of sources that are set aside."""
+        return Shelf(self.store)
 
     def latest_version(self) -> Version | None:
         """Return the latest dataset version; None before the first, or when it cannot be read."""

@@ -7,6 +7,7 @@ HOME/
     shards/objects/        training shards, <sha256>.tar
     versions/              dataset versions, v-<hash>.json, and `latest`, the name of one of them
     quarantine/            v-<hash>.json: why a version must not be trained on
+    shelved/               <unit>.json: a unit of the source that a person has set aside
     registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
     runs/  fits/           directories of the training runs, and of the classifiers' runs
     embeddings/            of the images of a version by one model, made by `hyco search`
@@ -25,6 +26,7 @@ SHARDS = f"shards/{OBJECTS}"
 VERSIONS = "versions"
 LATEST = f"{VERSIONS}/latest"
 QUARANTINE = "quarantine"
+SHELVED = "shelved"
 
 REGISTRY = "registry"
 LOG = f"{REGISTRY}/log"
@@ -43,7 +45,7 @@ DEPLOYED = "deploy.json"
 
 RECORDED = ("shards", DETECTIONS, PACKS, VERSIONS)
 """Folders in which a file that no record names is garbage."""
-KEPT = (REGISTRY, QUARANTINE, RUNS, FITS)
+KEPT = (REGISTRY, QUARANTINE, SHELVED, RUNS, FITS)
 """Folders in which only unfinished files are garbage."""
 
 
@@ -55,6 +57,11 @@ def version_path(name: str) -> str:
 def quarantine_path(name: str) -> str:
     """Return the path of the quarantine record of a version."""
     return f"{QUARANTINE}/{name}.json"
+
+
+def shelved_path(unit: str) -> str:
+    """Return the path of the record of a unit that is set aside."""
+    return f"{SHELVED}/{unit}.json"
 
 
 def log_path(number: int) -> str:

@@ -9,7 +9,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 from flows.deployment.config import DeployConfig
-from flows.reporting.events import GROWN, PUBLISHED
+from flows.reporting.events import GROWN, PUBLISHED, RETURNED, SHELVED
 
 RUN = "prefect.flow-run."
 ANY_RUN = ResourceSpecification({"prefect.resource.id": f"{RUN}*"})
@@ -37,7 +37,7 @@ def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCo
             config.begin_within_s,
             "A worker took the run and did not start it.",
         ),
-        _then_look("hyco: the source has grown", {GROWN}, look, later, later),
+        _then_look("hyco: the source has grown", {GROWN, SHELVED, RETURNED}, look, later, later),
         _then_look("hyco: a dataset version was published", {PUBLISHED}, look, later, later),
         _then_look(
             "hyco: a training is over",

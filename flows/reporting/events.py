@@ -14,6 +14,7 @@ GROWN = (
     "hyco.source.grown"  # for programs that add shards to emit; the schedule finds the shards too, but later
 )
 PUBLISHED = "hyco.dataset.published"
+SHELVED, RETURNED = "hyco.shard.shelved", "hyco.shard.returned"
 DECIDED = {
     PROMOTED: "hyco.champion.promoted",
     REFUSED: "hyco.challenger.refused",
@@ -29,6 +30,12 @@ def grown(source: str) -> None:
 def published(version: Version, home: Home) -> None:
     """Emit the event that a dataset version was published."""
     _emit(PUBLISHED, f"hyco.version.{version.name}", version.name, home, {"counts": version.counts})
+
+
+def shelved(back: bool, path: str, source: str, reason: str, home: Home) -> None:
+    """Emit the event that a shard was set aside, or returned to its source."""
+    payload = {"source": source, "reason": reason}
+    _emit(RETURNED if back else SHELVED, f"hyco.shard.{source}/{path}", path, home, payload)
 
 
 def decided(row: Decision, home: Home) -> None:

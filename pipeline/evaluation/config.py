@@ -85,9 +85,8 @@ class EvaluationSpec(Config):
         The registry stores the champion's metrics under this name: its inputs must not change.
         """
         if self.assess_source is not None:
-            asked: Any = [
-                unit.sha256 for unit in open_source(self.assess_source, columns=self.columns).units()
-            ]
+            units = home.shelf.without(open_source(self.assess_source, columns=self.columns).units())
+            asked: Any = [unit.sha256 for unit in units]
         else:
             asked = [shard.sha256 for shard in home.versions.load(self.version).shards.get("val", [])]
         tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None

@@ -58,7 +58,7 @@ def evaluate(
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}
     others = read_beside(config.beside)
-    found = held_out(store, dataset, spec.assess_source, config.max_images, spec.columns)
+    found = held_out(home, dataset, spec.assess_source, config.max_images, spec.columns)
     metrics = new(run_dir.name, "mining", "train", *MEASURED)
     if spec.suite:
         add_suite(metrics, embedder, spec, listener)

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from storage.home import Home, UnitResults
-from storage.layout import ASSESSED, LATEST, MODEL_RUNS, MODELS, QUARANTINE, quarantine_path, version_path
+from storage.layout import (
+    ASSESSED,
+    LATEST,
+    MODEL_RUNS,
+    MODELS,
+    QUARANTINE,
+    SHELVED,
+    quarantine_path,
+    version_path,
+)
 from storage.manifest import Manifest
 from storage.model_registry import REFUSED, Decision, Registry, files_damage, folder_damage
 from storage.objects import DamagedError, name_sha256
@@ -65,7 +74,7 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
 
 def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
     """The faults of the records of versions and quarantines, and the readable versions."""
-    found: list[Damage] = []
+    found: list[Damage | None] = []
     loaded: dict[str, Version] = {}
     names = versions.names()
     for name in names:
@@ -86,7 +95,17 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
             versions.quarantined(Path(path).stem)
         except DamagedError as error:
             found.append(Damage("quarantine record", error.path, error.what))
-    return found, loaded
+    found += [_sealed(versions.store, "shelf record", path) for path in versions.store.list(SHELVED)]
+    return [damage for damage in found if damage], loaded
+
+
+def _sealed(store: Store, kind: str, path: str) -> Damage | None:
+    """The fault of a self-verifying record, if it has one."""
+    try:
+        unseal(store.read_bytes(path))
+    except (ValueError, OSError) as error:
+        return Damage(kind, path, str(error))
+    return None
 
 
 def _made_of(home: Home, version: Version, seen: Seen) -> Iterator[Damage]:

@@ -125,7 +125,8 @@ def results(config: MineConfig, home: Home) -> UnitResults:
 def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     """Return the units to mine, and write the resolved configuration next to the records.
 
-    Records made with older reading rules are deleted where the present rules read the unit differently.
+    Units that are set aside are left out; those that were mended are no longer set aside. Records made with older
+    reading rules are deleted where the present rules read the unit differently.
 
     Args:
         config: names source, detector and rules.
@@ -135,6 +136,8 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     mined = results(config, home)
     source = open_source(config.source, config.limits, config.columns)
     units = source.units(settle_s)
+    home.shelf.settle(source.store.url, {unit.path: unit.name for unit in units}, set(source.files))
+    units = home.shelf.without(units)
     _forget_misread(mined, source, units)
     finished = mined.whole()
     home.store.create(mined.config, seal(config.model_dump(mode="json")))
@@ -282,7 +285,8 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
     are no failures), seconds (of work, all workers together), images_per_second (while at least one worker worked).
     """
     records = results(config, home).whole()
-    units = open_source(config.source, config.limits, config.columns).units() if units is None else units
+    if units is None:
+        units = home.shelf.without(open_source(config.source, config.limits, config.columns).units())
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     unknown = ("phrases_unknown", "captions_unknown", "captions_read")

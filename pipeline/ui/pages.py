@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,7 +59,8 @@ class HomePages:
         entries = [self._entry(name, latest) for name in self.versions.names()]
         versions = sorted(entries, key=lambda entry: (entry.get("created", ""), entry["name"]), reverse=True)
         runs = [self._run(folder) for folder in self._newest_runs()]
-        return {"rows": rows, "lost": lost, "champion": champion, "versions": versions, "runs": runs}
+        return {"rows": rows, "lost": lost, "champion": champion, "versions": versions, "runs": runs,
+                "shelved": self._shelved()}  # fmt: skip
 
     def _entry(self, name: str, latest: str | None) -> dict[str, Any]:
         """A version in the list of the first page; with "unreadable", the reason, where its record cannot be read."""
@@ -128,6 +130,13 @@ class HomePages:
             if folder.name == name:
                 return folder
         raise KeyError(f"no run {name} in {self.home.store.url}")
+
+    def _shelved(self) -> list[dict[str, str]]:
+        """The shards that are set aside; with "unreadable" where a record cannot be read."""
+        try:
+            return [asdict(entry) for entry in self.home.shelf.entries()]
+        except _UNREADABLE as error:
+            return [_broken("shelved", error)]
 
     def _latest(self) -> str | None:
         try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from storage.home import Home
 
 
 def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
-    """What a home holds: mined, versions, runs, fits; a dict for each entry.
+    """What a home holds: mined, shelved, versions, runs, fits; a dict for each entry.
 
     Raises:
         FileNotFoundError: there is no such home.
@@ -23,6 +24,7 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
         mined.append({"name": name, "units": len(records), "images": images, "failed": failed})
     return {
         "mined": mined,
+        "shelved": [asdict(entry) for entry in home.shelf.entries()],
         "versions": versions(home),
         "runs": [{"name": folder.name, "state": run_state(folder)} for folder in home.run_folders()],
         "fits": [{"name": folder.name, "state": _fit_state(folder)} for folder in home.fit_folders()],
@@ -48,17 +50,19 @@ def version_line(version: dict[str, Any]) -> str:
     """A dataset version of `versions` in a line for a person."""
     counts = version["counts"]
     mark = " (latest)" if version["latest"] else " (in quarantine)" if version["quarantined"] else ""
-    size = f"{counts['images']:,} images, {counts['parts']:,} parts"
+    size = f"{counts.get('images', 0):,} images, {counts.get('parts', 0):,} parts"
     return f"{version['name']}  {size}, {version['created']}{mark}"
 
 
 def report(home: Home) -> Iterator[str]:
-    """Yield one line for each mining, dataset version, run and fit; FileNotFoundError when there is no such home."""
+    """Yield one line for each mining, shelved shard, version, run and fit; FileNotFoundError without such a home."""
     found = holdings(home)
     for one in found["mined"]:
         yield (
             f"mined    {one['name']}  {one['units']} units, {one['images']:,} images, {one['failed']:,} failed"
         )
+    for entry in home.shelf.entries():
+        yield f"shelved  {entry}"
     for version in found["versions"]:
         yield f"version  {version_line(version)}"
     for kind in ("run", "fit"):
