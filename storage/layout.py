@@ -5,7 +5,8 @@ HOME/
                            reading-<n>/<unit> (older records that reading rules number n confirmed)
     packs/<digest>/        packed with one configuration: records/<unit>.json, objects/<sha256>.parquet (failures)
     shards/objects/        training shards, <sha256>.tar
-    versions/              dataset versions, v-<hash>.json, and `latest`, the name of one of them
+    versions/              dataset versions, v-<hash>.json; `latest` and names/<label>: each the name of one;
+                           experiments/<version>: fit, and not to become latest by itself
     quarantine/            v-<hash>.json: why a version must not be trained on
     shelved/               <unit>.json: a unit of the source that a person has set aside
     registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
@@ -25,6 +26,8 @@ CONFIG = "config.json"
 SHARDS = f"shards/{OBJECTS}"
 VERSIONS = "versions"
 LATEST = f"{VERSIONS}/latest"
+LABELS = f"{VERSIONS}/names"
+EXPERIMENTS = f"{VERSIONS}/experiments"
 QUARANTINE = "quarantine"
 SHELVED = "shelved"
 

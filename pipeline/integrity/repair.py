@@ -58,6 +58,7 @@ _REMEDIES = {
     "shard": _PACK,
     "version": _PACK,
     "latest": _PACK,
+    "name of a version": "hyco pack --name gives it again",
     "quarantine record": "the version stays in quarantine; hyco pack judges it again, hyco release releases it",
     "shelf record": "the shard is no longer set aside: hyco shelve sets it aside again",
     "registry row": "its decision is lost, unless you have a backup; check hyco champion, and promote or roll back",

@@ -8,6 +8,7 @@ from typing import Any
 from storage.home import Home, UnitResults
 from storage.layout import (
     ASSESSED,
+    LABELS,
     LATEST,
     MODEL_RUNS,
     MODELS,
@@ -84,12 +85,19 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
             found.append(Damage("version", error.path, error.what))
     try:
         told = versions.latest()
-        if told is None and any(not versions.store.exists(quarantine_path(name)) for name in names):
+        kept_back = versions.experiments()
+        fit = (name for name in names if name not in kept_back)
+        if told is None and any(not versions.store.exists(quarantine_path(name)) for name in fit):
             found.append(Damage("latest", LATEST, "is missing"))
         elif told is not None and told not in names:
             found.append(Damage("version", version_path(told), "is missing, and it is the latest version"))
     except DamagedError as error:
         found.append(Damage("latest", error.path, error.what))
+    for path in versions.store.list(LABELS):
+        try:
+            versions.load(Path(path).name)
+        except ValueError as error:
+            found.append(Damage("name of a version", path, getattr(error, "what", str(error))))
     for path in versions.store.list(QUARANTINE):
         try:
             versions.quarantined(Path(path).stem)

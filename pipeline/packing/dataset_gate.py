@@ -76,8 +76,10 @@ def judge(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     return [replace(check, why="") if check.passed else check for check in made if check is not None]
 
 
-def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
+def gate(home: Home, version: Version, config: QualityConfig, latest: bool = True) -> list[Check]:
     """Judge a version: make it `latest` and release it from quarantine, or quarantine it when it fails.
+
+    With `latest` False the pointer stays where it is: an experiment.
 
     Raises:
         QualityError: naming every failed check and how to release the version anyway.
@@ -85,7 +87,10 @@ def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     versions, checks = home.versions, judge(home, version, config)
     if all(check.passed for check in checks):
         versions.lift(version.name)
-        versions.point(version.name)
+        if latest:
+            versions.point(version.name)
+        else:
+            versions.experiment(version.name)
         return checks
     versions.quarantine(version.name, [asdict(check) for check in checks])
     raise QualityError(version.name, checks)

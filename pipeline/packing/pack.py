@@ -33,7 +33,7 @@ from storage.layout import SHARDS
 from storage.objects import open_object
 from storage.sample import Failure, Part, Sample, TrainingSample
 from storage.shard import write_shard
-from storage.versions import ShardRef, Version, shard_ref
+from storage.versions import ShardRef, Version, check_label, shard_ref
 
 SPLITS = ("train", "val")
 
@@ -73,6 +73,8 @@ def pack(
     listener: Listener | None = None,
     judged: Callable[[list[Check]], None] = lambda checks: None,
     mined_only: bool = False,
+    latest: bool = True,
+    label: str | None = None,
 ) -> Version:
     """Pack every mined unit that is not packed, publish the version, and make it `latest` if it is fit.
 
@@ -84,6 +86,8 @@ def pack(
         listener: gets the progress, see pipeline.runtime.progress.
         judged: called with the checks that the version passed.
         mined_only: leave out units that were added to the source after it was mined.
+        latest: whether a fit version becomes `latest`; an experiment does not.
+        label: a name for the version, also in quarantine. An experiment with a name does not become `latest`.
 
     The source is listed once at the beginning. A unit that is removed or changed before it is packed is left out.
 
@@ -91,6 +95,8 @@ def pack(
         QualityError: the version was quarantined, see pipeline.packing.dataset_gate.
     """
     executor = executor or InProcess()
+    if label is not None:
+        check_label(label)
     units = listing(mine, home, mined_only)
     pending = _unpacked(units, mine, config, home)
     mined = _mined(home, mine).records()
@@ -104,7 +110,9 @@ def pack(
 
         gone = run_units(submit, pending, lambda record: None)
     version = publish(mine, config, home, [unit for unit in units if unit not in gone])
-    judged(gate(home, version, config.gate))
+    if label is not None:
+        home.versions.label(label, version.name)
+    judged(gate(home, version, config.gate, latest and label is None))
     return version
 
 

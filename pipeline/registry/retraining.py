@@ -87,7 +87,7 @@ class Published:
     """The versions made with one mining and packing configuration, from one listing of the home, oldest first.
 
     Attributes:
-        versions: versions with these configurations.
+        versions: versions with these configurations, without experiments.
         everything: all versions of the home.
         quarantined: names of those of `versions` that are in quarantine.
         latest: name of the latest version of the home; None without one that can be read.
@@ -116,7 +116,9 @@ def published(config: RetrainConfig, home: Home) -> Published:
     everything = home.versions.list()
     made = [version for version in everything if version.digests == wanted]
     held_back = {version.name for version in made if home.versions.quarantined(version.name) is not None}
+    experiments = home.versions.experiments()
     latest = home.latest_version()
+    made = [version for version in made if version.name not in experiments]
     return Published(made, everything, held_back, latest.name if latest else None)
 
 

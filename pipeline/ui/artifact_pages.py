@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.curation.describe import brief
 from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.evaluation.report.page import gaps
@@ -106,9 +107,15 @@ def version(made: Version, checks: list[Check], home: Home) -> str:
     """Counts of a dataset version, the verdict of the quality gate, scores, and pictures of its first samples."""
     page = f"{serve_url()}/versions/{made.name}"
     failed = [check for check in checks if not check.passed]
-    state = "is in quarantine" if failed else "is the latest"
+    told = "is the latest" if home.versions.latest() == made.name else "is not the latest: an experiment"
+    state = "is in quarantine" if failed else told
+    changed = (
+        f", [what changed]({serve_url()}/versions/{made.parent}/diff/{made.name})" if made.parent else ""
+    )
     lines = [
-        f"**{made.name}** {state}: [its page]({page})",
+        f"**{made.name}** {state}: [its page]({page}){changed}",
+        "",
+        plain(brief(made), 1000),
         "",
         *(f"- {plain(check.why)}" for check in failed),
         "",

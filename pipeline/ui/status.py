@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.curation.describe import brief
 from storage.home import Home
 
 
@@ -32,14 +33,21 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
 
 
 def versions(home: Home) -> list[dict[str, Any]]:
-    """The dataset versions of a home, oldest first: name, created, counts, latest, quarantined."""
-    newest = home.latest_version()
+    """The dataset versions of a home, oldest first.
+
+    Keys: name, labels (names that were given to it), created, counts, configuration (in a line), latest, experiment,
+    quarantined.
+    """
+    newest, labels, experiments = home.latest_version(), home.versions.labels(), home.versions.experiments()
     return [
         {
             "name": version.name,
+            "labels": [label for label, name in labels.items() if name == version.name],
             "created": version.created,
             "counts": version.counts,
+            "configuration": brief(version),
             "latest": newest is not None and version.name == newest.name,
+            "experiment": version.name in experiments,
             "quarantined": bool(home.versions.quarantined(version.name)),
         }
         for version in home.versions.list()
@@ -49,9 +57,10 @@ def versions(home: Home) -> list[dict[str, Any]]:
 def version_line(version: dict[str, Any]) -> str:
     """A dataset version of `versions` in a line for a person."""
     counts = version["counts"]
-    mark = " (latest)" if version["latest"] else " (in quarantine)" if version["quarantined"] else ""
+    marks = [*version["labels"], *(name for name in ("latest", "experiment", "quarantined") if version[name])]
+    mark = f" ({', '.join(marks)})".replace("quarantined", "in quarantine") if marks else ""
     size = f"{counts.get('images', 0):,} images, {counts.get('parts', 0):,} parts"
-    return f"{version['name']}  {size}, {version['created']}{mark}"
+    return f"{version['name']}  {size}, {version['created']}{mark}: {version['configuration']}"
 
 
 def report(home: Home) -> Iterator[str]:
