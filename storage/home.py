@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import layout
+from storage.deletions import Deletions
 from storage.manifest import Manifest
 from storage.model_registry import Registry
 from storage.shelf import Shelf
@@ -82,6 +83,11 @@ class Home:
     def versions(self) -> Versions:
         """The dataset versions."""
         return Versions(self.store)
+
+    @functools.cached_property
+    def deletions(self) -> Deletions:
+        """What must not be in the home."""
+        return Deletions(self.store)
 
     @functools.cached_property
     def shelf(self) -> Shelf:

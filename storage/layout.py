@@ -8,6 +8,7 @@ HOME/
     versions/              dataset versions, v-<hash>.json; `latest` and names/<label>: each the name of one;
                            experiments/<version>: fit, and not to become latest by itself
     quarantine/            v-<hash>.json: why a version must not be trained on
+    deleted/               log/ and erased/: see storage.deletions; checked.json
     shelved/               <unit>.json: a unit of the source that a person has set aside
     registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
     runs/  fits/           directories of the training runs, and of the classifiers' runs
@@ -30,6 +31,11 @@ LABELS = f"{VERSIONS}/names"
 EXPERIMENTS = f"{VERSIONS}/experiments"
 QUARANTINE = "quarantine"
 SHELVED = "shelved"
+DELETED = "deleted"
+DELETIONS = f"{DELETED}/log"
+ERASED = f"{DELETED}/erased"
+CHECKED = f"{DELETED}/checked.json"
+CACHE = "cache"
 
 REGISTRY = "registry"
 LOG = f"{REGISTRY}/log"
@@ -48,7 +54,7 @@ DEPLOYED = "deploy.json"
 
 RECORDED = ("shards", DETECTIONS, PACKS, VERSIONS)
 """Folders in which a file that no record names is garbage."""
-KEPT = (REGISTRY, QUARANTINE, SHELVED, RUNS, FITS)
+KEPT = (REGISTRY, QUARANTINE, SHELVED, DELETED, RUNS, FITS)
 """Folders in which only unfinished files are garbage."""
 
 

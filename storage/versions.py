@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from storage.deletions import Deletions
 from storage.layout import EXPERIMENTS, LABELS, LATEST, VERSIONS, quarantine_path, version_path
 from storage.objects import DamagedError, open_object
 from storage.sample import TrainingSample
@@ -141,6 +142,11 @@ class Versions:
         except FileNotFoundError:
             return None
         return self._pointed(LATEST, data)
+
+    def superseded(self, version: Version, erased: "set[str] | None" = None) -> bool:
+        """Return whether images of a version were deleted since; `erased` are the hashes of Deletions.hashes()."""
+        erased = Deletions(self.store).hashes() if erased is None else erased
+        return any(ref.sha256 in erased for refs in version.shards.values() for ref in refs)
 
     def label(self, label: str, name: str) -> None:
         """Give a version a name of a person's choice, which `load` accepts; a name that is taken moves to it.
@@ -308,7 +314,16 @@ def check_label(label: str) -> str:
 
 
 def read_ref(store: Store, shard: ShardRef) -> Iterator[TrainingSample]:
-    """Yield the samples of a version's shard; DamagedError, before the first one, when it has changed."""
+    """Yield the samples of a version's shard; DamagedError, before the first one, when it has changed.
+
+    Of a shard from which images were deleted, the samples that are left.
+    """
+    deletions = Deletions(store)
+    if deletions.erased(shard.path) is not None:
+        heir = deletions.heir(shard.path)[0]
+        if heir is None:
+            return
+        shard = ShardRef(**heir)
     with open_object(store, shard.path, shard.sha256) as file:
         yield from read_shard(file, shard.path, shard.samples)
 

@@ -1,4 +1,4 @@
-"""Verbs of what a person decides about the data, and how versions differ: shelve, diff, card."""
+"""Verbs of what a person decides about the data, and how versions differ: shelve, delete, diff, card."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +94,49 @@ def card(
         return
     out.write_text(text)
     say(f"wrote {out}")
+
+
+@app.command()
+def delete(
+    key: Annotated[
+        list[str] | None, typer.Option(help="Key of an image, as shards and reports name it.")
+    ] = None,
+    sha256: Annotated[list[str] | None, typer.Option(help="sha256 of an image's file.")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="Address of an image, as its source's json has it.")
+    ] = None,
+    listed: Annotated[
+        Path | None, typer.Option("--list", help="Opt-out list: a key, sha256 or address per line.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
+    home: HomeUrl = "var",
+) -> None:
+    """Delete images from a home for good, and keep them out of it.
+
+    Detections and shards are written again without them, a new dataset version takes the place of the old one, reports
+    and embeddings that may show them are removed, and models that were trained on them are flagged. The bytes go with
+    the next `hyco gc`. The source is never touched: the image stays there, and is not mined again.
+
+    An image that is not in the home is kept out of it too. Interrupted, `hyco gc` or the same command finishes.
+    """
+    from pipeline.curation import delete as deletion
+    from storage.home import Home
+
+    opened = Home(home).require()
+    keys, urls = list(key or []), list(url or [])
+    if listed is not None:
+        found_keys, found_urls = deletion.read_list(listed)
+        keys, urls = keys + found_keys, urls + found_urls
+    found = deletion.delete(opened, keys, sha256 or [], urls, reason)
+    typer.echo(
+        f"{len(found.images):,} images found: {found.shards:,} shards and {found.units:,} units written again, "
+        f"{len(found.derived):,} reports and other files removed"
+    )
+    for name in found.superseded:
+        new = found.versions.get(name)
+        typer.echo(f"superseded: {name}" + (f", by {new}" if new else ""))
+    for name, why in found.quarantined.items():
+        typer.echo(f"{name} is not latest: {why}")
+    say(
+        f"next: hyco gc --home {home} deletes the bytes; the source is untouched and its image is not mined again"
+    )

@@ -210,9 +210,15 @@ def gc(
     home: HomeUrl = "var",
     older_than_hours: Annotated[float, typer.Option(help="Keep files younger than this.", min=0)] = 24,
 ) -> None:
-    """Delete unreferenced and partly written files of killed workers."""
+    """Delete unreferenced and partly written files of killed workers.
+
+    Files that held deleted images (`hyco delete`) go whatever their age.
+    """
+    from pipeline.curation.delete import settle
     from storage.gc import collect
     from storage.home import Home
 
-    removed = collect(Home(home).store, older_than_hours * 3600)
+    opened = Home(home)
+    settle(opened)
+    removed = collect(opened.store, older_than_hours * 3600)
     typer.echo(f"{len(removed)} files removed from {home}")

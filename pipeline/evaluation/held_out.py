@@ -67,13 +67,14 @@ def held_out(
 def of_source(source: str, most: int, columns: Columns = USUAL, home: Home | None = None) -> HeldOut:
     """The first `most` scenes of captioned images; unusable samples of the files are counted.
 
-    Units that are set aside in the home, where one is given, are left out.
+    Units that are set aside in the home, where one is given, and images that were deleted are left out.
 
     FileNotFoundError or ValueError when it is no source.
     """
     opened = open_source(source, columns=columns)
     units, scenes, failures = opened.units(), [], list[Failure]()
-    units = home.shelf.without(units) if home else units
+    if home:
+        units, opened.deleted = home.shelf.without(units), home.deletions.tombstones()
     good = read = 0
     note = noting(failures, Counter())  # img2dataset's own failed rows were never images
     for unit in units:

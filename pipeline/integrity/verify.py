@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.deletions import Erased
 from storage.home import Home, UnitResults
 from storage.layout import (
     ASSESSED,
+    DELETIONS,
+    ERASED,
     LABELS,
     LATEST,
     MODEL_RUNS,
@@ -62,14 +65,14 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
             wanted = {name: loaded[name]}
         except DamagedError:
             wanted = {}  # found already
-    seen: Seen = set()
+    seen: Seen = {one.path for one in _erased(home)}
     for made in wanted.values():
         found += [Damage(*problem) for problem in versions.problems(made, seen)]
         found += _made_of(home, made, seen)
     if version is None:
         found += _all_units(home, seen)
     if home.local:
-        found += _registry(home.registry)
+        found += _registry(home.registry, seen)
     return list(dict.fromkeys(found))
 
 
@@ -104,7 +107,17 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
         except DamagedError as error:
             found.append(Damage("quarantine record", error.path, error.what))
     found += [_sealed(versions.store, "shelf record", path) for path in versions.store.list(SHELVED)]
+    for path in (path for folder in (DELETIONS, ERASED) for path in versions.store.list(folder)):
+        found.append(_sealed(versions.store, "record of a deletion", path))
     return [damage for damage in found if damage], loaded
+
+
+def _erased(home: Home) -> list[Erased]:
+    """What was erased because of a deletion; it may be missing, and an older version may still name it."""
+    try:
+        return home.deletions.every()
+    except DamagedError:
+        return []  # found with the records
 
 
 def _sealed(store: Store, kind: str, path: str) -> Damage | None:
@@ -211,7 +224,7 @@ def _object(store: Store, kind: str, path: str, seen: Seen) -> Iterator[Damage]:
             yield Damage(kind, path, f"sha256 {there[:12]}, expected {wanted[:12]}")
 
 
-def _registry(registry: Registry) -> Iterator[Damage]:
+def _registry(registry: Registry, seen: Seen) -> Iterator[Damage]:
     """The log, and for every model that it names: the copy, the stored files of its run, its report and metrics."""
     log = registry.log()
     yield from (Damage("registry row", row.path, row.what) for row in log if isinstance(row, DamagedError))
@@ -230,7 +243,6 @@ def _registry(registry: Registry) -> Iterator[Damage]:
                 yield Damage("model", f"{MODELS}/{model}/{name}", "did not exist at the promotion")
         for name, what in files_damage(registry.run_path(model), row.kept or []):
             yield Damage("run of a model", f"{MODEL_RUNS}/{model}/{name}", what)
-    seen: Seen = set()
     for row in rows:
         if row.report:
             yield from _object(registry.store, "report", row.report, seen)

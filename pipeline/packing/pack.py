@@ -27,6 +27,7 @@ from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
 from pipeline.sources.records import Limits
 from pipeline.sources.source import Unit, open_source, open_unit
+from storage.deletions import Tombstones
 from storage.detections import read_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.layout import SHARDS
@@ -193,13 +194,14 @@ def pack_shard(
         made = store.commit(SHARDS, ".tar", lambda file: write_shard(file, samples))
         shards[split].append(shard_ref(made, len(samples), sum(len(sample.parts) for sample in samples)))
 
+    deleted = home.deletions.tombstones()
     as_mined = AsMined(store, unit, mined, table)
     chosen = select_parts(table, config)
     for key in without:
         chosen.pop(key, None)
     if without:
         counts["repeated"] = len(without)
-    for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report):
+    for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report, deleted):
         split = split_of(sample.key, config.holdout)
         counts.update(
             {"images": 1, f"{split}_images": 1, "captions": len(sample.captions), "parts": len(sample.parts)}
@@ -211,6 +213,8 @@ def pack_shard(
     for split in SPLITS:
         if waiting[split]:
             write(split)
+    if home.deletions.number() != deleted.number:  # an image was deleted meanwhile
+        return pack_shard(mine, config, home, unit, without, report)
     counts["pack_failures"] = len(failures)
     table_of_failures = None
     if failures:
@@ -317,10 +321,12 @@ def _training_samples(
     failures: list[Failure],
     counts: Counter[str],
     report: Report,
+    deleted: Tombstones,
 ) -> Iterator[TrainingSample]:
     """Read the unit's images again and cut their parts; images that failed in mining are skipped."""
     source = open_unit(mine.source, unit, mine.limits, mine.columns)
-    for sample in source.samples(unit, lambda failure: None):
+    source.deleted = deleted
+    for sample in source.samples(unit, as_mined.note):
         changed = as_mined.check(sample)
         if sample.key not in chosen:
             continue

@@ -87,7 +87,7 @@ class Published:
     """The versions made with one mining and packing configuration, from one listing of the home, oldest first.
 
     Attributes:
-        versions: versions with these configurations, without experiments.
+        versions: versions with these configurations, no experiments and none from which images were deleted.
         everything: all versions of the home.
         quarantined: names of those of `versions` that are in quarantine.
         latest: name of the latest version of the home; None without one that can be read.
@@ -118,7 +118,12 @@ def published(config: RetrainConfig, home: Home) -> Published:
     held_back = {version.name for version in made if home.versions.quarantined(version.name) is not None}
     experiments = home.versions.experiments()
     latest = home.latest_version()
-    made = [version for version in made if version.name not in experiments]
+    erased = home.deletions.hashes()
+    made = [
+        version
+        for version in made
+        if version.name not in experiments and not home.versions.superseded(version, erased)
+    ]
     return Published(made, everything, held_back, latest.name if latest else None)
 
 
@@ -161,6 +166,9 @@ def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
     judged = [row for row in home.registry.rows() if row.kind != ROLLED_BACK]
     known = {row.version for row in judged}
     seen = {ref.path for one in there.everything if one.name in known for ref in one.shards["train"]}
+    seen |= {
+        str(heir["path"]) for path in seen if (heir := home.deletions.heir(path)[0])
+    }  # what a deletion left
     fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
     if any(row.key == key for row in judged):
         return RetrainDecision(

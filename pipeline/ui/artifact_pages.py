@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.curation.describe import brief
+from pipeline.curation.flags import flags
 from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.evaluation.report.page import gaps
@@ -198,7 +199,10 @@ def decision(row: Decision, home: Home) -> str:
             "n",
         )
         lines += [*table(head, body), ""]
-    return "\n".join(lines + table(("lineage", ""), _origin(row).items()) + served(home))
+    told = _origin(row)
+    if flag := flags(home, home.registry.rows() if home.local else []).get(row.number):
+        told["flag"] = flag
+    return "\n".join(lines + table(("lineage", ""), told.items()) + served(home))
 
 
 def lineage(decisions: list[Decision], home: Home) -> str:
@@ -212,6 +216,9 @@ def lineage(decisions: list[Decision], home: Home) -> str:
         }
         for row in decisions[:MOST]
     ]
+    flagged = flags(home, decisions)
+    for row, shown in zip(decisions, rows, strict=False):
+        shown["flag"] = flagged.get(row.number, "")
     lines = [f"![lineage]({serve_url()}/lineage.svg)", ""]
     lines += table(rows[0], (row.values() for row in rows)) if rows else []
     return "\n".join(lines + served(home))

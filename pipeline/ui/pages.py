@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.curation.compare import compare
 from pipeline.curation.describe import brief, settings
+from pipeline.curation.flags import flags
 from pipeline.evaluation.report.examples import clip, mined_samples, picture
 from pipeline.packing.dataset_gate import SCORE_BINS, score_histogram, verdict
 from pipeline.ui.status import run_state
@@ -42,9 +43,15 @@ class HomePages:
     def __init__(self, home: Home) -> None:
         self.home = home.require()
         self.versions = home.versions
-        # A version never changes.
-        self.samples = lru_cache(maxsize=8)(self._samples)
-        self.compared = lru_cache(maxsize=4)(lambda a, b: compare(self.home, a, b, EXAMPLES))
+        # A version never changes, except by a deletion.
+        self._samples_of = lru_cache(maxsize=8)(lambda name, deletions: self._samples(name))
+        self._compared = lru_cache(maxsize=4)(lambda a, b, deletions: compare(self.home, a, b, EXAMPLES))
+
+    def samples(self, name: str) -> list[TrainingSample]:
+        """The first samples of a version, without those that were deleted."""
+        stones = self.home.deletions.tombstones()
+        found = self._samples_of(name, stones.number)
+        return [sample for sample in found if not stones.names(sample.meta, sample.key)]
 
     def decisions(self) -> tuple[list[Decision], Decision | None, list[dict[str, str]]]:
         """The registry's log, newest first; the champion; and the rows that cannot be read, each with the reason.
@@ -66,7 +73,8 @@ class HomePages:
         entries = [self._entry(name, latest) for name in self.versions.names()]
         versions = sorted(entries, key=lambda entry: (entry.get("created", ""), entry["name"]), reverse=True)
         runs = [self._run(folder) for folder in self._newest_runs()]
-        return {"rows": rows, "lost": lost, "champion": champion, "versions": versions, "runs": runs,
+        flagged = self.flags(rows)
+        return {"rows": rows, "flags": flagged, "lost": lost, "champion": champion, "versions": versions, "runs": runs,
                 "shelved": self._shelved()}  # fmt: skip
 
     def _entry(self, name: str, latest: str | None) -> dict[str, Any]:
@@ -134,7 +142,9 @@ class HomePages:
 
     def difference(self, a: str, b: str) -> dict[str, Any]:
         """The content of the page that compares two versions; ValueError when there is none of that name."""
-        found = self.compared(self.versions.load(a).name, self.versions.load(b).name)
+        found = self._compared(
+            self.versions.load(a).name, self.versions.load(b).name, self.home.deletions.number()
+        )
         top = max(found.went.scores.max(), found.came.scores.max(), 1)
         bars = [
             {"low": n / SCORE_BINS, "high": (n + 1) / SCORE_BINS, "count": [int(x), int(y)],
@@ -166,6 +176,13 @@ class HomePages:
                 return folder
         raise KeyError(f"no run {name} in {self.home.store.url}")
 
+    def flags(self, rows: list[Decision]) -> dict[int, str]:
+        """Why models are flagged, by the number of their row."""
+        try:
+            return flags(self.home, rows)
+        except _UNREADABLE as error:
+            return {row.number: f"whether images were deleted is not known: {_reason(error)}" for row in rows}
+
     def _shelved(self) -> list[dict[str, str]]:
         """The shards that are set aside; with "unreadable" where a record cannot be read."""
         try:
@@ -186,14 +203,15 @@ class HomePages:
                 return "quarantined"
         except ValueError:  # its reasons cannot be read; training refuses it anyway
             return "quarantined"
+        marks = ["superseded"] if self.versions.superseded(self.versions.load(name)) else []
         if name == latest:
-            return "latest"
+            return ", ".join(["latest", *marks])
         try:
             labels = [label for label, named in self.versions.labels().items() if named == name]
         except ValueError:  # a damaged name says nothing about this version
             labels = []
         kinds = ["experiment"] if name in self.versions.experiments() else []
-        return ", ".join(kinds + labels)
+        return ", ".join(marks + kinds + labels)
 
     def _newest_runs(self) -> list[Path]:
         return sorted(self.home.run_folders(), key=lambda run: -(run / "config.json").stat().st_mtime)

@@ -99,7 +99,8 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
 
     def lineage_svg(request: Request) -> Response:
         rows, champion, _ = known.decisions()
-        return Response(lineage.draw(rows, champion), media_type="image/svg+xml", headers=FRESH)
+        drawn = lineage.draw(rows, champion, known.flags(rows))
+        return Response(drawn, media_type="image/svg+xml", headers=FRESH)
 
     return Starlette(
         routes=[

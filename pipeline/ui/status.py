@@ -36,8 +36,9 @@ def versions(home: Home) -> list[dict[str, Any]]:
     """The dataset versions of a home, oldest first.
 
     Keys: name, labels (names that were given to it), created, counts, configuration (in a line), latest, experiment,
-    quarantined.
+    superseded (images were deleted from it since), quarantined.
     """
+    erased = home.deletions.hashes()
     newest, labels, experiments = home.latest_version(), home.versions.labels(), home.versions.experiments()
     return [
         {
@@ -48,6 +49,7 @@ def versions(home: Home) -> list[dict[str, Any]]:
             "configuration": brief(version),
             "latest": newest is not None and version.name == newest.name,
             "experiment": version.name in experiments,
+            "superseded": home.versions.superseded(version, erased),
             "quarantined": bool(home.versions.quarantined(version.name)),
         }
         for version in home.versions.list()
@@ -57,7 +59,10 @@ def versions(home: Home) -> list[dict[str, Any]]:
 def version_line(version: dict[str, Any]) -> str:
     """A dataset version of `versions` in a line for a person."""
     counts = version["counts"]
-    marks = [*version["labels"], *(name for name in ("latest", "experiment", "quarantined") if version[name])]
+    marks = [
+        *version["labels"],
+        *(name for name in ("latest", "experiment", "superseded", "quarantined") if version[name]),
+    ]
     mark = f" ({', '.join(marks)})".replace("quarantined", "in quarantine") if marks else ""
     size = f"{counts.get('images', 0):,} images, {counts.get('parts', 0):,} parts"
     return f"{version['name']}  {size}, {version['created']}{mark}: {version['configuration']}"
