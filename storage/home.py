@@ -71,6 +71,14 @@ class Home:
         """Return the results of packing with the configurations of this digest."""
         return UnitResults(self.store, f"{layout.PACKS}/{digest}")
 
+    def hashes(self, digest: str | None) -> UnitResults:
+        """Return the perceptual hashes of units that were read with the configuration of this digest."""
+        return UnitResults(self.store, f"{layout.HASHES}/{digest}")
+
+    def all_hashes(self) -> list[UnitResults]:
+        """Return the perceptual hashes of every configuration, by digest."""
+        return self._results(layout.HASHES)
+
     def all_detections(self) -> list[UnitResults]:
         """Return the results of every mining configuration, by digest."""
         return self._results(layout.DETECTIONS)

@@ -4,6 +4,7 @@ HOME/
     detections/<digest>/   mined with one configuration: config.json, records/<unit>.json, objects/<sha256>.parquet,
                            reading-<n>/<unit> (older records that reading rules number n confirmed)
     packs/<digest>/        packed with one configuration: records/<unit>.json, objects/<sha256>.parquet (failures)
+    hashes/<digest>/       perceptual hashes of images, of sources and evaluation sources: records/, objects/
     shards/objects/        training shards, <sha256>.tar
     versions/              dataset versions, v-<hash>.json; `latest` and names/<label>: each the name of one;
                            experiments/<version>: fit, and not to become latest by itself
@@ -20,6 +21,7 @@ HOME/
 
 DETECTIONS = "detections"
 PACKS = "packs"
+HASHES = "hashes"
 RECORDS = "records"  # of units, inside a folder of detections or packs
 OBJECTS = "objects"  # named by the sha256 of their bytes
 CONFIG = "config.json"
@@ -52,7 +54,7 @@ SOURCE = "source"
 PREFECT = "prefect"
 DEPLOYED = "deploy.json"
 
-RECORDED = ("shards", DETECTIONS, PACKS, VERSIONS)
+RECORDED = ("shards", DETECTIONS, PACKS, HASHES, VERSIONS)
 """Folders in which a file that no record names is garbage."""
 KEPT = (REGISTRY, QUARANTINE, SHELVED, DELETED, RUNS, FITS)
 """Folders in which only unfinished files are garbage."""

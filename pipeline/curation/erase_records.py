@@ -6,13 +6,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.mining.mine import MineConfig
+from pipeline.packing.copies import REASONS, LeftOut, left_out, marked
+from pipeline.packing.image_hashes import Place, read_hashes
 from pipeline.packing.pack import PackConfig
-from pipeline.packing.repeats import mark, repeats
 from pipeline.sources.source import Unit
 from storage.deletions import OPTED_OUT, Tombstones
 from storage.detections import read_detections, read_failures, write_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.objects import name_sha256, open_object
+from storage.sealed import write_table
 from storage.versions import Version
 
 
@@ -38,6 +41,28 @@ class MinedEraser:
                 if changes:
                     mined.replace(unit, {**record, **changes})
                     self.units += 1
+
+        for hashes in self.home.all_hashes():
+            for unit, record in hashes.records().items():
+                if (changes := self._hashes(hashes, record, erased)) is not None:
+                    hashes.replace(unit, {**record, "hashes": changes})
+
+    def _hashes(
+        self, results: UnitResults, record: dict[str, Any], erased: set[str]
+    ) -> dict[str, Any] | None:
+        path = record["hashes"]["path"]
+        if name_sha256(path) in self.checked:
+            return None
+        if name_sha256(path) not in erased:
+            table = read_hashes(self.home, path)
+            kept = table.filter(~pc.field("key").isin(sorted(self.stones.keys)))
+            if kept.num_rows == table.num_rows:
+                self.checked.add(name_sha256(path))
+                return None
+            made = self.home.store.commit(results.objects, ".parquet", lambda file: write_table(kept, file))
+            by = {"path": made.path, "sha256": made.sha256, "rows": kept.num_rows}
+            self.home.deletions.erase(path, by, {}, ())
+        return self.home.deletions.heir(path)[0]
 
     def _detections(self, mined: UnitResults, record: dict[str, Any], erased: set[str]) -> dict[str, Any]:
         path = record["detections"]["path"]
@@ -164,9 +189,13 @@ def adjust_pack(
         assert heir is not None, "detections always have an heir"
         detections = heir["path"]
         counts["mined_images"] -= len(keys)
-        without, repeated = _left_to_others(home, version, unit)
-        fewer = counts["repeated"] - repeated
-        counts["repeated"] = repeated
+        try:
+            left = _left_out(home, version, unit)
+        except (ValueError, OSError):  # an evaluation source has moved: the unit has to be packed again
+            return {}
+        without, now = marked(left), Counter(why.reason for why in left.values())
+        fewer = sum(counts[reason] - now[reason] for reason in REASONS)
+        counts.update({reason: now[reason] - counts[reason] for reason in REASONS})
         counts["partless"] -= max(0, len(set(keys) - removed) - max(0, fewer))
     told = {
         name: n
@@ -180,13 +209,19 @@ def adjust_pack(
             "without": without, "failures": failures}  # fmt: skip
 
 
-def _left_to_others(home: Home, version: Version, unit: str) -> tuple[str, int]:
-    """The mark and the number of the images that a unit leaves to others, by the present detections."""
-    config = PackConfig.model_validate(version.config["pack"])
+def _left_out(home: Home, version: Version, unit: str) -> dict[str, LeftOut]:
+    """The images that a unit leaves out, by the present detections."""
+    mine, pack = (
+        MineConfig.model_validate(version.config["mine"]),
+        PackConfig.model_validate(version.config["pack"]),
+    )
     units = [Unit(name, name, "") for name in version.units]
     records = home.detections(version.digests.get("mine")).records()
-    others = repeats(home.store, units, records, config, config.keep_partless).get(unit, ())
-    return mark(others), len(others)
+    place = Place(mine.source, mine.limits, mine.columns)
+    found = left_out(
+        home, place, units, records, pack, pack.keep_partless, pack.near_duplicates, pack.exclude
+    )
+    return found.get(unit, {})
 
 
 _COUNTED = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")

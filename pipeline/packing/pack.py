@@ -19,8 +19,9 @@ from pipeline.config import Config, digest
 from pipeline.imaging.crop import crop_box, shrink_to_short_side
 from pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.packing.as_mined import AsMined
+from pipeline.packing.copies import REPEATED, LeftOut, left_out, marked
 from pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
-from pipeline.packing.repeats import mark, repeats
+from pipeline.packing.image_hashes import Place, evaluation_units, hash_all
 from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
 from pipeline.runtime.executor import Executor, InProcess
 from pipeline.runtime.progress import Listener, Progress
@@ -37,6 +38,7 @@ from storage.shard import write_shard
 from storage.versions import ShardRef, Version, check_label, shard_ref
 
 SPLITS = ("train", "val")
+EXAMPLES = 20  # images left out that the record of a unit names
 
 Report = Callable[[int], None]
 
@@ -45,6 +47,7 @@ class PackConfig(SelectionConfig):
     """Options of packing: detections to training shards."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"gate"})
+    digest_if_set: ClassVar[frozenset[str]] = SelectionConfig.digest_if_set | {"near_duplicates", "exclude"}
 
     image_size: int = Field(default=224, ge=16, le=4096)
     """Side of the square crops, in pixels. Whole images keep their shape and are shrunk to this short side; a
@@ -61,6 +64,14 @@ class PackConfig(SelectionConfig):
     keep_partless: bool = False
     """Whether images without an accepted part are kept. The published HyCoCLIP data has none, and training
     draws a part of every image.
+    """
+    near_duplicates: int | None = Field(default=None, ge=0, le=127)
+    """Maximum number of differing bits, of 255, of two perceptual hashes at which the later image counts as a copy and
+    is left out; 64 finds copies that were encoded again, resized or cropped by up to 4 % a side. null compares bytes.
+    """
+    exclude: tuple[str, ...] = ()
+    """Evaluation sources, captioned or folders of images: what is in them, or with near_duplicates a copy of an image
+    in them, is left out.
     """
     gate: QualityConfig = QualityConfig()
     """What a version must satisfy before it becomes `latest`."""
@@ -99,6 +110,8 @@ def pack(
     if label is not None:
         check_label(label)
     units = listing(mine, home, mined_only)
+    if config.near_duplicates is not None or config.exclude:
+        hash_all(home, _hashed(mine, config, units), executor, listener)
     pending = _unpacked(units, mine, config, home)
     mined = _mined(home, mine).records()
     others = _repeats(home, mine, config, units)
@@ -106,7 +119,7 @@ def pack(
     with Progress(total, "pack", "images", listener) as progress:
 
         def submit(unit: Unit) -> Future[Any]:
-            without = others.get(unit.name, ())
+            without = others.get(unit.name, {})
             return executor.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
         gone = run_units(submit, pending, lambda record: None)
@@ -149,7 +162,7 @@ def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: Home) -
     return [
         unit
         for unit in units
-        if not _is_current(packed.get(unit.name), mined.get(unit.name), others.get(unit.name, ()))
+        if not _is_current(packed.get(unit.name), mined.get(unit.name), others.get(unit.name, {}))
     ]
 
 
@@ -158,20 +171,19 @@ def pack_shard(
     config: PackConfig,
     home: Home,
     unit: Unit,
-    without: tuple[str, ...] | None = None,
+    without: dict[str, LeftOut] | None = None,
     report: Report = lambda done: None,
 ) -> dict[str, Any]:
     """Pack one mined unit into training shards and return its record; the existing record when the unit is done.
 
-    `without` holds the keys of images that other units pack, as returned by pipeline.packing.repeats; None computes
-    them.
+    `without` says which images are left out and why, see pipeline.packing.copies; None computes it.
 
-    The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a
-    histogram of the parts' scores), "detectors" and "seconds".
+    The record holds "left_out" (the first copies, as dicts), "shards" (split to ShardRefs as dicts), "failures" (a
+    table's path, or None), "counts", "scores" (a histogram of the parts' scores), "detectors" and "seconds".
     """
     store, records = home.store, _packed(home, mine, config)
     if without is None:
-        without = _repeats(home, mine, config, units_of(mine, home)).get(unit.name, ())
+        without = _repeats(home, mine, config, units_of(mine, home)).get(unit.name, {})
     began = time.monotonic()
     mined = _mined(home, mine).record(unit.name)
     if mined is None:
@@ -199,8 +211,7 @@ def pack_shard(
     chosen = select_parts(table, config)
     for key in without:
         chosen.pop(key, None)
-    if without:
-        counts["repeated"] = len(without)
+    counts.update(why.reason for why in without.values())
     for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report, deleted):
         split = split_of(sample.key, config.holdout)
         counts.update(
@@ -220,6 +231,11 @@ def pack_shard(
     if failures:
         made = store.commit(records.objects, ".parquet", lambda file: write_failures(file, failures))
         table_of_failures = made.path
+    examples = [
+        {"key": key, **dataclasses.asdict(why)}
+        for key, why in sorted(without.items())
+        if why.reason != REPEATED
+    ][:EXAMPLES]
     records.commit(
         unit.name,
         {
@@ -229,7 +245,8 @@ def pack_shard(
             "detections": mined["detections"]["path"],
             "shards": {split: [dataclasses.asdict(shard) for shard in shards[split]] for split in SPLITS},
             "failures": table_of_failures,
-            "without": mark(without),
+            "without": marked(without),
+            **({"left_out": examples} if examples else {}),
             "counts": dict(counts),
             "scores": scores_of(scores),
             "detectors": sorted(table["detector"].unique().to_pylist()),
@@ -291,15 +308,31 @@ def units_of(mine: Any, home: Home) -> list[Unit]:
     return home.shelf.without(open_source(mine.source, mine.limits, mine.columns).units())
 
 
-def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
-    return repeats(home.store, units, _mined(home, mine).records(), config, config.keep_partless)
+def _repeats(
+    home: Home, mine: Config, config: PackConfig, units: list[Unit]
+) -> dict[str, dict[str, LeftOut]]:
+    place, near, exclude = _place(mine), config.near_duplicates, config.exclude
+    records = _mined(home, mine).records()
+    return left_out(home, place, units, records, config, config.keep_partless, near, exclude)
+
+
+def _hashed(mine: Any, config: PackConfig, units: list[Unit]) -> list[tuple[Place, Unit]]:
+    """Every unit that has to be hashed: of the source, and of the evaluation sources."""
+    beside = [Place(source, mine.limits) for source in config.exclude]
+    return [(_place(mine), unit) for unit in units] + [
+        (place, unit) for place in beside for unit in evaluation_units(place)
+    ]
+
+
+def _place(mine: Any) -> Place:
+    return Place(mine.source, mine.limits, mine.columns)
 
 
 def _is_current(
-    packed: dict[str, Any] | None, mined: dict[str, Any] | None, without: tuple[str, ...]
+    packed: dict[str, Any] | None, mined: dict[str, Any] | None, without: dict[str, LeftOut]
 ) -> TypeGuard[dict[str, Any]]:
-    """Whether a unit was packed from its present detections, and without exactly the images that other units pack."""
-    if packed is None or packed.get("without", "") != mark(without):
+    """Whether a unit was packed from its present detections, and without exactly the images that it must leave out."""
+    if packed is None or packed.get("without", "") != marked(without):
         return False
     return mined is None or packed.get("detections") in (None, mined["detections"]["path"])
 

@@ -14,7 +14,7 @@ from pipeline.curation.compare import compare
 from pipeline.curation.describe import brief, settings
 from pipeline.curation.flags import flags
 from pipeline.evaluation.report.examples import clip, mined_samples, picture
-from pipeline.packing.dataset_gate import SCORE_BINS, score_histogram, verdict
+from pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
 from pipeline.ui.status import run_state
 from pipeline.ui.version_card import card
 from storage.detections import read_failures
@@ -128,6 +128,9 @@ class HomePages:
                 list[dict[str, str]](),
             ),
             "failures": part("failures", lambda: self._failures(version), dict[str, list[Any]]()),
+            "copies": part(
+                "copies", lambda: left_out_of(self.home, version, EXAMPLES), list[dict[str, Any]]()
+            ),
             "lost": lost,
         }
 

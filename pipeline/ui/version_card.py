@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pipeline.curation.describe import settings
-from pipeline.packing.dataset_gate import score_histogram
+from pipeline.packing.dataset_gate import left_out_of, score_histogram
 from pipeline.ui.markdown import bars, plain, table
 from storage.home import Home
 from storage.sample import TrainingSample
@@ -46,6 +46,13 @@ def card(home: Home, version: Version) -> str:
         f"{', '.join(f'{stage} {digest}' for stage, digest in version.digests.items()) or 'none'}.", "",
         *table(("option", "value"), ((name, plain(value)) for name, value in settings(version).items())),
     ]  # fmt: skip
+    copies = left_out_of(home, version, PHRASES)
+    if copies:
+        lines += ["", "## Images left out as copies", ""]
+        body = (
+            (plain(c["name"]), plain(c["of"]), c["reason"].replace("_", " "), str(c["bits"])) for c in copies
+        )
+        lines += table(("image", "copy of", "why", "differing bits of 255"), body)
     histogram = score_histogram(home, version)
     if histogram.sum():
         lines += ["", "## Scores of the accepted boxes", "", *bars(histogram)]
