@@ -6,7 +6,7 @@ Shards that both versions name are equal and are not read.
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def compare(home: Home, a: str, b: str, examples: int = 0) -> Difference:
     Raises:
         DamagedError: a shard that only one of them names is missing or has changed.
     """
-    went, came = Side(home.versions.load(a)), Side(home.versions.load(b))
+    went, came = Side(present(home, home.versions.load(a))), Side(present(home, home.versions.load(b)))
     before = dict(_read(home, went.version, came.version))
     phrases: Counter[str] = Counter()
     for _, _, parts in before.values():
@@ -107,6 +107,18 @@ def compare(home: Home, a: str, b: str, examples: int = 0) -> Difference:
         sorted(((p, n) for p, n in phrases.items() if n), key=lambda item: (-abs(item[1]), item[0]))[:PHRASES],
         len(_shards(went.version) & _shards(came.version)),
     )  # fmt: skip
+
+
+def present(home: Home, version: Version) -> Version:
+    """The version with the shards that are left of it after deletions; counts stay as they were published."""
+    erased = home.deletions.hashes()
+    if not home.versions.superseded(version, erased):
+        return version
+    shards: dict[str, list[ShardRef]] = {}
+    for split, refs in version.shards.items():
+        heirs = [home.deletions.heir(ref.path)[0] if ref.sha256 in erased else asdict(ref) for ref in refs]
+        shards[split] = [ShardRef(**heir) for heir in heirs if heir]
+    return replace(version, shards=shards)
 
 
 def _shards(version: Version) -> set[str]:

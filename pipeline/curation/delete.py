@@ -135,15 +135,13 @@ def settle(home: Home, listener: Listener | None = None) -> Settled:
     eraser = MinedEraser(home, stones, checked)
     eraser.run()
     done.images, done.units = found | eraser.found, eraser.units
-    for ref in hit.values():
-        _rewrite(home, ref, stones)
+    heirs = {_rewrite(home, ref, stones) for ref in hit.values()}
     done.shards = len(hit)
     _mend_packs(home)
     _supersede(home, before, done)
     done.derived = erase_derived(home, stones)
-    _note_checked(
-        home, stones.number, checked | {ref.sha256 for ref in unread} - {ref.sha256 for ref in hit.values()}
-    )
+    clean = {ref.sha256 for ref in unread} - {ref.sha256 for ref in hit.values()}
+    _note_checked(home, stones.number, checked | clean | (heirs - {""}))
     return done
 
 
@@ -177,8 +175,8 @@ def _read(home: Home, ref: ShardRef) -> Iterator[TrainingSample]:
     yield from read_shard(io.BytesIO(read_object(home.store, ref.path, ref.sha256)), ref.path, ref.samples)
 
 
-def _rewrite(home: Home, ref: ShardRef, stones: Tombstones) -> None:
-    """Write a shard again without its deleted samples and record what takes its place."""
+def _rewrite(home: Home, ref: ShardRef, stones: Tombstones) -> str:
+    """Write a shard again without its deleted samples, record what takes its place, and return its sha256, or ""."""
     samples = list(_read(home, ref))
     kept = [sample for sample in samples if not _is_deleted(stones, sample)]
     gone = [sample for sample in samples if _is_deleted(stones, sample)]
@@ -191,6 +189,7 @@ def _rewrite(home: Home, ref: ShardRef, stones: Tombstones) -> None:
         minus.update(captions=len(sample.captions), parts=len(sample.parts), partless=not sample.parts)
         minus.update(f"score{scores_of([part.score]).index(1)}" for part in sample.parts if part.score >= 0)
     home.deletions.erase(ref.path, by, dict(minus), (sample.key for sample in gone))
+    return str(by["sha256"]) if by else ""
 
 
 def _mend_packs(home: Home) -> None:

@@ -284,6 +284,12 @@ def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | No
             f"no noun was found in any caption of {counts['mined_images']} images, so there is nothing to train on: "
             "give captions in the language of the spaCy pipeline (nouns.model), or choose a pipeline for their language"
         )
+    if not shards["train"] and (copies := counts["near_duplicates"] + counts["contaminated"]):
+        raise ValueError(
+            f"no training sample is left to publish: {copies} images are left out as copies of each other or of "
+            f"evaluation images: lower near_duplicates ({config.near_duplicates}), or exclude other sources "
+            f"({', '.join(config.exclude) or 'none'})"
+        )
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
     names = [unit.name for unit in units]

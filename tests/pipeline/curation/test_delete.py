@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 
 from flows.__main__ import main
 from pipeline.config import ConfigError
+from pipeline.curation.compare import compare
 from pipeline.curation.delete import Settled, delete, read_list, settle
 from pipeline.curation.flags import flags
 from pipeline.embeddings import _table, _write
@@ -224,6 +225,8 @@ def test_nothing_of_a_deleted_image_is_left_after_gc(
         sample.key for refs in old.shards.values() for ref in refs for sample in read_ref(filled.store, ref)
     ]
     assert len(left) == 12 and KEY not in left, "the old version can be read, without it"
+    found = compare(filled, old.name, new.name)
+    assert (found.came.keys, found.went.keys, found.kept, found.changed) == ([], [], 12, 0)
 
 
 def test_the_home_is_as_if_the_image_had_never_been_there(filled, source, tmp_path, detector) -> None:
@@ -340,6 +343,7 @@ def test_killed_at_any_write_it_is_finished_by_the_next(made, filled, tmp_path, 
         else:
             assert opened.versions.load("latest").name not in expected
         shutil.rmtree(place)
+    print(f"killed before each of {writes} writes" if every == 1 else f"{writes} writes, every {every}th")
     assert writes > 20
 
 

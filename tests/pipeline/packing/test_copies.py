@@ -175,6 +175,14 @@ def test_an_evaluation_source_that_is_none_is_named(mined, tmp_path) -> None:
             pack(told, packing_config(image_size=32, exclude=(str(place),)), home)
 
 
+def test_a_source_that_is_its_own_exam_is_told(mined) -> None:
+    told, home = mined
+    with pytest.raises(
+        ValueError, match=f"8 images are left out as copies .* exclude other sources .{told.source}"
+    ):
+        pack(told, packing_config(image_size=32, min_area_px=None, exclude=(told.source,)), home)
+
+
 def altered(image: Image.Image, number: int, draw: np.random.Generator) -> bytes:
     """A copy: encoded again, resized, cropped by up to 4 % a side, or both of the last."""
     kind = number % 4
