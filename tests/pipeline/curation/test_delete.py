@@ -323,7 +323,7 @@ def test_a_retraining_goes_on_with_the_version_that_is_left(filled, source) -> N
     assert not unpublished(asked, filled)
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_write_it_is_finished_by_the_next(made, filled, tmp_path, every) -> None:
     delete(filled, urls=[URL])
     expected = filled.versions.load("latest").name, filled.versions.load("low").name
@@ -374,6 +374,36 @@ def _killed(place: Path, after: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def test_three_who_delete_at_once(filled) -> None:
+    every = [
+        s.key
+        for refs in filled.versions.load().shards.values()
+        for r in refs
+        for s in read_ref(filled.store, r)
+    ]
+    chosen = [KEY, *[key for key in every if key != KEY][:2]]
+    children = []
+    for key in chosen:
+        child = os.fork()
+        if child == 0:
+            try:
+                delete(Home(filled.url), keys=[key])
+                os._exit(0)
+            finally:
+                os._exit(3)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)  # one may meet a shard that another has just replaced
+    assert filled.deletions.number() == 3
+    settle(filled), collect(filled.store, 0.0)
+    assert traces(filled.url) == set() and not verify(filled, None)
+    new = filled.versions.load("latest")
+    left = [
+        sample.key for refs in new.shards.values() for ref in refs for sample in read_ref(filled.store, ref)
+    ]
+    assert sorted(left) == sorted(set(every) - set(chosen)) and new.counts["images"] == 10
+
+
 def test_images_deleted_one_after_the_other_and_all_of_a_shard(filled, source) -> None:
     mine = config(source)
     every = [
@@ -382,7 +412,7 @@ def test_images_deleted_one_after_the_other_and_all_of_a_shard(filled, source) -
         for r in refs
         for s in read_ref(filled.store, r)
     ]
-    for number, key in enumerate(every[:5], 1):
+    for number, key in enumerate(every[:3], 1):
         found = delete(filled, keys=[key])
         assert found.images == {key} and filled.versions.load().counts["images"] == 13 - number
     assert not verify(filled, None)
