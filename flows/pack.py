@@ -45,6 +45,7 @@ def pack(
             )
     except QualityError as error:
         artifacts.packed(opened.versions.load(error.version), error.checks, opened)
+        signals.quarantined(error.version, str(error), opened)
         raise
     artifacts.packed(version, checks, opened)
     signals.published(version, opened)

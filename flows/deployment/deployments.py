@@ -43,7 +43,7 @@ class Drift:
     @property
     def done(self) -> str:
         """What was done, once it is mended: "created work pool cpu"."""
-        verbs = {"missing": "created", "exists twice": "deleted a second"}
+        verbs = {"missing": "created", "exists twice": "deleted a second", "no longer asked": "deleted"}
         return f"{verbs[self.how]} {self.name}" if self.how in verbs else f"updated {self.what}"
 
 

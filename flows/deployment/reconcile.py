@@ -14,7 +14,7 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from flows.deployment.automations import automations
+from flows.deployment.automations import TELLS, automations, messages
 from flows.deployment.deployments import Drift, Kept, deployments
 from flows.deployment.spec import QUEUES, Blueprint, Pool
 
@@ -145,7 +145,18 @@ def _automations(client: SyncPrefectClient, plan: Blueprint, _: Blueprint | None
             ids[wanted.full_name] = client.read_deployment_by_name(wanted.full_name).id
         except ObjectNotFound:
             ids[wanted.full_name] = UUID(int=0)
-    for wanted in automations(plan.config, ids):
+    asked = automations(plan.config, ids)
+    if plan.config.notify:
+        asked += messages(_block(client, plan.config.notify), ids["watch/watch"])
+    else:
+        for left in client.read_automations():
+            if left.name.startswith(TELLS):
+                yield Drift(
+                    f"automation {left.name!r}",
+                    "no longer asked",
+                    lambda id=left.id: client.delete_automation(id),
+                )
+    for wanted in asked:
         found = client.read_automations_by_name(wanted.name)
         if not found:
             yield Drift(
@@ -164,6 +175,20 @@ def _automations(client: SyncPrefectClient, plan: Blueprint, _: Blueprint | None
                 "exists twice",
                 lambda id=double.id: client.delete_automation(id),
             )
+
+
+def _block(client: SyncPrefectClient, name: str) -> UUID:
+    kind, _, own = name.partition("/")
+    try:
+        return client.read_block_document_by_name(own, kind, include_secrets=False).id
+    except ObjectNotFound:
+        there = [
+            f"{one.block_type.slug}/{one.name}" for one in client.read_block_documents() if one.block_type
+        ]
+        raise ValueError(
+            f"notify: the server has no block {name}; it has {', '.join(there) or 'none'}: "
+            "add one in the UI under Blocks, or --set notify=null"
+        ) from None
 
 
 def _essence(automation: AutomationCore) -> Any:

@@ -8,6 +8,7 @@ from prefect.events.worker import EventsWorker
 from flows.reporting import artifacts
 from storage.home import Home
 from storage.model_registry import PROMOTED, REFUSED, ROLLED_BACK, Decision
+from storage.shelf import Shelved
 from storage.versions import Version
 
 GROWN = (
@@ -15,6 +16,9 @@ GROWN = (
 )
 PUBLISHED = "hyco.dataset.published"
 SHELVED, RETURNED = "hyco.shard.shelved", "hyco.shard.returned"
+AWAY = "hyco.shard.away"  # of every check, for each shard that is set aside: it starts no check
+QUARANTINED = "hyco.dataset.quarantined"
+GIVEN_UP = "hyco.training.given_up"
 DECIDED = {
     PROMOTED: "hyco.champion.promoted",
     REFUSED: "hyco.challenger.refused",
@@ -36,6 +40,22 @@ def shelved(back: bool, path: str, source: str, reason: str, home: Home) -> None
     """Emit the event that a shard was set aside, or returned to its source."""
     payload = {"source": source, "reason": reason}
     _emit(RETURNED if back else SHELVED, f"hyco.shard.{source}/{path}", path, home, payload)
+
+
+def away(entry: Shelved, home: Home) -> None:
+    """Emit the event that a shard is still set aside."""
+    payload = {"source": entry.source, "reason": str(entry)}
+    _emit(AWAY, f"hyco.shard.{entry.source}/{entry.path}", entry.path, home, payload)
+
+
+def quarantined(name: str, reason: str, home: Home) -> None:
+    """Emit the event that a dataset version failed its quality gate."""
+    _emit(QUARANTINED, f"hyco.version.{name}", name, home, {"reason": reason})
+
+
+def given_up(version: str, reason: str, home: Home) -> None:
+    """Emit the event that the trainings on a version have failed too often."""
+    _emit(GIVEN_UP, f"hyco.version.{version}", version, home, {"reason": reason})
 
 
 def decided(row: Decision, home: Home) -> None:

@@ -60,7 +60,7 @@ class AssessConfig(Config):
 class EvaluationSpec(Config):
     """The data and options of an evaluation: the same for champion and challenger."""
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns", "protocol", "published", "prompts"})
 
     version: str = "latest"
     """Dataset version that the run was trained on. Its val split is used when there is no assess_source."""
@@ -78,6 +78,12 @@ class EvaluationSpec(Config):
     """Published data sets to evaluate on as well: "all", or names separated by commas."""
     data: str | None = None
     """Directory of these data sets."""
+    protocol: Literal["hyco", "published"] = "hyco"
+    """How they are asked: with Hyco's prompts, crops and parts, or as in the papers."""
+    published: str | None = None
+    """Directory with your copy of the published prompts and class names, for protocol "published"."""
+    prompts: str | None = None
+    """File with prompts and class names of your own (JSON, TOML or Python literals), in place of the others."""
 
     def digest(self, home: Home) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
@@ -96,4 +102,8 @@ class EvaluationSpec(Config):
         named |= {"columns": digest(self.columns)} if self.columns != USUAL else {}
         if self.assess_source is not None and (number := home.deletions.number()):
             named["deletions"] = number
-        return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))
+        if self.suite:
+            named["suite"] = [self.suite, self.data]
+            texts = [self.protocol, self.published, self.prompts]
+            named |= {"protocol": texts} if texts != ["hyco", None, None] else {}
+        return digest(named)

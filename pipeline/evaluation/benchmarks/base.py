@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pipeline.embedder import Embedder
+from pipeline.evaluation.benchmarks.protocol import HYCO, Protocol
 from pipeline.evaluation.coverage import MIN_COVERAGE
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.runtime.progress import Progress
@@ -27,6 +28,7 @@ class Setting:
         least: minimum fraction of a set's listed items that must exist; a set below it is refused.
         heads: probes fitted on labelled sets, names of pipeline.evaluation.metrics.linear_probe.HEADS, or prototypes.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
+        protocol: how sets are asked.
     """
 
     data: Path
@@ -37,6 +39,7 @@ class Setting:
     least: float = MIN_COVERAGE
     heads: tuple[str, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
+    protocol: Protocol = HYCO
 
     def choose(self, count: int) -> Int[np.ndarray, " n"]:
         """Indices of the evaluated images, ascending."""
@@ -54,12 +57,14 @@ class Evaluation:
         find: its folder (or tar) below the directory of data sets, None where there is none.
         evaluate: returns the metrics, or the reason why there are none.
         layout: expected content of the folder, for messages.
+        published: whether it can be asked as in the papers (--protocol published).
     """
 
     title: str
     find: Callable[[Path], Path | None]
     evaluate: Callable[[Embedder, Path, Setting], MetricResult | str]
     layout: str
+    published: bool = False
 
 
 def folder_called(*names: str) -> Callable[[Path], Path | None]:

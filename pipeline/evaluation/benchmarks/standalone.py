@@ -12,6 +12,7 @@ import torch
 
 from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
+from pipeline.evaluation.benchmarks.protocol import Protocol
 from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import EvaluationSpec
@@ -40,6 +41,7 @@ def add_suite(
     config = spec.config
     if spec.suite is None or spec.data is None:
         raise ValueError(f"the suite {spec.suite!r} needs --data: the directory of your data sets")
+    protocol = Protocol.load(spec.protocol, spec.published, spec.prompts)
     found = run_suite(
         embedder,
         spec.suite,
@@ -49,10 +51,11 @@ def add_suite(
         seed=config.seed,
         least=config.min_coverage,
         heads=config.probe_heads,
+        protocol=protocol,
         listener=listener,
     )
     if mean := mean_of_paper_sets(found):
-        found["suite"]["paper"] = mean.numbers
+        found["suite"]["paper"] = mean.numbers | ({"protocol": protocol.way} if protocol.published else {})
         found["intervals"] |= {f"suite.paper.{key}": list(span) for key, span in mean.intervals.items()}
     spans = {name.removeprefix("suite."): span for name, span in found["intervals"].items()}
     put(metrics, "suite", MetricResult(found["suite"], spans))
