@@ -17,7 +17,7 @@ class AssessConfig(Config):
     """How a run is evaluated."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device", "beside"})
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage", "prompt_sensitivity"})
 
     max_images: int = Field(default=5000, ge=2)
     """Maximum number of held-out images, the first in order."""
@@ -48,6 +48,10 @@ class AssessConfig(Config):
     min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
     """Minimum fraction of the listed images of a data set or held-out source that must be present and
     readable. A set below it is refused: the remaining part is another, easier set.
+    """
+    prompt_sensitivity: bool = False
+    """Whether zero-shot classification on labelled sets is also measured with every prompt by itself: mean, worst and
+    range of the accuracy.
     """
     beside: tuple[str, ...] = ()
     """Directories of other evaluated runs, shown in the report beside this one."""

@@ -27,6 +27,7 @@ class Setting:
         limit: maximum number of images of a split, drawn by seed; 0 takes all.
         least: minimum fraction of a set's listed items that must exist; a set below it is refused.
         heads: probes fitted on labelled sets, names of pipeline.evaluation.metrics.linear_probe.HEADS, or prototypes.
+        prompt_sensitivity: whether labelled sets are also measured with every prompt by itself.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
         protocol: how sets are asked.
     """
@@ -38,6 +39,7 @@ class Setting:
     seed: int = 0
     least: float = MIN_COVERAGE
     heads: tuple[str, ...] = ()
+    prompt_sensitivity: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     protocol: Protocol = HYCO
 

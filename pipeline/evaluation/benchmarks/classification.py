@@ -24,6 +24,7 @@ from pipeline.evaluation.coverage import Coverage, as_numbers
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.hierarchy import tree_metrics
 from pipeline.evaluation.metrics.linear_probe import probe
+from pipeline.evaluation.metrics.prompt_regimes import prompt_sensitivity, regimes
 from pipeline.evaluation.metrics.prototypes import prototype_probe
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.metrics.zero_shot import rank_and_answer, set_accuracy, vectors_of
@@ -62,6 +63,9 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
         rank, answer = rank_and_answer(embedder.score, seen.points, vectors, truth)
         said = answer if published_way else None
         found = {"zero_shot": set_accuracy(rank, truth, len(test.classes), setting.boot, said)}
+        if setting.prompt_sensitivity:
+            prompts = told.prompts or known.prompts
+            found["prompts"] = _by_prompt(embedder, seen.points, names, prompts, truth, setting)
         if known.name in ON_WORDNET:
             edges = find_edges(setting.data) or setting.protocol.files.edges
             published_tree = edges if known.name == "imagenet" else None  # it has ImageNet's classes
@@ -86,6 +90,23 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
         )
 
     return evaluate
+
+
+def _by_prompt(
+    embedder: Embedder,
+    points: Float[Tensor, "m D"],
+    names: Sequence[Sequence[str]],
+    prompts: Sequence[str],
+    truth: Int[np.ndarray, " m"],
+    setting: Setting,
+) -> MetricResult:
+    """Zero-shot accuracy with every prompt by itself."""
+    hits = {}
+    for name, own in regimes(prompts).items():
+        vectors = vectors_of(embedder, names, own, verbatim=setting.protocol.published)
+        rank, _ = rank_and_answer(embedder.score, points, vectors, truth)
+        hits[name] = (rank < 1).astype(np.float64)
+    return prompt_sensitivity(hits, truth, len(names), setting.boot)
 
 
 def published(known: Card, test: LabelledSet) -> list[Coverage]:
