@@ -26,7 +26,7 @@ from pipeline.runtime.run_units import run_units
 from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.reading_rules import READING
 from pipeline.sources.records import NOT_DOWNLOADED, Limits
-from pipeline.sources.source import Source, Unit, open_source, open_unit
+from pipeline.sources.source import Source, Unit, look_again, open_source, open_unit
 from storage.detections import write_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.sample import Failure
@@ -133,7 +133,7 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
         settle_s: local files that changed less than this many seconds ago are left out.
     """
     mined = results(config, home)
-    source = open_source(config.source, config.limits, config.columns)
+    source = open_source(config.source, config.limits, config.columns, home.store)
     units = source.units(settle_s)
     _forget_misread(mined, source, units)
     finished = mined.whole()
@@ -269,6 +269,7 @@ def mine_all(
             return executor.submit(mine_shard, config, home, unit, report=progress.advance)
 
         gone = run_units(submit, work.pending, expect.unit_done)
+    look_again(config.source, home.store, gone)
     return summary(config, home, [unit for unit in (*work.done, *work.pending) if unit not in gone])
 
 
@@ -282,7 +283,11 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
     are no failures), seconds (of work, all workers together), images_per_second (while at least one worker worked).
     """
     records = results(config, home).whole()
-    units = open_source(config.source, config.limits, config.columns).units() if units is None else units
+    units = (
+        open_source(config.source, config.limits, config.columns, home.store).units()
+        if units is None
+        else units
+    )
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     unknown = ("phrases_unknown", "captions_unknown", "captions_read")

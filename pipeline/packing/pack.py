@@ -26,7 +26,7 @@ from pipeline.runtime.executor import Executor, InProcess
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
 from pipeline.sources.records import Limits
-from pipeline.sources.source import Unit, open_source, open_unit
+from pipeline.sources.source import Unit, look_again, open_source, open_unit
 from storage.detections import read_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.layout import SHARDS
@@ -103,6 +103,7 @@ def pack(
             return executor.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
         gone = run_units(submit, pending, lambda record: None)
+    look_again(mine.source, home.store, gone)
     version = publish(mine, config, home, [unit for unit in units if unit not in gone])
     judged(gate(home, version, config.gate))
     return version
@@ -124,7 +125,7 @@ def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
         home: holds the records.
         mined_only: return only the mined ones.
     """
-    units, mined = units_of(mine), _mined(home, mine).whole()
+    units, mined = units_of(mine, home), _mined(home, mine).whole()
     missing = [unit.path for unit in units if unit.name not in mined]
     if missing and not (mined_only and len(missing) < len(units)):
         names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
@@ -162,7 +163,7 @@ def pack_shard(
     """
     store, records = home.store, _packed(home, mine, config)
     if without is None:
-        without = _repeats(home, mine, config, units_of(mine)).get(unit.name, ())
+        without = _repeats(home, mine, config, units_of(mine, home)).get(unit.name, ())
     began = time.monotonic()
     mined = _mined(home, mine).record(unit.name)
     if mined is None:
@@ -231,7 +232,7 @@ def pack_shard(
 
 def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | None = None) -> Version:
     """Publish the version of all units, or of those given, not yet as `latest`; ValueError if one is not packed."""
-    units = units_of(mine) if units is None else units
+    units = units_of(mine, home) if units is None else units
     packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
     if missing := [unit.path for unit in _unpacked(units, mine, config, home)]:
         raise ValueError(
@@ -274,9 +275,9 @@ def split_of(key: str, holdout: float) -> str:
     return "val" if place < holdout else "train"
 
 
-def units_of(mine: Any) -> list[Unit]:
+def units_of(mine: Any, home: Home) -> list[Unit]:
     """Return the units of the source that a MineConfig names."""
-    return open_source(mine.source, mine.limits, mine.columns).units()
+    return open_source(mine.source, mine.limits, mine.columns, home.store).units()
 
 
 def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:

@@ -130,7 +130,7 @@ def unpublished(config: RetrainConfig, home: Home) -> bool:
     if not mined:
         return False
     units = [
-        unit for unit in packing.units_of(mine) if unit.name in mined
+        unit for unit in packing.units_of(mine, home) if unit.name in mined
     ]  # the others are for the next check
     packed = home.packs(packing.pack_digest(mine, pack)).records()
     if any(unit.name not in packed for unit in units):

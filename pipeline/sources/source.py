@@ -8,16 +8,16 @@ beyond. Nothing is extracted and no path in the data is followed out of the sour
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.imaging.decode import ImageError, inspect
@@ -27,6 +27,7 @@ from pipeline.sources.caption_lists import Entry
 from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.gathered import rows as gathered_rows
 from pipeline.sources.gathered import units_of
+from pipeline.sources.known_hashes import KnownHashes
 from pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
 from pipeline.sources.readers import READERS, jsonl_sizes
 from pipeline.sources.reading_rules import differs
@@ -61,7 +62,10 @@ class Unit:
 
 
 def open_source(
-    url: str | os.PathLike[str], limits: Limits | None = None, columns: Columns = USUAL
+    url: str | os.PathLike[str],
+    limits: Limits | None = None,
+    columns: Columns = USUAL,
+    home: Store | None = None,
 ) -> "Source":
     """Open a source: a folder of one of the kinds of pipeline.sources.listing, a file, or several files.
 
@@ -70,13 +74,14 @@ def open_source(
             Beside tars, parquet files of the same names are img2dataset's tables and are left alone.
         limits: maximum sizes of a sample.
         columns: names of columns and fields that are not the usual ones.
+        home: store of a home that keeps the hashes of local files, so that they are read once.
 
     Raises:
         FileNotFoundError: the path, or a file of a list, is absent.
         ValueError: an empty folder, an unknown extension, or files of mixed kinds.
     """
     found = list_source(os.fspath(url))
-    return Source(found.store, found.files, limits or Limits(), columns)
+    return Source(found.store, found.files, limits or Limits(), columns, home)
 
 
 def open_unit(
@@ -86,12 +91,26 @@ def open_unit(
     return Source(store_of(os.fspath(url)), [unit.path], limits or Limits(), columns)
 
 
+def look_again(url: str | os.PathLike[str], home: Store, units: Iterable[Unit]) -> None:
+    """Forget the hashes that a home keeps of the files of units that were gone: the next listing reads them again."""
+    if paths := [unit.path for unit in units]:
+        KnownHashes(store_of(os.fspath(url)), home).forget(paths)
+
+
 class Source:
     """The units of one folder, all of one kind."""
 
-    def __init__(self, store: Store, files: list[str], limits: Limits, columns: Columns = USUAL) -> None:
+    def __init__(
+        self,
+        store: Store,
+        files: list[str],
+        limits: Limits,
+        columns: Columns = USUAL,
+        home: Store | None = None,
+    ) -> None:
         self.store, self.files, self.limits, self.columns = store, files, limits, columns
         self.kind = kind_of(files[0]) or ""
+        self.hashes = KnownHashes(store, home)
 
     def units(self, settle_s: float = 0.0) -> list[Unit]:
         """Return the units in the order of their file names; files of equal content are one unit.
@@ -101,15 +120,19 @@ class Source:
         """
         if self.kind in READERS:
             files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
+            marks = self._marks(files)
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
-                found = list(zip(files, pool.map(self._identity, files), strict=True))
+                found = list(
+                    zip(files, pool.map(lambda path: self._identity(path, marks), files), strict=True)
+                )
         else:
             found = [
                 (path, sha256)
                 for file in self.files
-                for path, sha256, entries in units_of(self.store, file, self.columns)
+                for path, sha256, entries in units_of(self.store, file, self.columns, self.hashes)
                 if not settle_s or self._all_settled(file, entries, settle_s)
             ]
+        self.hashes.save()
         units: dict[str, Unit] = {}
         for path, sha256 in found:
             if sha256 is not None:
@@ -207,25 +230,36 @@ class Source:
             paths += [path for path in (entry.image, *entry.texts.values()) if path]
         return all(self._settled(path, settle_s) or not self.store.exists(path) for path in paths)
 
-    def _identity(self, path: str) -> str | None:
-        """Return the hash that identifies a unit's content; None when it is gone."""
+    def _marks(self, files: list[str]) -> dict[str, str]:
+        """Return the marks of remote files, with one listing of each folder instead of a request for each file."""
+        if self.store.local or not self.store.tells_in_listings:
+            return {}
+        folders = {file.rpartition("/")[0] for file in files}
+        return {
+            path: mark for folder in folders for path, mark in self.store.marks(folder, below=False).items()
+        }
+
+    def _identity(self, path: str, marks: Mapping[str, str] = MappingProxyType({})) -> str | None:
+        """Return the hash that identifies a unit's content; None when it is gone.
+
+        `marks` has those of a listing that was just made.
+        """
         try:
-            return self._mark(path)
+            return self._mark(path, marks)
         except FileNotFoundError:
             return None
 
-    def _mark(self, path: str) -> str | None:
+    def _mark(self, path: str, marks: Mapping[str, str]) -> str | None:
         if self.kind not in READERS:
             file = path.rpartition("#")[0]
             return next(
                 (sha for name, sha, _ in units_of(self.store, file, self.columns) if name == path), None
             )
         if self.store.local:
-            full = Path(self.store.path(path))
-            stat = full.stat()
-            content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
+            content = self.hashes.sha256(path)
         else:
-            content = hashlib.sha256(content_mark(path, self.store.info(path)).encode()).hexdigest()
+            mark = marks.get(path) or content_mark(path, self.store.info(path))
+            content = hashlib.sha256(mark.encode()).hexdigest()
         if self.kind != ".jsonl" or not self.store.local:
             return content
         # A jsonl only names its images; reading them all would be expensive, so their sizes identify them.
@@ -313,13 +347,6 @@ class Spool:
     def turned(self, key: str, orientation: int) -> str:
         """Return the key of an image with an EXIF orientation that its row tells; of the same where it has EXIF."""
         return key if orientation == 1 else self.admit(with_orientation(self.read(key), orientation))
-
-
-@functools.lru_cache(1 << 16)
-def _file_sha256(path: str, size: int, modified_ns: int) -> str:
-    """Hash a local file once per process, as long as its size and time stay the same."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unicode(text: str) -> str:

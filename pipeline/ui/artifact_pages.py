@@ -66,7 +66,7 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     records = results(config, home)
     mined = set(records.units())  # the source may have more units since
-    source = open_source(config.source, config.limits, config.columns)
+    source = open_source(config.source, config.limits, config.columns, home.store)
     units = [unit for unit in source.units() if unit.name in mined]
     some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
     if len(some) == min(UNITS, found["units"]) and not config.columns.boxes and _labelled(config, some[0][0]):
@@ -260,6 +260,6 @@ def _unknown_captions(found: dict[str, Any]) -> str:
 
 
 def _labelled(config: MineConfig, unit: Any) -> bool:
-    source = open_source(config.source, config.limits, config.columns)
+    source = open_source(config.source, config.limits, config.columns, home.store)
     first = next(iter(source.samples(unit, lambda failure: None)), None)
     return first is not None and objects_of(first.meta) is not None
