@@ -10,10 +10,10 @@ compares the ids with what there is and makes the others again. The whole folder
 """
 
 import contextlib
-import functools
 import hashlib
 import io
 import re
+from collections.abc import Container
 from typing import Any
 
 import pyarrow as pa
@@ -46,11 +46,18 @@ class Derived:
         """Return all rows, one of each id, in any order."""
         return _joined(list(self.segments().values()), self.schema)
 
-    def segments(self) -> dict[str, pa.Table]:
-        """Return the readable segments by name; a name never has other rows."""
+    def names(self) -> list[str]:
+        """Return the names of the segments; a name never stands for other rows."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return [name for name in self.store.names(self.folder) if _NAME.fullmatch(name)]
+        return []
+
+    def segments(self, known: Container[str] = ()) -> dict[str, pa.Table]:
+        """Return the rows of the readable segments by name, except the names that are `known`."""
         found: dict[str, pa.Table | None] = {}
         for _ in range(_LOOKS):
-            found = {name: self._segment(name) for name in self._names()}
+            names = [name for name in self.names() if name not in known]
+            found = {name: found.get(name) or self._segment(name) for name in names}
             lost = [name for name, table in found.items() if table is None]
             if all(self.store.exists(f"{self.folder}/{name}") for name in lost):
                 break  # else another process has merged some of them: look for what it wrote
@@ -89,7 +96,7 @@ class Derived:
         """Merge the segments of each size class that has many of them, the small ones first."""
         while True:
             classes: dict[int, list[str]] = {}
-            for name in self._names():
+            for name in self.names():
                 classes.setdefault(_size_class(name), []).append(name)
             full = next((names for _, names in sorted(classes.items()) if len(names) >= _MERGED), None)
             if full is None:
@@ -100,18 +107,15 @@ class Derived:
                 if name != made:
                     self.store.delete(f"{self.folder}/{name}")
 
-    def _names(self) -> list[str]:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return [name for name in self.store.names(self.folder) if _NAME.fullmatch(name)]
-        return []
-
     def _segment(self, name: str) -> pa.Table | None:
         """Return the rows of a segment; None for one that is damaged, of other columns, or gone."""
         try:
-            table = _read(self.store.url, self.folder, name)
+            data = self.store.read_bytes(f"{self.folder}/{name}")
+            table = read_table(data)
         except (FileNotFoundError, ValueError):
             return None
-        return table if table.schema.equals(self.schema) else None
+        whole = hashlib.sha256(data).hexdigest() == _NAME.fullmatch(name)[2]  # type: ignore[index]
+        return table if whole and table.schema.equals(self.schema) else None
 
 
 def problem(store: Store, path: str) -> str:
@@ -141,11 +145,3 @@ def _joined(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     for place, row in enumerate(table["id"].to_pylist()):
         first.setdefault(row, place)
     return table.take(pa.array(list(first.values())))
-
-
-@functools.lru_cache(maxsize=1024)
-def _read(url: str, folder: str, name: str) -> pa.Table:
-    data = Store(url).read_bytes(f"{folder}/{name}")
-    if hashlib.sha256(data).hexdigest() != name.partition("-")[2].partition(".")[0]:
-        raise ValueError(f"{folder}/{name} is damaged")
-    return read_table(data)

@@ -130,6 +130,19 @@ class Store:
         entries: Any = self._remote(prefix, lambda: self.fs.ls(self.path(prefix), detail=True))
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
+    def folders(self, prefix: str = "") -> Paths:
+        """Return the names of the folders directly in a folder, sorted; [] if it is absent."""
+        if self.local:
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.path(prefix)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+            return []
+        with contextlib.suppress(FileNotFoundError):
+            found: Any = self._remote(prefix, lambda: self.fs.ls(self.path(prefix), detail=True))
+            return sorted(
+                one["name"].rstrip("/").rsplit("/", 1)[-1] for one in found if one["type"] == "directory"
+            )
+        return []
+
     @property
     def tells_in_listings(self) -> bool:
         """Whether a listing of a remote store tells the same tags and times of its files as a request for each."""

@@ -19,6 +19,7 @@ from models.grounding.detector import Reader
 from pipeline.config import Config, ConfigError, digest
 from pipeline.mining import grounder as ground
 from pipeline.mining.detections_table import Clock, Rows, noting, remedy
+from pipeline.mining.known_detections import KnownDetections
 from pipeline.mining.mine_chunk import chunks, mine_chunk, take_boxes
 from pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from pipeline.runtime.progress import Listener, Progress
@@ -180,9 +181,11 @@ def mine_shard(
         return record
     started, clock = time.time(), Clock()
     extractor = detector = None
+    known = _known(home.url, config.model_dump_json())
     if config.grounder != ground.SOURCE:
         with clock("load"):
             extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
+            known.look()
     rows, failures, counts = Rows(), [], Counter()
     samples = clock.iterate(
         "source",
@@ -195,7 +198,9 @@ def mine_shard(
         else:
             for chunk in chunks(samples, limits, config.chunk, config.chunk_pixels):
                 origin = origin_of(config)
-                mine_chunk(chunk, limits, most, extractor, detector, rows, failures, counts, clock, origin)
+                mine_chunk(
+                    chunk, limits, most, extractor, detector, known, rows, failures, counts, clock, origin
+                )
                 report(len(chunk))
     except (ValueError, OSError) as error:
         if unit.path in str(error):
@@ -216,6 +221,7 @@ def mine_shard(
         "detections": {"path": written.path, "sha256": written.sha256, "rows": table.num_rows},
         "failures": {"path": failed.path, "sha256": failed.sha256, "rows": len(failures)},
         "images": counts["images"],
+        "reused": counts["reused"],
         "captions": counts["captions"],
         "phrases": counts["phrases"],
         "boxes": counts["boxes"],
@@ -234,6 +240,8 @@ def mine_shard(
         "seconds": clock.seconds(),
     }
     if mined.commit(unit.name, record):
+        if detector:
+            known.add(written.path, table)
         return record
     winner = mined.record(unit.name)  # another worker was faster; its result is used
     assert winner is not None
@@ -262,6 +270,8 @@ def mine_all(
     work = plan(config, home, settle_s)
     records = results(config, home).records()
     done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
+    if work.pending and config.grounder != ground.SOURCE:
+        _known(home.url, config.model_dump_json()).refresh()
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
         expect = _Expectation(progress, len(work.done), len(work.pending), done)
 
@@ -342,6 +352,13 @@ def _covered(spans: list[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return covered
+
+
+@functools.lru_cache(maxsize=2)
+def _known(home: str, config: str) -> KnownDetections:
+    """Cached in a worker, so that it learns only what is new."""
+    opened, options = Home(home), MineConfig.model_validate_json(config)
+    return KnownDetections(opened, results(options, opened), options.model_dump(mode="json"))
 
 
 @functools.lru_cache(maxsize=2)

@@ -260,6 +260,6 @@ def _unknown_captions(found: dict[str, Any]) -> str:
 
 
 def _labelled(config: MineConfig, unit: Any) -> bool:
-    source = open_source(config.source, config.limits, config.columns, home.store)
+    source = open_source(config.source, config.limits, config.columns)
     first = next(iter(source.samples(unit, lambda failure: None)), None)
     return first is not None and objects_of(first.meta) is not None

@@ -109,9 +109,6 @@ def test_without_its_table_or_with_a_damaged_one_the_source_is_read_again(
     data = home.read_bytes(segment)
     for spoil in (lambda: home.replace(segment, data[:90] + b"x" + data[91:]), lambda: home.delete(segment)):
         spoil()
-        from storage import derived
-
-        derived._read.cache_clear()
         read.clear()
         assert look(source, home) == first and len(read) == 3
 

@@ -1,0 +1,124 @@
+"""What the records of a stage say, in one table: looking at a home reads the records that are new, and no others.
+
+The table (storage.derived) has a row for each record, by the record's name and the mark of its file: its size and
+times, or the tag that an object store gives it. A record that is deleted, written anew or changed has no row that
+counts any more, so the records stay the truth. Only their folder is listed.
+"""
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.derived import Derived
+from storage.layout import DETECTIONS, PACKS
+from storage.manifest import Manifest
+from storage.objects import objects_in
+
+_REMOTE_READS = 16
+_SAVED = 2000  # records read between two additions to the table
+_TEXT, _TEXTS, _NUMBER = pa.string(), pa.list_(pa.string()), pa.float64()
+_COMMON = {"id": _TEXT, "unit": _TEXT, "objects": _TEXTS, "detections": _TEXT}
+COUNTS = (
+    "images",
+    "failed",
+    "captions",
+    "phrases",
+    "boxes",
+    "phrases_with_boxes",
+    "phrases_unknown",
+    "captions_unknown",
+    "not_downloaded",
+    "reused",
+)
+"""Numbers in a mining record; null where an earlier Hyco did not count them."""
+TIMES = ("started", "finished", "seconds")
+SCHEMAS = {
+    DETECTIONS: pa.schema(
+        {
+            **_COMMON,
+            **dict.fromkeys(COUNTS, pa.int64()),
+            **dict.fromkeys(TIMES, _NUMBER),
+            "codes": _TEXT,
+            "reading": pa.int32(),
+        }
+    ),
+    PACKS: pa.schema({**_COMMON, "without": _TEXT, "train": _TEXTS}),
+}
+"""Columns by stage: "objects" are the paths that a record names, "codes" the JSON of failed_by_code, "seconds" those of
+all work, "train" the paths of the training shards."""
+
+
+def summarise(manifest: Manifest, folder: str) -> pa.Table:
+    """Return a row for each record of a folder of detections or packs, in any order.
+
+    Raises DamagedError for a new record that is damaged.
+    """
+    stage, _, digest = folder.partition("/")
+    kept = Derived(manifest.store, f"records-1/{stage}/{digest}", SCHEMAS[stage])
+    start = len(manifest.prefix) + 1
+    marks = {path[start:-5]: mark for path, mark in manifest.store.marks(manifest.prefix, below=False).items()
+             if path.endswith(".json")}  # fmt: skip
+    ids = {f"{mark} {unit}": unit for unit, mark in marks.items() if not unit.startswith(".tmp-")}
+    rows = kept.rows()
+    rows = rows.filter(pc.is_in(rows["id"], value_set=pa.array(list(ids), _TEXT)))
+    missing = sorted(ids.keys() - set(rows["id"].to_pylist())) if rows.num_rows < len(ids) else []
+    found = [rows]
+    for first in range(0, len(missing), _SAVED):
+        names = missing[first : first + _SAVED]
+        made = [
+            _row(stage, name, ids[name], record) for name, record in _read(manifest, ids, names) if record
+        ]
+        found.append(pa.Table.from_pylist(made, SCHEMAS[stage]))
+        kept.add(found[-1])
+    return pa.concat_tables(found)
+
+
+def whole(manifest: Manifest, rows: pa.Table) -> pa.Table:
+    """Return the rows whose objects all exist; lists each folder of objects once."""
+    objects = rows["objects"].combine_chunks()
+    named = pc.list_flatten(objects)
+    folders = pc.unique(pc.replace_substring_regex(named, "/[^/]*$", "")).to_pylist()
+    there = pa.array([path for folder in folders for path in manifest.store.list(folder)], _TEXT)
+    absent = pc.invert(pc.is_in(named, value_set=there))
+    torn = pc.unique(pc.filter(pc.list_parent_indices(objects), absent))
+    if not len(torn):
+        return rows
+    places = pa.array(range(rows.num_rows), torn.type)
+    return rows.filter(pc.invert(pc.is_in(places, value_set=torn)))
+
+
+def total(rows: pa.Table, column: str) -> int:
+    """Return the sum of a column of counts, where null counts nothing."""
+    return int(pc.sum(rows[column]).as_py() or 0)
+
+
+def _read(
+    manifest: Manifest, ids: dict[str, str], names: list[str]
+) -> Iterable[tuple[str, dict[str, Any] | None]]:
+    if manifest.store.local:
+        return ((name, manifest.record(ids[name])) for name in names)
+    with ThreadPoolExecutor(_REMOTE_READS) as pool:  # a remote read waits for the network
+        return list(zip(names, pool.map(lambda name: manifest.record(ids[name]), names), strict=True))
+
+
+def _row(stage: str, name: str, unit: str, record: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": name, "unit": unit, "objects": sorted(objects_in(record))}
+    if stage == PACKS:
+        shards = record.get("shards", {}).get("train", ())
+        return row | {
+            "detections": record.get("detections"),
+            "without": record.get("without", ""),
+            "train": [shard["path"] for shard in shards],
+        }
+    return row | {
+        "detections": record["detections"]["path"] if "detections" in record else None,
+        **{count: record.get(count) for count in COUNTS},
+        **{time: record.get(time) for time in TIMES[:2]},
+        "seconds": record.get("seconds", {}).get("total"),
+        "codes": json.dumps(record.get("failed_by_code", {})),
+        "reading": record.get("reading", 1),
+    }
