@@ -6,6 +6,7 @@ under another name is not mined again.
 """
 
 import functools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.grounding.detector import Reader
@@ -32,6 +36,7 @@ from storage.detections import write_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.sample import Failure
 from storage.sealed import seal
+from storage.summary import COUNTS, total, whole
 
 if TYPE_CHECKING:
     from models.grounding.detector import Detector
@@ -136,8 +141,7 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     mined = results(config, home)
     source = open_source(config.source, config.limits, config.columns, home.store)
     units = source.units(settle_s)
-    _forget_misread(mined, source, units)
-    finished = mined.whole()
+    finished = done_units(mined, _forget_misread(mined, source, units, mined.summary()))
     home.store.create(mined.config, seal(config.model_dump(mode="json")))
     return Plan(
         [unit for unit in units if unit.name in finished],
@@ -145,19 +149,32 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     )
 
 
-def _forget_misread(mined: UnitResults, source: Source, units: list[Unit]) -> None:
-    """Delete the records of units that older rules read differently; each unit of an old home is checked once."""
+def done_units(mined: UnitResults, records: pa.Table) -> set[str]:
+    """Return the names of the units that are done, of rows of `UnitResults.summary`."""
+    return set(whole(mined, records)["unit"].to_pylist())
+
+
+def _forget_misread(mined: UnitResults, source: Source, units: list[Unit], records: pa.Table) -> pa.Table:
+    """Delete the records of units that older rules read differently, and return the rows of the others.
+
+    Each unit of an old home is checked once.
+    """
+    older = records.filter(pc.less(records["reading"], READING))
+    rules = dict(zip(older["unit"].to_pylist(), older["reading"].to_pylist(), strict=True))
+    if not rules:
+        return records
     looked = mined.reading(READING)
     seen = {path.rpartition("/")[2] for path in mined.store.list(looked)}
-    records = mined.records()
+    misread = []
     for unit in units:
-        since = records[unit.name].get("reading", 1) if unit.name in records else READING
-        if unit.name in seen or since >= READING:
+        if unit.name in seen or unit.name not in rules:
             continue
-        if source.read_otherwise(unit, since):
+        if source.read_otherwise(unit, rules[unit.name]):
+            misread.append(unit.name)
             mined.forget(unit.name)
         else:
             mined.store.create(f"{looked}/{unit.name}", b"")
+    return records.filter(pc.invert(pc.is_in(records["unit"], value_set=pa.array(misread, pa.string()))))
 
 
 def mine_shard(
@@ -268,8 +285,8 @@ def mine_all(
         settle_s: local files that changed less than this many seconds ago are left out.
     """
     work = plan(config, home, settle_s)
-    records = results(config, home).records()
-    done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
+    records = _rows_of(results(config, home).summary(), work.done)
+    done = total(records, "images") + total(records, "failed")
     if work.pending and config.grounder != ground.SOURCE:
         _known(home.url, config.model_dump_json()).refresh()
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
@@ -286,40 +303,38 @@ def mine_all(
 def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> dict[str, Any]:
     """Return the counts of a source's mined units, or of `units`.
 
-    Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
+    Keys: units, units_done, images, reused (of them, those that were known and not shown to the detector), captions,
+    phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
     detector's tokenizer knows nothing in them), captions_unknown (it knows a smaller fraction of their words than
     mine_chunk.HARDLY), captions_read (how many were checked for that; 0 for a closed vocabulary, and for units mined
     before this was counted), failures (number), failures_by_code, not_downloaded (img2dataset's own failed rows, which
     are no failures), seconds (of work, all workers together), images_per_second (while at least one worker worked).
     """
-    records = results(config, home).whole()
-    units = (
-        open_source(config.source, config.limits, config.columns, home.store).units()
-        if units is None
-        else units
-    )
-    mine = [records[unit.name] for unit in units if unit.name in records]
-    names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
-    unknown = ("phrases_unknown", "captions_unknown", "captions_read")
-    total: Counter[str] = Counter(dict.fromkeys((*names, *unknown, NOT_DOWNLOADED), 0))
+    if units is None:
+        units = open_source(config.source, config.limits, config.columns, home.store).units()
+    records = _rows_of(results(config, home).whole_summary(), units)
+    read = records.filter(pc.is_valid(records["captions_unknown"]))
     codes: Counter[str] = Counter()
-    for record in mine:
-        total.update({name: record[name] for name in names})
-        total["phrases_unknown"] += record.get("phrases_unknown", 0)
-        if record.get("captions_unknown") is not None:
-            total.update(captions_unknown=record["captions_unknown"], captions_read=record["captions"])
-        codes.update(record["failed_by_code"])
-        total[NOT_DOWNLOADED] += record.get(NOT_DOWNLOADED, 0)
-    busy = _covered([(record["started"], record["finished"]) for record in mine])
+    for row in pc.value_counts(records["codes"]).to_pylist():
+        codes.update({code: number * row["counts"] for code, number in json.loads(row["values"]).items()})
+    busy = _covered(records["started"].to_numpy(), records["finished"].to_numpy())
+    images = total(records, "images")
     return {
         "units": len(units),
-        "units_done": len(mine),
-        **total,
+        "units_done": records.num_rows,
+        **{name: total(records, name) for name in COUNTS if name != "failed"},
+        "captions_read": total(read, "captions"),
         "failures": codes.total(),
         "failures_by_code": dict(sorted(codes.items())),
-        "seconds": round(sum(record["seconds"]["total"] for record in mine), 3),
-        "images_per_second": round(total["images"] / busy, 2) if busy else None,
+        "seconds": round(float(pc.sum(records["seconds"]).as_py() or 0.0), 3),
+        "images_per_second": round(images / busy, 2) if busy else None,
     }
+
+
+def _rows_of(records: pa.Table, units: list[Unit]) -> pa.Table:
+    return records.filter(
+        pc.is_in(records["unit"], value_set=pa.array([one.name for one in units], pa.string()))
+    )
 
 
 class _Expectation:
@@ -345,13 +360,12 @@ def _check_budget(unit: Unit, failures: list[Failure], good: int, budget: float)
     )
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds covered by at least one of the time spans."""
-    covered, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return covered
+def _covered(starts: np.ndarray, ends: np.ndarray) -> float:
+    """Return the seconds covered by at least one of the time spans."""
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], ends[order]
+    reached = np.concatenate([[-np.inf], np.maximum.accumulate(ends)])[:-1]
+    return float(np.maximum(0.0, ends - np.maximum(starts, reached)).sum())
 
 
 @functools.lru_cache(maxsize=2)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.config import Config, digest
@@ -23,7 +26,7 @@ from pipeline.training.recipes import Recipe
 from storage.home import Home
 from storage.model_registry import ROLLED_BACK
 from storage.store import Store
-from storage.versions import Version
+from storage.version_heads import Head, heads, latest, quarantined, shard_keys
 
 
 class RetrainConfig(Config):
@@ -93,13 +96,13 @@ class Published:
         latest: name of the latest version of the home; None without one that can be read.
     """
 
-    versions: list[Version]
-    everything: list[Version]
+    versions: list[Head]
+    everything: list[Head]
     quarantined: set[str]
     latest: str | None
 
     @property
-    def newest(self) -> Version | None:
+    def newest(self) -> Head | None:
         """The last version that passed the quality gate; None without one.
 
         This is `latest`, which moves back to an older version when the source loses a shard. Where `latest` is another
@@ -110,14 +113,13 @@ class Published:
 
 
 def published(config: RetrainConfig, home: Home) -> Published:
-    """Read the versions of this mining and packing."""
+    """Return the versions of this mining and packing."""
     mine, pack = config.journey.mine, config.journey.pack
     wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
-    everything = home.versions.list()
-    made = [version for version in everything if version.digests == wanted]
-    held_back = {version.name for version in made if home.versions.quarantined(version.name) is not None}
-    latest = home.latest_version()
-    return Published(made, everything, held_back, latest.name if latest else None)
+    everything = heads(home.versions)
+    made = [head for head in everything if head.version.digests == wanted]
+    held_back = quarantined(home.versions) & {head.name for head in made}
+    return Published(made, everything, held_back, latest(home.versions, everything))
 
 
 def unpublished(config: RetrainConfig, home: Home) -> bool:
@@ -129,17 +131,16 @@ def unpublished(config: RetrainConfig, home: Home) -> bool:
     mined = set(mining.results(mine, home).units())
     if not mined:
         return False
-    units = [
-        unit for unit in packing.units_of(mine, home) if unit.name in mined
-    ]  # the others are for the next check
-    packed = home.packs(packing.pack_digest(mine, pack)).records()
-    if any(unit.name not in packed for unit in units):
+    units = {
+        unit.name for unit in packing.units_of(mine, home) if unit.name in mined
+    }  # the others are for the next check
+    packed = home.packs(packing.pack_digest(mine, pack)).summary()
+    packed = packed.filter(pc.is_in(packed["unit"], value_set=pa.array(list(units), pa.string())))
+    if packed.num_rows < len(units):
         return True
-    shards = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
+    shards = np.unique(shard_keys(pc.list_flatten(packed["train"]).to_pylist()))
     there = published(config, home)
-    present = {
-        version.name for version in there.versions if {ref.path for ref in version.shards["train"]} == shards
-    }
+    present = {head.name for head in there.versions if np.array_equal(np.unique(head.train), shards)}
     if present & there.quarantined:
         return False
     newest = there.newest
@@ -152,22 +153,23 @@ def unpublished(config: RetrainConfig, home: Home) -> bool:
 def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
     """Return whether training on the newest version is due; None when there is no version."""
     there = published(config, home)
-    version = there.newest
-    if version is None:
+    newest = there.newest
+    if newest is None:
         return None
-    key = f"train:{version.name}:{digest(config)}"
+    key = f"train:{newest.name}:{digest(config)}"
     judged = [row for row in home.registry.rows() if row.kind != ROLLED_BACK]
     known = {row.version for row in judged}
-    seen = {ref.path for one in there.everything if one.name in known for ref in one.shards["train"]}
-    fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
+    seen = [head.train for head in there.everything if head.name in known]
+    unseen = ~np.isin(newest.train, np.concatenate([newest.train[:0], *seen]))
+    fresh = int(newest.samples[unseen].sum())
     if any(row.key == key for row in judged):
         return RetrainDecision(
-            version.name, fresh, key, False, f"{version.name} was trained on and judged already"
+            newest.name, fresh, key, False, f"{newest.name} was trained on and judged already"
         )
     if fresh < config.min_new:
         reason = f"{fresh} new samples, training begins at {config.min_new}"
-        return RetrainDecision(version.name, fresh, key, False, reason)
-    return RetrainDecision(version.name, fresh, key, True, f"{fresh} new samples in {version.name}")
+        return RetrainDecision(newest.name, fresh, key, False, reason)
+    return RetrainDecision(newest.name, fresh, key, True, f"{fresh} new samples in {newest.name}")
 
 
 def recipe_for(config: RetrainConfig, home: Home) -> Recipe:

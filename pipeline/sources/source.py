@@ -121,10 +121,11 @@ class Source:
         if self.kind in READERS:
             files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
             marks = self._marks(files)
+            told = {path: self.hashes.known(path) for path in files} if self._by_bytes else {}
+            unknown = [path for path in files if told.get(path) is None]
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
-                found = list(
-                    zip(files, pool.map(lambda path: self._identity(path, marks), files), strict=True)
-                )
+                told |= zip(unknown, pool.map(lambda path: self._identity(path, marks), unknown), strict=True)
+            found = [(path, told[path]) for path in files]
         else:
             found = [
                 (path, sha256)
@@ -138,6 +139,11 @@ class Source:
             if sha256 is not None:
                 units.setdefault(sha256, Unit(sha256[:12], path, sha256))
         return list(units.values())
+
+    @property
+    def _by_bytes(self) -> bool:
+        """Whether the hash of a unit's file is that of its bytes alone."""
+        return self.store.local and self.kind in READERS and self.kind != ".jsonl"
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
         """Yield the good samples of a unit, each image once, and report the others.

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.home import Home
+from storage.summary import total
+from storage.version_heads import heads, latest, quarantined
 
 
 def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
@@ -17,10 +19,10 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
     home.require()
     mined = []
     for one in home.all_detections():
-        records = one.records().values()
-        images, failed = (sum(record[name] for record in records) for name in ("images", "failed"))
+        records = one.summary()
+        images, failed = (total(records, name) for name in ("images", "failed"))
         name = one.folder.rpartition("/")[2]
-        mined.append({"name": name, "units": len(records), "images": images, "failed": failed})
+        mined.append({"name": name, "units": records.num_rows, "images": images, "failed": failed})
     return {
         "mined": mined,
         "versions": versions(home),
@@ -31,16 +33,17 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
 
 def versions(home: Home) -> list[dict[str, Any]]:
     """The dataset versions of a home, oldest first: name, created, counts, latest, quarantined."""
-    newest = home.latest_version()
+    known = heads(home.versions)
+    newest, held_back = latest(home.versions, known), quarantined(home.versions)
     return [
         {
             "name": version.name,
             "created": version.created,
             "counts": version.counts,
-            "latest": newest is not None and version.name == newest.name,
-            "quarantined": bool(home.versions.quarantined(version.name)),
+            "latest": version.name == newest,
+            "quarantined": version.name in held_back,
         }
-        for version in home.versions.list()
+        for version in (head.version for head in known)
     ]
 
 
