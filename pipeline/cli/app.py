@@ -25,7 +25,7 @@ OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The whole journey": ("journey",),
-    "Data": ("look", "mine", "pack", "adopt", "versions", "verify", "release"),
+    "Data": ("look", "plan", "mine", "pack", "adopt", "versions", "verify", "release"),
     "Models": ("train", "assess", "fit", "embed", "search", "import", "export"),
     "Champion": ("promote", "reject", "champion", "rollback", "registry"),
     "On a schedule, with Prefect": ("ui", "deploy", "worker", "notify"),

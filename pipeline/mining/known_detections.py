@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from models.grounding.detector import Detection
 from pipeline.mining.grounder import SOURCE
+from pipeline.mining.noun_phrases import Phrase
 from storage.derived import Derived
 from storage.detections import read_detections
 from storage.home import Home, UnitResults
@@ -68,9 +69,23 @@ class KnownDetections:
         self.home, self.mined, self.options = home, mined, options
         self._segments: dict[tuple[str, str], _Sorted] = {}
 
+    def folders(self) -> list[UnitResults]:
+        """Return the present results, and those of other configurations that serve as well."""
+        others = [one for one in self.home.all_detections() if one.folder != self.mined.folder]
+        wanted = [self.options.get(name) for name in _SAME]
+        return [self.mined, *(one for one in others if _options(one.store.url, one.config) == wanted)]
+
+    def detector(self, weights: str) -> str:
+        """Return the digest of the detector that a configuration calls so: a name on the hub says nothing of it."""
+        if weights.startswith("hub:"):
+            for folder in self.folders():
+                for unit in folder.units()[:1]:
+                    return (folder.record(unit) or {}).get("detector", weights)
+        return weights
+
     def refresh(self) -> None:
         """Index the detections files that no worker has indexed: of an older Hyco, or of a killed worker."""
-        for folder in self._folders():
+        for folder in self.folders():
             index = _index(folder)
             files = set(folder.summary()["detections"].to_pylist()) - {None}
             missing = sorted(files - set(index.rows()["id"].to_pylist()))
@@ -86,7 +101,7 @@ class KnownDetections:
     def look(self) -> None:
         """Learn what other workers have indexed since the last time."""
         held: dict[tuple[str, str], _Sorted] = {}
-        for folder in self._folders():
+        for folder in self.folders():
             index = _index(folder)
             names = index.names()
             known = {name for where, name in self._segments if where == folder.folder}
@@ -103,7 +118,7 @@ class KnownDetections:
             detector: its digest.
             asked: sha256 of the image's bytes, and the phrases to ask for.
         """
-        keys = np.array([_key(image, detector, phrases) for image, phrases in asked], np.int64)
+        keys = _keys(detector, asked)
         places: dict[str, list[int]] = {}  # detections file -> images
         left = np.ones(len(keys), bool)
         for one in self._segments.values():
@@ -119,10 +134,13 @@ class KnownDetections:
                 found[number] = _known(rows.get(asked[number][0], []), asked[number][1])
         return found
 
-    def _folders(self) -> list[UnitResults]:
-        others = [one for one in self.home.all_detections() if one.folder != self.mined.folder]
-        wanted = [self.options.get(name) for name in _SAME]
-        return [self.mined, *(one for one in others if _options(one.store.url, one.config) == wanted)]
+    def among(self, detector: str, asked: Sequence[tuple[str, list[str]]]) -> list[tuple[int, bool]]:
+        """Return the key of each image and whether the index has it, which is what `find` will find of intact files."""
+        keys = _keys(detector, asked)
+        there = np.zeros(len(keys), bool)
+        for one in self._segments.values():
+            there |= np.isin(keys, one.keys)
+        return list(zip(keys.tolist(), there.tolist(), strict=True))
 
     def _row(self, path: str) -> dict[str, Any] | None:
         try:
@@ -141,6 +159,15 @@ def work_keys(table: pa.Table) -> list[int]:
         if phrase is not None:
             phrases.setdefault(phrase.lower())
     return [_key(image, detector, list(phrases)) for (image, detector), phrases in asked.items()]
+
+
+def phrases_to_ask(captions: Sequence[Sequence[Phrase]]) -> list[str]:
+    """Return the texts that are asked of an image: one that several captions share once; no backend knows case."""
+    return list(dict.fromkeys(phrase.text.lower() for phrases in captions for phrase in phrases))
+
+
+def _keys(detector: str, asked: Sequence[tuple[str, list[str]]]) -> np.ndarray:
+    return np.array([_key(image, detector, phrases) for image, phrases in asked], np.int64)
 
 
 def _key(image: str, detector: str, phrases: list[str]) -> int:

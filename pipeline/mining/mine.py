@@ -317,7 +317,7 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
     codes: Counter[str] = Counter()
     for row in pc.value_counts(records["codes"]).to_pylist():
         codes.update({code: number * row["counts"] for code, number in json.loads(row["values"]).items()})
-    busy = _covered(records["started"].to_numpy(), records["finished"].to_numpy())
+    busy = busy_seconds(records)
     images = total(records, "images")
     return {
         "units": len(units),
@@ -360,8 +360,9 @@ def _check_budget(unit: Unit, failures: list[Failure], good: int, budget: float)
     )
 
 
-def _covered(starts: np.ndarray, ends: np.ndarray) -> float:
-    """Return the seconds covered by at least one of the time spans."""
+def busy_seconds(records: pa.Table) -> float:
+    """Return the seconds in which at least one of the units was being mined."""
+    starts, ends = records["started"].to_numpy(), records["finished"].to_numpy()
     order = np.argsort(starts, kind="stable")
     starts, ends = starts[order], ends[order]
     reached = np.concatenate([[-np.inf], np.maximum.accumulate(ends)])[:-1]

@@ -143,7 +143,7 @@ class Source:
     @property
     def _by_bytes(self) -> bool:
         """Whether the hash of a unit's file is that of its bytes alone."""
-        return self.store.local and self.kind in READERS and self.kind != ".jsonl"
+        return self.store.local and self.kind in READERS and not self._names_images
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
         """Yield the good samples of a unit, each image once, and report the others.
@@ -180,6 +180,30 @@ class Source:
             boxes.require()
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
+
+    def size_of(self, unit: Unit) -> int:
+        """Return the bytes that reading a unit reads: of its file, and of local images that it names; 0 when gone."""
+        try:
+            if self.kind in READERS:
+                named = jsonl_sizes(self.store, unit.path, self.columns) if self._names_images else []
+                return self.store.size(unit.path) + sum(size for size in named if size > 0)
+            file, _, number = unit.path.rpartition("#")
+            entries = units_of(self.store, file, self.columns, self.hashes)[int(number)][2]
+        except (FileNotFoundError, IndexError):
+            return 0
+        return sum(
+            self._size(path) for entry in entries for path in (entry.image, *entry.texts.values()) if path
+        )
+
+    def _size(self, path: str) -> int:
+        try:
+            return self.store.size(path)
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    @property
+    def _names_images(self) -> bool:
+        return self.kind == ".jsonl" and self.store.local
 
     def rows(self, path: str, admit: Admit) -> Generator[SourceRecord, None, None]:
         """Yield the unchecked rows of a unit; errors as `samples`."""
@@ -266,7 +290,7 @@ class Source:
         else:
             mark = marks.get(path) or content_mark(path, self.store.info(path))
             content = hashlib.sha256(mark.encode()).hexdigest()
-        if self.kind != ".jsonl" or not self.store.local:
+        if not self._names_images:
             return content
         # A jsonl only names its images; reading them all would be expensive, so their sizes identify them.
         sizes = jsonl_sizes(self.store, path, self.columns)
