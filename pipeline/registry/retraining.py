@@ -20,7 +20,7 @@ from pipeline.end_to_end import JourneyConfig
 from pipeline.mining import mine as mining
 from pipeline.packing import pack as packing
 from pipeline.registry.model_gate import GateConfig
-from pipeline.sources.listing import has_files
+from pipeline.sources.listing import EmptySourceError
 from pipeline.sources.source import Unit
 from pipeline.training.recipes import Recipe
 from storage.home import Home
@@ -80,9 +80,10 @@ def unsettled(source: str, settle_s: float) -> float:
 
 def unmined(config: RetrainConfig, home: Home) -> list[Unit]:
     """The settled units of the source that are not mined; none while its folder holds no unit."""
-    if not has_files(config.journey.mine.source):
+    try:
+        return mining.plan(config.journey.mine, home, config.settle_s).pending
+    except EmptySourceError:
         return []
-    return mining.plan(config.journey.mine, home, config.settle_s).pending
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,12 +40,9 @@ class KnownHashes:
         self._known = self._read()
         self._new: dict[str, str] = {}
 
-    def known(self, path: str) -> str | None:
-        """Return the sha256 of a local file that was hashed before and is unchanged, else None; reads nothing."""
-        try:
-            return self._known.get(f"{file_mark(os.stat(self.source.path(path)))} {path}")  # noqa: PTH116
-        except FileNotFoundError:
-            return None
+    def known(self, path: str, stat: os.stat_result) -> str | None:
+        """Return the sha256 of a local file that was hashed before and is unchanged, else None."""
+        return self._known.get(f"{file_mark(stat)} {path}")
 
     def sha256(self, path: str) -> str:
         """Return the sha256 of a local file of the source; FileNotFoundError when it is gone."""

@@ -30,6 +30,7 @@ KINDS = {
     ".json": ".json",
 }
 """Extension to kind."""
+_KIND = re.compile(rf"(?:{'|'.join(re.escape(end) for end in sorted(KINDS, key=len, reverse=True))})\Z")
 _SHARDS = (".tar", ".parquet", ".jsonl")
 _CHUNK = re.compile(r"#\d+$")
 _NO_SOURCE = re.compile(r"(?:cache-|indices-|tmp).*\.arrow|(?:dataset_info|dataset_dict|state)\.json", re.I)
@@ -55,13 +56,15 @@ class Listing:
 
 def kind_of(path: str) -> str | None:
     """Return the kind of a file (or of a unit's path) by its name; None for an unknown one."""
-    name = _CHUNK.sub("", path.rpartition("/")[2]).lower()
+    name = path.rpartition("/")[2].lower()
+    if "#" in name:
+        name = _CHUNK.sub("", name)
     if name == BESIDE:
         return BESIDE
     if _CAPTIONS_TEXT.fullmatch(name):
         return ".csv"
-    plain = name.partition("?")[0]  # of a URL with a query
-    return next((KINDS[end] for end in sorted(KINDS, key=len, reverse=True) if plain.endswith(end)), None)
+    found = _KIND.search(name.partition("?")[0])  # of a URL with a query
+    return KINDS[found[0]] if found else None
 
 
 def store_of(url: str) -> Store:
@@ -268,6 +271,8 @@ def _of_one_kind(paths: list[str], store: Store, url: str) -> tuple[str, list[st
 
 def _without_tables(parquets: list[str], tars: list[str], paths: list[str], store: Store) -> list[str]:
     """Leave out img2dataset's tables, which have the name of a tar or of a folder of files."""
+    if not parquets:
+        return []
     stems = {re.sub(r"\.(tar|tar\.gz|tgz)$", "", path, flags=re.I) for path in tars}
     stems |= {path.rpartition("/")[0] for path in paths}
     stats = {path.removesuffix("_stats.json") for path in paths if path.endswith("_stats.json")}

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -119,10 +118,12 @@ class Source:
             settle_s: local files that changed within this many seconds are left out: they may still be written.
         """
         if self.kind in READERS:
-            files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
-            marks = self._marks(files)
-            told = {path: self.hashes.known(path) for path in files} if self._by_bytes else {}
-            unknown = [path for path in files if told.get(path) is None]
+            stats = {path: self._stat(path) for path in self.files} if self.store.local else {}
+            files = [path for path in self.files if _settled(stats.get(path), settle_s)]
+            told: dict[str, str | None] = {}
+            if self._by_bytes:
+                told = {path: self.hashes.known(path, stat) for path in files if (stat := stats[path])}
+            unknown, marks = [path for path in files if told.get(path) is None], self._marks(files)
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
                 told |= zip(unknown, pool.map(lambda path: self._identity(path, marks), unknown), strict=True)
             found = [(path, told[path]) for path in files]
@@ -245,20 +246,18 @@ class Source:
             "start again to use what is there now"
         )
 
-    def _settled(self, path: str, settle_s: float) -> bool:
-        """Return whether a file is older than `settle_s`. A time far in the future is meaningless and counts as old."""
-        if not self.store.local:
-            return True  # an object appears whole
+    def _stat(self, path: str) -> os.stat_result | None:
+        """Return the status of a local file; None when it is gone."""
         try:
-            return abs(time.time() - Path(self.store.path(path)).stat().st_mtime) >= settle_s
-        except FileNotFoundError:
-            return False
+            return os.stat(self.store.path(path))  # noqa: PTH116
+        except (OSError, ValueError):
+            return None
 
     def _all_settled(self, file: str, entries: list[Entry], settle_s: float) -> bool:
         paths = [] if file.endswith(BESIDE) else [file]
         for entry in entries:
             paths += [path for path in (entry.image, *entry.texts.values()) if path]
-        return all(self._settled(path, settle_s) or not self.store.exists(path) for path in paths)
+        return not self.store.local or all(_settled(self._stat(path), settle_s) for path in paths)
 
     def _marks(self, files: list[str]) -> dict[str, str]:
         """Return the marks of remote files, with one listing of each folder instead of a request for each file."""
@@ -377,6 +376,14 @@ class Spool:
     def turned(self, key: str, orientation: int) -> str:
         """Return the key of an image with an EXIF orientation that its row tells; of the same where it has EXIF."""
         return key if orientation == 1 else self.admit(with_orientation(self.read(key), orientation))
+
+
+def _settled(stat: os.stat_result | None, settle_s: float) -> bool:
+    """Return whether a file is older than `settle_s`; a time far in the future is meaningless and counts as old.
+
+    A file that is gone, and an object of a remote store, which appears whole, have no status and are settled.
+    """
+    return stat is None or not settle_s or abs(time.time() - stat.st_mtime) >= settle_s
 
 
 def _unicode(text: str) -> str:

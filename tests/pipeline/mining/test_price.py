@@ -35,7 +35,9 @@ def test_a_run_does_what_it_was_priced_at(source, home, detector):
     write_tar(source / "00002.tar", [*samples(2, start=30), *samples(1, start=40)])
     asked, found = len(detector.asked), price(made, Home(home))
     assert (found.units_new, found.images_new, found.images_known, found.detector_images) == (2, 11, 7, 4)
-    assert found.images_per_second and found.hours == pytest.approx(4 / found.images_per_second / 3600, abs=1e-4)
+    assert found.images_per_second and found.hours == pytest.approx(
+        4 / found.images_per_second / 3600, abs=1e-4
+    )
     assert found.bytes_to_write and "detector  4 images" in "\n".join(lines(found))
     run(made, home)
     assert len(detector.asked) - asked == 4
@@ -67,7 +69,9 @@ def test_loose_images_and_files_that_cannot_be_read(tmp_path, home, detector):
         (folder / f"{number}.png").write_bytes(picture("red", number))
         (folder / f"{number}.txt").write_text("a red block")
     found = price(config(folder), Home(home))
-    assert found.images_new == 3 and found.bytes_to_read == sum(one.stat().st_size for one in folder.iterdir())
+    assert found.images_new == 3 and found.bytes_to_read == sum(
+        one.stat().st_size for one in folder.iterdir()
+    )
     torn = tmp_path / "torn"
     write_tar(torn / "0.tar", samples(3))
     (torn / "1.tar").write_bytes((torn / "0.tar").read_bytes()[:700])
