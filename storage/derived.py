@@ -89,7 +89,10 @@ class Derived:
         data = io.BytesIO()
         write_table(table, data)
         name = f"{table.num_rows:010d}-{hashlib.sha256(data.getvalue()).hexdigest()}.parquet"
-        self.store.replace(f"{self.folder}/{name}", data.getvalue())
+        try:
+            self.store.replace(f"{self.folder}/{name}", data.getvalue())
+        except ValueError as error:  # a store to which nothing can be committed
+            raise OSError(str(error)) from None
         return name
 
     def _merge(self) -> None:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ import pyarrow.compute as pc
 from models.grounding.detector import Detection
 from pipeline.mining.grounder import SOURCE
 from pipeline.mining.noun_phrases import Phrase
+from pipeline.runtime.progress import Progress
 from storage.derived import Derived
 from storage.detections import read_detections
 from storage.home import Home, UnitResults
@@ -89,10 +91,17 @@ class KnownDetections:
             index = _index(folder)
             files = set(folder.summary()["detections"].to_pylist()) - {None}
             missing = sorted(files - set(index.rows()["id"].to_pylist()))
-            for first in range(0, len(missing), _INDEXED):
-                with ThreadPoolExecutor(_READS) as pool:
-                    rows = pool.map(self._row, missing[first : first + _INDEXED])
-                    index.add([row for row in rows if row])
+            with (
+                Progress(len(missing), "index", "files")
+                if len(missing) > _INDEXED
+                else nullcontext() as progress
+            ):
+                for first in range(0, len(missing), _INDEXED):
+                    part = missing[first : first + _INDEXED]
+                    with ThreadPoolExecutor(_READS) as pool:
+                        index.add([row for row in pool.map(self._row, part) if row])
+                    if progress:
+                        progress.advance(len(part))
 
     def add(self, path: str, table: pa.Table) -> None:
         """Index a detections file that was just recorded."""
@@ -152,9 +161,14 @@ class KnownDetections:
 
 def work_keys(table: pa.Table) -> list[int]:
     """Return the keys of the images in a detections table."""
+    names = ("image_sha256", "detector", "phrase")
+    codes = [table[name].combine_chunks().dictionary_encode().indices for name in names]
+    numbers = np.stack([pc.fill_null(code, -1).to_numpy(zero_copy_only=False) for code in codes])
+    begins = np.ones(table.num_rows, bool)  # the boxes of a phrase are rows that follow each other
+    begins[1:] = (numbers[:, 1:] != numbers[:, :-1]).any(0)
+    first = table.select(names).filter(pa.array(begins))
     asked: dict[tuple[str, str], dict[str, None]] = {}
-    columns = (table[name].to_pylist() for name in ("image_sha256", "detector", "phrase"))
-    for image, detector, phrase in zip(*columns, strict=True):
+    for image, detector, phrase in zip(*(first[name].to_pylist() for name in names), strict=True):
         phrases = asked.setdefault((image, detector), {})
         if phrase is not None:
             phrases.setdefault(phrase.lower())

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -74,8 +74,8 @@ def mine_chunk(
         for one, found in zip(work, known.find(detector.digest, asked), strict=True):
             if found is not None:
                 one.size, one.detection = (found.height, found.width), found.detection
-                if isinstance(detector, Reader):  # it finds boxes of every phrase that it is asked for
-                    one.detection = replace(one.detection, unknown=_without_box(one))
+                if isinstance(detector, Reader):
+                    one.detection = _without_unknown(one.asked, found.detection, detector)
                 counts["reused"] += 1
     with clock("decode"):
         new = [one for one in work if one.detection is None]
@@ -138,10 +138,16 @@ class _Work:
         self.detection: Detection | None = None
 
 
-def _without_box(one: _Work) -> tuple[int, ...]:
-    assert one.detection is not None
-    boxed = set(one.detection.phrases.tolist())
-    return tuple(index for index in range(len(one.asked)) if index not in boxed)
+def _without_unknown(asked: list[str], found: Detection, detector: Reader) -> Detection:
+    """Return what is known as the detector tells it: with no box of a phrase of which its tokenizer knows no word.
+
+    Such a phrase was not asked, but by an earlier Hyco. Every phrase has a letter, so one without a known word has an
+    unknown one.
+    """
+    fractions = detector.known_fractions(asked)
+    unknown = tuple(index for index, fraction in enumerate(fractions) if fraction == 0)
+    kept = ~np.isin(found.phrases, unknown)
+    return Detection(found.boxes[kept], found.scores[kept], found.phrases[kept], unknown)
 
 
 def _count(one: _Work, counts: Counter[str]) -> None:
