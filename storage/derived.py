@@ -17,11 +17,13 @@ from collections.abc import Container
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from storage.layout import CACHE
 from storage.sealed import read_table, write_table
 from storage.store import Store
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 _NAME = re.compile(r"(\d{10})-([0-9a-f]{64})\.parquet")
 _LOOKS = 5

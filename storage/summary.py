@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from storage.derived import Derived
 from storage.layout import DETECTIONS, PACKS
@@ -34,6 +34,8 @@ COUNTS = (
     "not_downloaded",
     "reused",
 )
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 """Numbers in a mining record; null where an earlier Hyco did not count them."""
 TIMES = ("started", "finished", "seconds")
 SCHEMAS = {

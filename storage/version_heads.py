@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from storage.derived import Derived
 from storage.layout import QUARANTINE, VERSIONS
@@ -19,6 +19,8 @@ from storage.versions import Version, Versions
 _SCHEMA = pa.schema(
     {"id": pa.string(), "head": pa.string(), "train": pa.list_(pa.uint64()), "samples": pa.list_(pa.int32())}
 )
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 _HEAD = ("name", "parent", "config", "digests", "counts", "detectors", "created")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from models.grounding.detector import Detection
 from pipeline.mining.grounder import SOURCE
@@ -32,6 +32,8 @@ from storage.home import Home, UnitResults
 from storage.objects import open_object
 from storage.sealed import unseal
 from storage.store import Store
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 _SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("keys", pa.list_(pa.int64()))])
 _SAME = ("per_phrase", "dtype")  # options that decide, beside the detector, what it returns for a prompt

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.grounding.detector import Reader
@@ -37,6 +37,8 @@ from storage.home import Home, UnitResults
 from storage.sample import Failure
 from storage.sealed import seal
 from storage.summary import COUNTS, total, whole
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 if TYPE_CHECKING:
     from models.grounding.detector import Detector

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from pipeline.mining.grounder import SOURCE
 from pipeline.mining.known_detections import KnownDetections, phrases_to_ask
@@ -18,6 +18,8 @@ from pipeline.mining.noun_phrases import NounExtractor
 from pipeline.sources.source import Source, Unit, UnitGoneError, open_source
 from storage.home import Home
 from storage.summary import total
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 _AT_ONCE = 128  # images whose captions are parsed together
 _SIZES = 32  # detections files whose size is looked up

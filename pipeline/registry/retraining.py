@@ -8,11 +8,11 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from pydantic import Field
 
 from pipeline.config import Config, digest
@@ -27,6 +27,8 @@ from storage.home import Home
 from storage.model_registry import ROLLED_BACK
 from storage.store import Store
 from storage.version_heads import Head, heads, latest, quarantined, shard_keys
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 
 class RetrainConfig(Config):

@@ -1,10 +1,10 @@
 """A look at a home of 10^5 units beside the way of version 0.1, which reads every record at every look.
 
-Each number is of a process of its own, as a scheduled look is one: seconds of processor time, and peak memory with all
-imports. `watch` is what a check of the watch flow asks when nothing is new. The home is written as mining and packing
-leave it, with a version of 10^5 shards and ten of 10^4. The earlier way is written out here: hash the source, read every
-record and every version, and write each again to compare it with its checksum. The first look at the home, which makes
-the tables, is not in the figures.
+Each number is of a process of its own, as a scheduled look is one: seconds of processor time, and peak memory with
+all imports. `watch` is what a check of the watch flow asks when nothing is new. The home is written as mining and
+packing leave it, with a version of 10^5 shards and ten of 10^4. The earlier way is written out here: hash the source,
+read every record and every version, and write each again to compare it with its checksum. The first look at the home,
+which makes the tables, is not in the figures.
 """
 
 import hashlib

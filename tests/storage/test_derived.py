@@ -50,6 +50,7 @@ def test_a_writer_that_is_killed_at_any_write_loses_at_most_its_own_rows(
 ) -> None:
     """Every instant at which a process can be killed lies between two operations of the store."""
     real = {name: getattr(Store, name) for name in ("replace", "delete")}
+    last = 0
     for last in itertools.count():
         store = Store(f"{table.store.url}-{last}")
         small, left, added = Derived(store, "t-1", SCHEMA), [last], []

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     return Home(tmp_path / "home" if request.param == "local" else f"memory://summary-{tmp_path.name}")
 
 
-def record(mined: UnitResults, unit: str, images: int, **more: object) -> dict[str, object]:
+def record(mined: UnitResults, unit: str, images: int, **more: object) -> dict[str, Any]:
     """Commit a mining record with its object."""
     made = mined.store.commit(mined.objects, ".parquet", lambda file: file.write(f"{unit} {images}".encode()))
     held = {"unit": unit, "images": images, "failed": 1, "detections": {"path": made.path}, **more}

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.factories.grounder import save_tiny
 from tests.factories.mining import config, picture, rows_of, samples, write_tar
 
 
-def mine(source, home, **options):
+def mine(source, home, **options) -> dict[str, Any]:
     """Mine as a new process does, and return the records by path."""
     mining._known.cache_clear()
     made = config(source, **options)
