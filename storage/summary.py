@@ -2,10 +2,15 @@
 
 The table (storage.derived) has a row for each record, by the record's name and the mark of its file: its size and
 times, or the tag that an object store gives it. A record that is deleted, written anew or changed has no row that
-counts any more, so the records stay the truth. Only their folder is listed.
+counts any more, so the records stay the truth. Only their folder is listed, and a local folder not even that while its
+own times are those of a moment when the table was complete: a row without a unit notes these and the number of rows.
 """
 
+import contextlib
 import json
+import os
+import re
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +23,9 @@ from storage.layout import DETECTIONS, PACKS
 from storage.manifest import Manifest
 from storage.objects import objects_in
 
+SETTLED_S = 2.0
+"""Age in seconds from which a folder's times are believed: longer than a tick of any filesystem's clock."""
+_UNIT = re.compile(r"(?!\.tmp-).+\.json")
 _REMOTE_READS = 16
 _SAVED = 2000  # records read between two additions to the table
 _TEXT, _TEXTS, _NUMBER = pa.string(), pa.list_(pa.string()), pa.float64()
@@ -61,12 +69,20 @@ def summarise(manifest: Manifest, folder: str) -> pa.Table:
     """
     stage, _, digest = folder.partition("/")
     kept = Derived(manifest.store, f"records-1/{stage}/{digest}", SCHEMAS[stage])
+    mark, rows = _folder_mark(manifest), kept.rows()
+    complete = rows.filter(pc.is_null(rows["unit"]))
+    rows = rows.filter(pc.is_valid(rows["unit"]))
+    if mark and f"{rows.num_rows} {mark}" in complete["id"].to_pylist():
+        return rows  # the folder has not changed since every record was in the table, and no other
     start = len(manifest.prefix) + 1
-    marks = {path[start:-5]: mark for path, mark in manifest.store.marks(manifest.prefix, below=False).items()
-             if path.endswith(".json")}  # fmt: skip
-    ids = {f"{mark} {unit}": unit for unit, mark in marks.items() if not unit.startswith(".tmp-")}
-    rows = kept.rows()
-    rows = rows.filter(pc.is_in(rows["id"], value_set=pa.array(list(ids), _TEXT)))
+    marks = manifest.store.marks(manifest.prefix, below=False).items()
+    ids = {
+        f"{mark} {path[start:-5]}": path[start:-5] for path, mark in marks if _UNIT.fullmatch(path[start:])
+    }
+    there = pc.is_in(rows["id"], value_set=pa.array(list(ids), _TEXT))
+    if stale := rows.filter(pc.invert(there))["id"].to_pylist():
+        kept.discard(stale)
+        rows = rows.filter(there)
     missing = sorted(ids.keys() - set(rows["id"].to_pylist())) if rows.num_rows < len(ids) else []
     found = [rows]
     for first in range(0, len(missing), _SAVED):
@@ -76,7 +92,23 @@ def summarise(manifest: Manifest, folder: str) -> pa.Table:
         ]
         found.append(pa.Table.from_pylist(made, SCHEMAS[stage]))
         kept.add(found[-1])
-    return pa.concat_tables(found)
+    rows = pa.concat_tables(found)
+    if mark and rows.num_rows == len(ids) and mark == _folder_mark(manifest):
+        kept.add([{"id": f"{rows.num_rows} {mark}"}])
+    return rows
+
+
+def _folder_mark(manifest: Manifest) -> str:
+    """Return the times of a local folder of records: creating or deleting one changes them.
+
+    "" for a remote folder, and for one in which something may still happen within the same tick of the clock.
+    """
+    with contextlib.suppress(OSError):
+        if manifest.store.local:
+            stat = os.stat(manifest.store.path(manifest.prefix))  # noqa: PTH116
+            if time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED_S:
+                return f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    return ""
 
 
 def whole(manifest: Manifest, rows: pa.Table) -> pa.Table:

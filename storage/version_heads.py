@@ -8,7 +8,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
@@ -35,8 +34,8 @@ class Head:
     """
 
     version: Version
-    train: np.ndarray
-    samples: np.ndarray
+    train: pa.Array
+    samples: pa.Array
 
     @property
     def name(self) -> str:
@@ -57,7 +56,7 @@ def heads(versions: Versions) -> list[Head]:
         kept.add(made)
         rows = pa.concat_tables([rows, made])
     found = [
-        Head(_version(json.loads(head.as_py())), _array(train, np.uint64), _array(samples, np.int32))
+        Head(Version(**json.loads(head.as_py()), shards={}), train.values, samples.values)
         for head, train, samples in zip(rows["head"], rows["train"], rows["samples"], strict=True)
     ]
     return sorted(found, key=lambda head: (head.version.created, head.name))
@@ -79,9 +78,9 @@ def quarantined(versions: Versions) -> set[str]:
     }
 
 
-def shard_keys(paths: list[str]) -> np.ndarray:
-    """Return the first 64 bits of the hashes in the names of shards, uint64 [S]."""
-    return np.array([int(path.rpartition("/")[2][:16], 16) for path in paths], np.uint64)
+def shard_keys(paths: list[str]) -> list[int]:
+    """Return the first 64 bits of the hashes in the names of shards."""
+    return [int(path.rpartition("/")[2][:16], 16) for path in paths]
 
 
 def _row(name: str, version: Version) -> dict[str, Any]:
@@ -92,11 +91,3 @@ def _row(name: str, version: Version) -> dict[str, Any]:
         "train": shard_keys([shard.path for shard in shards]),
         "samples": [shard.samples for shard in shards],
     }
-
-
-def _version(head: dict[str, Any]) -> Version:
-    return Version(**head, shards={})
-
-
-def _array(values: Any, kind: type) -> np.ndarray:
-    return values.values.to_numpy(zero_copy_only=False).astype(kind)

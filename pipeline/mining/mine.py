@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -114,10 +114,14 @@ class MineConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The units of a source, mined and not mined."""
+    """The units of a source, mined and not mined.
+
+    `young` are those that changed too recently, where they were asked for.
+    """
 
     done: list[Unit]
     pending: list[Unit]
+    young: list[Unit] = field(default_factory=list)
 
 
 def origin_of(config: MineConfig) -> str:
@@ -130,7 +134,7 @@ def results(config: MineConfig, home: Home) -> UnitResults:
     return home.detections(digest(config))
 
 
-def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
+def plan(config: MineConfig, home: Home, settle_s: float = 0.0, young: bool = False) -> Plan:
     """Return the units to mine, and write the resolved configuration next to the records.
 
     Records made with older reading rules are deleted where the present rules read the unit differently.
@@ -139,15 +143,17 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
         config: names source, detector and rules.
         home: holds the records.
         settle_s: local files that changed less than this many seconds ago are left out.
+        young: hash these too, and name their units.
     """
     mined = results(config, home)
     source = open_source(config.source, config.limits, config.columns, home.store)
-    units = source.units(settle_s)
+    units, unsettled = source.listed(settle_s, young)
     finished = done_units(mined, _forget_misread(mined, source, units, mined.summary()))
     home.store.create(mined.config, seal(config.model_dump(mode="json")))
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
+        unsettled,
     )
 
 

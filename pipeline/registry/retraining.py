@@ -5,12 +5,12 @@ a missed, repeated or killed check the next check does the rest.
 """
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from pydantic import Field
@@ -69,14 +69,18 @@ def unsettled(source: str, settle_s: float) -> float:
     0 when they are, and for remote sources. At most `settle_s`, even for a file with a time in the future.
     """
     store = Store(source)
-    folder = Path(store.root)
-    if not store.local or not folder.exists():
+    if not store.local or not Path(store.root).exists():
         return 0.0
-    ages: list[float] = []
-    for path in [folder] if folder.is_file() else folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            if path.is_file():
-                ages.append(time.time() - path.stat().st_mtime)
+    now, times = time.time(), list[float]()
+    if Path(store.root).is_file():
+        times.append(Path(store.root).stat().st_mtime)
+    else:
+        with os.scandir(store.root) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    if entry.is_file():
+                        times.append(entry.stat().st_mtime)
+    ages = [now - when for when in times]
     return max((settle_s - max(age, 0.0) for age in ages if abs(age) < settle_s), default=0.0)
 
 
@@ -125,25 +129,34 @@ def published(config: RetrainConfig, home: Home) -> Published:
     return Published(made, everything, held_back, latest(home.versions, everything))
 
 
-def unpublished(config: RetrainConfig, home: Home) -> bool:
+def grown(config: RetrainConfig, home: Home) -> bool:
+    """Return whether there is something to mine or to publish: `unmined` or `unpublished`, of one listing."""
+    try:
+        work = mining.plan(config.journey.mine, home, config.settle_s, young=True)
+    except EmptySourceError:
+        return unpublished(config, home)
+    return bool(work.pending) or unpublished(config, home, [*work.done, *work.pending, *work.young])
+
+
+def unpublished(config: RetrainConfig, home: Home, units: list[Unit] | None = None) -> bool:
     """Return whether the mined units make a version that does not exist yet, or that the quality gate must judge.
 
     It must when the source returned to the content of an earlier version, or packing was killed before the gate.
+    `units` are those of a listing that was just made, in any order.
     """
     mine, pack = config.journey.mine, config.journey.pack
     mined = set(mining.results(mine, home).units())
     if not mined:
         return False
-    units = {
-        unit.name for unit in packing.units_of(mine, home) if unit.name in mined
-    }  # the others are for the next check
+    listed = packing.units_of(mine, home) if units is None else units
+    names = {unit.name for unit in listed if unit.name in mined}  # the others are for the next check
     packed = home.packs(packing.pack_digest(mine, pack)).summary()
-    packed = packed.filter(pc.is_in(packed["unit"], value_set=pa.array(list(units), pa.string())))
-    if packed.num_rows < len(units):
+    packed = packed.filter(pc.is_in(packed["unit"], value_set=pa.array(list(names), pa.string())))
+    if packed.num_rows < len(names):
         return True
-    shards = np.unique(shard_keys(pc.list_flatten(packed["train"]).to_pylist()))
+    shards = set(shard_keys(pc.list_flatten(packed["train"]).to_pylist()))
     there = published(config, home)
-    present = {head.name for head in there.versions if np.array_equal(np.unique(head.train), shards)}
+    present = {head.name for head in there.versions if set(head.train.to_pylist()) == shards}
     if present & there.quarantined:
         return False
     newest = there.newest
@@ -162,9 +175,11 @@ def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
     key = f"train:{newest.name}:{digest(config)}"
     judged = [row for row in home.registry.rows() if row.kind != ROLLED_BACK]
     known = {row.version for row in judged}
-    seen = [head.train for head in there.everything if head.name in known]
-    unseen = ~np.isin(newest.train, np.concatenate([newest.train[:0], *seen]))
-    fresh = int(newest.samples[unseen].sum())
+    seen = pa.concat_arrays(
+        [newest.train.slice(0, 0), *(h.train for h in there.everything if h.name in known)]
+    )
+    unseen = pc.invert(pc.is_in(newest.train, value_set=seen))
+    fresh = int(pc.sum(newest.samples.filter(unseen)).as_py() or 0)
     if any(row.key == key for row in judged):
         return RetrainDecision(
             newest.name, fresh, key, False, f"{newest.name} was trained on and judged already"

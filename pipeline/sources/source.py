@@ -117,29 +117,39 @@ class Source:
         Args:
             settle_s: local files that changed within this many seconds are left out: they may still be written.
         """
+        return self.listed(settle_s)[0]
+
+    def listed(self, settle_s: float = 0.0, young: bool = False) -> tuple[list[Unit], list[Unit]]:
+        """Return the units as `units` does and, with `young`, those of the files that it leaves out, of one listing."""
         if self.kind in READERS:
             stats = {path: self._stat(path) for path in self.files} if self.store.local else {}
-            files = [path for path in self.files if _settled(stats.get(path), settle_s)]
+            left = [path for path in self.files if not _settled(stats.get(path), settle_s)]
+            recent = set(left)
+            files = self.files if young or not left else [path for path in self.files if path not in recent]
             told: dict[str, str | None] = {}
             if self._by_bytes:
                 told = {path: self.hashes.known(path, stat) for path in files if (stat := stats[path])}
             unknown, marks = [path for path in files if told.get(path) is None], self._marks(files)
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
                 told |= zip(unknown, pool.map(lambda path: self._identity(path, marks), unknown), strict=True)
-            found = [(path, told[path]) for path in files]
+            found = [(path, told[path], path not in recent) for path in files]
         else:
             found = [
-                (path, sha256)
+                (path, sha256, not settle_s or self._all_settled(file, entries, settle_s))
                 for file in self.files
                 for path, sha256, entries in units_of(self.store, file, self.columns, self.hashes)
-                if not settle_s or self._all_settled(file, entries, settle_s)
             ]
         self.hashes.save()
         units: dict[str, Unit] = {}
-        for path, sha256 in found:
-            if sha256 is not None:
+        for path, sha256, settled in found:
+            if sha256 is not None and settled:
                 units.setdefault(sha256, Unit(sha256[:12], path, sha256))
-        return list(units.values())
+        others = {
+            sha256: Unit(sha256[:12], path, sha256)
+            for path, sha256, settled in found
+            if young and not settled and sha256 is not None and sha256 not in units
+        }
+        return list(units.values()), list(others.values())
 
     @property
     def _by_bytes(self) -> bool:

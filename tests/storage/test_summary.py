@@ -1,11 +1,13 @@
 """Summaries of records and versions: what they tell is what the records say, whatever happened since the last look."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from storage import summary
 from storage.home import Home, UnitResults
 from storage.objects import DamagedError
 from storage.sealed import seal
@@ -71,6 +73,34 @@ def test_a_record_that_went_or_was_made_again_is_told_as_it_is(
     assert told(mined) == {"u1": 100, "u2": 2}
 
 
+def test_a_folder_that_has_not_changed_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mined, listed = Home(tmp_path / "home").detections("d" * 16), list[str]()
+    real, marks = time.time, Store.marks
+    monkeypatch.setattr(summary.time, "time", lambda: real() + 60)
+    monkeypatch.setattr(Store, "marks", lambda self, *a, **k: listed.append("") or marks(self, *a, **k))
+
+    def look() -> tuple[dict[str, int], int]:
+        listed.clear()
+        return told(mined), len(listed)
+
+    for number in range(3):
+        record(mined, f"u{number}", number)
+    assert look() == ({"u0": 0, "u1": 1, "u2": 2}, 1) and look() == ({"u0": 0, "u1": 1, "u2": 2}, 0)
+    mined.forget("u1")
+    record(mined, "u1", 7)
+    assert look() == ({"u0": 0, "u1": 7, "u2": 2}, 1) and look()[1] == 0
+    record(mined, "u3", 3)
+    mined.forget("u0")
+    assert look() == ({"u1": 7, "u2": 2, "u3": 3}, 1) and look()[1] == 0
+    segment = max(mined.store.list("cache"), key=mined.store.size)
+    mined.store.delete(segment)  # rows are missing, though the folder is what it was
+    assert look() == ({"u1": 7, "u2": 2, "u3": 3}, 1) and look()[1] == 0
+    monkeypatch.setattr(summary.time, "time", lambda: Path(mined.store.path(mined.prefix)).stat().st_mtime)
+    assert look() == ({"u1": 7, "u2": 2, "u3": 3}, 1), (
+        "something could still happen in the same tick of the clock"
+    )
+
+
 def test_units_whose_objects_are_gone_are_not_done(home: Home) -> None:
     mined = home.detections("d" * 16)
     held = [record(mined, f"u{number}", number) for number in range(3)]
@@ -119,8 +149,8 @@ def test_heads_are_the_versions_without_their_shards(home: Home, monkeypatch: py
                 full.parent,
                 full.counts,
             )
-            assert (head.train == shard_keys([ref.path for ref in full.shards["train"]])).all()
-            assert head.samples.tolist() == [ref.samples for ref in full.shards["train"]]
+            assert head.train.to_pylist() == shard_keys([ref.path for ref in full.shards["train"]])
+            assert head.samples.to_pylist() == [ref.samples for ref in full.shards["train"]]
         assert latest(home.versions, known) == names[1] and quarantined(home.versions) == set()
         if look == 0:
             home.versions.quarantine(names[0], [])
