@@ -62,7 +62,7 @@ def plan(
     as_json: AsJson = False,
     assignments: Assignments = None,
 ) -> None:
-    """Price a mining run before it starts: new images, detector calls, hours, bytes.
+    """Price a mining run: new images, detector calls, hours, bytes.
 
     Takes the options of `hyco mine`. New units are read for --seconds, at least one of them, and the others estimated
     by their size. Hours are at the rate measured in this home. Mines nothing and loads no detector.

@@ -122,10 +122,9 @@ class Source:
     def listed(self, settle_s: float = 0.0, young: bool = False) -> tuple[list[Unit], list[Unit]]:
         """Return the units as `units` does and, with `young`, those of the files that it leaves out, of one listing."""
         if self.kind in READERS:
-            stats = {path: self._stat(path) for path in self.files} if self.store.local else {}
-            left = [path for path in self.files if not _settled(stats.get(path), settle_s)]
-            recent = set(left)
-            files = self.files if young or not left else [path for path in self.files if path not in recent]
+            stats = self._stats()
+            recent = {path for path, stat in stats.items() if settle_s and not _settled(stat, settle_s)}
+            files = self.files if young or not recent else [path for path in self.files if path not in recent]
             told: dict[str, str | None] = {}
             if self._by_bytes:
                 told = {path: self.hashes.known(path, stat) for path in files if (stat := stats[path])}
@@ -255,6 +254,18 @@ class Source:
             f"{self.store.url}/{unit.path} was removed or changed after the source was listed: "
             "start again to use what is there now"
         )
+
+    def _stats(self) -> dict[str, os.stat_result | None]:
+        """Return the status of every file of a local source, None for one that is gone; {} of a remote source."""
+        if not self.store.local:
+            return {}
+        stats: dict[str, os.stat_result | None] = {}
+        for path in self.files:
+            try:
+                stats[path] = os.stat(f"{self.store.root}/{path}")  # noqa: PTH116
+            except OSError:
+                stats[path] = None
+        return stats
 
     def _stat(self, path: str) -> os.stat_result | None:
         """Return the status of a local file; None when it is gone."""

@@ -62,6 +62,8 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         else f"{found['images_per_second']:.2f}",
         "images that failed": f"{found['failures']:,}",
     }
+    if found.get("reused"):
+        counts["images whose detections were known"] = f"{found['reused']:,}"
     if found.get("not_downloaded"):
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     records = results(config, home)
