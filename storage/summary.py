@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from storage.derived import Derived
-from storage.layout import DETECTIONS, PACKS
+from storage.layout import DETECTIONS, OBJECTS, PACKS
 from storage.manifest import Manifest
 from storage.objects import objects_in
 
@@ -112,12 +112,13 @@ def _folder_mark(manifest: Manifest) -> str:
 
 
 def whole(manifest: Manifest, rows: pa.Table) -> pa.Table:
-    """Return the rows whose objects all exist; lists each folder of objects once."""
+    """Return the rows whose objects all exist; lists the folder of the stage's own objects and asks for others."""
     objects = rows["objects"].combine_chunks()
     named = pc.list_flatten(objects)
-    folders = pc.unique(pc.replace_substring_regex(named, "/[^/]*$", "")).to_pylist()
-    there = pa.array([path for folder in folders for path in manifest.store.list(folder)], _TEXT)
-    absent = pc.invert(pc.is_in(named, value_set=there))
+    own = f"{manifest.prefix.rpartition('/')[0]}/{OBJECTS}"
+    absent = pc.invert(pc.is_in(named, value_set=pa.array(manifest.store.list(own), _TEXT)))
+    elsewhere = [path for path in pc.unique(named.filter(absent)).to_pylist() if manifest.store.exists(path)]
+    absent = pc.and_not(absent, pc.is_in(named, value_set=pa.array(elsewhere, _TEXT)))
     torn = pc.unique(pc.filter(pc.list_parent_indices(objects), absent))
     if not len(torn):
         return rows

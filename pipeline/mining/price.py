@@ -39,7 +39,7 @@ class Price:
         images_known: of them, those whose detections are taken over.
         detector_images: of them, those that the detector is shown.
         images_per_second: rate at which this detector was shown images so far, all workers together; None when it has
-            not been used in this home, or the boxes are those of the source.
+            not been used in this home, the boxes are those of the source, or nothing is new.
         hours: detector_images at this rate; None without a rate.
     """
 
@@ -79,7 +79,7 @@ def price(config: MineConfig, home: Home, seconds: float = 20.0) -> Price:
     read, images, asked, taken = _read(config, source, new, known, seconds)
     every, some = sum(sizes.values()), sum(sizes[unit.name] for unit in read)
     scale = every / some if some else 1.0
-    rate = None if config.grounder == SOURCE else _rate(known)
+    rate = _rate(known) if new and config.grounder != SOURCE else None
     shown = round(asked * scale)
     return Price(
         units=len(units),

@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,9 +40,12 @@ class KnownHashes:
         self._known = self._read()
         self._new: dict[str, str] = {}
 
-    def known(self, path: str, stat: os.stat_result) -> str | None:
-        """Return the sha256 of a local file that was hashed before and is unchanged, else None."""
-        return self._known.get(f"{file_mark(stat)} {path}")
+    def known(self, stats: Mapping[str, os.stat_result | None]) -> dict[str, str]:
+        """Return the sha256 of the local files that were hashed before and are unchanged, by path."""
+        if not self._known:
+            return {}
+        told = {path: self._known.get(f"{file_mark(stat)} {path}") for path, stat in stats.items() if stat}
+        return {path: sha256 for path, sha256 in told.items() if sha256 is not None}
 
     def sha256(self, path: str) -> str:
         """Return the sha256 of a local file of the source; FileNotFoundError when it is gone."""

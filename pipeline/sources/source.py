@@ -125,10 +125,9 @@ class Source:
             stats = self._stats()
             recent = {path for path, stat in stats.items() if settle_s and not _settled(stat, settle_s)}
             files = self.files if young or not recent else [path for path in self.files if path not in recent]
-            told: dict[str, str | None] = {}
-            if self._by_bytes:
-                told = {path: self.hashes.known(path, stat) for path in files if (stat := stats[path])}
-            unknown, marks = [path for path in files if told.get(path) is None], self._marks(files)
+            told: dict[str, str | None] = dict(self.hashes.known(stats)) if self._by_bytes else {}
+            unknown = [path for path in files if path not in told]
+            marks = self._marks(files)
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
                 told |= zip(unknown, pool.map(lambda path: self._identity(path, marks), unknown), strict=True)
             found = [(path, told[path], path not in recent) for path in files]
