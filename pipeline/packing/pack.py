@@ -103,7 +103,7 @@ def pack(
             return executor.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
         gone = run_units(submit, pending, lambda record: None)
-    look_again(mine.source, home.store, gone)
+    _look_again(mine, home, gone)
     version = publish(mine, config, home, [unit for unit in units if unit not in gone])
     judged(gate(home, version, config.gate))
     return version
@@ -278,6 +278,10 @@ def split_of(key: str, holdout: float) -> str:
 def units_of(mine: Any, home: Home) -> list[Unit]:
     """Return the units of the source that a MineConfig names."""
     return open_source(mine.source, mine.limits, mine.columns, home.store).units()
+
+
+def _look_again(mine: Any, home: Home, gone: list[Unit]) -> None:
+    look_again(mine.source, home.store, gone)
 
 
 def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
