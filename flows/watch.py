@@ -36,9 +36,9 @@ from pipeline.registry.retraining import (
     RetrainConfig,
     RetrainDecision,
     check,
+    grown,
     published,
     recipe_for,
-    unmined,
     unpublished,
     unsettled,
 )
@@ -70,7 +70,7 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
     rounds = 0
     while rounds < MOST_ROUNDS:  # includes data that arrived while the last was mined
         time.sleep(unsettled(journey.mine.source, config.settle_s))
-        if not unmined(config, opened) and not unpublished(config, opened):
+        if not grown(config, opened):
             break
         rounds += 1
         mine(journey.mine, home, config.settle_s)

@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from storage import layout
 from storage.deletions import Deletions
 from storage.manifest import Manifest
 from storage.model_registry import Registry
 from storage.shelf import Shelf
 from storage.store import Store
+from storage.summary import summarise, whole
 from storage.versions import Version, Versions
 
 
@@ -28,6 +31,14 @@ class UnitResults(Manifest):
         self.folder = folder
         self.objects = f"{folder}/{layout.OBJECTS}"
         self.config = f"{folder}/{layout.CONFIG}"
+
+    def summary(self) -> pa.Table:
+        """Return what every record says, one row each, see storage.summary."""
+        return summarise(self, self.folder)
+
+    def whole_summary(self) -> pa.Table:
+        """Return the rows of `summary` of the units that are done: every object that they name exists."""
+        return whole(self, self.summary())
 
     def reading(self, rules: int) -> str:
         """Return the path of the folder that lists the units that reading rules of this number read identically."""
@@ -144,9 +155,7 @@ class Home:
         return self
 
     def _results(self, stage: str) -> list[UnitResults]:
-        paths = (path.split("/") for path in self.store.list(stage))
-        digests = sorted({parts[1] for parts in paths if len(parts) > 2})
-        return [UnitResults(self.store, f"{stage}/{digest}") for digest in digests]
+        return [UnitResults(self.store, f"{stage}/{digest}") for digest in self.store.folders(stage)]
 
     def _local_folder(self, name: str) -> Path:
         if not self.local:

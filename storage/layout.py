@@ -14,6 +14,7 @@ HOME/
     registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
     runs/  fits/           directories of the training runs, and of the classifiers' runs
     embeddings/            of the images of a version by one model, made by `hyco search`
+    cache/                 tables that are made again when they are absent: see storage.derived
     damaged/               files that `hyco verify --repair` moved there, under the same paths
     source/                the folder that is watched by default
     prefect/  deploy.json  Prefect's database, and the options of the last `hyco deploy`
@@ -49,6 +50,7 @@ REPORTS = f"{REGISTRY}/reports"
 RUNS = "runs"
 FITS = "fits"
 EMBEDDINGS = "embeddings"
+CACHE = "cache"
 DAMAGED = "damaged"
 SOURCE = "source"
 PREFECT = "prefect"
@@ -56,7 +58,7 @@ DEPLOYED = "deploy.json"
 
 RECORDED = ("shards", DETECTIONS, PACKS, HASHES, VERSIONS)
 """Folders in which a file that no record names is garbage."""
-KEPT = (REGISTRY, QUARANTINE, SHELVED, DELETED, RUNS, FITS)
+KEPT = (REGISTRY, QUARANTINE, SHELVED, DELETED, RUNS, FITS, CACHE)
 """Folders in which only unfinished files are garbage."""
 
 

@@ -27,6 +27,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "The whole journey": ("journey",),
     "Data": (
         "look",
+        "plan",
         "mine",
         "pack",
         "adopt",

@@ -1,4 +1,4 @@
-"""Verbs of the data: mine, pack, versions, verify, release, status, gc."""
+"""Verbs of the data: mine, plan, pack, versions, verify, release, status, gc."""
 
 from typing import Annotated
 
@@ -49,6 +49,40 @@ def mine(
     config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
     with terminable(), open_executor(workers) as executor:
         show(mine_all(config, Home(home), executor))
+
+
+@app.command()
+def plan(
+    source: Source,
+    grounder: Grounder = "",
+    home: HomeUrl = "var",
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
+    seconds: Annotated[float, typer.Option(help="Seconds for reading new units.", min=0)] = 20,
+    as_json: AsJson = False,
+    assignments: Assignments = None,
+) -> None:
+    """Price a mining run: new images, detector calls, hours, bytes.
+
+    Takes the options of `hyco mine`. New units are read for --seconds, at least one of them, and the others estimated
+    by their size. Hours are at the rate measured in this home. Mines nothing and loads no detector.
+    """
+    import dataclasses
+
+    from pipeline.config import override
+    from pipeline.mining.mine import MineConfig
+    from pipeline.mining.price import lines, price
+    from storage.home import Home
+
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
+    config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
+    found = price(config, Home(home), seconds)
+    if as_json:
+        show(dataclasses.asdict(found))
+        return
+    for line in lines(found):
+        typer.echo(line)
 
 
 @app.command()

@@ -69,6 +69,7 @@ _REMEDIES = {
     "model": _PROMOTE,
     "run of a model": _PROMOTE,
     "report": _PROMOTE,
+    "cached table": "the next command that needs it makes it again",
     "assessment": "the next comparison with this champion evaluates it again",
 }
 

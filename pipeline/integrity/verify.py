@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from storage.deletions import Erased
+from storage.derived import problem
 from storage.home import Home, UnitResults
 from storage.layout import (
     ASSESSED,
+    CACHE,
     DELETIONS,
     ERASED,
     LABELS,
@@ -51,7 +53,8 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
 
     Args:
         home: local or remote.
-        version: name, start of a name or "latest"; None for all versions and all mined or packed units.
+        version: name, start of a name or "latest"; None for all versions, all mined or packed units and the
+            cached tables.
 
     Raises:
         ValueError: no such version.
@@ -71,6 +74,7 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
         found += _made_of(home, made, seen)
     if version is None:
         found += _all_units(home, seen)
+        found += _cache(home.store)
     if home.local:
         found += _registry(home.registry, seen)
     return list(dict.fromkeys(found))
@@ -149,6 +153,12 @@ def _all_units(home: Home, seen: Seen) -> Iterator[Damage]:
             record, problems = _read(packed, unit, "pack record", seen)
             yield from problems
             yield from _objects_of_pack(home.store, record or {}, seen)
+
+
+def _cache(store: Store) -> Iterator[Damage]:
+    for path in store.list(CACHE):
+        if what := problem(store, path):
+            yield Damage("cached table", path, what)
 
 
 def _configuration(mined: UnitResults, seen: Seen) -> Iterator[Damage]:

@@ -27,7 +27,7 @@ from pipeline.runtime.executor import Executor, InProcess
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
 from pipeline.sources.records import Limits
-from pipeline.sources.source import Unit, open_source, open_unit
+from pipeline.sources.source import Unit, look_again, open_source, open_unit
 from storage.deletions import Tombstones
 from storage.detections import read_detections, write_failures
 from storage.home import Home, UnitResults
@@ -123,6 +123,7 @@ def pack(
             return executor.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
         gone = run_units(submit, pending, lambda record: None)
+    _look_again(mine, home, gone)
     version = publish(mine, config, home, [unit for unit in units if unit not in gone])
     if label is not None:
         home.versions.label(label, version.name)
@@ -311,7 +312,11 @@ def split_of(key: str, holdout: float) -> str:
 
 def units_of(mine: Any, home: Home) -> list[Unit]:
     """Return the units of the source that a MineConfig names, without those that are set aside."""
-    return home.shelf.without(open_source(mine.source, mine.limits, mine.columns).units())
+    return home.shelf.without(open_source(mine.source, mine.limits, mine.columns, home.store).units())
+
+
+def _look_again(mine: Any, home: Home, gone: list[Unit]) -> None:
+    look_again(mine.source, home.store, gone)
 
 
 def _repeats(

@@ -64,11 +64,13 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         else f"{found['images_per_second']:.2f}",
         "images that failed": f"{found['failures']:,}",
     }
+    if found.get("reused"):
+        counts["images whose detections were known"] = f"{found['reused']:,}"
     if found.get("not_downloaded"):
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     records = results(config, home)
     mined = set(records.units())  # the source may have more units since
-    source = open_source(config.source, config.limits, config.columns)
+    source = open_source(config.source, config.limits, config.columns, home.store)
     units = [unit for unit in source.units() if unit.name in mined]
     some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
     if len(some) == min(UNITS, found["units"]) and not config.columns.boxes and _labelled(config, some[0][0]):

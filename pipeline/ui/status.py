@@ -8,6 +8,8 @@ from typing import Any
 
 from pipeline.curation.describe import brief
 from storage.home import Home
+from storage.summary import total
+from storage.version_heads import erased_keys, heads, latest, quarantined
 
 
 def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
@@ -19,10 +21,10 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
     home.require()
     mined = []
     for one in home.all_detections():
-        records = one.records().values()
-        images, failed = (sum(record[name] for record in records) for name in ("images", "failed"))
+        records = one.summary()
+        images, failed = (total(records, name) for name in ("images", "failed"))
         name = one.folder.rpartition("/")[2]
-        mined.append({"name": name, "units": len(records), "images": images, "failed": failed})
+        mined.append({"name": name, "units": records.num_rows, "images": images, "failed": failed})
     return {
         "mined": mined,
         "shelved": [asdict(entry) for entry in home.shelf.entries()],
@@ -38,21 +40,22 @@ def versions(home: Home) -> list[dict[str, Any]]:
     Keys: name, labels (names that were given to it), created, counts, configuration (in a line), latest, experiment,
     superseded (images were deleted from it since), quarantined.
     """
-    erased = home.deletions.hashes()
-    newest, labels, experiments = home.latest_version(), home.versions.labels(), home.versions.experiments()
+    known, erased = heads(home.versions), erased_keys(home.deletions)
+    newest, held_back = latest(home.versions, known), quarantined(home.versions)
+    labels, experiments = home.versions.labels(), home.versions.experiments()
     return [
         {
-            "name": version.name,
-            "labels": [label for label, name in labels.items() if name == version.name],
-            "created": version.created,
-            "counts": version.counts,
-            "configuration": brief(version),
-            "latest": newest is not None and version.name == newest.name,
-            "experiment": version.name in experiments,
-            "superseded": home.versions.superseded(version, erased),
-            "quarantined": bool(home.versions.quarantined(version.name)),
+            "name": head.name,
+            "labels": [label for label, name in labels.items() if name == head.name],
+            "created": head.version.created,
+            "counts": head.version.counts,
+            "configuration": brief(head.version),
+            "latest": head.name == newest,
+            "experiment": head.name in experiments,
+            "superseded": head.superseded(erased),
+            "quarantined": head.name in held_back,
         }
-        for version in home.versions.list()
+        for head in known
     ]
 
 
