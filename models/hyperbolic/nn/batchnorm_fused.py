@@ -37,9 +37,11 @@ def batch_norm_fused(
     rate: Rate,
     given: Statistics | None = None,
     together: bool = False,
+    max_angle: float = MAX_ANGLE,
 ) -> tuple[Tensor, Statistics]:
     """`batch_norm`, differentiable once, with gradients in all tensors but the returned statistics."""
-    out, mean, spread = _BatchNorm.apply(x, bias, wanted, slack, rate, *(given or (None, None)), together)
+    statistics = given or (None, None)
+    out, mean, spread = _BatchNorm.apply(x, bias, wanted, slack, rate, *statistics, together, max_angle)
     return out, Statistics(mean, spread)
 
 
@@ -72,11 +74,12 @@ class _Kept(NamedTuple):
 
 class _BatchNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together):  # pyright: ignore[reportIncompatibleMethodOverride]
-        found = _forward(x, bias, wanted, slack, rate, mean, spread, together)
+    def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together, max_angle):  # pyright: ignore[reportIncompatibleMethodOverride]
+        options = mean, spread, together, max_angle
+        found, ctx.max_angle = _forward(x, bias, wanted, slack, rate, *options), max_angle
         ctx.near, ctx.together, ctx.given = found is None, together, mean is not None
         if found is None:
-            found = batchnorm_near.forward(x, bias, wanted, slack, rate, mean, spread, together)
+            found = batchnorm_near.forward(x, bias, wanted, slack, rate, *options)
         out, mean, spread, kept = found
         ctx.mark_non_differentiable(mean, spread)
         ctx.set_materialize_grads(False)
@@ -88,7 +91,7 @@ class _BatchNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this layer is differentiable once; build it with fused=False for second derivatives"
@@ -96,9 +99,12 @@ class _BatchNorm(Function):
         x, bias, wanted, rate, slack, spread, *kept = ctx.saved_tensors
         rate, slack = ctx.rate if rate is None else rate, ctx.slack if slack is None else slack
         if ctx.near:
-            return *batchnorm_near.backward(
-                x, bias, wanted, slack, rate, spread, kept, ctx.given, ctx.together, grad
-            ), None
+            options = ctx.given, ctx.together, ctx.max_angle
+            return (
+                *batchnorm_near.backward(x, bias, wanted, slack, rate, spread, kept, *options, grad),
+                None,
+                None,
+            )
         return _backward(ctx, x, wanted, slack, rate, spread, _Kept(*kept), grad)
 
 
@@ -111,13 +117,14 @@ def _forward(
     mean: Tensor | None,
     spread: Tensor | None,
     together: bool,
+    max_angle: float,
 ) -> tuple[Tensor, Tensor, Tensor, _Kept] | None:
     """Result, statistics and the values for backward; None where float32 has lost too many digits."""
     batch, one = x.shape[0], x.new_ones(())
     # New memory pages take half of the time of a large operation on a CPU: squares and result use one buffer.
     buffer = x * x
     r = buffer.sum(1, keepdim=True).clamp_(min=TINY).sqrt_().mul_(rate)
-    sinh = r.clamp(max=MAX_ANGLE).sinh_()
+    sinh = r.clamp(max=max_angle).sinh_()
     t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh.mul_(rate).div_(r)
     sums = x.new_empty(0) if mean is not None else _sum_points(x, t, f, together)
     mean = mean.to(x.dtype, copy=True) if mean is not None else normalise(sums[:-2], sums[-2], sums[-1])
@@ -162,7 +169,7 @@ def _backward(
     batch, least = x.shape[0], 8 * torch.finfo(x.dtype).eps
     k_f = p.k * p.f
     # Beyond the caps the input's time part and the output's angle are constant.
-    free, moves = (MAX_ANGLE - p.r).sign_().clamp_(min=0), (MAX_ANGLE - p.turn).sign_()
+    free, moves = (ctx.max_angle - p.r).sign_().clamp_(min=0), (MAX_ANGLE - p.turn).sign_()
 
     # The combination: out = shrink (k f x + factors . pair).
     buffer = x * grad
@@ -224,7 +231,7 @@ def _backward(
     d_bias, slope = _lift_backward(p, rate, d_pair[1])
     d_rate = None if d_rate is None else d_rate + slope
     d_given = (d_pair[0], d_slack) if ctx.given else (None, None)
-    return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None
+    return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None, None
 
 
 def _lost(sums: Tensor, mean_t: Tensor, t: Tensor, spread: Tensor) -> bool:

@@ -8,6 +8,7 @@ from hypll.tensors import ManifoldTensor, TangentTensor
 from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn import batchnorm_fused as batch_norm_fused
+from models.hyperbolic.nn.functional import MAX_ANGLE
 from tests.oracle.hyperbolic_layers import hypll_ball
 
 NORMS, SPREADS = (1e-3, 0.3, 1.0, 2.0, 8.0), (1e-4, 1e-2, 0.1, 1.0)
@@ -44,7 +45,8 @@ def theirs(u, weights, c, dtype):
 
 
 def ours(u, weights, c, dtype, **options):
-    return run(hnn.BatchNorm1d(u.shape[1], eps=1e-6, c=c, **options).to(dtype), u, weights, dtype)
+    norm = hnn.BatchNorm1d(u.shape[1], eps=1e-6, c=c, max_angle=MAX_ANGLE, **options)
+    return run(norm.to(dtype), u, weights, dtype)
 
 
 def off(got, want):
@@ -86,15 +88,17 @@ def test_copies_of_one_point_far_out_leave_batch_norm_finite(c, fused):
 
 
 @pytest.mark.parametrize("affine, given", [(True, False), (False, False), (True, True)])
-@pytest.mark.parametrize("size", [1e-9, 0.3, 30.0])
-def test_both_kernels_equal_autograd(monkeypatch: pytest.MonkeyPatch, affine, given, size):
+@pytest.mark.parametrize(
+    ("size", "cap"), [(1e-9, MAX_ANGLE), (0.3, MAX_ANGLE), (0.3, 1.2), (30.0, MAX_ANGLE)]
+)
+def test_both_kernels_equal_autograd(monkeypatch: pytest.MonkeyPatch, affine, given, size, cap):
     """Values and gradients in input, weight, bias and c, whichever kernel the points' statistics would choose."""
     results = []
     for kernel in ("plain", "usual", "near"):
         torch.manual_seed(1)
         monkeypatch.setattr(batch_norm_fused, "_lost", lambda *_, near=kernel == "near": near)
         norm = hnn.BatchNorm1d(
-            6, c=Curvature(0.9, learnable=True), affine=affine, fused=kernel != "plain"
+            6, c=Curvature(0.9, learnable=True), affine=affine, fused=kernel != "plain", max_angle=cap
         ).double()
         for p in norm.parameters():
             if p.dim():
