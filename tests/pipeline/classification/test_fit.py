@@ -88,6 +88,22 @@ def test_the_published_draw_needs_the_published_order(squares: Path, tmp_path: P
         training_images(config.replace(known=4))
 
 
+def test_the_published_draw_reads_cifar_100_s_layout(tmp_path: Path) -> None:
+    """A coarse and a fine label before each image, one file; the classes are the fine ones."""
+    rng = np.random.default_rng(1)
+    fine = rng.permutation(np.repeat(np.arange(100), 4)).astype(np.uint8)
+    pixels = rng.integers(0, 255, (400, 3072), dtype=np.uint8)
+    rows = np.concatenate([(fine // 5)[:, None], fine[:, None], pixels], 1)
+    (tmp_path / "train.bin").write_bytes(rows.tobytes())
+    (tmp_path / "fine_label_names.txt").write_text("\n".join(f"class{i:02d}" for i in range(100)))
+    config = FitConfig(data=f"cifar100:{tmp_path}", imbalance=0.25, imbalance_draw="published", batch_size=24)
+    images, facts = training_images(config)
+    kept = published_draw(fine.tolist(), 100, 0.25, "exponential")
+    assert sum(facts["counts"]) == len(kept) and facts["counts"][0] == 4 and facts["counts"][-1] == 1
+    assert np.array_equal(images.pixels.numpy(), pixels[kept].reshape(-1, 3, 32, 32))
+    assert np.array_equal(images.labels.numpy(), fine[kept])
+
+
 def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:
     result = json.loads((finished / "train.json").read_text())
     assert result["counts"] == [40, 28, 20] and result["images"] == 88
