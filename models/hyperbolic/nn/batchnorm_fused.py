@@ -125,9 +125,13 @@ def _forward(
     buffer = x * x
     r = buffer.sum(1, keepdim=True).clamp_(min=TINY).sqrt_().mul_(rate)
     sinh = r.clamp(max=max_angle).sinh_()
-    t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh.mul_(rate).div_(r)
-    sums = x.new_empty(0) if mean is not None else _sum_points(x, t, f, together)
-    mean = mean.to(x.dtype, copy=True) if mean is not None else normalise(sums[:-2], sums[-2], sums[-1])
+    # Time parts less 1, without which their sums would have no digit of small angles.
+    square = sinh * sinh
+    t, f = (square + 1).sqrt_(), sinh.mul_(rate).div_(r)
+    less = square.div_(t + 1)
+    sums = x.new_empty(0) if mean is not None else _sum_points(x, less, f, together)
+    own = None if mean is not None else normalise(sums[:-2], sums[-2] + sums[-1], sums[-1])
+    mean = own if mean is None else mean.to(x.dtype, copy=True)
     n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
     lift = (n * rate).clamp_(max=MAX_ANGLE).sinh_().div_(n)
     pair = torch.stack([mean, bias * lift])
@@ -136,13 +140,16 @@ def _forward(
     along = torch.bmm(many, x)
     cosh = (t * pair_t).addcmul_(f, along, value=-1)
 
-    half2 = (cosh[:, :1] - 1).mul_(0.5).clamp_(min=TINY)
+    mean_less = pair[0].dot(pair[0]) / (1 + pair_t[0, 0])
+    half2 = (less * pair_t[0, 0]).add_(mean_less).addcmul_(f, along[:, :1], value=-1)
+    half2 = half2.mul_(0.5).clamp_(min=TINY)
     sinh_half, cosh_half = half2.sqrt(), (half2 + 1).sqrt_()
     half = half2.div_(cosh_half + 1).add_(sinh_half).log1p_()
     spread = 4 * average(half.square(), together) if spread is None else spread.to(x.dtype, copy=True)
-    if _lost(sums, pair_t[0, 0], t, spread):
-        return None
+    average_less = sums[-2] / sums[-1] if len(sums) else less.mean()
     gain = (wanted / (spread + slack)).sqrt()
+    if _lost(average_less * pair_t[0, 0] + mean_less, spread, gain):
+        return None
     turn = (half * (2 * gain)).clamp_(max=MAX_ANGLE)
     sinh_out, sinh_in = turn.sinh(), sinh_half.mul_(cosh_half)
     cosh_out, k = torch.addcmul(one, sinh_out, sinh_out).sqrt_(), (sinh_out / sinh_in).mul_(0.5)
@@ -234,19 +241,20 @@ def _backward(
     return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None, None
 
 
-def _lost(sums: Tensor, mean_t: Tensor, t: Tensor, spread: Tensor) -> bool:
-    """Whether rounding moves the squared angles by more than LOST of their mean.
+def _lost(size: Tensor, spread: Tensor, gain: Tensor) -> bool:
+    """Whether rounding moves the squared angles, or the result's time part, by more than LOST of their mean.
 
-    The cosh of an angle is a difference of numbers of the size of the product of the time parts.
+    The cosh of an angle less 1 is a difference of numbers of this size: the product of the time parts, less 1. The
+    time part is a sum of numbers of the size of the gain, and enters with an eighth of its error.
     """
-    time = sums[-2] / sums[-1] if len(sums) else t.mean()
-    return not bool(torch.finfo(t.dtype).eps / 2 * time * mean_t <= LOST * spread)
+    eps = torch.finfo(size.dtype).eps
+    return not bool((eps * size <= LOST * spread) & (eps * gain <= 8 * LOST))
 
 
-def _sum_points(x: Tensor, t: Tensor, f: Tensor, together: bool) -> Tensor:
-    """Sums of the space parts f x and of the time parts t, and the number of points: [C + 2]; one all-reduce."""
-    count = t.new_full((1,), t.numel())
-    sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), t.sum().view(1), count])
+def _sum_points(x: Tensor, less: Tensor, f: Tensor, together: bool) -> Tensor:
+    """Sums of the space parts f x and of the time parts less 1, and the number of points: [C + 2]; one all-reduce."""
+    count = less.new_full((1,), less.numel())
+    sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), less.sum().view(1), count])
     return all_reduce(sums) if together else sums
 
 
@@ -267,7 +275,7 @@ def _lift_backward(p: _Kept, rate: Rate, grad: Tensor) -> tuple[Tensor, Tensor]:
 def _normalise_backward(sums: Tensor, mean: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients by the summed space parts [C] and the summed time parts (0-dim), from that by their mean [C]."""
     # mean = space scale, scale = (total^2 - |space|^2)^-1/2, and total scale is the mean's time part.
-    total, least = sums[-2], sums[-1]
+    total, least = sums[-2] + sums[-1], sums[-1]
     scale = (1 + mean.dot(mean)).sqrt() / total
     along = grad.dot(mean) * scale * (1 - least * scale).sign_().clamp_(min=0)
     return torch.addcmul(grad * scale, along, mean), -along * total * scale
