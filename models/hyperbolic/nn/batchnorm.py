@@ -106,7 +106,7 @@ class _BatchNorm(HyperbolicModule):
         kernel = batch_norm if plain else batch_norm_fused
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together, self.max_angle)
         if self.training and self.running_mean is not None:
-            self._track(found.mean.detach(), found.spread.detach(), c, rate, len(u), together)
+            self._track(found.mean.detach(), found.spread.detach(), c, rate, u.shape[0], together)
         return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
 
     def _frechet(self, x: Tensor, rate: Rate, together: bool) -> Statistics:

@@ -248,6 +248,11 @@ def test_a_net_with_a_shared_curvature_exports(strict, net):
     exported(*net(), strict)
 
 
+def test_attention_exports_for_any_batch_size_without_strict():
+    """len(tensor) makes the batch a constant there; the tests marked slow try every layer."""
+    exported(*make("MultiheadAttention"), False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("name", MODULES)
