@@ -35,7 +35,9 @@ class ClipConfig:
     """Towers, space and learned scalars of a dual encoder."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"temperatures", "sigmoid_bias"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"temperatures", "sigmoid_bias", "factor_alphas", "projection_bias"}
+    )
 
     vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
     """Image tower; its `kind` selects the architecture."""
@@ -49,6 +51,8 @@ class ClipConfig:
     """
     factors: int = 1
     """Number of hyperboloids of geometry "product", each of dim / factors dimensions."""
+    factor_alphas: bool = False
+    """Whether every factor has an alpha of its own for images and for texts (PHyCLIP), instead of one for all."""
     curvature: float = 1.0
     """Initial c > 0 of the learned curvature -c."""
     curvature_min: float = 0.1
@@ -63,6 +67,8 @@ class ClipConfig:
     """Names of further learned temperatures, for rows of the objective that name one; all start at `temperature`."""
     sigmoid_bias: float | None = None
     """Initial value of the learned bias of sigmoid rows; None for a model without one."""
+    projection_bias: bool = False
+    """Whether the projections of both towers have a bias, as in Hyper3-CLIP."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each colour channel, for pixels in [0, 1]; ImageNet's by default."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -85,6 +91,10 @@ class ClipConfig:
         if self.factors > 1 and self.geometry != "product":
             raise ValueError(
                 f"factors {self.factors} need geometry 'product', not '{self.geometry}': set it, or factors=1"
+            )
+        if self.factor_alphas and self.geometry != "product":
+            raise ValueError(
+                f"factor_alphas belong to geometry 'product', not '{self.geometry}': set it, or factor_alphas=false"
             )
         for name in self.temperatures:
             if not name.isidentifier() or self.temperatures.count(name) > 1:
@@ -110,10 +120,12 @@ class DualEncoder(nn.Module):
         self.config = config
         self.visual = image_tower(config.vision)
         self.textual = TextTransformer(config.text)
-        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=False)
-        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=False)
+        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=config.projection_bias)
+        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=config.projection_bias)
         for projection in (self.visual_projection, self.textual_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            if config.projection_bias:
+                nn.init.zeros_(projection.bias)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         for name in config.temperatures:
             self.register_parameter(_scale_name(name), nn.Parameter(self.log_scale.detach().clone()))
@@ -122,9 +134,10 @@ class DualEncoder(nn.Module):
         if config.geometry != "euclid":
             # At the start a point is about 1 from the origin, in every factor of a product.
             alpha = -0.5 * math.log(config.dim // config.factors)
-            self.visual_alpha = nn.Parameter(torch.tensor(alpha))
-            self.textual_alpha = nn.Parameter(torch.tensor(alpha))
             shape = (config.factors,) if config.geometry == "product" else ()
+            scaled = shape if config.factor_alphas else ()
+            self.visual_alpha = nn.Parameter(torch.full(scaled, alpha))
+            self.textual_alpha = nn.Parameter(torch.full(scaled, alpha))
             self.log_curvature = nn.Parameter(torch.full(shape, math.log(config.curvature)))
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -165,7 +178,10 @@ class DualEncoder(nn.Module):
             projected = projected.float()
             if log_alpha is None:
                 return F.normalize(projected, dim=-1)
-            scaled = log_alpha.float().exp() * projected
+            alpha = log_alpha.float().exp()
+            if alpha.dim():  # one for each factor
+                alpha = alpha.repeat_interleave(projected.shape[-1] // len(alpha))
+            scaled = alpha * projected
             if self.config.geometry == "product":
                 return product.exp0(scaled, self.curvature, self.config.factors)
             return lorentz.exp0(scaled, self.curvature)

@@ -1,4 +1,4 @@
-"""Vision transformer with class-token pooling.
+"""Vision transformer; the feature is that of the class token, or the mean of the patches.
 
 Dosovitskiy et al. 2021 (ViT); by default fixed 2-D sine-cosine positions as in MoCo v3 (Chen et al. 2021), which
 MERU and HyCoCLIP use; learned positions and a norm before the first block make it CLIP's (Radford et al. 2021).
@@ -20,6 +20,8 @@ class VisionConfig:
     """Shape of the image tower; the defaults are ViT-S/16 at 224 pixels with the paper's 12 heads."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"pooling"})
 
     kind: Literal["vit"] = "vit"
     """Architecture of the tower."""
@@ -47,6 +49,8 @@ class VisionConfig:
     """Whether the tokens are normalised before the first block, as in CLIP."""
     patch_bias: bool = True
     """Whether the patch embedding has a bias; CLIP's has none."""
+    pooling: Literal["class", "mean"] = "class"
+    """Token that is normalised into the feature: the class token, or the mean of the patches."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -76,7 +80,7 @@ def sincos_positions(side: int, width: int) -> Float[Tensor, "N D"]:
 
 
 class VisionTransformer(nn.Module):
-    """Normalised pixels [B, 3, S, S] -> class-token feature [B, width]."""
+    """Normalised pixels [B, 3, S, S] -> feature of the class token, or of the mean patch [B, width]."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -132,4 +136,6 @@ class VisionTransformer(nn.Module):
         first = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         for block in self.blocks[:-1]:
             x = block(x)
+        if self.config.pooling == "mean":
+            return self.norm(self.blocks[-1](x)[:, 1:].mean(1))
         return self.norm(self.blocks[-1](x, first)[:, 0])

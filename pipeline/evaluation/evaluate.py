@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.embedder import Embedder
 from pipeline.evaluation import sections
-from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model, finite, write_numbers
+from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model
 from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.held_out import held_out, training_samples
-from pipeline.evaluation.metrics.document import MEASURED, new
+from pipeline.evaluation.metrics.document import MEASURED, finite, new, write_numbers
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.provenance import lineage, provenance
 from pipeline.evaluation.report import examples as exhibits

@@ -83,9 +83,12 @@ def run_state(folder: Path) -> str:
 
 def _fit_state(folder: Path) -> str:
     if (folder / "metrics.json").is_file():
+        from pipeline.evaluation.metrics.document import read_metrics  # torch: for homes with fits only
+
         try:
-            found = json.loads((folder / "metrics.json").read_text())["classification"]
-            return f"trained, accuracy {found['accuracy']:.1%} on {found['images']:,} test images"
+            found = read_metrics(folder / "metrics.json")
+            accuracy = found["metrics"]["classification.accuracy"]["value"]
+            return f"trained, accuracy {accuracy:.1%} on {found['classification']['images']:,} test images"
         except (ValueError, KeyError, TypeError) as error:
             return f"unreadable metrics.json ({error!r}): evaluate it again"
     return "trained, not evaluated" if (folder / "train.json").is_file() else "training not finished"

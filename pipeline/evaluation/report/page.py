@@ -162,10 +162,12 @@ class _View:
     def neighbours_lead(self) -> str:
         if not self.x.neighbours:
             return "No captions were retrieved."
+        found = self.m.get("retrieval")
+        if not found:  # images that all have the same caption
+            return "Held-out images drawn at random, and the nearest captions."
         return (
-            "Held-out images drawn at random, and the nearest captions among all "
-            f"{self.m['retrieval']['distinct']:,}. A caption written for another image counts as wrong, even "
-            "where it fits."
+            f"Held-out images drawn at random, and the nearest captions among all {found['distinct']:,}. A caption "
+            "written for another image counts as wrong, even where it fits."
         )
 
     def mining(self) -> list[dict[str, str]]:
