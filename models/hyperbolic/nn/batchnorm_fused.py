@@ -131,8 +131,7 @@ def _forward(
     t, f = (square + 1).sqrt_(), sinh.mul_(rate).div_(r)
     less = square.div_(t + 1)
     sums = x.new_empty(0) if mean is not None else _sum_points(x, less, f, together)
-    own = None if mean is not None else normalise(sums[:-2], sums[-2] + sums[-1], sums[-1])
-    mean = own if mean is None else mean.to(x.dtype, copy=True)
+    mean = _mean(sums) if mean is None else mean.to(x.dtype, copy=True)
     n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
     lift = (n * rate).clamp_(max=MAX_ANGLE).sinh_().div_(n)
     pair = torch.stack([mean, bias * lift])
@@ -257,6 +256,11 @@ def _sum_points(x: Tensor, less: Tensor, f: Tensor, together: bool) -> Tensor:
     count = less.new_full((1,), less.numel())
     sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), less.sum().view(1), count])
     return all_reduce(sums) if together else sums
+
+
+def _mean(sums: Tensor) -> Tensor:
+    """Midpoint [C] of the points of `_sum_points`."""
+    return normalise(sums[:-2], sums[-2] + sums[-1], sums[-1])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
