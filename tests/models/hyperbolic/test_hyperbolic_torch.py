@@ -329,6 +329,7 @@ def test_a_net_compiles_for_any_batch_size(net):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", MODULES)
 def test_every_layer_compiles_for_any_batch_size(name, backend):
