@@ -65,6 +65,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "plane": plane_panel(exhibits),
         "space": space_panel(exhibits, metrics.get("geometry")),
         "samples": exhibits.samples,
+        "images": " ".join(sorted(set(exhibits.images))),
         "mining": view.mining(),
         "mining_lead": "Noun phrases of the captions and the boxes found for them, as used in "
         "training. Point at a phrase to see its box. Taken in order from the first training shard.",
