@@ -105,7 +105,7 @@ def test_the_verdict_counts_what_is_below_the_bar():
     worse[:3] = 3 * [40.0]
     worse[3:6] = [60.0, 95.0, 98.0]
     rows = {f"{title}/ours": worse, f"{title}/HypLL": 36 * [91.0], f"{title}/clip at 4": 36 * [90.5]}
-    said = "\n".join(verdict(rows))
+    said = " ".join(verdict(rows))
     assert "better of HypLL and the clip in 2 of them, in 1 of these beyond the noise" in said
     assert "where HypLL does not in 1." in said
     assert "c 0.1, rate 0.001: 40.0 (HypLL 91.0, clip 90.5; -51.0 ± 0.0)" in said

@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,14 +105,12 @@ def verdict(rows: dict[str, list[float]]) -> list[str]:
     lines = []
     for who, subject in (("ours", "Ours is"), (RECALIBRATED, "With batch norm recalibrated ours is")):
         compared, clear, below, collapsed = shortfalls(rows, who)
-        lines += [
+        said = (
             f"{compared} cells are compared. {subject} more than a point below the better of HypLL and the clip in "
             f"{len(below)} of them, in {clear} of these beyond the noise of the seeds (95 % interval of the "
-            f"difference), and collapses (below {COLLAPSED:.0f} %) where HypLL does not in {collapsed}.",
-            "",
-            *(f"- {line}" for line in below),
-            "",
-        ]
+            f"difference), and collapses (below {COLLAPSED:.0f} %) where HypLL does not in {collapsed}."
+        )
+        lines += [*textwrap.wrap(said, 116), "", *(f"- {line}" for line in below), ""]
     return lines
 
 
