@@ -50,8 +50,8 @@ classification: $(BASE) ## the tables of docs/classification.md: nets x heads on
 	@$(BIN)/python -m pipeline.experiments.classification_study $(STUDY) --data $(CIFAR) --ood $(TINY) \
 	    --ood scenes=captioned:$(STUDIES)/scenes/heldout --home $(STUDIES) --doc docs/classification.md
 
-test: $(DEV) ## the tests (under 12 minutes on 2 cores)
-	@$(BIN)/python -m pytest
+test: $(DEV) ## the tests, in two processes of one thread (under 12 minutes on 2 cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(DEV) ## every test but the service ones: slow and chaos too
 	@$(BIN)/python -m pytest -m 'not bench and not services'

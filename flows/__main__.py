@@ -36,6 +36,7 @@ from pipeline.cli.app import (
     say,
     show_metrics,
 )
+from pipeline.cli.serve import serving
 from pipeline.runtime.listen import listen
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stop import TerminatedError, terminable, told
@@ -43,6 +44,7 @@ from pipeline.runtime.stop import TerminatedError, terminable, told
 if TYPE_CHECKING:
     from storage.home import Home
 
+PAGES = 8300  # the port that artifacts link to unless HYCO_SERVE_URL is set
 SHUTDOWN_S = 10.0  # what the server of `hyco ui` may take to end before it is killed with this process
 
 
@@ -97,17 +99,23 @@ def journey(
 def ui(
     home: HomeUrl = "var",
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 4200,
+    pages_port: Annotated[
+        int, typer.Option(help="Port of the home's pages, those of hyco serve.", min=1, max=65535)
+    ] = PAGES,
 ) -> None:
-    """Serve the Prefect UI with a home's runs, on this machine only.
+    """Serve the Prefect UI with a home's runs, and the home's own pages, on this machine only.
+
+    The UI's pictures and links lead to the home's pages at port 8300, or where HYCO_SERVE_URL says.
 
     Ctrl-C ends it. Messages that need no action (SQLite was busy and Prefect tried again) are printed as a count.
     """
     use_home(home)
-    with listen("127.0.0.1", port) as listening, terminable():
+    with listen("127.0.0.1", port) as listening, terminable(), contextlib.ExitStack() as beside:
         process, address = start(listening)
         try:
             wait_for(process, address, "its last lines are above")
             say(f"Prefect UI: {address.removesuffix('/api')}/runs (Ctrl-C ends it)")
+            say(_pages(home, pages_port, beside))
             say(f"for deployments and workers: export PREFECT_API_URL={address}")
             raise typer.Exit(process.wait())
         except (KeyboardInterrupt, TerminatedError) as error:
@@ -115,6 +123,20 @@ def ui(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SHUTDOWN_S)
             told(error, quiet=True)
+
+
+def _pages(home: str, port: int, beside: contextlib.ExitStack) -> str:
+    """Serve the home's pages, unless somebody else does; return where they are."""
+    if known := os.environ.get("HYCO_SERVE_URL"):
+        return f"pages of {home}: where HYCO_SERVE_URL says, {known}"
+    try:
+        address = beside.enter_context(serving(home, port))
+    except FileNotFoundError as error:
+        return f"no pages: {error}; hyco serve has them once there is one"
+    except ValueError:
+        return f"pages of {home}: port {port} is taken, so pictures come from whatever listens there: give --pages-port"
+    told = "" if port == PAGES else f"; for workers: export HYCO_SERVE_URL={address}"
+    return f"pages of {home}: {address}{told}"
 
 
 def announce(row: Any, home: str) -> None:
