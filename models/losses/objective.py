@@ -30,6 +30,7 @@ from models.losses.rows import (
     angle_objective,
     argent_objective,
     clip_objective,
+    cones_objective,
     hycoclip_objective,
     meru_objective,
     siglip_objective,
@@ -47,6 +48,7 @@ __all__ = [
     "angle_objective",
     "argent_objective",
     "clip_objective",
+    "cones_objective",
     "hycoclip_objective",
     "loss",
     "meru_objective",
@@ -128,11 +130,9 @@ def loss(
         total, terms = scale.new_zeros(()), {}
         space = None if geometry == "euclid" else curvature
         total = total + _contrasts(batch, config.contrast, named, space, config.pairs_at_once, bias, terms)
-        cones = [row for row in config.entailment if row.loss == "contrastive"]
-        part = _rejections(batch, cones, named, curvature, config.pairs_at_once, terms)
-        total = total + entailment_share * part
+        total = total + entailment_share * _rejections(batch, config, named, curvature, terms)
         for row in config.entailment:
-            if row.loss != "contrastive":
+            if not row.rejects:
                 term = _entailed(batch, row, curvature, geometry, config.aperture)
                 total = total + entailment_share * row.weight * term
                 terms[_name(row)] = term.detach()
@@ -256,24 +256,36 @@ def _contrasts(
 
 def _rejections(
     batch: _Batch,
-    rows: Sequence[EntailmentRow],
+    config: ObjectiveConfig,
     scales: Mapping[str, Tensor],
     curvature: Tensor,
-    pairs_at_once: int,
     terms: dict[str, Tensor],
 ) -> Tensor:
-    """Weighted sum of the contrastive entailment rows; adds their terms.
+    """Weighted sum of the entailment rows that compare with the batch; adds their terms.
 
     A part is asked for its whole only: for a whole all of its parts are right, and a cross-entropy has one target.
     """
     scale, names = torch.stack([each.reshape(()) for each in scales.values()]), list(scales)
     points, tables, read = _Points(batch), [], {}
-    for row in rows:
-        both = (row.general in BOXES) == (row.specific in BOXES)
+    offsets = list[Tensor]()
+    for row in (row for row in config.entailment if row.rejects):
+        wide = row.loss == "membership"
+        both = not wide and (row.general in BOXES) == (row.specific in BOXES)
         weight = row.weight / batch.count(row.general) / (2 if both else 1)
         place = len(tables)
         general, specific = (points.place(node, everywhere=False) for node in (row.general, row.specific))
         target, inverse = batch.target(row.general, row.specific), names.index(row.temperature)
+        if wide:
+            first = sum(map(len, offsets))
+            offsets.append(scale[inverse] * row.eta * _apertures(batch.nodes[row.general], curvature, config))
+            key, span = points.place(row.specific, everywhere=True), (first, first + len(offsets[-1]))
+            tables.append(
+                PairLoss(
+                    general, key, target, weight, sigmoid=True, balanced=True, scale=inverse, bias=span
+                )
+            )
+            read[row] = [(place, 0)]
+            continue
         if not batch.distributed:
             back = batch.own(row.general) if both else None
             tables.append(
@@ -294,16 +306,25 @@ def _rejections(
             read[row].append((place + 1, 1))
     if not tables:
         return scale.new_zeros(())
-    total, sums = contrast(points.sets, tables, scale, curvature, pairs_at_once, cones=True)
+    bias = torch.cat(offsets) if offsets else None
+    total, sums = contrast(
+        points.sets, tables, scale, curvature, config.pairs_at_once, cones=True, bias=bias
+    )
     for row, sides in read.items():
         mean = sum(sums[side] for side in sides) / len(sides)
         terms[_name(row)] = mean / batch.count(row.general)
     return total
 
 
+def _apertures(points: Tensor, curvature: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Half-aperture of the cone at every point, mean over its factors: [N, D] -> [N]."""
+    factors = product.split(points, _factors(curvature))
+    return lorentz.half_aperture(factors, curvature.reshape(-1), config.aperture).mean(-1)
+
+
 def _name(row: EntailmentRow) -> str:
     """Name of the term: "entail" is an angle outside a cone, in radians, and the others are not."""
-    prefix = {"hinge": "entail", "angle": "angle", "contrastive": "negatives"}[row.loss]
+    prefix = {"hinge": "entail", "angle": "angle", "contrastive": "negatives", "membership": "member"}[row.loss]
     return f"{prefix}/{row.general}>{row.specific}"
 
 

@@ -64,6 +64,9 @@ class EntailmentRow:
     - angle: Huber(phi), or Huber((1 - exp(-d)) phi) with their distance d (ARGENT)
     - contrastive: cross-entropy of the scores -phi / temperature over the global batch: of each general over all
       specifics and, where both are wholes or both are boxes, of each specific over all generals, halved
+    - membership: binary cross-entropies of the logits (eta * half-aperture(general) - phi) / temperature of each
+      general over all specifics of the global batch: half of its own's and half of the mean of the others'. From no
+      paper; the smooth form of the positive and negative terms of Ganea et al. (ICML 2018, section 4)
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -74,17 +77,19 @@ class EntailmentRow:
     specific: Node
     """Node that is contained."""
     eta: float = 1.0
-    """Factor of the cone's half-aperture in a hinge (eta of HyCoCLIP): below 1 a narrower cone."""
+    """Factor of the cone's half-aperture (eta of HyCoCLIP; losses "hinge" and "membership"): below 1 a narrower cone."""
     weight: float
     """Factor of the term in the loss."""
-    loss: Literal["hinge", "angle", "contrastive"] = "hinge"
-    """Loss of the angle: "hinge", "angle" or "contrastive"."""
+    loss: Literal["hinge", "angle", "contrastive", "membership"] = "hinge"
+    """Loss of the angle: "hinge", "angle", "contrastive" or "membership"."""
     adaptive: bool = False
     """Weight the angle by 1 - exp(-distance) (loss "angle"): pairs near each other are not turned."""
     delta: float = 1.0
     """Angle, in radians, from which the Huber loss is linear (loss "angle")."""
     temperature: str = ""
-    """Name of a learned temperature of `model.temperatures` (loss "contrastive"); empty for the model's own."""
+    """Name of a learned temperature of `model.temperatures` (losses "contrastive" and "membership"); empty for the
+    model's own.
+    """
 
     def __post_init__(self) -> None:
         if self.loss != "angle" and (self.adaptive or self.delta != 1.0):
@@ -93,14 +98,20 @@ class EntailmentRow:
             )
         if not self.delta > 0:
             raise ValueError(f"delta {self.delta} must be above 0")
-        if self.loss != "contrastive" and self.temperature:
+        if not self.rejects and self.temperature:
             raise ValueError(
-                f"temperature '{self.temperature}' belongs to loss 'contrastive', not '{self.loss}': drop it"
+                f"temperature '{self.temperature}' belongs to losses 'contrastive' and 'membership', not "
+                f"'{self.loss}': drop it"
             )
         if self.specific in BOXES and self.general not in BOXES:
             raise ValueError(
                 f"entailment of {self.specific} by {self.general}: a part cannot contain its whole"
             )
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the row compares with the batch, so that it has a temperature."""
+        return self.loss in ("contrastive", "membership")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +246,25 @@ def angle_objective(weight: float = 0.25) -> ObjectiveConfig:
     )
     hinges = hycoclip_objective().entailment
     return ObjectiveConfig(contrast=_rows(WHOLE_PAIRS), entailment=(*negatives, *hinges))
+
+
+def cones_objective(weight: float = 0.25, aperture: float = 0.1) -> ObjectiveConfig:
+    """From no paper: HyCoCLIP's contrast, boxes against boxes, and membership of the batch in the four cones.
+
+    The logits of membership have the temperature "cone".
+    """
+    rows = tuple(ContrastRow(query=query, key=key, weight=1 / 6) for query, key in (*BOX_PAIRS, *BOX_BOX))
+    entailment = tuple(
+        EntailmentRow(
+            general=row.general,
+            specific=row.specific,
+            weight=weight,
+            loss="membership",
+            temperature="cone",
+        )
+        for row in hycoclip_objective().entailment
+    )
+    return ObjectiveConfig(contrast=rows, entailment=entailment, aperture=aperture)
 
 
 def siglip_objective() -> ObjectiveConfig:

@@ -21,6 +21,7 @@ from models.losses.objective import (
     angle_objective,
     argent_objective,
     clip_objective,
+    cones_objective,
     hycoclip_objective,
     meru_objective,
     siglip_objective,
@@ -283,6 +284,7 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("argent", argent_objective(), "lorentz"),
             named("uncha", uncha_objective(), "lorentz"),
             named("angle", angle_objective(), "lorentz"),
+            named("cones", cones_objective(), "lorentz"),
             named("siglip", siglip_objective(), "lorentz"),
         ]
     )

@@ -26,6 +26,7 @@ MEASURED = (
     "compositional",
     "traversal",
     "geometry",
+    "attribution",
 )
 
 

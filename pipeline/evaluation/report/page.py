@@ -31,6 +31,7 @@ SECTIONS = {
     "compositional": "Compositional test",
     "traversal": "Traversals to the root",
     "geometry": "Geometry report",
+    "attribution": "Norm, angle and bias",
     "held_out": "Held-out images",
     "mining": "Mining summary",
     "train": "Training summary",
