@@ -35,7 +35,7 @@ class ClipConfig:
     """Towers, space and learned scalars of a dual encoder."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"temperatures", "sigmoid_bias"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"temperatures", "sigmoid_bias", "factor_alphas"})
 
     vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
     """Image tower; its `kind` selects the architecture."""
@@ -49,6 +49,8 @@ class ClipConfig:
     """
     factors: int = 1
     """Number of hyperboloids of geometry "product", each of dim / factors dimensions."""
+    factor_alphas: bool = False
+    """Whether every factor has an alpha of its own for images and for texts (PHyCLIP), instead of one for all."""
     curvature: float = 1.0
     """Initial c > 0 of the learned curvature -c."""
     curvature_min: float = 0.1
@@ -86,6 +88,10 @@ class ClipConfig:
             raise ValueError(
                 f"factors {self.factors} need geometry 'product', not '{self.geometry}': set it, or factors=1"
             )
+        if self.factor_alphas and self.geometry != "product":
+            raise ValueError(
+                f"factor_alphas belong to geometry 'product', not '{self.geometry}': set it, or factor_alphas=false"
+            )
         for name in self.temperatures:
             if not name.isidentifier() or self.temperatures.count(name) > 1:
                 raise ValueError(
@@ -122,9 +128,10 @@ class DualEncoder(nn.Module):
         if config.geometry != "euclid":
             # At the start a point is about 1 from the origin, in every factor of a product.
             alpha = -0.5 * math.log(config.dim // config.factors)
-            self.visual_alpha = nn.Parameter(torch.tensor(alpha))
-            self.textual_alpha = nn.Parameter(torch.tensor(alpha))
             shape = (config.factors,) if config.geometry == "product" else ()
+            scaled = shape if config.factor_alphas else ()
+            self.visual_alpha = nn.Parameter(torch.full(scaled, alpha))
+            self.textual_alpha = nn.Parameter(torch.full(scaled, alpha))
             self.log_curvature = nn.Parameter(torch.full(shape, math.log(config.curvature)))
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
@@ -165,7 +172,10 @@ class DualEncoder(nn.Module):
             projected = projected.float()
             if log_alpha is None:
                 return F.normalize(projected, dim=-1)
-            scaled = log_alpha.float().exp() * projected
+            alpha = log_alpha.float().exp()
+            if alpha.dim():  # one for each factor
+                alpha = alpha.repeat_interleave(projected.shape[-1] // len(alpha))
+            scaled = alpha * projected
             if self.config.geometry == "product":
                 return product.exp0(scaled, self.curvature, self.config.factors)
             return lorentz.exp0(scaled, self.curvature)

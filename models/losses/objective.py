@@ -21,6 +21,7 @@ from models.losses.entailment import angle_and_distance, cone_excess
 from models.losses.rows import (
     BOXES,
     NODES,
+    UNIONS,
     ContrastRow,
     EntailmentRow,
     Geometry,
@@ -29,6 +30,7 @@ from models.losses.rows import (
     ObjectiveConfig,
     angle_objective,
     argent_objective,
+    clip_box_pairs_objective,
     clip_objective,
     cones_objective,
     hycoclip_objective,
@@ -47,6 +49,7 @@ __all__ = [
     "ObjectiveConfig",
     "angle_objective",
     "argent_objective",
+    "clip_box_pairs_objective",
     "clip_objective",
     "cones_objective",
     "hycoclip_objective",
@@ -125,6 +128,9 @@ def loss(
     with torch.autocast(scale.device.type, enabled=False):
         curvature = torch.as_tensor(curvature, device=scale.device)
         points = {name: promote(each) for name, each in nodes.items()}
+        if any(row.query in UNIONS for row in config.contrast):
+            unions = {name: torch.cat([points[node] for node in pair]) for name, pair in UNIONS.items()}
+            points |= unions
         batch = _Batch(points, owner, scale.detach(), distributed)
         named = {"": scale, **(scales or {})}
         total, terms = scale.new_zeros(()), {}
@@ -160,15 +166,16 @@ class _Batch:
 
     def count(self, node: str) -> Tensor:
         """Rows of a node, mean over the ranks, at least 1: sums over it have the global mean as their mean."""
-        return (
-            self.boxes.mean().clamp(min=1) if node in BOXES else self.boxes.new_tensor(max(1, self.samples))
-        )
+        if node in BOXES:
+            return self.boxes.mean().clamp(min=1)
+        wholes = self.boxes.new_tensor(max(1, self.samples))
+        return wholes + self.boxes.mean() if node in UNIONS else wholes
 
     def own(self, node: str) -> Tensor:
         """Index of this process's rows of a node among those of all ranks."""
         start = self.first
-        if node in BOXES:
-            start = sum(self._sizes_of_boxes()[: dist.get_rank()]) if self.distributed else 0
+        if node in (*BOXES, *UNIONS):
+            start = sum(self._sizes_of(node)[: dist.get_rank()]) if self.distributed else 0
         return start + torch.arange(len(self.nodes[node]), device=self.owner.device)
 
     def target(self, query: str, key: str) -> Tensor:
@@ -180,8 +187,7 @@ class _Batch:
         if not self.distributed:
             return self.nodes[node]
         if node not in self.gathered:
-            boxes = self._sizes_of_boxes() if node in BOXES else [self.samples] * dist.get_world_size()
-            gathered = _Gather.apply(self.nodes[node], boxes)
+            gathered = _Gather.apply(self.nodes[node], self._sizes_of(node))
             assert isinstance(gathered, Tensor)
             self.gathered[node] = gathered
         return self.gathered[node]
@@ -194,11 +200,14 @@ class _Batch:
             total = total / dist.get_world_size()
         return total / self.count(node)
 
-    def _sizes_of_boxes(self) -> list[int]:
-        """Boxes of every rank; only where boxes are keys, since reading them waits for the device."""
+    def _sizes_of(self, node: str) -> list[int]:
+        """Rows of a node on every rank; boxes only where they are keys, since counting them waits for the device."""
+        if node not in (*BOXES, *UNIONS):
+            return [self.samples] * dist.get_world_size()
         if self._sizes is None:
             self._sizes = [int(n) for n in self.boxes.tolist()]
-        return self._sizes
+        wholes = self.samples if node in UNIONS else 0
+        return [wholes + boxes for boxes in self._sizes]
 
 
 class _Points:

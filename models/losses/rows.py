@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 Node = Literal["image", "text", "image_box", "text_box"]
+Compared = Literal[Node, "images", "texts"]
 Geometry = Literal["lorentz", "product", "euclid"]
 NODES: tuple[Node, ...] = get_args(Node)
 WHOLE_PAIRS: tuple[tuple[Node, Node], ...] = (("image", "text"), ("text", "image"))
 BOX_PAIRS: tuple[tuple[Node, Node], ...] = (*WHOLE_PAIRS, ("image_box", "text"), ("text_box", "image"))
 BOXES: tuple[Node, ...] = ("image_box", "text_box")
+UNIONS: dict[Compared, tuple[Node, Node]] = {"images": ("image", "image_box"), "texts": ("text", "text_box")}
 BOX_BOX: tuple[tuple[Node, Node], ...] = (("image_box", "text_box"), ("text_box", "image_box"))
 ANGLE_PAIRS: tuple[tuple[Node, Node], ...] = (("text", "image"), ("text_box", "image_box"))
+UNION_PAIRS: tuple[tuple[Compared, Compared], ...] = (("images", "texts"), ("texts", "images"))
 SIGMOID_PAIRS: tuple[tuple[Node, Node], ...] = (
     ("image", "text"),
     ("image_box", "text"),
@@ -33,10 +36,14 @@ class ContrastRow:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"loss", "temperature", "uncertainty"})
 
-    query: Node
-    """Node whose embeddings are the queries; text_box and image_box have a row per box."""
-    key: Node
-    """Node whose embeddings are the keys. Boxes as keys need boxes as queries: the target is the same box."""
+    query: Compared
+    """Node whose embeddings are the queries; text_box and image_box have a row per box. "images" are the whole images
+    and the parts, "texts" the captions and the phrases.
+    """
+    key: Compared
+    """Node whose embeddings are the keys. Boxes as keys need boxes as queries: the target is the same box. "images" and
+    "texts" need each other.
+    """
     weight: float
     """Factor of the term in the loss."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -49,6 +56,10 @@ class ContrastRow:
     """Weight the queries by exp(-u) / mean(exp(-u)), u = log(1 + exp(-|x|)) (UNCHA); no gradient flows through it."""
 
     def __post_init__(self) -> None:
+        if (self.query in UNIONS) != (self.key in UNIONS) or (self.query in UNIONS and self.query == self.key):
+            raise ValueError(
+                f"contrast of {self.query} over {self.key}: 'images' and 'texts' are compared with each other only"
+            )
         if self.key in BOXES and self.query not in BOXES:
             raise ValueError(
                 f"contrast of {self.query} over {self.key}: a whole has several boxes and so no single target; use "
@@ -159,7 +170,7 @@ class ObjectiveConfig:
         rows = [(row.query, row.key) for row in self.contrast]
         rows += [(row.general, row.specific) for row in self.entailment]
         rows += [(row.node, row.node) for row in self.norm]
-        return any(node in BOXES for pair in rows for node in pair)
+        return any(node in (*BOXES, *UNIONS) for pair in rows for node in pair)
 
     @property
     def temperatures(self) -> tuple[str, ...]:
@@ -173,13 +184,18 @@ class ObjectiveConfig:
         return any(row.loss == "sigmoid" for row in self.contrast)
 
 
-def _rows(pairs: tuple[tuple[Node, Node], ...]) -> tuple[ContrastRow, ...]:
+def _rows(pairs: tuple[tuple[Compared, Compared], ...]) -> tuple[ContrastRow, ...]:
     return tuple(ContrastRow(query=query, key=key, weight=1 / len(pairs)) for query, key in pairs)
 
 
 def clip_objective(boxes: bool = False) -> ObjectiveConfig:
-    """CLIP's two cross-entropies; with boxes HyCoCLIP's four (the baseline of arXiv 2607.05268)."""
+    """CLIP's two cross-entropies; with boxes HyCoCLIP's four, whose parts and phrases are queries only."""
     return ObjectiveConfig(contrast=_rows(BOX_PAIRS if boxes else WHOLE_PAIRS))
+
+
+def clip_box_pairs_objective() -> ObjectiveConfig:
+    """CLIP + boxes as in the papers: parts and phrases are further pairs and keys, 2 B x 2 B with a part per image."""
+    return ObjectiveConfig(contrast=_rows(UNION_PAIRS))
 
 
 def meru_objective(weight: float = 0.2) -> ObjectiveConfig:

@@ -1,7 +1,7 @@
 """Recipes: functions that return the configuration of a training run, by name.
 
-HyCoCLIP, PHyCLIP, MERU, CLIP, CLIP + boxes, ARGENT, UNCHA-lite, cones with negatives and hyperbolic SigLIP use one
-trainer with different rows of the objective and different geometries.
+HyCoCLIP, PHyCLIP, MERU, CLIP, CLIP + boxes, CLIP + part queries, ARGENT, UNCHA-lite, two kinds of cones with negatives
+and hyperbolic SigLIP use one trainer with different rows of the objective and different geometries.
 """
 
 import math
@@ -20,6 +20,7 @@ from models.losses.objective import (
     ObjectiveConfig,
     angle_objective,
     argent_objective,
+    clip_box_pairs_objective,
     clip_objective,
     cones_objective,
     hycoclip_objective,
@@ -178,6 +179,13 @@ def hycoclip_vit_b() -> Recipe:
     )
 
 
+def hycoclip_vit_l() -> Recipe:
+    """The paper's recipe with a ViT-L/16."""
+    small = hycoclip_vit_s()
+    large = replace(small.model.vision, width=1024, depth=24, heads=16)
+    return small.replace(name="hycoclip_vit_l", model=replace(small.model, vision=large))
+
+
 def hycoclip_from_clip() -> Recipe:
     """HyCoCLIP from a trained CLIP (--set start.checkpoint=DIR), with adapters in its last blocks.
 
@@ -278,7 +286,10 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("phyclip", hycoclip_objective(), "product"),
             named("meru", meru_objective(), "lorentz"),
             named("clip", clip_objective(), "euclid"),
+            # From no paper: HyCoCLIP's parts and phrases as queries on whole keys, with cosines ("CLIP + part queries").
             named("clip_boxes", clip_objective(boxes=True), "euclid"),
+            # "CLIP + boxes" of the papers.
+            named("clip_box_pairs", clip_box_pairs_objective(), "euclid"),
             # From no paper: HyCoCLIP's contrast on its hyperboloid without cones, to separate geometry from entailment.
             named("lorentz_boxes", clip_objective(boxes=True), "lorentz"),
             named("argent", argent_objective(), "lorentz"),
@@ -288,6 +299,22 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("siglip", siglip_objective(), "lorentz"),
         ]
     )
+
+
+MERU_BUDGET = {"batch_size": 2048, "steps": 120_000}
+"""Samples of MERU's own training (Desai et al. 2023, section 4)."""
+
+
+def _published(base: Callable[[], Recipe], size: str) -> dict[str, Callable[[], Recipe]]:
+    """The family in a size of the papers: also MERU at its own budget; PHyCLIP has an alpha per factor."""
+    made, phyclip, own = _siblings(base, f"{{}}_vit_{size}"), f"phyclip_vit_{size}", f"meru_own_vit_{size}"
+    one_alpha, meru = made[phyclip], made[f"meru_vit_{size}"]
+
+    def own_alphas() -> Recipe:
+        recipe = one_alpha()
+        return recipe.replace(model=replace(recipe.model, factor_alphas=True))
+
+    return made | {phyclip: own_alphas, own: lambda: meru().replace(name=own, **MERU_BUDGET)}
 
 
 # The first two families have a packing of their own (pipeline.end_to_end).
@@ -303,8 +330,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "hycoclip_vit_s": hycoclip_vit_s,
     "hycoclip_vit_b": hycoclip_vit_b,
     "hycoclip_from_clip": hycoclip_from_clip,
-    **_siblings(hycoclip_vit_s, "{}_vit_s"),
-    **_siblings(hycoclip_vit_b, "{}_vit_b"),
+    "hycoclip_vit_l": hycoclip_vit_l,
+    **_published(hycoclip_vit_s, "s"),
+    **_published(hycoclip_vit_b, "b"),
+    **_published(hycoclip_vit_l, "l"),
 }
 
 

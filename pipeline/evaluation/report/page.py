@@ -10,7 +10,14 @@ from pipeline.evaluation.metrics.document import context, measured
 from pipeline.evaluation.report.charts import PER_CENT, number, plain_share, share
 from pipeline.evaluation.report.compare_runs import beside_table
 from pipeline.evaluation.report.curves import curves
-from pipeline.evaluation.report.panels import Exhibits, plane_panel, space_panel, tree_panel, walks_panel
+from pipeline.evaluation.report.panels import (
+    Exhibits,
+    depth_rows,
+    plane_panel,
+    space_panel,
+    tree_panel,
+    walks_panel,
+)
 from pipeline.evaluation.report.tables import (
     bar,
     data_sets,
@@ -65,6 +72,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "walks": walks_panel(exhibits, metrics),
         "plane": plane_panel(exhibits),
         "space": space_panel(exhibits, metrics.get("geometry")),
+        "depths": depth_rows(metrics.get("attribution")),
         "samples": exhibits.samples,
         "mining": view.mining(),
         "mining_lead": "Noun phrases of the captions and the boxes found for them, as used in "

@@ -22,7 +22,9 @@ from models.losses.objective import (
     ObjectiveConfig,
     angle_objective,
     argent_objective,
+    clip_box_pairs_objective,
     clip_objective,
+    cones_objective,
     loss,
     siglip_objective,
     uncha_objective,
@@ -36,6 +38,8 @@ ROWS = {
     "uncha": (uncha_objective(), twin.uncha),
     "angle": (angle_objective(), twin.angle),
     "siglip": (siglip_objective(), twin.siglip),
+    "cones": (cones_objective(), twin.cones),
+    "pairs": (clip_box_pairs_objective(), twin.distance_pairs),
     "part": (replace(clip_objective(), entailment=(PART,)), twin.part_rejection),
 }
 LEARNED = (2.0, -0.4, 1.2, 3.0)  # log scale, log curvature, log scale of the named temperature, bias
@@ -228,7 +232,7 @@ def test_terms_have_a_name_each_and_add_up(row):
     """Only hinges are called "entail": the report draws these as angles outside a cone."""
     config, _ = ROWS[row]
     total, _, terms = ours(tangents(5, 4), [0, 3, 3, 1], config, torch.float64)
-    kinds = {"hinge": "entail", "angle": "angle", "contrastive": "negatives"}
+    kinds = {"hinge": "entail", "angle": "angle", "contrastive": "negatives", "membership": "member"}
     weights = {f"contrast/{r.query}>{r.key}": r.weight for r in config.contrast}
     weights |= {f"{kinds[r.loss]}/{r.general}>{r.specific}": r.weight for r in config.entailment}
     weights |= {f"norm/{r.node}": r.weight for r in config.norm}
@@ -240,11 +244,14 @@ def test_terms_have_a_name_each_and_add_up(row):
 def test_impossible_rows_are_refused():
     with pytest.raises(ValueError, match="use query 'text_box' and key 'image'"):
         ContrastRow(query="image", key="text_box", weight=1.0)
+    for query, key in (("images", "text"), ("text", "images"), ("images", "images")):
+        with pytest.raises(ValueError, match="'images' and 'texts' are compared with each other only"):
+            ContrastRow(query=query, key=key, weight=1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="belong to loss 'angle'"):
         EntailmentRow(general="text", specific="image", weight=1.0, adaptive=True)
     with pytest.raises(ValueError, match=r"delta 0\.0"):
         EntailmentRow(general="text", specific="image", weight=1.0, loss="angle", delta=0.0)
-    with pytest.raises(ValueError, match="belongs to loss 'contrastive'"):
+    with pytest.raises(ValueError, match="belongs to losses 'contrastive' and"):
         EntailmentRow(general="text", specific="image", weight=1.0, temperature="a")
     nodes, one = tangents(2, 2), torch.tensor(1.0)
     with pytest.raises(ValueError, match=r"model\.temperatures"):
