@@ -143,7 +143,7 @@ def loss(
                 total = total + entailment_share * row.weight * term
                 terms[_name(row)] = term.detach()
         for row in config.norm:
-            term = _norms(batch.nodes[row.node], _factors(curvature)).sum() / batch.count(row.node)
+            term = _norms(batch.nodes[row.node], curvature, row.radius).sum() / batch.count(row.node)
             total = total + row.weight * term
             terms[f"norm/{row.node}"] = term.detach()
     return total, terms
@@ -286,7 +286,8 @@ def _rejections(
         target, inverse = batch.target(row.general, row.specific), names.index(row.temperature)
         if wide:
             first = sum(map(len, offsets))
-            offsets.append(scale[inverse] * row.eta * _apertures(batch.nodes[row.general], curvature, config))
+            k = row.aperture or config.aperture
+            offsets.append(scale[inverse] * row.eta * _apertures(batch.nodes[row.general], curvature, k))
             key, span = points.place(row.specific, everywhere=True), (first, first + len(offsets[-1]))
             tables.append(
                 PairLoss(
@@ -325,10 +326,10 @@ def _rejections(
     return total
 
 
-def _apertures(points: Tensor, curvature: Tensor, config: ObjectiveConfig) -> Tensor:
+def _apertures(points: Tensor, curvature: Tensor, k: float) -> Tensor:
     """Half-aperture of the cone at every point, mean over its factors: [N, D] -> [N]."""
     factors = product.split(points, _factors(curvature))
-    return lorentz.half_aperture(factors, curvature.reshape(-1), config.aperture).mean(-1)
+    return lorentz.half_aperture(factors, curvature.reshape(-1), k).mean(-1)
 
 
 def _name(row: EntailmentRow) -> str:
@@ -347,7 +348,7 @@ def _entailed(
     if geometry == "product":
         general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
     if row.loss == "hinge":
-        each = cone_excess(general, specific, curvature, row.eta, aperture)
+        each = cone_excess(general, specific, curvature, row.eta, row.aperture or aperture)
     else:
         each, distance = angle_and_distance(general, specific, curvature)
         if row.adaptive:
@@ -356,12 +357,14 @@ def _entailed(
     return each.sum() / (batch.count(row.general) * (_factors(curvature) if geometry == "product" else 1))
 
 
-def _norms(points: Tensor, factors: int) -> Tensor:
-    """|x|^2 - log|x| of every point, mean over its factors: [N, D] -> [N]."""
-    norm = torch.linalg.vector_norm(product.split(points, factors), dim=-1)
+def _norms(points: Tensor, curvature: Tensor, radius: float) -> Tensor:
+    """|x|^2 - log|x| of every point, or the squared log of what it lacks to `radius`; mean over its factors."""
+    norm = torch.linalg.vector_norm(product.split(points, _factors(curvature)), dim=-1)
     log = torch.where(
         norm < NORM_LEAST, norm / NORM_LEAST - 1 + math.log(NORM_LEAST), norm.clamp(min=NORM_LEAST).log()
     )
+    if radius:
+        return (math.log(radius) - log - 0.5 * curvature.log()).clamp(min=0).square().mean(-1)
     return (norm.square() - log).mean(-1)
 
 

@@ -81,7 +81,9 @@ class EntailmentRow:
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"loss", "adaptive", "delta", "temperature"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "adaptive", "delta", "temperature", "aperture"}
+    )
 
     general: Node
     """Node that contains the other: its entailment cone is used."""
@@ -91,6 +93,10 @@ class EntailmentRow:
     """Factor of the cone's half-aperture (eta of HyCoCLIP; losses "hinge" and "membership"): below 1 a narrower cone."""
     weight: float
     """Factor of the term in the loss."""
+    aperture: float = 0.0
+    """Constant K of this row's cones, 0 for the objective's (losses "hinge" and "membership"): nodes at different
+    distances from the origin can have cones of the same width.
+    """
     loss: Literal["hinge", "angle", "contrastive", "membership"] = "hinge"
     """Loss of the angle: "hinge", "angle", "contrastive" or "membership"."""
     adaptive: bool = False
@@ -119,6 +125,12 @@ class EntailmentRow:
                 f"entailment of {self.specific} by {self.general}: a part cannot contain its whole"
             )
 
+        if not 0 <= self.aperture or (self.aperture and self.loss not in ("hinge", "membership")):
+            raise ValueError(
+                f"aperture {self.aperture} of loss '{self.loss}' must be above 0, with loss 'hinge' or 'membership'; "
+                "0 takes the objective's"
+            )
+
     @property
     def rejects(self) -> bool:
         """Whether the row compares with the batch, so that it has a temperature."""
@@ -129,15 +141,24 @@ class EntailmentRow:
 class NormRow:
     """Batch mean of |x|^2 - log|x| (ARGENT), lowest at |x| = 1/sqrt(2): neither the origin nor the boundary.
 
-    In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued by its tangent.
+    With a `radius` it is max(0, log(radius / (sqrt(c) |x|)))^2 instead: a general at a distance above 2 K from the origin
+    has a cone that is not saturated. In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued
+    by its tangent.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"radius"})
 
     node: Node
     """Node whose norms are regularised."""
     weight: float
     """Factor of the term in the loss."""
+    radius: float = 0.0
+    """Distance from the origin, in units of the curvature, below which norms cost; 0 for ARGENT's regulariser."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.radius:
+            raise ValueError(f"radius {self.radius} must not be negative; 0 takes ARGENT's regulariser")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,9 @@ def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
     """The cones of an objective; HyCoCLIP's where it has none, since the losses of bare angles name no aperture."""
     apertures = ("hinge", "membership")
     rows = [row for row in objective.get("entailment") or () if row.get("loss", "hinge") in apertures]
-    return [Cone(row["general"], row["specific"], row["eta"]) for row in rows] or HYCOCLIP_CONES
+    return [
+        Cone(row["general"], row["specific"], row["eta"], row.get("aperture") or None) for row in rows
+    ] or HYCOCLIP_CONES
 
 
 def _classify(

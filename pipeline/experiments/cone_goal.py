@@ -102,7 +102,7 @@ def compare(
     *,
     phase: str = "table",
     arms: tuple[str, ...] | None = None,
-    steps: int = 320,
+    steps: int = 240,
     seeds: int | None = None,
     device: str = "auto",
     say: TextIO = sys.stderr,
