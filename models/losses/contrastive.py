@@ -104,7 +104,10 @@ class _Contrast(torch.autograd.Function):
         with _full_precision():
             for number, table in enumerate(tables):
                 own = slice(*table.bias)
-                inverse, to = scale[table.scale], _Slopes(space, table, by_scale[table.scale], by_bias[own], wants)
+                inverse, to = (
+                    scale[table.scale],
+                    _Slopes(space, table, by_scale[table.scale], by_bias[own], wants),
+                )
                 if table.sigmoid:
                     _run_sigmoid(to, inverse, bias[own], sums[number], pairs_at_once)
                 else:

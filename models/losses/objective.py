@@ -290,9 +290,7 @@ def _rejections(
             offsets.append(scale[inverse] * row.eta * _apertures(batch.nodes[row.general], curvature, k))
             key, span = points.place(row.specific, everywhere=True), (first, first + len(offsets[-1]))
             tables.append(
-                PairLoss(
-                    general, key, target, weight, sigmoid=True, balanced=True, scale=inverse, bias=span
-                )
+                PairLoss(general, key, target, weight, sigmoid=True, balanced=True, scale=inverse, bias=span)
             )
             read[row] = [(place, 0)]
             continue
@@ -317,9 +315,7 @@ def _rejections(
     if not tables:
         return scale.new_zeros(())
     bias = torch.cat(offsets) if offsets else None
-    total, sums = contrast(
-        points.sets, tables, scale, curvature, config.pairs_at_once, cones=True, bias=bias
-    )
+    total, sums = contrast(points.sets, tables, scale, curvature, config.pairs_at_once, cones=True, bias=bias)
     for row, sides in read.items():
         mean = sum(sums[side] for side in sides) / len(sides)
         terms[_name(row)] = mean / batch.count(row.general)
@@ -334,7 +330,9 @@ def _apertures(points: Tensor, curvature: Tensor, k: float) -> Tensor:
 
 def _name(row: EntailmentRow) -> str:
     """Name of the term: "entail" is an angle outside a cone, in radians, and the others are not."""
-    prefix = {"hinge": "entail", "angle": "angle", "contrastive": "negatives", "membership": "member"}[row.loss]
+    prefix = {"hinge": "entail", "angle": "angle", "contrastive": "negatives", "membership": "member"}[
+        row.loss
+    ]
     return f"{prefix}/{row.general}>{row.specific}"
 
 

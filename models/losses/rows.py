@@ -56,7 +56,9 @@ class ContrastRow:
     """Weight the queries by exp(-u) / mean(exp(-u)), u = log(1 + exp(-|x|)) (UNCHA); no gradient flows through it."""
 
     def __post_init__(self) -> None:
-        if (self.query in UNIONS) != (self.key in UNIONS) or (self.query in UNIONS and self.query == self.key):
+        if (self.query in UNIONS) != (self.key in UNIONS) or (
+            self.query in UNIONS and self.query == self.key
+        ):
             raise ValueError(
                 f"contrast of {self.query} over {self.key}: 'images' and 'texts' are compared with each other only"
             )
@@ -90,7 +92,7 @@ class EntailmentRow:
     specific: Node
     """Node that is contained."""
     eta: float = 1.0
-    """Factor of the cone's half-aperture (eta of HyCoCLIP; losses "hinge" and "membership"): below 1 a narrower cone."""
+    """Factor of the half-aperture (eta of HyCoCLIP; losses "hinge" and "membership"): below 1 a narrower cone."""
     weight: float
     """Factor of the term in the loss."""
     aperture: float = 0.0
@@ -125,7 +127,7 @@ class EntailmentRow:
                 f"entailment of {self.specific} by {self.general}: a part cannot contain its whole"
             )
 
-        if not 0 <= self.aperture or (self.aperture and self.loss not in ("hinge", "membership")):
+        if not self.aperture >= 0 or (self.aperture and self.loss not in ("hinge", "membership")):
             raise ValueError(
                 f"aperture {self.aperture} of loss '{self.loss}' must be above 0, with loss 'hinge' or 'membership'; "
                 "0 takes the objective's"
@@ -141,9 +143,9 @@ class EntailmentRow:
 class NormRow:
     """Batch mean of |x|^2 - log|x| (ARGENT), lowest at |x| = 1/sqrt(2): neither the origin nor the boundary.
 
-    With a `radius` it is max(0, log(radius / (sqrt(c) |x|)))^2 instead: a general at a distance above 2 K from the origin
-    has a cone that is not saturated. In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued
-    by its tangent.
+    With a `radius` it is max(0, log(radius / (sqrt(c) |x|)))^2 instead: the cone of a general farther than 2 K from the
+    origin is not saturated. In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued by its
+    tangent.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -157,7 +159,7 @@ class NormRow:
     """Distance from the origin, in units of the curvature, below which norms cost; 0 for ARGENT's regulariser."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.radius:
+        if not self.radius >= 0:
             raise ValueError(f"radius {self.radius} must not be negative; 0 takes ARGENT's regulariser")
 
 

@@ -10,7 +10,7 @@ import torch
 from pipeline.embedder import Embedder
 from pipeline.evaluation.config import AssessConfig
 from pipeline.evaluation.embedded import Embedded
-from pipeline.evaluation.metrics.attribution import Concepts, attribute, by_depth
+from pipeline.evaluation.metrics.attribution import Concepts, attribute, by_depth, separation
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.evaluation.metrics.boxes import measure_boxes
 from pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
@@ -113,16 +113,16 @@ def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed:
 
 def _attribution(
     embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, run: dict[str, Any], boot: Bootstrap
-) -> MetricResult | str:
-    """Norm, angle and bias over the names of the tree, and the geometry report by their depth."""
-    if tree is None:
-        return "no taxonomy was given"
+) -> MetricResult:
+    """Norm, angle and bias: over the pairs, and where there are labels, over the names of the tree and by depth."""
+    kept = separation(embedded.nodes(), embedded.pairs(), embedder.score, embedder.curvatures, boot.seed)
     labelled = [n for n, scene in enumerate(embedded.scenes) if scene.labels]
-    if not labelled:
-        return "the held-out images have no labels"
+    if tree is None or not labelled:
+        return MetricResult({"separation": kept})
     concepts = _concepts(embedder, embedded, tree, labelled)
     k = run.get("recipe", {}).get("objective", {}).get("aperture", 0.1)
     found = attribute(concepts, embedder.score, embedder.curvatures, k, boot)
+    found.numbers["separation"] = kept
     if embedder.curvatures is not None:
         found.numbers["depth"] = by_depth(concepts, embedder.curvatures, k, boot.seed)
     return found

@@ -286,7 +286,7 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("phyclip", hycoclip_objective(), "product"),
             named("meru", meru_objective(), "lorentz"),
             named("clip", clip_objective(), "euclid"),
-            # From no paper: HyCoCLIP's parts and phrases as queries on whole keys, with cosines ("CLIP + part queries").
+            # From no paper: HyCoCLIP's queries on whole keys, with cosines ("CLIP + part queries").
             named("clip_boxes", clip_objective(boxes=True), "euclid"),
             # "CLIP + boxes" of the papers.
             named("clip_box_pairs", clip_box_pairs_objective(), "euclid"),

@@ -12,6 +12,9 @@ all their ancestors. Three questions, each with its chance level:
   is one function of the norm; the best non-increasing function of the norm; or a bias learned for every name. The last
   two are fitted on half of the images and read on the other half.
 
+`separation` asks the same of the four kinds of pairs that objectives order: how many true pairs a threshold on a
+reading keeps if it lets a tenth of the shuffled pairs pass. A cone cannot hold more than the best threshold.
+
 Legend: N names, I images, D dim, k factors; angles are means over the factors, norms are sqrt(c)|x|.
 """
 
@@ -25,10 +28,19 @@ from torch import Tensor
 
 from models.hyperbolic import lorentz, product
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.geometry import Cone, cone_report, factor_radii, radius_summary, shuffle
+from pipeline.evaluation.metrics.geometry import (
+    Cone,
+    Points,
+    cone_report,
+    factor_radii,
+    radius_summary,
+    shuffle,
+)
 from pipeline.evaluation.metrics.retrieval import Score
 
 RIDGE = 1.0
+PASSING = 0.1  # of the shuffled pairs
+PAIRS = 512  # scored at once
 CONE = Cone("name", "image", 1.0)
 
 
@@ -214,9 +226,50 @@ def _inside(
     found = {}
     for kind, index in (("true", true), ("shuffled", shuffle(true, seed))):
         if len(index):
-            pair = (points[torch.from_numpy(index[:, n])] for n, points in enumerate((general, specific)))
-            found[kind] = cone_report(CONE, *pair, c, k)["satisfied"]
+            high, low = general[torch.from_numpy(index[:, 0])], specific[torch.from_numpy(index[:, 1])]
+            found[kind] = cone_report(CONE, high, low, c, k)["satisfied"]
     return found
+
+
+def separation(
+    nodes: Mapping[str, Points],
+    pairs: Mapping[tuple[str, str], Int[np.ndarray, "M 2"]],
+    score: Score,
+    curvatures: Float[Tensor, " k"] | None,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """By "general>specific" and reading, the fraction of true pairs above the value that PASSING of the shuffled reach.
+
+    Readings: "score"; with curvatures the exterior "angle", and the quotient of the radii of specific and general
+    ("norm"). Pairs of one kind without shuffled ones are left out.
+    """
+    found = {}
+    for (general, specific), true in pairs.items():
+        false = shuffle(true, seed) if len(true) else true
+        if not len(false):
+            continue
+        both = [
+            _readings(nodes[general], nodes[specific], index, score, curvatures) for index in (true, false)
+        ]
+        found[f"{general}>{specific}"] = {
+            name: float((own >= np.quantile(both[1][name], 1 - PASSING)).mean())
+            for name, own in both[0].items()
+        }
+    return found
+
+
+def _readings(
+    general: Points, specific: Points, index: Int[np.ndarray, "M 2"], score: Score, c: Tensor | None
+) -> dict[str, Float[np.ndarray, " M"]]:
+    high = general.points[torch.from_numpy(index[:, 0])]
+    low = specific.points[torch.from_numpy(index[:, 1])]
+    blocks = zip(high.split(PAIRS), low.split(PAIRS), strict=True)
+    readings = {"score": torch.cat([score(a, b).diagonal() for a, b in blocks]).double()}
+    if c is not None:
+        readings["angle"] = -lorentz.exterior_angle(_split(high, c), _split(low, c), c.double()).mean(-1)
+        far, near = (torch.from_numpy(factor_radii(x, c).mean(1)) for x in (low, high))
+        readings["norm"] = far / near.clamp(min=1e-12)
+    return {name: values.cpu().numpy() for name, values in readings.items()}
 
 
 def angles(

@@ -117,11 +117,10 @@ def climbs(
     on = there & path[truth[:, None], inside]
     moved = (inside[:, 1:] != inside[:, :-1]) & there[:, 1:] & there[:, :-1]
     up = moved & above[inside[:, :-1], inside[:, 1:]]
-    depth = above.sum(axis=1)
-    met_there = [np.unique(row[row < size]) for row in index]
-    each = np.array([(len(met), len(np.unique(depth[met])) >= 3) for met in met_there], np.float64)
-    spans = dict(zip(("distinct", "three_levels"), bootstrap.means(each), strict=True))
-    numbers: dict = dict(zip(spans, each.mean(axis=0).tolist(), strict=True))
+    depth, named = above.sum(axis=1), [np.unique(row[row < size]) for row in index]
+    each = np.array([(len(row), len(np.unique(depth[row])) >= 3) for row in named], np.float64)
+    numbers: dict = {"distinct": float(each[:, 0].mean()), "three_levels": float(each[:, 1].mean())}
+    spans: dict = dict(zip(numbers, bootstrap.means(each), strict=True))
     chance = {}
     expected = (moved * above.sum(axis=1)[inside[:, :-1]] / max(size - 1, 1)).sum()
     for key, hits, asked, guess in (

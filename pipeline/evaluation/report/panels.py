@@ -172,6 +172,16 @@ def depth_rows(found: dict[str, Any] | None) -> list[list[str]]:
     return rows
 
 
+def separation_rows(found: dict[str, Any] | None) -> list[list[str]]:
+    """Cells of the pairs that a threshold on score, angle and norm keeps, a row per kind of pair."""
+    rows = []
+    for pair, kept in ((found or {}).get("separation") or {}).items():
+        general, specific = (NODE_NAMES[name] for name in pair.split(">"))
+        name = f"{general.capitalize()} contains {specific}"
+        rows.append([name, *(share(kept[key]) if key in kept else "" for key in ("score", "angle", "norm"))])
+    return rows
+
+
 def _cone(pair: str, entry: dict[str, Any]) -> dict[str, Any]:
     general, specific = (NODE_NAMES[name] for name in pair.split(">"))
     true, shuffled = entry["true"], entry.get("shuffled")

@@ -3,6 +3,7 @@
 Against the float64 twin, streamed, across two processes, and where points have no direction.
 """
 
+import math
 import os
 import tempfile
 from dataclasses import replace
@@ -180,6 +181,43 @@ def test_norms_are_lowest_at_the_root_of_one_half_and_finite_at_the_origin():
     assert slopes[0] == 0 and slopes[1] == pytest.approx(-1e4, rel=1e-4)
     assert slopes[2] == pytest.approx(0.6 - 1 / 0.3, rel=1e-5) and abs(slopes[3]) < 1e-6
     assert slopes[4] == pytest.approx(3.5)
+
+
+def test_a_floor_of_the_norms_costs_the_squared_log_of_what_is_missing():
+    """Radii in units of the curvature; no cost and no slope above the floor, a finite slope at the origin."""
+    c = torch.tensor(4.0)
+    points = torch.tensor([[0.05, 0.0], [0.0, 0.3], [0.0, 0.0]]).requires_grad_()  # radii 0.1, 0.6, 0
+    boxes = torch.zeros(0, 2)
+    nodes = {"image": points, "text": points.detach(), "image_box": boxes, "text_box": boxes}
+    config = ObjectiveConfig(contrast=(), norm=(NormRow(node="image", weight=1.0, radius=0.4),))
+    own = torch.zeros(0, dtype=torch.long)
+    total, terms = loss(nodes, own, torch.tensor(1.0), c, config)
+    origin = math.log(0.4) - (math.log(1e-4) - 1 + math.log(2))  # the tangent of the log at 1e-4
+    assert terms["norm/image"].item() == pytest.approx((math.log(4) ** 2 + origin**2) / 3, rel=1e-5)
+    total.backward()
+    assert points.grad is not None and bool(points.grad.isfinite().all())
+    assert points.grad[0, 0] < 0 and not points.grad[1].any()
+    with pytest.raises(ValueError, match=r"radius -0\.1 must not be negative"):
+        NormRow(node="text", weight=1.0, radius=-0.1)
+
+
+@pytest.mark.parametrize("kind", ["hinge", "membership"])
+def test_a_row_has_the_aperture_it_names(kind):
+    """A row with K of its own is the row of an objective with that K; others keep the objective's."""
+    row = EntailmentRow(general="text", specific="image", weight=1.0, loss=kind)
+    vectors, owner = tangents(5, 0, seed=2, size=0.3), []
+    own, whole, plain = (
+        ours(
+            vectors,
+            owner,
+            ObjectiveConfig(contrast=(), entailment=(replace(row, aperture=a),), aperture=k),
+            torch.float64,
+        )[0].item()
+        for a, k in ((0.03, 0.1), (0.0, 0.03), (0.0, 0.1))
+    )
+    assert own == whole != plain
+    with pytest.raises(ValueError, match=r"aperture 0\.1 of loss 'angle'"):
+        replace(row, loss="angle", aperture=0.1)
 
 
 def test_uncertain_parts_count_less():

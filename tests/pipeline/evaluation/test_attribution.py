@@ -16,8 +16,10 @@ from pipeline.evaluation.metrics.attribution import (
     direction,
     expected_precision,
     membership,
+    separation,
 )
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.geometry import Points, shuffle
 from tests.oracle import hycoclip_loss as oracle
 
 FEW = Bootstrap(100)
@@ -142,6 +144,31 @@ def test_the_report_by_depth_equals_the_oracle():
             assert entry["child"]["true"] == pytest.approx(np.mean([inside(*pair) for pair in children]))
             assert entry["order"] == np.mean([radius[PARENT[n]] < radius[n] for n in rows])
     assert "child" not in found["1"] and math.isfinite(found["1"]["image"]["shuffled"])
+
+
+def test_separation_is_what_the_best_threshold_keeps():
+    """Against the oracle's angles and distances, with the threshold found by counting shuffled pairs."""
+    draw, c = torch.Generator().manual_seed(5), C.double()[0]
+    text = torch.randn(40, 5, generator=draw, dtype=torch.float64)
+    image = 2 * text + torch.randn(40, 5, generator=draw, dtype=torch.float64)
+    nodes = {"text": Points(text, np.arange(40)), "image": Points(image, np.arange(40))}
+    true = np.stack([np.arange(40)] * 2, 1)
+    pairs = {("text", "image"): true, ("text_box", "text"): np.zeros((0, 2), np.int64)}
+    found = separation(nodes, pairs, score, C)
+    assert found.keys() == {"text>image"}
+    readings = {
+        "angle": lambda x, y: -float(oracle.exterior_angle(x, y, c)),
+        "score": lambda x, y: -float(oracle.distance(x, y, c)),
+        "norm": lambda x, y: float(y.norm() / x.norm()),
+    }
+    false = shuffle(true, 0)
+    for name, read in readings.items():
+        own, other = ([read(text[i], image[j]) for i, j in index] for index in (true, false))
+        least = min(v for v in own + other if np.mean(np.array(other) >= v) <= 0.1)
+        assert found["text>image"][name] == pytest.approx(np.mean(np.array(own) >= least), abs=1 / 40), name
+    assert found["text>image"]["angle"] > 0.5 > found["text>image"]["norm"]
+    flat = separation(nodes, pairs, lambda a, b: a @ b.T, None)
+    assert flat["text>image"].keys() == {"score"}
 
 
 def test_a_euclidean_model_has_the_score_alone():

@@ -97,7 +97,9 @@ def test_the_published_families_have_their_own_budget_alphas_and_sizes():
     assert isinstance(large, VisionConfig) and (large.width, large.depth, large.heads) == (1024, 24, 16)
     with torch.device("meta"):
         tower = VisionTransformer(large)
-    assert round(sum(p.numel() for p in tower.parameters()) / 1e6) == 303  # Dosovitskiy et al. 2021, table 1: 307 M
+    assert (
+        round(sum(p.numel() for p in tower.parameters()) / 1e6) == 303
+    )  # Dosovitskiy et al. 2021, table 1: 307 M
 
 
 def test_later_options_are_no_part_of_the_digest_while_they_are_not_set():
