@@ -35,11 +35,18 @@ def deploy(
     check: Annotated[
         bool, typer.Option("--check", help="Only list the differences; exit code 1 if there are any.")
     ] = False,
+    reset: Annotated[
+        bool,
+        typer.Option("--reset", help="Undo changes of parameters, schedules and limits made on the server."),
+    ] = False,
     yaml: Annotated[
         str | None, typer.Option(help="Write the deployments as prefect.yaml to this file.")
     ] = None,
 ) -> None:
     """Create or update work pools, deployments and automations.
+
+    Parameters, schedules and limits that were changed in the UI are kept and listed, except where these options say
+    something new; --reset undoes them.
 
     The server is that of PREFECT_API_URL, or one on the home's database for the duration of this command. The options
     are stored in HOME/deploy.json, so that the next `hyco deploy` needs none of them. Without any options, the first
@@ -61,13 +68,16 @@ def deploy(
     from pipeline.end_to_end import checked, compose
     from pipeline.registry.retraining import RetrainConfig
 
+    stored = None
+    if store.exists(DEPLOYED):
+        stored = DeployConfig.model_validate_json(store.read_bytes(DEPLOYED)).replace(home=home)
     if source and grounder and recipe:
         journey = compose(source, grounder, recipe, False, assess_source=assess_source, taxonomy=taxonomy)
         config = DeployConfig(home=home, retrain=RetrainConfig(journey=journey))
     elif source or grounder or recipe:
         raise ValueError("--source, --grounder and --recipe belong together: give all three or none")
-    elif store.exists(DEPLOYED):
-        config = DeployConfig.model_validate_json(store.read_bytes(DEPLOYED)).replace(home=home)
+    elif stored:
+        config = stored
     else:
         config = first(home, assess_source)
         if store.local and not yaml:
@@ -88,7 +98,10 @@ def deploy(
 
     config = resolved(config, Path.cwd())
     plan = blueprint(config)
-    lines = deploying.check(plan) if check else deploying.apply(plan)
+    before = blueprint(resolved(stored, Path.cwd())) if stored and not reset else None
+    for line in deploying.edits(plan, before):
+        say(f"note: {line}")
+    lines = deploying.check(plan, before) if check else deploying.apply(plan, before)
     for line in lines:
         say(f"differs: {line}" if check else line)
     if check:

@@ -34,6 +34,7 @@ def pack(mine: MineConfig, config: PackConfig, home: str = "var", mined_only: bo
             version = packing.pack(mine, config, opened, executor, progress, checks.extend, mined_only)
     except QualityError as error:
         artifacts.packed(opened.versions.load(error.version), error.checks, opened)
+        signals.quarantined(error.version, str(error), opened)
         raise
     artifacts.packed(version, checks, opened)
     signals.published(version, opened)

@@ -111,10 +111,12 @@ def start(config: RetrainConfig, home: Home, decision: RetrainDecision) -> str:
     begun_at = [_begun_at(run) for run in earlier]
     step = _saved_step(config, home, decision)
     if attempts_without_progress([*begun_at, step]) > config.attempts:
-        return (
+        told = (
             f"{config.attempts} attempts have failed without progress: fix the cause, "
             f"then run the deployment {RETRAIN} by hand"
         )
+        signals.given_up(decision.version, told, home)
+        return told
     number = max((_number(run) for run in earlier), default=0) + 1
     run: Any = run_deployment(
         RETRAIN,

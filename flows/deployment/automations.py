@@ -1,16 +1,19 @@
-"""The automations: they mark dead runs, and run the watch flow when something has changed."""
+"""The automations: they mark dead runs, run the watch flow when something has changed, and send messages."""
 
 from datetime import timedelta
 from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 from flows.deployment.config import DeployConfig
-from flows.reporting.events import GROWN, PUBLISHED
+from flows.reporting.events import DECIDED, GIVEN_UP, GROWN, PUBLISHED, QUARANTINED
+from storage.model_registry import REFUSED
 
+TELLS = "hyco: tell of "
+A_DAY = timedelta(days=1)
 RUN = "prefect.flow-run."
 ANY_RUN = ResourceSpecification({"prefect.resource.id": f"{RUN}*"})
 # Events carry the name of the state, not its type, so every name that ends or suspends a run must be here.
@@ -18,8 +21,28 @@ ENDED = {"Completed", "NothingToDo", "Failed", "TimedOut", "Cancelled", "Crashed
 RESTING = {"Paused", "Suspended", "AwaitingRetry", "AwaitingConcurrencySlot", "Scheduled", "Cancelling"}
 
 
+def messages(block: UUID, look: UUID) -> list[AutomationCore]:
+    """The automations that send messages through a block; of what repeats with every check, one a day.
+
+    Args:
+        block: the notification block.
+        look: the deployment watch/watch.
+    """
+    reason = "{{ event.resource.name }}: {{ event.payload.reason }}"
+    failed = "{{ flow_run.name }} of {{ deployment.name }}: {{ flow_run.state.message }}"
+    refused, nothing = {DECIDED[REFUSED]}, timedelta(0)
+    return [
+        _tell(block, "a quarantined dataset version", {QUARANTINED}, reason, A_DAY),
+        _tell(block, "a refused model", refused, reason, nothing),
+        _tell(block, "a training that is given up", {GIVEN_UP}, reason, A_DAY),
+        _tell(
+            block, "a failed check of the source", {f"{RUN}Failed", f"{RUN}Crashed"}, failed, A_DAY, of=look
+        ),
+    ]
+
+
 def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCore]:
-    """All automations of a deployment of Hyco; `ids` maps full names of deployments to their ids."""
+    """The automations that keep the work going; `ids` maps full names of deployments to their ids."""
     look = ids["watch/watch"]
     later = timedelta(seconds=config.gather_s)
     return [
@@ -103,4 +126,24 @@ def _then_look(
                 schedule_after=after,
             )
         ],
+    )
+
+
+def _tell(
+    block: UUID, name: str, events: set[str], body: str, within: timedelta, of: UUID | None = None
+) -> AutomationCore:
+    """Send a message; of one resource (of one deployment where `of` is given) one `within` this time."""
+    related: dict[str, str | list[str]] = {"prefect.resource.id": f"prefect.deployment.{of}"} if of else {}
+    return AutomationCore(
+        name=f"{TELLS}{name}",
+        description="Sends a message through the block that `hyco deploy --set notify=TYPE/NAME` named.",
+        trigger=EventTrigger(
+            expect=events,
+            match_related=ResourceSpecification(related),
+            for_each=set() if of else {"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[SendNotification(block_document_id=block, subject=f"Hyco: {name}", body=body)],
     )

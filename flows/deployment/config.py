@@ -59,6 +59,18 @@ class DeployConfig(Config):
     container image may have to be pulled first.
     """
 
+    notify: str | None = None
+    """Notification block of the server, TYPE/NAME such as slack-webhook/team: it is told of quarantined versions,
+    refused models, failed checks of the source and trainings that are given up. None for no messages.
+    """
+
+    @field_validator("notify")
+    @classmethod
+    def _block(cls, given: str | None) -> str | None:
+        if given is not None and not all(part.strip() for part in given.partition("/")):
+            raise ValueError(f"{given!r} is not TYPE/NAME of a block, such as slack-webhook/team")
+        return given
+
     @field_validator("maintain_cron")
     @classmethod
     def _cron(cls, given: str) -> str:

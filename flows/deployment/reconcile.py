@@ -14,27 +14,41 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from flows.deployment.automations import automations
-from flows.deployment.deployments import Drift, deployments
+from flows.deployment.automations import TELLS, automations, messages
+from flows.deployment.deployments import Drift, Kept, deployments
 from flows.deployment.spec import QUEUES, Blueprint, Pool
 
 
-def apply(plan: Blueprint) -> list[str]:
-    """Apply the blueprint to the server; return the changes, one line each."""
+def apply(plan: Blueprint, before: Blueprint | None = None) -> list[str]:
+    """Apply the blueprint to the server; return the changes, one line each.
+
+    Parameters, schedules and limits that were changed on the server since `before` was deployed are kept, unless the
+    plan differs from `before` there. Without `before` nothing is kept.
+    """
     changed = []
     with get_client(sync_client=True) as client:
         for part in (_pools, _limits, deployments, _automations):
-            for drift in list(part(client, plan)):
-                drift.mend()
-                changed.append(drift.done)
+            for found in list(part(client, plan, before)):
+                if isinstance(found, Drift):
+                    found.mend()
+                    changed.append(found.done)
     return changed
 
 
-def check(plan: Blueprint) -> list[str]:
-    """Return the differences between server and blueprint, one line each; nothing is changed."""
+def check(plan: Blueprint, before: Blueprint | None = None) -> list[str]:
+    """Return the differences that `apply` would mend, one line each; nothing is changed."""
+    return [one.what for one in _found(plan, before) if isinstance(one, Drift)]
+
+
+def edits(plan: Blueprint, before: Blueprint | None) -> list[str]:
+    """Return what `apply` keeps because it was changed on the server, one line each."""
+    return [one.what for one in _found(plan, before) if isinstance(one, Kept)]
+
+
+def _found(plan: Blueprint, before: Blueprint | None) -> list[Drift | Kept]:
     with get_client(sync_client=True) as client:
         parts = (_pools, _limits, deployments, _automations)
-        return [drift.what for part in parts for drift in part(client, plan)]
+        return [one for part in parts for one in part(client, plan, before)]
 
 
 def pauses(plan: Blueprint) -> list[str]:
@@ -60,7 +74,7 @@ def pauses(plan: Blueprint) -> list[str]:
     return found
 
 
-def _pools(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
+def _pools(client: SyncPrefectClient, plan: Blueprint, _: Blueprint | None) -> Iterator[Drift]:
     for pool in plan.pools:
         yield from _pool(client, pool)
         for name, priority in QUEUES.items():
@@ -68,7 +82,8 @@ def _pools(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
                 queue = client.read_work_queue_by_name(name, pool.name)
             except ObjectNotFound:
                 yield Drift(
-                    f"work queue {pool.name}/{name}: missing",
+                    f"work queue {pool.name}/{name}",
+                    "missing",
                     lambda pool=pool, name=name, priority=priority: client.create_work_queue(
                         name, work_pool_name=pool.name, priority=priority
                     ),
@@ -76,7 +91,8 @@ def _pools(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
             else:
                 if queue.priority != priority:
                     yield Drift(
-                        f"work queue {pool.name}/{name}: priority {queue.priority}, not {priority}",
+                        f"work queue {pool.name}/{name}",
+                        f"priority {queue.priority} -> {priority}",
                         lambda id=queue.id, priority=priority: client.update_work_queue(
                             id, priority=priority
                         ),
@@ -90,7 +106,7 @@ def _pool(client: SyncPrefectClient, pool: Pool) -> Iterator[Drift]:
         wanted = WorkPoolCreate(
             name=pool.name, type=pool.kind, description=pool.description, base_job_template=pool.template
         )
-        yield Drift(f"work pool {pool.name}: missing", lambda: client.create_work_pool(wanted))
+        yield Drift(f"work pool {pool.name}", "missing", lambda: client.create_work_pool(wanted))
         return
     if found.type != pool.kind:
         raise ValueError(
@@ -100,44 +116,79 @@ def _pool(client: SyncPrefectClient, pool: Pool) -> Iterator[Drift]:
     if (found.base_job_template, found.description) != (pool.template, pool.description):
         update = WorkPoolUpdate(base_job_template=pool.template, description=pool.description)
         yield Drift(
-            f"work pool {pool.name}: different template", lambda: client.update_work_pool(pool.name, update)
+            f"work pool {pool.name}", "different template", lambda: client.update_work_pool(pool.name, update)
         )
 
 
-def _limits(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
+def _limits(client: SyncPrefectClient, plan: Blueprint, before: Blueprint | None) -> Iterator[Drift | Kept]:
     for name, limit in plan.limits.items():
         try:
             found = client.read_global_concurrency_limit_by_name(name).limit
         except ObjectNotFound:
             found = None
-        if found != limit:
-            yield Drift(
-                f"concurrency limit {name}: {'missing' if found is None else f'{found}, not {limit}'}",
-                lambda name=name, limit=limit: client.upsert_global_concurrency_limit_by_name(name, limit),
-            )
+        if found == limit:
+            continue
+        if found is not None and before and before.limits[name] == limit:
+            yield Kept(f"concurrency limit {name}", f"{limit} -> {found}")
+            continue
+        yield Drift(
+            f"concurrency limit {name}",
+            "missing" if found is None else f"{found} -> {limit}",
+            lambda name=name, limit=limit: client.upsert_global_concurrency_limit_by_name(name, limit),
+        )
 
 
-def _automations(client: SyncPrefectClient, plan: Blueprint) -> Iterator[Drift]:
+def _automations(client: SyncPrefectClient, plan: Blueprint, _: Blueprint | None) -> Iterator[Drift]:
     ids = {}
     for wanted in plan.deployments:
         try:
             ids[wanted.full_name] = client.read_deployment_by_name(wanted.full_name).id
         except ObjectNotFound:
             ids[wanted.full_name] = UUID(int=0)
-    for wanted in automations(plan.config, ids):
+    asked = automations(plan.config, ids)
+    if plan.config.notify:
+        asked += messages(_block(client, plan.config.notify), ids["watch/watch"])
+    else:
+        for left in client.read_automations():
+            if left.name.startswith(TELLS):
+                yield Drift(
+                    f"automation {left.name!r}",
+                    "no longer asked",
+                    lambda id=left.id: client.delete_automation(id),
+                )
+    for wanted in asked:
         found = client.read_automations_by_name(wanted.name)
         if not found:
-            yield Drift(f"automation {wanted.name!r}: missing", lambda w=wanted: client.create_automation(w))
+            yield Drift(
+                f"automation {wanted.name!r}", "missing", lambda w=wanted: client.create_automation(w)
+            )
         elif _essence(found[0]) != _essence(wanted):
             paused_or_not = wanted.model_copy(update={"enabled": found[0].enabled})
             yield Drift(
-                f"automation {wanted.name!r}: different rules",
+                f"automation {wanted.name!r}",
+                "different rules",
                 lambda w=paused_or_not, id=found[0].id: client.update_automation(id, w),
             )
         for double in found[1:]:
             yield Drift(
-                f"automation {wanted.name!r}: exists twice", lambda id=double.id: client.delete_automation(id)
+                f"automation {wanted.name!r}",
+                "exists twice",
+                lambda id=double.id: client.delete_automation(id),
             )
+
+
+def _block(client: SyncPrefectClient, name: str) -> UUID:
+    kind, _, own = name.partition("/")
+    try:
+        return client.read_block_document_by_name(own, kind, include_secrets=False).id
+    except ObjectNotFound:
+        there = [
+            f"{one.block_type.slug}/{one.name}" for one in client.read_block_documents() if one.block_type
+        ]
+        raise ValueError(
+            f"notify: the server has no block {name}; it has {', '.join(there) or 'none'}: "
+            "add one in the UI under Blocks, or --set notify=null"
+        ) from None
 
 
 def _essence(automation: AutomationCore) -> Any:

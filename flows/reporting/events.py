@@ -14,6 +14,8 @@ GROWN = (
     "hyco.source.grown"  # for programs that add shards to emit; the schedule finds the shards too, but later
 )
 PUBLISHED = "hyco.dataset.published"
+QUARANTINED = "hyco.dataset.quarantined"
+GIVEN_UP = "hyco.training.given_up"
 DECIDED = {
     PROMOTED: "hyco.champion.promoted",
     REFUSED: "hyco.challenger.refused",
@@ -29,6 +31,16 @@ def grown(source: str) -> None:
 def published(version: Version, home: Home) -> None:
     """Emit the event that a dataset version was published."""
     _emit(PUBLISHED, f"hyco.version.{version.name}", version.name, home, {"counts": version.counts})
+
+
+def quarantined(name: str, reason: str, home: Home) -> None:
+    """Emit the event that a dataset version failed its quality gate."""
+    _emit(QUARANTINED, f"hyco.version.{name}", name, home, {"reason": reason})
+
+
+def given_up(version: str, reason: str, home: Home) -> None:
+    """Emit the event that the trainings on a version have failed too often."""
+    _emit(GIVEN_UP, f"hyco.version.{version}", version, home, {"reason": reason})
 
 
 def decided(row: Decision, home: Home) -> None:

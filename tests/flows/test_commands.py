@@ -138,15 +138,16 @@ def test_notify_says_that_nobody_can_look_while_no_worker_runs(workers):
 
 
 @pytest.mark.parametrize(
-    ("what", "done"),
+    ("name", "how", "done"),
     [
-        ("work pool cpu: missing", "created work pool cpu"),
+        ("work pool cpu", "missing", "created work pool cpu"),
+        ("automation 'hyco: lost'", "exists twice", "deleted a second automation 'hyco: lost'"),
         (
-            "automation 'hyco: a look has died': there twice",
-            "deleted a second automation 'hyco: a look has died'",
+            "deployment a/b",
+            "schedule every 60 s -> none",
+            "updated deployment a/b: schedule every 60 s -> none",
         ),
-        ("deployment watch/watch: another schedule", "updated deployment watch/watch: another schedule"),
     ],
 )
-def test_deploy_says_what_it_did(what, done):
-    assert Drift(what, lambda: None).done == done
+def test_deploy_says_what_it_did(name, how, done):
+    assert Drift(name, how, lambda: None).done == done

@@ -8,6 +8,9 @@ import pyarrow as pa
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed
 
@@ -213,13 +216,20 @@ def test_maintenance_deletes_what_is_old_and_leaves_the_rest(tmp_path):
     kept = store.commit("shards/objects", ".tar", lambda file: file.write(b"named"))
     lost = store.commit("shards/objects", ".tar", lambda file: file.write(b"orphan"))
     store.create("versions/v-1.json", f'{{"shards": ["{kept.path}"]}}'.encode())
-    state = soon_old(return_state=True)
+    soon_old()
+    newest = soon_old(return_state=True).state_details.flow_run_id
     with get_client(sync_client=True) as client:
+        ended = FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES)))
+        )
+        [oldest] = client.read_flow_runs(flow_run_filter=ended, sort=FlowRunSort.START_TIME_ASC, limit=1)
         young = maintain(MaintainConfig(files_hours=1), str(tmp_path))
         assert young == {"files of the home": 0, "flow runs": 0, "result files": 0}
-        assert client.read_flow_run(state.state_details.flow_run_id).state.is_completed()
-        done = maintain(MaintainConfig(files_hours=1e-9, runs_days=1e-9, results_days=1e-9), str(tmp_path))
-        assert done["files of the home"] == 1 and done["flow runs"] >= 2
+        assert client.read_flow_run(oldest.id).state.is_final()
+        config = MaintainConfig(files_hours=1e-9, runs_days=1e-9, results_days=1e-9, most_runs=1)
+        done = maintain(config, str(tmp_path))
+        assert done["files of the home"] == 1 and done["flow runs"] == 1
         assert store.exists(kept.path) and not store.exists(lost.path)
         with pytest.raises(ObjectNotFound):
-            client.read_flow_run(state.state_details.flow_run_id)
+            client.read_flow_run(oldest.id)
+        assert client.read_flow_run(newest).state.is_final()

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.schema_tools.validation import validate
 
@@ -15,7 +15,7 @@ from flows.deployment.automations import automations
 from flows.deployment.config import DeployConfig, first, resolved
 from flows.deployment.deployments import schema_of
 from flows.deployment.prefect_yaml import demo_config, text
-from flows.deployment.reconcile import apply, check, pauses
+from flows.deployment.reconcile import apply, check, edits, pauses
 from flows.deployment.spec import blueprint
 from flows.deployment.work_pools import template
 from flows.runtime.settings import HEARTBEAT_S
@@ -72,13 +72,13 @@ def test_twice_is_once_and_drift_is_reported_and_fixed():
         client.pause_automation(found[0].id)
         client.upsert_global_concurrency_limit_by_name("hyco-gpu", 9)
         client.delete_deployment(client.read_deployment_by_name("journey/smoke").id)
-    assert check(plan) == ["concurrency limit hyco-gpu: 9, not 1", "deployment journey/smoke: missing"]
+    assert check(plan) == ["concurrency limit hyco-gpu: 9 -> 1", "deployment journey/smoke: missing"]
     apply(plan)
     assert check(plan) == []
 
     other = blueprint(config(watch_every_s=60, dead_after_s=120))
     assert check(other) == [
-        "deployment watch/watch: different schedule, definition",
+        "deployment watch/watch: schedule every 300 s -> every 60 s, different definition",
         "automation 'hyco: a run without heartbeat is dead': different rules",
     ]
     apply(other)
@@ -130,6 +130,52 @@ def test_a_schedule_in_a_zone_whose_clocks_change_is_said():
     assert note.startswith(
         "deployment maintain/maintain is scheduled in Europe/Berlin: when its clocks change"
     )
+
+
+@pytest.mark.usefixtures("bare")
+def test_what_was_edited_in_the_ui_is_kept_unless_asked_otherwise():
+    plan = blueprint(config())
+    apply(plan)
+    with get_client(sync_client=True) as client:
+        watch = client.read_deployment_by_name("watch/watch")
+        edited = {**watch.parameters, "config": {**watch.parameters["config"], "min_new": 7}}
+        client.update_deployment(watch.id, DeploymentUpdate(parameters=edited, concurrency_limit=2))
+        client.request(
+            "PATCH",
+            "/deployments/{id}/schedules/{schedule_id}",
+            path_params={"id": watch.id, "schedule_id": watch.schedules[0].id},
+            json={"schedule": {"interval": 900}},
+        )
+        client.upsert_global_concurrency_limit_by_name("hyco-gpu", 4)
+    kept = [
+        "concurrency limit hyco-gpu: 1 -> 4",
+        "deployment watch/watch: concurrency limit 1 -> 2",
+        "deployment watch/watch: parameters.config.min_new 1000 -> 7",
+        "deployment watch/watch: schedule every 300 s -> every 900 s",
+    ]
+    tail = ", changed on the server and kept; hyco deploy --reset undoes it"
+    assert edits(plan, plan) == [line + tail for line in kept] and check(plan, plan) == []
+
+    asked = config(maintain_cron="0 4 * * 1")
+    journey = asked.retrain.journey
+    recipe = journey.recipe.replace(steps=123)
+    other = blueprint(asked.replace(retrain=asked.retrain.replace(journey=journey.replace(recipe=recipe))))
+    assert "updated deployment maintain/maintain: schedule '17 3 * * *' -> '0 4 * * 1'" in "".join(
+        apply(other, plan)
+    )
+    assert check(other, other) == [] and edits(other, other) == [line + tail for line in kept]
+    with get_client(sync_client=True) as client:
+        (schedule,) = client.read_deployment_by_name("watch/watch").schedules
+        parameters = client.read_deployment_by_name("watch/watch").parameters["config"]
+        assert schedule.schedule.interval == timedelta(seconds=900)
+        assert (parameters["min_new"], parameters["journey"]["recipe"]["steps"]) == (7, 123)
+
+    sooner = blueprint(asked.replace(watch_every_s=60))
+    assert "schedule every 900 s -> every 60 s" in "".join(check(sooner, other)), "an option given now wins"
+    apply(plan)
+    assert edits(plan, plan) == [] == check(plan, plan)
+    elsewhere = blueprint(config().replace(home="another"))
+    assert edits(elsewhere, elsewhere) == [], "the deployments of another home are not edits of this one's"
 
 
 def test_another_collision_strategy_is_drift():

@@ -166,6 +166,16 @@ def test_twins_have_one_topology():
     assert outline(PoincareResNet()) == outline(EuclideanResNet())
 
 
+@pytest.mark.parametrize(
+    ("widths", "order"), [((4, 4), torch.contiguous_format), ((8, 16), torch.channels_last)]
+)
+def test_channels_last_is_kept_only_where_onednn_is_safe(widths, order):
+    pixels = torch.rand(2, 8, 8, 3).permute(0, 3, 1, 2)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert EuclideanResNet(6, widths).eval().grid(pixels).is_contiguous(memory_format=order)
+
+
 def test_a_head_takes_the_place_of_the_classifier():
     head = nn.Linear(8, 3)
     model = PoincareResNet(8, (4, 6, 8), head=head)
