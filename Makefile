@@ -45,7 +45,7 @@ CIFAR  ?= cifar10:../shared/data/cifar10
 TINY   ?= tiny_imagenet:../shared/data/tiny_imagenet
 STUDIES := var/classification
 
-classification: $(BASE) ## the tables of docs/classification.md: nets x heads on CIFAR-10 (STUDY=cpu, heads, normal, full)
+classification: $(BASE) ## the tables of docs/classification.md: nets x heads on CIFAR-10 (STUDY=cpu, heads, normal, full, long_tail)
 	@$(BIN)/python -m demo scenes --out $(STUDIES)/scenes --train 50 --heldout 1000
 	@$(BIN)/python -m pipeline.experiments.classification_study $(STUDY) --data $(CIFAR) --ood $(TINY) \
 	    --ood scenes=captioned:$(STUDIES)/scenes/heldout --home $(STUDIES) --doc docs/classification.md

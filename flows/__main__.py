@@ -5,8 +5,9 @@ import logging
 import os
 import subprocess
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ import flows.cli  # noqa: F401  registers deploy, worker and notify
 import pipeline.cli  # noqa: F401  registers the verbs that need no Prefect
 from flows.runtime.server import ensure_server, reach, start, wait_for
 from flows.runtime.settings import use_home
+from pipeline.cli import curation, registry
 from pipeline.cli.app import (
     CORES,
     AssessSource,
@@ -34,10 +36,12 @@ from pipeline.cli.app import (
     say,
     show_metrics,
 )
-from pipeline.cli.registry import announcers
 from pipeline.runtime.listen import listen
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stop import TerminatedError, terminable, told
+
+if TYPE_CHECKING:
+    from storage.home import Home
 
 SHUTDOWN_S = 10.0  # what the server of `hyco ui` may take to end before it is killed with this process
 
@@ -115,6 +119,27 @@ def ui(
 
 def announce(row: Any, home: str) -> None:
     """Emit an event and an artifact of a promotion, refusal or rollback, if PREFECT_API_URL names a server."""
+
+    def emit(opened: "Home") -> None:
+        from flows.reporting.events import decided
+
+        decided(row, opened)
+
+    _announce(emit, home)
+
+
+def announce_shelved(back: bool, path: str, source: str, reason: str, home: str) -> None:
+    """Emit an event of a shard that was set aside or returned, if PREFECT_API_URL names a server."""
+
+    def emit(opened: "Home") -> None:
+        from flows.reporting.events import shelved
+
+        shelved(back, path, source, reason, opened)
+
+    _announce(emit, home)
+
+
+def _announce(emit: Callable[["Home"], None], home: str) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         return
     from storage.home import Home
@@ -123,20 +148,21 @@ def announce(row: Any, home: str) -> None:
     try:
         reach(os.environ["PREFECT_API_URL"])
         use_home(opened.url)
-    except (RuntimeError, OSError) as error:  # the decision is in the registry already
+    except (RuntimeError, OSError) as error:  # what is announced has happened already
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
-    from flows.reporting.events import decided, flush
+    from flows.reporting.events import flush
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Prefect discourages artifacts outside a flow
-        decided(row, opened)
+        emit(opened)
     flush()
 
 
 def main() -> None:
     """Entry point of the installed `hyco`."""
-    announcers.append(announce)
+    registry.announcers.append(announce)
+    curation.announcers.append(announce_shelved)
     run_app(app)
 
 

@@ -1,6 +1,6 @@
 """Assess: measure a trained run and write its report."""
 
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow
 
@@ -25,6 +25,9 @@ def assess(
     suite: str | None = None,
     data: str | None = None,
     columns: Columns | None = None,
+    protocol: Literal["hyco", "published"] = "hyco",
+    published: str | None = None,
+    prompts: str | None = None,
 ) -> dict[str, Any]:
     """Zero-shot, retrieval, hierarchy, parts and geometry of a run, each with its chance level.
 
@@ -39,6 +42,9 @@ def assess(
         suite: published data sets to evaluate on as well, separated by commas.
         data: the directory of these data sets.
         columns: names of the columns of assess_source that are not the usual ones.
+        protocol: how these data sets are asked: in Hyco's own way, or as in the papers.
+        published: directory with a copy of the published prompts and class names.
+        prompts: file with prompts and class names, in place of the others.
     """
     opened = Home(home)
     spec = EvaluationSpec(
@@ -49,6 +55,9 @@ def assess(
         config=config or AssessConfig(),
         suite=suite,
         data=data,
+        protocol=protocol,
+        published=published,
+        prompts=prompts,
     )
     with slot(gpu_only=True):
         listener = ProgressArtifact("assess-progress", "assess")

@@ -35,7 +35,9 @@ class ClipConfig:
     """Towers, space and learned scalars of a dual encoder."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"temperatures", "sigmoid_bias", "factor_alphas"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"temperatures", "sigmoid_bias", "factor_alphas", "projection_bias"}
+    )
 
     vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
     """Image tower; its `kind` selects the architecture."""
@@ -65,6 +67,8 @@ class ClipConfig:
     """Names of further learned temperatures, for rows of the objective that name one; all start at `temperature`."""
     sigmoid_bias: float | None = None
     """Initial value of the learned bias of sigmoid rows; None for a model without one."""
+    projection_bias: bool = False
+    """Whether the projections of both towers have a bias, as in Hyper3-CLIP."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each colour channel, for pixels in [0, 1]; ImageNet's by default."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -116,10 +120,12 @@ class DualEncoder(nn.Module):
         self.config = config
         self.visual = image_tower(config.vision)
         self.textual = TextTransformer(config.text)
-        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=False)
-        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=False)
+        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=config.projection_bias)
+        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=config.projection_bias)
         for projection in (self.visual_projection, self.textual_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            if config.projection_bias:
+                nn.init.zeros_(projection.bias)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         for name in config.temperatures:
             self.register_parameter(_scale_name(name), nn.Parameter(self.log_scale.detach().clone()))

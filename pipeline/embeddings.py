@@ -8,6 +8,7 @@ inner-product index can hold the column. The schema's metadata names the model a
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from storage.store import Store
 from storage.versions import read_ref
 
 _METADATA = b"hyco"
+_FAILURES = b"failures"
+TEXTS, ROWS = 64, 65_536  # texts and vectors that are multiplied at once
 Failed = Callable[[Failure], None]
 Unit = tuple[str, Callable[[Failed], Iterator[Sample | TrainingSample]]]
 """Its name, and the images in it."""
@@ -134,14 +137,26 @@ class Embeddings:
         """Return the k nearest images of each text by the model of the file (`load_model`), the nearest first."""
         points = embedder.encode_text(texts)
         queries = embedder.index_vectors(points, query=True).cpu().double().numpy()
+        ranked = (
+            row
+            for start in range(0, len(queries), TEXTS)
+            for row in self._products(queries[start : start + TEXTS])
+        )
         hits = []
-        for point, query in zip(points, queries, strict=True):
-            products = self.vectors @ query  # float64: near ties are not decided by rounding
+        for point, products in zip(points, ranked, strict=True):
             best = np.argsort(-products, kind="stable")[:k]
             stored = torch.from_numpy(self.vectors[best, : points.shape[1]]).to(point.device)
             scores = embedder.score(point[None], stored)[0].tolist()
             hits.append([self._hit(int(row), score) for row, score in zip(best, scores, strict=True)])
         return hits
+
+    def _products(self, queries: np.ndarray) -> np.ndarray:
+        """Inner products [Q, N] in float64, where rounding decides no near ties; each vector is widened once."""
+        products = np.empty((len(queries), len(self.vectors)))
+        for start in range(0, len(self.vectors), ROWS):
+            block = slice(start, start + ROWS)
+            products[:, block] = queries @ self.vectors[block].astype(np.float64).T
+        return products
 
     def _hit(self, row: int, score: float) -> Hit:
         values = {name: self.table[name][row].as_py() for name in ("key", "unit", "source_key", "captions")}
@@ -163,36 +178,40 @@ def _embed(
     }
     parts = out.with_name(f"{out.name}.{about['weights'][:12]}.parts")
     parts.mkdir(parents=True, exist_ok=True)
-    failures: dict[str, int] = {}
+    failures = Counter[str]()
     with Progress(None, "embed", "images", listener) as progress:
         tables = [_table([], np.zeros((0, about["width"]), np.float32))]
         for number, unit in enumerate(units, 1):
-            tables.append(_unit_table(unit, embedder, parts, failures, progress))
+            rows, failed = _unit_table(unit, embedder, parts, progress)
+            tables.append(rows)
+            failures.update(failed)
             progress.expect(
                 progress.done * len(units) // number
             )  # an estimate: a source is not counted first
         table = pa.concat_tables(tables).combine_chunks()
         _write(table.replace_schema_metadata({_METADATA: json.dumps(about)}), out)
     shutil.rmtree(parts)
-    return {"out": str(out), "images": len(table), "failures": failures, **about}
+    return {"out": str(out), "images": len(table), "failures": dict(failures), **about}
 
 
 def _unit_table(
-    unit: Unit, embedder: Embedder, parts: Path, failures: dict[str, int], progress: Progress
-) -> pa.Table:
-    """The rows of one unit, from its part file where an earlier run wrote it."""
+    unit: Unit, embedder: Embedder, parts: Path, progress: Progress
+) -> tuple[pa.Table, Counter[str]]:
+    """The rows of one unit and its failures by code, from its part file where an earlier run wrote it."""
     name, samples = unit
+    failures = Counter[str]()
     part = parts / f"{len(name)}-{name.replace('/', '_')}.parquet"
     if part.is_file():
         try:
             table = read_table(part.read_bytes())
+            failures.update(json.loads((table.schema.metadata or {}).get(_FAILURES, b"{}")))
             progress.advance(len(table))
-            return table
+            return table, failures
         except ValueError:
             part.unlink()  # torn by a full disk or a power cut
 
     def failed(failure: Failure) -> None:
-        failures[failure.code] = failures.get(failure.code, 0) + 1
+        failures[failure.code] += 1
 
     def images() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         for sample in samples(failed):
@@ -219,8 +238,8 @@ def _unit_table(
         progress.advance(len(batch))
     none = np.zeros((0, _width(embedder)), np.float32)
     table = _table(rows, np.concatenate([none, *vectors]))
-    _write(table, part)
-    return table
+    _write(table.replace_schema_metadata({_FAILURES: json.dumps(failures)}), part)
+    return table, failures
 
 
 def _width(embedder: Embedder) -> int:

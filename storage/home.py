@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from storage import layout
+from storage.deletions import Deletions
 from storage.manifest import Manifest
 from storage.model_registry import Registry
+from storage.shelf import Shelf
 from storage.store import Store
 from storage.versions import Version, Versions
 
@@ -69,6 +71,14 @@ class Home:
         """Return the results of packing with the configurations of this digest."""
         return UnitResults(self.store, f"{layout.PACKS}/{digest}")
 
+    def hashes(self, digest: str | None) -> UnitResults:
+        """Return the perceptual hashes of units that were read with the configuration of this digest."""
+        return UnitResults(self.store, f"{layout.HASHES}/{digest}")
+
+    def all_hashes(self) -> list[UnitResults]:
+        """Return the perceptual hashes of every configuration, by digest."""
+        return self._results(layout.HASHES)
+
     def all_detections(self) -> list[UnitResults]:
         """Return the results of every mining configuration, by digest."""
         return self._results(layout.DETECTIONS)
@@ -81,6 +91,16 @@ class Home:
     def versions(self) -> Versions:
         """The dataset versions."""
         return Versions(self.store)
+
+    @functools.cached_property
+    def deletions(self) -> Deletions:
+        """What must not be in the home."""
+        return Deletions(self.store)
+
+    @functools.cached_property
+    def shelf(self) -> Shelf:
+        """The units of sources that are set aside."""
+        return Shelf(self.store)
 
     def latest_version(self) -> Version | None:
         """Return the latest dataset version; None before the first, or when it cannot be read."""

@@ -62,25 +62,30 @@ def from_huggingface(folder: Path, state: Mapping[str, Tensor]) -> tuple[ClipCon
         weights[f"visual.first_norm.{leaf}"] = tensors.take(f"vision_model.pre_layrnorm.{leaf}")
         weights[f"visual.norm.{leaf}"] = tensors.take(f"vision_model.post_layernorm.{leaf}")
         weights[f"textual.norm.{leaf}"] = tensors.take(f"text_model.final_layer_norm.{leaf}")
-        for their_tower, tower, depth in (
-            ("vision_model", "visual", vision.depth),
-            ("text_model", "textual", config.text.depth),
-        ):
-            for index in range(depth):
-                there, here = f"{their_tower}.encoder.layers.{index}", f"{tower}.blocks.{index}"
-                weights[f"{here}.qkv.{leaf}"] = torch.cat(
-                    [tensors.take(f"{there}.self_attn.{one}_proj.{leaf}") for one in "qkv"]
-                )
-                for part, own in (
-                    ("layer_norm1", "attention_norm"),
-                    ("self_attn.out_proj", "attention_out"),
-                    ("layer_norm2", "mlp_norm"),
-                    ("mlp.fc1", "mlp_in"),
-                    ("mlp.fc2", "mlp_out"),
-                ):
-                    weights[f"{here}.{own}.{leaf}"] = tensors.take(f"{there}.{part}.{leaf}")
+    weights |= blocks(tensors, "vision_model", "visual", vision.depth)
+    weights |= blocks(tensors, "text_model", "textual", config.text.depth)
     tensors.finish()
     return config, weights
+
+
+def blocks(tensors: Tensors, theirs: str, ours: str, depth: int) -> dict[str, Tensor]:
+    """Our weights of the blocks of one of their towers: separate query, key and value layers become one."""
+    weights = {}
+    for index in range(depth):
+        there, here = f"{theirs}.encoder.layers.{index}", f"{ours}.blocks.{index}"
+        for leaf in ("weight", "bias"):
+            weights[f"{here}.qkv.{leaf}"] = torch.cat(
+                [tensors.take(f"{there}.self_attn.{one}_proj.{leaf}") for one in "qkv"]
+            )
+            for part, own in (
+                ("layer_norm1", "attention_norm"),
+                ("self_attn.out_proj", "attention_out"),
+                ("layer_norm2", "mlp_norm"),
+                ("mlp.fc1", "mlp_in"),
+                ("mlp.fc2", "mlp_out"),
+            ):
+                weights[f"{here}.{own}.{leaf}"] = tensors.take(f"{there}.{part}.{leaf}")
+    return weights
 
 
 def _config(folder: Path, vision: Any, text: Any, dim: Any) -> ClipConfig:
@@ -89,11 +94,7 @@ def _config(folder: Path, vision: Any, text: Any, dim: Any) -> ClipConfig:
             raise ValueError(f"{folder}: {name} is {size}; Hyco's image tower is square")
     if vision.num_channels != 3:
         raise ValueError(f"{folder}: num_channels is {vision.num_channels}, not 3")
-    # transformers' own rule: files from before the id was corrected have 2, which means the highest id.
-    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
-    if not isinstance(end, int):
-        raise ValueError(f"{folder}: eos_token_id is {end}; Hyco reads a text at one end token")
-    mean, std = _pixels(folder, vision.image_size)
+    mean, std = pixels_of(folder, vision.image_size, OPENAI_MEAN, OPENAI_STD)
     return ClipConfig(
         vision=VisionConfig(
             image_size=vision.image_size,
@@ -108,21 +109,30 @@ def _config(folder: Path, vision: Any, text: Any, dim: Any) -> ClipConfig:
             first_norm=True,
             patch_bias=False,
         ),
-        text=TextConfig(
-            vocab_size=text.vocab_size,
-            context_length=text.max_position_embeddings,
-            width=text.hidden_size,
-            depth=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            mlp_ratio=text.intermediate_size / text.hidden_size,
-            end_token=end,
-            activation=_activation(folder, text.hidden_act),
-            norm_eps=text.layer_norm_eps,
-        ),
+        text=text_config(folder, text),
         dim=dim,
         geometry="euclid",
         pixel_mean=mean,
         pixel_std=std,
+    )
+
+
+def text_config(folder: Path, text: Any) -> TextConfig:
+    """Our text tower of a transformers CLIPTextConfig; ValueError for one that Hyco cannot express."""
+    # transformers' own rule: files from before the id was corrected have 2, which means the highest id.
+    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    if not isinstance(end, int):
+        raise ValueError(f"{folder}: eos_token_id is {end}; Hyco reads a text at one end token")
+    return TextConfig(
+        vocab_size=text.vocab_size,
+        context_length=text.max_position_embeddings,
+        width=text.hidden_size,
+        depth=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        mlp_ratio=text.intermediate_size / text.hidden_size,
+        end_token=end,
+        activation=_activation(folder, text.hidden_act),
+        norm_eps=text.layer_norm_eps,
     )
 
 
@@ -132,19 +142,21 @@ def _activation(folder: Path, name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
-def _pixels(folder: Path, size: int) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of preprocessor_config.json, OpenAI's where there is none."""
+Triple = tuple[float, float, float]
+
+
+def pixels_of(folder: Path, size: int, usual_mean: Triple, usual_std: Triple) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of preprocessor_config.json, the usual ones where there is none."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        return OPENAI_MEAN, OPENAI_STD
+        return usual_mean, usual_std
     said = read_json(path)
     crop = said.get("crop_size", size)
     side = crop.get("height", size) if isinstance(crop, dict) else crop
     if side != size:
         raise ValueError(f"{path} crops to {side} pixels and the model takes {size}")
     mean, std = (
-        tuple(said.get(name, usual))
-        for name, usual in (("image_mean", OPENAI_MEAN), ("image_std", OPENAI_STD))
+        tuple(said.get(name, usual)) for name, usual in (("image_mean", usual_mean), ("image_std", usual_std))
     )
     if not len(mean) == len(std) == 3:
         raise ValueError(f"{path}: image_mean {mean} and image_std {std} must have 3 values each")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.huggingface import from_huggingface
+from models.checkpoints.hyper3 import from_hyper3
 from models.checkpoints.meru import from_published
 from models.checkpoints.openclip import from_openclip
 from models.clip import ClipConfig, DualEncoder, config_from_dict, load_weights
@@ -26,7 +27,7 @@ class Checkpoint:
     """A trained dual encoder in this project's terms.
 
     Attributes:
-        layout: "hyco", "huggingface", "openclip" or "published".
+        layout: "hyco", "huggingface", "hyper3", "openclip" or "published".
         config: towers and space.
         weights: of DualEncoder.state_dict().
         tokenizer: directory with the tokenizer's files; None where the layout has none.
@@ -54,7 +55,7 @@ def read_checkpoint(
     """Read a checkpoint of any supported layout.
 
     Args:
-        path: a directory (ours, Hugging Face's, OpenCLIP's) or a file with a state dict.
+        path: a directory (ours, Hugging Face's, Hyper3-CLIP's, OpenCLIP's) or a file with a state dict.
         vision_heads: attention heads of a published image tower that is not ViT-S, B or L.
         text_heads: attention heads of a published text tower, where it has not one per 64 dimensions.
         activation: GELU of an OpenCLIP state dict without its open_clip_config.json.
@@ -65,7 +66,7 @@ def read_checkpoint(
     """
     path = Path(path)
     if path.is_dir():
-        return _directory(path)
+        return _directory(path, vision_heads)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint in {path}: give a file or a directory")
     state = read_weights(path)
@@ -76,8 +77,8 @@ def read_checkpoint(
     if any(name.startswith("vision_model.") for name in state):
         raise ValueError(f"{path} needs its config.json: give the directory, not the file")
     raise ValueError(
-        f"{path} is of no layout that Hyco knows (its first tensor is {min(state)}): known are MERU's and HyCoCLIP's "
-        "state dicts, OpenCLIP's, and directories of Hugging Face's CLIPModel"
+        f"{path} is of no layout that Hyco knows (its first tensor is {min(state)}): known are the state dicts of "
+        "MERU, HyCoCLIP, UNCHA, PHyCLIP and OpenCLIP, and directories of Hugging Face's CLIPModel and of Hyper3-CLIP"
     )
 
 
@@ -113,11 +114,14 @@ def _bare(loaded: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _directory(folder: Path) -> Checkpoint:
+def _directory(folder: Path, vision_heads: int | None = None) -> Checkpoint:
     said = _json(folder / "config.json")
     if said.get("model_type") == "clip":
         state = _weights(folder, "model.safetensors", "pytorch_model.bin")
         return Checkpoint("huggingface", *from_huggingface(folder, state), _tokenizer(folder))
+    if said.get("model_type") == "hyper3_clip":
+        state = _weights(folder, "model.safetensors")
+        return Checkpoint("hyper3", *from_hyper3(folder, said, state, vision_heads), _tokenizer(folder))
     if (folder / "open_clip_config.json").is_file():
         state = _weights(folder, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
         described = _json(folder / "open_clip_config.json")
@@ -131,7 +135,8 @@ def _directory(folder: Path) -> Checkpoint:
     raise ValueError(
         f"{folder} holds no CLIP that Hyco knows"
         + (f" (model_type {kind!r})" if kind else "")
-        + ": expected config.json with model_type 'clip', open_clip_config.json, or a model directory of Hyco's"
+        + ": expected config.json with model_type 'clip' or 'hyper3_clip', open_clip_config.json, or a model directory "
+        "of Hyco's"
     )
 
 

@@ -1,12 +1,19 @@
 """The published layout of MERU (Desai et al. 2023) and HyCoCLIP (Pal et al. 2025) state dicts, both ways.
 
+UNCHA (Kim et al. 2026) and PHyCLIP (Yoshikawa and Matsubara, ICLR 2026) add tensors to it and are read as well.
+
 A timm vision transformer under `visual`, a CLIP-style text transformer under `textual`, two projections, the scalars
 logit_scale, visual_alpha, textual_alpha and curv (all logarithms, as ours) and pixel_mean and pixel_std. Published
 files have a pixel mean equal to the deviation (shifted constructor arguments); the value in the file is used, since
-the weights were trained with it. MERU's CLIP baselines have no alphas and no curv: they are Euclidean.
+the weights were trained with it. MERU's CLIP baselines have no alphas and no curv: they are Euclidean. UNCHA has
+three logit scales, of which that of whole images and captions is the model's, and an unused head in the text tower.
+PHyCLIP has a curvature and two alphas per factor (curvs.0, visual_concept_alphas.0, textual_concept_alphas.0, ...),
+and the unused ones of MERU besides.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +34,25 @@ SCALARS = {
 }
 
 
+# Tensors that nothing at inference reads, by a tensor that marks the layout.
+UNCHA, PHYCLIP = "global_logit_scale", "curvs.0"
+UNUSED = {
+    UNCHA: (
+        "logit_scale",
+        "local_logit_scale",
+        "global_local_logit_scale",
+        "textual.min_radius_head.0.weight",
+        "textual.min_radius_head.0.bias",
+    ),
+    PHYCLIP: ("curv", "visual_alpha", "textual_alpha"),
+}
+FACTORS = {
+    "curvs": "curv",
+    "visual_concept_alphas": "visual_alpha",
+    "textual_concept_alphas": "textual_alpha",
+}
+
+
 def from_published(
     state: Mapping[str, Tensor],
     source: str = "the state dict",
@@ -44,7 +70,8 @@ def from_published(
     Raises:
         ValueError: a tensor is missing, left over, or of an impossible shape.
     """
-    tensors = Tensors(state, source, "a published MERU or HyCoCLIP state dict")
+    state = _as_meru(state, source)
+    tensors = Tensors(state, source, "a published MERU, HyCoCLIP, UNCHA or PHyCLIP state dict")
     config = _config(tensors, vision_heads, text_heads)
     own = _shapes(config)
     weights = {}
@@ -58,6 +85,27 @@ def from_published(
         weights[ours] = value.reshape(own[ours])
     tensors.finish()
     return config, weights
+
+
+def _as_meru(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The state dict in MERU's names: without unused tensors, and a tensor [k] for the scalars of k factors."""
+    kept = dict(state)
+    for mark, unused in UNUSED.items():
+        if mark in state:
+            for name in unused:
+                kept.pop(name, None)
+    if UNCHA in state:
+        kept["logit_scale"] = kept.pop(UNCHA)
+    if PHYCLIP in state:
+        count = sum(name.startswith("curvs.") for name in state)
+        for theirs, name in FACTORS.items():
+            lost = [n for i in range(count) if (n := f"{theirs}.{i}") not in state]
+            if lost:
+                raise ValueError(
+                    f"{source} has {count} factors and no tensor {lost[0]}: the file is incomplete"
+                )
+            kept[name] = torch.stack([kept.pop(f"{theirs}.{i}").reshape(()) for i in range(count)])
+    return kept
 
 
 def to_published(model: DualEncoder) -> dict[str, Tensor]:
@@ -133,10 +181,20 @@ def _config(tensors: Tensors, vision_heads: int | None, text_heads: int | None) 
         vision=vision,
         text=text,
         dim=tensors.shape("visual_proj.weight")[0],
-        geometry="lorentz" if "curv" in tensors else "euclid",
+        **_space(tensors),
         pixel_mean=mean,
         pixel_std=std,
     )
+
+
+def _space(tensors: Tensors) -> dict[str, Any]:
+    """geometry, and of a product of hyperboloids the number of factors."""
+    if "curv" not in tensors:
+        return {"geometry": "euclid"}
+    factors = math.prod(tensors.shape("curv"))
+    if tensors.shape("curv") in ((), (1,)):
+        return {"geometry": "lorentz"}
+    return {"geometry": "product", "factors": factors, "factor_alphas": True}
 
 
 def _names(config: ClipConfig) -> list[tuple[str, str]]:
@@ -187,6 +245,8 @@ def _require_published(config: ClipConfig) -> VisionConfig:
         ("vision.norm_eps", vision.norm_eps, (1e-5,)),
         ("vision.first_norm", vision.first_norm, (False,)),
         ("vision.patch_bias", vision.patch_bias, (True,)),
+        ("vision.pooling", vision.pooling, ("class",)),
+        ("projection_bias", config.projection_bias, (False,)),
         ("text.activation", text.activation, ("gelu",)),
         ("text.norm_eps", text.norm_eps, (1e-5,)),
         # Their feature is at the highest id of a text.

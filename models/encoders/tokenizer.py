@@ -165,6 +165,12 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.fast.get_vocab_size()
 
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is cut at context_length."""
+        room = self.context_length - 2
+        encoded = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(one.ids) > room for one in encoded]
+
     def __call__(self, texts: Sequence[str]) -> Int[Tensor, "B N"]:
         """Texts -> ids [B, longest + 2]; texts beyond context_length are cut, with the end token at the end."""
         room = self.context_length - 2

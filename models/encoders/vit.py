@@ -1,4 +1,4 @@
-"""Vision transformer with class-token pooling.
+"""Vision transformer; the feature is that of the class token, or the mean of the patches.
 
 Dosovitskiy et al. 2021 (ViT); by default fixed 2-D sine-cosine positions as in MoCo v3 (Chen et al. 2021), which
 MERU and HyCoCLIP use; learned positions and a norm before the first block make it CLIP's (Radford et al. 2021).
@@ -21,7 +21,7 @@ class VisionConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"init"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"init", "pooling"})
 
     kind: Literal["vit"] = "vit"
     """Architecture of the tower."""
@@ -53,6 +53,8 @@ class VisionConfig:
     """Initial weights: "clip" (Radford et al. 2021), or "truncated", those of MERU and HyCoCLIP: normal with a standard
     deviation of .02, truncated at 2, and a patch embedding with a convolution's uniform weights.
     """
+    pooling: Literal["class", "mean"] = "class"
+    """Token that is normalised into the feature: the class token, or the mean of the patches."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -82,7 +84,7 @@ def sincos_positions(side: int, width: int) -> Float[Tensor, "N D"]:
 
 
 class VisionTransformer(nn.Module):
-    """Normalised pixels [B, 3, S, S] -> class-token feature [B, width]."""
+    """Normalised pixels [B, 3, S, S] -> feature of the class token, or of the mean patch [B, width]."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -151,4 +153,6 @@ class VisionTransformer(nn.Module):
         first = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         for block in self.blocks[:-1]:
             x = block(x)
+        if self.config.pooling == "mean":
+            return self.norm(self.blocks[-1](x)[:, 1:].mean(1))
         return self.norm(self.blocks[-1](x, first)[:, 0])

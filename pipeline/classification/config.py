@@ -14,13 +14,18 @@ Model = Literal[
 ]  # fmt: skip
 
 
+Head = Literal["softmax", "linear", "separation", "cosine", "ntce", "nonl", "balanced"]
+
+
 class FitConfig(Config):
     """A training of `hyco fit`. The defaults are those of Poincare ResNet (van Spengler et al., ICCV 2023)."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"log_every", "checkpoint_minutes", "checkpoint_steps", "keep"}
     )
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"imbalance_profile", "imbalance_draw"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"imbalance_profile", "imbalance_draw", "temperature", "hierarchy", "prototype_dim"}
+    )
 
     model: Model = "poincare_resnet20"
     """Network: a Poincare ResNet or its Euclidean counterpart, with its depth."""
@@ -34,11 +39,19 @@ class FitConfig(Config):
     """Whether the curvature is learned."""
     init: Literal["identity", "normal"] = "identity"
     """Initialisation of a Poincare network's convolutions, see docs/poincare_resnet.md."""
-    head: Literal["softmax", "linear", "separation"] = "softmax"
+    head: Head = "softmax"
     """Last layer: "softmax" is the network's own last layer (linear, or hyperbolic logistic regression),
     "linear" a linear layer on the (tangent) features, "separation" maximum separation
-    (models/heads/max_separation.py).
+    (models/heads/max_separation.py). "cosine", "ntce" and "nonl" are cosines with learned directions, trained by
+    cross-entropy, NTCE and NONL (models/heads/cosine.py). "balanced" is the distance to fixed points of a hierarchy
+    (models/heads/balanced_prototypes.py).
     """
+    temperature: float = Field(default=0.1, gt=0)
+    """Temperature of the heads "cosine", "ntce" and "nonl"."""
+    hierarchy: str | None = None
+    """File taxonomy.json whose leaves are the classes, for the head "balanced"."""
+    prototype_dim: int = Field(default=64, ge=2)
+    """Dimensions of the prototypes of the head "balanced"."""
     radius: float | Literal["equal", "learned"] = "equal"
     """Radius of the separation head, a positive number. "equal" gives logits as steep as the softmax head's,
     so that both have one temperature; "learned" starts there and is trained.

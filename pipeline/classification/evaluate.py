@@ -1,12 +1,10 @@
-"""Evaluation of a trained classifier on unseen images; writes metrics.json into its run.
+"""Evaluation of a trained classifier on unseen images; writes metrics.json and metrics.csv into its run.
 
 Sections: classification (accuracy; many, medium and few-shot where the training set was long-tailed), ood (one entry
-per out-of-distribution set), open_set (where classes were held out), attack. Intervals are percentile bootstraps over
-test images, under "intervals" by "section.key"; "chance" holds the chance levels. No option is tuned on these images.
+per out-of-distribution set, and the means "near" and "far"), open_set (where classes were held out), attack. Intervals
+are percentile bootstraps over test images. No option is tuned on these images.
 """
 
-import json
-import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,35 +16,50 @@ from torch import nn
 
 from pipeline.classification.adversarial import fgsm, pgd
 from pipeline.classification.config import FitConfig
-from pipeline.classification.in_memory import Images, load_captioned, load_images
+from pipeline.classification.in_memory import Images, load_images
 from pipeline.classification.long_tail import shots
-from pipeline.classification.model import load_classifier
-from pipeline.classification.ood import NUMBERS, SCORES, detect
+from pipeline.classification.model import Classifier, curvature_of, load_classifier
+from pipeline.classification.ood import (
+    OF_FEATURES,
+    Detected,
+    ScoreName,
+    Scorer,
+    Seen,
+    detect,
+    mean_of_sets,
+    scorers,
+)
+from pipeline.classification.strange import GROUPS, Strange, load_strange, open_strange
+from pipeline.classification.train import training_images
 from pipeline.config import Config
-from pipeline.datasets import LabelledSet, open_labelled
-from pipeline.evaluation.coverage import MIN_COVERAGE, Coverage
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.datasets import open_labelled
+from pipeline.evaluation.coverage import MIN_COVERAGE
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.document import new, put, write_numbers
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.progress import Progress
-from pipeline.sources.source import Source, open_source
-from storage.store import Store
-
-CAPTIONED = "captioned"
 
 
 class EvaluateConfig(Config):
     """Options of a classifier's evaluation."""
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage", "scores", "neighbours"})
 
     data: str | None = None
     """Location of the test split, NAME:DIR; null takes the location of the training set."""
     ood: tuple[str, ...] = ()
     """Out-of-distribution sets, NAME:DIR as in pipeline.datasets (test split), or captioned:DIR for a
-    captioned source; "scenes=captioned:DIR" names it scenes in the results.
+    captioned source; "scenes=captioned:DIR" names it scenes in the results. "near/NAME:DIR" and "far/NAME:DIR" are
+    also averaged over their group; openood:DIR is all near and far sets of an OpenOOD folder.
     """
     ood_limit: int = Field(default=10_000, ge=1)
     """Maximum number of images per out-of-distribution set, the first in a seeded order."""
+    scores: tuple[ScoreName, ...] = ("energy", "max_softmax")
+    """Scores of known against out-of-distribution images. "knn", "mahalanobis" and "distance" compare features with
+    those of the training images, which must be present.
+    """
+    neighbours: int = Field(default=50, ge=1)
+    """The k of the score "knn"; its paper takes 50 on CIFAR-10 and 200 on CIFAR-100."""
     attacked: int = Field(default=0, ge=0)
     """Number of test images that are attacked, the first in a seeded order; 0 leaves the attacks out."""
     eps: float = Field(default=8 / 255, gt=0, le=1)
@@ -60,7 +73,7 @@ class EvaluateConfig(Config):
     draws: int = Field(default=1000, ge=1)
     """Bootstrap draws behind each interval."""
     min_coverage: float = Field(default=MIN_COVERAGE, ge=0, le=1)
-    """Minimum fraction of a captioned source's samples that must be usable."""
+    """Minimum fraction of a captioned source's samples, and of the images of an OpenOOD list, that must be usable."""
     seed: int = Field(default=0, ge=0)
     """Seed of the bootstrap, of the orders and of the attacks."""
 
@@ -70,66 +83,129 @@ def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") 
 
     Raises:
         FileNotFoundError: a run that is not finished, or absent data.
-        ValueError: test data of other classes than the training's.
+        ValueError: test data of other classes than the training's, or two out-of-distribution sets of one name.
     """
     run_dir, where = Path(run_dir), resolve_device(device)
     model, fit, facts = load_classifier(run_dir / "model", where)
     bootstrap = Bootstrap(config.draws, seed=config.seed)
-    found = open_labelled(config.data or fit.data, "test")
+    source = config.data or fit.data
+    found = open_labelled(source, "test")
     if list(found.classes) != facts["classes"]:
-        raise ValueError(
-            f"{config.data or fit.data} has other classes than the set that {run_dir} was trained on"
-        )
+        raise ValueError(f"{source} has other classes than the set that {run_dir} was trained on")
     known = np.array(facts["known"])
+    strange = _open_all(config, fit)
+    asked = strange or len(known) < len(found.classes)
+    wants = bool(asked) and not OF_FEATURES.isdisjoint(config.scores)
     images = load_images(found, fit.image_size)
     is_known = np.isin(found.labels, known)
     labels = np.searchsorted(known, found.labels[is_known])
 
-    everything = logits_of(model, images, config.batch_size, "test")
-    logits = everything[is_known]
-    kept = {"logits": logits, "labels": labels}
-    metrics: dict[str, Any] = {"run": run_dir.name, "chance": {}, "intervals": {}}
-    _put(
-        metrics, "classification", *classification(logits, labels, np.array(facts["counts"]), fit, bootstrap)
-    )
-    metrics["chance"] |= {"classification.accuracy": 1 / len(known)}
-
-    if len(known) < len(found.classes):
-        unknown = everything[~is_known]
-        kept["open_set"] = unknown
-        _put(metrics, "open_set", *detect(logits, unknown, bootstrap))
-        _put(metrics, "open_set", {"images": len(unknown)}, {})
-        metrics["chance"] |= _chance("open_set", len(logits), len(unknown))
-    for spec in config.ood:
-        name, strange, counts = strange_images(spec, fit.image_size, config)
-        out = logits_of(model, strange, config.batch_size, name)
-        kept[f"ood.{name}"] = out
-        _put(metrics, f"ood.{name}", *detect(logits, out, bootstrap))
-        _put(metrics, f"ood.{name}", {"images": len(out), **counts}, {})
-        metrics["chance"] |= _chance(f"ood.{name}", len(logits), len(out))
+    everything = see(model, images, config.batch_size, wants, "test")
+    seen = everything.take(is_known)
+    kept = {"logits": seen.logits, "labels": labels}
+    metrics = new(run_dir.name)
+    metrics["assessed"] = {"source": source}
+    counts = np.array(facts["counts"])
+    put(metrics, "classification", classification(seen.logits, labels, counts, fit, bootstrap))
+    if asked:
+        scores = _scores(model, fit.replace(data=source), config, wants)
+        if len(known) < len(found.classes):
+            unknown = everything.take(~is_known)
+            kept["open_set"] = unknown.logits
+            outcome = detect(seen, unknown, scores, bootstrap).result(bootstrap)
+            outcome.numbers["images"] = len(unknown.logits)
+            put(metrics, "open_set", outcome)
+        if strange:
+            put(metrics, "ood", _detect_all(model, fit, config, seen, strange, scores, kept))
     if config.attacked:
         clean = Images(images.pixels[torch.from_numpy(is_known)], torch.from_numpy(labels))
-        _put(metrics, "attack", *attack(model, clean, config, bootstrap))
-        metrics["chance"] |= {f"attack.{key}": 1 / len(known) for key in ("clean", "fgsm", "pgd")}
-    metrics["config"] = json.loads(config.model_dump_json())
+        put(metrics, "attack", attack(model, clean, len(known), config, bootstrap))
+    metrics["config"] = config.model_dump(mode="json")
 
     save_file(
         {name: np.ascontiguousarray(value) for name, value in kept.items()}, run_dir / "logits.safetensors"
     )
-    Store(run_dir).replace("metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    write_numbers(run_dir, metrics)
     return metrics
+
+
+def _open_all(config: EvaluateConfig, fit: FitConfig) -> list[Strange]:
+    """All out-of-distribution sets; ValueError for two of one name."""
+    found = [one for spec in config.ood for one in open_strange(spec, fit.data_name, config.min_coverage)]
+    names = [one.name for one in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(
+            f"two out-of-distribution sets are called {twice}: name one of them, other={twice}:DIR"
+        )
+    return found
+
+
+def _scores(model: Classifier, fit: FitConfig, config: EvaluateConfig, wants: bool) -> dict[str, Scorer]:
+    """The scores; where they need them, with the features of the training images."""
+    if not wants:
+        return scorers(config.scores, None, np.zeros(0, np.int64), config.neighbours, None)
+    try:
+        images, _ = training_images(fit)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the scores {', '.join(config.scores)} need the training images ({error}): add them, or leave out "
+            f"{', '.join(sorted(OF_FEATURES))}"
+        ) from None
+    train = see(model, images, config.batch_size, True, "training images")
+    return scorers(config.scores, train, images.labels.numpy(), config.neighbours, curvature_of(model, fit))
+
+
+def _detect_all(
+    model: Classifier,
+    fit: FitConfig,
+    config: EvaluateConfig,
+    seen: Seen,
+    strange: list[Strange],
+    scores: dict[str, Scorer],
+    kept: dict[str, np.ndarray],
+) -> MetricResult:
+    """A block per set, and the means "near" and "far" over the sets of these groups; logits go into `kept`."""
+    bootstrap = Bootstrap(config.draws, seed=config.seed)
+    numbers: dict[str, Any] = {}
+    spans: dict[str, Any] = {}
+    grouped: dict[str, dict[str, Detected]] = {group: {} for group in GROUPS}
+    wants = bool(seen.features.size)
+
+    def add(name: str, outcome: MetricResult) -> None:
+        numbers[name] = outcome.numbers
+        spans.update({f"{name}.{key}": span for key, span in outcome.intervals.items()})
+
+    for one in strange:
+        images, counts = load_strange(one, fit.image_size, config.ood_limit, config.seed, config.min_coverage)
+        out = see(model, images, config.batch_size, wants, one.name)
+        kept[f"ood.{one.name}"] = out.logits
+        detected = detect(seen, out, scores, bootstrap)
+        outcome = detected.result(bootstrap)
+        outcome.numbers.update(images=len(images), **counts, **({"group": one.group} if one.group else {}))
+        add(one.name, outcome)
+        if one.group:
+            grouped[one.group][one.name] = detected
+    for group, found in grouped.items():
+        if found:
+            add(group, mean_of_sets(list(found.values()), list(found), bootstrap))
+    return MetricResult(numbers, spans)
 
 
 def classification(
     logits: np.ndarray, labels: np.ndarray, counts: np.ndarray, fit: FitConfig, bootstrap: Bootstrap
-) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+) -> MetricResult:
     """Accuracy over images, negative log-likelihood, and accuracy per group of classes of a long tail."""
     right = (logits.argmax(1) == labels).astype(np.float64)
     wide = logits.astype(np.float64)
     picked = wide[np.arange(len(labels)), labels]
     top = wide.max(1)
     loss = np.log(np.exp(wide - top[:, None]).sum(1)) + top - picked
-    numbers: dict[str, Any] = {"accuracy": right.mean(), "nll": loss.mean(), "images": len(labels)}
+    numbers: dict[str, Any] = {
+        "accuracy": float(right.mean()),
+        "nll": float(loss.mean()),
+        "images": len(labels),
+    }
+    numbers["chance"] = {"accuracy": 1 / logits.shape[1]}
     spans = bootstrap.means(np.stack([right, loss], 1))
     intervals: dict[str, tuple[float, float]] = {"accuracy": spans[0], "nll": spans[1]}
     if fit.imbalance < 1:
@@ -137,15 +213,15 @@ def classification(
         for group in ("many", "medium", "few"):
             inside = group_of[labels] == group
             if inside.any():
-                numbers[group] = right[inside].mean()
+                numbers[group] = float(right[inside].mean())
                 numbers[f"{group}_classes"] = int((group_of == group).sum())
                 intervals[group] = bootstrap.means(right[inside][:, None])[0]
-    return {key: float(v) if isinstance(v, np.floating) else v for key, v in numbers.items()}, intervals
+    return MetricResult(numbers, intervals)
 
 
 def attack(
-    model: nn.Module, images: Images, config: EvaluateConfig, bootstrap: Bootstrap
-) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+    model: nn.Module, images: Images, classes: int, config: EvaluateConfig, bootstrap: Bootstrap
+) -> MetricResult:
     """Accuracy on the same images clean, after FGSM and after PGD."""
     device = next(model.parameters()).device
     random = torch.Generator().manual_seed(config.seed)
@@ -166,59 +242,32 @@ def attack(
     right = torch.cat(rows).double().numpy()
     names = ("clean", "fgsm", "pgd")
     numbers: dict[str, Any] = dict(zip(names, right.mean(0).tolist(), strict=True))
-    return numbers | {"images": len(right)}, dict(zip(names, bootstrap.means(right), strict=True))
+    chance = dict.fromkeys(names, 1 / classes)
+    numbers |= {"images": len(right), "chance": chance}
+    return MetricResult(numbers, dict(zip(names, bootstrap.means(right), strict=True)))
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, images: Images, batch_size: int, label: str = "images") -> np.ndarray:
-    """Logits of every image, float32 [N, C]; the model in eval mode, so that no image depends on its batch."""
+def see(
+    model: Classifier, images: Images, batch_size: int, features: bool = False, label: str = "images"
+) -> Seen:
+    """Logits of every image, float32 [N, C], and its features [N, D] where they are asked for.
+
+    The model is in eval mode, so that no image depends on its batch.
+    """
     assert not model.training
-    device, rows = next(model.parameters()).device, []
+    device = next(model.parameters()).device
+    rows: list[torch.Tensor] = []
+    pooled: list[torch.Tensor] = []
     with Progress(len(images), label) as progress:
         for start in range(0, len(images), batch_size):
-            pixels = images.pixels[start : start + batch_size].to(device)
-            rows.append(model(pixels.float() / 255).float().cpu())
+            pixels = images.pixels[start : start + batch_size].to(device).float() / 255
+            if features:
+                found = model.features(pixels)
+                pooled.append(found.float().cpu())
+                rows.append(model.classify(found).float().cpu())
+            else:
+                rows.append(model(pixels).float().cpu())
             progress.advance(len(pixels))
-    return torch.cat(rows).numpy()
-
-
-def open_strange(spec: str) -> tuple[str, LabelledSet | Source]:
-    """(name, set) of an out-of-distribution set: the name before "=", else the set's own. Reads no images."""
-    parts = re.fullmatch(r"(?:(\w+)=)?(\w+):(.+)", spec)
-    if not parts:
-        raise ValueError(
-            f"out-of-distribution set '{spec}' is not NAME:DIR, such as tiny_imagenet:DIR or scenes=captioned:DIR"
-        )
-    alias, name, place = parts.groups()
-    found = open_source(place) if name == CAPTIONED else open_labelled(f"{name}:{place}", "test")
-    return alias or name, found
-
-
-def strange_images(spec: str, size: int, config: EvaluateConfig) -> tuple[str, Images, dict[str, int]]:
-    """(name, images, counts) of an out-of-distribution set, at most `config.ood_limit` images.
-
-    The counts are "listed", the images of a labelled set; or "unusable", samples of a captioned source.
-    """
-    name, found = open_strange(spec)
-    if isinstance(found, Source):
-        images, unusable = load_captioned(found, size, config.ood_limit)
-        Coverage(f"samples of {spec}", len(images) + unusable, unusable=unusable).require(config.min_coverage)
-        return name, images, {"unusable": unusable}
-    index = np.random.default_rng(config.seed).permutation(len(found))[: config.ood_limit]
-    return name, load_images(found, size, np.sort(index)), {"listed": len(found)}
-
-
-def _put(metrics: dict[str, Any], section: str, numbers: dict[str, Any], intervals: dict[str, Any]) -> None:
-    """Add numbers nested by their dotted names; intervals by the dotted names themselves."""
-    for key, value in numbers.items():
-        *parents, last = f"{section}.{key}".split(".")
-        place = metrics
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    metrics["intervals"] |= {f"{section}.{key}": list(span) for key, span in intervals.items()}
-
-
-def _chance(section: str, known: int, strange: int) -> dict[str, float]:
-    values = dict(zip(NUMBERS, (0.95, 0.5, known / (known + strange)), strict=True))
-    return {f"{section}.{score}.{key}": value for score in SCORES for key, value in values.items()}
+    held = torch.cat(pooled) if features else torch.zeros(len(images), 0)
+    return Seen(torch.cat(rows).numpy(), held.numpy())

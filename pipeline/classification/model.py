@@ -2,23 +2,32 @@
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.clip import load_weights
+from models.heads.balanced_prototypes import BalancedPrototypes, embed_hierarchy
+from models.heads.cosine import CosineHead, nonl, ntce
 from models.heads.max_separation import MaximumSeparation, equal_radius
 from models.resnets.poincare_resnet import PoincareResNet
 from models.resnets.resnet import EuclideanResNet
 from pipeline.classification.config import FitConfig
+from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from storage.store import Store
 
 MLR_SLOPE = (
     4.0  # hyperbolic logistic regression at the origin: logits 4 <z, u> + ... (Shimizu et al. 2021, eq. 6)
 )
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, Loss] = {"cosine": F.cross_entropy, "ntce": ntce, "nonl": nonl}
+"""Losses of the heads of cosines; all others have the cross-entropy."""
 
 
 class Classifier(nn.Module):
@@ -41,6 +50,10 @@ class Classifier(nn.Module):
         """Pooled features (tangent vectors of a Poincare net)."""
         return self.net.features((pixels - self.pixel_mean) / self.pixel_std)  # pyright: ignore[reportCallIssue]
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of pooled features."""
+        return self.net.head(features).float()  # pyright: ignore[reportCallIssue]
+
     @torch.no_grad()
     def constrain_(self) -> None:
         """Clamp a learned curvature to its bounds; called after each step."""
@@ -48,8 +61,10 @@ class Classifier(nn.Module):
             constrain()
 
 
-def make_head(config: FitConfig, features: int, classes: int) -> nn.Module | None:
-    """The head, or None for the net's own.
+def make_head(
+    config: FitConfig, features: int, classes: int, prototypes: Tensor | None = None
+) -> nn.Module | None:
+    """The head, or None for the net's own; `prototypes` [C, D] of the head "balanced" are 0 where weights are loaded.
 
     A softmax layer's logits are slope * <w, u> + ..., with slope 1 in the linear layer and 4 in hyperbolic logistic
     regression. At the radius "equal", slope * sqrt((C - 1)/C), the separation head has that slope for weights of the
@@ -59,6 +74,11 @@ def make_head(config: FitConfig, features: int, classes: int) -> nn.Module | Non
         return None
     if config.head == "linear":
         return nn.Linear(features, classes)
+    if config.head in LOSSES:
+        return CosineHead(classes, features, config.temperature)
+    if config.head == "balanced":
+        empty = torch.zeros(classes, config.prototype_dim)
+        return BalancedPrototypes(empty if prototypes is None else prototypes, features)
     steady = isinstance(config.radius, float)
     slope = MLR_SLOPE if config.hyperbolic else 1.0
     radius = config.radius if isinstance(config.radius, float) else slope * equal_radius(classes)
@@ -70,9 +90,44 @@ def make_head(config: FitConfig, features: int, classes: int) -> nn.Module | Non
     return head
 
 
-def make_classifier(config: FitConfig, classes: int, mean: list[float], std: list[float]) -> Classifier:
-    """A new net of the configuration; equal for equal torch seeds."""
-    head = make_head(config, config.widths[-1], classes)
+def class_prototypes(config: FitConfig, classes: Sequence[str]) -> Tensor | None:
+    """Prototypes [C, D] of these classes for the head "balanced", None for all others; seeded.
+
+    Raises:
+        FileNotFoundError: no such hierarchy.
+        ValueError: the head without a hierarchy, a hierarchy without the head, or one that lacks a class.
+    """
+    if (config.head == "balanced") != (config.hierarchy is not None):
+        raise ValueError(
+            "the head 'balanced' needs the tree of its classes: give --hierarchy taxonomy.json"
+            if config.head == "balanced"
+            else f"hierarchy is for the head 'balanced', not {config.head!r}: leave it out"
+        )
+    if config.hierarchy is None:
+        return None
+    tree = Taxonomy.load(config.hierarchy)
+    leaves = set(tree.leaf_ids())
+    if lost := [name for name in classes if name not in leaves]:
+        raise ValueError(
+            f"{config.hierarchy} has no leaf {lost[0]!r} ({len(lost)} of {len(classes)} classes): the ids of its "
+            "leaves have to be the classes of the set"
+        )
+    order = tree.depths().argsort(kind="stable")
+    place = {int(node): position for position, node in enumerate(order)}
+    parents = [-1 if tree.parents[node] < 0 else place[tree.parents[node]] for node in order.tolist()]
+    points = embed_hierarchy(parents, config.prototype_dim, seed=config.seed)
+    return points[[place[tree.ids.index(name)] for name in classes]]
+
+
+def make_classifier(
+    config: FitConfig,
+    classes: int,
+    mean: list[float],
+    std: list[float],
+    prototypes: Tensor | None = None,
+) -> Classifier:
+    """A new net of the configuration; equal for equal torch seeds. `prototypes` as in `make_head`."""
+    head = make_head(config, config.widths[-1], classes, prototypes)
     if not config.hyperbolic:
         return Classifier(EuclideanResNet(config.depth, config.widths, classes, head), mean, std)
     net = PoincareResNet(
@@ -85,6 +140,14 @@ def make_classifier(config: FitConfig, classes: int, mean: list[float], std: lis
         config.init,
     )
     return Classifier(net, mean, std)
+
+
+def curvature_of(model: Classifier, config: FitConfig) -> float | None:
+    """c of a Poincare net's ball, learned or fixed; None for a Euclidean net."""
+    if not config.hyperbolic:
+        return None
+    learned = getattr(model.net, "curvature", None)
+    return config.curvature if learned is None else float(learned())
 
 
 def save_classifier(folder: Path, model: Classifier, config: FitConfig, facts: dict[str, Any]) -> None:

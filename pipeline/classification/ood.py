@@ -1,16 +1,48 @@
-"""Out-of-distribution detection by a score: FPR at 95 % TPR, AUROC, AUPR. Known images are the positives.
+"""Out-of-distribution detection: scores of images, and what they are worth. Known images are the positives.
 
-A higher score means "known". Ties count half in the AUROC and share one threshold in the other two.
+A higher score means "known". Scores of logits need the image alone; those of features also need the training images:
+
+    energy        logsumexp of the logits (Liu et al., NeurIPS 2020)
+    max_softmax   largest softmax probability, MSP (Hendrycks and Gimpel, ICLR 2017)
+    knn           minus the distance to the k-th nearest training image, features of length 1 (Sun et al., ICML 2022)
+    mahalanobis   minus the smallest squared Mahalanobis distance to a class mean, one covariance for all classes
+                  (Lee et al., NeurIPS 2018)
+    distance      minus the distance to the nearest class mean in the space of the net: Euclidean, or hyperbolic between
+                  exp_0 of the pooled tangent vectors, whose means are taken in the tangent space
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from models.hyperbolic import lorentz
+from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 
-NUMBERS = ("fpr95", "auroc", "aupr")
+ScoreName = Literal["energy", "max_softmax", "knn", "mahalanobis", "distance"]
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+OF_FEATURES = frozenset({"knn", "mahalanobis", "distance"})
+LEAST_VARIANCE = 1e-10  # of the largest: below it is the rounding of float32 features
+ROWS = 1024  # images compared with all training images at once
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Logits [N, C] of images and their features [N, D], empty where no score needs them."""
+
+    logits: np.ndarray
+    features: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> "Seen":
+        """The images at these indices, or where the mask is true."""
+        return Seen(self.logits[chosen], self.features[chosen])
+
+
+Scorer = Callable[[Seen], np.ndarray]
 
 
 def energy(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -29,71 +61,145 @@ def max_softmax(logits: np.ndarray) -> np.ndarray:
     return -np.log1p(np.exp(ordered[:, :-1] - ordered[:, -1:]).sum(1))
 
 
-SCORES = {"energy": energy, "max_softmax": max_softmax}
+def nearest_neighbour(train: np.ndarray, k: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Minus the distance to the k-th nearest of the training features, all of length 1: [N, D] -> [N].
+
+    ValueError for a k above the number of training images.
+    """
+    if k > len(train):
+        raise ValueError(f"neighbours {k} is more than the {len(train)} training images: lower it")
+    known = _unit(train)
+
+    def score(features: np.ndarray) -> np.ndarray:
+        blocks = torch.split(_unit(features), ROWS)
+        cosine = torch.cat([(block @ known.T).topk(k, dim=1).values[:, -1] for block in blocks])
+        return -(2 - 2 * cosine).clamp(min=0).sqrt().numpy()
+
+    return score
+
+
+def mahalanobis(train: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Minus the smallest squared Mahalanobis distance to a class mean: [N, D] -> [N].
+
+    The covariance is that of the training features around the means of their classes; directions without variance are
+    left out.
+    """
+    known, classes = torch.from_numpy(train).double(), torch.from_numpy(labels)
+    means = _class_means(known, classes)
+    apart = known - means[classes]
+    inverse = torch.linalg.pinv(apart.T @ apart / len(apart), rtol=LEAST_VARIANCE, hermitian=True)
+
+    def score(features: np.ndarray) -> np.ndarray:
+        gaps = torch.from_numpy(features).double()[:, None] - means
+        return -torch.einsum("ncd,de,nce->nc", gaps, inverse, gaps).amin(1).numpy()
+
+    return score
+
+
+def class_distance(
+    train: np.ndarray, labels: np.ndarray, curvature: float | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Minus the distance to the nearest class mean: [N, D] -> [N]; see the module. None is Euclidean."""
+    means = _class_means(torch.from_numpy(train).double(), torch.from_numpy(labels))
+
+    def score(features: np.ndarray) -> np.ndarray:
+        points = torch.from_numpy(features).double()
+        if curvature is None:
+            return -torch.cdist(points, means).amin(1).numpy()
+        # On the hyperboloid, where digits last longer: exp_0(v) of the ball is at the distance 2|v| from the origin.
+        lifted = lorentz.exp0(2 * points, curvature), lorentz.exp0(2 * means, curvature)
+        return -lorentz.pairwise_distance(*lifted, curvature).amin(1).numpy()
+
+    return score
+
+
+def _unit(features: np.ndarray) -> Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(features).double(), dim=1)
+
+
+def _class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """[N, D], [N] -> [C, D]; every class from 0 on occurs."""
+    count = torch.bincount(labels)
+    total = features.new_zeros(len(count), features.shape[1]).index_add_(0, labels, features)
+    return total / count[:, None]
+
+
+def scorers(
+    names: Sequence[ScoreName],
+    train: Seen | None,
+    labels: np.ndarray,
+    neighbours: int,
+    curvature: float | None,
+) -> dict[str, Scorer]:
+    """The scores of these names; `train` and its labels [N] are needed by those of OF_FEATURES."""
+    known = np.zeros((0, 0)) if train is None else train.features
+    make: dict[str, Callable[[], Scorer]] = {
+        "energy": lambda: lambda seen: energy(seen.logits),
+        "max_softmax": lambda: lambda seen: max_softmax(seen.logits),
+        "knn": lambda: _of_features(nearest_neighbour(known, neighbours)),
+        "mahalanobis": lambda: _of_features(mahalanobis(known, labels)),
+        "distance": lambda: _of_features(class_distance(known, labels, curvature)),
+    }
+    return {name: make[name]() for name in names}
+
+
+def _of_features(score: Callable[[np.ndarray], np.ndarray]) -> Scorer:
+    return lambda seen: score(seen.features)
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """Scores of known and out-of-distribution images in one order, so that each bootstrap draw is one pass.
+class Detected:
+    """NUMBERS of each score, and the same in each bootstrap draw: [R, 3]; sizes of both sets."""
 
-    order: of all images, known first, by falling score; ends: the last index of each group of equal scores.
-    """
-
+    numbers: Mapping[str, Mapping[str, float]]
+    drawn: Mapping[str, np.ndarray]
     known: int
-    order: np.ndarray
-    ends: np.ndarray
+    strange: int
 
-    @classmethod
-    def of(cls, known: np.ndarray, strange: np.ndarray) -> "Ranked":
-        """Rank scores [N] and [M]; ValueError when either is empty or not finite."""
-        for name, scores in (("known", known), ("out-of-distribution", strange)):
-            if not len(scores):
-                raise ValueError(
-                    f"no {name} images: detection compares known with out-of-distribution images"
-                )
-            if not np.isfinite(scores).all():
-                raise ValueError(f"a score of the {name} images is not finite: the model has diverged")
-        scores = np.concatenate([known, strange]).astype(np.float64)
-        order = np.argsort(-scores, kind="stable")
-        ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-        return cls(len(known), order, ends)
-
-    def numbers(self, known: np.ndarray | None = None, strange: np.ndarray | None = None) -> dict[str, float]:
-        """FPR95, AUROC and AUPR, each image weighted (1 by default)."""
-        known = np.ones(self.known) if known is None else known
-        strange = np.ones(len(self.order) - self.known) if strange is None else strange
-        nothing, none = np.zeros(len(strange)), np.zeros(self.known)
-        true = np.cumsum(np.concatenate([known, nothing])[self.order])[self.ends]
-        false = np.cumsum(np.concatenate([none, strange])[self.order])[self.ends]
-        tpr, fpr = true / true[-1], false / false[-1]
-        precision = true / np.maximum(true + false, 1e-300)
-        gained = np.diff(tpr, prepend=0)
-        # Trapezoids count ties half; the average precision is a step function (no interpolation).
-        area = float(np.sum(np.diff(fpr, prepend=0) * (tpr + np.concatenate([[0.0], tpr[:-1]])) / 2))
-        return {
-            "fpr95": float(fpr[np.searchsorted(tpr, 0.95 - 1e-12)]),
-            "auroc": area,
-            "aupr": float(np.sum(gained * precision)),
-        }
+    def result(self, bootstrap: Bootstrap) -> MetricResult:
+        """A block for each score with its chance levels 0.95, 0.5 and N / (N + M)."""
+        levels = (0.95, 0.5, self.known / (self.known + self.strange))
+        chance: dict[str, float] = dict(zip(NUMBERS, levels, strict=True))
+        size = {"n": self.known + self.strange}
+        return _result(self.numbers, dict.fromkeys(self.numbers, chance), self.drawn, size, bootstrap)
 
 
-def detect(
-    known: np.ndarray, strange: np.ndarray, bootstrap: Bootstrap
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """(numbers, intervals) from logits of known [N, C] and out-of-distribution [M, C] images, by both scores.
+def detect(known: Seen, strange: Seen, scores: Mapping[str, Scorer], bootstrap: Bootstrap) -> Detected:
+    """Known against out-of-distribution images by each score; ValueError when either is empty or not finite."""
+    numbers, drawn = {}, {}
+    for name, score in scores.items():
+        ranked = Ranked.of(score(known), score(strange), ("known", "out-of-distribution"))
+        numbers[name] = ranked.numbers()
+        drawn[name] = ranked.drawn(_draws(bootstrap, len(known.logits), len(strange.logits)))
+    return Detected(numbers, drawn, len(known.logits), len(strange.logits))
 
-    Keys are "energy.fpr95", "max_softmax.auroc" and so on. Chance is 0.95, 0.5 and N / (N + M).
-    """
-    numbers: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for name, score in SCORES.items():
-        ranked = Ranked.of(score(known), score(strange))
-        numbers |= {f"{name}.{key}": value for key, value in ranked.numbers().items()}
-        draws = (ranked.numbers(*weights) for weights in _draws(bootstrap, len(known), len(strange)))
-        drawn = [[found[key] for key in NUMBERS] for found in draws]
-        for key, span in zip(NUMBERS, bootstrap.interval(np.array(drawn)), strict=True):
-            intervals[f"{name}.{key}"] = span
-    return numbers, intervals
+
+def mean_of_sets(found: Sequence[Detected], names: Sequence[str], bootstrap: Bootstrap) -> MetricResult:
+    """The mean of each number over several sets, as OpenOOD reports its near and far sets; `names` are of the sets."""
+    numbers, chance, drawn = {}, {}, {}
+    for score in found[0].numbers:
+        numbers[score] = {key: float(np.mean([one.numbers[score][key] for one in found])) for key in NUMBERS}
+        aupr = float(np.mean([one.known / (one.known + one.strange) for one in found]))
+        chance[score] = {"fpr95": 0.95, "auroc": 0.5, "aupr": aupr}
+        drawn[score] = np.mean([one.drawn[score] for one in found], axis=0)
+    size: dict[str, Any] = {"n": found[0].known + sum(one.strange for one in found), "sets": list(names)}
+    return _result(numbers, chance, drawn, size, bootstrap)
+
+
+def _result(
+    numbers: Mapping[str, Mapping[str, float]],
+    chance: Mapping[str, Mapping[str, float]],
+    drawn: Mapping[str, np.ndarray],
+    size: dict[str, Any],
+    bootstrap: Bootstrap,
+) -> MetricResult:
+    spans = {
+        f"{score}.{key}": span
+        for score in numbers
+        for key, span in zip(NUMBERS, bootstrap.interval(drawn[score]), strict=True)
+    }
+    blocks = {score: {**values, "chance": chance[score]} for score, values in numbers.items()}
+    return MetricResult({**blocks, **size}, spans)
 
 
 def _draws(bootstrap: Bootstrap, known: int, strange: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -86,7 +86,7 @@ def _ood(metrics: dict[Arm, list[Any]]) -> str:
         strange = {f"ood.{name}": name for name in found[0].get("ood", {})}
         strange |= {"open_set": "held-out classes"} if "open_set" in found[0] else {}
         for section, name in strange.items():
-            for score in SCORES:
+            for score in (one for one in SCORES if f"{section}.{one}.auroc" in found[0]["metrics"]):
                 cells = [_cell(found, f"{section}.{score}.{key}") for key in ("fpr95", "auroc", "aupr")]
                 rows.append([model, head, kept, name, score.replace("_", " "), *cells])
     return _markdown(["net", "head", "training set", "OOD set", "score", "FPR95", "AUROC", "AUPR"], rows)
@@ -136,18 +136,11 @@ def _cell(found: list[Any] | None, key: str) -> str:
     """A fraction in percent with its interval, or its deviation over seeds."""
     if not found:
         return ""
-    values = [100 * _at(held, key) for held in found]
+    values = [100 * held["metrics"][key]["value"] for held in found]
     if len(values) > 1:
         return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-    low, high = found[0]["intervals"][key]
+    low, high = (found[0]["metrics"][key][end] for end in ("low", "high"))
     return f"{values[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _at(held: dict[str, Any], key: str) -> float:
-    found: Any = held
-    for part in key.split("."):
-        found = found[part]
-    return found
 
 
 def _training_set(fit: dict[str, Any]) -> str:

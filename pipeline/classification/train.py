@@ -20,7 +20,13 @@ from torch.nn import functional as F
 from pipeline.classification.config import FitConfig
 from pipeline.classification.in_memory import Epoch, Images, load_images, statistics
 from pipeline.classification.long_tail import long_tail
-from pipeline.classification.model import Classifier, make_classifier, save_classifier
+from pipeline.classification.model import (
+    LOSSES,
+    Classifier,
+    class_prototypes,
+    make_classifier,
+    save_classifier,
+)
 from pipeline.config import Config
 from pipeline.datasets import LabelledSet, open_labelled
 from pipeline.datasets.layouts import Labelled
@@ -177,8 +183,11 @@ def _fit(
     per_epoch = len(images) // config.batch_size
     steps = config.steps or config.epochs * per_epoch
 
+    names = [facts["classes"][index] for index in facts["known"]]
+    prototypes = class_prototypes(config, names)
     torch.manual_seed(config.seed)
-    model = make_classifier(config, len(facts["known"]), mean, std).to(device)
+    model = make_classifier(config, len(names), mean, std, prototypes).to(device)
+    loss_of = LOSSES.get(config.head, F.cross_entropy)
     optimiser = make_optimiser(model, config)
 
     checkpoints = Checkpoints(run_dir / "checkpoints")
@@ -212,7 +221,7 @@ def _fit(
             set_rate(optimiser, rate)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 logits = model(pixels)
-            loss = F.cross_entropy(logits, labels)
+            loss = loss_of(logits, labels)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -1,5 +1,6 @@
 """The verb of the classifiers: fit."""
 
+import json
 from typing import Annotated
 
 import typer
@@ -13,7 +14,13 @@ def fit(
     data: Annotated[
         str, typer.Option(help="Labelled set NAME:DIR: cifar10, cifar100, tiny_imagenet, folder ...")
     ],
-    head: Annotated[str, typer.Option(help="softmax, linear or separation.")] = "softmax",
+    head: Annotated[
+        str,
+        typer.Option(help="softmax, linear, separation, cosine, ntce, nonl or balanced (with a hierarchy)."),
+    ] = "softmax",
+    hierarchy: Annotated[
+        str | None, typer.Option(help="taxonomy.json whose leaves are the classes, for the head balanced.")
+    ] = None,
     imbalance: Annotated[
         float, typer.Option(help="Imbalance factor of a long-tailed training set; 1 keeps every image.")
     ] = 1.0,
@@ -21,8 +28,19 @@ def fit(
     recipe: Annotated[str, typer.Option(help="poincare or separation: the published settings.")] = "poincare",
     ood: Annotated[
         list[str] | None,
-        typer.Option(help="Out-of-distribution images, NAME:DIR or captioned:DIR; may be repeated."),
+        typer.Option(
+            help="Out-of-distribution images: NAME:DIR, captioned:DIR, near/NAME:DIR, far/NAME:DIR or openood:DIR; may "
+            "be repeated."
+        ),
     ] = None,
+    ood_scores: Annotated[
+        str,
+        typer.Option(help="Scores, separated by commas: energy, max_softmax, knn, mahalanobis, distance."),
+    ] = "energy,max_softmax",
+    ood_limit: Annotated[
+        int, typer.Option(help="Maximum number of images per out-of-distribution set.", min=1)
+    ] = 10_000,
+    neighbours: Annotated[int, typer.Option(help="The k of the score knn.", min=1)] = 50,
     attacked: Annotated[int, typer.Option(help="Test images to attack by FGSM and PGD.", min=0)] = 0,
     home: HomeUrl = "var",
     run: Annotated[str | None, typer.Option(help="Name of the run in HOME/fits.")] = None,
@@ -42,11 +60,22 @@ def fit(
     from storage.home import Home
 
     given = [f"head={head}", f"imbalance={imbalance}", *([f"epochs={epochs}"] if epochs else [])]
+    given += [f"hierarchy={json.dumps(hierarchy)}"] if hierarchy else []
+    asked = EvaluateConfig.model_validate(
+        {
+            "data": data,
+            "ood": ood or (),
+            "ood_limit": ood_limit,
+            "scores": [name.strip() for name in ood_scores.split(",")],
+            "neighbours": neighbours,
+            "attacked": attacked,
+        }
+    )
     config = override(fit_recipe(recipe, model, data), [*given, *(assignments or [])])
     # The name depends on what is trained, not on the directory of the data.
     mark = digest(config.replace(data=config.data_name))[:8]
     folder = Home(home).fits / (run or f"{config.data_name}-{model}-{config.head}-{mark}")
     trained = train(folder, config, device=device)
-    measured = evaluate(folder, EvaluateConfig(data=data, ood=tuple(ood or ()), attacked=attacked), device)
+    measured = evaluate(folder, asked, device)
     sections = {key: value for key, value in measured.items() if key not in ("config", "run")}
     show({"run_dir": str(folder), **trained, **sections})

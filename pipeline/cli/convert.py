@@ -14,7 +14,8 @@ def import_(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="MERU's or HyCoCLIP's .pth, an OpenCLIP directory or state dict, or a Hugging Face CLIP directory."
+            help="A .pth of MERU, HyCoCLIP, UNCHA or PHyCLIP, an OpenCLIP directory or state dict, or a directory of "
+            "Hugging Face's CLIP or of Hyper3-CLIP."
         ),
     ],
     out: Out,

@@ -79,6 +79,17 @@ def assess(
     data: Annotated[
         str | None, typer.Option(metavar="DIR", help="Directory of these data sets, one folder each.")
     ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="How they are asked: hyco, or published (as in the papers).")
+    ] = "hyco",
+    published: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Your copy of the published prompts and class names."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts and class names of yours: .json, .toml or .py (not run)."),
+    ] = None,
     beside: Annotated[
         list[str] | None,
         typer.Option(metavar="RUN", help="Another assessed run to show in the report; may be repeated."),
@@ -105,10 +116,14 @@ def assess(
         raise ValueError("--data needs --suite: all, or names of data sets")
     if suite is not None and data is None:
         raise ValueError("--suite needs --data: the directory of your data sets")
+    if suite is None and (prompts or published or protocol != "hyco"):
+        raise ValueError("--protocol, --published and --prompts belong to --suite: name data sets, or all")
     if beside:
         config = config.replace(beside=tuple(str(_assessed(opened, other)) for other in beside))
-    spec = EvaluationSpec(
-        assess_source=assess_source, taxonomy=taxonomy, config=config, suite=suite, data=data
+    spec = EvaluationSpec.model_validate(
+        {"assess_source": assess_source, "taxonomy": taxonomy, "config": config}
+        | {"suite": suite, "data": data}
+        | {"protocol": protocol, "published": published, "prompts": prompts}
     )
     if (Path(run) / "model.safetensors").is_file():
         if suite is None and assess_source is None:

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.datasets.adapters import ADAPTERS, Adapter
 from pipeline.datasets.files import Files, TarFiles, archives, open_places
 from pipeline.datasets.layouts import Labelled
+from pipeline.datasets.paper_splits import PAPER_READERS
 from pipeline.datasets.parquet import LAYOUT, parquet_files, read_parquet
 from pipeline.datasets.shards import LAYOUT as SHARDS
 from pipeline.datasets.shards import read_shards, shard_files
@@ -48,13 +49,15 @@ class LabelledSet(Protocol):
         ...
 
 
-def open_labelled(spec: str, split: str = "test") -> LabelledSet:
+def open_labelled(spec: str, split: str = "test", *, paper: bool = False) -> LabelledSet:
     """Open the split of a set.
 
     Args:
         spec: NAME:DIR, such as "cifar10:../shared/data/cifar10"; NAME "folder" is any folder of class folders.
         split: "train", "test" or "all". Where a set publishes no labelled test part, its validation part is the test;
             where it publishes no parts, a fifth is the test, selected by the hash of the file name.
+        paper: take the parts of the published evaluations (pipeline.datasets.paper_splits) where a set publishes none;
+            they follow from the names of the files, so parquet and shards of such a set are not read.
 
     Raises:
         ValueError: not NAME:DIR, an unknown name or split, files that contradict the layout.
@@ -73,19 +76,24 @@ def open_labelled(spec: str, split: str = "test") -> LabelledSet:
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
     root = Path(place)
+    if paper and name in PAPER_READERS:
+        chosen = Adapter(PAPER_READERS[name], adapter.layout)
+        return _first(open_places(root), root, chosen, name, split, packed=False)
     return _first(open_places(root), root, adapter, name, split)
 
 
-def _first(places: list[Files], root: Path, adapter: Adapter, name: str, split: str) -> Labelled:
+def _first(
+    places: list[Files], root: Path, adapter: Adapter, name: str, split: str, packed: bool = True
+) -> Labelled:
     """From shards or parquet files, the folder itself, or an archive in it when the folder has not the layout."""
 
     def of(place: Callable[[], Files]) -> Callable[[], Labelled]:
         return lambda: adapter.read(place(), split)
 
     trials = [of(lambda place=place: place) for place in places]
-    if root.is_dir() and parquet_files(root, split):
+    if packed and root.is_dir() and parquet_files(root, split):
         trials.insert(0, lambda: read_parquet(name, root, split))
-    if root.is_dir() and shard_files(root, split):
+    if packed and root.is_dir() and shard_files(root, split):
         trials.insert(0, lambda: read_shards(name, root, split))
     trials += [of(lambda path=path: TarFiles(path)) for path in archives(root)]
     failed: FileNotFoundError | None = None  # the last error: that of an archive, where there is one

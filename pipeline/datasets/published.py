@@ -62,6 +62,11 @@ def caltech101(files: Files, split: str) -> Labelled:
     """101_ObjectCategories/CLASS/*.jpg; 30 images per class, drawn by the hash of their name, are for training."""
     base = files.anchor("101_ObjectCategories/") + "101_ObjectCategories/"
     classes = [folder for folder in files.folders(base) if folder != "BACKGROUND_Google"]
+    return caltech_parts(files, base, classes, split)
+
+
+def caltech_parts(files: Files, base: str, classes: Sequence[str], split: str) -> Labelled:
+    """A part of these classes of Caltech-101, whose folders lie below `base`."""
     members = []
     for label, folder in enumerate(classes):
         keys = [key for key in files.below(f"{base}{folder}/") if is_image(key)]

@@ -17,7 +17,7 @@ class AssessConfig(Config):
     """How a run is evaluated."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"batch_size", "device", "beside"})
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"min_coverage", "prompt_sensitivity"})
 
     max_images: int = Field(default=5000, ge=2)
     """Maximum number of held-out images, the first in order."""
@@ -49,6 +49,10 @@ class AssessConfig(Config):
     """Minimum fraction of the listed images of a data set or held-out source that must be present and
     readable. A set below it is refused: the remaining part is another, easier set.
     """
+    prompt_sensitivity: bool = False
+    """Whether zero-shot classification on labelled sets is also measured with every prompt by itself: mean, worst and
+    range of the accuracy.
+    """
     beside: tuple[str, ...] = ()
     """Directories of other evaluated runs, shown in the report beside this one."""
     probe_heads: tuple[Literal["softmax", "maximum_separation", "prototypes"], ...] = ("softmax",)
@@ -60,7 +64,7 @@ class AssessConfig(Config):
 class EvaluationSpec(Config):
     """The data and options of an evaluation: the same for champion and challenger."""
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns", "protocol", "published", "prompts"})
 
     version: str = "latest"
     """Dataset version that the run was trained on. Its val split is used when there is no assess_source."""
@@ -78,6 +82,12 @@ class EvaluationSpec(Config):
     """Published data sets to evaluate on as well: "all", or names separated by commas."""
     data: str | None = None
     """Directory of these data sets."""
+    protocol: Literal["hyco", "published"] = "hyco"
+    """How they are asked: with Hyco's prompts, crops and parts, or as in the papers."""
+    published: str | None = None
+    """Directory with your copy of the published prompts and class names, for protocol "published"."""
+    prompts: str | None = None
+    """File with prompts and class names of your own (JSON, TOML or Python literals), in place of the others."""
 
     def digest(self, home: Home) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.
@@ -85,12 +95,19 @@ class EvaluationSpec(Config):
         The registry stores the champion's metrics under this name: its inputs must not change.
         """
         if self.assess_source is not None:
-            asked: Any = [
-                unit.sha256 for unit in open_source(self.assess_source, columns=self.columns).units()
-            ]
+            units = home.shelf.without(open_source(self.assess_source, columns=self.columns).units())
+            asked: Any = [unit.sha256 for unit in units]
         else:
-            asked = [shard.sha256 for shard in home.versions.load(self.version).shards.get("val", [])]
+            refs = home.versions.load(self.version).shards.get("val", [])
+            heirs = [(home.deletions.heir(shard.path)[0], shard) for shard in refs]
+            asked = [heir.get("sha256", shard.sha256) for heir, shard in heirs if heir]
         tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
         named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
         named |= {"columns": digest(self.columns)} if self.columns != USUAL else {}
-        return digest(named | ({"suite": [self.suite, self.data]} if self.suite else {}))
+        if self.assess_source is not None and (number := home.deletions.number()):
+            named["deletions"] = number
+        if self.suite:
+            named["suite"] = [self.suite, self.data]
+            texts = [self.protocol, self.published, self.prompts]
+            named |= {"protocol": texts} if texts != ["hyco", None, None] else {}
+        return digest(named)

@@ -49,10 +49,12 @@ def embed_files(
     progress: Progress,
     least: float = 0.0,
     listed: int | None = None,
+    square: Callable[[np.ndarray, int], np.ndarray] = whole,
 ) -> tuple[Float[Tensor, "m D"], Int[np.ndarray, " m"], Coverage]:
     """Points of the decodable whole images, their indices, and the coverage.
 
-    `listed` is the number of images in the set, where `paths` were drawn from it.
+    `listed` is the number of images in the set, where `paths` were drawn from it; `square` makes an image a square of
+    the model's size.
 
     Raises:
         FileNotFoundError: none can be read.
@@ -63,7 +65,7 @@ def embed_files(
 
     def load(path: Path) -> np.ndarray | None:
         image = load_image(path)
-        return None if image is None else whole(image, embedder.size)
+        return None if image is None else square(image, embedder.size)
 
     def squares() -> Iterator[np.ndarray]:
         for index, square in enumerate(ahead(load, paths)):

@@ -14,15 +14,17 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from pipeline.classification.config import FitConfig, Model, poincare
-from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_strange
+from pipeline.classification.config import FitConfig, Head, Model, poincare, separation
+from pipeline.classification.evaluate import EvaluateConfig, evaluate
+from pipeline.classification.strange import open_strange
 from pipeline.classification.tables import tables
 from pipeline.classification.train import fit
 from pipeline.config import Config, ConfigError, override
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.run_dir import finished
 from storage.home import Home
@@ -37,7 +39,7 @@ class StudyConfig(Config):
     """The training that all arms share; model, head, imbalance and seed are replaced by the arm's."""
     models: tuple[Model, ...]
     """Networks of the arms."""
-    heads: tuple[Literal["softmax", "linear", "separation"], ...] = ("softmax", "separation")
+    heads: tuple[Head, ...] = ("softmax", "separation")
     """Heads of the arms."""
     imbalances: tuple[float, ...] = (1.0, 0.01)
     """Imbalance factors of the arms; 1 keeps every image."""
@@ -95,7 +97,23 @@ def full(data: str, ood: tuple[str, ...]) -> StudyConfig:
     )
 
 
-STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full}
+def long_tail(data: str, ood: tuple[str, ...]) -> StudyConfig:
+    """CIFAR-100-LT on a GPU: the published draw (Cao et al. 2019) at its three imbalances, three seeds.
+
+    The last width holds the 99 dimensions of 100 separated classes.
+    """
+    base = separation("resnet32", data).replace(widths=(32, 64, 128), imbalance_draw="published")
+    return StudyConfig(
+        name="long_tail",
+        base=base,
+        models=("resnet32",),
+        imbalances=(0.1, 0.02, 0.01),
+        seeds=(0, 1, 2),
+        measure=EvaluateConfig(ood=ood),
+    )
+
+
+STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full, "long_tail": long_tail}
 
 
 def run_study(
@@ -106,7 +124,7 @@ def run_study(
     HOME/STUDY.md gets the tables after each run; `doc`, where given, gets them between its marks at the end of it.
     """
     for spec in study.measure.ood:  # report a missing document before an hour of training, not after
-        open_strange(spec)
+        open_strange(spec, study.base.data_name)
     folder, results = home.fits, dict[str, Any]()
 
     def perform(name: str, config: FitConfig) -> None:
@@ -143,7 +161,7 @@ def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
     path = run_dir / "metrics.json"
     if finished(run_dir) is None or not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    found = read_metrics(path)
     try:  # fields that were added since have their defaults
         measured = EvaluateConfig.model_validate(found["config"])
     except ConfigError:

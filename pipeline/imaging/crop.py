@@ -95,6 +95,24 @@ def whole(array: np.ndarray, size: int) -> np.ndarray:
     return array[top : top + size, left : left + size]
 
 
+def stretch(array: np.ndarray, size: int) -> np.ndarray:
+    """Resize bicubically to [size, size], the aspect ratio not kept, as MERU's evaluation of retrieval does.
+
+    The arithmetic is torchvision's Resize((size, size)) on PIL images, bicubic.
+
+    Args:
+        array: uint8 [H, W, 3].
+        size: side of the square in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    if array.shape[:2] == (size, size):
+        return array
+    image = Image.fromarray(np.ascontiguousarray(array))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
 def _resize(array: np.ndarray, width: int, height: int) -> np.ndarray:
     if array.shape[:2] == (height, width):
         return array

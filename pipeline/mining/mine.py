@@ -27,6 +27,7 @@ from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.reading_rules import READING
 from pipeline.sources.records import NOT_DOWNLOADED, Limits
 from pipeline.sources.source import Source, Unit, open_source, open_unit
+from storage.deletions import OPTED_OUT
 from storage.detections import write_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.sample import Failure
@@ -125,7 +126,8 @@ def results(config: MineConfig, home: Home) -> UnitResults:
 def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     """Return the units to mine, and write the resolved configuration next to the records.
 
-    Records made with older reading rules are deleted where the present rules read the unit differently.
+    Units that are set aside are left out; those that were mended are no longer set aside. Records made with older
+    reading rules are deleted where the present rules read the unit differently.
 
     Args:
         config: names source, detector and rules.
@@ -135,6 +137,8 @@ def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
     mined = results(config, home)
     source = open_source(config.source, config.limits, config.columns)
     units = source.units(settle_s)
+    home.shelf.settle(source.store.url, {unit.path: unit.name for unit in units}, set(source.files))
+    units = home.shelf.without(units)
     _forget_misread(mined, source, units)
     finished = mined.whole()
     home.store.create(mined.config, seal(config.model_dump(mode="json")))
@@ -184,10 +188,9 @@ def mine_shard(
         with clock("load"):
             extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
     rows, failures, counts = Rows(), [], Counter()
-    samples = clock.iterate(
-        "source",
-        open_unit(config.source, unit, config.limits, config.columns).samples(unit, noting(failures, counts)),
-    )
+    source = open_unit(config.source, unit, config.limits, config.columns)
+    source.deleted = home.deletions.tombstones()
+    samples = clock.iterate("source", source.samples(unit, noting(failures, counts)))
     try:
         limits, most = config.limits, config.max_captions
         if extractor is None or detector is None:
@@ -201,6 +204,8 @@ def mine_shard(
         if unit.path in str(error):
             raise
         raise ValueError(f"{unit.path}: {error}") from error
+    if home.deletions.number() != source.deleted.number:  # an image was deleted meanwhile
+        return mine_shard(config, home, unit, report)
     _check_budget(unit, failures, counts["images"], config.error_budget)
     with clock("write"):
         found_by = detector.digest if detector else origin_of(config)
@@ -226,6 +231,7 @@ def mine_shard(
         "failed": len(failures),
         "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
         NOT_DOWNLOADED: counts[NOT_DOWNLOADED],
+        **({OPTED_OUT: counts[OPTED_OUT]} if counts[OPTED_OUT] else {}),
         "detector": found_by,
         "rules": rules,
         "reading": READING,
@@ -279,14 +285,16 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
     detector's tokenizer knows nothing in them), captions_unknown (it knows a smaller fraction of their words than
     mine_chunk.HARDLY), captions_read (how many were checked for that; 0 for a closed vocabulary, and for units mined
     before this was counted), failures (number), failures_by_code, not_downloaded (img2dataset's own failed rows, which
-    are no failures), seconds (of work, all workers together), images_per_second (while at least one worker worked).
+    are no failures), opted_out (images that a deletion names), seconds (of work, all workers together),
+    images_per_second (while at least one worker worked).
     """
     records = results(config, home).whole()
-    units = open_source(config.source, config.limits, config.columns).units() if units is None else units
+    if units is None:
+        units = home.shelf.without(open_source(config.source, config.limits, config.columns).units())
     mine = [records[unit.name] for unit in units if unit.name in records]
     names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
     unknown = ("phrases_unknown", "captions_unknown", "captions_read")
-    total: Counter[str] = Counter(dict.fromkeys((*names, *unknown, NOT_DOWNLOADED), 0))
+    total: Counter[str] = Counter(dict.fromkeys((*names, *unknown, NOT_DOWNLOADED, OPTED_OUT), 0))
     codes: Counter[str] = Counter()
     for record in mine:
         total.update({name: record[name] for name in names})
@@ -294,7 +302,8 @@ def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> 
         if record.get("captions_unknown") is not None:
             total.update(captions_unknown=record["captions_unknown"], captions_read=record["captions"])
         codes.update(record["failed_by_code"])
-        total[NOT_DOWNLOADED] += record.get(NOT_DOWNLOADED, 0)
+        for name in (NOT_DOWNLOADED, OPTED_OUT):
+            total[name] += record.get(name, 0)
     busy = _covered([(record["started"], record["finished"]) for record in mine])
     return {
         "units": len(units),

@@ -87,7 +87,7 @@ class Published:
     """The versions made with one mining and packing configuration, from one listing of the home, oldest first.
 
     Attributes:
-        versions: versions with these configurations.
+        versions: versions with these configurations, no experiments and none from which images were deleted.
         everything: all versions of the home.
         quarantined: names of those of `versions` that are in quarantine.
         latest: name of the latest version of the home; None without one that can be read.
@@ -116,7 +116,14 @@ def published(config: RetrainConfig, home: Home) -> Published:
     everything = home.versions.list()
     made = [version for version in everything if version.digests == wanted]
     held_back = {version.name for version in made if home.versions.quarantined(version.name) is not None}
+    experiments = home.versions.experiments()
     latest = home.latest_version()
+    erased = home.deletions.hashes()
+    made = [
+        version
+        for version in made
+        if version.name not in experiments and not home.versions.superseded(version, erased)
+    ]
     return Published(made, everything, held_back, latest.name if latest else None)
 
 
@@ -130,7 +137,7 @@ def unpublished(config: RetrainConfig, home: Home) -> bool:
     if not mined:
         return False
     units = [
-        unit for unit in packing.units_of(mine) if unit.name in mined
+        unit for unit in packing.units_of(mine, home) if unit.name in mined
     ]  # the others are for the next check
     packed = home.packs(packing.pack_digest(mine, pack)).records()
     if any(unit.name not in packed for unit in units):
@@ -159,6 +166,9 @@ def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
     judged = [row for row in home.registry.rows() if row.kind != ROLLED_BACK]
     known = {row.version for row in judged}
     seen = {ref.path for one in there.everything if one.name in known for ref in one.shards["train"]}
+    seen |= {
+        str(heir["path"]) for path in seen if (heir := home.deletions.heir(path)[0])
+    }  # what a deletion left
     fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
     if any(row.key == key for row in judged):
         return RetrainDecision(

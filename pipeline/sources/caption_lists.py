@@ -26,7 +26,6 @@ from pipeline.sources.table_rows import NUMBERED
 from pipeline.sources.tar_rows import IMAGES
 from storage.sample import short
 
-_IMAGE_COLUMNS = (*FILES, "image_name", "image_path", "filepath", "file_path", "img")
 _DELIMITERS = ",\t;|"
 _SHOWN = 50  # annotations whose fields a message names
 csv.field_size_limit(Limits().max_text)
@@ -46,7 +45,7 @@ class Entry:
 def csv_entries(data: bytes, path: str, columns: Columns) -> list[Entry]:
     """Return the images of a csv or tsv with their captions; ValueError, naming its columns, when they are not found.
 
-    The first line names the columns: one of _IMAGE_COLUMNS, and the first of CAPTIONS or all numbered ones. Two columns
+    The first line names the columns: one of FILES, and the first of CAPTIONS or all numbered ones. Two columns
     without a header, the first of which is an image's name, are image and caption; others are given by number.
     """
     text = data.decode("utf-8-sig", "surrogateescape")  # a caption that is not UTF-8 fails its row only
@@ -86,9 +85,7 @@ def _csv_columns(header: list[str], path: str, columns: Columns) -> tuple[int, l
         if name and name not in header:
             raise ValueError(f"{path} has no column '{name}': set {option} to one of its columns: {listed}")
     image = (
-        header.index(columns.image)
-        if columns.image
-        else next((lower[n] for n in _IMAGE_COLUMNS if n in lower), -1)
+        header.index(columns.image) if columns.image else next((lower[n] for n in FILES if n in lower), -1)
     )
     captions = [header.index(name) for name in columns.captions]
     captions = captions or [lower[name] for name in CAPTIONS if name in lower][:1]
@@ -231,7 +228,7 @@ def _named(name: str, captions: list[Any]) -> tuple[int, list[int]]:
 
 
 def _of_list(items: list[dict[str, Any]], path: str, columns: Columns) -> list[Entry]:
-    wanted = (columns.image,) if columns.image else _IMAGE_COLUMNS
+    wanted = (columns.image,) if columns.image else FILES
     entries: dict[str, Entry] = {}
     for number, item in enumerate(items):
         name = next((item[key] for key in wanted if isinstance(item.get(key), str)), None)

@@ -7,8 +7,11 @@ from pipeline.sources.records import Limits, RecordError
 from storage.sample import short
 from storage.store import Store
 
-FILES = ("file", "image", "file_name", "filename", "path")
-"""Fields and columns that name an image's file, in this order."""
+FILES = (
+    *("file", "image", "file_name", "filename", "path"),
+    *("image_name", "image_path", "filepath", "file_path", "img"),
+)
+"""Columns of tables and fields of json and jsonl that name an image's file, in this order."""
 
 
 def image_file(store: Store, path: str, name: str, limits: Limits) -> bytes:

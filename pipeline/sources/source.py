@@ -32,6 +32,7 @@ from pipeline.sources.readers import READERS, jsonl_sizes
 from pipeline.sources.reading_rules import differs
 from pipeline.sources.records import Limits, RecordError, SourceRecord, clean, join_objects
 from pipeline.sources.tar_rows import Admit
+from storage.deletions import NONE, OPTED_OUT
 from storage.sample import Failure, Sample, content_key, short
 from storage.store import Store, content_mark
 
@@ -92,6 +93,7 @@ class Source:
     def __init__(self, store: Store, files: list[str], limits: Limits, columns: Columns = USUAL) -> None:
         self.store, self.files, self.limits, self.columns = store, files, limits, columns
         self.kind = kind_of(files[0]) or ""
+        self.deleted = NONE  # what a home must not hold: left out of the samples
 
     def units(self, settle_s: float = 0.0) -> list[Unit]:
         """Return the units in the order of their file names; files of equal content are one unit.
@@ -135,11 +137,15 @@ class Source:
                     try:
                         boxes.label(row, spool)
                         captions, meta = clean(row, self.limits)
+                        stored = row.key
                         if self.columns.boxes is None:  # boxes belong to the pixels as they are stored
                             row.key = spool.turned(row.key, told_orientation(meta.get("exif")))
                     except RecordError as error:
                         name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
                         on_failure(Failure(name, "source", error.code, message))
+                        continue
+                    if self.deleted.names(meta, stored, row.key):
+                        on_failure(Failure(row.key, "source", OPTED_OUT, "a deletion names this image"))
                         continue
                     draft = merged.get(row.key)
                     if draft is None:

@@ -29,7 +29,6 @@ from storage.store import Store
 NUMBERED = re.compile(r"(?:caption|text|sentence)_?\d+")
 """Caption columns that are used where there is none of the usual names."""
 _BYTES = frozenset({*IMAGES, "image_bytes", "bytes"})
-_PATHS = (*FILES, "image_path", "filepath", "file_path")
 _NAMES = ("__key__", "key", "id", "image_id")
 _UNREADABLE = object()
 """Marks a value that pyarrow holds and Python cannot."""
@@ -114,7 +113,7 @@ def _image_column(schema: pa.Schema, lower: dict[str, str], path: str, listed: s
     named = [name for name in binary if name.lower() in _BYTES]
     if binary and (len(binary) == 1 or len(named) == 1):
         return (named or binary)[0]
-    files = [lower[name] for name in _PATHS if name in lower and _is_text(schema.field(lower[name]).type)]
+    files = [lower[name] for name in FILES if name in lower and _is_text(schema.field(lower[name]).type)]
     if not binary and files:
         return files[0]
     found = (

@@ -45,6 +45,7 @@ def resolved(recipe: Recipe) -> Recipe:
         vision=found.config.vision,
         text=found.config.text,
         dim=found.config.dim,
+        projection_bias=found.config.projection_bias,
         pixel_mean=found.config.pixel_mean,
         pixel_std=found.config.pixel_std,
     )
@@ -73,7 +74,8 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
                 "another run"
             )
         own = model.state_dict()
-        same = found.config.geometry == recipe.model.geometry and found.config.factors == recipe.model.factors
+        spaces = [(c.geometry, c.factors, c.factor_alphas) for c in (found.config, recipe.model)]
+        same = spaces[0] == spaces[1]
         taken = {
             name: value
             for name, value in found.weights.items()

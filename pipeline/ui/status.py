@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.curation.describe import brief
 from storage.home import Home
 
 
 def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
-    """What a home holds: mined, versions, runs, fits; a dict for each entry.
+    """What a home holds: mined, shelved, versions, runs, fits; a dict for each entry.
 
     Raises:
         FileNotFoundError: there is no such home.
@@ -23,6 +25,7 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
         mined.append({"name": name, "units": len(records), "images": images, "failed": failed})
     return {
         "mined": mined,
+        "shelved": [asdict(entry) for entry in home.shelf.entries()],
         "versions": versions(home),
         "runs": [{"name": folder.name, "state": run_state(folder)} for folder in home.run_folders()],
         "fits": [{"name": folder.name, "state": _fit_state(folder)} for folder in home.fit_folders()],
@@ -30,14 +33,23 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
 
 
 def versions(home: Home) -> list[dict[str, Any]]:
-    """The dataset versions of a home, oldest first: name, created, counts, latest, quarantined."""
-    newest = home.latest_version()
+    """The dataset versions of a home, oldest first.
+
+    Keys: name, labels (names that were given to it), created, counts, configuration (in a line), latest, experiment,
+    superseded (images were deleted from it since), quarantined.
+    """
+    erased = home.deletions.hashes()
+    newest, labels, experiments = home.latest_version(), home.versions.labels(), home.versions.experiments()
     return [
         {
             "name": version.name,
+            "labels": [label for label, name in labels.items() if name == version.name],
             "created": version.created,
             "counts": version.counts,
+            "configuration": brief(version),
             "latest": newest is not None and version.name == newest.name,
+            "experiment": version.name in experiments,
+            "superseded": home.versions.superseded(version, erased),
             "quarantined": bool(home.versions.quarantined(version.name)),
         }
         for version in home.versions.list()
@@ -47,18 +59,24 @@ def versions(home: Home) -> list[dict[str, Any]]:
 def version_line(version: dict[str, Any]) -> str:
     """A dataset version of `versions` in a line for a person."""
     counts = version["counts"]
-    mark = " (latest)" if version["latest"] else " (in quarantine)" if version["quarantined"] else ""
-    size = f"{counts['images']:,} images, {counts['parts']:,} parts"
-    return f"{version['name']}  {size}, {version['created']}{mark}"
+    marks = [
+        *version["labels"],
+        *(name for name in ("latest", "experiment", "superseded", "quarantined") if version[name]),
+    ]
+    mark = f" ({', '.join(marks)})".replace("quarantined", "in quarantine") if marks else ""
+    size = f"{counts.get('images', 0):,} images, {counts.get('parts', 0):,} parts"
+    return f"{version['name']}  {size}, {version['created']}{mark}: {version['configuration']}"
 
 
 def report(home: Home) -> Iterator[str]:
-    """Yield one line for each mining, dataset version, run and fit; FileNotFoundError when there is no such home."""
+    """Yield one line for each mining, shelved shard, version, run and fit; FileNotFoundError without such a home."""
     found = holdings(home)
     for one in found["mined"]:
         yield (
             f"mined    {one['name']}  {one['units']} units, {one['images']:,} images, {one['failed']:,} failed"
         )
+    for entry in home.shelf.entries():
+        yield f"shelved  {entry}"
     for version in found["versions"]:
         yield f"version  {version_line(version)}"
     for kind in ("run", "fit"):
@@ -83,9 +101,12 @@ def run_state(folder: Path) -> str:
 
 def _fit_state(folder: Path) -> str:
     if (folder / "metrics.json").is_file():
+        from pipeline.evaluation.metrics.document import read_metrics  # torch: for homes with fits only
+
         try:
-            found = json.loads((folder / "metrics.json").read_text())["classification"]
-            return f"trained, accuracy {found['accuracy']:.1%} on {found['images']:,} test images"
+            found = read_metrics(folder / "metrics.json")
+            accuracy = found["metrics"]["classification.accuracy"]["value"]
+            return f"trained, accuracy {accuracy:.1%} on {found['classification']['images']:,} test images"
         except (ValueError, KeyError, TypeError) as error:
             return f"unreadable metrics.json ({error!r}): evaluate it again"
     return "trained, not evaluated" if (folder / "train.json").is_file() else "training not finished"

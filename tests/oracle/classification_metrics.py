@@ -43,6 +43,46 @@ def max_probability(logits: Sequence[float]) -> float:
     return max(terms) / math.fsum(terms)
 
 
+def nearest_neighbour(train: np.ndarray, row: np.ndarray, k: int) -> float:
+    """Minus the k-th smallest distance to training rows, all scaled to length 1."""
+    unit = row / math.sqrt(math.fsum(row**2))
+    gaps = [math.dist(unit, other / math.sqrt(math.fsum(other**2))) for other in train]
+    return -sorted(gaps)[k - 1]
+
+
+def mahalanobis(train: np.ndarray, labels: np.ndarray, row: np.ndarray) -> float:
+    """Minus the smallest (x - m)^T S^-1 (x - m) over the classes, S the mean of the outer products within classes."""
+    means = [
+        np.mean([x for x, label in zip(train, labels, strict=True) if label == c], 0)
+        for c in sorted({*labels})
+    ]
+    within = sum(np.outer(x - means[c], x - means[c]) for x, c in zip(train, labels, strict=True)) / len(
+        train
+    )
+    return -min(float((row - mean) @ np.linalg.solve(within, row - mean)) for mean in means)
+
+
+def class_distance(train: np.ndarray, labels: np.ndarray, row: np.ndarray, c: float | None) -> float:
+    """Minus the smallest distance to a class mean; for c, of exp_0 on the ball, by its formula with acosh."""
+    means = [
+        np.mean([x for x, label in zip(train, labels, strict=True) if label == one], 0)
+        for one in sorted({*labels})
+    ]
+    if c is None:
+        return -min(math.dist(row, mean) for mean in means)
+    root = math.sqrt(c)
+
+    def ball(v: np.ndarray) -> np.ndarray:
+        length = math.sqrt(math.fsum(v**2))
+        return math.tanh(root * length) / (root * length) * v
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        inside = (1 - c * (a @ a)) * (1 - c * (b @ b))
+        return math.acosh(1 + 2 * c * ((a - b) @ (a - b)) / inside) / root
+
+    return -min(distance(ball(row), ball(mean)) for mean in means)
+
+
 def crop(image: np.ndarray, down: int, right: int, mirrored: bool, padding: int) -> np.ndarray:
     """[C, S, S]: what stands at each place after padding with black, shifting and mirroring."""
     _, size, _ = image.shape

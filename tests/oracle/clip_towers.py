@@ -13,11 +13,11 @@ from torch.nn import functional as F
 State = dict[str, Tensor]
 
 
-def norm(state: State, name: str, x: Tensor) -> Tensor:
-    """Layer norm with eps 1e-5 over the last dimension."""
+def norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Layer norm over the last dimension."""
     centred = x - x.mean(-1, keepdim=True)
     return (
-        centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * state[name + ".weight"]
+        centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * state[name + ".weight"]
         + state[name + ".bias"]
     )
 
@@ -52,12 +52,14 @@ def resblock(state: State, at: str, x: Tensor, heads: int, causal: bool, quick: 
     return x + gelu(hidden, quick) @ state[at + ".mlp.c_proj.weight"].T + state[at + ".mlp.c_proj.bias"]
 
 
-def timm_block(state: State, at: str, x: Tensor, heads: int) -> Tensor:
+def timm_block(state: State, at: str, x: Tensor, heads: int, eps: float = 1e-5) -> Tensor:
     """A block in timm's names."""
     qkv = state[at + ".attn.qkv.weight"], state[at + ".attn.qkv.bias"]
     out = state[at + ".attn.proj.weight"], state[at + ".attn.proj.bias"]
-    x = x + attention(norm(state, at + ".norm1", x), qkv, out, heads, causal=False)
-    hidden = norm(state, at + ".norm2", x) @ state[at + ".mlp.fc1.weight"].T + state[at + ".mlp.fc1.bias"]
+    x = x + attention(norm(state, at + ".norm1", x, eps), qkv, out, heads, causal=False)
+    hidden = (
+        norm(state, at + ".norm2", x, eps) @ state[at + ".mlp.fc1.weight"].T + state[at + ".mlp.fc1.bias"]
+    )
     return x + gelu(hidden, False) @ state[at + ".mlp.fc2.weight"].T + state[at + ".mlp.fc2.bias"]
 
 
@@ -72,37 +74,74 @@ def wide(state: State) -> State:
     return {name: value.double() for name, value in state.items()}
 
 
-def published_images(state: State, images: Tensor, heads: int) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] -> points [B, D] as MERU and HyCoCLIP lift them."""
-    state = wide(state)
-    pixels = (images.double() - state["pixel_mean"]) / state["pixel_std"]
-    weight = state["visual.patch_embed.proj.weight"]
-    grid = F.conv2d(pixels, weight, state["visual.patch_embed.proj.bias"], stride=weight.shape[-1])
-    points = []
+def timm_tokens(state: State, at: str, pixels: Tensor, heads: int, eps: float = 1e-5) -> list[Tensor]:
+    """Normalised pixels [B, 3, H, W] -> the tokens [N, W] of each image after the last block, in timm's names."""
+    weight = state[at + ".patch_embed.proj.weight"]
+    grid = F.conv2d(pixels, weight, state[at + ".patch_embed.proj.bias"], stride=weight.shape[-1])
+    found = []
     for one in grid:
-        x = torch.cat([state["visual.cls_token"][0], one.flatten(1).T]) + state["visual.pos_embed"][0]
+        x = torch.cat([state[at + ".cls_token"][0], one.flatten(1).T]) + state[at + ".pos_embed"][0]
         index = 0
-        while f"visual.blocks.{index}.norm1.weight" in state:
-            x = timm_block(state, f"visual.blocks.{index}", x, heads)
+        while f"{at}.blocks.{index}.norm1.weight" in state:
+            x = timm_block(state, f"{at}.blocks.{index}", x, heads, eps)
             index += 1
-        feature = state["visual_proj.weight"] @ norm(state, "visual.norm", x)[0]
-        points.append(feature * state["visual_alpha"].exp())
-    return exp0(torch.stack(points), state["curv"].exp())
+        found.append(x)
+    return found
 
 
-def published_texts(state: State, tokens: Tensor) -> Tensor:
-    """Token ids [B, N] -> points [B, D]; heads of 64 dimensions."""
+def published_image_features(state: State, images: Tensor, heads: int) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] -> projected features [B, D]."""
     state = wide(state)
-    points = []
+    tokens = timm_tokens(state, "visual", (images.double() - state["pixel_mean"]) / state["pixel_std"], heads)
+    return torch.stack([state["visual_proj.weight"] @ norm(state, "visual.norm", x)[0] for x in tokens])
+
+
+def published_text_features(state: State, tokens: Tensor) -> Tensor:
+    """Token ids [B, N] -> projected features [B, D]; heads of 64 dimensions."""
+    state = wide(state)
+    features = []
     for row in tokens:
         x = state["textual.token_embed.weight"][row] + state["textual.posit_embed"][: len(row)]
         index = 0
         while f"textual.resblocks.{index}.ln_1.weight" in state:
             x = resblock(state, f"textual.resblocks.{index}", x, x.shape[-1] // 64, causal=True)
             index += 1
-        feature = state["textual_proj.weight"] @ norm(state, "textual.ln_final", x)[row.argmax()]
-        points.append(feature * state["textual_alpha"].exp())
-    return exp0(torch.stack(points), state["curv"].exp())
+        features.append(state["textual_proj.weight"] @ norm(state, "textual.ln_final", x)[row.argmax()])
+    return torch.stack(features)
+
+
+def published_images(state: State, images: Tensor, heads: int) -> Tensor:
+    """Images [B, 3, H, W] in [0, 1] -> points [B, D] as MERU and HyCoCLIP lift them."""
+    features = published_image_features(state, images, heads)
+    return exp0(features * state["visual_alpha"].double().exp(), state["curv"].double().exp())
+
+
+def published_texts(state: State, tokens: Tensor) -> Tensor:
+    """Token ids [B, N] -> points [B, D]; heads of 64 dimensions."""
+    features = published_text_features(state, tokens)
+    return exp0(features * state["textual_alpha"].double().exp(), state["curv"].double().exp())
+
+
+def product_lift(state: State, features: Tensor, alphas: str) -> Tensor:
+    """Features [B, D] -> points of PHyCLIP: each factor's piece by its own alpha and curvature, one after another."""
+    count = sum(name.startswith("curvs.") for name in state)
+    pieces = []
+    for index, piece in enumerate(features.chunk(count, -1)):
+        alpha, curvature = (state[f"{name}.{index}"].double().exp() for name in (alphas, "curvs"))
+        pieces.append(exp0(alpha * piece, curvature))
+    return torch.cat(pieces, -1)
+
+
+def hyper3_images(state: State, pixels: Tensor, heads: int, norm_name: str, eps: float) -> Tensor:
+    """Normalised pixels [B, 3, H, W] -> points [B, D] of Hyper3-CLIP: the mean patch, or the class token."""
+    state = wide(state)
+    at = "vision_encoder.backbone"
+    points = []
+    for x in timm_tokens(state, at, pixels.double(), heads, eps):
+        pooled = x[1:].mean(0) if norm_name == "fc_norm" else x[0]
+        feature = norm(state, f"{at}.{norm_name}", pooled, eps)
+        points.append(state["image_proj.weight"] @ feature + state["image_proj.bias"])
+    return exp0(torch.stack(points) * state["visual_alpha"].exp(), state["log_curv"].exp())
 
 
 def openclip_images(state: State, pixels: Tensor, quick: bool) -> Tensor:

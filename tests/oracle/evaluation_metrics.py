@@ -53,6 +53,26 @@ def recall_at(scores: Sequence[Sequence[float]], right: Sequence[set[int]], k: i
     return hits / len(scores)
 
 
+def published_recall(scores: Sequence[Sequence[float]], right: Sequence[set[int]], k: int) -> float:
+    """Share of queries for which at least one of the k highest-scored items is paired, ties by position."""
+    hits = 0
+    for row, own in zip(scores, right, strict=True):
+        order = sorted(range(len(row)), key=lambda item: (-row[item], item))
+        hits += any(item in own for item in order[:k])
+    return hits / len(scores)
+
+
+def published_mean_per_class(predicted: Sequence[int], true: Sequence[int]) -> float:
+    """Macro accuracy from the confusion of all classes: those without any prediction or image are left out."""
+    shares = []
+    for label in range(max(*predicted, *true) + 1):
+        hit = sum(p == t == label for p, t in zip(predicted, true, strict=True))
+        wrong = sum((p == label) != (t == label) for p, t in zip(predicted, true, strict=True))
+        if hit + wrong:
+            shares.append(hit / max(1, sum(t == label for t in true)))
+    return sum(shares) / len(shares)
+
+
 def chance_recall(right: int, size: int, k: int) -> float:
     """1 - C(n-m, k) / C(n, k) by binomial coefficients."""
     k = min(k, size)

@@ -151,6 +151,49 @@ def test_a_damaged_image_is_counted_and_the_others_are_embedded(model, tmp_path)
     assert made["images"] == 2 and sum(made["failures"].values()) == 1
 
 
+def test_failures_of_finished_units_are_counted_after_an_interruption(model, tmp_path, monkeypatch):
+    broken = [(name, image[:200], meta) for name, image, meta in map(source_row, (1, 2))]
+    write_tar(tmp_path / "s" / "a.tar", [source_row(0), *broken])
+    write_tar(tmp_path / "s" / "b.tar", [source_row(3)])
+    whole_run = embed_source(str(tmp_path / "s"), model, tmp_path / "whole.parquet")
+    real, calls = Embedder.encode_pixels, []
+
+    def encode(self, images):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, images)
+
+    monkeypatch.setattr(Embedder, "encode_pixels", encode)
+    with pytest.raises(KeyboardInterrupt):
+        embed_source(str(tmp_path / "s"), model, tmp_path / "x.parquet")
+    resumed = embed_source(str(tmp_path / "s"), model, tmp_path / "x.parquet")
+    assert resumed["failures"] == whole_run["failures"] and sum(resumed["failures"].values()) == 2
+    assert (tmp_path / "x.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_texts_are_searched_together_as_one_by_one(home, model, tmp_path, monkeypatch):
+    embed_version(home, "latest", model, tmp_path / "x.parquet")
+    found = Embeddings(tmp_path / "x.parquet")
+    towers, texts = found.load_model(), ["a red square", "a blue disc", "three green things"]
+    alone = [found.search(towers, [text], k=9)[0] for text in texts]
+    monkeypatch.setattr(embeddings, "TEXTS", 2)
+    monkeypatch.setattr(embeddings, "ROWS", 4)
+    assert [[hit.key for hit in hits] for hits in found.search(towers, texts, k=9)] == [
+        [hit.key for hit in hits] for hits in alone
+    ]
+    widened = []
+
+    class Counting(np.ndarray):
+        def astype(self, *args, **kwargs):
+            widened.append(len(self))
+            return np.asarray(super().astype(*args, **kwargs))
+
+    found.vectors = found.vectors.view(Counting)
+    found.search(towers, texts, k=1)
+    assert sum(widened) == 2 * 9, "once for each block of texts"
+
+
 def test_the_command_line_embeds_and_searches(home, model, tmp_path, hyco):
     write_tar(tmp_path / "s.tar", (source_row(i) for i in range(4)))
     out = tmp_path / "x.parquet"

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pipeline.embedder import Embedder
+from pipeline.evaluation.benchmarks.protocol import HYCO, Protocol
 from pipeline.evaluation.coverage import MIN_COVERAGE
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.runtime.progress import Progress
@@ -26,7 +27,9 @@ class Setting:
         limit: maximum number of images of a split, drawn by seed; 0 takes all.
         least: minimum fraction of a set's listed items that must exist; a set below it is refused.
         heads: probes fitted on labelled sets, names of pipeline.evaluation.metrics.linear_probe.HEADS, or prototypes.
+        prompt_sensitivity: whether labelled sets are also measured with every prompt by itself.
         skipped: blocks of the evaluation that could not be measured, each with the reason.
+        protocol: how sets are asked.
     """
 
     data: Path
@@ -36,7 +39,9 @@ class Setting:
     seed: int = 0
     least: float = MIN_COVERAGE
     heads: tuple[str, ...] = ()
+    prompt_sensitivity: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
+    protocol: Protocol = HYCO
 
     def choose(self, count: int) -> Int[np.ndarray, " n"]:
         """Indices of the evaluated images, ascending."""
@@ -54,12 +59,14 @@ class Evaluation:
         find: its folder (or tar) below the directory of data sets, None where there is none.
         evaluate: returns the metrics, or the reason why there are none.
         layout: expected content of the folder, for messages.
+        published: whether it can be asked as in the papers (--protocol published).
     """
 
     title: str
     find: Callable[[Path], Path | None]
     evaluate: Callable[[Embedder, Path, Setting], MetricResult | str]
     layout: str
+    published: bool = False
 
 
 def folder_called(*names: str) -> Callable[[Path], Path | None]:

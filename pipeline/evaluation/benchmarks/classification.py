@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from pipeline.datasets import LabelledSet, open_labelled
 from pipeline.datasets.adapters import ADAPTERS
 from pipeline.datasets.dataset_card import Card, cards
+from pipeline.datasets.edge_list import find_edges, tree_of_edges
 from pipeline.datasets.wordnet import PLACES, WordNet, find_wordnet, is_wnid
 from pipeline.embedder import Embedder, batched, whole
 from pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_called
+from pipeline.evaluation.benchmarks.protocol import names_of
 from pipeline.evaluation.coverage import Coverage, as_numbers
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.hierarchy import tree_metrics
 from pipeline.evaluation.metrics.linear_probe import probe
+from pipeline.evaluation.metrics.prompt_regimes import prompt_sensitivity, regimes
 from pipeline.evaluation.metrics.prototypes import prototype_probe
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.metrics.zero_shot import rank_and_answer, set_accuracy, vectors_of
@@ -38,28 +41,40 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
     """The evaluation of one set: blocks zero_shot, hierarchy (ImageNet's classes), and probe_HEAD."""
 
     def evaluate(embedder: Embedder, folder: Path, setting: Setting) -> MetricResult | str:
-        spec = f"{known.name}:{folder}"
-        test = open_labelled(spec, "test")
+        if why := setting.protocol.lacks(known.name):
+            return why
+        spec, told = f"{known.name}:{folder}", setting.protocol.texts(known.name)
+        test = open_labelled(spec, "test", paper=setting.protocol.published)
         there = published(known, test)
         for coverage in there:
             coverage.require(setting.least)
         train = _training_part(spec, test, setting) if known.probe and setting.heads else None
         path = find_wordnet(setting.data) if known.name in ON_WORDNET else None
         wordnet = WordNet(path) if path else None
-        names = class_names(test, wordnet)
+        names = names_of(test, told) if told.names else class_names(test, wordnet)
         if names is None:
             return f"the names of its classes are unknown: {NO_WORDNET}, or add LOC_synset_mapping.txt to the images"
         asked, taught = setting.choose(len(test)), setting.choose(len(train or ()))
         setting.progress.expect(len(asked) + len(taught))
         seen = embed(embedder, test, asked, setting.progress, setting.least)
         truth = test.labels[seen.kept]
-        vectors = vectors_of(embedder, names, known.prompts)
+        published_way = setting.protocol.published
+        vectors = vectors_of(embedder, names, told.prompts or known.prompts, verbatim=published_way)
         rank, answer = rank_and_answer(embedder.score, seen.points, vectors, truth)
-        found = {"zero_shot": set_accuracy(rank, truth, len(test.classes), setting.boot)}
-        if wordnet:
-            found["hierarchy"] = _on_the_tree(wordnet, test.classes, answer, truth, setting)
-        elif known.name in ON_WORDNET:
-            setting.skipped["hierarchy"] = NO_WORDNET
+        said = answer if published_way else None
+        found = {"zero_shot": set_accuracy(rank, truth, len(test.classes), setting.boot, said)}
+        if setting.prompt_sensitivity:
+            prompts = told.prompts or known.prompts
+            found["prompts"] = _by_prompt(embedder, seen.points, names, prompts, truth, setting)
+        if known.name in ON_WORDNET:
+            edges = find_edges(setting.data) or setting.protocol.files.edges
+            published_tree = edges if known.name == "imagenet" else None  # it has ImageNet's classes
+            try:
+                found["hierarchy"] = _on_the_tree(
+                    published_tree or wordnet, test.classes, answer, truth, setting
+                )
+            except ValueError as error:
+                setting.skipped["hierarchy"] = str(error)
         if train is not None:
             try:
                 learnt = embed(embedder, train, taught, setting.progress, setting.least)
@@ -75,6 +90,23 @@ def measure(known: Card) -> Callable[[Embedder, Path, Setting], MetricResult | s
         )
 
     return evaluate
+
+
+def _by_prompt(
+    embedder: Embedder,
+    points: Float[Tensor, "m D"],
+    names: Sequence[Sequence[str]],
+    prompts: Sequence[str],
+    truth: Int[np.ndarray, " m"],
+    setting: Setting,
+) -> MetricResult:
+    """Zero-shot accuracy with every prompt by itself."""
+    hits = {}
+    for name, own in regimes(prompts).items():
+        vectors = vectors_of(embedder, names, own, verbatim=setting.protocol.published)
+        rank, _ = rank_and_answer(embedder.score, points, vectors, truth)
+        hits[name] = (rank < 1).astype(np.float64)
+    return prompt_sensitivity(hits, truth, len(names), setting.boot)
 
 
 def published(known: Card, test: LabelledSet) -> list[Coverage]:
@@ -93,7 +125,7 @@ def published(known: Card, test: LabelledSet) -> list[Coverage]:
 def _training_part(spec: str, test: LabelledSet, setting: Setting) -> LabelledSet | None:
     """The training part; None unless it has the classes of the test part: labels are numbers within a part."""
     try:
-        train = open_labelled(spec, "train")
+        train = open_labelled(spec, "train", paper=setting.protocol.published)
     except (OSError, ValueError) as error:
         setting.skipped["probe"] = f"no training part: {error}"
         return None
@@ -127,17 +159,22 @@ def class_names(test: LabelledSet, wordnet: WordNet | None) -> Sequence[Sequence
 
 
 def _on_the_tree(
-    wordnet: WordNet,
+    source: Path | WordNet | None,
     classes: Sequence[str],
     answer: Int[np.ndarray, " m"],
     truth: Int[np.ndarray, " m"],
     setting: Setting,
 ) -> MetricResult:
-    tree = Taxonomy.build(wordnet.tree(classes))
+    """The five metrics on the tree of an edge list, or of WordNet; ValueError without either."""
+    if source is None:
+        raise ValueError(NO_WORDNET)
+    wordnet = isinstance(source, WordNet)
+    tree = Taxonomy.build(source.tree(classes) if wordnet else tree_of_edges(source, classes))
     if tree.leaf_ids() != tuple(classes):
         raise ValueError(f"a class is listed twice among the {len(classes)}: labels would be ambiguous")
     found = tree_metrics(answer, truth, tree, setting.boot)
     found.numbers.update(n=found.numbers.pop("images"), nodes=len(tree.ids))
+    found.numbers["tree"] = str(source.path if wordnet else source)
     return found
 
 
@@ -264,6 +301,7 @@ EVALUATIONS = {
         folder_called(known.name, *known.folders),
         measure(known),
         f"{known.name}/ with {ADAPTERS[known.name].layout}",
+        published=True,
     )
     for known in sorted(cards(), key=lambda known: (not known.paper, known.name))
 }

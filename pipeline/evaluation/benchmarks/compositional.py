@@ -120,7 +120,9 @@ def measure(embedder: Embedder, asked: Foils, setting: Setting) -> MetricResult:
     chosen = drawn = setting.choose(len(asked.images))
     files = list(dict.fromkeys(asked.images[i] for i in chosen))
     setting.progress.expect(len(files))
-    points, kept, read = embed_files(embedder, files, setting.progress, setting.least)
+    points, kept, read = embed_files(
+        embedder, files, setting.progress, setting.least, square=setting.protocol.square
+    )
     place = {files[index]: row for row, index in enumerate(kept)}
     chosen = [i for i in chosen if asked.images[i] in place]
     wanted, got = (Counter(asked.kinds[i] for i in rows) for rows in (drawn, chosen))
@@ -168,11 +170,13 @@ EVALUATIONS = {
         ),
         sugarcrepe,
         "sugarcrepe/ with swap_obj.json ..., and coco/val2017/ next to it",
+        published=True,
     ),
     "vl_checklist": Evaluation(
         "VL-CheckList",
         folder_with(("vl_checklist", "vl-checklist"), "data"),
         checklist,
         "vl_checklist/ with data/Attribute/, data/Object/, data/Relation/ and the images in vg/, swig/, hake/",
+        published=True,
     ),
 }

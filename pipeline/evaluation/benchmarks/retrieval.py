@@ -5,7 +5,7 @@ All captions of every image are queries, and a query is a hit when any paired it
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -78,6 +78,22 @@ def _text(caption: object) -> str:
     return caption
 
 
+def read_coco_karpathy(folder: Path) -> CaptionSet:
+    """The 5,000 test images of Karpathy's dataset_coco.json.
+
+    The json names the photographs of 2014; each is also found in val2017/ or train2017/, where its name is its number.
+    """
+    path = folder / "dataset_coco.json"
+    found = read_karpathy(path, folder)
+    return replace(found, images=tuple(_coco_photograph(folder, image) for image in found.images))
+
+
+def _coco_photograph(folder: Path, listed: Path) -> Path:
+    number = listed.stem.rpartition("_")[2]
+    renamed = (folder / split / f"{number}.jpg" for split in ("val2017", "train2017"))
+    return listed if listed.is_file() else next((path for path in renamed if path.is_file()), listed)
+
+
 def read_tokens(tokens: Path, names: Path, photographs: Path) -> CaptionSet:
     """Flickr's own text files: lines NAME#NUMBER<tab>CAPTION, and the names of the split, one per line.
 
@@ -125,7 +141,12 @@ def measure(read: Callable[[Path], CaptionSet]) -> Callable[[Embedder, Path, Set
         captioned.require(setting.least)
         files = [found.images[i] for i in asked]
         points, kept, images = embed_files(
-            embedder, files, setting.progress, setting.least, len(found.images)
+            embedder,
+            files,
+            setting.progress,
+            setting.least,
+            len(found.images),
+            setting.protocol.square,
         )
         outcome = retrieval(embedder, points, [found.captions[i] for i in asked[kept]], setting)
         units = (images, captioned) if found.uncaptioned else (images,)
@@ -139,9 +160,10 @@ def retrieval(
     embedder: Embedder, points: Tensor, captions: list[tuple[str, ...]], setting: Setting
 ) -> MetricResult:
     """Both ways over images [N, D] and the captions of each; scores are computed in blocks of queries."""
-    pairing = Pairing.of(captions)
+    paper = setting.protocol.published
+    pairing = Pairing.own(captions) if paper else Pairing.of(captions)
     texts = embedder.encode_text(pairing.texts)
-    found = both_ways(embedder.score, points, texts, pairing, setting.boot)
+    found = both_ways(embedder.score, points, texts, pairing, setting.boot, in_order=paper)
     chance = found.numbers.pop("chance")
     size = {"n": len(points), "captions": len(pairing.text)}
     return MetricResult(
@@ -156,6 +178,14 @@ EVALUATIONS = {
         folder_with(COCO_FOLDERS, "annotations/captions_val2017.json"),
         measure(read_coco),
         "coco/ with annotations/captions_val2017.json and val2017/",
+        published=True,
+    ),
+    "coco_karpathy": Evaluation(
+        "COCO, Karpathy's 5k",
+        folder_with(COCO_FOLDERS, "dataset_coco.json"),
+        measure(read_coco_karpathy),
+        "coco/ with dataset_coco.json and val2014/, or val2017/ and train2017/",
+        published=True,
     ),
     "flickr8k": Evaluation(
         "Flickr8k",
@@ -167,11 +197,13 @@ EVALUATIONS = {
         ),
         measure(lambda folder: read_flickr(folder, "flickr8k")),
         "flickr8k/ with dataset_flickr8k.json, or Flickr8k.token.txt and Flickr_8k.testImages.txt, and Images/",
+        published=True,
     ),
     "flickr30k": Evaluation(
         "Flickr30k",
         folder_with(("flickr30k",), "dataset_flickr30k.json"),
         measure(lambda folder: read_flickr(folder, "flickr30k")),
         "flickr30k/ with dataset_flickr30k.json and flickr30k-images/",
+        published=True,
     ),
 }

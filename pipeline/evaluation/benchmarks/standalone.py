@@ -1,7 +1,5 @@
 """The suite in a run's metrics and report; and evaluation of models without a run."""
 
-import json
-import math
 import platform
 import time
 from datetime import UTC, datetime
@@ -12,19 +10,19 @@ import torch
 
 from pipeline.embedder import Embedder
 from pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
+from pipeline.evaluation.benchmarks.protocol import Protocol
 from pipeline.evaluation.benchmarks.suite import run_suite
 from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import EvaluationSpec
 from pipeline.evaluation.held_out import of_source
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.document import csv_text, new, put
+from pipeline.evaluation.metrics.document import finite, new, put, write_numbers
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.report import report
 from pipeline.evaluation.report.compare_runs import read_beside, summary
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.runtime.progress import Listener
 from pipeline.training.run_dir import current_commit
-from storage.store import Store
 
 
 def add_suite(
@@ -40,6 +38,7 @@ def add_suite(
     config = spec.config
     if spec.suite is None or spec.data is None:
         raise ValueError(f"the suite {spec.suite!r} needs --data: the directory of your data sets")
+    protocol = Protocol.load(spec.protocol, spec.published, spec.prompts)
     found = run_suite(
         embedder,
         spec.suite,
@@ -49,21 +48,16 @@ def add_suite(
         seed=config.seed,
         least=config.min_coverage,
         heads=config.probe_heads,
+        prompt_sensitivity=config.prompt_sensitivity,
+        protocol=protocol,
         listener=listener,
     )
     if mean := mean_of_paper_sets(found):
-        found["suite"]["paper"] = mean.numbers
+        found["suite"]["paper"] = mean.numbers | ({"protocol": protocol.way} if protocol.published else {})
         found["intervals"] |= {f"suite.paper.{key}": list(span) for key, span in mean.intervals.items()}
     spans = {name.removeprefix("suite."): span for name, span in found["intervals"].items()}
     put(metrics, "suite", MetricResult(found["suite"], spans))
     metrics["skipped"] |= found["skipped"]
-
-
-def write_numbers(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics.json and metrics.csv, each atomically."""
-    store = Store(folder)
-    store.replace("metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
-    store.replace("metrics.csv", csv_text(metrics).encode())
 
 
 def evaluate_model(
@@ -106,16 +100,11 @@ def evaluate_model(
     asked = ", ".join(str(place) for place in (spec.assess_source, spec.data) if place)
     origin = [("Model", str(folder)), ("Assessed on", asked), ("Commit", str(metrics["commit"] or ""))]
     page = Exhibits(
-        config={"assess": config.model_dump(mode="json")}, lineage=origin, draws=config.draws, **shown
+        images=[scene.key for scene in found.scenes] if found else [],
+        config={"assess": config.model_dump(mode="json")},
+        lineage=origin,
+        draws=config.draws,
+        **shown,
     )
     report.write(folder / "report.html", metrics, page)
     return metrics
-
-
-def finite(value: Any) -> Any:
-    """The same with null for numbers that JSON cannot represent."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

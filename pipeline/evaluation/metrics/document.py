@@ -7,6 +7,7 @@ inside the sections, chance levels in blocks of their own and the intervals in a
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from pipeline.evaluation.coverage import complete
 from pipeline.evaluation.metrics.bootstrap import MetricResult
 from pipeline.evaluation.metrics.catalog import WAYS, Metric, find
+from storage.store import Store
 
 SCHEMA = 2
 COLUMNS: tuple[str, ...] = ("name", "value", "low", "high", "chance", "n", "source", "of", "gallery")
@@ -28,6 +30,7 @@ MEASURED = (
     "geometry",
     "attribution",
 )
+CLASSIFIED = ("classification", "ood", "open_set", "attack")  # of `hyco fit`
 
 
 def new(run: str, *sections: str) -> dict[str, Any]:
@@ -95,6 +98,13 @@ def upgrade(metrics: dict[str, Any]) -> dict[str, Any]:
         if isinstance(block := metrics.get(section), dict):
             found[section], numbers = split(section, block, metrics.get("intervals") or {})
             found["metrics"] |= numbers
+    chance = found.pop("chance", {})  # of classifiers, by dotted name
+    for section in CLASSIFIED:
+        if isinstance(block := metrics.get(section), dict):
+            found[section], numbers = split(section, block, metrics.get("intervals") or {})
+            for name, held in numbers.items():
+                held["chance"] = chance.get(name)
+            found["metrics"] |= numbers
     for section in ("retrieval", "parts"):  # older files have the size of the gallery only in the section
         block = found.get(section) or {}
         for way, (_, gallery) in WAYS.items():
@@ -151,6 +161,22 @@ def _of(block: dict[str, Any]) -> int | None:
     """The number of images of a block (or of sets, for a mean over sets), where fewer were used."""
     counts = next(iter((block.get("coverage") or {}).values()), None)
     return None if not counts or complete(counts) else counts.get("listed", counts["of"])
+
+
+def write_numbers(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json and metrics.csv, each atomically."""
+    store = Store(folder)
+    store.replace("metrics.json", (json.dumps(metrics, indent=1, ensure_ascii=False) + "\n").encode())
+    store.replace("metrics.csv", csv_text(metrics).encode())
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that JSON cannot represent."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def csv_text(metrics: dict[str, Any]) -> str:

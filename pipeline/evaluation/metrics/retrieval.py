@@ -37,6 +37,15 @@ class Pairing:
     images: int  # number of images, captioned or not
 
     @classmethod
+    def own(cls, captions: Sequence[Sequence[str]]) -> "Pairing":
+        """As `of`, but equal captions stay apart: each belongs to its own image alone, as published."""
+        pairs = [
+            (index, caption) for index, own in enumerate(captions) for caption in own if same_text(caption)
+        ]
+        image = np.array([index for index, _ in pairs], np.int64)
+        return cls(tuple(caption for _, caption in pairs), image, np.arange(len(pairs)), len(captions))
+
+    @classmethod
     def of(cls, captions: Sequence[Sequence[str]]) -> "Pairing":
         """From the captions of each image; blank ones are left out."""
         known: dict[str, int] = {}
@@ -75,11 +84,14 @@ def first_hit(
     gallery: Float[Tensor, "G D"],
     pairs: Int[np.ndarray, "P 2"],
     multiplicity: Int[np.ndarray, " G"] | None = None,
+    *,
+    in_order: bool = False,
 ) -> Ranks:
     """Rank of the best paired item of each query, by `score` (larger is nearer).
 
     `pairs` holds distinct (query, gallery) indices and every query occurs in it. A wrong item that ties with
-    the best right one counts as before it, so a collapsed model scores 0 instead of 1.
+    the best right one counts as before it, so a collapsed model scores 0 instead of 1. With `in_order`, items that tie
+    keep the order of the gallery, as in a stable sort by score (without multiplicity).
     """
     count = np.ones(len(gallery), np.int64) if multiplicity is None else multiplicity
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
@@ -95,8 +107,14 @@ def first_hit(
         paired = torch.zeros(len(block), len(gallery), dtype=torch.bool, device=queries.device)
         paired[own[:, 0], own[:, 1]] = True
         scores = score(block, gallery)
-        best = scores.masked_fill(~paired, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append((((scores >= best) & ~paired).double() @ copies).round().long().cpu().numpy())
+        right_scores = scores.masked_fill(~paired, -torch.inf)
+        best = right_scores.amax(dim=1, keepdim=True)
+        before = scores >= best
+        if in_order:
+            first = (right_scores == best).int().argmax(dim=1, keepdim=True)
+            later = torch.arange(len(gallery), device=queries.device) > first
+            before &= (scores > best) | ~later
+        ranks.append(((before & ~paired).double() @ copies).round().long().cpu().numpy())
     rank = np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
     return Ranks(rank, right, int(count.sum()))
 
@@ -138,12 +156,14 @@ def both_ways(
     copies: bool = True,
     clusters: Int[np.ndarray, " B"] | None = None,
     ks: Sequence[int] = KS,
+    in_order: bool = False,
 ) -> MetricResult:
     """Both ways over a pairing: images are [pairing.images, D], texts the embeddings of pairing.texts.
 
     Each direction also has the size of its gallery ("gallery") and the number of queries ("queries").
     copies=True keeps copies of a text in the gallery and as queries (captions); copies=False takes every
     distinct text once (phrases). `clusters` says which images are resampled together (crops of one scene).
+    `in_order` breaks ties by the order of the gallery, see `first_hit`.
     ValueError for fewer than two images or two texts.
     """
     if pairing.images < 2 or len(pairing.texts) < 2:
@@ -153,10 +173,11 @@ def both_ways(
     once = pairing.distinct()
     captioned, query = np.unique(once.image, return_inverse=True)
     count = np.bincount(pairing.text, minlength=len(pairing.texts)) if copies else None
+    captions = np.stack([query, once.text], 1)
     to_text = first_hit(
-        score, images[torch.from_numpy(captioned)], texts, np.stack([query, once.text], 1), multiplicity=count
+        score, images[torch.from_numpy(captioned)], texts, captions, multiplicity=count, in_order=in_order
     )
-    to_image = first_hit(score, texts, images, np.stack([once.text, once.image], 1))
+    to_image = first_hit(score, texts, images, np.stack([once.text, once.image], 1), in_order=in_order)
     there = recall(to_text, bootstrap, clusters=None if clusters is None else clusters[captioned], ks=ks)
     if copies:
         back = recall(to_image, bootstrap, asked=pairing.text, clusters=pairing.image, ks=ks)

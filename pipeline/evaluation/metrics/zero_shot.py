@@ -44,12 +44,19 @@ def class_vectors(embedder: TextSide, taxonomy: Taxonomy) -> Float[Tensor, "C D"
 
 
 def vectors_of(
-    embedder: TextSide, names: Sequence[Sequence[str]], prompts: Sequence[str]
+    embedder: TextSide, names: Sequence[Sequence[str]], prompts: Sequence[str], *, verbatim: bool = False
 ) -> Float[Tensor, "C D"]:
-    """One point for each class: the mean over every prompt with every name of it."""
+    """One point for each class: the mean over every prompt with every name of it.
+
+    `verbatim` puts a name into a prompt as it is ("a photo of a apple"), as the published evaluations do.
+    """
     sentences, owner = [], []
     for row, own in enumerate(names):
-        sentences += [fill(prompt, name) for prompt in prompts for name in own]
+        sentences += [
+            prompt.replace("{}", name) if verbatim else fill(prompt, name)
+            for prompt in prompts
+            for name in own
+        ]
         owner += [row] * (len(prompts) * len(own))
     features = embedder.project_text(sentences)
     if embedder.curvature is None:
@@ -78,12 +85,20 @@ def rank_and_answer(
 
 
 def set_accuracy(
-    rank: Int[np.ndarray, " N"], truth: Int[np.ndarray, " N"], classes: int, bootstrap: Bootstrap
+    rank: Int[np.ndarray, " N"],
+    truth: Int[np.ndarray, " N"],
+    classes: int,
+    bootstrap: Bootstrap,
+    answer: Int[np.ndarray, " N"] | None = None,
 ) -> MetricResult:
-    """top1, top5 and mean_per_class (over the classes that occur), each with its chance level."""
-    hits = np.stack([rank < 1, rank < 5], axis=1).astype(np.float64)
+    """top1, top5 and mean_per_class (over the classes that occur), each with its chance level.
+
+    With `answer`, top1 and mean_per_class are those of the published evaluations: a tie is the first class of the
+    nearest, and the mean also counts a class that is predicted and never occurs, with 0.
+    """
+    hits = np.stack([rank < 1 if answer is None else answer == truth, rank < 5], axis=1).astype(np.float64)
     top1, top5 = bootstrap.means(hits)
-    mean, redrawn = mean_per_class(hits[:, 0], truth, bootstrap)
+    mean, redrawn = mean_per_class(hits[:, 0], truth, bootstrap, answer)
     numbers: dict = {
         "top1": float(hits[:, 0].mean()),
         "top5": float(hits[:, 1].mean()),
@@ -97,25 +112,44 @@ def set_accuracy(
 
 
 def mean_per_class(
-    hits: Float[np.ndarray, " N"], truth: Int[np.ndarray, " N"], bootstrap: Bootstrap
+    hits: Float[np.ndarray, " N"],
+    truth: Int[np.ndarray, " N"],
+    bootstrap: Bootstrap,
+    answer: Int[np.ndarray, " N"] | None = None,
 ) -> tuple[float, tuple[float, float]]:
     """Mean over the occurring classes of the fraction of hits, and its interval.
 
+    With `answer`, a class that is predicted and does not occur (in a draw: is not drawn) counts with 0.
     Images are sorted by class once; a draw then sums its weights class by class, so that a thousand classes cost as
     much as one.
     """
-    order = np.argsort(truth, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(truth[order]) > 0])
+    order, starts = _by_class(truth)
+    told = None if answer is None else np.concatenate([truth, answer])
     right = hits[order]
     samples = []
     for weight in bootstrap.weights(len(truth)):
+        counted = None if told is None else _drawn(np.concatenate([weight, weight], axis=1), told)
         weight = weight[:, order]
         drawn = np.add.reduceat(weight, starts, axis=1)
         with np.errstate(invalid="ignore"):
             share = np.add.reduceat(weight * right, starts, axis=1) / drawn
-        samples.append(np.nanmean(share, axis=1, keepdims=True))
+        total = np.nansum(share, axis=1)
+        samples.append((total / ((drawn > 0).sum(axis=1) if counted is None else counted))[:, None])
     own = np.add.reduceat(right, starts) / np.diff(np.r_[starts, len(truth)])
-    return float(own.mean()), bootstrap.interval(np.concatenate(samples))[0]
+    classes = len(own) if told is None else len(np.unique(told))
+    return float(own.sum() / classes), bootstrap.interval(np.concatenate(samples))[0]
+
+
+def _by_class(label: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " K"]]:
+    """The order that sorts images by class, and where each class begins in it."""
+    order = np.argsort(label, kind="stable")
+    return order, np.flatnonzero(np.r_[True, np.diff(label[order]) > 0])
+
+
+def _drawn(weight: Float[np.ndarray, "S N"], label: Int[np.ndarray, " N"]) -> Int[np.ndarray, " S"]:
+    """Number of classes that each draw holds."""
+    order, starts = _by_class(label)
+    return (np.add.reduceat(weight[:, order], starts, axis=1) > 0).sum(axis=1)
 
 
 def accuracy(

@@ -44,7 +44,9 @@ def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
         "seconds": train.get("seconds"),
         "source": (metrics.get("assessed") or {}).get("source"),
         "numbers": {
-            name: held | {"gallery": context(metrics, name)["gallery"]} for name, _, held in measured(metrics)
+            name: held
+            | {"gallery": context(metrics, name)["gallery"], "protocol": protocol_of(metrics, name)}
+            for name, _, held in measured(metrics)
         },
     }
 
@@ -53,8 +55,8 @@ def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     """Note, columns and rows for the template; None without other runs.
 
     Rows are the numbers that this run and at least one other have; the note states the number of other metrics. The
-    best value of a row is marked, but not where the runs were evaluated on different numbers of images: fewer images
-    are easier.
+    best value of a row is marked, but not where the runs were evaluated on different numbers of images (fewer images
+    are easier) or by another protocol.
     """
     others = metrics.get("beside")
     if not others:
@@ -80,7 +82,9 @@ def beside_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
     if any(sources):
         notes.append(f"all on {own['source']}" if len(sources) == 1 else "NOT on the same held-out images")
     if any(row["unequal"] for row in rows):
-        notes.append("rows with n were measured on different numbers of images: no best value is marked")
+        notes.append(
+            "rows with n were measured on different numbers of images or by another protocol: no best value is marked"
+        )
     if alone := len(set().union(*(run["numbers"] for run in runs))) - len(rows):
         notes.append(f"{alone} metrics that only one run has are left out")
     note = "; ".join(notes)
@@ -91,7 +95,9 @@ def _row(name: str, cells: list[dict[str, Any] | None]) -> dict[str, Any]:
     metric = find(name)
     assert metric is not None, "summary takes only what the catalog knows"
     values = [cell["value"] for cell in cells if cell]
-    unequal = any(_differ([cell.get(size) for cell in cells if cell]) for size in ("n", "gallery"))
+    unequal = any(
+        _differ([cell.get(size) for cell in cells if cell]) for size in ("n", "gallery", "protocol")
+    )
     best = None
     if not unequal and metric.higher_is_better is not None:
         best = max(values) if metric.higher_is_better else min(values)
@@ -104,12 +110,20 @@ def _row(name: str, cells: list[dict[str, Any] | None]) -> dict[str, Any]:
         if unequal and cell["n"]:
             interval += f" n = {cell['n']:,}"
             interval += f", among {cell['gallery']:,}" if cell.get("gallery") else ""
+            interval += ", published protocol" if cell.get("protocol") == "published" else ""
         value = value_text(metric, cell["value"])
         shown.append({"value": value, "interval": interval, "best": cell["value"] == best})
     note = "lower is better" if metric.higher_is_better is False else ""
     return {"name": title(name, metric), "note": note, "cells": shown, "unequal": unequal}
 
 
-def _differ(sizes: Sequence[int | None]) -> bool:
+def protocol_of(metrics: dict[str, Any], name: str) -> str | None:
+    """How the data set of a metric of the suite was asked; None for other metrics."""
+    section, *steps = name.split(".")
+    block = (metrics.get("suite") or {}).get(steps[0]) if section == "suite" else None
+    return block.get("protocol", "hyco") if isinstance(block, dict) else None
+
+
+def _differ(sizes: Sequence[int | str | None]) -> bool:
     """Whether the known values differ; older metrics do not record their gallery."""
     return len({size for size in sizes if size is not None}) > 1

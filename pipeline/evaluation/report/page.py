@@ -76,6 +76,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "separation": separation_rows(metrics.get("attribution")),
         "depths": depth_rows(metrics.get("attribution")),
         "samples": exhibits.samples,
+        "images": " ".join(sorted(set(exhibits.images))),
         "mining": view.mining(),
         "mining_lead": "Noun phrases of the captions and the boxes found for them, as used in "
         "training. Point at a phrase to see its box. Taken in order from the first training shard.",
@@ -173,10 +174,12 @@ class _View:
     def neighbours_lead(self) -> str:
         if not self.x.neighbours:
             return "No captions were retrieved."
+        found = self.m.get("retrieval")
+        if not found:  # images that all have the same caption
+            return "Held-out images drawn at random, and the nearest captions."
         return (
-            "Held-out images drawn at random, and the nearest captions among all "
-            f"{self.m['retrieval']['distinct']:,}. A caption written for another image counts as wrong, even "
-            "where it fits."
+            f"Held-out images drawn at random, and the nearest captions among all {found['distinct']:,}. A caption "
+            "written for another image counts as wrong, even where it fits."
         )
 
     def mining(self) -> list[dict[str, str]]:

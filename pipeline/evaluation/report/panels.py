@@ -30,6 +30,7 @@ class Exhibits:
     config: dict[str, Any] = field(default_factory=dict)
     lineage: list[tuple[str, str]] = field(default_factory=list)
     draws: int = 1000
+    images: list[str] = field(default_factory=list)  # keys of all images of which it may show one
 
 
 def tree_panel(x: Exhibits) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ import pytest
 import torch
 from typer.main import get_command
 
+from models.heads.balanced_prototypes import embed_hierarchy
+from models.heads.cosine import nonl, ntce
 from models.heads.max_separation import MaximumSeparation, equal_radius
 from pipeline.classification import train
 from pipeline.classification.config import FitConfig, fit_recipe
 from pipeline.classification.evaluate import EvaluateConfig, evaluate
-from pipeline.classification.model import MLR_SLOPE, load_classifier, make_classifier
+from pipeline.classification.in_memory import Epoch, statistics
+from pipeline.classification.model import MLR_SLOPE, class_prototypes, load_classifier, make_classifier
 from pipeline.classification.train import fit, make_optimiser, training_images
 from pipeline.cli.app import app
 from pipeline.config import ConfigError
 from pipeline.datasets import open_labelled
+from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.runtime.stop import TerminatedError
 from pipeline.training.run_protocol import learning_rate
 from pipeline.training.step_log import StepLog, read_log
@@ -88,6 +93,25 @@ def test_the_published_draw_needs_the_published_order(squares: Path, tmp_path: P
         training_images(config.replace(known=4))
 
 
+def test_cifar_100_lt_is_the_published_draw_of_the_published_files(tmp_path: Path) -> None:
+    """The binary version has a coarse and a fine label in front of the pixels."""
+    rng = np.random.default_rng(1)
+    (tmp_path / "cifar-100-binary").mkdir()
+    (tmp_path / "cifar-100-binary" / "fine_label_names.txt").write_text("apple\nbaby\nbear\nbee\n")
+    labels = rng.permutation(np.repeat(np.arange(4), 25)).astype(np.uint8)
+    pixels = rng.integers(0, 255, (100, 3072), dtype=np.uint8)
+    rows = np.concatenate([labels[:, None] // 2, labels[:, None], pixels], 1)
+    (tmp_path / "cifar-100-binary" / "train.bin").write_bytes(rows.tobytes())
+    config = fit_recipe("poincare", "resnet20", f"cifar100:{tmp_path}").replace(
+        imbalance=0.1, imbalance_draw="published", batch_size=2
+    )
+    images, facts = training_images(config)
+    assert facts["counts"] == [25, 11, 5, 2] and facts["classes"] == ["apple", "baby", "bear", "bee"]
+    kept = published_draw(labels.tolist(), 4, 0.1, "exponential")
+    assert np.array_equal(images.pixels.numpy().reshape(43, -1), pixels[kept])
+    assert images.labels.tolist() == labels[kept].tolist()
+
+
 def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:
     result = json.loads((finished / "train.json").read_text())
     assert result["counts"] == [40, 28, 20] and result["images"] == 88
@@ -99,23 +123,33 @@ def test_it_learns_and_says_what_it_did(finished: Path, squares: Path) -> None:
     measured = evaluate(
         finished, EvaluateConfig(attacked=ATTACKED, ood=(f"strange=folder:{squares}",), draws=50)
     )
-    assert measured["classification"]["accuracy"] >= 0.6  # by chance once in a thousand
-    assert measured["chance"]["classification.accuracy"] == pytest.approx(1 / 3)
-    assert measured["attack"]["images"] == ATTACKED
-    assert measured["attack"]["pgd"] <= measured["attack"]["clean"]
+    held = measured["metrics"]
+    assert held["classification.accuracy"]["value"] >= 0.6  # by chance once in a thousand
+    assert held["classification.accuracy"]["chance"] == pytest.approx(1 / 3)
+    assert measured["attack"]["images"] == held["attack.pgd"]["n"] == ATTACKED
+    assert held["attack.pgd"]["value"] <= held["attack.clean"]["value"]
     # The out-of-distribution set is the test set itself: nothing can tell them apart.
-    assert measured["ood"]["strange"]["energy"]["auroc"] == 0.5
-    assert set(measured["intervals"]) >= {"classification.accuracy", "attack.pgd", "ood.strange.energy.auroc"}
-    assert json.loads((finished / "metrics.json").read_text()) == measured
+    assert held["ood.strange.energy.auroc"]["value"] == 0.5
+    for name in ("classification.accuracy", "attack.pgd", "ood.strange.energy.auroc"):
+        assert held[name]["low"] <= held[name]["value"] <= held[name]["high"]
+    assert (
+        json.loads((finished / "metrics.json").read_text())
+        == measured
+        == read_metrics(finished / "metrics.json")
+    )
+    table = (finished / "metrics.csv").read_text()
+    assert f"classification.accuracy,{held['classification.accuracy']['value']}," in table
+    assert f",folder:{squares}," in table, "the source of the images"
     before = [path.stat().st_mtime_ns for path in sorted(finished.glob("model/*"))]
     assert fit(finished) == result, "a finished run is not trained again"
     assert before == [path.stat().st_mtime_ns for path in sorted(finished.glob("model/*"))]
 
 
 def test_group_accuracies_are_those_of_their_classes(finished: Path) -> None:
-    measured = evaluate(finished, EvaluateConfig(draws=20))["classification"]
-    assert "few" not in measured and measured["many_classes"] == 3  # 20 of 40 is above a fifth
-    assert measured["many"] == measured["accuracy"]
+    measured = evaluate(finished, EvaluateConfig(draws=20))
+    held = measured["metrics"]
+    assert "classification.few" not in held and measured["classification"]["many_classes"] == 3  # 20 of 40
+    assert held["classification.many"]["value"] == held["classification.accuracy"]["value"]
 
 
 def test_a_broken_run_goes_on_along_the_same_curve(
@@ -214,8 +248,8 @@ def test_known_classes_are_drawn_and_the_rest_is_open_set(tiny: FitConfig, tmp_p
     assert [facts["known"][label] for label in images.labels] == held.labels[kept].tolist()
     measured = evaluate(tmp_path, EvaluateConfig(draws=20))
     assert measured["classification"]["images"] == 20
-    assert 0 <= measured["open_set"]["max_softmax"]["auroc"] <= 1
-    assert measured["chance"]["open_set.energy.aupr"] == pytest.approx(20 / 30)
+    assert 0 <= measured["metrics"]["open_set.max_softmax.auroc"]["value"] <= 1
+    assert measured["metrics"]["open_set.energy.aupr"]["chance"] == pytest.approx(20 / 30)
     with pytest.raises(ValueError, match="known 3 leaves none of 3 classes unknown"):
         training_images(config.replace(known=3))
 
@@ -323,3 +357,71 @@ def test_a_signal_saves_the_running_step_and_the_run_goes_on_from_there(
     assert [step for step, _ in Checkpoints(tmp_path / "checkpoints").list()] == [7]
     assert heard[-1]["stopped"] and not heard[-1]["finished"]
     assert fit(tmp_path)["steps"] == 30
+
+
+TREE = {
+    "root": "thing",
+    "nodes": [
+        {"id": "cold", "parent": "thing", "names": []},
+        {"id": "red", "parent": "thing", "names": []},
+        {"id": "blue", "parent": "cold", "names": []},
+        {"id": "green", "parent": "cold", "names": []},
+    ],
+}
+
+
+@pytest.mark.parametrize("head", ["cosine", "ntce", "nonl", "balanced"])
+def test_heads_of_prototypes_are_trained_and_loaded(
+    head: str, tiny: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = partial(embed_hierarchy, steps=10)
+    monkeypatch.setattr("pipeline.classification.model.embed_hierarchy", embed)
+    tree = tmp_path / "taxonomy.json"
+    tree.write_text(json.dumps(TREE))
+    hierarchy = {"hierarchy": str(tree), "prototype_dim": 4} if head == "balanced" else {}
+    config = tiny.replace(head=head, known=2, steps=6, **hierarchy)
+    result = fit(tmp_path / "run", config)
+    assert result["head"] == head and np.isfinite(result["loss_last"])
+    tree.unlink()  # the prototypes are stored with the weights
+    model, _, facts = load_classifier(tmp_path / "run" / "model")
+    pixels = torch.rand(5, 3, 8, 8)
+    logits = model(pixels)
+    assert logits.shape == (5, 2)
+    if head == "balanced":
+        tangents = embed([-1, 0, 0, 1, 1], 4, seed=config.seed)
+        leaves = {"red": 2, "blue": 3, "green": 4}
+        names = [facts["classes"][n] for n in facts["known"]]
+        kept = model.net.get_submodule("head").prototypes
+        torch.testing.assert_close(kept, tangents[[leaves[name] for name in names]].float())
+        assert (logits < 0).all(), "minus a distance"
+    else:
+        assert logits.abs().max() <= 1 / config.temperature + 1e-4
+
+
+def test_the_loss_of_the_head_is_trained(tiny: FitConfig, tmp_path: Path) -> None:
+    """The first logged loss is that of the untrained net on the first batch, by the head's own loss."""
+    for head, loss in {"ntce": ntce, "nonl": nonl}.items():
+        config = tiny.replace(head=head, steps=1)
+        fit(tmp_path / head, config)
+        ((_, logged),) = losses(tmp_path / head)
+        images, _ = training_images(config)
+        torch.manual_seed(config.seed)
+        model = make_classifier(config, 3, *statistics(images.pixels)).train()
+        epoch = Epoch.draw(images, config.seed, 0, batch_size=24, crop=config.crop, flip=config.flip)
+        pixels, labels = epoch.batch(0)
+        assert logged == pytest.approx(loss(model(pixels), labels).item(), abs=1e-4)
+
+
+def test_a_hierarchy_has_to_fit_the_classes(tiny: FitConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs the tree of its classes: give --hierarchy taxonomy\.json"):
+        class_prototypes(tiny.replace(head="balanced"), ["red"])
+    with pytest.raises(ValueError, match="hierarchy is for the head 'balanced', not 'softmax': leave it out"):
+        class_prototypes(tiny.replace(hierarchy="t.json"), ["red"])
+    (tmp_path / "t.json").write_text(json.dumps(TREE))
+    config = tiny.replace(head="balanced", hierarchy=str(tmp_path / "t.json"))
+    with pytest.raises(
+        ValueError, match=r"has no leaf 'cold' \(1 of 2 classes\): the ids of its leaves have to be"
+    ):
+        class_prototypes(config, ["red", "cold"])
+    with pytest.raises(FileNotFoundError, match="no taxonomy at"):
+        class_prototypes(config.replace(hierarchy=str(tmp_path / "none.json")), ["red"])

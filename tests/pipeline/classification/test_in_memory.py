@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.classification.evaluate import EvaluateConfig, strange_images
 from pipeline.classification.in_memory import Epoch, Images, crops, load_captioned, statistics
+from pipeline.classification.strange import load_strange, open_strange
 from pipeline.imaging.decode import encode_jpeg
 from pipeline.sources.source import open_source
 from tests.oracle import classification_metrics as twin
@@ -87,9 +87,13 @@ def strange(folder: Path, count: int, there: int) -> str:
 
 
 def test_out_of_distribution_images_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
-    name, images, counts = strange_images(strange(tmp_path, 21, 20), 8, EvaluateConfig())
+    def load(spec: str, least: float) -> tuple[str, Images, dict[str, int]]:
+        (one,) = open_strange(spec, "cifar10")
+        return one.name, *load_strange(one, 8, 100, 0, least)
+
+    name, images, counts = load(strange(tmp_path, 21, 20), 0.95)
     assert (name, len(images), counts) == ("scenes", 20, {"unusable": 1})
     spec = strange(tmp_path, 40, 20)
-    with pytest.raises(ValueError, match=r"20 of 40 samples of scenes=.* below min_coverage 0\.95"):
-        strange_images(spec, 8, EvaluateConfig())
-    assert strange_images(spec, 8, EvaluateConfig(min_coverage=0))[2] == {"unusable": 20}
+    with pytest.raises(ValueError, match=r"20 of 40 samples of scenes .*below min_coverage 0\.95"):
+        load(spec, 0.95)
+    assert load(spec, 0)[2] == {"unusable": 20}

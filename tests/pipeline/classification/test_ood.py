@@ -2,9 +2,23 @@
 
 import numpy as np
 import pytest
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.neighbors import NearestNeighbors
 
-from pipeline.classification.ood import Ranked, detect, energy, max_softmax
+from pipeline.classification.ood import (
+    SCORES,
+    Seen,
+    class_distance,
+    detect,
+    energy,
+    mahalanobis,
+    max_softmax,
+    mean_of_sets,
+    nearest_neighbour,
+    scorers,
+)
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 from tests.oracle import classification_metrics as twin
 
 
@@ -49,19 +63,76 @@ def test_scores_of_logits() -> None:
     assert max_softmax(sure)[0] > max_softmax(sure)[1]
 
 
+def images(seed: int, count: int = 12, classes: int = 3, dim: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Features around the means of their classes, and their classes."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(count * classes) % classes)
+    means = np.random.default_rng(99).normal(0, 1.5, (classes, dim))
+    return (means[labels] + random.normal(0, 1, (len(labels), dim))).astype(np.float32), labels
+
+
+def test_scores_of_features_are_the_twins() -> None:
+    train, labels = images(0)
+    test, _ = images(1)
+    rows, others = train.astype(float), test.astype(float)
+    for k in (1, 7, len(train)):
+        expected = [twin.nearest_neighbour(rows, row, k) for row in others]
+        assert nearest_neighbour(train, k)(test) == pytest.approx(expected, abs=1e-7)
+    peer = NearestNeighbors(n_neighbors=7).fit(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    unit = others / np.linalg.norm(others, axis=1, keepdims=True)
+    assert nearest_neighbour(train, 7)(test) == pytest.approx(-peer.kneighbors(unit)[0][:, -1], abs=1e-7)
+    expected = [twin.mahalanobis(rows, labels, row) for row in others]
+    assert mahalanobis(train, labels)(test) == pytest.approx(expected, rel=1e-9)
+    means = np.stack([rows[labels == label].mean(0) for label in range(3)])
+    covariance = EmpiricalCovariance(assume_centered=True).fit(rows - means[labels])
+    each = np.stack([covariance.mahalanobis(others - mean) for mean in means])
+    assert mahalanobis(train, labels)(test) == pytest.approx(-each.min(0), rel=1e-9)
+    for c in (None, 0.1, 1.0):
+        expected = [twin.class_distance(rows, labels, row, c) for row in others]
+        assert class_distance(train, labels, c)(test) == pytest.approx(expected, rel=1e-7)
+
+
+def test_features_in_a_plane_have_no_distance_beside_it() -> None:
+    train, labels = images(0)
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(7, 5)))[0].astype(np.float32)
+    flat = train @ turn.T  # five of seven dimensions, up to rounding
+    assert mahalanobis(flat, labels)(flat) == pytest.approx(mahalanobis(train, labels)(train), rel=1e-4)
+
+
+def test_more_neighbours_than_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="neighbours 37 is more than the 36 training images: lower it"):
+        nearest_neighbour(images(0)[0], 37)
+
+
 def test_intervals_hold_the_number_and_are_named_after_it() -> None:
-    random = np.random.default_rng(2)
-    known, strange = random.normal(0, 2, (300, 4)), random.normal(0, 1, (200, 4))
-    numbers, intervals = detect(known, strange, Bootstrap(200))
-    assert set(numbers) == set(intervals)
-    assert {name.partition(".")[0] for name in numbers} == {"energy", "max_softmax"}
-    for name, (low, high) in intervals.items():
-        assert low <= numbers[name] <= high and low < high
-        assert high - low < 0.3
+    (train, labels), (known, _), (strange, _) = images(0, 50), images(1, 60), images(2, 40)
+    strange = 2.5 * strange + 1
+    random, boot = np.random.default_rng(2), Bootstrap(60)
+    seen = Seen(random.normal(0, 2, (180, 4)), known)
+    scores = scorers(SCORES, Seen(train, train), labels, 5, 0.5)
+    sets = [Seen(random.normal(0, 1, (120, 4)), strange), Seen(random.normal(0, 0.5, (50, 4)), strange[:50])]
+    first, second = (detect(seen, one, scores, boot) for one in sets)
+    outcome, mean = first.result(boot), mean_of_sets([first, second], ["a", "b"], boot)
+    assert set(outcome.numbers) == {*SCORES, "n"} and outcome.numbers["n"] == 300
+    assert mean.numbers["sets"] == ["a", "b"] and mean.numbers["n"] == 350
+    for score in SCORES:
+        assert outcome.numbers[score]["chance"] == pytest.approx(
+            {"fpr95": 0.95, "auroc": 0.5, "aupr": 180 / 300}
+        )
+        assert mean.numbers[score]["chance"]["aupr"] == pytest.approx((180 / 300 + 180 / 230) / 2)
+        for key in NUMBERS:
+            value = outcome.numbers[score][key]
+            low, high = outcome.intervals[f"{score}.{key}"]
+            assert low <= value <= high and low < high
+            assert mean.numbers[score][key] == pytest.approx((value + second.numbers[score][key]) / 2)
+            low, high = mean.intervals[f"{score}.{key}"]
+            assert low < mean.numbers[score][key] < high
+    assert outcome.numbers["mahalanobis"]["auroc"] > 0.9, "the images that are far from all classes"
 
 
 def test_nothing_to_compare_is_refused() -> None:
-    with pytest.raises(ValueError, match="no out-of-distribution images"):
-        Ranked.of(np.ones(3), np.ones(0))
-    with pytest.raises(ValueError, match="known images is not finite"):
-        Ranked.of(np.array([np.nan]), np.ones(1))
+    names = ("known", "out-of-distribution")
+    with pytest.raises(ValueError, match="there is nothing out-of-distribution to rank"):
+        Ranked.of(np.ones(3), np.ones(0), names)
+    with pytest.raises(ValueError, match="a known score is not finite"):
+        Ranked.of(np.array([np.nan]), np.ones(1), names)

@@ -53,7 +53,7 @@ def test_a_study_is_trained_once_and_tabled(
         right.append(held["logits"].argmax(1) == held["labels"])
         assert (
             percent
-            == round(100 * metrics["classification"]["accuracy"], 1)
+            == round(100 * metrics["metrics"]["classification.accuracy"]["value"], 1)
             == round(100 * right[-1].mean(), 1)
         )
     gap = 100 * (right[1].mean() - right[0].mean())
@@ -73,7 +73,7 @@ def test_several_seeds_show_their_spread(small: StudyConfig, tmp_path: Path) -> 
     )
     (row,) = cells((tmp_path / "small.md").read_text(), "resnet20", "balanced")
     values = [
-        json.loads(path.read_text())["classification"]["accuracy"]
+        json.loads(path.read_text())["metrics"]["classification.accuracy"]["value"]
         for path in sorted(tmp_path.glob("fits/small-resnet20-softmax-*/metrics.json"))
     ]
     assert row[2] == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"

@@ -12,7 +12,7 @@ from pipeline.datasets.wordnet import WordNet, common_names, find_wordnet, read_
 from pipeline.datasets.wordnet_tree import main
 
 REAL = Path(__file__).parents[4] / "shared/data/wordnet/data.noun.xz"
-# word -> what it is a kind of; "fish" has two, of which the first counts.
+# word -> what it is a kind of; "fish" has two, of which the deepest counts, and the first where they are equally deep.
 KINDS = {
     "entity": [],
     "thing": ["entity"],
@@ -89,6 +89,31 @@ def test_tree(made: tuple[WordNet, dict[str, str]]) -> None:
     assert wordnet.tree([*leaves, leaves[0]]) == tree
 
 
+def test_a_synset_hangs_below_its_deepest_hypernym(tmp_path: Path) -> None:
+    words = {
+        "thing": [],
+        "tool": [0],
+        "device": [0],
+        "machine": [2],
+        "drill": [1, 3],
+        "saw": [1],
+        "lathe": [3],
+    }
+    text, place = "", []
+    for word, above in words.items():
+        pointers = " ".join([f"{len(above):03d}", *(f"@ {place[at]} n 0000" for at in above)])
+        place.append(f"{len(text):08d}")
+        text += f"{place[-1]} 03 n 01 {word} 0 {pointers} | gloss  \n"
+    (tmp_path / "data.noun").write_text(text)
+    made = WordNet(tmp_path / "data.noun")
+    drill, saw, lathe = (f"n{place[at]}" for at in (4, 5, 6))
+    assert [made.depth(f"n{at}") for at in place] == [0, 1, 1, 2, 3, 2, 3]
+    parent = {node: above for node, above, _ in made.tree([drill, saw, lathe])}
+    # tool is listed first and less deep than machine
+    root, machine = f"n{place[0]}", f"n{place[3]}"
+    assert parent == {root: None, machine: root, saw: root, drill: machine, lathe: machine}
+
+
 def test_no_tree(made: tuple[WordNet, dict[str, str]]) -> None:
     wordnet, wnid = made
     for order in (["fish", "pike", "cat"], ["pike", "fish", "cat"]):
@@ -132,11 +157,11 @@ def test_the_command_warns_of_nothing() -> None:
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
-def test_imagenet_has_1372_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imagenet_has_1375_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not REAL.is_file():
         pytest.skip(f"no WordNet in {REAL}")
     main(["--wordnet", str(REAL), "--out", str(tmp_path / "tree.json")])
-    assert "1,372 nodes, 1,000 leaves, 372 inner nodes" in capsys.readouterr().out
+    assert "1,375 nodes, 1,000 leaves, 375 inner nodes" in capsys.readouterr().out
     nodes = json.loads((tmp_path / "tree.json").read_text())["nodes"]
     by_id = {node["id"]: node for node in nodes}
     assert [node["id"] for node in nodes[-1000:]] == read_wnids()

@@ -88,3 +88,24 @@ def test_runs_shown_beside_are_upgraded():
     (beside,) = upgrade({"beside": [{"run": "a", "numbers": numbers}]})["beside"]
     held = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": None, "n": 9, "gallery": None}
     assert beside["numbers"]["zero_shot.top1"] == held
+
+
+def test_a_classifiers_file_of_schema_1_is_read_whole():
+    old = {
+        "run": "f",
+        "chance": {"classification.accuracy": 0.1, "ood.strange.energy.aupr": 0.5},
+        "intervals": {"classification.accuracy": [0.7, 0.8], "ood.strange.energy.aupr": [0.4, 0.6]},
+        "classification": {"accuracy": 0.75, "nll": 1.5, "images": 40, "few": 0.5, "few_classes": 3},
+        "ood": {"strange": {"energy": {"fpr95": 0.9, "auroc": 0.6, "aupr": 0.5}, "images": 20}},
+        "attack": {"clean": 0.7, "fgsm": 0.1, "pgd": 0.0, "images": 8},
+        "config": {"draws": 20},
+    }
+    found = upgrade(old)
+    assert "chance" not in found and "intervals" not in found and found["config"] == {"draws": 20}
+    assert found["classification"] == {"images": 40, "few_classes": 3}
+    held = found["metrics"]["classification.accuracy"]
+    assert held == {"value": 0.75, "low": 0.7, "high": 0.8, "chance": 0.1, "n": 40}
+    assert found["metrics"]["ood.strange.energy.aupr"]["chance"] == 0.5
+    assert found["metrics"]["attack.pgd"]["value"] == 0.0 and found["metrics"]["attack.pgd"]["n"] == 8
+    assert {name for name, _, _ in measured(found)} == set(found["metrics"])
+    assert upgrade(found) is found

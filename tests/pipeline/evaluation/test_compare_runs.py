@@ -84,3 +84,20 @@ def test_runs_of_other_numbers_of_images_are_not_ranked(runs):
     other = whole | {"zero_shot": {"top1": 0.5, "chance": 0.1}}
     table = beside_table({"beside": [summary(upgrade(held), runs[0]) for held in (whole, other)]})
     assert "1 metrics that only one run has are left out" in table["note"]
+
+
+def test_runs_asked_by_another_protocol_are_not_ranked(runs):
+    def held(**more: str) -> dict:
+        block = {"zero_shot": {"top1": 0.2 + 0.1 * len(more), "chance": {"top1": 0.1}, "n": 50}}
+        return {"run": "x", "suite": {"cifar10": block | more}}
+
+    ours, paper = held(), held(protocol="published")
+    table = beside_table({"beside": [summary(upgrade(one), runs[0]) for one in (ours, paper)]})
+    assert [cell["best"] for cell in table["rows"][0]["cells"]] == [False, False]
+    assert [cell["interval"] for cell in table["rows"][0]["cells"]] == [
+        " n = 50",
+        " n = 50, published protocol",
+    ]
+    assert "by another protocol" in table["note"]
+    table = beside_table({"beside": [summary(upgrade(one), runs[0]) for one in (paper, paper)]})
+    assert any(cell["best"] for cell in table["rows"][0]["cells"])

@@ -90,3 +90,15 @@ def test_a_model_directory_needs_something_to_be_asked(tmp_path: Path) -> None:
         evaluate_model(tmp_path, EvaluationSpec(config=LIGHT))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         evaluate_model(tmp_path, EvaluationSpec(assess_source=str(tmp_path / "nowhere")))
+
+
+def test_images_that_all_have_one_caption(tmp_path: Path) -> None:
+    write_source(tmp_path / "own", range(3), lambda meta: meta | {"captions": ["a thing"], "objects": []})
+    model, tokenizer = tiny()
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    config = LIGHT.replace(answers=2)
+    found = evaluate_model(folder, EvaluationSpec(assess_source=str(tmp_path / "own"), config=config))
+    assert found["skipped"]["retrieval"] == "all held-out images share one caption"
+    assert "and the nearest captions." in (folder / "report.html").read_text()

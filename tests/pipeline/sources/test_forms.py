@@ -15,6 +15,7 @@ import pytest
 from pipeline.mining.mine import mine_all
 from pipeline.runtime.executor import InProcess
 from pipeline.sources.columns import Columns
+from pipeline.sources.image_files import FILES
 from pipeline.sources.listing import absolute_source
 from pipeline.sources.look import lines, look
 from pipeline.sources.source import UnitGoneError, open_source
@@ -400,3 +401,19 @@ def test_a_look_tells_what_would_fail(tmp_path: Path) -> None:
     assert "error: 0.parquet has no column of image bytes" in "\n".join(
         lines(look(open_source(tmp_path)), "DIR")
     )
+
+
+@pytest.mark.parametrize("column", FILES)
+def test_every_kind_of_list_takes_the_same_columns_of_file_names(column: str, tmp_path: Path) -> None:
+    rows = [{column: name, "caption": text} for name, text in ROWS]
+    lists = {
+        "rows.csv": f"{column},caption\n" + "".join(f"{name},{text}\n" for name, text in ROWS),
+        "rows.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "rows_captions.json": json.dumps(rows),
+    }
+    for name, content in lists.items():
+        lay(loose(tmp_path / name), {name: content})
+    pq.write_table(pa.Table.from_pylist(rows), loose(tmp_path / "rows.parquet") / "0.parquet")
+    for kind in (*lists, "rows.parquet"):
+        samples, failures = read(open_source(str(tmp_path / kind)))
+        assert [sample.captions[0] for sample in samples] == TEXTS and not failures, kind
