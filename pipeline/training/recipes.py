@@ -306,15 +306,16 @@ MERU_BUDGET = {"batch_size": 2048, "steps": 120_000}
 
 
 def _published(base: Callable[[], Recipe], size: str) -> dict[str, Callable[[], Recipe]]:
-    """The family in a size of the papers: also MERU at its own budget; PHyCLIP has an alpha per factor."""
-    made, phyclip, own = _siblings(base, f"{{}}_vit_{size}"), f"phyclip_vit_{size}", f"meru_own_vit_{size}"
-    one_alpha, meru = made[phyclip], made[f"meru_vit_{size}"]
+    """The family in a size of the papers; and as published, MERU at its own budget and PHyCLIP with its own alphas."""
+    made, stem = _siblings(base, f"{{}}_vit_{size}"), f"{{}}_vit_{size}"
+    meru, phyclip = made[stem.format("meru")], made[stem.format("phyclip")]
+    own_meru, own_phyclip = stem.format("meru_own"), stem.format("phyclip_own")
 
     def own_alphas() -> Recipe:
-        recipe = one_alpha()
-        return recipe.replace(model=replace(recipe.model, factor_alphas=True))
+        recipe = phyclip()
+        return recipe.replace(name=own_phyclip, model=replace(recipe.model, factor_alphas=True))
 
-    return made | {phyclip: own_alphas, own: lambda: meru().replace(name=own, **MERU_BUDGET)}
+    return made | {own_meru: lambda: meru().replace(name=own_meru, **MERU_BUDGET), own_phyclip: own_alphas}
 
 
 # The first two families have a packing of their own (pipeline.end_to_end).

@@ -82,7 +82,7 @@ def test_families_differ_from_hycoclip_in_rows_and_geometry_only():
 def test_phyclip_is_hycoclip_in_a_product_of_eight_dimensional_factors():
     paper, base = by_name("phyclip_vit_s"), hycoclip_vit_s()
     assert (paper.model.geometry, paper.model.factors, paper.model.dim) == ("product", 64, 512)
-    space = {"geometry": "lorentz", "factors": 1, "factor_alphas": False}
+    space = {"geometry": "lorentz", "factors": 1}
     same = paper.replace(name=base.name, model=replace(paper.model, **space))
     assert same == base
     assert by_name("demo_phyclip").model.factors == by_name("photos_phyclip").model.factors == 16
@@ -92,7 +92,9 @@ def test_the_published_families_have_their_own_budget_alphas_and_sizes():
     own, shared = by_name("meru_own_vit_b"), by_name("meru_vit_b")
     assert own.steps * own.batch_size == 120_000 * 2048  # Desai et al. 2023, section 4
     assert own.replace(name=shared.name, steps=shared.steps, batch_size=shared.batch_size) == shared
-    assert by_name("phyclip_vit_l").model.factor_alphas and not by_name("demo_phyclip").model.factor_alphas
+    assert (
+        by_name("phyclip_own_vit_l").model.factor_alphas and not by_name("phyclip_vit_l").model.factor_alphas
+    )
     large = by_name("hycoclip_vit_l").model.vision
     assert isinstance(large, VisionConfig) and (large.width, large.depth, large.heads) == (1024, 24, 16)
     with torch.device("meta"):
