@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench training-study lint format weights test-services sbom test-groundingdino test-operations ablation clean
+.PHONY: help demo ui classification test test-all chaos bench training-study lint format weights test-services sbom test-groundingdino test-operations ablation cones clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -95,6 +95,16 @@ ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP, PH
 	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
 	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
 	@$(BIN)/python -m pipeline.experiments.ablation --world demo --home $(HOME_DIR) $(ABLATION)
+
+CONES ?=
+
+cones: $(BASE) ## the goal of the entailment cones, docs/ablation.md: 6 trainings, 3 CPU minutes each; CONES='--phase search' for the arms
+	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
+	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/validation --train 1 --heldout 1500
+	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
+	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
+	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
+	@$(BIN)/python -m pipeline.experiments.cone_goal --home $(HOME_DIR) $(CONES)
 
 GDINO := .venv-groundingdino
 
