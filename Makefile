@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench training-study lint format weights test-services sbom test-groundingdino test-operations ablation clean
+.PHONY: help demo ui classification test test-all chaos bench training-study lint format weights test-services sbom test-groundingdino test-operations ablation cones clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -50,8 +50,8 @@ classification: $(BASE) ## the tables of docs/classification.md: nets x heads on
 	@$(BIN)/python -m pipeline.experiments.classification_study $(STUDY) --data $(CIFAR) --ood $(TINY) \
 	    --ood scenes=captioned:$(STUDIES)/scenes/heldout --home $(STUDIES) --doc docs/classification.md
 
-test: $(DEV) ## the tests (under 12 minutes on 2 cores)
-	@$(BIN)/python -m pytest
+test: $(DEV) ## the tests, in two processes of one thread (under 12 minutes on 2 cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(DEV) ## every test but the service ones: slow and chaos too
 	@$(BIN)/python -m pytest -m 'not bench and not services'
@@ -95,6 +95,16 @@ ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP, PH
 	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
 	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
 	@$(BIN)/python -m pipeline.experiments.ablation --world demo --home $(HOME_DIR) $(ABLATION)
+
+CONES ?=
+
+cones: $(BASE) ## the goal of the entailment cones, docs/ablation.md: 6 trainings, 3 CPU minutes each; CONES='--phase search' for the arms
+	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
+	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/validation --train 1 --heldout 1500
+	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
+	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
+	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
+	@$(BIN)/python -m pipeline.experiments.cone_goal --home $(HOME_DIR) $(CONES)
 
 GDINO := .venv-groundingdino
 

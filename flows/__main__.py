@@ -5,8 +5,9 @@ import logging
 import os
 import subprocess
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,7 @@ import flows.cli  # noqa: F401  registers deploy, worker and notify
 import pipeline.cli  # noqa: F401  registers the verbs that need no Prefect
 from flows.runtime.server import ensure_server, reach, start, wait_for
 from flows.runtime.settings import use_home
+from pipeline.cli import curation, registry
 from pipeline.cli.app import (
     CORES,
     AssessSource,
@@ -34,11 +36,15 @@ from pipeline.cli.app import (
     say,
     show_metrics,
 )
-from pipeline.cli.registry import announcers
+from pipeline.cli.serve import serving
 from pipeline.runtime.listen import listen
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stop import TerminatedError, terminable, told
 
+if TYPE_CHECKING:
+    from storage.home import Home
+
+PAGES = 8300  # the port that artifacts link to unless HYCO_SERVE_URL is set
 SHUTDOWN_S = 10.0  # what the server of `hyco ui` may take to end before it is killed with this process
 
 
@@ -93,17 +99,23 @@ def journey(
 def ui(
     home: HomeUrl = "var",
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 4200,
+    pages_port: Annotated[
+        int, typer.Option(help="Port of the home's pages, those of hyco serve.", min=1, max=65535)
+    ] = PAGES,
 ) -> None:
-    """Serve the Prefect UI with a home's runs, on this machine only.
+    """Serve the Prefect UI with a home's runs, and the home's own pages, on this machine only.
+
+    The UI's pictures and links lead to the home's pages at port 8300, or where HYCO_SERVE_URL says.
 
     Ctrl-C ends it. Messages that need no action (SQLite was busy and Prefect tried again) are printed as a count.
     """
     use_home(home)
-    with listen("127.0.0.1", port) as listening, terminable():
+    with listen("127.0.0.1", port) as listening, terminable(), contextlib.ExitStack() as beside:
         process, address = start(listening)
         try:
             wait_for(process, address, "its last lines are above")
             say(f"Prefect UI: {address.removesuffix('/api')}/runs (Ctrl-C ends it)")
+            say(_pages(home, pages_port, beside))
             say(f"for deployments and workers: export PREFECT_API_URL={address}")
             raise typer.Exit(process.wait())
         except (KeyboardInterrupt, TerminatedError) as error:
@@ -113,8 +125,43 @@ def ui(
             told(error, quiet=True)
 
 
+def _pages(home: str, port: int, beside: contextlib.ExitStack) -> str:
+    """Serve the home's pages, unless somebody else does; return where they are."""
+    if known := os.environ.get("HYCO_SERVE_URL"):
+        return f"pages of {home}: where HYCO_SERVE_URL says, {known}"
+    try:
+        address = beside.enter_context(serving(home, port))
+    except FileNotFoundError as error:
+        return f"no pages: {error}; hyco serve has them once there is one"
+    except ValueError:
+        return f"pages of {home}: port {port} is taken, so pictures come from whatever listens there: give --pages-port"
+    told = "" if port == PAGES else f"; for workers: export HYCO_SERVE_URL={address}"
+    return f"pages of {home}: {address}{told}"
+
+
 def announce(row: Any, home: str) -> None:
     """Emit an event and an artifact of a promotion, refusal or rollback, if PREFECT_API_URL names a server."""
+
+    def emit(opened: "Home") -> None:
+        from flows.reporting.events import decided
+
+        decided(row, opened)
+
+    _announce(emit, home)
+
+
+def announce_shelved(back: bool, path: str, source: str, reason: str, home: str) -> None:
+    """Emit an event of a shard that was set aside or returned, if PREFECT_API_URL names a server."""
+
+    def emit(opened: "Home") -> None:
+        from flows.reporting.events import shelved
+
+        shelved(back, path, source, reason, opened)
+
+    _announce(emit, home)
+
+
+def _announce(emit: Callable[["Home"], None], home: str) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         return
     from storage.home import Home
@@ -123,20 +170,21 @@ def announce(row: Any, home: str) -> None:
     try:
         reach(os.environ["PREFECT_API_URL"])
         use_home(opened.url)
-    except (RuntimeError, OSError) as error:  # the decision is in the registry already
+    except (RuntimeError, OSError) as error:  # what is announced has happened already
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
-    from flows.reporting.events import decided, flush
+    from flows.reporting.events import flush
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Prefect discourages artifacts outside a flow
-        decided(row, opened)
+        emit(opened)
     flush()
 
 
 def main() -> None:
     """Entry point of the installed `hyco`."""
-    announcers.append(announce)
+    registry.announcers.append(announce)
+    curation.announcers.append(announce_shelved)
     run_app(app)
 
 

@@ -12,6 +12,7 @@ from flows.runtime.server import ensure_server, reach
 from flows.runtime.settings import use_home
 from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app, say
 from pipeline.cli.config_docs import SECTIONS
+from storage.home import Home
 from storage.layout import DEPLOYED
 from storage.store import Store
 
@@ -188,3 +189,5 @@ def notify(
     for watcher in looking:
         for line in told(watcher, home):
             say(line)
+    for entry in Home(home).shelf.entries():
+        say(f"not looked at: {entry}")

@@ -22,6 +22,7 @@ from prefect.settings import get_current_settings
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.curation.delete import settle
 from storage.gc import collect
 from storage.home import Home
 
@@ -66,7 +67,8 @@ def maintain(config: MaintainConfig | None = None, home: str = "var") -> dict[st
 
 @task(name="files of the home", cache_policy=NO_CACHE, persist_result=False)
 def clean_home(home: Home, hours: float) -> int:
-    """Delete unreferenced files older than this; return how many."""
+    """Finish deletions, and delete unreferenced files older than this; return how many files."""
+    settle(home)
     return len(collect(home.store, hours * 3600))
 
 

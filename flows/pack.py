@@ -18,7 +18,14 @@ from storage.home import Home
 
 
 @flow(name="pack", task_runner=task_runner(), persist_result=True, result_serializer="json")
-def pack(mine: MineConfig, config: PackConfig, home: str = "var", mined_only: bool = False) -> dict[str, Any]:
+def pack(
+    mine: MineConfig,
+    config: PackConfig,
+    home: str = "var",
+    mined_only: bool = False,
+    latest: bool = True,
+    name: str | None = None,
+) -> dict[str, Any]:
     """Apply thresholds, cut crops, write training shards and publish a version; emits hyco.dataset.published.
 
     Args:
@@ -26,12 +33,16 @@ def pack(mine: MineConfig, config: PackConfig, home: str = "var", mined_only: bo
         config: thresholds, sizes and the held-out fraction.
         home: where Hyco stores everything.
         mined_only: leave out units that were added to the source after it was mined.
+        latest: whether a version that passes the gate becomes latest; an experiment does not.
+        name: a name for the version, an experiment: it does not become latest.
     """
     opened, checks = Home(home), list[Check]()
     try:
         with task_engine("pack") as executor:
             progress = ProgressArtifact("pack-progress", "pack")
-            version = packing.pack(mine, config, opened, executor, progress, checks.extend, mined_only)
+            version = packing.pack(
+                mine, config, opened, executor, progress, checks.extend, mined_only, latest, name
+            )
     except QualityError as error:
         artifacts.packed(opened.versions.load(error.version), error.checks, opened)
         signals.quarantined(error.version, str(error), opened)

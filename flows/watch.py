@@ -29,15 +29,16 @@ from prefect.deployments import run_deployment
 
 from flows.mine import mine
 from flows.pack import pack
+from flows.reporting import artifacts
 from flows.reporting import events as signals
 from pipeline import end_to_end as journeys
 from pipeline.registry.retraining import (
     RetrainConfig,
     RetrainDecision,
     check,
+    grown,
     published,
     recipe_for,
-    unmined,
     unpublished,
     unsettled,
 )
@@ -69,7 +70,7 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
     rounds = 0
     while rounds < MOST_ROUNDS:  # includes data that arrived while the last was mined
         time.sleep(unsettled(journey.mine.source, config.settle_s))
-        if not unmined(config, opened) and not unpublished(config, opened):
+        if not grown(config, opened):
             break
         rounds += 1
         mine(journey.mine, home, config.settle_s)
@@ -77,6 +78,12 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
             mine(held, home, config.settle_s)
         if unpublished(config, opened):  # not when all new data was removed again
             pack(journey.mine, journey.pack, home, mined_only=True)
+    away = opened.shelf.entries()
+    for entry in away:
+        get_run_logger().warning("%s", entry)
+        signals.away(entry, opened)
+    if away:
+        artifacts.shelved(away)
     if not opened.local:
         made = published(config, opened).newest
         told = f"home {home} is remote: copy its versions and shards to a local home and train there"
@@ -91,6 +98,7 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
         "version": decision.version,
         "new_samples": decision.new_samples,
         "rounds": rounds,
+        "shelved": [entry.path for entry in away],
         "training": started,
     }
 

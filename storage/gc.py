@@ -1,5 +1,6 @@
 """Garbage collection: objects of killed workers and deleted versions, and unfinished files."""
 
+from storage.deletions import Deletions
 from storage.layout import KEPT, RECORDED
 from storage.objects import OBJECT, DamagedError, objects_in
 from storage.sealed import unseal
@@ -31,11 +32,17 @@ def referenced(store: Store) -> set[str]:
 def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
     """Delete unreferenced objects and temporaries older than the lease; return their paths.
 
-    In the registry, the quarantine and the runs only temporary files and folders (`.tmp-...`) are deleted.
+    Objects that held deleted images (storage.deletions) go whatever their age and whatever names them; call
+    pipeline.curation.delete.settle before. In the registry, the quarantine and the runs only temporary files and
+    folders (`.tmp-...`) are deleted.
     Safe while workers run, as long as none takes longer than the lease from committing an object to creating the record
     that names it.
     """
-    keep = referenced(store)
+    deletions = Deletions(store)
+    erased = {found.path: found.by for found in deletions.every()}
+    gone = [path for path in sorted(erased) if store.delete(path)]  # at once: nobody may read them any more
+    heirs = {str(by["path"]) for by in erased.values() if by}  # a killed deletion may not have named them yet
+    keep = (referenced(store) | heirs) - erased.keys()
     removed = [path for folder in RECORDED for path in store.collect(folder, keep, older_than_s)]
     half = [path for folder in KEPT for path in store.collect_temporaries(folder, older_than_s)]
-    return removed + half
+    return gone + removed + half

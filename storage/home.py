@@ -5,10 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from storage import layout
+from storage.deletions import Deletions
 from storage.manifest import Manifest
 from storage.model_registry import Registry
+from storage.shelf import Shelf
 from storage.store import Store
+from storage.summary import summarise, whole
 from storage.versions import Version, Versions
 
 
@@ -26,6 +31,14 @@ class UnitResults(Manifest):
         self.folder = folder
         self.objects = f"{folder}/{layout.OBJECTS}"
         self.config = f"{folder}/{layout.CONFIG}"
+
+    def summary(self) -> pa.Table:
+        """Return what every record says, one row each, see storage.summary."""
+        return summarise(self, self.folder)
+
+    def whole_summary(self) -> pa.Table:
+        """Return the rows of `summary` of the units that are done: every object that they name exists."""
+        return whole(self, self.summary())
 
     def reading(self, rules: int) -> str:
         """Return the path of the folder that lists the units that reading rules of this number read identically."""
@@ -69,6 +82,14 @@ class Home:
         """Return the results of packing with the configurations of this digest."""
         return UnitResults(self.store, f"{layout.PACKS}/{digest}")
 
+    def hashes(self, digest: str | None) -> UnitResults:
+        """Return the perceptual hashes of units that were read with the configuration of this digest."""
+        return UnitResults(self.store, f"{layout.HASHES}/{digest}")
+
+    def all_hashes(self) -> list[UnitResults]:
+        """Return the perceptual hashes of every configuration, by digest."""
+        return self._results(layout.HASHES)
+
     def all_detections(self) -> list[UnitResults]:
         """Return the results of every mining configuration, by digest."""
         return self._results(layout.DETECTIONS)
@@ -81,6 +102,16 @@ class Home:
     def versions(self) -> Versions:
         """The dataset versions."""
         return Versions(self.store)
+
+    @functools.cached_property
+    def deletions(self) -> Deletions:
+        """What must not be in the home."""
+        return Deletions(self.store)
+
+    @functools.cached_property
+    def shelf(self) -> Shelf:
+        """The units of sources that are set aside."""
+        return Shelf(self.store)
 
     def latest_version(self) -> Version | None:
         """Return the latest dataset version; None before the first, or when it cannot be read."""
@@ -124,9 +155,7 @@ class Home:
         return self
 
     def _results(self, stage: str) -> list[UnitResults]:
-        paths = (path.split("/") for path in self.store.list(stage))
-        digests = sorted({parts[1] for parts in paths if len(parts) > 2})
-        return [UnitResults(self.store, f"{stage}/{digest}") for digest in digests]
+        return [UnitResults(self.store, f"{stage}/{digest}") for digest in self.store.folders(stage)]
 
     def _local_folder(self, name: str) -> Path:
         if not self.local:

@@ -46,6 +46,10 @@ class Manifest:
         """Make `record` the result of a unit; return False, changing nothing, when it has one already."""
         return self.store.create(self.path(unit), seal(record))
 
+    def replace(self, unit: str, record: dict[str, Any]) -> None:
+        """Put another record in the place of the present one: after a deletion, see storage.deletions."""
+        self.store.replace(self.path(unit), seal(record))
+
     def forget(self, unit: str) -> bool:
         """Delete a record so that the unit is done again; return False when there was none."""
         return self.store.delete(self.path(unit))

@@ -36,6 +36,8 @@ _BLOCK = 1 << 20
 # Filesystems whose single put is atomic: an object is complete or absent.
 _ATOMIC_PUT = {"memory", "s3", "s3a", "gs", "gcs", "abfs", "az"}
 
+_TELLING = {"s3", "s3a"}  # tests/pipeline/sources/test_remote.py
+
 
 @dataclass(frozen=True, slots=True)
 class Object:
@@ -73,7 +75,7 @@ class Store:
             # A cached listing would hide what another process has just committed.
             self.fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
             self.root = root.rstrip("/")
-            self._atomic = protocol in _ATOMIC_PUT
+            self._protocol, self._atomic = protocol, protocol in _ATOMIC_PUT
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -117,7 +119,8 @@ class Store:
 
     def list(self, prefix: str = "") -> Paths:
         """Return the relative paths of all files below a folder, sorted, without temporary files; [] if absent."""
-        return sorted(path for path, _ in self._walk(prefix) if not _is_temporary(path))
+        entries = self._entries(prefix) if self.local else self._walk(prefix)
+        return sorted(path for path, _ in entries if not _is_temporary(path))
 
     def names(self, prefix: str = "") -> Paths:
         """Return the names of the files directly in a folder, sorted; FileNotFoundError if it is absent."""
@@ -127,10 +130,43 @@ class Store:
         entries: Any = self._remote(prefix, lambda: self.fs.ls(self.path(prefix), detail=True))
         return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
 
-    def marks(self, prefix: str = "") -> dict[str, str]:
-        """Return a mark of the content of every file below a remote folder, by relative path, with one listing."""
-        assert not self.local, "the operating system tells more: use os.stat"
-        found: Any = self._remote(prefix, lambda: self.fs.find(self.path(prefix), detail=True))
+    def folders(self, prefix: str = "") -> Paths:
+        """Return the names of the folders directly in a folder, sorted; [] if it is absent."""
+        if self.local:
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.path(prefix)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+            return []
+        with contextlib.suppress(FileNotFoundError):
+            found: Any = self._remote(prefix, lambda: self.fs.ls(self.path(prefix), detail=True))
+            return sorted(
+                one["name"].rstrip("/").rsplit("/", 1)[-1] for one in found if one["type"] == "directory"
+            )
+        return []
+
+    @property
+    def tells_in_listings(self) -> bool:
+        """Whether a listing of a remote store tells the same tags and times of its files as a request for each."""
+        return not self.local and self._protocol in _TELLING
+
+    def marks(self, prefix: str = "", below: bool = True) -> dict[str, str]:
+        """Return a mark of the content of every file below a folder, by relative path, with one listing.
+
+        A file that is written anew has another mark: its tag or time, and its size. {} without the folder. With
+        `below` False, of the files of the folder itself.
+        """
+        if self.local:
+            marks: dict[str, str] = {}
+            for path, entry in self._entries(prefix, below):
+                with contextlib.suppress(FileNotFoundError):
+                    marks[path] = file_mark(entry.stat())
+            return marks
+        try:
+            depth = None if below else 1
+            found: Any = self._remote(
+                prefix, lambda: self.fs.find(self.path(prefix), maxdepth=depth, detail=True)
+            )
+        except FileNotFoundError:
+            return {}
         paths = {full: full[len(self.root) :].lstrip("/") for full in found}
         return {path: content_mark(path, found[full]) for full, path in paths.items()}
 
@@ -378,6 +414,23 @@ class Store:
                 relative = full[len(self.root) :].lstrip("/") if full.startswith(self.root) else full
                 yield relative, _timestamp(info)
 
+    def _entries(self, prefix: str, below: bool = True) -> "Iterator[tuple[str, os.DirEntry[str]]]":
+        """Yield (relative path, entry) of every file below a local folder, following links to files alone."""
+        folders = [prefix.rstrip("/")]
+        while folders:
+            folder = folders.pop()
+            start = f"{folder}/" if folder else ""
+            with (
+                contextlib.suppress(OSError),  # as os.walk does
+                os.scandir(self.path(folder)) as entries,
+            ):
+                for entry in entries:
+                    if not entry.is_dir():
+                        if not entry.is_symlink() or Path(entry.path).exists():
+                            yield start + entry.name, entry
+                    elif below and not entry.is_symlink():
+                        folders.append(start + entry.name)
+
     def _modified(self, path: str) -> float | None:
         try:
             if self.local:
@@ -394,6 +447,11 @@ def content_mark(path: str, info: dict[str, Any]) -> str:
     """
     names = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "created")
     return f"{next((info[name] for name in names if info.get(name)), path)} {info.get('size')}"
+
+
+def file_mark(stat: os.stat_result) -> str:
+    """Return what a local filesystem says of a file's content: its size, and when it and its entry last changed."""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
 
 @functools.cache

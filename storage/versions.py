@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from storage.layout import LATEST, VERSIONS, quarantine_path, version_path
+from storage.deletions import Deletions
+from storage.layout import EXPERIMENTS, LABELS, LATEST, VERSIONS, quarantine_path, version_path
 from storage.objects import DamagedError, open_object
 from storage.sample import TrainingSample
 from storage.sealed import seal, unseal
@@ -17,6 +18,7 @@ from storage.shard import read_shard
 from storage.store import Object, Store
 
 _NAME = re.compile(r"v-[0-9a-f]{12}")
+_LABEL = re.compile(r"(?!latest$|v-[0-9a-f]*$)[a-z0-9][a-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,16 @@ class Versions:
     def point(self, name: str) -> None:
         """Make a version `latest`: the file holds the name and, to detect a change, the name's hash."""
         self.store.replace(LATEST, f"{name} {_check(name)}\n".encode())
+        self.store.delete(f"{EXPERIMENTS}/{name}")
+
+    def experiment(self, name: str) -> None:
+        """Mark a version as an experiment: nothing trains on it unless it is named. One that is `latest` stays it."""
+        if self.latest() != name:
+            self.store.create(f"{EXPERIMENTS}/{name}", b"")
+
+    def experiments(self) -> set[str]:
+        """Return the names of the experiments."""
+        return {path.rpartition("/")[2] for path in self.store.list(EXPERIMENTS)}
 
     def latest(self) -> str | None:
         """Return the name of the latest version, None before the first; DamagedError when the file holds no name."""
@@ -129,6 +141,29 @@ class Versions:
             data = self.store.read_bytes(LATEST)
         except FileNotFoundError:
             return None
+        return self._pointed(LATEST, data)
+
+    def superseded(self, version: Version, erased: "set[str] | None" = None) -> bool:
+        """Return whether images of a version were deleted since; `erased` are the hashes of Deletions.hashes()."""
+        erased = Deletions(self.store).hashes() if erased is None else erased
+        return any(ref.sha256 in erased for refs in version.shards.values() for ref in refs)
+
+    def label(self, label: str, name: str) -> None:
+        """Give a version a name of a person's choice, which `load` accepts; a name that is taken moves to it.
+
+        Raises ValueError for one that is not lower-case letters, digits, "-" and "_", or could be another version.
+        """
+        check_label(label)
+        self.store.replace(f"{LABELS}/{label}", f"{name} {_check(name)}\n".encode())
+
+    def labels(self) -> dict[str, str]:
+        """Return the version of every name that was given, by name; DamagedError for a damaged one."""
+        found = {}
+        for path in self.store.list(LABELS):
+            found[path.rpartition("/")[2]] = self._pointed(path, self.store.read_bytes(path))
+        return found
+
+    def _pointed(self, path: str, data: bytes) -> str:
         text = data.decode("ascii", "replace")
         name, space, check = text.removesuffix("\n").partition(" ")
         intact = text.endswith("\n") and _NAME.fullmatch(name)
@@ -137,7 +172,7 @@ class Versions:
         elif intact and name not in self.names():  # an earlier Hyco wrote no hash
             intact = None
         if not intact:
-            raise DamagedError(LATEST, f"holds no name of a version: {text[:40]!r}", self.store.url)
+            raise DamagedError(path, f"holds no name of a version: {text[:40]!r}", self.store.url)
         return name
 
     def quarantine(self, name: str, reasons: "list[dict[str, Any]]") -> None:
@@ -169,13 +204,17 @@ class Versions:
         return True
 
     def load(self, name: str = "latest") -> Version:
-        """Return a version by name, by the beginning of its name, or "latest".
+        """Return a version by name, by the beginning of its name, by a name that was given to it, or "latest".
 
         Raises ValueError, naming the existing versions, when it is absent, ambiguous or unreadable.
         """
         names = self.names()
         if name == "latest":
             told = self.latest()
+            if told is None and names and self.experiments().issuperset(names):
+                raise ValueError(
+                    f"every dataset version in {self.store.url} is an experiment: name one, or pack again"
+                )
             if told is None and names:
                 raise DamagedError(
                     LATEST, f"is missing, although there are {len(names)} versions", self.store.url
@@ -187,6 +226,8 @@ class Versions:
                     version_path(told), "is missing, and it is the latest version", self.store.url
                 )
             name = told
+        if _LABEL.fullmatch(name) and self.store.exists(f"{LABELS}/{name}"):
+            name = self._pointed(f"{LABELS}/{name}", self.store.read_bytes(f"{LABELS}/{name}"))
         found = [name] if name in names else [known for known in names if known.startswith(name)]
         if len(found) != 1:
             what = "is ambiguous" if found else "does not exist"
@@ -263,8 +304,26 @@ class Versions:
         return problems
 
 
+def check_label(label: str) -> str:
+    """Return a name that may be given to a version; ValueError for any other."""
+    if not _LABEL.fullmatch(label):
+        raise ValueError(
+            f"name {label!r} of a dataset version: use lower-case letters, digits, - and _, not latest and not v-..."
+        )
+    return label
+
+
 def read_ref(store: Store, shard: ShardRef) -> Iterator[TrainingSample]:
-    """Yield the samples of a version's shard; DamagedError, before the first one, when it has changed."""
+    """Yield the samples of a version's shard; DamagedError, before the first one, when it has changed.
+
+    Of a shard from which images were deleted, the samples that are left.
+    """
+    deletions = Deletions(store)
+    if deletions.erased(shard.path) is not None:
+        heir = deletions.heir(shard.path)[0]
+        if heir is None:
+            return
+        shard = ShardRef(**heir)
     with open_object(store, shard.path, shard.sha256) as file:
         yield from read_shard(file, shard.path, shard.samples)
 

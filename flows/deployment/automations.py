@@ -9,7 +9,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 from flows.deployment.config import DeployConfig
-from flows.reporting.events import DECIDED, GIVEN_UP, GROWN, PUBLISHED, QUARANTINED
+from flows.reporting.events import AWAY, DECIDED, GIVEN_UP, GROWN, PUBLISHED, QUARANTINED, RETURNED, SHELVED
 from storage.model_registry import REFUSED
 
 TELLS = "hyco: tell of "
@@ -33,6 +33,7 @@ def messages(block: UUID, look: UUID) -> list[AutomationCore]:
     refused, nothing = {DECIDED[REFUSED]}, timedelta(0)
     return [
         _tell(block, "a quarantined dataset version", {QUARANTINED}, reason, A_DAY),
+        _tell(block, "a shard that is set aside", {SHELVED, AWAY}, reason, A_DAY),
         _tell(block, "a refused model", refused, reason, nothing),
         _tell(block, "a training that is given up", {GIVEN_UP}, reason, A_DAY),
         _tell(
@@ -60,7 +61,7 @@ def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCo
             config.begin_within_s,
             "A worker took the run and did not start it.",
         ),
-        _then_look("hyco: the source has grown", {GROWN}, look, later, later),
+        _then_look("hyco: the source has grown", {GROWN, SHELVED, RETURNED}, look, later, later),
         _then_look("hyco: a dataset version was published", {PUBLISHED}, look, later, later),
         _then_look(
             "hyco: a training is over",

@@ -106,8 +106,12 @@ def resolved(config: DeployConfig, root: Path) -> DeployConfig:
     kind, _, place = journey.mine.grounder.partition(":")
     grounder = f"{kind}:{absolute(place)}" if (root / place).exists() and place else journey.mine.grounder
     mine = journey.mine.replace(source=absolute_source(journey.mine.source, root), grounder=grounder)
+    pack = journey.pack.replace(exclude=tuple(absolute(path) or path for path in journey.pack.exclude))
     journey = journey.replace(
-        mine=mine, assess_source=absolute(journey.assess_source), taxonomy=absolute(journey.taxonomy)
+        mine=mine,
+        pack=pack,
+        assess_source=absolute(journey.assess_source),
+        taxonomy=absolute(journey.taxonomy),
     )
     return config.replace(
         home=absolute(config.home),

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.packing.dataset_gate import Check
 from pipeline.ui import artifact_pages as stories
 from storage.home import Home
 from storage.model_registry import Decision
+from storage.shelf import Shelved
 from storage.versions import Version
 
 
@@ -64,8 +66,19 @@ def assessed(metrics: dict[str, Any], run_dir: str, home: Home) -> None:
 @_harmless
 def failed_units(verb: str, failed: dict[str, Exception]) -> None:
     """The units that failed, by path, with their errors."""
-    rows = [{"unit": path, "error": f"{type(error).__name__}: {error}"} for path, error in failed.items()]
+    rows = [
+        {"unit": path, "error": f"{type(error).__name__}: {error}",
+         "to go on without it": f"hyco shelve {path} --reason REASON"}
+        for path, error in failed.items()
+    ]  # fmt: skip
     create_table_artifact(table=rows, key=f"{verb}-failed", description=f"{len(rows)} units failed to {verb}")
+
+
+@_harmless
+def shelved(entries: list[Shelved]) -> None:
+    """The shards that are set aside, with the reasons."""
+    description = f"{len(entries)} shards are set aside: hyco shelve SHARD --back returns one"
+    create_table_artifact(table=[asdict(entry) for entry in entries], key="shelved", description=description)
 
 
 def decided(row: Decision, home: Home) -> None:

@@ -8,12 +8,15 @@ from prefect.events.worker import EventsWorker
 from flows.reporting import artifacts
 from storage.home import Home
 from storage.model_registry import PROMOTED, REFUSED, ROLLED_BACK, Decision
+from storage.shelf import Shelved
 from storage.versions import Version
 
 GROWN = (
     "hyco.source.grown"  # for programs that add shards to emit; the schedule finds the shards too, but later
 )
 PUBLISHED = "hyco.dataset.published"
+SHELVED, RETURNED = "hyco.shard.shelved", "hyco.shard.returned"
+AWAY = "hyco.shard.away"  # of every check, for each shard that is set aside: it starts no check
 QUARANTINED = "hyco.dataset.quarantined"
 GIVEN_UP = "hyco.training.given_up"
 DECIDED = {
@@ -31,6 +34,18 @@ def grown(source: str) -> None:
 def published(version: Version, home: Home) -> None:
     """Emit the event that a dataset version was published."""
     _emit(PUBLISHED, f"hyco.version.{version.name}", version.name, home, {"counts": version.counts})
+
+
+def shelved(back: bool, path: str, source: str, reason: str, home: Home) -> None:
+    """Emit the event that a shard was set aside, or returned to its source."""
+    payload = {"source": source, "reason": reason}
+    _emit(RETURNED if back else SHELVED, f"hyco.shard.{source}/{path}", path, home, payload)
+
+
+def away(entry: Shelved, home: Home) -> None:
+    """Emit the event that a shard is still set aside."""
+    payload = {"source": entry.source, "reason": str(entry)}
+    _emit(AWAY, f"hyco.shard.{entry.source}/{entry.path}", entry.path, home, payload)
 
 
 def quarantined(name: str, reason: str, home: Home) -> None:

@@ -21,7 +21,7 @@ class VisionConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"pooling"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"init", "pooling"})
 
     kind: Literal["vit"] = "vit"
     """Architecture of the tower."""
@@ -49,6 +49,10 @@ class VisionConfig:
     """Whether the tokens are normalised before the first block, as in CLIP."""
     patch_bias: bool = True
     """Whether the patch embedding has a bias; CLIP's has none."""
+    init: Literal["clip", "truncated"] = "clip"
+    """Initial weights: "clip" (Radford et al. 2021), or "truncated", those of MERU and HyCoCLIP: normal with a standard
+    deviation of .02, truncated at 2, and a patch embedding with a convolution's uniform weights.
+    """
     pooling: Literal["class", "mean"] = "class"
     """Token that is normalised into the feature: the class token, or the mean of the patches."""
 
@@ -114,6 +118,19 @@ class VisionTransformer(nn.Module):
         if config.patch_bias:
             nn.init.zeros_(self.patch.bias)
         nn.init.normal_(self.class_token, std=0.02)
+        if config.init == "truncated":
+            self._truncated(values)
+
+    def _truncated(self, values: int) -> None:
+        """Initial weights of timm's ViT: Linear layers of blocks, kernel of the patches, class token."""
+        for name, weight in self.blocks.named_parameters():
+            if weight.dim() == 2:
+                nn.init.trunc_normal_(weight, std=0.02)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(weight)
+        for weight in self.patch.parameters():
+            nn.init.uniform_(weight, -(values**-0.5), values**-0.5)
+        nn.init.normal_(self.class_token, std=1e-6)
 
     def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N V"]:
         """Cut into patches, row by row, with values in the order channel, row, column (that of a convolution kernel).

@@ -40,20 +40,16 @@ def load_hypll(
     may rely on points that far out; build a net that is to load these weights again with max_angle=HYPLL_ANGLE.
 
     Args:
-        module: receives the weights.
-        state: the HypLL state dict, as plain tensors (see the module's docstring).
-
-    Args:
         module: the network that takes the weights. A layer whose c is a learnable `Curvature` takes the
-        value of c; one whose c is fixed must have it already.
-        state: HypLL's state dict, converted to plain tensors.
+            value of c; one whose c is fixed must have it already.
+        state: HypLL's state dict, converted to plain tensors (see the module's docstring).
         constraining_strategy: the argument of that name of HypLL's Curvature, by which its stored number
-        becomes c; a state dict does not hold it. `lambda value: value` for nets that pass the identity.
+            becomes c; a state dict does not hold it. `lambda value: value` for nets that pass the identity.
 
     Raises:
         ValueError: a missing or unused tensor, a shape that does not fit, a batch-norm weight that is not
             positive, or a curvature that differs from the layer's, lies outside the bounds of its `Curvature`, or
-        differs between layers that share one.
+            differs between layers that share one.
     """
     left, learned = dict(state), {}
     for name, layer in module.named_modules():
@@ -61,7 +57,7 @@ def load_hypll(
         double = 2 if isinstance(layer, HyperbolicModule) and layer.model == "lorentz" else 1
         if isinstance(layer, HyperbolicModule):
             _load_curvature(prefix, layer, left, constraining_strategy, learned)
-        if isinstance(layer, Linear | _Conv):
+        if isinstance(layer, Linear | _Conv | _BatchNorm):
             layer.max_angle = max(layer.max_angle, HYPLL_ANGLE)
         if isinstance(layer, Linear):
             _copy(layer.weight, left, f"{prefix}z", lambda z: z.T)

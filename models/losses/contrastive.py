@@ -28,8 +28,11 @@ class PairLoss:
 
     The target of row i is key `target[i]` [Q]; all rows have the weight `weight` (0-dim), times `factor[i]` [Q] where
     there is one. With `reverse_target` [K], the target of key j among the rows is `reverse_target[j]`, with the weight
-    `reverse_weight`. With `sigmoid` a row is the sum of K binary cross-entropies instead, of score + bias (Zhai et al.
-    2023, SigLIP); it has no reverse. `scale` is the index of its inverse temperature.
+    `reverse_weight`. `scale` is the index of its inverse temperature.
+
+    With `sigmoid` a row is the sum of K binary cross-entropies instead, of score + bias (Zhai et al. 2023, SigLIP), or
+    with `balanced` the target's, halved, and half the mean of the others'; it has no reverse. `bias` is the first and
+    the last index + 1 of its biases: one, or one per row.
     """
 
     query: int
@@ -41,6 +44,8 @@ class PairLoss:
     factor: Tensor | None = None
     sigmoid: bool = False
     scale: int = 0
+    balanced: bool = False
+    bias: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         assert self.reverse_target is None or not (self.sigmoid or self.factor is not None)
@@ -64,14 +69,14 @@ def contrast(
         curvature: c > 0 of the hyperboloid, or [k] of a product's factors; None for cosines of unit vectors.
         pairs_at_once: maximum number of entries of k x Q x K in memory.
         cones: scores are minus the exterior angle of the key at the query, not minus their distance.
-        bias: added to the scores of sigmoid tables, 0-dim; 0 without.
+        bias: added to the scores of sigmoid tables, [N] or 0-dim; 0 without.
 
     Returns:
         The total, and [tables, 2] sums of the cross-entropies of rows, times their factors, and of columns (detached;
         0 without).
     """
     c = points[0].new_zeros(0) if curvature is None else curvature.to(points[0].dtype).reshape(-1)
-    shift = points[0].new_zeros(()) if bias is None else bias.to(points[0].dtype)
+    shift = points[0].new_zeros(1) if bias is None else bias.to(points[0].dtype).reshape(-1)
     inputs = (scale.to(points[0].dtype).reshape(-1), shift, c, *points)
     wants = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     total, sums = _Contrast.apply(wants, tuple(tables), pairs_at_once, cones, *inputs)  # pyright: ignore[reportGeneralTypeIssues]
@@ -98,9 +103,13 @@ class _Contrast(torch.autograd.Function):
         total = scale.new_zeros(())
         with _full_precision():
             for number, table in enumerate(tables):
-                inverse, to = scale[table.scale], _Slopes(space, table, by_scale[table.scale], by_bias, wants)
+                own = slice(*table.bias)
+                inverse, to = (
+                    scale[table.scale],
+                    _Slopes(space, table, by_scale[table.scale], by_bias[own], wants),
+                )
                 if table.sigmoid:
-                    _run_sigmoid(to, inverse, bias, sums[number], pairs_at_once)
+                    _run_sigmoid(to, inverse, bias[own], sums[number], pairs_at_once)
                 else:
                     _run(to, inverse, sums[number], pairs_at_once)
                 total = total + sums[number, 0] * table.weight
@@ -154,15 +163,22 @@ def _row_weight(table: PairLoss, span: tuple[int, int], dtype: torch.dtype) -> t
 def _run_sigmoid(to: _Slopes, scale: Tensor, bias: Tensor, sums: Tensor, pairs_at_once: int) -> None:
     """Add the binary cross-entropies of one table to `sums`, and their gradients where they are wanted."""
     space, table = to.space, to.table
+    positive = negative = 1.0
+    if table.balanced:
+        positive, negative = 0.5, 0.5 / max(1, len(space.points[table.key]) - 1)
     for span in _spans(space, table, pairs_at_once):
         block, target = space.block(to.pair, span, scale), table.target[slice(*span), None]
         factor, weight = _row_weight(table, span, sums.dtype)
-        logits = block.scores + bias
-        sums[0] -= (factor * (F.logsigmoid(-logits).sum(1, keepdim=True) + logits.gather(1, target))).sum()
+        rows = slice(*span) if len(bias) > 1 else slice(None)
+        logits = block.scores + bias[rows, None]
+        own = logits.gather(1, target)
+        others = F.logsigmoid(-logits).sum(1, keepdim=True) - F.logsigmoid(-own)
+        sums[0] -= (factor * (positive * F.logsigmoid(own) + negative * others)).sum()
         if to.wanted:
-            slopes = logits.sigmoid_().scatter_add_(1, target, logits.new_full(target.shape, -1.0))
+            slopes = logits.sigmoid_().mul_(negative).scatter_(1, target, -positive * torch.sigmoid(-own))
             slopes = slopes.mul_(weight * scale)
-            to.by_bias += slopes.sum() / scale
+            by_rows = slopes.sum(1) / scale
+            to.by_bias[rows] += by_rows if len(bias) > 1 else by_rows.sum()
             to.add(block, slopes)
 
 

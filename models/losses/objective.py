@@ -21,6 +21,7 @@ from models.losses.entailment import angle_and_distance, cone_excess
 from models.losses.rows import (
     BOXES,
     NODES,
+    UNIONS,
     ContrastRow,
     EntailmentRow,
     Geometry,
@@ -29,7 +30,9 @@ from models.losses.rows import (
     ObjectiveConfig,
     angle_objective,
     argent_objective,
+    clip_box_pairs_objective,
     clip_objective,
+    cones_objective,
     hycoclip_objective,
     meru_objective,
     siglip_objective,
@@ -46,7 +49,9 @@ __all__ = [
     "ObjectiveConfig",
     "angle_objective",
     "argent_objective",
+    "clip_box_pairs_objective",
     "clip_objective",
+    "cones_objective",
     "hycoclip_objective",
     "loss",
     "meru_objective",
@@ -123,21 +128,22 @@ def loss(
     with torch.autocast(scale.device.type, enabled=False):
         curvature = torch.as_tensor(curvature, device=scale.device)
         points = {name: promote(each) for name, each in nodes.items()}
+        if any(row.query in UNIONS for row in config.contrast):
+            unions = {name: torch.cat([points[node] for node in pair]) for name, pair in UNIONS.items()}
+            points |= unions
         batch = _Batch(points, owner, scale.detach(), distributed)
         named = {"": scale, **(scales or {})}
         total, terms = scale.new_zeros(()), {}
         space = None if geometry == "euclid" else curvature
         total = total + _contrasts(batch, config.contrast, named, space, config.pairs_at_once, bias, terms)
-        cones = [row for row in config.entailment if row.loss == "contrastive"]
-        part = _rejections(batch, cones, named, curvature, config.pairs_at_once, terms)
-        total = total + entailment_share * part
+        total = total + entailment_share * _rejections(batch, config, named, curvature, terms)
         for row in config.entailment:
-            if row.loss != "contrastive":
+            if not row.rejects:
                 term = _entailed(batch, row, curvature, geometry, config.aperture)
                 total = total + entailment_share * row.weight * term
                 terms[_name(row)] = term.detach()
         for row in config.norm:
-            term = _norms(batch.nodes[row.node], _factors(curvature)).sum() / batch.count(row.node)
+            term = _norms(batch.nodes[row.node], curvature, row.radius).sum() / batch.count(row.node)
             total = total + row.weight * term
             terms[f"norm/{row.node}"] = term.detach()
     return total, terms
@@ -160,15 +166,16 @@ class _Batch:
 
     def count(self, node: str) -> Tensor:
         """Rows of a node, mean over the ranks, at least 1: sums over it have the global mean as their mean."""
-        return (
-            self.boxes.mean().clamp(min=1) if node in BOXES else self.boxes.new_tensor(max(1, self.samples))
-        )
+        if node in BOXES:
+            return self.boxes.mean().clamp(min=1)
+        wholes = self.boxes.new_tensor(max(1, self.samples))
+        return wholes + self.boxes.mean() if node in UNIONS else wholes
 
     def own(self, node: str) -> Tensor:
         """Index of this process's rows of a node among those of all ranks."""
         start = self.first
-        if node in BOXES:
-            start = sum(self._sizes_of_boxes()[: dist.get_rank()]) if self.distributed else 0
+        if node in (*BOXES, *UNIONS):
+            start = sum(self._sizes_of(node)[: dist.get_rank()]) if self.distributed else 0
         return start + torch.arange(len(self.nodes[node]), device=self.owner.device)
 
     def target(self, query: str, key: str) -> Tensor:
@@ -180,8 +187,7 @@ class _Batch:
         if not self.distributed:
             return self.nodes[node]
         if node not in self.gathered:
-            boxes = self._sizes_of_boxes() if node in BOXES else [self.samples] * dist.get_world_size()
-            gathered = _Gather.apply(self.nodes[node], boxes)
+            gathered = _Gather.apply(self.nodes[node], self._sizes_of(node))
             assert isinstance(gathered, Tensor)
             self.gathered[node] = gathered
         return self.gathered[node]
@@ -194,11 +200,14 @@ class _Batch:
             total = total / dist.get_world_size()
         return total / self.count(node)
 
-    def _sizes_of_boxes(self) -> list[int]:
-        """Boxes of every rank; only where boxes are keys, since reading them waits for the device."""
+    def _sizes_of(self, node: str) -> list[int]:
+        """Rows of a node on every rank; boxes only where they are keys, since counting them waits for the device."""
+        if node not in (*BOXES, *UNIONS):
+            return [self.samples] * dist.get_world_size()
         if self._sizes is None:
             self._sizes = [int(n) for n in self.boxes.tolist()]
-        return self._sizes
+        wholes = self.samples if node in UNIONS else 0
+        return [wholes + boxes for boxes in self._sizes]
 
 
 class _Points:
@@ -256,24 +265,35 @@ def _contrasts(
 
 def _rejections(
     batch: _Batch,
-    rows: Sequence[EntailmentRow],
+    config: ObjectiveConfig,
     scales: Mapping[str, Tensor],
     curvature: Tensor,
-    pairs_at_once: int,
     terms: dict[str, Tensor],
 ) -> Tensor:
-    """Weighted sum of the contrastive entailment rows; adds their terms.
+    """Weighted sum of the entailment rows that compare with the batch; adds their terms.
 
     A part is asked for its whole only: for a whole all of its parts are right, and a cross-entropy has one target.
     """
     scale, names = torch.stack([each.reshape(()) for each in scales.values()]), list(scales)
     points, tables, read = _Points(batch), [], {}
-    for row in rows:
-        both = (row.general in BOXES) == (row.specific in BOXES)
+    offsets = list[Tensor]()
+    for row in (row for row in config.entailment if row.rejects):
+        wide = row.loss == "membership"
+        both = not wide and (row.general in BOXES) == (row.specific in BOXES)
         weight = row.weight / batch.count(row.general) / (2 if both else 1)
         place = len(tables)
         general, specific = (points.place(node, everywhere=False) for node in (row.general, row.specific))
         target, inverse = batch.target(row.general, row.specific), names.index(row.temperature)
+        if wide:
+            first = sum(map(len, offsets))
+            k = row.aperture or config.aperture
+            offsets.append(scale[inverse] * row.eta * _apertures(batch.nodes[row.general], curvature, k))
+            key, span = points.place(row.specific, everywhere=True), (first, first + len(offsets[-1]))
+            tables.append(
+                PairLoss(general, key, target, weight, sigmoid=True, balanced=True, scale=inverse, bias=span)
+            )
+            read[row] = [(place, 0)]
+            continue
         if not batch.distributed:
             back = batch.own(row.general) if both else None
             tables.append(
@@ -294,16 +314,25 @@ def _rejections(
             read[row].append((place + 1, 1))
     if not tables:
         return scale.new_zeros(())
-    total, sums = contrast(points.sets, tables, scale, curvature, pairs_at_once, cones=True)
+    bias = torch.cat(offsets) if offsets else None
+    total, sums = contrast(points.sets, tables, scale, curvature, config.pairs_at_once, cones=True, bias=bias)
     for row, sides in read.items():
         mean = sum(sums[side] for side in sides) / len(sides)
         terms[_name(row)] = mean / batch.count(row.general)
     return total
 
 
+def _apertures(points: Tensor, curvature: Tensor, k: float) -> Tensor:
+    """Half-aperture of the cone at every point, mean over its factors: [N, D] -> [N]."""
+    factors = product.split(points, _factors(curvature))
+    return lorentz.half_aperture(factors, curvature.reshape(-1), k).mean(-1)
+
+
 def _name(row: EntailmentRow) -> str:
     """Name of the term: "entail" is an angle outside a cone, in radians, and the others are not."""
-    prefix = {"hinge": "entail", "angle": "angle", "contrastive": "negatives"}[row.loss]
+    prefix = {"hinge": "entail", "angle": "angle", "contrastive": "negatives", "membership": "member"}[
+        row.loss
+    ]
     return f"{prefix}/{row.general}>{row.specific}"
 
 
@@ -317,7 +346,7 @@ def _entailed(
     if geometry == "product":
         general, specific = (product.split(x, _factors(curvature)) for x in (general, specific))
     if row.loss == "hinge":
-        each = cone_excess(general, specific, curvature, row.eta, aperture)
+        each = cone_excess(general, specific, curvature, row.eta, row.aperture or aperture)
     else:
         each, distance = angle_and_distance(general, specific, curvature)
         if row.adaptive:
@@ -326,12 +355,14 @@ def _entailed(
     return each.sum() / (batch.count(row.general) * (_factors(curvature) if geometry == "product" else 1))
 
 
-def _norms(points: Tensor, factors: int) -> Tensor:
-    """|x|^2 - log|x| of every point, mean over its factors: [N, D] -> [N]."""
-    norm = torch.linalg.vector_norm(product.split(points, factors), dim=-1)
+def _norms(points: Tensor, curvature: Tensor, radius: float) -> Tensor:
+    """|x|^2 - log|x| of every point, or the squared log of what it lacks to `radius`; mean over its factors."""
+    norm = torch.linalg.vector_norm(product.split(points, _factors(curvature)), dim=-1)
     log = torch.where(
         norm < NORM_LEAST, norm / NORM_LEAST - 1 + math.log(NORM_LEAST), norm.clamp(min=NORM_LEAST).log()
     )
+    if radius:
+        return (math.log(radius) - log - 0.5 * curvature.log()).clamp(min=0).square().mean(-1)
     return (norm.square() - log).mean(-1)
 
 

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 Node = Literal["image", "text", "image_box", "text_box"]
+Compared = Literal[Node, "images", "texts"]
 Geometry = Literal["lorentz", "product", "euclid"]
 NODES: tuple[Node, ...] = get_args(Node)
 WHOLE_PAIRS: tuple[tuple[Node, Node], ...] = (("image", "text"), ("text", "image"))
 BOX_PAIRS: tuple[tuple[Node, Node], ...] = (*WHOLE_PAIRS, ("image_box", "text"), ("text_box", "image"))
 BOXES: tuple[Node, ...] = ("image_box", "text_box")
+UNIONS: dict[Compared, tuple[Node, Node]] = {"images": ("image", "image_box"), "texts": ("text", "text_box")}
 BOX_BOX: tuple[tuple[Node, Node], ...] = (("image_box", "text_box"), ("text_box", "image_box"))
 ANGLE_PAIRS: tuple[tuple[Node, Node], ...] = (("text", "image"), ("text_box", "image_box"))
+UNION_PAIRS: tuple[tuple[Compared, Compared], ...] = (("images", "texts"), ("texts", "images"))
 SIGMOID_PAIRS: tuple[tuple[Node, Node], ...] = (
     ("image", "text"),
     ("image_box", "text"),
@@ -33,10 +36,14 @@ class ContrastRow:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"loss", "temperature", "uncertainty"})
 
-    query: Node
-    """Node whose embeddings are the queries; text_box and image_box have a row per box."""
-    key: Node
-    """Node whose embeddings are the keys. Boxes as keys need boxes as queries: the target is the same box."""
+    query: Compared
+    """Node whose embeddings are the queries; text_box and image_box have a row per box. "images" are the whole images
+    and the parts, "texts" the captions and the phrases.
+    """
+    key: Compared
+    """Node whose embeddings are the keys. Boxes as keys need boxes as queries: the target is the same box. "images" and
+    "texts" need each other.
+    """
     weight: float
     """Factor of the term in the loss."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -49,6 +56,12 @@ class ContrastRow:
     """Weight the queries by exp(-u) / mean(exp(-u)), u = log(1 + exp(-|x|)) (UNCHA); no gradient flows through it."""
 
     def __post_init__(self) -> None:
+        if (self.query in UNIONS) != (self.key in UNIONS) or (
+            self.query in UNIONS and self.query == self.key
+        ):
+            raise ValueError(
+                f"contrast of {self.query} over {self.key}: 'images' and 'texts' are compared with each other only"
+            )
         if self.key in BOXES and self.query not in BOXES:
             raise ValueError(
                 f"contrast of {self.query} over {self.key}: a whole has several boxes and so no single target; use "
@@ -64,27 +77,38 @@ class EntailmentRow:
     - angle: Huber(phi), or Huber((1 - exp(-d)) phi) with their distance d (ARGENT)
     - contrastive: cross-entropy of the scores -phi / temperature over the global batch: of each general over all
       specifics and, where both are wholes or both are boxes, of each specific over all generals, halved
+    - membership: binary cross-entropies of the logits (eta * half-aperture(general) - phi) / temperature of each
+      general over all specifics of the global batch: half of its own's and half of the mean of the others'. From no
+      paper; the smooth form of the positive and negative terms of Ganea et al. (ICML 2018, section 4)
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"loss", "adaptive", "delta", "temperature"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"loss", "adaptive", "delta", "temperature", "aperture"}
+    )
 
     general: Node
     """Node that contains the other: its entailment cone is used."""
     specific: Node
     """Node that is contained."""
     eta: float = 1.0
-    """Factor of the cone's half-aperture in a hinge (eta of HyCoCLIP): below 1 a narrower cone."""
+    """Factor of the half-aperture (eta of HyCoCLIP; losses "hinge" and "membership"): below 1 a narrower cone."""
     weight: float
     """Factor of the term in the loss."""
-    loss: Literal["hinge", "angle", "contrastive"] = "hinge"
-    """Loss of the angle: "hinge", "angle" or "contrastive"."""
+    aperture: float = 0.0
+    """Constant K of this row's cones, 0 for the objective's (losses "hinge" and "membership"): nodes at different
+    distances from the origin can have cones of the same width.
+    """
+    loss: Literal["hinge", "angle", "contrastive", "membership"] = "hinge"
+    """Loss of the angle: "hinge", "angle", "contrastive" or "membership"."""
     adaptive: bool = False
     """Weight the angle by 1 - exp(-distance) (loss "angle"): pairs near each other are not turned."""
     delta: float = 1.0
     """Angle, in radians, from which the Huber loss is linear (loss "angle")."""
     temperature: str = ""
-    """Name of a learned temperature of `model.temperatures` (loss "contrastive"); empty for the model's own."""
+    """Name of a learned temperature of `model.temperatures` (losses "contrastive" and "membership"); empty for the
+    model's own.
+    """
 
     def __post_init__(self) -> None:
         if self.loss != "angle" and (self.adaptive or self.delta != 1.0):
@@ -93,29 +117,50 @@ class EntailmentRow:
             )
         if not self.delta > 0:
             raise ValueError(f"delta {self.delta} must be above 0")
-        if self.loss != "contrastive" and self.temperature:
+        if not self.rejects and self.temperature:
             raise ValueError(
-                f"temperature '{self.temperature}' belongs to loss 'contrastive', not '{self.loss}': drop it"
+                f"temperature '{self.temperature}' belongs to losses 'contrastive' and 'membership', not "
+                f"'{self.loss}': drop it"
             )
         if self.specific in BOXES and self.general not in BOXES:
             raise ValueError(
                 f"entailment of {self.specific} by {self.general}: a part cannot contain its whole"
             )
 
+        if not self.aperture >= 0 or (self.aperture and self.loss not in ("hinge", "membership")):
+            raise ValueError(
+                f"aperture {self.aperture} of loss '{self.loss}' must be above 0, with loss 'hinge' or 'membership'; "
+                "0 takes the objective's"
+            )
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the row compares with the batch, so that it has a temperature."""
+        return self.loss in ("contrastive", "membership")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormRow:
     """Batch mean of |x|^2 - log|x| (ARGENT), lowest at |x| = 1/sqrt(2): neither the origin nor the boundary.
 
-    In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued by its tangent.
+    With a `radius` it is max(0, log(radius / (sqrt(c) |x|)))^2 instead: the cone of a general farther than 2 K from the
+    origin is not saturated. In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued by its
+    tangent.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"radius"})
 
     node: Node
     """Node whose norms are regularised."""
     weight: float
     """Factor of the term in the loss."""
+    radius: float = 0.0
+    """Distance from the origin, in units of the curvature, below which norms cost; 0 for ARGENT's regulariser."""
+
+    def __post_init__(self) -> None:
+        if not self.radius >= 0:
+            raise ValueError(f"radius {self.radius} must not be negative; 0 takes ARGENT's regulariser")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +193,7 @@ class ObjectiveConfig:
         rows = [(row.query, row.key) for row in self.contrast]
         rows += [(row.general, row.specific) for row in self.entailment]
         rows += [(row.node, row.node) for row in self.norm]
-        return any(node in BOXES for pair in rows for node in pair)
+        return any(node in (*BOXES, *UNIONS) for pair in rows for node in pair)
 
     @property
     def temperatures(self) -> tuple[str, ...]:
@@ -162,13 +207,18 @@ class ObjectiveConfig:
         return any(row.loss == "sigmoid" for row in self.contrast)
 
 
-def _rows(pairs: tuple[tuple[Node, Node], ...]) -> tuple[ContrastRow, ...]:
+def _rows(pairs: tuple[tuple[Compared, Compared], ...]) -> tuple[ContrastRow, ...]:
     return tuple(ContrastRow(query=query, key=key, weight=1 / len(pairs)) for query, key in pairs)
 
 
 def clip_objective(boxes: bool = False) -> ObjectiveConfig:
-    """CLIP's two cross-entropies; with boxes HyCoCLIP's four (the baseline of arXiv 2607.05268)."""
+    """CLIP's two cross-entropies; with boxes HyCoCLIP's four, whose parts and phrases are queries only."""
     return ObjectiveConfig(contrast=_rows(BOX_PAIRS if boxes else WHOLE_PAIRS))
+
+
+def clip_box_pairs_objective() -> ObjectiveConfig:
+    """CLIP + boxes as in the papers: parts and phrases are further pairs and keys, 2 B x 2 B with a part per image."""
+    return ObjectiveConfig(contrast=_rows(UNION_PAIRS))
 
 
 def meru_objective(weight: float = 0.2) -> ObjectiveConfig:
@@ -235,6 +285,25 @@ def angle_objective(weight: float = 0.25) -> ObjectiveConfig:
     )
     hinges = hycoclip_objective().entailment
     return ObjectiveConfig(contrast=_rows(WHOLE_PAIRS), entailment=(*negatives, *hinges))
+
+
+def cones_objective(weight: float = 0.25, aperture: float = 0.1) -> ObjectiveConfig:
+    """From no paper: HyCoCLIP's contrast, boxes against boxes, and membership of the batch in the four cones.
+
+    The logits of membership have the temperature "cone".
+    """
+    rows = tuple(ContrastRow(query=query, key=key, weight=1 / 6) for query, key in (*BOX_PAIRS, *BOX_BOX))
+    entailment = tuple(
+        EntailmentRow(
+            general=row.general,
+            specific=row.specific,
+            weight=weight,
+            loss="membership",
+            temperature="cone",
+        )
+        for row in hycoclip_objective().entailment
+    )
+    return ObjectiveConfig(contrast=rows, entailment=entailment, aperture=aperture)
 
 
 def siglip_objective() -> ObjectiveConfig:

@@ -4,6 +4,7 @@ from pipeline.cli import adopt as adopt
 from pipeline.cli import classify as classify
 from pipeline.cli import config_docs as config_docs
 from pipeline.cli import convert as convert
+from pipeline.cli import curation as curation
 from pipeline.cli import data as data
 from pipeline.cli import embeddings as embeddings
 from pipeline.cli import look as look

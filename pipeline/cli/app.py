@@ -25,7 +25,20 @@ OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
 
 PANELS: dict[str, tuple[str, ...]] = {
     "The whole journey": ("journey",),
-    "Data": ("look", "mine", "pack", "adopt", "versions", "verify", "release"),
+    "Data": (
+        "look",
+        "plan",
+        "mine",
+        "pack",
+        "adopt",
+        "versions",
+        "diff",
+        "card",
+        "verify",
+        "release",
+        "shelve",
+        "delete",
+    ),
     "Models": ("train", "assess", "fit", "embed", "search", "import", "export"),
     "Champion": ("promote", "reject", "champion", "rollback", "registry"),
     "On a schedule, with Prefect": ("ui", "deploy", "worker", "notify"),

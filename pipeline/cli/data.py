@@ -1,4 +1,4 @@
-"""Verbs of the data: mine, pack, versions, verify, release, status, gc."""
+"""Verbs of the data: mine, plan, pack, versions, verify, release, status, gc."""
 
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from pipeline.cli.app import (
     Workers,
     app,
     mining_of,
+    say,
     show,
 )
 from pipeline.runtime.stop import terminable
@@ -51,6 +52,40 @@ def mine(
 
 
 @app.command()
+def plan(
+    source: Source,
+    grounder: Grounder = "",
+    home: HomeUrl = "var",
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    boxes: Boxes = None,
+    seconds: Annotated[float, typer.Option(help="Seconds for reading new units.", min=0)] = 20,
+    as_json: AsJson = False,
+    assignments: Assignments = None,
+) -> None:
+    """Price a mining run: new images, detector calls, hours, bytes.
+
+    Takes the options of `hyco mine`. New units are read for --seconds, at least one of them, and the others estimated
+    by their size. Hours are at the rate measured in this home. Mines nothing and loads no detector.
+    """
+    import dataclasses
+
+    from pipeline.config import override
+    from pipeline.mining.mine import MineConfig
+    from pipeline.mining.price import lines, price
+    from storage.home import Home
+
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
+    config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
+    found = price(config, Home(home), seconds)
+    if as_json:
+        show(dataclasses.asdict(found))
+        return
+    for line in lines(found):
+        typer.echo(line)
+
+
+@app.command()
 def pack(
     source: Source,
     grounder: Grounder = "",
@@ -61,6 +96,13 @@ def pack(
     caption_column: CaptionColumn = None,
     boxes: Boxes = None,
     workers: Workers = CORES,
+    latest: Annotated[
+        bool,
+        typer.Option("--latest/--no-latest", help="Whether a version that passes the gate becomes latest."),
+    ] = True,
+    name: Annotated[
+        str | None, typer.Option(help="A name for the version, an experiment: it does not become latest.")
+    ] = None,
     assignments: Assignments = None,
 ) -> None:
     """Cut crops from the mined boxes and publish a dataset version.
@@ -79,14 +121,29 @@ def pack(
     grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     composed = compose(source, grounder, recipe, columns=columns, assess_source=assess_source)
     config = checked(override(composed, assignments or []))
+    opened = Home(home)
+    before = opened.latest_version()
     with terminable(), open_executor(workers) as executor:
-        version = packing.pack(config.mine, config.pack, Home(home), executor)
-    show({"version": version.name, "counts": version.counts})
+        version = packing.pack(config.mine, config.pack, opened, executor, latest=latest, label=name)
+    show(
+        {
+            "version": version.name,
+            "latest": opened.versions.latest() == version.name,
+            "counts": version.counts,
+        }
+    )
+    if latest and name is None and before is not None and before.digests != version.digests:
+        from pipeline.curation.describe import differences
+
+        told = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in differences(before, version).items())
+        say(f"latest was {before.name} and is now {version.name}, of another configuration ({told}): "
+            f"--no-latest or --name makes an experiment, hyco diff {before.name} {version.name} compares them",
+            err=True)  # fmt: skip
 
 
 @app.command()
 def versions(home: HomeUrl = "var", as_json: AsJson = False) -> None:
-    """List the dataset versions of a home, oldest first."""
+    """List the dataset versions with their configuration, oldest first."""
     from pipeline.ui import status as listing
     from storage.home import Home
 
@@ -187,9 +244,15 @@ def gc(
     home: HomeUrl = "var",
     older_than_hours: Annotated[float, typer.Option(help="Keep files younger than this.", min=0)] = 24,
 ) -> None:
-    """Delete unreferenced and partly written files of killed workers."""
+    """Delete unreferenced and partly written files of killed workers.
+
+    Files that held deleted images (`hyco delete`) go whatever their age.
+    """
+    from pipeline.curation.delete import settle
     from storage.gc import collect
     from storage.home import Home
 
-    removed = collect(Home(home).store, older_than_hours * 3600)
+    opened = Home(home)
+    settle(opened)
+    removed = collect(opened.store, older_than_hours * 3600)
     typer.echo(f"{len(removed)} files removed from {home}")

@@ -24,10 +24,14 @@ def champion(home: HomeUrl = "var", as_json: AsJson = False) -> None:
 
     The output is JSON, with --json or without.
     """
+    from pipeline.curation.flags import flags
     from storage.home import Home
+    from storage.model_registry import champion_of
 
-    registry = Home(home).registry
-    row = registry.champion()
+    opened = Home(home)
+    registry = opened.registry
+    rows = registry.rows()
+    row = champion_of(rows)
     if row is None:
         raise ValueError(f"{home} has no champion yet: hyco promote RUN --home {home}")
     names = (
@@ -42,21 +46,26 @@ def champion(home: HomeUrl = "var", as_json: AsJson = False) -> None:
         "detectors",
         "source",
     )
-    show({"path": str(registry.path(row.model)), **{name: getattr(row, name) for name in names}})
+    told = {name: getattr(row, name) for name in names}
+    show({"path": str(registry.path(row.model)), **told, "flag": flags(opened, rows).get(row.number)})
 
 
 @app.command()
 def registry(home: HomeUrl = "var", as_json: AsJson = False) -> None:
     """List promotions, refusals and rollbacks, oldest first."""
+    from pipeline.curation.flags import flags
     from storage.home import Home
 
-    rows = Home(home).registry.rows()
+    opened = Home(home)
+    rows = opened.registry.rows()
+    flagged = flags(opened, rows)
     if as_json:
-        show([dataclasses.asdict(row) for row in rows])
+        show([{**dataclasses.asdict(row), "flag": flagged.get(row.number)} for row in rows])
         return
     for row in rows:
+        flag = f" [{flagged[row.number]}]" if row.number in flagged else ""
         typer.echo(
-            f"{row.number:4d}  {row.time}  {row.kind:11s} {row.model}  {Path(row.run).name}  {row.reason}"
+            f"{row.number:4d}  {row.time}  {row.kind:11s} {row.model}  {Path(row.run).name}  {row.reason}{flag}"
         )
     if not rows:
         typer.echo(f"{home} has no registry yet: hyco promote RUN --home {home}")

@@ -1,12 +1,17 @@
-"""The verb of the pages: serve."""
+"""The verb of the pages: serve. `hyco ui` serves them beside Prefect's."""
 
 import contextlib
 import os
-from typing import Annotated
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.app import HomeUrl, app, say
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 @app.command()
@@ -29,8 +34,6 @@ def serve(
 
     Ctrl-C ends it.
     """
-    import uvicorn
-
     from pipeline.runtime.listen import listen
     from pipeline.ui.hosts import own_hosts
     from pipeline.ui.server import create_app
@@ -40,6 +43,36 @@ def serve(
     application = create_app(Home(home), hosts)
     with listen(host, port) as listening:
         say(f"Pages of {home}: http://{host}:{port}/ (Ctrl-C ends it)")
-        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=3))
         with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
+            _server(application).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def serving(home: str, port: int) -> Iterator[str]:
+    """Serve a home's pages on loopback from a thread of this process; yields their address.
+
+    Raises:
+        FileNotFoundError: there is no such home.
+        ValueError: the port is taken.
+    """
+    from pipeline.runtime.listen import listen
+    from pipeline.ui.server import create_app
+    from storage.home import Home
+
+    application = create_app(Home(home))
+    with listen("127.0.0.1", port) as listening:
+        server = _server(application)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join(3)
+
+
+def _server(application: Any) -> "uvicorn.Server":
+    import uvicorn
+
+    settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=3, lifespan="off")
+    return uvicorn.Server(settings)

@@ -95,14 +95,17 @@ class EvaluationSpec(Config):
         The registry stores the champion's metrics under this name: its inputs must not change.
         """
         if self.assess_source is not None:
-            asked: Any = [
-                unit.sha256 for unit in open_source(self.assess_source, columns=self.columns).units()
-            ]
+            units = home.shelf.without(open_source(self.assess_source, columns=self.columns).units())
+            asked: Any = [unit.sha256 for unit in units]
         else:
-            asked = [shard.sha256 for shard in home.versions.load(self.version).shards.get("val", [])]
+            refs = home.versions.load(self.version).shards.get("val", [])
+            heirs = [(home.deletions.heir(shard.path)[0], shard) for shard in refs]
+            asked = [heir.get("sha256", shard.sha256) for heir, shard in heirs if heir]
         tree = hashlib.sha256(Path(self.taxonomy).read_bytes()).hexdigest() if self.taxonomy else None
         named = {"asked": asked, "taxonomy": tree, "config": digest(self.config)}
         named |= {"columns": digest(self.columns)} if self.columns != USUAL else {}
+        if self.assess_source is not None and (number := home.deletions.number()):
+            named["deletions"] = number
         if self.suite:
             named["suite"] = [self.suite, self.data]
             texts = [self.protocol, self.published, self.prompts]

@@ -27,6 +27,8 @@ from pipeline.runtime.progress import Listener
 from pipeline.training.step_log import read_log
 from storage.home import Home
 
+SHOWN_OF = 400  # training images of which the report shows some
+
 __all__ = ["AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
 
 
@@ -58,7 +60,7 @@ def evaluate(
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
     run = _json(run_dir / "config.json") or {}
     others = read_beside(config.beside)
-    found = held_out(store, dataset, spec.assess_source, config.max_images, spec.columns)
+    found = held_out(home, dataset, spec.assess_source, config.max_images, spec.columns)
     metrics = new(run_dir.name, "mining", "train", *MEASURED)
     if spec.suite:
         add_suite(metrics, embedder, spec, listener)
@@ -73,15 +75,16 @@ def evaluate(
     if others:
         metrics["beside"] = [summary(metrics, run_dir), *others]
     write_numbers(run_dir, metrics)
-    samples = exhibits.mined_samples(
-        islice(training_samples(store, dataset, "train"), 400), config.samples, config.picture_side
-    )
+    images = [scene.key for scene in found.scenes]
+    first = list(islice(training_samples(store, dataset, "train"), SHOWN_OF))
+    samples = exhibits.mined_samples(first, config.samples, config.picture_side)
     page = Exhibits(
         samples=samples,
         log=read_log(run_dir),
         config={"run": run, "assess": config.model_dump(mode="json")},
         lineage=lineage(run, dataset, metrics),
         draws=config.draws,
+        images=images + [sample.key for sample in first],
         **shown,
     )
     report.write(run_dir / "report.html", metrics, page)

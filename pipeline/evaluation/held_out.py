@@ -10,6 +10,7 @@ from pipeline.evaluation.scenes import Scene
 from pipeline.mining.detections_table import noting
 from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.source import open_source
+from storage.home import Home
 from storage.sample import Failure, TrainingSample
 from storage.store import Store
 from storage.versions import Version, read_ref
@@ -52,23 +53,28 @@ class HeldOut:
 
 
 def held_out(
-    store: Store, dataset: Version, source: str | None, most: int, columns: Columns = USUAL
+    home: Home, dataset: Version, source: str | None, most: int, columns: Columns = USUAL
 ) -> HeldOut:
     """The first `most` held-out scenes: of the source, or without one of the version's val split."""
     if source is not None:
-        return of_source(source, most, columns)
-    scenes = [Scene.of_training(sample) for sample in islice(training_samples(store, dataset, "val"), most)]
+        return of_source(source, most, columns, home)
+    val = training_samples(home.store, dataset, "val")
+    scenes = [Scene.of_training(sample) for sample in islice(val, most)]
     listed = sum(shard.samples for shard in dataset.shards.get("val", []))
     return HeldOut(f"val split of {dataset.name}", scenes, listed)
 
 
-def of_source(source: str, most: int, columns: Columns = USUAL) -> HeldOut:
+def of_source(source: str, most: int, columns: Columns = USUAL, home: Home | None = None) -> HeldOut:
     """The first `most` scenes of captioned images; unusable samples of the files are counted.
+
+    Units that are set aside in the home, where one is given, and images that were deleted are left out.
 
     FileNotFoundError or ValueError when it is no source.
     """
     opened = open_source(source, columns=columns)
     units, scenes, failures = opened.units(), [], list[Failure]()
+    if home:
+        units, opened.deleted = home.shelf.without(units), home.deletions.tombstones()
     good = read = 0
     note = noting(failures, Counter())  # img2dataset's own failed rows were never images
     for unit in units:

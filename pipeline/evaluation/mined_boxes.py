@@ -45,9 +45,9 @@ def phrase_quality(
     """
     if config.columns.boxes:  # the labels are what is judged
         return BoxMatcher(threshold, nms_iou, iou).result()
-    source = open_source(config.source, config.limits, config.columns)
+    source = open_source(config.source, config.limits, config.columns, home.store)
     tally = BoxMatcher(threshold, nms_iou, iou)
-    listed, records = source.units(), results(config, home).records()
+    listed, records = home.shelf.without(source.units()), results(config, home).records()
     units = [unit for unit in listed if unit.name in records]  # the others were added after mining
     if not units:
         named = listed[0].path if listed else config.source

@@ -35,6 +35,7 @@ def lineage(run: dict[str, Any], dataset: Version, metrics: dict[str, Any]) -> l
         ("Detector digest", ", ".join(dataset.detectors)),
         *((f"{stage.capitalize()} digest", str(value)) for stage, value in dataset.digests.items()),
         ("Dataset version", f"{dataset.name}, {counts}"),
+        ("Evaluation images left out of training", _excluded(dataset)),
         ("Parent version", dataset.parent or ""),
         ("Recipe", str(run.get("recipe", {}).get("name") or "")),
         ("Run", metrics["run"]),
@@ -43,3 +44,17 @@ def lineage(run: dict[str, Any], dataset: Version, metrics: dict[str, Any]) -> l
         ("Software", f"Python {metrics['versions']['python']}, torch {metrics['versions']['torch']}"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _excluded(dataset: Version) -> str:
+    """What the version was compared with, so that no image of an evaluation is trained on."""
+    pack = dataset.config.get("pack") or {}
+    counts = dataset.counts
+    if not pack.get("exclude"):
+        return "not compared (pack.exclude)"
+    how = (
+        "equal bytes"
+        if pack.get("near_duplicates") is None
+        else f"up to {pack['near_duplicates']} of 255 bits"
+    )
+    return f"{counts.get('contaminated', 0):,}, compared with {', '.join(pack['exclude'])} by {how}"

@@ -10,6 +10,7 @@ import torch
 from pipeline.embedder import Embedder
 from pipeline.evaluation.config import AssessConfig
 from pipeline.evaluation.embedded import Embedded
+from pipeline.evaluation.metrics.attribution import Concepts, attribute, by_depth, separation
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from pipeline.evaluation.metrics.boxes import measure_boxes
 from pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
@@ -20,7 +21,7 @@ from pipeline.evaluation.metrics.parts import part_retrieval
 from pipeline.evaluation.metrics.retrieval import both_ways
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
 from pipeline.evaluation.metrics.walks import Walks, traverse
-from pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors
+from pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors, vectors_of
 from pipeline.evaluation.report.examples import Answered
 
 
@@ -64,6 +65,7 @@ def measure(
     answered = _classify(metrics, embedder, embedded, tree, boot)
     if answered and tree:
         keep(metrics, "hierarchy", tree_metrics(answered.predicted, answered.truth, tree, boot))
+    keep(metrics, "attribution", _attribution(embedder, embedded, tree, run, boot))
     walked = None
     if len(captions.texts) > 1:
         found, walked = traverse(embedder, embedded, tree, boot, config.walks, config.seed)
@@ -109,10 +111,46 @@ def _geometry(embedder: Embedder, embedded: Embedded, run: dict[str, Any], seed:
     )
 
 
+def _attribution(
+    embedder: Embedder, embedded: Embedded, tree: Taxonomy | None, run: dict[str, Any], boot: Bootstrap
+) -> MetricResult:
+    """Norm, angle and bias: over the pairs, and where there are labels, over the names of the tree and by depth."""
+    kept = separation(embedded.nodes(), embedded.pairs(), embedder.score, embedder.curvatures, boot.seed)
+    labelled = [n for n, scene in enumerate(embedded.scenes) if scene.labels]
+    if tree is None or not labelled:
+        return MetricResult({"separation": kept})
+    concepts = _concepts(embedder, embedded, tree, labelled)
+    k = run.get("recipe", {}).get("objective", {}).get("aperture", 0.1)
+    found = attribute(concepts, embedder.score, embedder.curvatures, k, boot)
+    found.numbers["separation"] = kept
+    if embedder.curvatures is not None:
+        found.numbers["depth"] = by_depth(concepts, embedder.curvatures, k, boot.seed)
+    return found
+
+
+def _concepts(embedder: Embedder, embedded: Embedded, tree: Taxonomy, labelled: Sequence[int]) -> Concepts:
+    """The names of the tree without its root, and the labelled images below them."""
+    nodes = [n for n in range(len(tree.ids)) if n != tree.root()]
+    row = {node: n for n, node in enumerate(nodes)} | {-1: -1, tree.root(): -1}
+    parent = np.array([row[tree.parents[node]] for node in nodes])
+    under, leaves = np.zeros((len(nodes), len(labelled)), bool), tree.leaves()
+    for column, scene in enumerate(labelled):
+        for label in embedded.scenes[scene].labels or ():
+            name = row[int(leaves[tree.class_index(label)])]
+            while name >= 0:
+                under[name, column] = True
+                name = parent[name]
+    points = vectors_of(embedder, [tree.names[node] for node in nodes], tree.prompts)
+    return Concepts(points, parent, embedded.images[torch.tensor(labelled)], under)
+
+
 def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
-    """The cones of an objective's hinges; HyCoCLIP's where it has none, since other losses name no aperture."""
-    rows = [row for row in objective.get("entailment") or () if row.get("loss", "hinge") == "hinge"]
-    return [Cone(row["general"], row["specific"], row["eta"]) for row in rows] or HYCOCLIP_CONES
+    """The cones of an objective; HyCoCLIP's where it has none, since the losses of bare angles name no aperture."""
+    apertures = ("hinge", "membership")
+    rows = [row for row in objective.get("entailment") or () if row.get("loss", "hinge") in apertures]
+    return [
+        Cone(row["general"], row["specific"], row["eta"], row.get("aperture") or None) for row in rows
+    ] or HYCOCLIP_CONES
 
 
 def _classify(

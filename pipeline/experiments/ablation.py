@@ -27,6 +27,7 @@ from pipeline.training.train import train
 from storage.home import Home
 
 MODELS = ("clip", "clip_boxes", "meru", "lorentz_boxes", "hycoclip", "phyclip")
+FURTHER = ("clip_box_pairs",)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ WORLDS = {
 TITLES = {"demo": "The embedded world", "photos": "Flickr8k"}
 PREFACE = """# The effects of boxes and of geometry
 
-CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP are rows of one trainer, with the same
+CLIP, CLIP + part queries, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP are rows of one trainer, with the same
 towers, data, schedule and number of whole images seen. They differ in the rows of the objective and in the
 space. Models with boxes encode a part and a phrase in addition to each image and caption, so equal samples
 are not equal work. Each cell is the mean over the seeds [95 % bootstrap interval over the held-out images,
@@ -72,8 +73,8 @@ def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
 
     Raises ConfigError for an unknown member.
     """
-    if model not in MODELS:
-        raise ConfigError(f"unknown model '{model}'{nearest(model, MODELS)}")
+    if model not in (*MODELS, *FURTHER):
+        raise ConfigError(f"unknown model '{model}'{nearest(model, (*MODELS, *FURTHER))}")
     full = by_name(world.recipe if model == "hycoclip" else f"{world.recipe}_{model}")
     share = steps / full.steps
     return full.replace(
@@ -191,12 +192,12 @@ def document(name: str, runs: list[Run], out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
+    """Compare CLIP, CLIP + part queries, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
     parser = argparse.ArgumentParser(prog="pipeline.experiments.ablation", description=main.__doc__)
     parser.add_argument("--world", choices=list(WORLDS), default="demo", help="recipes and data")
     parser.add_argument("--home", help="home of the dataset version and the runs; var/WORLD by default")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="path of the document")
-    parser.add_argument("--models", default=",".join(MODELS), help="some of %(default)s")
+    parser.add_argument("--models", default=",".join(MODELS), help=f"some of %(default)s,{','.join(FURTHER)}")
     parser.add_argument("--steps", type=int, help="of each run; demo 480 of 128 samples, photos 240 of 256")
     parser.add_argument("--seeds", type=int, help="runs of each model; demo 3, photos 1")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

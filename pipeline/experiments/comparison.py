@@ -18,7 +18,8 @@ Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by
 
 NAMES = {
     "clip": "CLIP",
-    "clip_boxes": "CLIP + boxes",
+    "clip_boxes": "CLIP + part queries",
+    "clip_box_pairs": "CLIP + boxes",
     "meru": "MERU",
     "lorentz_boxes": "hyperboloid + boxes",
     "hycoclip": "HyCoCLIP",

@@ -16,11 +16,14 @@ from storage.store import Store
 def repair(home: Home) -> list[Damage]:
     """Move everything damaged in a home to damaged/, so that it can be made again; return the faults.
 
-    A damaged row of the registry cannot be made again: a row without a decision replaces it.
+    A damaged row of the registry cannot be made again: a row without a decision replaces it. A damaged record of a
+    deletion stays where it is: without it, deleted images could come back.
     """
     damages = verify(home, None)
     for damage in damages:
         path = damage.path
+        if damage.kind == "record of a deletion":
+            continue
         if damage.kind == "model":  # a model is always copied completely
             path = "/".join(path.split("/")[:3])
         elif damage.kind == "assessment":
@@ -58,11 +61,15 @@ _REMEDIES = {
     "shard": _PACK,
     "version": _PACK,
     "latest": _PACK,
+    "name of a version": "hyco pack --name gives it again",
     "quarantine record": "the version stays in quarantine; hyco pack judges it again, hyco release releases it",
+    "record of a deletion": "restore it from a backup; nothing is mined, packed or collected before",
+    "shelf record": "the shard is no longer set aside: hyco shelve sets it aside again",
     "registry row": "its decision is lost, unless you have a backup; check hyco champion, and promote or roll back",
     "model": _PROMOTE,
     "run of a model": _PROMOTE,
     "report": _PROMOTE,
+    "cached table": "the next command that needs it makes it again",
     "assessment": "the next comparison with this champion evaluates it again",
 }
 

@@ -5,8 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.deletions import Erased
+from storage.derived import problem
 from storage.home import Home, UnitResults
-from storage.layout import ASSESSED, LATEST, MODEL_RUNS, MODELS, QUARANTINE, quarantine_path, version_path
+from storage.layout import (
+    ASSESSED,
+    CACHE,
+    DELETIONS,
+    ERASED,
+    LABELS,
+    LATEST,
+    MODEL_RUNS,
+    MODELS,
+    QUARANTINE,
+    SHELVED,
+    quarantine_path,
+    version_path,
+)
 from storage.manifest import Manifest
 from storage.model_registry import REFUSED, Decision, Registry, files_damage, folder_damage
 from storage.objects import DamagedError, name_sha256
@@ -38,7 +53,8 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
 
     Args:
         home: local or remote.
-        version: name, start of a name or "latest"; None for all versions and all mined or packed units.
+        version: name, start of a name or "latest"; None for all versions, all mined or packed units and the
+            cached tables.
 
     Raises:
         ValueError: no such version.
@@ -52,20 +68,21 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
             wanted = {name: loaded[name]}
         except DamagedError:
             wanted = {}  # found already
-    seen: Seen = set()
+    seen: Seen = {one.path for one in _erased(home)}
     for made in wanted.values():
         found += [Damage(*problem) for problem in versions.problems(made, seen)]
         found += _made_of(home, made, seen)
     if version is None:
         found += _all_units(home, seen)
+        found += _cache(home.store)
     if home.local:
-        found += _registry(home.registry)
+        found += _registry(home.registry, seen)
     return list(dict.fromkeys(found))
 
 
 def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
     """The faults of the records of versions and quarantines, and the readable versions."""
-    found: list[Damage] = []
+    found: list[Damage | None] = []
     loaded: dict[str, Version] = {}
     names = versions.names()
     for name in names:
@@ -75,18 +92,45 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
             found.append(Damage("version", error.path, error.what))
     try:
         told = versions.latest()
-        if told is None and any(not versions.store.exists(quarantine_path(name)) for name in names):
+        kept_back = versions.experiments()
+        fit = (name for name in names if name not in kept_back)
+        if told is None and any(not versions.store.exists(quarantine_path(name)) for name in fit):
             found.append(Damage("latest", LATEST, "is missing"))
         elif told is not None and told not in names:
             found.append(Damage("version", version_path(told), "is missing, and it is the latest version"))
     except DamagedError as error:
         found.append(Damage("latest", error.path, error.what))
+    for path in versions.store.list(LABELS):
+        try:
+            versions.load(Path(path).name)
+        except ValueError as error:
+            found.append(Damage("name of a version", path, getattr(error, "what", str(error))))
     for path in versions.store.list(QUARANTINE):
         try:
             versions.quarantined(Path(path).stem)
         except DamagedError as error:
             found.append(Damage("quarantine record", error.path, error.what))
-    return found, loaded
+    found += [_sealed(versions.store, "shelf record", path) for path in versions.store.list(SHELVED)]
+    for path in (path for folder in (DELETIONS, ERASED) for path in versions.store.list(folder)):
+        found.append(_sealed(versions.store, "record of a deletion", path))
+    return [damage for damage in found if damage], loaded
+
+
+def _erased(home: Home) -> list[Erased]:
+    """What was erased because of a deletion; it may be missing, and an older version may still name it."""
+    try:
+        return home.deletions.every()
+    except DamagedError:
+        return []  # found with the records
+
+
+def _sealed(store: Store, kind: str, path: str) -> Damage | None:
+    """The fault of a self-verifying record, if it has one."""
+    try:
+        unseal(store.read_bytes(path))
+    except (ValueError, OSError) as error:
+        return Damage(kind, path, str(error))
+    return None
 
 
 def _made_of(home: Home, version: Version, seen: Seen) -> Iterator[Damage]:
@@ -109,6 +153,12 @@ def _all_units(home: Home, seen: Seen) -> Iterator[Damage]:
             record, problems = _read(packed, unit, "pack record", seen)
             yield from problems
             yield from _objects_of_pack(home.store, record or {}, seen)
+
+
+def _cache(store: Store) -> Iterator[Damage]:
+    for path in store.list(CACHE):
+        if what := problem(store, path):
+            yield Damage("cached table", path, what)
 
 
 def _configuration(mined: UnitResults, seen: Seen) -> Iterator[Damage]:
@@ -184,7 +234,7 @@ def _object(store: Store, kind: str, path: str, seen: Seen) -> Iterator[Damage]:
             yield Damage(kind, path, f"sha256 {there[:12]}, expected {wanted[:12]}")
 
 
-def _registry(registry: Registry) -> Iterator[Damage]:
+def _registry(registry: Registry, seen: Seen) -> Iterator[Damage]:
     """The log, and for every model that it names: the copy, the stored files of its run, its report and metrics."""
     log = registry.log()
     yield from (Damage("registry row", row.path, row.what) for row in log if isinstance(row, DamagedError))
@@ -203,7 +253,6 @@ def _registry(registry: Registry) -> Iterator[Damage]:
                 yield Damage("model", f"{MODELS}/{model}/{name}", "did not exist at the promotion")
         for name, what in files_damage(registry.run_path(model), row.kept or []):
             yield Damage("run of a model", f"{MODEL_RUNS}/{model}/{name}", what)
-    seen: Seen = set()
     for row in rows:
         if row.report:
             yield from _object(registry.store, "report", row.report, seen)

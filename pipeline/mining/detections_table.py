@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.mining.noun_phrases import Phrase
 from pipeline.sources.records import NOT_DOWNLOADED, objects_of
+from storage.deletions import OPTED_OUT
 from storage.sample import Failure, Sample
 
 if TYPE_CHECKING:
@@ -120,11 +121,11 @@ class Rows:
 
 
 def noting(failures: list[Failure], counts: Counter[str]) -> Callable[[Failure], None]:
-    """Return a callback for the failures of a source: rows that were never downloaded are only counted."""
+    """Return a callback for the failures of a source: rows that were never downloaded, or deleted, are only counted."""
 
     def note(failure: Failure) -> None:
-        if failure.code == NOT_DOWNLOADED:
-            counts[NOT_DOWNLOADED] += 1
+        if failure.code in (NOT_DOWNLOADED, OPTED_OUT):
+            counts[failure.code] += 1
         else:
             failures.append(failure)
 

@@ -6,19 +6,24 @@ under another name is not mined again.
 """
 
 import functools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.grounding.detector import Reader
 from pipeline.config import Config, ConfigError, digest
 from pipeline.mining import grounder as ground
 from pipeline.mining.detections_table import Clock, Rows, noting, remedy
+from pipeline.mining.known_detections import KnownDetections
 from pipeline.mining.mine_chunk import chunks, mine_chunk, take_boxes
 from pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from pipeline.runtime.progress import Listener, Progress
@@ -26,11 +31,15 @@ from pipeline.runtime.run_units import run_units
 from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.reading_rules import READING
 from pipeline.sources.records import NOT_DOWNLOADED, Limits
-from pipeline.sources.source import Source, Unit, open_source, open_unit
+from pipeline.sources.source import Source, Unit, look_again, open_source, open_unit
+from storage.deletions import OPTED_OUT
 from storage.detections import write_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.sample import Failure
 from storage.sealed import seal
+from storage.summary import COUNTS, total, whole
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 if TYPE_CHECKING:
     from models.grounding.detector import Detector
@@ -106,10 +115,14 @@ class MineConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The units of a source, mined and not mined."""
+    """The units of a source, mined and not mined.
+
+    `young` are those that changed too recently, where they were asked for.
+    """
 
     done: list[Unit]
     pending: list[Unit]
+    young: list[Unit] = field(default_factory=list)
 
 
 def origin_of(config: MineConfig) -> str:
@@ -122,41 +135,59 @@ def results(config: MineConfig, home: Home) -> UnitResults:
     return home.detections(digest(config))
 
 
-def plan(config: MineConfig, home: Home, settle_s: float = 0.0) -> Plan:
+def plan(config: MineConfig, home: Home, settle_s: float = 0.0, young: bool = False) -> Plan:
     """Return the units to mine, and write the resolved configuration next to the records.
 
-    Records made with older reading rules are deleted where the present rules read the unit differently.
+    Units that are set aside are left out; those that were mended are no longer set aside. Records made with older
+    reading rules are deleted where the present rules read the unit differently.
 
     Args:
         config: names source, detector and rules.
         home: holds the records.
         settle_s: local files that changed less than this many seconds ago are left out.
+        young: hash these too, and name their units.
     """
     mined = results(config, home)
-    source = open_source(config.source, config.limits, config.columns)
-    units = source.units(settle_s)
-    _forget_misread(mined, source, units)
-    finished = mined.whole()
+    source = open_source(config.source, config.limits, config.columns, home.store)
+    units, unsettled = source.listed(settle_s, young)
+    names = {unit.path: unit.name for unit in (*units, *unsettled)}
+    home.shelf.settle(source.store.url, names, set(source.files))
+    units, unsettled = home.shelf.without(units), home.shelf.without(unsettled)
+    finished = done_units(mined, _forget_misread(mined, source, units, mined.summary()))
     home.store.create(mined.config, seal(config.model_dump(mode="json")))
     return Plan(
         [unit for unit in units if unit.name in finished],
         [unit for unit in units if unit.name not in finished],
+        unsettled,
     )
 
 
-def _forget_misread(mined: UnitResults, source: Source, units: list[Unit]) -> None:
-    """Delete the records of units that older rules read differently; each unit of an old home is checked once."""
+def done_units(mined: UnitResults, records: pa.Table) -> set[str]:
+    """Return the names of the units that are done, of rows of `UnitResults.summary`."""
+    return set(whole(mined, records)["unit"].to_pylist())
+
+
+def _forget_misread(mined: UnitResults, source: Source, units: list[Unit], records: pa.Table) -> pa.Table:
+    """Delete the records of units that older rules read differently, and return the rows of the others.
+
+    Each unit of an old home is checked once.
+    """
+    older = records.filter(pc.less(records["reading"], READING))
+    rules = dict(zip(older["unit"].to_pylist(), older["reading"].to_pylist(), strict=True))
+    if not rules:
+        return records
     looked = mined.reading(READING)
     seen = {path.rpartition("/")[2] for path in mined.store.list(looked)}
-    records = mined.records()
+    misread = []
     for unit in units:
-        since = records[unit.name].get("reading", 1) if unit.name in records else READING
-        if unit.name in seen or since >= READING:
+        if unit.name in seen or unit.name not in rules:
             continue
-        if source.read_otherwise(unit, since):
+        if source.read_otherwise(unit, rules[unit.name]):
+            misread.append(unit.name)
             mined.forget(unit.name)
         else:
             mined.store.create(f"{looked}/{unit.name}", b"")
+    return records.filter(pc.invert(pc.is_in(records["unit"], value_set=pa.array(misread, pa.string()))))
 
 
 def mine_shard(
@@ -180,14 +211,15 @@ def mine_shard(
         return record
     started, clock = time.time(), Clock()
     extractor = detector = None
+    known = _known(home.url, config.model_dump_json())
     if config.grounder != ground.SOURCE:
         with clock("load"):
             extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
+            known.look()
     rows, failures, counts = Rows(), [], Counter()
-    samples = clock.iterate(
-        "source",
-        open_unit(config.source, unit, config.limits, config.columns).samples(unit, noting(failures, counts)),
-    )
+    source = open_unit(config.source, unit, config.limits, config.columns)
+    source.deleted = home.deletions.tombstones()
+    samples = clock.iterate("source", source.samples(unit, noting(failures, counts)))
     try:
         limits, most = config.limits, config.max_captions
         if extractor is None or detector is None:
@@ -195,12 +227,16 @@ def mine_shard(
         else:
             for chunk in chunks(samples, limits, config.chunk, config.chunk_pixels):
                 origin = origin_of(config)
-                mine_chunk(chunk, limits, most, extractor, detector, rows, failures, counts, clock, origin)
+                mine_chunk(
+                    chunk, limits, most, extractor, detector, known, rows, failures, counts, clock, origin
+                )
                 report(len(chunk))
     except (ValueError, OSError) as error:
         if unit.path in str(error):
             raise
         raise ValueError(f"{unit.path}: {error}") from error
+    if home.deletions.number() != source.deleted.number:  # an image was deleted meanwhile
+        return mine_shard(config, home, unit, report)
     _check_budget(unit, failures, counts["images"], config.error_budget)
     with clock("write"):
         found_by = detector.digest if detector else origin_of(config)
@@ -216,6 +252,7 @@ def mine_shard(
         "detections": {"path": written.path, "sha256": written.sha256, "rows": table.num_rows},
         "failures": {"path": failed.path, "sha256": failed.sha256, "rows": len(failures)},
         "images": counts["images"],
+        "reused": counts["reused"],
         "captions": counts["captions"],
         "phrases": counts["phrases"],
         "boxes": counts["boxes"],
@@ -226,6 +263,7 @@ def mine_shard(
         "failed": len(failures),
         "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
         NOT_DOWNLOADED: counts[NOT_DOWNLOADED],
+        **({OPTED_OUT: counts[OPTED_OUT]} if counts[OPTED_OUT] else {}),
         "detector": found_by,
         "rules": rules,
         "reading": READING,
@@ -234,6 +272,8 @@ def mine_shard(
         "seconds": clock.seconds(),
     }
     if mined.commit(unit.name, record):
+        if detector:
+            known.add(written.path, table)
         return record
     winner = mined.record(unit.name)  # another worker was faster; its result is used
     assert winner is not None
@@ -260,8 +300,10 @@ def mine_all(
         settle_s: local files that changed less than this many seconds ago are left out.
     """
     work = plan(config, home, settle_s)
-    records = results(config, home).records()
-    done = sum(records[unit.name]["images"] + records[unit.name]["failed"] for unit in work.done)
+    records = _rows_of(results(config, home).summary(), work.done)
+    done = total(records, "images") + total(records, "failed")
+    if work.pending and config.grounder != ground.SOURCE:
+        _known(home.url, config.model_dump_json()).refresh()
     with Progress(None if work.pending else done, "mine", "images", listener, done=done) as progress:
         expect = _Expectation(progress, len(work.done), len(work.pending), done)
 
@@ -269,42 +311,48 @@ def mine_all(
             return executor.submit(mine_shard, config, home, unit, report=progress.advance)
 
         gone = run_units(submit, work.pending, expect.unit_done)
+    look_again(config.source, home.store, gone)
     return summary(config, home, [unit for unit in (*work.done, *work.pending) if unit not in gone])
 
 
 def summary(config: MineConfig, home: Home, units: list[Unit] | None = None) -> dict[str, Any]:
     """Return the counts of a source's mined units, or of `units`.
 
-    Keys: units, units_done, images, captions, phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
+    Keys: units, units_done, images, reused (of them, those that were known and not shown to the detector), captions,
+    phrases, boxes, phrases_with_boxes, phrases_unknown (not asked: the
     detector's tokenizer knows nothing in them), captions_unknown (it knows a smaller fraction of their words than
     mine_chunk.HARDLY), captions_read (how many were checked for that; 0 for a closed vocabulary, and for units mined
     before this was counted), failures (number), failures_by_code, not_downloaded (img2dataset's own failed rows, which
-    are no failures), seconds (of work, all workers together), images_per_second (while at least one worker worked).
+    are no failures), opted_out (images that a deletion names), seconds (of work, all workers together),
+    images_per_second (while at least one worker worked).
     """
-    records = results(config, home).whole()
-    units = open_source(config.source, config.limits, config.columns).units() if units is None else units
-    mine = [records[unit.name] for unit in units if unit.name in records]
-    names = ("images", "captions", "phrases", "boxes", "phrases_with_boxes")
-    unknown = ("phrases_unknown", "captions_unknown", "captions_read")
-    total: Counter[str] = Counter(dict.fromkeys((*names, *unknown, NOT_DOWNLOADED), 0))
+    if units is None:
+        units = home.shelf.without(
+            open_source(config.source, config.limits, config.columns, home.store).units()
+        )
+    records = _rows_of(results(config, home).whole_summary(), units)
+    read = records.filter(pc.is_valid(records["captions_unknown"]))
     codes: Counter[str] = Counter()
-    for record in mine:
-        total.update({name: record[name] for name in names})
-        total["phrases_unknown"] += record.get("phrases_unknown", 0)
-        if record.get("captions_unknown") is not None:
-            total.update(captions_unknown=record["captions_unknown"], captions_read=record["captions"])
-        codes.update(record["failed_by_code"])
-        total[NOT_DOWNLOADED] += record.get(NOT_DOWNLOADED, 0)
-    busy = _covered([(record["started"], record["finished"]) for record in mine])
+    for row in pc.value_counts(records["codes"]).to_pylist():
+        codes.update({code: number * row["counts"] for code, number in json.loads(row["values"]).items()})
+    busy = busy_seconds(records)
+    images = total(records, "images")
     return {
         "units": len(units),
-        "units_done": len(mine),
-        **total,
+        "units_done": records.num_rows,
+        **{name: total(records, name) for name in COUNTS if name != "failed"},
+        "captions_read": total(read, "captions"),
         "failures": codes.total(),
         "failures_by_code": dict(sorted(codes.items())),
-        "seconds": round(sum(record["seconds"]["total"] for record in mine), 3),
-        "images_per_second": round(total["images"] / busy, 2) if busy else None,
+        "seconds": round(float(pc.sum(records["seconds"]).as_py() or 0.0), 3),
+        "images_per_second": round(images / busy, 2) if busy else None,
     }
+
+
+def _rows_of(records: pa.Table, units: list[Unit]) -> pa.Table:
+    return records.filter(
+        pc.is_in(records["unit"], value_set=pa.array([one.name for one in units], pa.string()))
+    )
 
 
 class _Expectation:
@@ -330,13 +378,20 @@ def _check_budget(unit: Unit, failures: list[Failure], good: int, budget: float)
     )
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds covered by at least one of the time spans."""
-    covered, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return covered
+def busy_seconds(records: pa.Table) -> float:
+    """Return the seconds in which at least one of the units was being mined."""
+    starts, ends = records["started"].to_numpy(), records["finished"].to_numpy()
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], ends[order]
+    reached = np.concatenate([[-np.inf], np.maximum.accumulate(ends)])[:-1]
+    return float(np.maximum(0.0, ends - np.maximum(starts, reached)).sum())
+
+
+@functools.lru_cache(maxsize=2)
+def _known(home: str, config: str) -> KnownDetections:
+    """Cached in a worker, so that it learns only what is new."""
+    opened, options = Home(home), MineConfig.model_validate_json(config)
+    return KnownDetections(opened, results(options, opened), options.model_dump(mode="json"))
 
 
 @functools.lru_cache(maxsize=2)

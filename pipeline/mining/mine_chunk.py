@@ -1,5 +1,6 @@
 """A chunk of samples of a unit: decode, parse the captions, run the detector. A failure affects only its own sample."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from models.grounding.detector import Detector, Reader
+from models.grounding.detector import Detection, Detector, Reader
 from pipeline.imaging.decode import ImageError, decode, inspect
 from pipeline.mining.detections_table import Clock, Rows
+from pipeline.mining.known_detections import KnownDetections
 from pipeline.mining.noun_phrases import NounExtractor, Phrase
 from pipeline.sources.records import Limits
 from storage.sample import Failure, Sample
@@ -44,6 +46,7 @@ def mine_chunk(
     max_captions: int,
     extractor: NounExtractor,
     detector: Detector,
+    known: KnownDetections,
     rows: Rows,
     failures: list[Failure],
     counts: Counter[str],
@@ -52,45 +55,48 @@ def mine_chunk(
 ) -> None:
     """Add the rows, failures and counts of one chunk, and the seconds they took.
 
-    With an `origin` the boxes that the source has are added as well, under that name.
+    Images that are `known` with the same phrases are neither decoded nor shown to the detector. With an `origin` the
+    boxes that the source has are added as well, under that name.
     """
-    with clock("decode"):
-        images = [_pixels(sample, limits, failures) for sample in chunk]
-    good = [(sample, image) for sample, image in zip(chunk, images, strict=True) if image is not None]
     with clock("nouns"):
         read = _guarded(
             lambda captions: _read(captions, extractor, detector),
-            [sample.captions[:max_captions] for sample, _ in good],
+            [sample.captions[:max_captions] for sample in chunk],
         )
-    for (sample, _), text in zip(good, read, strict=True):
+    work = []
+    for sample, text in zip(chunk, read, strict=True):
         if isinstance(text, Exception):
             failures.append(Failure(sample.key, "nouns", "unreadable_caption", _told(text)))
-    ready = [(*pair, text) for pair, text in zip(good, read, strict=True) if not isinstance(text, Exception)]
-    # A text that several captions share is searched once; no backend distinguishes case.
-    asked = [
-        list(dict.fromkeys(phrase.text.lower() for caption in text.phrases for phrase in caption))
-        for _, _, text in ready
-    ]
+        else:
+            work.append(_Work(sample, text))
+    with clock("known"):
+        asked = [(hashlib.sha256(one.sample.image).hexdigest(), one.asked) for one in work]
+        for one, found in zip(work, known.find(detector.digest, asked), strict=True):
+            if found is not None:
+                one.size, one.detection = (found.height, found.width), found.detection
+                if isinstance(detector, Reader):
+                    one.detection = _without_unknown(one.asked, found.detection, detector)
+                counts["reused"] += 1
+    with clock("decode"):
+        new = [one for one in work if one.detection is None]
+        pixels = [_pixels(one.sample, limits, failures) for one in new]
+        shown = [(one, image) for one, image in zip(new, pixels, strict=True) if image is not None]
     with clock("ground"):
         detections = _guarded(
-            lambda part: detector([image for image, _ in part], [texts for _, texts in part]),
-            [(image, texts) for (_, image, _), texts in zip(ready, asked, strict=True)],
+            lambda part: detector([image for _, image in part], [one.asked for one, _ in part]), shown
         )
-    for (sample, image, text), texts, detection in zip(ready, asked, detections, strict=True):
+    for (one, image), detection in zip(shown, detections, strict=True):
         if isinstance(detection, Exception):
             code = "out_of_memory" if isinstance(detection, MemoryError) else "detector"
-            failures.append(Failure(sample.key, "ground", code, _told(detection), retryable=True))
+            failures.append(Failure(one.sample.key, "ground", code, _told(detection), retryable=True))
             continue
-        unknown = {texts[index] for index in detection.unknown}
-        counts["images"] += 1
-        counts["captions"] += len(text.phrases)
-        counts["captions_unknown"] += sum(fraction < HARDLY for fraction in text.known)
-        counts["phrases_unknown"] += sum(
-            phrase.text.lower() in unknown for caption in text.phrases for phrase in caption
-        )
-        rows.add(sample, image.shape[:2], text.phrases, texts, detection, counts)
-        if origin:
-            rows.add_objects(sample, (image.shape[1], image.shape[0]), origin, counts)
+        one.size, one.detection = image.shape[:2], detection
+    for one in work:
+        if one.detection is not None:
+            _count(one, counts)
+            rows.add(one.sample, one.size, one.text.phrases, one.asked, one.detection, counts)
+            if origin:
+                rows.add_objects(one.sample, (one.size[1], one.size[0]), origin, counts)
 
 
 def take_boxes(
@@ -117,6 +123,42 @@ class _Text:
 
     phrases: list[list[Phrase]]
     known: list[float]
+
+
+class _Work:
+    """One image of a chunk: what is asked of it and, later, its size (height, width) and what was found."""
+
+    def __init__(self, sample: Sample, text: _Text) -> None:
+        self.sample, self.text = sample, text
+        # A text that several captions share is searched once; no backend distinguishes case.
+        self.asked = list(
+            dict.fromkeys(phrase.text.lower() for caption in text.phrases for phrase in caption)
+        )
+        self.size: tuple[int, ...] = ()
+        self.detection: Detection | None = None
+
+
+def _without_unknown(asked: list[str], found: Detection, detector: Reader) -> Detection:
+    """Return what is known as the detector tells it: with no box of a phrase of which its tokenizer knows no word.
+
+    Such a phrase was not asked, but by an earlier Hyco. Every phrase has a letter, so one without a known word has an
+    unknown one.
+    """
+    fractions = detector.known_fractions(asked)
+    unknown = tuple(index for index, fraction in enumerate(fractions) if fraction == 0)
+    kept = ~np.isin(found.phrases, unknown)
+    return Detection(found.boxes[kept], found.scores[kept], found.phrases[kept], unknown)
+
+
+def _count(one: _Work, counts: Counter[str]) -> None:
+    assert one.detection is not None
+    unknown = {one.asked[index] for index in one.detection.unknown}
+    counts["images"] += 1
+    counts["captions"] += len(one.text.phrases)
+    counts["captions_unknown"] += sum(fraction < HARDLY for fraction in one.text.known)
+    counts["phrases_unknown"] += sum(
+        phrase.text.lower() in unknown for caption in one.text.phrases for phrase in caption
+    )
 
 
 def _read(captions: Sequence[tuple[str, ...]], extractor: NounExtractor, detector: Detector) -> list[_Text]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.sources.source import Unit
+from storage.deletions import OPTED_OUT
 from storage.detections import read_failures
 from storage.objects import open_object
 from storage.sample import Failure, Sample
@@ -46,6 +47,11 @@ class AsMined:
             return None
         text = f"its captions are read differently than when {self.unit.path} was mined: run mine, then pack"
         return Failure(sample.key, "pack", "captions_changed", text)
+
+    def note(self, failure: Failure) -> None:
+        """Take note of a sample that the source does not yield: one that was deleted is not missing."""
+        if failure.code == OPTED_OUT:
+            self.gone.pop(failure.key, None)
 
     def rest(self) -> list[Failure]:
         """One failure for each mined image that is missing now, and for each new image that was not mined."""

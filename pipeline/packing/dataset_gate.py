@@ -38,6 +38,10 @@ class QualityConfig(Config):
     """Maximum Kolmogorov-Smirnov distance (largest gap of the cumulative distributions) between the box
     scores of the two versions.
     """
+    max_copies: float | None = Field(default=0.5, ge=0, le=1)
+    """Maximum fraction of the images that were left out as copies, of each other (pack.near_duplicates) or of
+    evaluation images (pack.exclude).
+    """
     verify: bool = True
     """Whether every shard is read and its hash and counts are compared before the version is used."""
 
@@ -76,8 +80,10 @@ def judge(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     return [replace(check, why="") if check.passed else check for check in made if check is not None]
 
 
-def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
+def gate(home: Home, version: Version, config: QualityConfig, latest: bool = True) -> list[Check]:
     """Judge a version: make it `latest` and release it from quarantine, or quarantine it when it fails.
+
+    With `latest` False the pointer stays where it is: an experiment.
 
     Raises:
         QualityError: naming every failed check and how to release the version anyway.
@@ -85,7 +91,10 @@ def gate(home: Home, version: Version, config: QualityConfig) -> list[Check]:
     versions, checks = home.versions, judge(home, version, config)
     if all(check.passed for check in checks):
         versions.lift(version.name)
-        versions.point(version.name)
+        if latest:
+            versions.point(version.name)
+        else:
+            versions.experiment(version.name)
         return checks
     versions.quarantine(version.name, [asdict(check) for check in checks])
     raise QualityError(version.name, checks)
@@ -136,6 +145,23 @@ def failed_images(of: Subject) -> Check | None:
     share = failed / max(1, failed + of.version.counts["images"])
     why = f"{failed} images failed, {share:.1%} of all, more than max_failed {most:.1%}"
     return Check("failed images, fraction", share, None, most, share <= most, why)
+
+
+@dataset_check
+def copies(of: Subject) -> Check | None:
+    """Fail when more than max_copies of the images were left out as copies; tell how many, with the first ones."""
+    most, counts = of.config.max_copies, of.version.counts
+    near, beside = counts.get("near_duplicates", 0), counts.get("contaminated", 0)
+    options = of.version.config.get("pack") or {}
+    if most is None or not (
+        near or beside or options.get("exclude") or options.get("near_duplicates") is not None
+    ):
+        return None
+    share = (near + beside) / max(1, near + beside + counts.get("images", 0))
+    shown = "".join(f"; {one['name']} is {one['of']}" for one in left_out_of(of.home, of.version, 2))
+    value = f"{near:,} near duplicates, {beside:,} evaluation images{shown}"
+    why = f"{value}: {share:.1%} of all, more than max_copies {most:.1%}"
+    return Check("copies left out", value, None, f"{most:.0%} of all", share <= most, why)
 
 
 @dataset_check
@@ -193,6 +219,18 @@ def score_histogram(home: Home, version: Version) -> np.ndarray:
         if any(ref["sha256"] in shards for split in record["shards"].values() for ref in split):
             total.update(dict(enumerate(record.get("scores", ()))))
     return np.array([total[n] for n in range(SCORE_BINS)], float)
+
+
+def left_out_of(home: Home, version: Version, most: int) -> list[dict[str, Any]]:
+    """The first copies that the units of a version left out: key, reason, name, of, bits; [] where none is recorded."""
+    found: list[dict[str, Any]] = []
+    if not version.counts.get("near_duplicates", 0) + version.counts.get("contaminated", 0):
+        return found
+    packs = home.packs(version.digests.get("pack"))
+    for unit in version.units:
+        if len(found) < most and (record := packs.record(unit)) is not None:
+            found += record.get("left_out", ())
+    return found[:most]
 
 
 def scores_of(scores: list[float]) -> list[int]:

@@ -19,23 +19,26 @@ from pipeline.config import Config, digest
 from pipeline.imaging.crop import crop_box, shrink_to_short_side
 from pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.packing.as_mined import AsMined
+from pipeline.packing.copies import REPEATED, LeftOut, left_out, marked
 from pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
-from pipeline.packing.repeats import mark, repeats
+from pipeline.packing.image_hashes import Place, evaluation_units, hash_all
 from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
 from pipeline.runtime.executor import Executor, InProcess
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
 from pipeline.sources.records import Limits
-from pipeline.sources.source import Unit, open_source, open_unit
+from pipeline.sources.source import Unit, look_again, open_source, open_unit
+from storage.deletions import Tombstones
 from storage.detections import read_detections, write_failures
 from storage.home import Home, UnitResults
 from storage.layout import SHARDS
 from storage.objects import open_object
 from storage.sample import Failure, Part, Sample, TrainingSample
 from storage.shard import write_shard
-from storage.versions import ShardRef, Version, shard_ref
+from storage.versions import ShardRef, Version, check_label, shard_ref
 
 SPLITS = ("train", "val")
+EXAMPLES = 20  # images left out that the record of a unit names
 
 Report = Callable[[int], None]
 
@@ -44,6 +47,7 @@ class PackConfig(SelectionConfig):
     """Options of packing: detections to training shards."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"gate"})
+    digest_if_set: ClassVar[frozenset[str]] = SelectionConfig.digest_if_set | {"near_duplicates", "exclude"}
 
     image_size: int = Field(default=224, ge=16, le=4096)
     """Side of the square crops, in pixels. Whole images keep their shape and are shrunk to this short side; a
@@ -61,6 +65,14 @@ class PackConfig(SelectionConfig):
     """Whether images without an accepted part are kept. The published HyCoCLIP data has none, and training
     draws a part of every image.
     """
+    near_duplicates: int | None = Field(default=None, ge=0, le=127)
+    """Maximum number of differing bits, of 255, of two perceptual hashes at which the later image counts as a copy and
+    is left out; 64 finds copies that were encoded again, resized or cropped by up to 4 % a side. null compares bytes.
+    """
+    exclude: tuple[str, ...] = ()
+    """Evaluation sources, captioned or folders of images: what is in them, or with near_duplicates a copy of an image
+    in them, is left out.
+    """
     gate: QualityConfig = QualityConfig()
     """What a version must satisfy before it becomes `latest`."""
 
@@ -73,6 +85,8 @@ def pack(
     listener: Listener | None = None,
     judged: Callable[[list[Check]], None] = lambda checks: None,
     mined_only: bool = False,
+    latest: bool = True,
+    label: str | None = None,
 ) -> Version:
     """Pack every mined unit that is not packed, publish the version, and make it `latest` if it is fit.
 
@@ -84,6 +98,8 @@ def pack(
         listener: gets the progress, see pipeline.runtime.progress.
         judged: called with the checks that the version passed.
         mined_only: leave out units that were added to the source after it was mined.
+        latest: whether a fit version becomes `latest`; an experiment does not.
+        label: a name for the version, also in quarantine. An experiment with a name does not become `latest`.
 
     The source is listed once at the beginning. A unit that is removed or changed before it is packed is left out.
 
@@ -91,7 +107,11 @@ def pack(
         QualityError: the version was quarantined, see pipeline.packing.dataset_gate.
     """
     executor = executor or InProcess()
+    if label is not None:
+        check_label(label)
     units = listing(mine, home, mined_only)
+    if config.near_duplicates is not None or config.exclude:
+        hash_all(home, _hashed(mine, config, units), executor, listener)
     pending = _unpacked(units, mine, config, home)
     mined = _mined(home, mine).records()
     others = _repeats(home, mine, config, units)
@@ -99,12 +119,15 @@ def pack(
     with Progress(total, "pack", "images", listener) as progress:
 
         def submit(unit: Unit) -> Future[Any]:
-            without = others.get(unit.name, ())
+            without = others.get(unit.name, {})
             return executor.submit(pack_shard, mine, config, home, unit, without, report=progress.advance)
 
         gone = run_units(submit, pending, lambda record: None)
+    _look_again(mine, home, gone)
     version = publish(mine, config, home, [unit for unit in units if unit not in gone])
-    judged(gate(home, version, config.gate))
+    if label is not None:
+        home.versions.label(label, version.name)
+    judged(gate(home, version, config.gate, latest and label is None))
     return version
 
 
@@ -124,7 +147,7 @@ def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
         home: holds the records.
         mined_only: return only the mined ones.
     """
-    units, mined = units_of(mine), _mined(home, mine).whole()
+    units, mined = units_of(mine, home), _mined(home, mine).whole()
     missing = [unit.path for unit in units if unit.name not in mined]
     if missing and not (mined_only and len(missing) < len(units)):
         names = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
@@ -140,7 +163,7 @@ def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: Home) -
     return [
         unit
         for unit in units
-        if not _is_current(packed.get(unit.name), mined.get(unit.name), others.get(unit.name, ()))
+        if not _is_current(packed.get(unit.name), mined.get(unit.name), others.get(unit.name, {}))
     ]
 
 
@@ -149,20 +172,19 @@ def pack_shard(
     config: PackConfig,
     home: Home,
     unit: Unit,
-    without: tuple[str, ...] | None = None,
+    without: dict[str, LeftOut] | None = None,
     report: Report = lambda done: None,
 ) -> dict[str, Any]:
     """Pack one mined unit into training shards and return its record; the existing record when the unit is done.
 
-    `without` holds the keys of images that other units pack, as returned by pipeline.packing.repeats; None computes
-    them.
+    `without` says which images are left out and why, see pipeline.packing.copies; None computes it.
 
-    The record holds "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a
-    histogram of the parts' scores), "detectors" and "seconds".
+    The record holds "left_out" (the first copies, as dicts), "shards" (split to ShardRefs as dicts), "failures" (a
+    table's path, or None), "counts", "scores" (a histogram of the parts' scores), "detectors" and "seconds".
     """
     store, records = home.store, _packed(home, mine, config)
     if without is None:
-        without = _repeats(home, mine, config, units_of(mine)).get(unit.name, ())
+        without = _repeats(home, mine, config, units_of(mine, home)).get(unit.name, {})
     began = time.monotonic()
     mined = _mined(home, mine).record(unit.name)
     if mined is None:
@@ -185,13 +207,13 @@ def pack_shard(
         made = store.commit(SHARDS, ".tar", lambda file: write_shard(file, samples))
         shards[split].append(shard_ref(made, len(samples), sum(len(sample.parts) for sample in samples)))
 
+    deleted = home.deletions.tombstones()
     as_mined = AsMined(store, unit, mined, table)
     chosen = select_parts(table, config)
     for key in without:
         chosen.pop(key, None)
-    if without:
-        counts["repeated"] = len(without)
-    for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report):
+    counts.update(why.reason for why in without.values())
+    for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report, deleted):
         split = split_of(sample.key, config.holdout)
         counts.update(
             {"images": 1, f"{split}_images": 1, "captions": len(sample.captions), "parts": len(sample.parts)}
@@ -203,11 +225,18 @@ def pack_shard(
     for split in SPLITS:
         if waiting[split]:
             write(split)
+    if home.deletions.number() != deleted.number:  # an image was deleted meanwhile
+        return pack_shard(mine, config, home, unit, without, report)
     counts["pack_failures"] = len(failures)
     table_of_failures = None
     if failures:
         made = store.commit(records.objects, ".parquet", lambda file: write_failures(file, failures))
         table_of_failures = made.path
+    examples = [
+        {"key": key, **dataclasses.asdict(why)}
+        for key, why in sorted(without.items())
+        if why.reason != REPEATED
+    ][:EXAMPLES]
     records.commit(
         unit.name,
         {
@@ -217,7 +246,8 @@ def pack_shard(
             "detections": mined["detections"]["path"],
             "shards": {split: [dataclasses.asdict(shard) for shard in shards[split]] for split in SPLITS},
             "failures": table_of_failures,
-            "without": mark(without),
+            "without": marked(without),
+            **({"left_out": examples} if examples else {}),
             "counts": dict(counts),
             "scores": scores_of(scores),
             "detectors": sorted(table["detector"].unique().to_pylist()),
@@ -231,7 +261,7 @@ def pack_shard(
 
 def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | None = None) -> Version:
     """Publish the version of all units, or of those given, not yet as `latest`; ValueError if one is not packed."""
-    units = units_of(mine) if units is None else units
+    units = units_of(mine, home) if units is None else units
     packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
     if missing := [unit.path for unit in _unpacked(units, mine, config, home)]:
         raise ValueError(
@@ -255,6 +285,12 @@ def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | No
             f"no noun was found in any caption of {counts['mined_images']} images, so there is nothing to train on: "
             "give captions in the language of the spaCy pipeline (nouns.model), or choose a pipeline for their language"
         )
+    if not shards["train"] and (copies := counts["near_duplicates"] + counts["contaminated"]):
+        raise ValueError(
+            f"no training sample is left to publish: {copies} images are left out as copies of each other or of "
+            f"evaluation images: lower near_duplicates ({config.near_duplicates}), or exclude other sources "
+            f"({', '.join(config.exclude) or 'none'})"
+        )
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
     names = [unit.name for unit in units]
@@ -274,20 +310,40 @@ def split_of(key: str, holdout: float) -> str:
     return "val" if place < holdout else "train"
 
 
-def units_of(mine: Any) -> list[Unit]:
-    """Return the units of the source that a MineConfig names."""
-    return open_source(mine.source, mine.limits, mine.columns).units()
+def units_of(mine: Any, home: Home) -> list[Unit]:
+    """Return the units of the source that a MineConfig names, without those that are set aside."""
+    return home.shelf.without(open_source(mine.source, mine.limits, mine.columns, home.store).units())
 
 
-def _repeats(home: Home, mine: Config, config: PackConfig, units: list[Unit]) -> dict[str, tuple[str, ...]]:
-    return repeats(home.store, units, _mined(home, mine).records(), config, config.keep_partless)
+def _look_again(mine: Any, home: Home, gone: list[Unit]) -> None:
+    look_again(mine.source, home.store, gone)
+
+
+def _repeats(
+    home: Home, mine: Config, config: PackConfig, units: list[Unit]
+) -> dict[str, dict[str, LeftOut]]:
+    place, near, exclude = _place(mine), config.near_duplicates, config.exclude
+    records = _mined(home, mine).records()
+    return left_out(home, place, units, records, config, config.keep_partless, near, exclude)
+
+
+def _hashed(mine: Any, config: PackConfig, units: list[Unit]) -> list[tuple[Place, Unit]]:
+    """Every unit that has to be hashed: of the source, and of the evaluation sources."""
+    beside = [Place(source, mine.limits) for source in config.exclude]
+    return [(_place(mine), unit) for unit in units] + [
+        (place, unit) for place in beside for unit in evaluation_units(place)
+    ]
+
+
+def _place(mine: Any) -> Place:
+    return Place(mine.source, mine.limits, mine.columns)
 
 
 def _is_current(
-    packed: dict[str, Any] | None, mined: dict[str, Any] | None, without: tuple[str, ...]
+    packed: dict[str, Any] | None, mined: dict[str, Any] | None, without: dict[str, LeftOut]
 ) -> TypeGuard[dict[str, Any]]:
-    """Whether a unit was packed from its present detections, and without exactly the images that other units pack."""
-    if packed is None or packed.get("without", "") != mark(without):
+    """Whether a unit was packed from its present detections, and without exactly the images that it must leave out."""
+    if packed is None or packed.get("without", "") != marked(without):
         return False
     return mined is None or packed.get("detections") in (None, mined["detections"]["path"])
 
@@ -309,10 +365,12 @@ def _training_samples(
     failures: list[Failure],
     counts: Counter[str],
     report: Report,
+    deleted: Tombstones,
 ) -> Iterator[TrainingSample]:
     """Read the unit's images again and cut their parts; images that failed in mining are skipped."""
     source = open_unit(mine.source, unit, mine.limits, mine.columns)
-    for sample in source.samples(unit, lambda failure: None):
+    source.deleted = deleted
+    for sample in source.samples(unit, as_mined.note):
         changed = as_mined.check(sample)
         if sample.key not in chosen:
             continue

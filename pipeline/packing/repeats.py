@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -50,7 +50,9 @@ def repeats(
     ] = {}  # key -> the units that hold it and whether they can use it
     for (name, path), own in zip(mined, hashes, strict=True):
         if np.isin(own, suspects).any():
-            for key, usable in _usable(_table(store, path), set(suspects.tolist()), config, partless).items():
+            table, suspected = _table(store, path), set(suspects.tolist())
+            keys = {key for key in table["key"].unique().to_pylist() if _hash(key) in suspected}
+            for key, usable in usable_keys(table, keys, config, partless).items():
                 holders.setdefault(key, []).append((name, usable))
     others: dict[str, list[str]] = {}
     for key, held in holders.items():
@@ -66,10 +68,15 @@ def mark(keys: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] if keys else ""
 
 
-def _usable(table: pa.Table, suspects: set[int], config: SelectionConfig, partless: bool) -> dict[str, bool]:
-    keys = [key for key in table["key"].unique().to_pylist() if _hash(key) in suspects]
-    chosen = select_parts(table.filter(pc.field("key").isin(keys)), config)
+def usable_keys(table: pa.Table, keys: Set[str], config: SelectionConfig, partless: bool) -> dict[str, bool]:
+    """Return whether packing has a use for each of some images of a detections table, by key."""
+    chosen = select_parts(table.filter(pc.field("key").isin(sorted(keys))), config)
     return {key: partless or bool(parts) for key, parts in chosen.items()}
+
+
+def detections_of(store: Store, record: dict[str, Any]) -> pa.Table:
+    """Return the detections that a mining record names."""
+    return _table(store, record["detections"]["path"])
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -5,11 +5,14 @@ a missed, repeated or killed check the next check does the rest.
 """
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
+import pyarrow.compute
 from pydantic import Field
 
 from pipeline.config import Config, digest
@@ -17,13 +20,15 @@ from pipeline.end_to_end import JourneyConfig
 from pipeline.mining import mine as mining
 from pipeline.packing import pack as packing
 from pipeline.registry.model_gate import GateConfig
-from pipeline.sources.listing import has_files
+from pipeline.sources.listing import EmptySourceError
 from pipeline.sources.source import Unit
 from pipeline.training.recipes import Recipe
 from storage.home import Home
 from storage.model_registry import ROLLED_BACK
 from storage.store import Store
-from storage.versions import Version
+from storage.version_heads import Head, erased_keys, heads, latest, quarantined, shard_keys, with_heirs
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 
 class RetrainConfig(Config):
@@ -64,22 +69,27 @@ def unsettled(source: str, settle_s: float) -> float:
     0 when they are, and for remote sources. At most `settle_s`, even for a file with a time in the future.
     """
     store = Store(source)
-    folder = Path(store.root)
-    if not store.local or not folder.exists():
+    if not store.local or not Path(store.root).exists():
         return 0.0
-    ages: list[float] = []
-    for path in [folder] if folder.is_file() else folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            if path.is_file():
-                ages.append(time.time() - path.stat().st_mtime)
+    now, times = time.time(), list[float]()
+    if Path(store.root).is_file():
+        times.append(Path(store.root).stat().st_mtime)
+    else:
+        with os.scandir(store.root) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    if entry.is_file():
+                        times.append(entry.stat().st_mtime)
+    ages = [now - when for when in times]
     return max((settle_s - max(age, 0.0) for age in ages if abs(age) < settle_s), default=0.0)
 
 
 def unmined(config: RetrainConfig, home: Home) -> list[Unit]:
     """The settled units of the source that are not mined; none while its folder holds no unit."""
-    if not has_files(config.journey.mine.source):
+    try:
+        return mining.plan(config.journey.mine, home, config.settle_s).pending
+    except EmptySourceError:
         return []
-    return mining.plan(config.journey.mine, home, config.settle_s).pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +97,19 @@ class Published:
     """The versions made with one mining and packing configuration, from one listing of the home, oldest first.
 
     Attributes:
-        versions: versions with these configurations.
+        versions: versions with these configurations, no experiments and none from which images were deleted.
         everything: all versions of the home.
         quarantined: names of those of `versions` that are in quarantine.
         latest: name of the latest version of the home; None without one that can be read.
     """
 
-    versions: list[Version]
-    everything: list[Version]
+    versions: list[Head]
+    everything: list[Head]
     quarantined: set[str]
     latest: str | None
 
     @property
-    def newest(self) -> Version | None:
+    def newest(self) -> Head | None:
         """The last version that passed the quality gate; None without one.
 
         This is `latest`, which moves back to an older version when the source loses a shard. Where `latest` is another
@@ -110,36 +120,45 @@ class Published:
 
 
 def published(config: RetrainConfig, home: Home) -> Published:
-    """Read the versions of this mining and packing."""
+    """Return the versions of this mining and packing."""
     mine, pack = config.journey.mine, config.journey.pack
     wanted = {"mine": digest(mine), "pack": packing.pack_digest(mine, pack)}
-    everything = home.versions.list()
-    made = [version for version in everything if version.digests == wanted]
-    held_back = {version.name for version in made if home.versions.quarantined(version.name) is not None}
-    latest = home.latest_version()
-    return Published(made, everything, held_back, latest.name if latest else None)
+    everything = heads(home.versions)
+    made = [head for head in everything if head.version.digests == wanted]
+    held_back = quarantined(home.versions) & {head.name for head in made}
+    experiments, erased = home.versions.experiments(), erased_keys(home.deletions)
+    made = [head for head in made if head.name not in experiments and not head.superseded(erased)]
+    return Published(made, everything, held_back, latest(home.versions, everything))
 
 
-def unpublished(config: RetrainConfig, home: Home) -> bool:
+def grown(config: RetrainConfig, home: Home) -> bool:
+    """Return whether there is something to mine or to publish: `unmined` or `unpublished`, of one listing."""
+    try:
+        work = mining.plan(config.journey.mine, home, config.settle_s, young=True)
+    except EmptySourceError:
+        return unpublished(config, home)
+    return bool(work.pending) or unpublished(config, home, [*work.done, *work.pending, *work.young])
+
+
+def unpublished(config: RetrainConfig, home: Home, units: list[Unit] | None = None) -> bool:
     """Return whether the mined units make a version that does not exist yet, or that the quality gate must judge.
 
     It must when the source returned to the content of an earlier version, or packing was killed before the gate.
+    `units` are those of a listing that was just made, in any order.
     """
     mine, pack = config.journey.mine, config.journey.pack
     mined = set(mining.results(mine, home).units())
     if not mined:
         return False
-    units = [
-        unit for unit in packing.units_of(mine) if unit.name in mined
-    ]  # the others are for the next check
-    packed = home.packs(packing.pack_digest(mine, pack)).records()
-    if any(unit.name not in packed for unit in units):
+    listed = packing.units_of(mine, home) if units is None else units
+    names = {unit.name for unit in listed if unit.name in mined}  # the others are for the next check
+    packed = home.packs(packing.pack_digest(mine, pack)).summary()
+    packed = packed.filter(pc.is_in(packed["unit"], value_set=pa.array(list(names), pa.string())))
+    if packed.num_rows < len(names):
         return True
-    shards = {shard["path"] for unit in units for shard in packed[unit.name]["shards"]["train"]}
+    shards = set(shard_keys(pc.list_flatten(packed["train"]).to_pylist()))
     there = published(config, home)
-    present = {
-        version.name for version in there.versions if {ref.path for ref in version.shards["train"]} == shards
-    }
+    present = {head.name for head in there.versions if set(head.train.to_pylist()) == shards}
     if present & there.quarantined:
         return False
     newest = there.newest
@@ -152,22 +171,26 @@ def unpublished(config: RetrainConfig, home: Home) -> bool:
 def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
     """Return whether training on the newest version is due; None when there is no version."""
     there = published(config, home)
-    version = there.newest
-    if version is None:
+    newest = there.newest
+    if newest is None:
         return None
-    key = f"train:{version.name}:{digest(config)}"
+    key = f"train:{newest.name}:{digest(config)}"
     judged = [row for row in home.registry.rows() if row.kind != ROLLED_BACK]
     known = {row.version for row in judged}
-    seen = {ref.path for one in there.everything if one.name in known for ref in one.shards["train"]}
-    fresh = sum(shard.samples for shard in version.shards["train"] if shard.path not in seen)
+    seen = pa.concat_arrays(
+        [newest.train.slice(0, 0), *(h.train for h in there.everything if h.name in known)]
+    )
+    seen = with_heirs(home.deletions, seen)
+    unseen = pc.invert(pc.is_in(newest.train, value_set=seen))
+    fresh = int(pc.sum(newest.samples.filter(unseen)).as_py() or 0)
     if any(row.key == key for row in judged):
         return RetrainDecision(
-            version.name, fresh, key, False, f"{version.name} was trained on and judged already"
+            newest.name, fresh, key, False, f"{newest.name} was trained on and judged already"
         )
     if fresh < config.min_new:
         reason = f"{fresh} new samples, training begins at {config.min_new}"
-        return RetrainDecision(version.name, fresh, key, False, reason)
-    return RetrainDecision(version.name, fresh, key, True, f"{fresh} new samples in {version.name}")
+        return RetrainDecision(newest.name, fresh, key, False, reason)
+    return RetrainDecision(newest.name, fresh, key, True, f"{fresh} new samples in {newest.name}")
 
 
 def recipe_for(config: RetrainConfig, home: Home) -> Recipe:

@@ -4,6 +4,7 @@ The rows that name one image are one entry. A unit is a run of consecutive entri
 the sizes of their images: rows added at the end make new units and leave the others unchanged.
 """
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 from pipeline.sources.caption_lists import Entry, csv_entries, json_entries
 from pipeline.sources.columns import Columns
 from pipeline.sources.image_files import image_file
+from pipeline.sources.known_hashes import KnownHashes
 from pipeline.sources.listing import BESIDE, kind_of
 from pipeline.sources.records import (
     Limits,
@@ -32,17 +34,21 @@ _PARSED: "dict[tuple[str, ...], list[Entry]]" = {}
 """The last files that were read, by path, mark and columns: every unit of a file is cut out of all its entries."""
 
 
-def units_of(store: Store, path: str, columns: Columns) -> list[tuple[str, str, list[Entry]]]:
+def units_of(
+    store: Store, path: str, columns: Columns, hashes: KnownHashes | None = None
+) -> list[tuple[str, str, list[Entry]]]:
     """Return the units of a file (or of a folder, a path that ends in BESIDE): path, sha256 and entries of each.
+
+    `hashes` has those of local text files that were read before.
 
     Raises FileNotFoundError when it is gone, ValueError when it is not of its kind, naming what is there.
     """
     entries = _entries(store, path, columns)
     marks = {} if store.local else store.marks(path.rpartition("/")[0] if path.endswith(BESIDE) else "")
-    units = []
+    units, hashes = [], hashes or KnownHashes(store)
     for number, start in enumerate(range(0, len(entries), PER_UNIT)):
         part = entries[start : start + PER_UNIT]
-        said = [[one.image, one.captions, one.meta, *_marks(store, one, marks)] for one in part]
+        said = [[one.image, one.captions, one.meta, *_marks(store, one, marks, hashes)] for one in part]
         text = json.dumps(said, default=str)
         units.append(
             (f"{path}#{number}", hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest(), part)
@@ -77,7 +83,7 @@ def _text(store: Store, path: str, limits: Limits) -> bytes | RecordError:
     return store.read_bytes(path)
 
 
-def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
+def _marks(store: Store, entry: Entry, marks: dict[str, str], hashes: KnownHashes) -> list[str]:
     """Return marks of the content of an entry's files: the size of the image, the hash of each text."""
     if not store.local:
         return [marks.get(path, "") for path in (entry.image, *entry.texts.values())]
@@ -85,8 +91,11 @@ def _marks(store: Store, entry: Entry, marks: dict[str, str]) -> list[str]:
         size = str(Path(store.path(entry.image)).stat().st_size)
     except (OSError, ValueError):
         size = ""
-    texts = (Path(store.path(path)) for path in entry.texts.values())
-    return [size, *(hashlib.sha256(path.read_bytes()).hexdigest() for path in texts if path.exists())]
+    texts = []
+    for path in entry.texts.values():
+        with contextlib.suppress(FileNotFoundError):
+            texts.append(hashes.sha256(path))
+    return [size, *texts]
 
 
 def _entries(store: Store, path: str, columns: Columns) -> list[Entry]:

@@ -30,9 +30,11 @@ KINDS = {
     ".json": ".json",
 }
 """Extension to kind."""
+_KIND = re.compile(rf"(?:{'|'.join(re.escape(end) for end in sorted(KINDS, key=len, reverse=True))})\Z")
 _SHARDS = (".tar", ".parquet", ".jsonl")
 _CHUNK = re.compile(r"#\d+$")
 _NO_SOURCE = re.compile(r"(?:cache-|indices-|tmp).*\.arrow|(?:dataset_info|dataset_dict|state)\.json", re.I)
+_OF_LIBRARIES = (".arrow", ".json")  # kinds of the files of _NO_SOURCE
 _CAPTIONS_JSON = re.compile(r".*caption.*\.json|dataset(?:_\w+)?\.json", re.I)
 _CAPTIONS_TEXT = re.compile(r"captions?\.txt", re.I)
 _MAGIC = re.compile(r"[*?\[]")
@@ -55,13 +57,15 @@ class Listing:
 
 def kind_of(path: str) -> str | None:
     """Return the kind of a file (or of a unit's path) by its name; None for an unknown one."""
-    name = _CHUNK.sub("", path.rpartition("/")[2]).lower()
+    name = path.rpartition("/")[2].lower()
+    if "#" in name:
+        name = _CHUNK.sub("", name)
     if name == BESIDE:
         return BESIDE
     if _CAPTIONS_TEXT.fullmatch(name):
         return ".csv"
-    plain = name.partition("?")[0]  # of a URL with a query
-    return next((KINDS[end] for end in sorted(KINDS, key=len, reverse=True) if plain.endswith(end)), None)
+    found = _KIND.search(name.partition("?")[0])  # of a URL with a query
+    return KINDS[found[0]] if found else None
 
 
 def store_of(url: str) -> Store:
@@ -248,26 +252,29 @@ def _folder(store: Store, place: str, url: str) -> tuple[str, list[str]]:
 def _of_one_kind(paths: list[str], store: Store, url: str) -> tuple[str, list[str]] | None:
     by_kind: dict[str, list[str]] = {}
     for path in paths:
-        name = path.rpartition("/")[2]
-        if (kind := kind_of(path)) and not _NO_SOURCE.fullmatch(name):
+        kind = kind_of(path)
+        if kind and (kind not in _OF_LIBRARIES or not _NO_SOURCE.fullmatch(path.rpartition("/")[2])):
             by_kind.setdefault(kind, []).append(path)
     by_kind[".parquet"] = _without_tables(by_kind.get(".parquet", []), by_kind.get(".tar", []), paths, store)
     by_kind[".json"] = [
         path for path in by_kind.get(".json", []) if _CAPTIONS_JSON.fullmatch(path.rpartition("/")[2])
     ]
-    by_kind[BESIDE] = _beside(paths)
     shards = [kind for kind in _SHARDS if by_kind.get(kind)]
     if len(shards) > 1:
         one = f"'{url}/**/*{shards[0]}'"
         raise ValueError(
             f"source {url} mixes {' and '.join(shards)} files: keep one kind in a folder, or give {one}"
         )
-    kind = next((kind for kind in (*shards, ".arrow", ".csv", ".json", BESIDE) if by_kind.get(kind)), None)
-    return (kind, by_kind[kind]) if kind else None
+    if kind := next((kind for kind in (*shards, ".arrow", ".csv", ".json") if by_kind.get(kind)), None):
+        return kind, by_kind[kind]
+    beside = _beside(paths)
+    return (BESIDE, beside) if beside else None
 
 
 def _without_tables(parquets: list[str], tars: list[str], paths: list[str], store: Store) -> list[str]:
     """Leave out img2dataset's tables, which have the name of a tar or of a folder of files."""
+    if not parquets:
+        return []
     stems = {re.sub(r"\.(tar|tar\.gz|tgz)$", "", path, flags=re.I) for path in tars}
     stems |= {path.rpartition("/")[0] for path in paths}
     stats = {path.removesuffix("_stats.json") for path in paths if path.endswith("_stats.json")}

@@ -8,16 +8,15 @@ beyond. Nothing is extracted and no path in the data is followed out of the sour
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.imaging.decode import ImageError, inspect
@@ -27,11 +26,13 @@ from pipeline.sources.caption_lists import Entry
 from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.gathered import rows as gathered_rows
 from pipeline.sources.gathered import units_of
+from pipeline.sources.known_hashes import KnownHashes
 from pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
 from pipeline.sources.readers import READERS, jsonl_sizes
 from pipeline.sources.reading_rules import differs
 from pipeline.sources.records import Limits, RecordError, SourceRecord, clean, join_objects
 from pipeline.sources.tar_rows import Admit
+from storage.deletions import NONE, OPTED_OUT
 from storage.sample import Failure, Sample, content_key, short
 from storage.store import Store, content_mark
 
@@ -61,7 +62,10 @@ class Unit:
 
 
 def open_source(
-    url: str | os.PathLike[str], limits: Limits | None = None, columns: Columns = USUAL
+    url: str | os.PathLike[str],
+    limits: Limits | None = None,
+    columns: Columns = USUAL,
+    home: Store | None = None,
 ) -> "Source":
     """Open a source: a folder of one of the kinds of pipeline.sources.listing, a file, or several files.
 
@@ -70,13 +74,14 @@ def open_source(
             Beside tars, parquet files of the same names are img2dataset's tables and are left alone.
         limits: maximum sizes of a sample.
         columns: names of columns and fields that are not the usual ones.
+        home: store of a home that keeps the hashes of local files, so that they are read once.
 
     Raises:
         FileNotFoundError: the path, or a file of a list, is absent.
         ValueError: an empty folder, an unknown extension, or files of mixed kinds.
     """
     found = list_source(os.fspath(url))
-    return Source(found.store, found.files, limits or Limits(), columns)
+    return Source(found.store, found.files, limits or Limits(), columns, home)
 
 
 def open_unit(
@@ -86,12 +91,27 @@ def open_unit(
     return Source(store_of(os.fspath(url)), [unit.path], limits or Limits(), columns)
 
 
+def look_again(url: str | os.PathLike[str], home: Store, units: Iterable[Unit]) -> None:
+    """Forget the hashes that a home keeps of the files of units that were gone: the next listing reads them again."""
+    if paths := [unit.path for unit in units]:
+        KnownHashes(store_of(os.fspath(url)), home).forget(paths)
+
+
 class Source:
     """The units of one folder, all of one kind."""
 
-    def __init__(self, store: Store, files: list[str], limits: Limits, columns: Columns = USUAL) -> None:
+    def __init__(
+        self,
+        store: Store,
+        files: list[str],
+        limits: Limits,
+        columns: Columns = USUAL,
+        home: Store | None = None,
+    ) -> None:
         self.store, self.files, self.limits, self.columns = store, files, limits, columns
         self.kind = kind_of(files[0]) or ""
+        self.deleted = NONE  # what a home must not hold: left out of the samples
+        self.hashes = KnownHashes(store, home)
 
     def units(self, settle_s: float = 0.0) -> list[Unit]:
         """Return the units in the order of their file names; files of equal content are one unit.
@@ -99,22 +119,42 @@ class Source:
         Args:
             settle_s: local files that changed within this many seconds are left out: they may still be written.
         """
+        return self.listed(settle_s)[0]
+
+    def listed(self, settle_s: float = 0.0, young: bool = False) -> tuple[list[Unit], list[Unit]]:
+        """Return the units as `units` does and, with `young`, those of the files that it leaves out, of one listing."""
         if self.kind in READERS:
-            files = [path for path in self.files if not settle_s or self._settled(path, settle_s)]
+            stats = self._stats()
+            recent = {path for path, stat in stats.items() if settle_s and not _settled(stat, settle_s)}
+            files = self.files if young or not recent else [path for path in self.files if path not in recent]
+            told: dict[str, str | None] = dict(self.hashes.known(stats)) if self._by_bytes else {}
+            unknown = [path for path in files if path not in told]
+            marks = self._marks(files)
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
-                found = list(zip(files, pool.map(self._identity, files), strict=True))
+                told |= zip(unknown, pool.map(lambda path: self._identity(path, marks), unknown), strict=True)
+            found = [(path, told[path], path not in recent) for path in files]
         else:
             found = [
-                (path, sha256)
+                (path, sha256, not settle_s or self._all_settled(file, entries, settle_s))
                 for file in self.files
-                for path, sha256, entries in units_of(self.store, file, self.columns)
-                if not settle_s or self._all_settled(file, entries, settle_s)
+                for path, sha256, entries in units_of(self.store, file, self.columns, self.hashes)
             ]
+        self.hashes.save()
         units: dict[str, Unit] = {}
-        for path, sha256 in found:
-            if sha256 is not None:
+        for path, sha256, settled in found:
+            if sha256 is not None and settled:
                 units.setdefault(sha256, Unit(sha256[:12], path, sha256))
-        return list(units.values())
+        others = {
+            sha256: Unit(sha256[:12], path, sha256)
+            for path, sha256, settled in found
+            if young and not settled and sha256 is not None and sha256 not in units
+        }
+        return list(units.values()), list(others.values())
+
+    @property
+    def _by_bytes(self) -> bool:
+        """Whether the hash of a unit's file is that of its bytes alone."""
+        return self.store.local and self.kind in READERS and not self._names_images
 
     def samples(self, unit: Unit, on_failure: OnFailure) -> Iterator[Sample]:
         """Yield the good samples of a unit, each image once, and report the others.
@@ -135,11 +175,15 @@ class Source:
                     try:
                         boxes.label(row, spool)
                         captions, meta = clean(row, self.limits)
+                        stored = row.key
                         if self.columns.boxes is None:  # boxes belong to the pixels as they are stored
                             row.key = spool.turned(row.key, told_orientation(meta.get("exif")))
                     except RecordError as error:
                         name, message = _unicode(short(row.name)), _unicode(short(str(error), _MESSAGE))
                         on_failure(Failure(name, "source", error.code, message))
+                        continue
+                    if self.deleted.names(meta, stored, row.key):
+                        on_failure(Failure(row.key, "source", OPTED_OUT, "a deletion names this image"))
                         continue
                     draft = merged.get(row.key)
                     if draft is None:
@@ -151,6 +195,30 @@ class Source:
             boxes.require()
             for key, draft in merged.items():
                 yield Sample(key, spool.read(key), tuple(draft.captions), draft.meta)
+
+    def size_of(self, unit: Unit) -> int:
+        """Return the bytes that reading a unit reads: of its file, and of local images that it names; 0 when gone."""
+        try:
+            if self.kind in READERS:
+                named = jsonl_sizes(self.store, unit.path, self.columns) if self._names_images else []
+                return self.store.size(unit.path) + sum(size for size in named if size > 0)
+            file, _, number = unit.path.rpartition("#")
+            entries = units_of(self.store, file, self.columns, self.hashes)[int(number)][2]
+        except (FileNotFoundError, IndexError):
+            return 0
+        return sum(
+            self._size(path) for entry in entries for path in (entry.image, *entry.texts.values()) if path
+        )
+
+    def _size(self, path: str) -> int:
+        try:
+            return self.store.size(path)
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    @property
+    def _names_images(self) -> bool:
+        return self.kind == ".jsonl" and self.store.local
 
     def rows(self, path: str, admit: Admit) -> Generator[SourceRecord, None, None]:
         """Yield the unchecked rows of a unit; errors as `samples`."""
@@ -192,41 +260,62 @@ class Source:
             "start again to use what is there now"
         )
 
-    def _settled(self, path: str, settle_s: float) -> bool:
-        """Return whether a file is older than `settle_s`. A time far in the future is meaningless and counts as old."""
+    def _stats(self) -> dict[str, os.stat_result | None]:
+        """Return the status of every file of a local source, None for one that is gone; {} of a remote source."""
         if not self.store.local:
-            return True  # an object appears whole
+            return {}
+        stats: dict[str, os.stat_result | None] = {}
+        for path in self.files:
+            try:
+                stats[path] = os.stat(f"{self.store.root}/{path}")  # noqa: PTH116
+            except OSError:
+                stats[path] = None
+        return stats
+
+    def _stat(self, path: str) -> os.stat_result | None:
+        """Return the status of a local file; None when it is gone."""
         try:
-            return abs(time.time() - Path(self.store.path(path)).stat().st_mtime) >= settle_s
-        except FileNotFoundError:
-            return False
+            return os.stat(self.store.path(path))  # noqa: PTH116
+        except (OSError, ValueError):
+            return None
 
     def _all_settled(self, file: str, entries: list[Entry], settle_s: float) -> bool:
         paths = [] if file.endswith(BESIDE) else [file]
         for entry in entries:
             paths += [path for path in (entry.image, *entry.texts.values()) if path]
-        return all(self._settled(path, settle_s) or not self.store.exists(path) for path in paths)
+        return not self.store.local or all(_settled(self._stat(path), settle_s) for path in paths)
 
-    def _identity(self, path: str) -> str | None:
-        """Return the hash that identifies a unit's content; None when it is gone."""
+    def _marks(self, files: list[str]) -> dict[str, str]:
+        """Return the marks of remote files, with one listing of each folder instead of a request for each file."""
+        if self.store.local or not self.store.tells_in_listings:
+            return {}
+        folders = {file.rpartition("/")[0] for file in files}
+        return {
+            path: mark for folder in folders for path, mark in self.store.marks(folder, below=False).items()
+        }
+
+    def _identity(self, path: str, marks: Mapping[str, str] = MappingProxyType({})) -> str | None:
+        """Return the hash that identifies a unit's content; None when it is gone.
+
+        `marks` has those of a listing that was just made.
+        """
         try:
-            return self._mark(path)
+            return self._mark(path, marks)
         except FileNotFoundError:
             return None
 
-    def _mark(self, path: str) -> str | None:
+    def _mark(self, path: str, marks: Mapping[str, str]) -> str | None:
         if self.kind not in READERS:
             file = path.rpartition("#")[0]
             return next(
                 (sha for name, sha, _ in units_of(self.store, file, self.columns) if name == path), None
             )
         if self.store.local:
-            full = Path(self.store.path(path))
-            stat = full.stat()
-            content = _file_sha256(str(full), stat.st_size, stat.st_mtime_ns)
+            content = self.hashes.sha256(path)
         else:
-            content = hashlib.sha256(content_mark(path, self.store.info(path)).encode()).hexdigest()
-        if self.kind != ".jsonl" or not self.store.local:
+            mark = marks.get(path) or content_mark(path, self.store.info(path))
+            content = hashlib.sha256(mark.encode()).hexdigest()
+        if not self._names_images:
             return content
         # A jsonl only names its images; reading them all would be expensive, so their sizes identify them.
         sizes = jsonl_sizes(self.store, path, self.columns)
@@ -315,11 +404,12 @@ class Spool:
         return key if orientation == 1 else self.admit(with_orientation(self.read(key), orientation))
 
 
-@functools.lru_cache(1 << 16)
-def _file_sha256(path: str, size: int, modified_ns: int) -> str:
-    """Hash a local file once per process, as long as its size and time stay the same."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _settled(stat: os.stat_result | None, settle_s: float) -> bool:
+    """Return whether a file is older than `settle_s`; a time far in the future is meaningless and counts as old.
+
+    A file that is gone, and an object of a remote store, which appears whole, have no status and are settled.
+    """
+    return stat is None or not settle_s or abs(time.time() - stat.st_mtime) >= settle_s
 
 
 def _unicode(text: str) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config
+from pipeline.imaging.crop import letterbox
 from pipeline.imaging.decode import ImageError, decode
 from storage.sample import TrainingSample
 
@@ -19,11 +20,14 @@ class DataConfig(Config):
     """How samples are drawn, cropped and read."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"cache_bytes", "threads", "prefetch"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"letterbox"})
 
     crop_scale: Range = (0.5, 1.0)
     """Minimum and maximum fraction of a whole image's area that RandomResizedCrop keeps."""
     part_crop_scale: Range = (0.5, 1.0)
     """Minimum and maximum fraction of a part's area that RandomResizedCrop keeps."""
+    letterbox: bool = False
+    """Whether a whole image is padded to a white square before it is cropped, as in the published HyCoCLIP."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Minimum and maximum width / height of a crop."""
     flip: float = Field(default=0.0, ge=0, le=1)
@@ -68,8 +72,10 @@ def draw(
     own = [part for part in sample.parts if part.caption == caption] or list(sample.parts)
     picked = [own[i] for i in rng.permutation(len(own))[: config.parts]] if with_parts else []
 
-    def crop(data: bytes, scale: Range) -> np.ndarray:
+    def crop(data: bytes, scale: Range, pad: bool = False) -> np.ndarray:
         image = decode(data)
+        if pad:
+            image = letterbox(image, max(image.shape[:2]))
         box = random_box(image.shape[1], image.shape[0], scale, config.crop_ratio, rng)
         # PIL widens its filter with the reduction, so shrinking does not alias, and crops in the same pass.
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
@@ -77,7 +83,7 @@ def draw(
         return pixels[:, ::-1] if rng.random() < config.flip else pixels
 
     try:
-        image = crop(sample.image, config.crop_scale)
+        image = crop(sample.image, config.crop_scale, config.letterbox)
         parts = [(crop(part.image, config.part_crop_scale), part.phrase) for part in picked]
     except ImageError:
         return None

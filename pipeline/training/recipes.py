@@ -1,7 +1,7 @@
 """Recipes: functions that return the configuration of a training run, by name.
 
-HyCoCLIP, PHyCLIP, MERU, CLIP, CLIP + boxes, ARGENT, UNCHA-lite, cones with negatives and hyperbolic SigLIP use one
-trainer with different rows of the objective and different geometries.
+HyCoCLIP, PHyCLIP, MERU, CLIP, CLIP + boxes, CLIP + part queries, ARGENT, UNCHA-lite, two kinds of cones with negatives
+and hyperbolic SigLIP use one trainer with different rows of the objective and different geometries.
 """
 
 import math
@@ -20,7 +20,9 @@ from models.losses.objective import (
     ObjectiveConfig,
     angle_objective,
     argent_objective,
+    clip_box_pairs_objective,
     clip_objective,
+    cones_objective,
     hycoclip_objective,
     meru_objective,
     siglip_objective,
@@ -177,6 +179,13 @@ def hycoclip_vit_b() -> Recipe:
     )
 
 
+def hycoclip_vit_l() -> Recipe:
+    """The paper's recipe with a ViT-L/16."""
+    small = hycoclip_vit_s()
+    large = replace(small.model.vision, width=1024, depth=24, heads=16)
+    return small.replace(name="hycoclip_vit_l", model=replace(small.model, vision=large))
+
+
 def hycoclip_from_clip() -> Recipe:
     """HyCoCLIP from a trained CLIP (--set start.checkpoint=DIR), with adapters in its last blocks.
 
@@ -277,15 +286,36 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("phyclip", hycoclip_objective(), "product"),
             named("meru", meru_objective(), "lorentz"),
             named("clip", clip_objective(), "euclid"),
+            # From no paper: HyCoCLIP's queries on whole keys, with cosines ("CLIP + part queries").
             named("clip_boxes", clip_objective(boxes=True), "euclid"),
+            # "CLIP + boxes" of the papers.
+            named("clip_box_pairs", clip_box_pairs_objective(), "euclid"),
             # From no paper: HyCoCLIP's contrast on its hyperboloid without cones, to separate geometry from entailment.
             named("lorentz_boxes", clip_objective(boxes=True), "lorentz"),
             named("argent", argent_objective(), "lorentz"),
             named("uncha", uncha_objective(), "lorentz"),
             named("angle", angle_objective(), "lorentz"),
+            named("cones", cones_objective(), "lorentz"),
             named("siglip", siglip_objective(), "lorentz"),
         ]
     )
+
+
+MERU_BUDGET = {"batch_size": 2048, "steps": 120_000}
+"""Samples of MERU's own training (Desai et al. 2023, section 4)."""
+
+
+def _published(base: Callable[[], Recipe], size: str) -> dict[str, Callable[[], Recipe]]:
+    """The family in a size of the papers; and as published, MERU at its own budget and PHyCLIP with its own alphas."""
+    made, stem = _siblings(base, f"{{}}_vit_{size}"), f"{{}}_vit_{size}"
+    meru, phyclip = made[stem.format("meru")], made[stem.format("phyclip")]
+    own_meru, own_phyclip = stem.format("meru_own"), stem.format("phyclip_own")
+
+    def own_alphas() -> Recipe:
+        recipe = phyclip()
+        return recipe.replace(name=own_phyclip, model=replace(recipe.model, factor_alphas=True))
+
+    return made | {own_meru: lambda: meru().replace(name=own_meru, **MERU_BUDGET), own_phyclip: own_alphas}
 
 
 # The first two families have a packing of their own (pipeline.end_to_end).
@@ -301,8 +331,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "hycoclip_vit_s": hycoclip_vit_s,
     "hycoclip_vit_b": hycoclip_vit_b,
     "hycoclip_from_clip": hycoclip_from_clip,
-    **_siblings(hycoclip_vit_s, "{}_vit_s"),
-    **_siblings(hycoclip_vit_b, "{}_vit_b"),
+    "hycoclip_vit_l": hycoclip_vit_l,
+    **_published(hycoclip_vit_s, "s"),
+    **_published(hycoclip_vit_b, "b"),
+    **_published(hycoclip_vit_l, "l"),
 }
 
 

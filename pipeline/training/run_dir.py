@@ -66,6 +66,7 @@ def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> Ru
         raise ConfigError(
             f"dataset version {name} is in quarantine ({why}): fix the data, or hyco release {name}"
         )
+    _refuse_superseded(home, name)
     run = RunConfig(home=home.store.url, version=name, recipe=recipe, environment=environment())
     if not (run_dir / "config.json").exists():
         write_config(run_dir, run)
@@ -86,7 +87,19 @@ def open_run(run_dir: Path, home: Home | None, version: str, recipe: Recipe | No
     if not (run_dir / "config.json").is_file():
         raise FileNotFoundError(f"{run_dir} has no config.json: start the run with a recipe and a home")
     run = _read(run_dir)
-    return run if home is None else run.replace(home=home.store.url)
+    run = run if home is None else run.replace(home=home.store.url)
+    _refuse_superseded(Home(run.home), run.version)
+    return run
+
+
+def _refuse_superseded(home: Home, name: str) -> None:
+    """ConfigError for a version from which images were deleted."""
+    if home.versions.superseded(home.versions.load(name)):
+        latest = home.versions.latest()
+        instead = (
+            f"train on {latest}" if latest not in (None, name) else "pack again and train on that version"
+        )
+        raise ConfigError(f"images were deleted from dataset version {name} since it was made: {instead}")
 
 
 @contextlib.contextmanager

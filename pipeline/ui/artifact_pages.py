@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.curation.describe import brief
+from pipeline.curation.flags import flags
 from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.evaluation.report.page import gaps
@@ -62,11 +64,13 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
         else f"{found['images_per_second']:.2f}",
         "images that failed": f"{found['failures']:,}",
     }
+    if found.get("reused"):
+        counts["images whose detections were known"] = f"{found['reused']:,}"
     if found.get("not_downloaded"):
         counts["rows that img2dataset could not download"] = f"{found['not_downloaded']:,}"
     records = results(config, home)
     mined = set(records.units())  # the source may have more units since
-    source = open_source(config.source, config.limits, config.columns)
+    source = open_source(config.source, config.limits, config.columns, home.store)
     units = [unit for unit in source.units() if unit.name in mined]
     some = [(unit, record) for unit in units[:UNITS] if (record := records.record(unit.name))]
     if len(some) == min(UNITS, found["units"]) and not config.columns.boxes and _labelled(config, some[0][0]):
@@ -106,9 +110,15 @@ def version(made: Version, checks: list[Check], home: Home) -> str:
     """Counts of a dataset version, the verdict of the quality gate, scores, and pictures of its first samples."""
     page = f"{serve_url()}/versions/{made.name}"
     failed = [check for check in checks if not check.passed]
-    state = "is in quarantine" if failed else "is the latest"
+    told = "is the latest" if home.versions.latest() == made.name else "is not the latest: an experiment"
+    state = "is in quarantine" if failed else told
+    changed = (
+        f", [what changed]({serve_url()}/versions/{made.parent}/diff/{made.name})" if made.parent else ""
+    )
     lines = [
-        f"**{made.name}** {state}: [its page]({page})",
+        f"**{made.name}** {state}: [its page]({page}){changed}",
+        "",
+        plain(brief(made), 1000),
         "",
         *(f"- {plain(check.why)}" for check in failed),
         "",
@@ -191,7 +201,10 @@ def decision(row: Decision, home: Home) -> str:
             "n",
         )
         lines += [*table(head, body), ""]
-    return "\n".join(lines + table(("lineage", ""), _origin(row).items()) + served(home))
+    told = _origin(row)
+    if flag := flags(home, home.registry.rows() if home.local else []).get(row.number):
+        told["flag"] = flag
+    return "\n".join(lines + table(("lineage", ""), told.items()) + served(home))
 
 
 def lineage(decisions: list[Decision], home: Home) -> str:
@@ -205,6 +218,9 @@ def lineage(decisions: list[Decision], home: Home) -> str:
         }
         for row in decisions[:MOST]
     ]
+    flagged = flags(home, decisions)
+    for row, shown in zip(decisions, rows, strict=False):
+        shown["flag"] = flagged.get(row.number, "")
     lines = [f"![lineage]({serve_url()}/lineage.svg)", ""]
     lines += table(rows[0], (row.values() for row in rows)) if rows else []
     return "\n".join(lines + served(home))

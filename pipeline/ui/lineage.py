@@ -1,5 +1,6 @@
 """The lineage of models as one SVG: source, detections, version, run and decision in a row, newest on top."""
 
+from collections.abc import Container
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,8 +12,14 @@ MOST = 12
 LONGEST = 24  # characters per box
 
 
-def draw(rows: list[Decision], champion: Decision | None) -> bytes:
-    """The lineage of the newest decisions; `rows` is the registry's log, newest first."""
+def draw(rows: list[Decision], champion: Decision | None, flagged: Container[int] = ()) -> bytes:
+    """The lineage of the newest decisions.
+
+    Args:
+        rows: the registry's log, newest first.
+        champion: its row.
+        flagged: numbers of the rows whose models saw images that were deleted since.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -26,7 +33,7 @@ def draw(rows: list[Decision], champion: Decision | None) -> bytes:
             "boxes": [
                 (_short(Path(row.source).name), _short(row.source)),
                 (_short(row.detections.rpartition("/")[2]), _short(", ".join(row.detectors))),
-                (_short(row.version), ""),
+                (_short(row.version), "images deleted since" if row.number in flagged else ""),
                 (_short(Path(row.run).name), _short(f"commit {row.commit[:12]}" if row.commit else "")),
                 (_short(row.kind.replace("_", " ")), _short(f"model {row.model}")),
             ],

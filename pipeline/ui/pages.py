@@ -3,15 +3,20 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.evaluation.report.examples import mined_samples
-from pipeline.packing.dataset_gate import SCORE_BINS, score_histogram, verdict
+from pipeline.curation.compare import compare
+from pipeline.curation.describe import brief, settings
+from pipeline.curation.flags import flags
+from pipeline.evaluation.report.examples import clip, mined_samples, picture
+from pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
 from pipeline.ui.status import run_state
+from pipeline.ui.version_card import card
 from storage.detections import read_failures
 from storage.home import Home
 from storage.layout import log_path
@@ -22,6 +27,8 @@ from storage.versions import Version, read_ref
 
 SAMPLES = 24
 SHARDS = 4  # shards for the samples
+EXAMPLES = 24  # images and parts that came, and that went
+THUMBNAIL = 96  # pixels of their shorter side
 SIDE = 320  # pixels of the shorter side of the pictures in a page
 LONGEST = 300  # characters of a reason
 RUN_RECORDS = ("config.json", "train.json", "metrics.json")
@@ -36,7 +43,15 @@ class HomePages:
     def __init__(self, home: Home) -> None:
         self.home = home.require()
         self.versions = home.versions
-        self.samples = lru_cache(maxsize=8)(self._samples)  # a version never changes
+        # A version never changes, except by a deletion.
+        self._samples_of = lru_cache(maxsize=8)(lambda name, deletions: self._samples(name))
+        self._compared = lru_cache(maxsize=4)(lambda a, b, deletions: compare(self.home, a, b, EXAMPLES))
+
+    def samples(self, name: str) -> list[TrainingSample]:
+        """The first samples of a version, without those that were deleted."""
+        stones = self.home.deletions.tombstones()
+        found = self._samples_of(name, stones.number)
+        return [sample for sample in found if not stones.names(sample.meta, sample.key)]
 
     def decisions(self) -> tuple[list[Decision], Decision | None, list[dict[str, str]]]:
         """The registry's log, newest first; the champion; and the rows that cannot be read, each with the reason.
@@ -58,15 +73,17 @@ class HomePages:
         entries = [self._entry(name, latest) for name in self.versions.names()]
         versions = sorted(entries, key=lambda entry: (entry.get("created", ""), entry["name"]), reverse=True)
         runs = [self._run(folder) for folder in self._newest_runs()]
-        return {"rows": rows, "lost": lost, "champion": champion, "versions": versions, "runs": runs}
+        flagged = self.flags(rows)
+        return {"rows": rows, "flags": flagged, "lost": lost, "champion": champion, "versions": versions, "runs": runs,
+                "shelved": self._shelved()}  # fmt: skip
 
     def _entry(self, name: str, latest: str | None) -> dict[str, Any]:
         """A version in the list of the first page; with "unreadable", the reason, where its record cannot be read."""
         try:
             version = self.versions.load(name)
-            counts = {key: int(version.counts.get(key, 0)) for key in ("failures",)}
-            counts |= {key: int(version.counts[key]) for key in ("images", "parts")}
+            counts = {key: int(version.counts.get(key, 0)) for key in ("failures", "images", "parts")}
             return {"name": version.name, "counts": counts, "created": str(version.created),
+                    "configuration": brief(version),
                     "parent": version.parent, "state": self._state(version.name, latest)}  # fmt: skip
         except _UNREADABLE as error:
             return _broken(name, error)
@@ -97,6 +114,7 @@ class HomePages:
         ]
         return {
             "version": version,
+            "settings": settings(version),
             "state": self._state(version.name, self._latest()),
             "samples": part(
                 "samples",
@@ -110,6 +128,9 @@ class HomePages:
                 list[dict[str, str]](),
             ),
             "failures": part("failures", lambda: self._failures(version), dict[str, list[Any]]()),
+            "copies": part(
+                "copies", lambda: left_out_of(self.home, version, EXAMPLES), list[dict[str, Any]]()
+            ),
             "lost": lost,
         }
 
@@ -122,12 +143,55 @@ class HomePages:
         found = self.samples(version)[sample]
         return version, found.image if picture == "whole" else found.parts[int(picture)].image
 
+    def difference(self, a: str, b: str) -> dict[str, Any]:
+        """The content of the page that compares two versions; ValueError when there is none of that name."""
+        found = self._compared(
+            self.versions.load(a).name, self.versions.load(b).name, self.home.deletions.number()
+        )
+        top = max(found.went.scores.max(), found.came.scores.max(), 1)
+        bars = [
+            {"low": n / SCORE_BINS, "high": (n + 1) / SCORE_BINS, "count": [int(x), int(y)],
+             "share": [float(x / top), float(y / top)]}
+            for n, (x, y) in enumerate(zip(found.went.scores, found.came.scores, strict=True))
+        ]  # fmt: skip
+        sides = {
+            name: {
+                "images": [
+                    (sample.key, picture(sample.image, THUMBNAIL)[0], clip(sample.captions[0]))
+                    for sample in side.images
+                ],
+                "crops": [
+                    (key, picture(part.image, THUMBNAIL)[0], clip(part.phrase)) for key, part in side.crops
+                ],
+            }
+            for name, side in (("came", found.came), ("went", found.went))
+        }
+        return {"found": found, "bars": bars if top > 1 else [], "sides": sides}
+
+    def card(self, name: str) -> str:
+        """The dataset card of a version; ValueError when there is none of that name."""
+        return card(self.home, self.versions.load(name))
+
     def run(self, name: str) -> Path:
         """Directory of a run; KeyError when there is none of that name."""
         for folder in self.home.run_folders():
             if folder.name == name:
                 return folder
         raise KeyError(f"no run {name} in {self.home.store.url}")
+
+    def flags(self, rows: list[Decision]) -> dict[int, str]:
+        """Why models are flagged, by the number of their row."""
+        try:
+            return flags(self.home, rows)
+        except _UNREADABLE as error:
+            return {row.number: f"whether images were deleted is not known: {_reason(error)}" for row in rows}
+
+    def _shelved(self) -> list[dict[str, str]]:
+        """The shards that are set aside; with "unreadable" where a record cannot be read."""
+        try:
+            return [asdict(entry) for entry in self.home.shelf.entries()]
+        except _UNREADABLE as error:
+            return [_broken("shelved", error)]
 
     def _latest(self) -> str | None:
         try:
@@ -142,7 +206,15 @@ class HomePages:
                 return "quarantined"
         except ValueError:  # its reasons cannot be read; training refuses it anyway
             return "quarantined"
-        return "latest" if name == latest else ""
+        marks = ["superseded"] if self.versions.superseded(self.versions.load(name)) else []
+        if name == latest:
+            return ", ".join(["latest", *marks])
+        try:
+            labels = [label for label, named in self.versions.labels().items() if named == name]
+        except ValueError:  # a damaged name says nothing about this version
+            labels = []
+        kinds = ["experiment"] if name in self.versions.experiments() else []
+        return ", ".join(marks + kinds + labels)
 
     def _newest_runs(self) -> list[Path]:
         return sorted(self.home.run_folders(), key=lambda run: -(run / "config.json").stat().st_mtime)

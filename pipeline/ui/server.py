@@ -2,6 +2,8 @@
 
     /                                   decisions, lineage, dataset versions, runs
     /versions/NAME                      its samples with their boxes, counts, gate, failures
+    /versions/A/diff/B                  what came and went from version A to version B
+    /versions/NAME/README.md            its dataset card
     /versions/NAME/samples/N/whole.jpg  a sample's image; 0.jpg, 1.jpg ... are its parts
     /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv beside it
     /lineage.svg                        the lineage of the champion
@@ -71,6 +73,14 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
     def version(request: Request) -> Response:
         return page("version.html.j2", **_found(lambda: known.version(request.path_params["name"])))
 
+    def difference(request: Request) -> Response:
+        asked = request.path_params
+        return page("difference.html.j2", **_found(lambda: known.difference(asked["a"], asked["b"])))
+
+    def version_card(request: Request) -> Response:
+        text = _found(lambda: known.card(request.path_params["name"]))
+        return Response(text, media_type="text/plain; charset=utf-8", headers=FRESH)
+
     def picture(request: Request) -> Response:
         asked = request.path_params
         name, image = _found(lambda: known.picture(asked["name"], asked["sample"], asked["picture"]))
@@ -89,12 +99,15 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
 
     def lineage_svg(request: Request) -> Response:
         rows, champion, _ = known.decisions()
-        return Response(lineage.draw(rows, champion), media_type="image/svg+xml", headers=FRESH)
+        drawn = lineage.draw(rows, champion, known.flags(rows))
+        return Response(drawn, media_type="image/svg+xml", headers=FRESH)
 
     return Starlette(
         routes=[
             Route("/", overview),
             Route("/versions/{name}", version),
+            Route("/versions/{name}/README.md", version_card),
+            Route("/versions/{a}/diff/{b}", difference),
             Route("/versions/{name}/samples/{sample:int}/{picture}.jpg", picture),
             Route("/runs/{name}/{file}", run_file),
             Route("/lineage.svg", lineage_svg),

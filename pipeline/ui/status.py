@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.curation.describe import brief
 from storage.home import Home
+from storage.summary import total
+from storage.version_heads import erased_keys, heads, latest, quarantined
 
 
 def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
-    """What a home holds: mined, versions, runs, fits; a dict for each entry.
+    """What a home holds: mined, shelved, versions, runs, fits; a dict for each entry.
 
     Raises:
         FileNotFoundError: there is no such home.
@@ -17,12 +21,13 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
     home.require()
     mined = []
     for one in home.all_detections():
-        records = one.records().values()
-        images, failed = (sum(record[name] for record in records) for name in ("images", "failed"))
+        records = one.summary()
+        images, failed = (total(records, name) for name in ("images", "failed"))
         name = one.folder.rpartition("/")[2]
-        mined.append({"name": name, "units": len(records), "images": images, "failed": failed})
+        mined.append({"name": name, "units": records.num_rows, "images": images, "failed": failed})
     return {
         "mined": mined,
+        "shelved": [asdict(entry) for entry in home.shelf.entries()],
         "versions": versions(home),
         "runs": [{"name": folder.name, "state": run_state(folder)} for folder in home.run_folders()],
         "fits": [{"name": folder.name, "state": _fit_state(folder)} for folder in home.fit_folders()],
@@ -30,35 +35,51 @@ def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
 
 
 def versions(home: Home) -> list[dict[str, Any]]:
-    """The dataset versions of a home, oldest first: name, created, counts, latest, quarantined."""
-    newest = home.latest_version()
+    """The dataset versions of a home, oldest first.
+
+    Keys: name, labels (names that were given to it), created, counts, configuration (in a line), latest, experiment,
+    superseded (images were deleted from it since), quarantined.
+    """
+    known, erased = heads(home.versions), erased_keys(home.deletions)
+    newest, held_back = latest(home.versions, known), quarantined(home.versions)
+    labels, experiments = home.versions.labels(), home.versions.experiments()
     return [
         {
-            "name": version.name,
-            "created": version.created,
-            "counts": version.counts,
-            "latest": newest is not None and version.name == newest.name,
-            "quarantined": bool(home.versions.quarantined(version.name)),
+            "name": head.name,
+            "labels": [label for label, name in labels.items() if name == head.name],
+            "created": head.version.created,
+            "counts": head.version.counts,
+            "configuration": brief(head.version),
+            "latest": head.name == newest,
+            "experiment": head.name in experiments,
+            "superseded": head.superseded(erased),
+            "quarantined": head.name in held_back,
         }
-        for version in home.versions.list()
+        for head in known
     ]
 
 
 def version_line(version: dict[str, Any]) -> str:
     """A dataset version of `versions` in a line for a person."""
     counts = version["counts"]
-    mark = " (latest)" if version["latest"] else " (in quarantine)" if version["quarantined"] else ""
-    size = f"{counts['images']:,} images, {counts['parts']:,} parts"
-    return f"{version['name']}  {size}, {version['created']}{mark}"
+    marks = [
+        *version["labels"],
+        *(name for name in ("latest", "experiment", "superseded", "quarantined") if version[name]),
+    ]
+    mark = f" ({', '.join(marks)})".replace("quarantined", "in quarantine") if marks else ""
+    size = f"{counts.get('images', 0):,} images, {counts.get('parts', 0):,} parts"
+    return f"{version['name']}  {size}, {version['created']}{mark}: {version['configuration']}"
 
 
 def report(home: Home) -> Iterator[str]:
-    """Yield one line for each mining, dataset version, run and fit; FileNotFoundError when there is no such home."""
+    """Yield one line for each mining, shelved shard, version, run and fit; FileNotFoundError without such a home."""
     found = holdings(home)
     for one in found["mined"]:
         yield (
             f"mined    {one['name']}  {one['units']} units, {one['images']:,} images, {one['failed']:,} failed"
         )
+    for entry in home.shelf.entries():
+        yield f"shelved  {entry}"
     for version in found["versions"]:
         yield f"version  {version_line(version)}"
     for kind in ("run", "fit"):

@@ -34,7 +34,7 @@ from tests.factories.files import named, tarred
 
 SEED = 7
 # Nothing in a home tells that one of these was there: it is made again, or its absence is what there was before.
-_MAY_BE_ABSENT = {"mining configuration", "quarantine record", "proof"}
+_MAY_BE_ABSENT = {"mining configuration", "quarantine record", "proof", "cached table"}
 
 
 class _Detector:
@@ -109,6 +109,8 @@ def kind_of(home: Path, path: Path) -> str:
         return {"log": "registry row", "reports": "report", "assessed": "assessment"}[parts[1]]
     if parts[0] in ("shards", "quarantine"):
         return {"shards": "shard", "quarantine": "quarantine record"}[parts[0]]
+    if parts[0] == "cache":
+        return "cached table"
     if parts[0] == "versions":
         return "latest" if parts[1] == "latest" else "version"
     stage, what = parts[0], parts[2]

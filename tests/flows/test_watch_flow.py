@@ -175,7 +175,7 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
         monkeypatch.setattr("pipeline.packing.pack.pack_shard", packed)
         monkeypatch.setattr(
             "pipeline.packing.pack.gate",
-            lambda home, version, config: home.versions.point(version.name) or [],
+            lambda home, version, *_: home.versions.point(version.name) or [],
         )
         packing.pack(mine, config, Home(home), mined_only=mined_only)
 

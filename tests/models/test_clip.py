@@ -12,6 +12,7 @@ from models.clip import ClipConfig, DualEncoder, load_weights
 from models.encoders.text import TextConfig
 from models.encoders.vit import VisionConfig
 from models.losses.objective import hycoclip_objective, loss
+from tests.oracle import hycoclip_loss as oracle
 
 TINY = ClipConfig(
     vision=VisionConfig(image_size=16, patch_size=8, width=32, depth=1, heads=2),
@@ -143,6 +144,27 @@ def test_a_product_has_a_curvature_and_a_lift_for_each_factor(tmp_path):
     model.save_pretrained(tmp_path)
     again = DualEncoder.from_pretrained(tmp_path)
     assert again.config == PRODUCT and torch.equal(again.encode_text(TOKENS), points)
+
+
+def test_alphas_of_the_factors_lift_each_factor_and_load_as_published(tmp_path):
+    """A factor with its own alpha equals a plain hyperboloid with it; one alpha for all is the old model."""
+    model, shared = DualEncoder(replace(PRODUCT, factor_alphas=True)), DualEncoder(PRODUCT)
+    assert model.visual_alpha.shape == model.textual_alpha.shape == (4,)
+    assert model.visual_alpha.unique().item() == shared.visual_alpha.item()
+    with torch.no_grad():
+        model.textual_alpha.copy_(torch.tensor([-2.0, -1.0, -0.5, 0.5]))
+    model.constrain_()
+    assert model.textual_alpha.tolist() == [-2.0, -1.0, -0.5, 0.0]
+    projected = model.project_text(TOKENS)
+    points, c = model.lift_text(projected).double(), torch.ones((), dtype=torch.float64)
+    for factor, alpha in enumerate(model.textual_alpha.double()):
+        piece = projected.double()[:, 4 * factor : 4 * factor + 4] * alpha.exp()
+        lifted = torch.stack([oracle.lift(v, c) for v in piece])
+        torch.testing.assert_close(points[:, 4 * factor : 4 * factor + 4], lifted, rtol=1e-5, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(DualEncoder.from_pretrained(tmp_path).textual_alpha, model.textual_alpha)
+    with pytest.raises(ValueError, match="factor_alphas belong to geometry 'product', not 'lorentz'"):
+        replace(TINY, factor_alphas=True)
 
 
 def test_a_product_reaches_every_parameter():

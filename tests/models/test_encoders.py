@@ -1,6 +1,7 @@
 """The towers: shapes, attention masks, patches, positions and the published parameter counts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,21 @@ def test_image_feature_sees_every_patch_and_no_other_image():
     (grad,) = torch.autograd.grad(tower(pixels)[0].square().sum(), pixels)
     assert (F.max_pool2d(grad[0].abs().sum(0, keepdim=True)[None], 4) > 0).all()
     assert not grad[1].any()
+
+
+def test_truncated_weights_have_the_published_spread_and_are_an_option():
+    torch.manual_seed(0)
+    shape = VisionConfig(image_size=16, patch_size=4, width=64, depth=2, heads=4)
+    tower, clip = VisionTransformer(replace(shape, init="truncated")), VisionTransformer(shape)
+    for block in tower.blocks:
+        for linear in (block.qkv, block.attention_out, block.mlp_in, block.mlp_out):
+            assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05) and not linear.bias.any()
+        assert bool((block.attention_norm.weight == 1).all())
+    reach = 48**-0.5  # of a convolution over 3 x 4 x 4 values: uniform in +-fan_in^-1/2
+    patch = tower.patch.weight
+    assert patch.abs().max() <= reach and patch.std().item() == pytest.approx(reach / 3**0.5, rel=0.05)
+    assert tower.class_token.abs().max() < 1e-4
+    assert clip.blocks[0].qkv.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
 
 
 def test_image_of_another_size_is_refused_with_both_sizes():

@@ -251,3 +251,41 @@ def part_rejection(image, text, image_box, text_box, owner, scale, c, box, bias)
     wholes = cross_entropy(i, t, own, negative_distance, scale, c)
     wholes = (wholes + cross_entropy(t, i, own, negative_distance, scale, c)) / 2
     return wholes + 0.5 * cross_entropy(ib, i, owner, negative_angle, scale, c)
+
+
+def member(general, specific, target: list[int], scale, c, eta: float = 1.0, k: float = 0.1) -> Tensor:
+    """Half the entropy of the own one inside the cone, and half the mean of those of the others outside it."""
+    each = []
+    for x, own in zip(general, target, strict=True):
+        logits = [scale * (eta * half_aperture(x, c, k) - exterior_angle(x, y, c)) for y in specific]
+        outside = [torch.log(1 + torch.exp(z)) for place, z in enumerate(logits) if place != own]
+        inside = torch.log(1 + torch.exp(-logits[own]))
+        each.append((inside + sum(outside) / max(1, len(outside))) / 2)
+    return torch.stack(each).mean()
+
+
+def cones(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    """Six cross-entropies of distances, and membership of all specifics of the batch in the four cones."""
+    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
+    own, same = list(range(len(i))), list(range(len(ib)))
+    rows = [(i, t, own), (t, i, own), (ib, t, owner), (tb, i, owner), (ib, tb, same), (tb, ib, same)]
+    entropies = sum(cross_entropy(q, k, right, negative_distance, scale, c) for q, k, right in rows) / 6
+    inside = member(t, i, own, box, c) + member(tb, ib, same, box, c)
+    inside = inside + member(ib, i, owner, box, c) + member(tb, t, owner, box, c)
+    return entropies + 0.25 * inside
+
+
+def pairs(image, text, image_box, text_box, score, scale, c) -> Tensor:
+    """CLIP's two cross-entropies, with the parts and phrases as further pairs."""
+    left, right = [*image, *image_box], [*text, *text_box]
+    own = list(range(len(left)))
+    both = cross_entropy(left, right, own, score, scale, c) + cross_entropy(right, left, own, score, scale, c)
+    return both / 2
+
+
+def clip_box_pairs(image, text, image_box, text_box, owner: list[int], scale: Tensor, c: Tensor) -> Tensor:
+    return pairs(image, text, image_box, text_box, cosine, scale, c)
+
+
+def distance_pairs(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    return pairs(image, text, image_box, text_box, negative_distance, scale, c)

@@ -103,8 +103,11 @@ def test_nets_side_by_side_train_as_one_by_one(shape, contender):
 def test_the_verdict_counts_what_is_below_the_bar():
     title, worse = "convolutional net", 36 * [90.0]
     worse[:3] = 3 * [40.0]
+    worse[3:6] = [60.0, 95.0, 98.0]
     rows = {f"{title}/ours": worse, f"{title}/HypLL": 36 * [91.0], f"{title}/clip at 4": 36 * [90.5]}
-    said = "\n".join(verdict(rows))
-    assert "better of HypLL and the clip in 1 of them" in said and "where HypLL does not in 1." in said
-    assert "c 0.1, rate 0.001: 40.0 (HypLL 91.0, clip 90.5)" in said
+    said = " ".join(verdict(rows))
+    assert "better of HypLL and the clip in 2 of them, in 1 of these beyond the noise" in said
+    assert "where HypLL does not in 1." in said
+    assert "c 0.1, rate 0.001: 40.0 (HypLL 91.0, clip 90.5; -51.0 ± 0.0)" in said
+    assert "c 1, rate 0.001: 84.3 (HypLL 91.0, clip 90.5; -6.7 ± 33.9)" in said
     assert cells(worse)[0] == 40

@@ -19,8 +19,9 @@ from models.hyperbolic import nn as hnn
 from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.nn.functional import MAX_ANGLE
 
-CAPS = {"ours": None, "clip at 4": 4.0, "no cap (12)": MAX_ANGLE}
-CONTENDERS = ("ours", "HypLL", "clip at 4", "Euclidean", "no cap (12)")
+RECALIBRATED = "ours, recalibrated"
+CAPS = {"ours": None, RECALIBRATED: None, "clip at 4": 4.0, "no cap (12)": MAX_ANGLE}
+CONTENDERS = ("ours", RECALIBRATED, "HypLL", "clip at 4", "Euclidean", "no cap (12)")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def our_net(shape: Shape, c: float, contender: str) -> nn.Sequential:
         linear, norm, conv, flat, head = hnn.Linear, hnn.BatchNorm1d, hnn.Conv2d, hnn.Flatten, hnn.MLR
         cap = CAPS[contender]
         cut = {"c": Curvature(c)} | ({} if cap is None else {"max_angle": cap})
-        here, normed = {**cut, "fused": False}, {"c": cut["c"], "fused": False}
+        here = normed = {**cut, "fused": False}
     if shape.conv:
         first = conv(1, 8, 3, padding=1, **here)
         layers = [first, nn.ReLU(), conv(8, 16, 3, padding=1, stride=2, **here), nn.ReLU(), flat()]
@@ -131,6 +132,21 @@ class Nets:
         ]
         self.names, self.peer, self.net = list(weights), contender == "HypLL", nets[0]
         self.single = hypll_forward(shape)
+
+    @torch.no_grad()
+    def recalibrate(self, batches: Sequence[Tensor]) -> None:
+        """Running statistics of [B, ...] batches; `migrate.recalibrate`, whose buffers here are stacked."""
+        norms = [layer for layer in self.net.modules() if isinstance(layer, hnn.BatchNorm1d)]
+        kept = [norm.momentum for norm in norms]
+        for name, buffer in self.buffers.items():
+            if name.endswith("num_batches_tracked"):
+                buffer.zero_()
+        for norm in norms:
+            norm.momentum = None
+        for batch in batches:
+            self.forward(batch.expand(len(self.lanes), *batch.shape))
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.momentum = momentum
 
     def forward(self, u: Tensor, training: bool = True) -> Tensor:
         """[N, B, ...] pixels -> [N, B, 10] logits."""

@@ -14,7 +14,7 @@ norm                      LayerNorm, RMSNorm, GroupNorm
 activation                LorentzActivation; torch's ReLU, GELU, Dropout, ... re-exported
 attention, embedding      MultiheadAttention; Embedding
 transformer               TransformerBlock; RotaryPositions
-residual, flatten         ResidualAdd, residual_add; Flatten, cat, split
+residual, flatten         ResidualAdd, residual_add; Flatten, cat, log_radius_cat, split
 change_manifold           ChangeManifold
 functional                tangent vectors to the unit hyperboloid and back
 hyperplane_ops            the response of K hyperplanes, behind linear layers and convolutions
@@ -46,6 +46,7 @@ from models.hyperbolic.nn.conv_transpose import ConvTranspose2d as ConvTranspose
 from models.hyperbolic.nn.embedding import Embedding as Embedding
 from models.hyperbolic.nn.flatten import Flatten as Flatten
 from models.hyperbolic.nn.flatten import cat as cat
+from models.hyperbolic.nn.flatten import log_radius_cat as log_radius_cat
 from models.hyperbolic.nn.flatten import split as split
 from models.hyperbolic.nn.linear import Linear as Linear
 from models.hyperbolic.nn.lorentz_classifier import LorentzMLR as LorentzMLR

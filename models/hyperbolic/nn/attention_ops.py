@@ -56,7 +56,7 @@ def attend_plain(
     angle2 = (chord * asinhc(chord / 4).square()).unflatten(0, (-1, heads))
     share = wide(_masked(angle2 * (-scale / 2), mask).softmax(-1).flatten(0, 1))
     mean = to_tangent(normalise(share @ v_s, share @ v_t, LEAST, dim=-1), wide_rate)
-    return _join(mean, len(query)).to(query.dtype)
+    return _join(mean, query.shape[0]).to(query.dtype)
 
 
 def attend(
@@ -128,7 +128,7 @@ class _Attend(Function):
 
     @staticmethod
     def forward(query, key, value, scale, mask, rate):
-        batch, wide_rate = len(query), _wide_rate(rate)
+        batch, wide_rate = query.shape[0], _wide_rate(rate)
         (q, _), (k, _), (v, _) = (_lift(_heads(u, len(scale)), wide_rate) for u in (query, key, value))
         cosh = q @ _mirror(k)
         angles, _ = _angles(cosh, query.dtype)
@@ -189,7 +189,7 @@ class _Attend(Function):
         results = []
         for u, *rest in zip(tangents, (q, k, v), (q_f, k_f, v_f), (by_q, by_k, by_v), strict=True):
             by_u, more = _lift_slopes(u, rate, *rest)
-            results.append(_join(by_u, len(query)).to(dtype))
+            results.append(_join(by_u, query.shape[0]).to(dtype))
             by_rate = by_rate + more
         by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).view_as(scale)
         return *results, by_scale, None, by_rate if ctx.needs_input_grad[5] else None

@@ -14,10 +14,16 @@ from models.hyperbolic.curvature import Curvature
 from models.hyperbolic.mean import frechet_mean, frechet_variance
 from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
 from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm
-from models.hyperbolic.nn.functional import Rate, normalise, to_space
+from models.hyperbolic.nn.functional import Rate, normalise, radial_part, to_space
+from models.hyperbolic.nn.hyperplane_ops import check_max_angle
 from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
-from models.hyperbolic.ops import wide
+from models.hyperbolic.ops import square_norm, wide
 from models.hyperbolic.transforms import transformed
+
+NORM_ANGLE = 6
+"""Default of `max_angle` of batch norms. At 12, the limit of float32, nets at high rates die; see
+docs/hyperbolic_training.md.
+"""
 
 
 class _BatchNorm(HyperbolicModule):
@@ -38,6 +44,7 @@ class _BatchNorm(HyperbolicModule):
         model: str = "poincare",
         fused: bool = True,
         mean: str = "midpoint",
+        max_angle: float = NORM_ANGLE,
         *,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -46,6 +53,7 @@ class _BatchNorm(HyperbolicModule):
         if mean not in ("midpoint", "frechet"):
             raise ValueError(f'mean must be "midpoint" or "frechet"; got {mean!r}')
         self.fused, self.mean, place = fused, mean, placed(device, dtype)
+        self.max_angle = check_max_angle(max_angle)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         # softplus(weight) is the variance the output has; it starts at 1, the learned mean at the origin.
@@ -96,9 +104,9 @@ class _BatchNorm(HyperbolicModule):
         # A compiler builds its own backward pass from the plain arithmetic.
         plain = not fused or torch.compiler.is_compiling() or transformed() or u.is_meta
         kernel = batch_norm if plain else batch_norm_fused
-        out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together)
+        out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together, self.max_angle)
         if self.training and self.running_mean is not None:
-            self._track(found.mean.detach(), found.spread.detach() / c, rate)
+            self._track(found.mean.detach(), found.spread.detach(), c, rate, u.shape[0], together)
         return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
 
     def _frechet(self, x: Tensor, rate: Rate, together: bool) -> Statistics:
@@ -108,30 +116,52 @@ class _BatchNorm(HyperbolicModule):
                 'mean="frechet" is not computed across processes: use mean="midpoint", '
                 "or leave torch.distributed uninitialised"
             )
-        points = to_space(wide(x.transpose(1, 2).flatten(0, 1)), rate)
+        u = wide(x.transpose(1, 2).flatten(0, 1))
+        points = u * (rate * radial_part(rate * rate * square_norm(u), self.max_angle))
         mean = frechet_mean(points, 1.0)
         return Statistics(mean, frechet_variance(points, 1.0, mean))
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, rate: Rate) -> None:
+    def _track(self, mean: Tensor, spread: Tensor, c: Rate, rate: Rate, size: int, together: bool) -> None:
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        share = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
         # The weighted midpoint of the old mean and the new one.
         old = self.running_mean.to(mean.dtype)
         n = torch.linalg.vector_norm(old).clamp(min=1e-15)
-        space = torch.lerp(old * ((n * rate).sinh() / n), mean, share)
-        total = torch.lerp((n * rate).cosh(), (1 + mean.dot(mean)).sqrt(), share)
-        space = normalise(space, total)
+        space, time = old * ((n * rate).sinh() / n), (n * rate).cosh()
+        way, later = mean - space, (1 + mean.dot(mean)).sqrt() - time
+        if self.momentum is None:
+            share = 1 / self.num_batches_tracked.to(mean.dtype)
+        else:
+            count = size * (dist.get_world_size() if together else 1)
+            share = _share(way.dot(way) - later * later, spread.to(mean.dtype), count, self.momentum)
+        space = normalise(space + share * way, time + share * later)
         n = torch.linalg.vector_norm(space).clamp(min=1e-15)
         self.running_mean.copy_(space * (n.asinh() / n / rate))
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        news = spread.to(self.running_var.dtype) / c - self.running_var
+        self.running_var.add_(share * news)
 
     def extra_repr(self) -> str:
         """Size, constants, curvature and model."""
         own = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, mean={self.mean}"
         return f"{own}, {super().extra_repr()}"
+
+
+def _share(apart: Tensor, spread: Tensor, count: int, least: float) -> Tensor | float:
+    """Weight of the newest batch: `least`, or more where its mean is further from the running one than its noise.
+
+    Args:
+        apart: squared angle between the two means (its chord).
+        spread: mean squared angle of the points from their mean.
+        count: samples in the batch. The mean of so many has the variance spread / ((1 + spread) count): that of
+            Euclidean space for near points; of far ones only directions count.
+        least: momentum; 0 stops the statistics.
+    """
+    if least == 0:
+        return 0.0
+    noise = spread / ((1 + spread) * count)
+    return (1 - 2 * noise / apart.clamp(min=1e-30)).clamp(min=least)
 
 
 class BatchNorm1d(_BatchNorm):
@@ -140,7 +170,8 @@ class BatchNorm1d(_BatchNorm):
     Args:
         num_features: coordinates of a point.
         eps: added to the variance, which is a mean squared distance.
-        momentum: weight of the newest batch in the running statistics; None: the average of all batches.
+        momentum: least weight of the newest batch in the running statistics: it gets more where its mean is further
+            from the running mean than the noise of a batch. 0 keeps the statistics; None: the average of all batches.
         affine: learn the mean (`bias`, a tangent vector at the origin) and the variance (softplus of `weight`).
         track_running_stats: update running statistics and use them in eval mode.
         c, model: see `HyperbolicModule`.
@@ -148,10 +179,12 @@ class BatchNorm1d(_BatchNorm):
         mean: "midpoint", in closed form, or "frechet", the point of least variance (Lou et al. 2020), by Newton's
             method. Where the statistics are the batch's own, "frechet" is plain autograd whatever `fused` says,
             and is refused across processes. Running means are averaged by midpoints in both.
+        max_angle: points that go in are moved to this angle sqrt(c) d(0, x) where they lie beyond; see `NORM_ANGLE`.
         device, dtype: as in torch; float32 or float64.
 
     Raises:
-        ValueError: another mean, or "frechet" in training with torch.distributed initialised for several processes.
+        ValueError: another mean, a max_angle out of range, or "frechet" in training with torch.distributed initialised
+            for several processes.
     """
 
     _dims = (2, 3)

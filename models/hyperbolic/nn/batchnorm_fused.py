@@ -1,7 +1,8 @@
 """`batch_norm` with a hand-written backward pass: a third of the operations; of its size it stores only x.
 
-The sums below lose digits for points that lie close together compared with their angle from the origin. Where the
-statistics show this, `batchnorm_near` takes over, which is also fused and takes twice the time.
+The sums below lose digits for points that lie close together compared with their angle from the origin, or that are
+stretched a lot. Where the statistics show this, `batchnorm_near` takes over, which is also fused and takes 2.5 times
+as long.
 
 Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. Work per point
 costs as much here as work per coordinate. So operations are few, in place where possible, and free of torch.where,
@@ -37,9 +38,11 @@ def batch_norm_fused(
     rate: Rate,
     given: Statistics | None = None,
     together: bool = False,
+    max_angle: float = MAX_ANGLE,
 ) -> tuple[Tensor, Statistics]:
     """`batch_norm`, differentiable once, with gradients in all tensors but the returned statistics."""
-    out, mean, spread = _BatchNorm.apply(x, bias, wanted, slack, rate, *(given or (None, None)), together)
+    statistics = given or (None, None)
+    out, mean, spread = _BatchNorm.apply(x, bias, wanted, slack, rate, *statistics, together, max_angle)
     return out, Statistics(mean, spread)
 
 
@@ -72,11 +75,12 @@ class _Kept(NamedTuple):
 
 class _BatchNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together):  # pyright: ignore[reportIncompatibleMethodOverride]
-        found = _forward(x, bias, wanted, slack, rate, mean, spread, together)
+    def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together, max_angle):  # pyright: ignore[reportIncompatibleMethodOverride]
+        options = mean, spread, together, max_angle
+        found, ctx.max_angle = _forward(x, bias, wanted, slack, rate, *options), max_angle
         ctx.near, ctx.together, ctx.given = found is None, together, mean is not None
         if found is None:
-            found = batchnorm_near.forward(x, bias, wanted, slack, rate, mean, spread, together)
+            found = batchnorm_near.forward(x, bias, wanted, slack, rate, *options)
         out, mean, spread, kept = found
         ctx.mark_non_differentiable(mean, spread)
         ctx.set_materialize_grads(False)
@@ -88,7 +92,7 @@ class _BatchNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grad is None:
-            return (None,) * 8
+            return (None,) * 9
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this layer is differentiable once; build it with fused=False for second derivatives"
@@ -96,9 +100,12 @@ class _BatchNorm(Function):
         x, bias, wanted, rate, slack, spread, *kept = ctx.saved_tensors
         rate, slack = ctx.rate if rate is None else rate, ctx.slack if slack is None else slack
         if ctx.near:
-            return *batchnorm_near.backward(
-                x, bias, wanted, slack, rate, spread, kept, ctx.given, ctx.together, grad
-            ), None
+            options = ctx.given, ctx.together, ctx.max_angle
+            return (
+                *batchnorm_near.backward(x, bias, wanted, slack, rate, spread, kept, *options, grad),
+                None,
+                None,
+            )
         return _backward(ctx, x, wanted, slack, rate, spread, _Kept(*kept), grad)
 
 
@@ -111,16 +118,20 @@ def _forward(
     mean: Tensor | None,
     spread: Tensor | None,
     together: bool,
+    max_angle: float,
 ) -> tuple[Tensor, Tensor, Tensor, _Kept] | None:
     """Result, statistics and the values for backward; None where float32 has lost too many digits."""
     batch, one = x.shape[0], x.new_ones(())
     # New memory pages take half of the time of a large operation on a CPU: squares and result use one buffer.
     buffer = x * x
     r = buffer.sum(1, keepdim=True).clamp_(min=TINY).sqrt_().mul_(rate)
-    sinh = r.clamp(max=MAX_ANGLE).sinh_()
-    t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh.mul_(rate).div_(r)
-    sums = x.new_empty(0) if mean is not None else _sum_points(x, t, f, together)
-    mean = mean.to(x.dtype, copy=True) if mean is not None else normalise(sums[:-2], sums[-2], sums[-1])
+    sinh = r.clamp(max=max_angle).sinh_()
+    # Time parts less 1, without which their sums would have no digit of small angles.
+    square = sinh * sinh
+    t, f = (square + 1).sqrt_(), sinh.mul_(rate).div_(r)
+    less = square.div_(t + 1)
+    sums = x.new_empty(0) if mean is not None else _sum_points(x, less, f, together)
+    mean = _mean(sums) if mean is None else mean.to(x.dtype, copy=True)
     n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
     lift = (n * rate).clamp_(max=MAX_ANGLE).sinh_().div_(n)
     pair = torch.stack([mean, bias * lift])
@@ -129,13 +140,16 @@ def _forward(
     along = torch.bmm(many, x)
     cosh = (t * pair_t).addcmul_(f, along, value=-1)
 
-    half2 = (cosh[:, :1] - 1).mul_(0.5).clamp_(min=TINY)
+    mean_less = pair[0].dot(pair[0]) / (1 + pair_t[0, 0])
+    half2 = (less * pair_t[0, 0]).add_(mean_less).addcmul_(f, along[:, :1], value=-1)
+    half2 = half2.mul_(0.5).clamp_(min=TINY)
     sinh_half, cosh_half = half2.sqrt(), (half2 + 1).sqrt_()
     half = half2.div_(cosh_half + 1).add_(sinh_half).log1p_()
     spread = 4 * average(half.square(), together) if spread is None else spread.to(x.dtype, copy=True)
-    if _lost(sums, pair_t[0, 0], t, spread):
-        return None
+    average_less = sums[-2] / sums[-1] if len(sums) else less.mean()
     gain = (wanted / (spread + slack)).sqrt()
+    if _lost(average_less * pair_t[0, 0] + mean_less, spread, gain):
+        return None
     turn = (half * (2 * gain)).clamp_(max=MAX_ANGLE)
     sinh_out, sinh_in = turn.sinh(), sinh_half.mul_(cosh_half)
     cosh_out, k = torch.addcmul(one, sinh_out, sinh_out).sqrt_(), (sinh_out / sinh_in).mul_(0.5)
@@ -162,7 +176,7 @@ def _backward(
     batch, least = x.shape[0], 8 * torch.finfo(x.dtype).eps
     k_f = p.k * p.f
     # Beyond the caps the input's time part and the output's angle are constant.
-    free, moves = (MAX_ANGLE - p.r).sign_().clamp_(min=0), (MAX_ANGLE - p.turn).sign_()
+    free, moves = (ctx.max_angle - p.r).sign_().clamp_(min=0), (MAX_ANGLE - p.turn).sign_()
 
     # The combination: out = shrink (k f x + factors . pair).
     buffer = x * grad
@@ -224,23 +238,29 @@ def _backward(
     d_bias, slope = _lift_backward(p, rate, d_pair[1])
     d_rate = None if d_rate is None else d_rate + slope
     d_given = (d_pair[0], d_slack) if ctx.given else (None, None)
-    return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None
+    return d_x, d_bias, d_wanted, d_slack if ctx.needs_input_grad[3] else None, d_rate, *d_given, None, None
 
 
-def _lost(sums: Tensor, mean_t: Tensor, t: Tensor, spread: Tensor) -> bool:
-    """Whether rounding moves the squared angles by more than LOST of their mean.
+def _lost(size: Tensor, spread: Tensor, gain: Tensor) -> bool:
+    """Whether rounding moves the squared angles, or the result's time part, by more than LOST of their mean.
 
-    The cosh of an angle is a difference of numbers of the size of the product of the time parts.
+    The cosh of an angle less 1 is a difference of numbers of this size: the product of the time parts, less 1. The
+    time part is a sum of numbers of the size of the gain, and enters with an eighth of its error.
     """
-    time = sums[-2] / sums[-1] if len(sums) else t.mean()
-    return not bool(torch.finfo(t.dtype).eps / 2 * time * mean_t <= LOST * spread)
+    eps = torch.finfo(size.dtype).eps
+    return not bool((eps * size <= LOST * spread) & (eps * gain <= 8 * LOST))
 
 
-def _sum_points(x: Tensor, t: Tensor, f: Tensor, together: bool) -> Tensor:
-    """Sums of the space parts f x and of the time parts t, and the number of points: [C + 2]; one all-reduce."""
-    count = t.new_full((1,), t.numel())
-    sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), t.sum().view(1), count])
+def _sum_points(x: Tensor, less: Tensor, f: Tensor, together: bool) -> Tensor:
+    """Sums of the space parts f x and of the time parts less 1, and the number of points: [C + 2]; one all-reduce."""
+    count = less.new_full((1,), less.numel())
+    sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), less.sum().view(1), count])
     return all_reduce(sums) if together else sums
+
+
+def _mean(sums: Tensor) -> Tensor:
+    """Midpoint [C] of the points of `_sum_points`."""
+    return normalise(sums[:-2], sums[-2] + sums[-1], sums[-1])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -260,7 +280,7 @@ def _lift_backward(p: _Kept, rate: Rate, grad: Tensor) -> tuple[Tensor, Tensor]:
 def _normalise_backward(sums: Tensor, mean: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients by the summed space parts [C] and the summed time parts (0-dim), from that by their mean [C]."""
     # mean = space scale, scale = (total^2 - |space|^2)^-1/2, and total scale is the mean's time part.
-    total, least = sums[-2], sums[-1]
+    total, least = sums[-2] + sums[-1], sums[-1]
     scale = (1 + mean.dot(mean)).sqrt() / total
     along = grad.dot(mean) * scale * (1 - least * scale).sign_().clamp_(min=0)
     return torch.addcmul(grad * scale, along, mean), -along * total * scale

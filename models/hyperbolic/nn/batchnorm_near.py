@@ -47,11 +47,11 @@ class _Seen(NamedTuple):
     y_t: Tensor
 
 
-def _see(d_r: Tensor, d2: Tensor, rate: Rate, p: Place) -> _Seen:
+def _see(d_r: Tensor, d2: Tensor, rate: Rate, p: Place, max_angle: float) -> _Seen:
     """Numbers of points, by their tangent vectors' difference from p's: d_r along p's direction, d2 squared across."""
     along, one = d_r + p.length, d_r.new_ones(())
     n = torch.addcmul(d2, along, along).clamp_(min=TINY).sqrt_()
-    sinh = (n * rate).clamp_(max=MAX_ANGLE).sinh_()
+    sinh = (n * rate).clamp_(max=max_angle).sinh_()
     t, f = torch.addcmul(one, sinh, sinh).sqrt_(), sinh / n
     x_r = f * along
     y_r = (x_r * p.time).sub_(t * p.space)
@@ -60,7 +60,16 @@ def _see(d_r: Tensor, d2: Tensor, rate: Rate, p: Place) -> _Seen:
 
 
 def _unsee(
-    p: Place, seen: _Seen, d2: Tensor, rate: Rate, f: Tensor, x_r: Tensor, t: Tensor, y_r: Tensor, y_t: Tensor
+    p: Place,
+    seen: _Seen,
+    d2: Tensor,
+    rate: Rate,
+    max_angle: float,
+    f: Tensor,
+    x_r: Tensor,
+    t: Tensor,
+    y_r: Tensor,
+    y_t: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by d_r, d2 and rate (0-dim) from those by the result of `_see`, which are overwritten."""
     y_t.div_(seen.y_t)
@@ -73,7 +82,7 @@ def _unsee(
     by_d_r = x_r.mul_(seen.f)
     # sinh(q) / n and cosh(q) with q = rate n; beyond the cap q stays.
     f.div_(seen.n)
-    by_angle = t.mul_(seen.sinh).addcmul_(f, seen.t).mul_((MAX_ANGLE - seen.n * rate).sign_().clamp_(min=0))
+    by_angle = t.mul_(seen.sinh).addcmul_(f, seen.t).mul_((max_angle - seen.n * rate).sign_().clamp_(min=0))
     by_n = (by_angle * rate).sub_(f.mul_(seen.f)).div_(seen.n)
     return by_d_r.addcmul_(by_n, seen.along), by_d2.add_(by_n, alpha=0.5), torch.sum(by_angle.mul_(seen.n))
 
@@ -135,13 +144,14 @@ def forward(
     mean: Tensor | None,
     spread: Tensor | None,
     together: bool,
+    max_angle: float,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     """Result, statistics and the values for `backward`; arguments as of `batch_norm`."""
     given = None if mean is None or spread is None else Statistics(mean, spread)
-    p = place(x, rate, given, together)
+    p = place(x, rate, given, together, max_angle)
     d, d_r = _apart(x, p)
     d2 = (d * d).sum(1, keepdim=True)
-    seen = _see(wide(d_r), wide(d2), rate, p)
+    seen = _see(wide(d_r), wide(d2), rate, p, max_angle)
     sums = None if given else sum_points(d, seen.f, seen.y_r, seen.y_t, p, together)
     ends = Ends.of(_mean(sums, given, p), to_space(wide(bias), rate), p)
     across = torch.bmm(ends.across.to(x.dtype).expand(len(x), -1, -1), d)
@@ -173,6 +183,7 @@ def backward(
     kept: list[Tensor],
     is_given: bool,
     together: bool,
+    max_angle: float,
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by x, bias, wanted, slack, rate, and by the statistics where they were given."""
@@ -188,7 +199,7 @@ def backward(
         gain = (wanted / (spread + slack)).sqrt()
     once, e, g, rate_ = _Slopes(), Ends(*(v.detach() for v in ends)), gain.detach(), _number(rate)
     d2, across, least = wide(d2), wide(across), 8 * torch.finfo(gain.dtype).eps
-    seen = _see(wide(d_r), d2, rate_, p)
+    seen = _see(wide(d_r), d2, rate_, p, max_angle)
     turned = _from_mean(seen, across, e)
     o = _weigh(seen, across, e, turned, g, rate_)
 
@@ -268,7 +279,7 @@ def backward(
     else:
         once.run((mean,), (by_end,), (given.mean,))
         once.add(given.spread, once[spread])
-    by_d_r, by_d2, by_angle = _unsee(p, seen, d2, rate_, by_f, by_x_r, by_t, by_y_r, by_y_t)
+    by_d_r, by_d2, by_angle = _unsee(p, seen, d2, rate_, max_angle, by_f, by_x_r, by_t, by_y_r, by_y_t)
     once.add(rate, by_rate + by_angle)
     # The gradient across p's direction loses its part along it and gains that of d_r.
     rows[0].add_(by_d_r)

@@ -52,6 +52,7 @@ def batch_norm(
     rate: Rate,
     given: Statistics | None = None,
     together: bool = False,
+    max_angle: float = MAX_ANGLE,
 ) -> tuple[Tensor, Statistics]:
     """Normalise tangent vectors [B, C, N], one point per (b, n); also returns the statistics that were used.
 
@@ -63,8 +64,9 @@ def batch_norm(
         rate: angle per unit of tangent length.
         given: statistics to use instead of the points' own.
         together: take the points' own statistics over all processes of torch.distributed.
+        max_angle: points beyond this angle count as the point at it on their ray.
     """
-    p = place(x, rate, given, together)
+    p = place(x, rate, given, together, max_angle)
     rows = p.way.to(x.dtype).expand(x.shape[0], 1, -1)
     d = x - p.at[:, None]
     d_r = torch.bmm(rows, d)
@@ -73,7 +75,7 @@ def batch_norm(
     d_r, d2 = wide(d_r), wide(square_norm(d, 1))
     along = d_r + p.length
     s = (along * along + d2) * (rate * rate)
-    radial = radial_part(s)
+    radial = radial_part(s, max_angle)
     f, t = rate * radial, (1 + s * radial * radial).sqrt()
     y_r = f * along * p.time - t * p.space
     y_t = (1 + f * f * d2 + y_r * y_r).sqrt()
@@ -108,16 +110,17 @@ def batch_norm(
 
 
 @torch.no_grad()
-def place(x: Tensor, rate: Rate, given: Statistics | None, together: bool) -> Place:
-    """The mean of the tangent vectors, or the given mean's."""
+def place(x: Tensor, rate: Rate, given: Statistics | None, together: bool, max_angle: float) -> Place:
+    """The mean of the tangent vectors, or the given mean's, drawn back to max_angle."""
     if given:
         mean = wide(given.mean)
         at = (mean * (asinhc(mean.dot(mean)) / rate)).to(x.dtype)
     else:
         at = x.mean((0, 2))
         at = _summed(at) / dist.get_world_size() if together else at
+    at = at * (max_angle / (torch.linalg.vector_norm(at) * rate).clamp(min=max_angle))
     length = torch.linalg.vector_norm(wide(at))
-    angle = (length * rate).clamp(max=MAX_ANGLE)
+    angle = length * rate
     return Place(at, wide(at) / length.clamp(min=1e-30), length, cosh(angle), sinh(angle))
 
 

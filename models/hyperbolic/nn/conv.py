@@ -112,10 +112,61 @@ def window_sum(
     return x
 
 
-class _Conv(HyperbolicModule):
+class _Window(HyperbolicModule):
+    """Channels, geometry and parameters of a convolution; the constructor of a subclass resets them."""
+
     _convolution: Callable[..., Tensor]
     _space: int
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
+        groups: int,
+        bias: bool,
+        c: float | Curvature,
+        model: str,
+        device: Device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(c, model)
+        check_channels(in_channels, out_channels, groups)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = sizes("kernel_size", kernel_size, self._space, 1)
+        self.stride = sizes("stride", stride, self._space, 1)
+        self.padding = sizes("padding", padding, self._space, 0)
+        self.dilation = sizes("dilation", dilation, self._space, 1)
+        place = placed(device, dtype)
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
+
+    @full_precision
+    def forward(self, u: Tensor) -> Tensor:
+        """[B, in_channels, *space] -> [B, out_channels, *space']."""
+        if u.dim() != len(self.kernel_size) + 2 or u.shape[1] != self.in_channels:
+            wanted = f"[B, {self.in_channels}, {len(self.kernel_size)} spatial sizes]"
+            raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
+        return self._respond(u, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def _respond(self, u: Tensor, **geometry) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Sizes, geometry, curvature and model."""
+        sizes = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        more = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+        return f"{sizes}, {more}, bias={self.bias is not None}, {super().extra_repr()}"
+
+
+class _Conv(_Window):
     @accepts_lean
     def __init__(
         self,
@@ -136,22 +187,12 @@ class _Conv(HyperbolicModule):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(c, model)
-        check_channels(in_channels, out_channels, groups)
         if init not in ("identity", "normal", "hypll"):
             raise ValueError(f'init must be "identity", "normal" or "hypll"; got {init!r}')
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = sizes("kernel_size", kernel_size, self._space, 1)
-        self.stride = sizes("stride", stride, self._space, 1)
-        self.padding = sizes("padding", padding, self._space, 0)
-        self.dilation = sizes("dilation", dilation, self._space, 1)
+        geometry = kernel_size, stride, padding, dilation
+        super().__init__(in_channels, out_channels, *geometry, groups, bias, c, model, device, dtype)
         self.init, self.fused = init, fused
         self.max_angle = check_max_angle(max_angle)
-        place = placed(device, dtype)
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *self.kernel_size, **place)
-        )
-        self.bias = nn.Parameter(torch.empty(out_channels, **place)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -182,27 +223,11 @@ class _Conv(HyperbolicModule):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    @full_precision
-    def forward(self, u: Tensor) -> Tensor:
-        """[B, in_channels, *space] -> [B, out_channels, *space']."""
-        if u.dim() != len(self.kernel_size) + 2 or u.shape[1] != self.in_channels:
-            wanted = f"[B, {self.in_channels}, {len(self.kernel_size)} spatial sizes]"
-            raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
-        return self._respond(u, stride=self.stride, padding=self.padding, dilation=self.dilation)
-
     def _respond(self, u: Tensor, **geometry) -> Tensor:
         options = {"groups": self.groups, "fused": self.fused, "max_angle": self.max_angle}
         return convolve(
             type(self)._convolution, u, self.weight, self.bias, self.rate(), **options, **geometry
         )
-
-    def extra_repr(self) -> str:
-        """Sizes, geometry, curvature and model."""
-        sizes = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        )
-        more = f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
-        return f"{sizes}, {more}, bias={self.bias is not None}, {super().extra_repr()}"
 
 
 class Conv1d(_Conv):

@@ -1,11 +1,14 @@
-"""Joining and splitting the coordinates of points, with beta factors that preserve their size (Shimizu et al. 2021)."""
+"""Joining and splitting the coordinates of points, with factors that preserve their size."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from models.hyperbolic.nn.functional import Rate, to_space, to_tangent
 from models.hyperbolic.transforms import fx_leaf
+
+EULER = 0.5772156649015329
 
 
 def log_beta(n: float) -> float:
@@ -20,12 +23,36 @@ def beta_ratio(n: int, n_i: int) -> float:
 
 @fx_leaf
 def cat(tensors: list[Tensor] | tuple[Tensor, ...], dim: int = -1) -> Tensor:
-    """Beta-concatenation of tangent vectors along their coordinates: sizes n_i along `dim` -> sum of n_i.
+    """Beta-concatenation of tangent vectors (Shimizu et al. 2021): sizes n_i along `dim` -> sum of n_i.
 
     For any other dimension use torch.cat.
     """
     n = sum(t.shape[dim] for t in tensors)
     return torch.cat([t * beta_ratio(n, t.shape[dim]) for t in tensors], dim)
+
+
+def digamma(n: int) -> float:
+    """psi(n / 2), n at least 1: twice the mean of log |x| of n normal coordinates is psi(n / 2) + log 2."""
+    first = 2 - n % 2
+    return -EULER - (2 * math.log(2) if first == 1 else 0) + sum(2 / k for k in range(first, n, 2))
+
+
+@fx_leaf
+def log_radius_cat(tensors: list[Tensor] | tuple[Tensor, ...], rate: Rate, dim: int = -1) -> Tensor:
+    """Log-radius concatenation of tangent vectors (Shi et al. 2026): sizes n_i along `dim` -> sum of n_i.
+
+    Space parts side by side, each times exp((psi(n_i / 2) - psi(n / 2)) / 2): points whose space parts are normal with
+    one variance keep their mean log radius. The time part follows. `cat` does this for tangent vectors and lengths.
+
+    Args:
+        tensors: tangent vectors at the origin.
+        rate: their hyperbolic angle per unit of length, `HyperbolicModule.rate`.
+        dim: the dimension of the coordinates.
+    """
+    n = sum(t.shape[dim] for t in tensors)
+    scales = (math.exp((digamma(t.shape[dim]) - digamma(n)) / 2) for t in tensors)
+    space = torch.cat([to_space(t, rate, dim) * s for t, s in zip(tensors, scales, strict=True)], dim)
+    return to_tangent(space, rate, dim)
 
 
 @fx_leaf

@@ -48,7 +48,7 @@ def check_max_angle(max_angle: float) -> float:
     if not 0 < max_angle <= MAX_ANGLE:
         raise ValueError(
             f"max_angle must be positive and at most {MAX_ANGLE:g}, the limit of float32; got {max_angle}: "
-            f"{FEATURE_ANGLE:g} is the default"
+            "leave it out for the default"
         )
     # A whole number stays an integer: under torch.compile(dynamic=True) the floats of a module become graph inputs,
     # which an autograd.Function does not take.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.conv import Sizes, _Conv, window_sum
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, to_space, to_tangent
+from models.hyperbolic.nn.conv import Sizes, _Window, window_sum
+from models.hyperbolic.nn.functional import Rate, to_space, to_tangent
 from models.hyperbolic.nn.lorentz_linear import normals
 from models.hyperbolic.nn.module import Device
 from models.hyperbolic.ops import square_norm
@@ -45,7 +45,8 @@ def lorentz_convolve(
     return to_tangent(y, rate, 1)
 
 
-class _LorentzConv(_Conv):
+class _LorentzConv(_Window):
+    # These maps do not magnify far points as `Conv2d` does: they have no `max_angle`, only the cap of float32.
     def __init__(
         self,
         in_channels: int,
@@ -62,23 +63,9 @@ class _LorentzConv(_Conv):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            c,
-            model,
-            "normal",
-            device=device,
-            dtype=dtype,
-        )
-        # These maps do not magnify far points as `Conv2d` does, so they keep the cap that prevents overflow.
-        self.max_angle = MAX_ANGLE
+        geometry = kernel_size, stride, padding, dilation
+        super().__init__(in_channels, out_channels, *geometry, groups, bias, c, model, device, dtype)
+        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

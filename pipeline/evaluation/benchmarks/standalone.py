@@ -100,7 +100,11 @@ def evaluate_model(
     asked = ", ".join(str(place) for place in (spec.assess_source, spec.data) if place)
     origin = [("Model", str(folder)), ("Assessed on", asked), ("Commit", str(metrics["commit"] or ""))]
     page = Exhibits(
-        config={"assess": config.model_dump(mode="json")}, lineage=origin, draws=config.draws, **shown
+        images=[scene.key for scene in found.scenes] if found else [],
+        config={"assess": config.model_dump(mode="json")},
+        lineage=origin,
+        draws=config.draws,
+        **shown,
     )
     report.write(folder / "report.html", metrics, page)
     return metrics

@@ -50,6 +50,29 @@ SHUFFLED = "expectation over random orders"
 UNIFORM = "every leaf predicted equally often"
 COIN = "one half"
 POOL = "a uniform draw from the pool"
+READINGS = {  # of metrics/attribution.py: what is told, its chance level, by which readings
+    "hierarchical_retrieval": (
+        "AP of the images under a name",
+        SHUFFLED,
+        {"score": "score", "angle": "exterior angle", "norm": "the image's norm"},
+    ),
+    "membership": (
+        "AP of all names and images",
+        SHUFFLED,
+        {
+            "norm": "the name's norm",
+            "angle": "exterior angle",
+            "aperture": "angle and aperture",
+            "angle_and_norm": "angle and the best function of the norm",
+            "angle_and_bias": "angle and a learned bias",
+        },
+    ),
+    "direction": (
+        "parent told from child",
+        COIN,
+        {"norm": "norm", "angle": "exterior angle", "bias": "a learned bias"},
+    ),
+}
 
 CATALOG = (
     *(Metric(f"{block}.top1", f"{name} top-1", chance=CLASSES) for block, name in CLASSIFIERS.items()),
@@ -135,8 +158,15 @@ CATALOG = (
     Metric("pictures.distinct", "distinct nearest pictures", "count", None),
     Metric("pictures.root", "steps at which the root is nearer than any picture", "fraction", None),
     Metric("names.on_path", "nearest names that are the true class or an ancestor", "fraction", None, POOL),
+    Metric("names.ancestor", "nearest names that are an ancestor of the true class", "fraction", None, POOL),
+    Metric("names.three_levels", "walks that meet names at three depths of the tree", "fraction", None),
     Metric("names.rising", "changes to an ancestor's name", "fraction", None, POOL),
     Metric("names.distinct", "distinct nearest names", "count", None),
+    *(
+        Metric(f"{block}.{reading}", f"{what} by {how}", "fraction", None, chance)
+        for block, (what, chance, readings) in READINGS.items()
+        for reading, how in readings.items()
+    ),
     Metric("train.loss_first", "training loss at the start", "nats", False),
     Metric("train.loss_last", "training loss at the end", "nats", False),
 )

@@ -28,6 +28,7 @@ MEASURED = (
     "compositional",
     "traversal",
     "geometry",
+    "attribution",
 )
 CLASSIFIED = ("classification", "ood", "open_set", "attack")  # of `hyco fit`
 

@@ -25,11 +25,15 @@ ORDERS = (("text_box", "text"), ("image_box", "image"), ("text", "image"), ("tex
 
 @dataclass(frozen=True, slots=True)
 class Cone:
-    """One entailment condition: exterior angle at `general` of `specific` at most eta times the aperture."""
+    """One entailment condition: exterior angle at `general` of `specific` at most eta times the aperture.
+
+    `k` is the constant K of its aperture, None for the report's.
+    """
 
     general: str
     specific: str
     eta: float
+    k: float | None = None
 
 
 HYCOCLIP_CONES = (
@@ -88,7 +92,7 @@ def cone_report(
     c = _vector(c, general)
     general, specific = (product.split(x.double(), len(c)) for x in (general, specific))
     angle = lorentz.exterior_angle(general, specific, c)
-    aperture = lorentz.half_aperture(general, c, k)
+    aperture = lorentz.half_aperture(general, c, k if cone.k is None else cone.k)
     return {
         "satisfied": float((angle <= cone.eta * aperture).double().mean()),
         "angle": float(torch.rad2deg(angle).mean()),
@@ -118,13 +122,16 @@ def geometry_report(
     """Radius, curvature, saturated and satisfied cones and order of the node types: see the module.
 
     The curvature of a product is the mean of its factors'; all of them are listed as "curvatures". Node types without
-    points are left out.
+    points are left out. A node type is saturated by the widest of its cones.
 
     `pairs` maps (general, specific) to indices of true pairs. "order" holds for each ordered pair of node types whether
     the mean radius of the first is smaller, and in which fraction of true pairs it is.
     """
     each = {n: factor_radii(points.points, c) for n, points in nodes.items() if len(points.occurrences)}
-    edge = {name: (values <= 2 * k).mean(1)[nodes[name].occurrences] for name, values in each.items()}
+    widest = {name: max((cone.k or k for cone in cones if cone.general == name), default=k) for name in each}
+    edge = {
+        name: (values <= 2 * widest[name]).mean(1)[nodes[name].occurrences] for name, values in each.items()
+    }
     radius = {name: values.mean(1) for name, values in each.items()}
     spread = {name: values[nodes[name].occurrences] for name, values in radius.items()}
     satisfied = {}

@@ -105,9 +105,10 @@ def climbs(
 ) -> MetricResult:
     """The walk over the names of a tree: `above[i, j]` says that j is an ancestor of i; truth is a leaf.
 
-    on_path: fraction of steps (not the root's) at which the true leaf or one of its ancestors is nearest; rising:
-    fraction of changes of the nearest name that go to an ancestor of the previous name; distinct as in `met`. Chance: a
-    uniform draw from the names, and of a change, from the other names.
+    on_path: fraction of steps (not the root's) at which the true leaf or one of its ancestors is nearest; ancestor: at
+    which an ancestor is; rising: fraction of changes of the nearest name that go to an ancestor of the previous name;
+    three_levels: fraction of walks whose nearest names lie at three or more depths of the tree; distinct as in `met`.
+    Chance: a uniform draw from the names, and of a change, from the other names.
     """
     size = len(above)
     path = above | np.eye(size, dtype=bool)
@@ -116,13 +117,15 @@ def climbs(
     on = there & path[truth[:, None], inside]
     moved = (inside[:, 1:] != inside[:, :-1]) & there[:, 1:] & there[:, :-1]
     up = moved & above[inside[:, :-1], inside[:, 1:]]
-    counts = np.array([len(np.unique(row[row < size])) for row in index], np.float64)[:, None]
-    numbers: dict = {"distinct": float(counts.mean())}
-    spans = {"distinct": bootstrap.means(counts)[0]}
+    depth, named = above.sum(axis=1), [np.unique(row[row < size]) for row in index]
+    each = np.array([(len(row), len(np.unique(depth[row])) >= 3) for row in named], np.float64)
+    numbers: dict = {"distinct": float(each[:, 0].mean()), "three_levels": float(each[:, 1].mean())}
+    spans: dict = dict(zip(numbers, bootstrap.means(each), strict=True))
     chance = {}
     expected = (moved * above.sum(axis=1)[inside[:, :-1]] / max(size - 1, 1)).sum()
     for key, hits, asked, guess in (
         ("on_path", on, there, float(path[truth].mean())),
+        ("ancestor", there & above[truth[:, None], inside], there, float(above[truth].mean())),
         ("rising", up, moved, float(expected / max(moved.sum(), 1))),
     ):
         right, all_of = (

@@ -10,7 +10,15 @@ from pipeline.evaluation.metrics.document import context, measured
 from pipeline.evaluation.report.charts import PER_CENT, number, plain_share, share
 from pipeline.evaluation.report.compare_runs import beside_table
 from pipeline.evaluation.report.curves import curves
-from pipeline.evaluation.report.panels import Exhibits, plane_panel, space_panel, tree_panel, walks_panel
+from pipeline.evaluation.report.panels import (
+    Exhibits,
+    depth_rows,
+    plane_panel,
+    separation_rows,
+    space_panel,
+    tree_panel,
+    walks_panel,
+)
 from pipeline.evaluation.report.tables import (
     bar,
     data_sets,
@@ -31,6 +39,7 @@ SECTIONS = {
     "compositional": "Compositional test",
     "traversal": "Traversals to the root",
     "geometry": "Geometry report",
+    "attribution": "Norm, angle and bias",
     "held_out": "Held-out images",
     "mining": "Mining summary",
     "train": "Training summary",
@@ -64,7 +73,10 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "walks": walks_panel(exhibits, metrics),
         "plane": plane_panel(exhibits),
         "space": space_panel(exhibits, metrics.get("geometry")),
+        "separation": separation_rows(metrics.get("attribution")),
+        "depths": depth_rows(metrics.get("attribution")),
         "samples": exhibits.samples,
+        "images": " ".join(sorted(set(exhibits.images))),
         "mining": view.mining(),
         "mining_lead": "Noun phrases of the captions and the boxes found for them, as used in "
         "training. Point at a phrase to see its box. Taken in order from the first training shard.",

@@ -30,6 +30,7 @@ class Exhibits:
     config: dict[str, Any] = field(default_factory=dict)
     lineage: list[tuple[str, str]] = field(default_factory=list)
     draws: int = 1000
+    images: list[str] = field(default_factory=list)  # keys of all images of which it may show one
 
 
 def tree_panel(x: Exhibits) -> dict[str, Any] | None:
@@ -156,6 +157,30 @@ def space_panel(x: Exhibits, shape: dict[str, Any] | None) -> dict[str, Any] | N
             for name, entry in shape["radius"].items()
         ],
     }
+
+
+def depth_rows(found: dict[str, Any] | None) -> list[list[str]]:
+    """Cells of the geometry of the taxonomy's names, a row per depth; none without names or cones."""
+    rows = []
+    for depth, entry in ((found or {}).get("depth") or {}).items():
+        radius = entry["radius"]
+        row = [depth, f"{radius['count']:,}", *(number(radius[q]) for q in ("q05", "q50", "q95"))]
+        row += [share(entry["saturated"]), share(entry["order"]) if "order" in entry else ""]
+        for kind in ("child", "image"):
+            inside = entry.get(kind, {})
+            row += [share(inside[which]) if which in inside else "" for which in ("true", "shuffled")]
+        rows.append(row)
+    return rows
+
+
+def separation_rows(found: dict[str, Any] | None) -> list[list[str]]:
+    """Cells of the pairs that a threshold on score, angle and norm keeps, a row per kind of pair."""
+    rows = []
+    for pair, kept in ((found or {}).get("separation") or {}).items():
+        general, specific = (NODE_NAMES[name] for name in pair.split(">"))
+        name = f"{general.capitalize()} contains {specific}"
+        rows.append([name, *(share(kept[key]) if key in kept else "" for key in ("score", "angle", "norm"))])
+    return rows
 
 
 def _cone(pair: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ TABLES = {
     "compositional": "Compositional",
     "traversal": "Walks",
     "hierarchy": "Hierarchy",
+    "attribution": "Norm, angle and bias",
     "suite": "Evaluation suite",
 }
 
@@ -115,6 +116,8 @@ def _note(section: str, facts: dict[str, Any]) -> str:
             )
         case "hierarchy":
             return f"{facts['images']:,} answers on the tree"
+        case "attribution":
+            return f"{facts['hierarchical_retrieval']['n']:,} names of the tree and the images under them"
     sets = data_sets(facts)
     return f"{sets} data set{'s' * (sets != 1)}; n is the number of resampled units of an interval"
 

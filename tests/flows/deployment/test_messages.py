@@ -15,6 +15,7 @@ from flows.deployment.spec import blueprint
 from flows.reporting import events
 from pipeline.config import ConfigError
 from storage.home import Home
+from storage.shelf import Shelved
 from tests.flows.deployment.test_reconcile import config
 
 
@@ -53,17 +54,20 @@ def names():
 def test_the_block_is_told_once_and_the_automations_go_with_the_option(received, tmp_path):
     plan = blueprint(config(notify="custom-webhook/team"))
     apply(plan)
-    assert check(plan) == [] and len(names()) == 4
+    assert check(plan) == [] and len(names()) == 5
+    entry = Shelved("0a", "7.tar", "/data", "torn", "2026-11-29T20:00:00+00:00")
     for _ in range(2):
+        events.away(entry, Home(str(tmp_path)))
         events.given_up("v-1", "5 attempts have failed", Home(str(tmp_path)))
     events.quarantined("v-2", "min_images 3, limit 10", Home(str(tmp_path)))
     events.flush()
     until = time.monotonic() + 60
-    while len(received) < 2 and time.monotonic() < until:
+    while len(received) < 3 and time.monotonic() < until:
         time.sleep(0.2)
     time.sleep(1)
     assert sorted((one["subject"], one["body"].splitlines()[-1]) for one in received) == [
         ("Hyco: a quarantined dataset version", "v-2: min_images 3, limit 10"),
+        ("Hyco: a shard that is set aside", f"7.tar: {entry}"),
         ("Hyco: a training that is given up", "v-1: 5 attempts have failed"),
     ]
     without = blueprint(config())

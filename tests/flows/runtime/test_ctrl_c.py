@@ -102,8 +102,12 @@ def test_the_ui_announces_an_address_that_is_its_own_and_ends_without_a_word(hyc
         taken = hyco("ui", "--port", port)
         assert taken.process.wait(120) == 2
         assert taken.log.read_text() == f"hyco: error: port {port} is taken: give --port\n"
-    ui = hyco("ui", "--port", port)
-    ui.until("Prefect UI: ")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        pages = str(free.getsockname()[1])
+    ui = hyco("ui", "--port", port, "--pages-port", pages)
+    ui.until("pages of ")
+    with urllib.request.urlopen(f"http://127.0.0.1:{pages}/", timeout=30) as answer:
+        assert b"dataset versions" in answer.read().lower()
     assert f"http://127.0.0.1:{port}/runs" in ui.log.read_text()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=30) as answer:
         assert answer.status == 200

@@ -1,5 +1,6 @@
 """The facts of docs/coming-from-geoopt.md."""
 
+import inspect
 import math
 
 import geoopt
@@ -7,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.hyperbolic import lorentz, mean, poincare
+import models.hyperbolic.optim
+from models.hyperbolic import isometry, lorentz, mean, poincare, product
 from models.hyperbolic.optim import RiemannianAdam, RiemannianSGD
+from models.hyperbolic.wrapped_normal import WrappedNormal
 
 C = 0.7
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -69,6 +72,38 @@ def test_lorentz_points_carry_their_time_first():
     full = [torch.cat([lorentz.time(s, 0.5), s], 1) for s in (x, y)]
     theirs = geoopt.Lorentz(k=torch.tensor(2.0, dtype=torch.double)).dist(*full)
     assert torch.allclose(theirs, lorentz.distance(x, y, 0.5), **EXACT)
+
+
+def test_a_product_of_equal_factors_has_their_distance(ball):
+    theirs = geoopt.ProductManifold((ball, 5), (geoopt.PoincareBall(c=ball.c), 5))
+    x, y = (torch.cat([points(9), points(9)], 1) for _ in range(2))
+    ours = [isometry.poincare_to_lorentz(product.split(v, 2), C).flatten(-2) for v in (x, y)]
+    assert torch.allclose(theirs.dist(x, y), product.distance(*ours, C, 2, reduce="l2"), rtol=1e-6)
+
+
+def test_the_wrapped_normal_has_its_spread_in_units_of_distance(ball):
+    middle = points(1)
+    theirs = ball.wrapped_normal(20_000, 5, mean=middle, std=0.3)
+    loc = isometry.poincare_to_lorentz(middle[0], C)
+    ours = WrappedNormal(loc, 0.3, C).sample((20_000,))
+    spreads = ball.dist(middle, theirs), lorentz.distance(loc.expand_as(ours), ours, C)
+    for spread in spreads:
+        assert spread.square().mean().item() == pytest.approx(5 * 0.3**2, rel=0.05)
+
+
+def test_what_has_no_counterpart():
+    """Their names exist and ours do not; points stay on the manifold without `stabilize`."""
+    for name in ("SparseRiemannianSGD", "SparseRiemannianAdam", "RiemannianLineSearch"):
+        assert hasattr(geoopt.optim, name) and not hasattr(models.hyperbolic.optim, name)
+    assert "stabilize" in inspect.signature(geoopt.optim.RiemannianAdam).parameters
+    assert "stabilize" not in inspect.signature(RiemannianAdam).parameters
+    table = nn.Parameter(poincare.exp0(torch.randn(50, 3), 1.0))
+    optimiser = RiemannianAdam([{"params": [table], "manifold": "poincare", "c": 1.0}], lr=0.3)
+    for _ in range(50):
+        optimiser.zero_grad()
+        (-poincare.distance(table, torch.zeros(50, 3), 1.0)).sum().backward()  # outwards
+        optimiser.step()
+        assert (table.norm(dim=1) < 1).all() and table.isfinite().all()
 
 
 def one_step(make, start, target, manifold=None):

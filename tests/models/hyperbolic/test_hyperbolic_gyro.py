@@ -1,5 +1,6 @@
-"""What the intrinsic Lorentz network (Shi et al. 2026) calls PLFC and GyroLBN, against `Linear` and `BatchNorm1d`."""
+"""What the intrinsic Lorentz network (Shi et al. 2026) calls PLFC and GyroLBN, against ours, and its concatenation."""
 
+import mpmath
 import pytest
 import torch
 from torch import nn
@@ -51,3 +52,29 @@ def test_gyro_batch_norm_is_ours_up_to_a_rotation_about_the_learned_mean(c):
     assert torch.allclose(lorentz.distance(b, ours, c), lorentz.distance(b, theirs, c), **EXACT)
     apart = [lorentz.pairwise_distance(x, x, c) for x in (ours, theirs)]
     assert torch.allclose(*apart, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.6, 1.5])
+def test_log_radius_concatenation_keeps_the_mean_log_radius(rate):
+    """Normal space parts; mpmath's digamma. The time part is that of a point on the hyperboloid."""
+    sizes = (3, 3, 4, 1)
+    parts = [torch.randn(20_000, n, dtype=torch.double) for n in sizes]
+    u = [
+        part * (part.norm(dim=1, keepdim=True).asinh() / part.norm(dim=1, keepdim=True) / rate)
+        for part in parts
+    ]
+    out = hnn.log_radius_cat(u, rate)
+    length = out.norm(dim=1, keepdim=True)
+    space = out * (length * rate).sinh() / length
+    for part, joined in zip(parts, space.split(sizes, 1), strict=True):
+        n = part.shape[1]
+        scale = mpmath.exp(
+            (mpmath.digamma(mpmath.mpf(n) / 2) - mpmath.digamma(mpmath.mpf(sum(sizes)) / 2)) / 2
+        )
+        assert torch.allclose(joined, float(scale) * part, **EXACT)
+    equal = hnn.log_radius_cat(u[:2], rate)
+    radius = (equal.norm(dim=1) * rate).sinh().log().mean()
+    assert (radius - parts[0].norm(dim=1).log().mean()).abs() < 0.02
+    assert torch.allclose(hnn.log_radius_cat(u[2:3], rate), u[2], **EXACT)
+    moved = hnn.log_radius_cat([v.T for v in u], rate, dim=0)
+    assert torch.allclose(moved.T, out, **EXACT)

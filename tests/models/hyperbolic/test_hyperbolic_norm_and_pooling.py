@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypll.manifolds.poincare_ball.math import stats as hypll_stats
 from torch import nn
+from torch.nn import functional as F
 
 from models.hyperbolic import lorentz, mean, poincare
 from models.hyperbolic import nn as hnn
@@ -107,6 +108,29 @@ def test_batch_norm_keeps_running_statistics_and_eval_does_not_depend_on_the_bat
     for _ in range(3):
         cumulative(points(7, 3))
     assert cumulative.num_batches_tracked == 3
+
+
+def moving_statistics(drift: float, momentum: float | None = 0.1) -> tuple[float, float]:
+    """Distances of the running mean and of the last batch's from the true mean, averaged over 20 batches of 64."""
+    torch.manual_seed(0)
+    norm = hnn.BatchNorm1d(8, c=1.0, momentum=momentum).double()
+    way, errors = F.normalize(torch.randn(8, dtype=torch.double), dim=0), []
+    for step in range(40):
+        centre = lorentz.exp0(2 * (0.5 + drift * step) * way, 1.0)
+        x = lorentz.add(centre.expand(64, 8), lorentz.exp0(2 * points(64, 8, size=0.5), 1.0), 1.0)
+        norm(lorentz.log0(x, 1.0) / 2)
+        batch, running = mean.midpoint(x, 1.0), lorentz.exp0(2 * norm.running_mean, 1.0)
+        errors.append([float(lorentz.distance(m, centre, 1.0)) for m in (running, batch)])
+    return tuple(torch.tensor(errors[20:]).mean(0).tolist())
+
+
+def test_the_running_mean_follows_a_mean_that_moves_and_averages_one_that_stays():
+    """At high rates the mean moves by more than a batch's noise; with a fixed share of 0.1 it lagged nine steps."""
+    still, noise = moving_statistics(0.0)
+    assert still < 0.7 * noise
+    moving, noise = moving_statistics(0.02)
+    assert moving < 1.5 * noise, "nine steps are 0.36"
+    assert moving_statistics(0.0, 0.0)[0] == pytest.approx(1.0), "momentum 0 keeps the mean at the origin"
 
 
 def test_batch_norm_of_one_point_and_of_equal_points_is_finite():

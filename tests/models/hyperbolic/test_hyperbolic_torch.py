@@ -230,6 +230,12 @@ def small():
     return nn.Sequential(*layers), torch.randn(3, 4) * 0.4
 
 
+def two_of_a_kind():
+    torch.manual_seed(0)
+    c = Curvature(0.5, learnable=True)
+    return nn.Sequential(hnn.Linear(4, 6, c=c), hnn.ReLU(), hnn.Linear(6, 3, c=c)), torch.randn(3, 4) * 0.4
+
+
 # The net of all layers takes minutes.
 NETS = pytest.mark.parametrize("net", [small, pytest.param(everything, marks=pytest.mark.slow)])
 
@@ -246,6 +252,11 @@ def exported(module, x, strict):
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_net_with_a_shared_curvature_exports(strict, net):
     exported(*net(), strict)
+
+
+def test_attention_exports_for_any_batch_size_without_strict():
+    """len(tensor) makes the batch a constant there; the tests marked slow try every layer."""
+    exported(*make("MultiheadAttention"), False)
 
 
 @pytest.mark.slow
@@ -309,13 +320,16 @@ def compiled_dynamic(module, x, backend):
             assert a is None or torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@NETS
+@pytest.mark.parametrize(
+    "net", [two_of_a_kind, *(pytest.param(n, marks=pytest.mark.slow) for n in (small, everything))]
+)
 def test_a_net_compiles_for_any_batch_size(net):
     """Two layers of a kind: floats of a module become inputs of the graph, once, under dynamic=True."""
     compiled_dynamic(*net(), "aot_eager")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("name", MODULES)
 def test_every_layer_compiles_for_any_batch_size(name, backend):

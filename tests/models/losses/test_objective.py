@@ -20,6 +20,7 @@ from models.losses.objective import (
     NODES,
     EntailmentRow,
     ObjectiveConfig,
+    clip_box_pairs_objective,
     clip_objective,
     hycoclip_objective,
     loss,
@@ -33,6 +34,7 @@ ROWS = {
     "meru": (meru_objective(), "lorentz", twin.meru),
     "clip": (clip_objective(), "euclid", twin.clip),
     "clip_boxes": (clip_objective(boxes=True), "euclid", twin.clip_boxes),
+    "clip_box_pairs": (clip_box_pairs_objective(), "euclid", twin.clip_box_pairs),
     "phyclip": (hycoclip_objective(), "product", twin.phyclip),
 }
 

@@ -3,6 +3,7 @@
 Against the float64 twin, streamed, across two processes, and where points have no direction.
 """
 
+import math
 import os
 import tempfile
 from dataclasses import replace
@@ -22,7 +23,9 @@ from models.losses.objective import (
     ObjectiveConfig,
     angle_objective,
     argent_objective,
+    clip_box_pairs_objective,
     clip_objective,
+    cones_objective,
     loss,
     siglip_objective,
     uncha_objective,
@@ -36,6 +39,8 @@ ROWS = {
     "uncha": (uncha_objective(), twin.uncha),
     "angle": (angle_objective(), twin.angle),
     "siglip": (siglip_objective(), twin.siglip),
+    "cones": (cones_objective(), twin.cones),
+    "pairs": (clip_box_pairs_objective(), twin.distance_pairs),
     "part": (replace(clip_objective(), entailment=(PART,)), twin.part_rejection),
 }
 LEARNED = (2.0, -0.4, 1.2, 3.0)  # log scale, log curvature, log scale of the named temperature, bias
@@ -178,6 +183,43 @@ def test_norms_are_lowest_at_the_root_of_one_half_and_finite_at_the_origin():
     assert slopes[4] == pytest.approx(3.5)
 
 
+def test_a_floor_of_the_norms_costs_the_squared_log_of_what_is_missing():
+    """Radii in units of the curvature; no cost and no slope above the floor, a finite slope at the origin."""
+    c = torch.tensor(4.0)
+    points = torch.tensor([[0.05, 0.0], [0.0, 0.3], [0.0, 0.0]]).requires_grad_()  # radii 0.1, 0.6, 0
+    boxes = torch.zeros(0, 2)
+    nodes = {"image": points, "text": points.detach(), "image_box": boxes, "text_box": boxes}
+    config = ObjectiveConfig(contrast=(), norm=(NormRow(node="image", weight=1.0, radius=0.4),))
+    own = torch.zeros(0, dtype=torch.long)
+    total, terms = loss(nodes, own, torch.tensor(1.0), c, config)
+    origin = math.log(0.4) - (math.log(1e-4) - 1 + math.log(2))  # the tangent of the log at 1e-4
+    assert terms["norm/image"].item() == pytest.approx((math.log(4) ** 2 + origin**2) / 3, rel=1e-5)
+    total.backward()
+    assert points.grad is not None and bool(points.grad.isfinite().all())
+    assert points.grad[0, 0] < 0 and not points.grad[1].any()
+    with pytest.raises(ValueError, match=r"radius -0\.1 must not be negative"):
+        NormRow(node="text", weight=1.0, radius=-0.1)
+
+
+@pytest.mark.parametrize("kind", ["hinge", "membership"])
+def test_a_row_has_the_aperture_it_names(kind):
+    """A row with K of its own is the row of an objective with that K; others keep the objective's."""
+    row = EntailmentRow(general="text", specific="image", weight=1.0, loss=kind)
+    vectors, owner = tangents(5, 0, seed=2, size=0.3), []
+    own, whole, plain = (
+        ours(
+            vectors,
+            owner,
+            ObjectiveConfig(contrast=(), entailment=(replace(row, aperture=a),), aperture=k),
+            torch.float64,
+        )[0].item()
+        for a, k in ((0.03, 0.1), (0.0, 0.03), (0.0, 0.1))
+    )
+    assert own == whole != plain
+    with pytest.raises(ValueError, match=r"aperture 0\.1 of loss 'angle'"):
+        replace(row, loss="angle", aperture=0.1)
+
+
 def test_uncertain_parts_count_less():
     """Parts near the origin are uncertain: their weight is exp(-u), over its mean."""
     vectors = tangents(3, 3, seed=5)
@@ -228,7 +270,7 @@ def test_terms_have_a_name_each_and_add_up(row):
     """Only hinges are called "entail": the report draws these as angles outside a cone."""
     config, _ = ROWS[row]
     total, _, terms = ours(tangents(5, 4), [0, 3, 3, 1], config, torch.float64)
-    kinds = {"hinge": "entail", "angle": "angle", "contrastive": "negatives"}
+    kinds = {"hinge": "entail", "angle": "angle", "contrastive": "negatives", "membership": "member"}
     weights = {f"contrast/{r.query}>{r.key}": r.weight for r in config.contrast}
     weights |= {f"{kinds[r.loss]}/{r.general}>{r.specific}": r.weight for r in config.entailment}
     weights |= {f"norm/{r.node}": r.weight for r in config.norm}
@@ -240,11 +282,14 @@ def test_terms_have_a_name_each_and_add_up(row):
 def test_impossible_rows_are_refused():
     with pytest.raises(ValueError, match="use query 'text_box' and key 'image'"):
         ContrastRow(query="image", key="text_box", weight=1.0)
+    for query, key in (("images", "text"), ("text", "images"), ("images", "images")):
+        with pytest.raises(ValueError, match="'images' and 'texts' are compared with each other only"):
+            ContrastRow(query=query, key=key, weight=1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="belong to loss 'angle'"):
         EntailmentRow(general="text", specific="image", weight=1.0, adaptive=True)
     with pytest.raises(ValueError, match=r"delta 0\.0"):
         EntailmentRow(general="text", specific="image", weight=1.0, loss="angle", delta=0.0)
-    with pytest.raises(ValueError, match="belongs to loss 'contrastive'"):
+    with pytest.raises(ValueError, match="belongs to losses 'contrastive' and"):
         EntailmentRow(general="text", specific="image", weight=1.0, temperature="a")
     nodes, one = tangents(2, 2), torch.tensor(1.0)
     with pytest.raises(ValueError, match=r"model\.temperatures"):

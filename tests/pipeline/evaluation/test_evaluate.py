@@ -192,6 +192,16 @@ def test_everything_is_measured_on_a_labelled_source(world):
         == geometry["saturated"].keys()
         == {"text_box", "image_box", "text", "image"}
     )
+    told = metrics["attribution"]
+    assert told["hierarchical_retrieval"]["n"] == 6 and told["depth"].keys() == {"1", "2"}
+    assert told["separation"].keys() == {
+        "text>image",
+        "text_box>image_box",
+        "image_box>image",
+        "text_box>text",
+    }
+    assert numbers["attribution.direction.angle"]["value"] == numbers["attribution.direction.norm"]["value"]
+    assert numbers["attribution.hierarchical_retrieval.score"]["low"] is not None
     assert metrics["skipped"] == {} and metrics["commit"] == "abc123"
     for key in (
         "zero_shot.top1",
@@ -205,6 +215,7 @@ def test_everything_is_measured_on_a_labelled_source(world):
     assert states[-1]["finished"] and states[-1]["done"] == states[-1]["total"]
     report = (folder / "report.html").read_text()
     assert report.count("data:image/jpeg") >= 12 and "detector7" in report
+    assert "Names of the taxonomy by depth" in report and "Norms alone" in report
 
 
 def test_a_product_of_hyperboloids_is_measured_like_one(world):

@@ -120,3 +120,7 @@ def test_climbing_the_tree_equals_the_loop():
     assert found["chance"]["rising"] == pytest.approx(np.mean(ancestors) / 5)
     assert found["chance"]["on_path"] == pytest.approx((3 + 3 + 3 + 3) / 4 / 6)
     assert found["distinct"] == pytest.approx((3 + 4 + 3 + 0) / 4)
+    assert found["three_levels"] == 2 / 4  # the second walk meets no animal, the last nothing
+    # Ancestors: 1 and 0 of 3; 1 of 4; 0 of 5, at three steps.
+    assert found["ancestor"] == pytest.approx((2 + 1 + 3) / 13)
+    assert found["chance"]["ancestor"] == pytest.approx(2 / 6)

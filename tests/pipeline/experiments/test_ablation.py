@@ -79,7 +79,8 @@ def test_differences_are_paired_over_seeds():
 def test_sentences_follow_from_the_numbers():
     said = "\n".join(statements(RUNS, [m for m in MEASURES if not m.startswith("parts")]))
     assert (
-        "Boxes (CLIP to CLIP + boxes): zero-shot top-1 better by 6.0 points; image to caption R@5 no" in said
+        "Boxes (CLIP to CLIP + part queries): zero-shot top-1 better by 6.0 points; image to caption R@5 no"
+        in said
     )
     assert "tree distance (TIE) better by 1.00 edges" in said
     assert "gain over CLIP in zero-shot top-1 (9.0), boxes alone give 67%" in said
@@ -104,7 +105,7 @@ def test_sentences_follow_from_the_numbers():
 def test_a_section_has_tables_and_leaves_out_what_was_not_measured():
     text = section("World", "How.", RUNS)
     assert "| HyCoCLIP | 20.0 [18.0, 22.0] (19.0-21.0) |" in text and "| chance | 1.0 |" in text
-    assert "| boxes: CLIP to CLIP + boxes | +6.0 [+6.0, +6.0] |" in text
+    assert "| boxes: CLIP to CLIP + part queries | +6.0 [+6.0, +6.0] |" in text
     assert "part to phrase" not in text and "product of factors" not in text
     assert "| HyCoCLIP | 0.70 | 0.50 / 0.50 / 0.50 / 0.50 | 0 / 0 / 0 / 0 | caption > image 90 / 10 |" in text
 

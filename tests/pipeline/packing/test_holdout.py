@@ -124,7 +124,7 @@ def test_hyco_pack_packs_what_a_journey_packs(source, tmp_path, monkeypatch, wor
     class PackedError(Exception):
         pass
 
-    def pack(mine, config, home, executor):
+    def pack(mine, config, home, executor, **options):
         raise PackedError(digest(config))
 
     monkeypatch.setattr("pipeline.packing.pack.pack", pack)

@@ -364,7 +364,7 @@ def test_kill_9_while_packing(tmp_path: Path) -> None:
         mine(mined, place)
     code = (
         "import sys; from tests.pipeline.packing.test_pack import *; "
-        f"pack(Mined(source={mined.source!r}), packing_config(image_size=64, shard_size=16), sys.argv[1])"
+        f"pack(Mined(source={mined.source!r}), packing_config(image_size=64, shard_size=16), Home(sys.argv[1]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     killed = 0

@@ -17,6 +17,7 @@ from pipeline.presets import sized
 from pipeline.registry.retraining import (
     RetrainConfig,
     check,
+    grown,
     published,
     recipe_for,
     unmined,
@@ -220,6 +221,31 @@ def test_a_file_that_is_still_being_written_is_waited_for_and_left_out(config, h
     drop(config, "b", age_s=-3600)
     assert unsettled(source, 5) == 0, "a time in the future says nothing"
     assert [unit.path for unit in unmined(config, Home(home))] == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_look_of_one_listing_says_what_two_say(config, home):
+    def told():
+        both = bool(unmined(config, Home(home))) or unpublished(config, Home(home))
+        assert grown(config, Home(home)) == both
+        return both
+
+    assert not told()
+    drop(config, "a")
+    assert told()
+    work(config, home)
+    assert not told()
+    drop(config, "b", age_s=0)
+    assert not told(), "it may still be written to"
+    drop(config, "a", age_s=0)
+    assert not told(), "what is mined and was only touched since stays in the version"
+    drop(config, "b")
+    assert told()
+    work(config, home)
+    (Path(config.journey.mine.source) / "a.jsonl").unlink()
+    assert told(), "the version lacks nothing, and has too much"
+    (Path(config.journey.mine.source) / "b.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"holds no files|has no \.tar"):
+        grown(config, Home(home))
 
 
 def test_training_starts_from_the_champion_if_there_is_one(config, home, tmp_path):

@@ -90,3 +90,16 @@ def test_a_store_of_objects(root: Path) -> None:
 def test_a_bucket(root: Path, s3: str) -> None:
     upload(root, f"{s3}/forms")
     check(f"{s3}/forms")
+
+
+@pytest.mark.slow
+def test_a_listing_of_s3_tells_what_a_request_for_each_file_tells(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(f"{s3}/known-hashes")
+    for number in range(3):
+        store.replace(f"t/{number}.tar", bytes([number]) * 100)
+    source = open_source(f"{store.url}/t")
+    asked = [source._identity(unit.path) for unit in source.units()]
+    monkeypatch.setattr(Store, "info", lambda *_: pytest.fail("a request for each file"))
+    assert [unit.sha256 for unit in source.units()] == asked and len(set(asked)) == 3

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from models.encoders.tokenizer import Tokenizer
+from pipeline.imaging.decode import encode_jpeg
 from pipeline.training.augment import DataConfig, draw, random_box
 from pipeline.training.dataloader import START, Batch, Batches, ShardFile
 from storage.shard import write_shard
@@ -198,6 +199,25 @@ def test_no_flip_by_default_and_flips_when_asked(tokenizer):
     assert plain is not None and flipped is not None
     assert np.array_equal(plain.image, flipped.image[:, ::-1])
     assert not np.array_equal(plain.image, flipped.image)
+
+
+def test_a_letterboxed_image_keeps_its_edges_and_parts_are_not_padded():
+    """A wide image in full: the model sees its left and right edge, between two white bands."""
+    wide = np.full((20, 40, 3), (200, 0, 0), np.uint8)
+    wide[:, 20:] = (0, 0, 200)
+    base = sample(1)
+    image = encode_jpeg(wide, 95)
+    whole = replace(base, image=image, parts=tuple(replace(part, image=image) for part in base.parts))
+    config = DataConfig(crop_scale=(1.0, 1.0), part_crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    view = draw(whole, config.replace(letterbox=True), 16, np.random.default_rng(0))
+    assert view is not None
+    assert view.image[:3].min() > 240 and view.image[13:].min() > 240
+    middle = view.image[8].astype(int)
+    assert middle[1, 0] > 180 > 20 > middle[1, 2] and middle[14, 2] > 180 > 20 > middle[14, 0]
+    for part, _ in view.parts:
+        assert part[:3].min() < 100
+    plain = draw(whole, config, 16, np.random.default_rng(0))
+    assert plain is not None and plain.image[:3].min() < 100
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def home(tmp_path_factory) -> str:
     return str(home)
 
 
-@pytest.mark.parametrize("family", ["argent", "uncha", "angle", "siglip"])
+@pytest.mark.parametrize("family", ["argent", "uncha", "angle", "siglip", "cones"])
 def test_training_lowers_the_loss(family, home):
     named, tiny = by_name(f"demo_{family}"), tiny_recipe()
     scalars = {name: getattr(named.model, name) for name in ("temperature", "temperatures", "sigmoid_bias")}
@@ -36,7 +36,8 @@ def test_training_lowers_the_loss(family, home):
     assert sum(line["loss"] for line in lines[-3:]) < 0.9 * sum(line["loss"] for line in lines[:3])
     model = DualEncoder.from_pretrained(run / "model")
     start = DualEncoder(recipe.model)
-    learned = {"uncha": "log_scale_box", "angle": "log_scale_angle", "siglip": "sigmoid_bias"}.get(family)
+    named = {"uncha": "log_scale_box", "angle": "log_scale_angle", "siglip": "sigmoid_bias"}
+    learned = (named | {"cones": "log_scale_cone"}).get(family)
     if learned:
         assert model.state_dict()[learned] != start.state_dict()[learned]
 

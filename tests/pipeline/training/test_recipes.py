@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models.clip import DualEncoder
-from pipeline.config import ConfigError, digest, override
+from models.encoders.vit import VisionConfig, VisionTransformer
+from pipeline.config import ConfigError, digest, essence, override
 from pipeline.training.recipes import (
     RECIPES,
     OptimiserConfig,
@@ -81,9 +82,35 @@ def test_families_differ_from_hycoclip_in_rows_and_geometry_only():
 def test_phyclip_is_hycoclip_in_a_product_of_eight_dimensional_factors():
     paper, base = by_name("phyclip_vit_s"), hycoclip_vit_s()
     assert (paper.model.geometry, paper.model.factors, paper.model.dim) == ("product", 64, 512)
-    same = paper.replace(name=base.name, model=replace(paper.model, geometry="lorentz", factors=1))
+    space = {"geometry": "lorentz", "factors": 1}
+    same = paper.replace(name=base.name, model=replace(paper.model, **space))
     assert same == base
     assert by_name("demo_phyclip").model.factors == by_name("photos_phyclip").model.factors == 16
+
+
+def test_the_published_families_have_their_own_budget_alphas_and_sizes():
+    own, shared = by_name("meru_own_vit_b"), by_name("meru_vit_b")
+    assert own.steps * own.batch_size == 120_000 * 2048  # Desai et al. 2023, section 4
+    assert own.replace(name=shared.name, steps=shared.steps, batch_size=shared.batch_size) == shared
+    assert (
+        by_name("phyclip_own_vit_l").model.factor_alphas and not by_name("phyclip_vit_l").model.factor_alphas
+    )
+    large = by_name("hycoclip_vit_l").model.vision
+    assert isinstance(large, VisionConfig) and (large.width, large.depth, large.heads) == (1024, 24, 16)
+    with torch.device("meta"):
+        tower = VisionTransformer(large)
+    assert (
+        round(sum(p.numel() for p in tower.parameters()) / 1e6) == 303
+    )  # Dosovitskiy et al. 2021, table 1: 307 M
+
+
+def test_later_options_are_no_part_of_the_digest_while_they_are_not_set():
+    recipe = demo()
+    names = essence(recipe)
+    assert "init" not in names["model"]["vision"] and "letterbox" not in names["data"]
+    assert "factor_alphas" not in names["model"]
+    changed = override(recipe, ["model.vision.init=truncated", "data.letterbox=true"])
+    assert digest(changed) != digest(recipe)
 
 
 def test_what_cannot_work_is_refused_in_one_line():
