@@ -104,8 +104,8 @@ def _by_prompt(
     hits = {}
     for name, own in regimes(prompts).items():
         vectors = vectors_of(embedder, names, own, verbatim=setting.protocol.published)
-        rank, _ = rank_and_answer(embedder.score, points, vectors, truth)
-        hits[name] = (rank < 1).astype(np.float64)
+        rank, answer = rank_and_answer(embedder.score, points, vectors, truth)
+        hits[name] = (answer == truth if setting.protocol.published else rank < 1).astype(np.float64)
     return prompt_sensitivity(hits, truth, len(names), setting.boot)
 
 

@@ -81,6 +81,19 @@ def test_zero_shot_as_published_equals_the_plain_way(places, embedder) -> None:
     assert block["mean_per_class"] == pytest.approx(expected)
 
 
+def test_prompts_alone_break_ties_as_the_zero_shot_does(places, embedder, tmp_path) -> None:
+    """Two classes of one name tie always: the first wins in the published way, neither in Hyco's."""
+    same = {"cifar10": {"prompts": PROMPTS, "names": ["a", "a", "a"]}}
+    lay(tmp_path, {"same.json": json.dumps(same)})
+    for way, top1 in (("published", 1 / 3), ("hyco", 0.0)):
+        protocol = Protocol.load(way, None, str(tmp_path / "same.json"))
+        found = suites.run_suite(
+            embedder, "cifar10", places[0], FEW, least=0.0, protocol=protocol, prompt_sensitivity=True
+        )["suite"]["cifar10"]
+        assert found["zero_shot"]["top1"] == pytest.approx(top1)
+        assert dict(found["prompts"]["regimes"])["all"] == pytest.approx(top1)
+
+
 def test_what_the_files_lack_is_named(places, embedder, tmp_path) -> None:
     data, published = places
     (tmp_path / "cifar10").symlink_to(data / "cifar10")
