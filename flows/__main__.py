@@ -103,7 +103,7 @@ def ui(
         int, typer.Option(help="Port of the home's pages, those of hyco serve.", min=1, max=65535)
     ] = PAGES,
 ) -> None:
-    """Serve the Prefect UI with a home's runs, and the home's own pages, on this machine only.
+    """Serve the Prefect UI and a home's pages, on this machine only.
 
     The UI's pictures and links lead to the home's pages at port 8300, or where HYCO_SERVE_URL says.
 

@@ -30,7 +30,7 @@ from pipeline.classification.model import (
 from pipeline.config import Config
 from pipeline.datasets import LabelledSet, open_labelled
 from pipeline.datasets.layouts import Labelled
-from pipeline.runtime.device import resolve_device
+from pipeline.runtime.device import autocasts, resolve_device
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, stop_request
 from pipeline.training.run_dir import (
@@ -197,7 +197,7 @@ def _fit(
         step, folder = found
         seconds = load_checkpoint(folder, model, optimiser)["seconds"]
     log = StepLog(run_dir, step)
-    half, remedy = config.precision == "bfloat16", f"lower lr (now {config.lr})"
+    half, remedy = autocasts(config.precision, device), f"lower lr (now {config.lr})"
     total = steps * config.batch_size
     progress = Progress(total, "fit", "samples", listener, done=step * config.batch_size)
     window, window_steps, saved_at = time.perf_counter(), 0, time.perf_counter()

@@ -7,7 +7,7 @@ import torch
 
 from models.clip import DualEncoder
 from models.losses import objective as objectives
-from pipeline.runtime.device import resolve_device
+from pipeline.runtime.device import autocasts, resolve_device
 from pipeline.training.recipes import Recipe
 
 WORTH_MEASURING = 1_000_000
@@ -87,7 +87,7 @@ def _seconds_per_step(recipe: Recipe, device: torch.device, batch: int) -> float
     for step in range(1 + _STEPS):
         if step == 1:
             began = _now(device)
-        half = recipe.precision == "bfloat16"
+        half = autocasts(recipe.precision, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             nodes, scale, curvature = model(pixels, tokens, *parts)
         loss, _ = objectives.loss(

@@ -21,6 +21,7 @@ from models.encoders.tokenizer import Tokenizer
 from models.lora import merge_
 from pipeline.config import Config, ConfigError, digest, essence
 from pipeline.embedder import save_model
+from pipeline.runtime.device import autocasts
 from pipeline.training.init_from import resolved
 from pipeline.training.recipes import Recipe
 from pipeline.training.run_protocol import summary
@@ -156,6 +157,7 @@ def finish(
     lines = read_log(run_dir)
     last = lines[-1]
     waits = [line["data_wait"] * line["seconds_here"] for line in lines]
+    device = next(model.parameters()).device
     result = {
         "version": run.version,
         "recipe": run.recipe.name,
@@ -168,9 +170,9 @@ def finish(
         "substituted": last["substituted"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "learned_parameters": learned,
-        "device": str(next(model.parameters()).device),
+        "device": str(device),
         "processes": ranks,
-        "precision": run.recipe.precision,
+        "precision": "bfloat16" if autocasts(run.recipe.precision, device) else "float32",
     }
     write_result(run_dir, result)
     return result

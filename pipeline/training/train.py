@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.clip import DualEncoder
 from models.encoders.tokenizer import Tokenizer
 from models.losses import objective as objectives
-from pipeline.runtime.device import resolve_device
+from pipeline.runtime.device import autocasts, resolve_device
 from pipeline.runtime.parent_death import die_with
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
@@ -156,7 +156,7 @@ def _train(
     control = (
         dist.new_group(backend="gloo") if ranks > 1 else None
     )  # on the CPU: reading it does not wait for the GPU
-    half = recipe.precision == "bfloat16"
+    half = autocasts(recipe.precision, device)
     remedy = f"lower optimiser.lr (now {recipe.optimiser.lr}) or raise optimiser.warmup_steps"
     stream = batches.start(position)
     progress = None

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from models.hyperbolic import lorentz, product
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.boxes import expected_precision
 from pipeline.evaluation.metrics.geometry import (
     Cone,
     Points,
@@ -107,7 +108,7 @@ def _retrieval(
         name: np.array([average_precision(values[row], concepts.under[row]) for row in asked])
         for name, values in readings.items()
     }
-    guess = [expected_precision(int(concepts.under[row].sum()), concepts.under.shape[1]) for row in asked]
+    guess = expected_precision(concepts.under[asked].sum(1), concepts.under.shape[1])
     if not len(asked):
         return {"names": 0}, {}
     numbers: dict = {name: float(values.mean()) for name, values in each.items()}
@@ -144,7 +145,7 @@ def membership(
             logits[name][:, half] = fit(threshold)[:, None] - angle[:, half]
     logits["norm"] = np.broadcast_to(-radius[:, None], angle.shape)
     numbers: dict = {name: average_precision(value.ravel(), under.ravel()) for name, value in logits.items()}
-    chance = expected_precision(int(under.sum()), under.size)
+    chance = float(expected_precision(under.sum(keepdims=True).ravel(), under.size)[0])
     return numbers | {"chance": dict.fromkeys(logits, chance), "pairs": int(under.size)}
 
 
@@ -292,12 +293,6 @@ def average_precision(values: Float[np.ndarray, " M"], right: Bool[np.ndarray, "
     hits, ranked = np.cumsum(right[order]), values[order]
     last = np.searchsorted(-ranked, -ranked, side="right")
     return float((hits[last - 1] / last)[right[order]].mean())
-
-
-def expected_precision(right: int, size: int) -> float:
-    """Expectation of the average precision over all orders of `size` items of which `right` are right."""
-    harmonic = float((1 / np.arange(1, size + 1)).sum())
-    return (harmonic + (right - 1) / max(size - 1, 1) * (size - harmonic)) / size
 
 
 def decreasing(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

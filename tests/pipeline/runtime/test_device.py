@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.runtime.device import resolve_device
+from pipeline.runtime import device as devices
+from pipeline.runtime.device import autocasts, resolve_device
 
 
 @pytest.fixture
@@ -47,3 +48,10 @@ def test_unknown_names_are_refused(gpus, name: str) -> None:
     gpus(1)
     with pytest.raises(ValueError, match="is unknown: use auto, cpu, cuda or cuda:N"):
         resolve_device(name)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
+    assert devices.computes_bfloat16(torch.device("cpu")) == autocasts("bfloat16", torch.device("cpu")) == there
+    assert autocasts("bfloat16", torch.device("cuda", 0)) and not autocasts("float32", torch.device("cuda", 0))

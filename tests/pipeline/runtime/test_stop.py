@@ -87,7 +87,7 @@ def run_hyco(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_mining_and_packing_say_that_they_were_stopped(
     tmp_path, monkeypatch, capsys, module, name, verb, number, kind, code
 ):
-    def work(*args):
+    def work(*args, **options):
         with Progress(5, verb):
             os.kill(os.getpid(), number)
             time.sleep(10)
