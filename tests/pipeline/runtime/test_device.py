@@ -53,5 +53,9 @@ def test_unknown_names_are_refused(gpus, name: str) -> None:
 @pytest.mark.parametrize("there", [True, False])
 def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
-    assert devices.computes_bfloat16(torch.device("cpu")) == autocasts("bfloat16", torch.device("cpu")) == there
-    assert autocasts("bfloat16", torch.device("cuda", 0)) and not autocasts("float32", torch.device("cuda", 0))
+    assert (
+        devices.computes_bfloat16(torch.device("cpu")) == autocasts("bfloat16", torch.device("cpu")) == there
+    )
+    assert autocasts("bfloat16", torch.device("cuda", 0)) and not autocasts(
+        "float32", torch.device("cuda", 0)
+    )
