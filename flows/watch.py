@@ -26,6 +26,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
+from prefect.states import Completed, State
 
 from flows.mine import mine
 from flows.pack import pack
@@ -59,13 +60,20 @@ _FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it resumes f
 
 
 @flow(name="watch", persist_result=True, result_serializer="json")
-def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
+def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any] | State:
     """Mine and pack new data of the source, then start a training if it is due and none is running.
+
+    The message of the run's state says what was done.
 
     Args:
         config: the source, how it is mined and packed, and when training begins.
         home: where Hyco stores everything; in a remote home data is mined and packed, but no model is trained.
     """
+    done = _look(config, home)
+    return Completed(message=f"{done['version'] or 'no version'}: {done['training']}", data=done)
+
+
+def _look(config: RetrainConfig, home: str) -> dict[str, Any]:
     journey, opened = config.journey, Home(home)
     rounds = 0
     while rounds < MOST_ROUNDS:  # includes data that arrived while the last was mined

@@ -130,8 +130,9 @@ def test_a_remote_home_is_mined_and_packed_and_says_where_to_train(tmp_path):
     }
     shards = {"train": [shard_ref(written, 3, 6)]}
     name = Versions(store).publish({}, digests, shards, {"images": 3}).name
-    found = watch(asked, home)
-    assert found["version"] == name
+    state = watch(asked, home, return_state=True)
+    found = state.result()
+    assert found["version"] == name and state.message == f"{name}: {found['training']}"
     assert found["training"].startswith(f"home {home} is remote: copy its versions and shards")
 
 
