@@ -7,6 +7,7 @@ under another name is not mined again.
 
 import functools
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -213,7 +214,7 @@ def mine_shard(
     extractor = detector = None
     known = _known(home.url, config.model_dump_json())
     if config.grounder != ground.SOURCE:
-        with clock("load"):
+        with clock("load"), _LOADING:
             extractor, detector = _extractor(config.nouns.model_dump_json()), _detector(config)
             known.look()
     rows, failures, counts = Rows(), [], Counter()
@@ -385,6 +386,9 @@ def busy_seconds(records: pa.Table) -> float:
     starts, ends = starts[order], ends[order]
     reached = np.concatenate([[-np.inf], np.maximum.accumulate(ends)])[:-1]
     return float(np.maximum(0.0, ends - np.maximum(starts, reached)).sum())
+
+
+_LOADING = threading.Lock()  # units may share a process: transformers cannot load two models at once
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from pipeline.config import digest, override
 from pipeline.mining import grounder as ground
+from pipeline.mining import mine
 from pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, results, summary
 from pipeline.runtime.executor import InProcess, LocalExecutor
 from pipeline.sources.source import Source
@@ -248,3 +252,24 @@ def test_a_killed_worker_leaves_nothing_visible_and_the_unit_is_mined_once_more(
     records = Manifest(store, results(mine, Home(home)).prefix).records().values()
     named = {record[part]["path"] for record in records for part in ("detections", "failures")}
     assert named <= set(store.list(results(mine, Home(home)).objects))
+
+
+def test_threads_of_one_process_load_one_after_the_other(source, home, detector, monkeypatch):
+    """Two units in a process share its models; two loads at once leave transformers' tensors without data."""
+    asked, inside = config(source), threading.Semaphore()
+    opened = ground.open_detector
+
+    def alone(*options):
+        assert inside.acquire(blocking=False), "two models are being loaded at once"
+        time.sleep(0.2)
+        inside.release()
+        return opened(*options)
+
+    monkeypatch.setattr(ground, "open_detector", alone)
+    mine._open_detector.cache_clear()
+    with ThreadPoolExecutor(2) as pool:
+        done = [
+            pool.submit(mine_shard, asked, Home(home), unit)
+            for unit in plan(asked, Home(home)).pending[:2] * 2
+        ]
+    assert all(future.result()["images"] for future in done)
