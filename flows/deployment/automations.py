@@ -107,17 +107,10 @@ def _then_look(
 
     `within` must not be longer than `after`: then the check is later than every event that it covers.
     """
-    related: dict[str, str | list[str]] = {"prefect.resource.id": f"prefect.deployment.{of}"} if of else {}
     return AutomationCore(
         name=name,
         description="Runs watch/watch, which checks for new data and starts the work that is due.",
-        trigger=EventTrigger(
-            expect=events,
-            match_related=ResourceSpecification(related),
-            posture=Posture.Reactive,
-            threshold=1,
-            within=within,
-        ),
+        trigger=_event(events, within, of, set()),
         actions=[
             RunDeployment(
                 source="selected",
@@ -134,17 +127,22 @@ def _tell(
     block: UUID, name: str, events: set[str], body: str, within: timedelta, of: UUID | None = None
 ) -> AutomationCore:
     """Send a message; of one resource (of one deployment where `of` is given) one `within` this time."""
-    related: dict[str, str | list[str]] = {"prefect.resource.id": f"prefect.deployment.{of}"} if of else {}
     return AutomationCore(
         name=f"{TELLS}{name}",
         description="Sends a message through the block that `hyco deploy --set notify=TYPE/NAME` named.",
-        trigger=EventTrigger(
-            expect=events,
-            match_related=ResourceSpecification(related),
-            for_each=set() if of else {"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=within,
-        ),
+        trigger=_event(events, within, of, set() if of else {"prefect.resource.id"}),
         actions=[SendNotification(block_document_id=block, subject=f"Hyco: {name}", body=body)],
+    )
+
+
+def _event(events: set[str], within: timedelta, of: UUID | None, each: set[str]) -> EventTrigger:
+    """Fires at the first event, of one deployment where `of` is given; for each value of the labels `each`."""
+    related: dict[str, str | list[str]] = {"prefect.resource.id": f"prefect.deployment.{of}"} if of else {}
+    return EventTrigger(
+        expect=events,
+        match_related=ResourceSpecification(related),
+        for_each=each,
+        posture=Posture.Reactive,
+        threshold=1,
+        within=within,
     )

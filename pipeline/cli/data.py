@@ -1,6 +1,6 @@
 """Verbs of the data: mine, plan, pack, versions, verify, release, status, gc."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from pipeline.cli.app import (
 )
 from pipeline.runtime.stop import terminable
 
+if TYPE_CHECKING:
+    from pipeline.mining.mine import MineConfig
+
 
 @app.command()
 def mine(
@@ -40,15 +43,29 @@ def mine(
 
     --set takes fields of MineConfig: per_phrase=32, nouns.batch_size=64 ...
     """
-    from pipeline.config import override
-    from pipeline.mining.mine import MineConfig, mine_all
+    from pipeline.mining.mine import mine_all
     from pipeline.runtime.executor import open_executor
     from storage.home import Home
 
-    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
-    config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
+    config = _mining(source, grounder, image_column, caption_column, boxes, assignments)
     with terminable(), open_executor(workers) as executor:
         show(mine_all(config, Home(home), executor))
+
+
+def _mining(
+    source: str,
+    grounder: str,
+    image_column: str | None,
+    caption_column: str | None,
+    boxes: str | None,
+    assignments: list[str] | None,
+) -> "MineConfig":
+    """The configuration that the options of mine and plan name."""
+    from pipeline.config import override
+    from pipeline.mining.mine import MineConfig
+
+    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
+    return override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
 
 
 @app.command()
@@ -70,13 +87,10 @@ def plan(
     """
     import dataclasses
 
-    from pipeline.config import override
-    from pipeline.mining.mine import MineConfig
     from pipeline.mining.price import lines, price
     from storage.home import Home
 
-    grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
-    config = override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
+    config = _mining(source, grounder, image_column, caption_column, boxes, assignments)
     found = price(config, Home(home), seconds)
     if as_json:
         show(dataclasses.asdict(found))

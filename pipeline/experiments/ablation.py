@@ -9,6 +9,7 @@ stopped, and finished runs are not repeated. The document is written from the me
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.end_to_end import run_dir
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.experiments.comparison import section
+from pipeline.experiments.comparison import Runs, section
 from pipeline.experiments.grid import GridRun, command, run_grid, write_section
 from pipeline.training.recipes import Recipe, by_name
 from pipeline.training.run_dir import finished, prepare
@@ -69,21 +70,13 @@ heading makes it again, on a GPU if there is one; for the embedded world
 
 
 def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
-    """A member's recipe shortened to `steps`: warm-up and ramp keep their fraction of the run.
+    """A member's recipe, `shortened`.
 
     Raises ConfigError for an unknown member.
     """
     if model not in (*MODELS, *FURTHER):
         raise ConfigError(f"unknown model '{model}'{nearest(model, (*MODELS, *FURTHER))}")
-    full = by_name(world.recipe if model == "hycoclip" else f"{world.recipe}_{model}")
-    share = steps / full.steps
-    return full.replace(
-        steps=steps,
-        seed=seed,
-        optimiser=full.optimiser.replace(warmup_steps=round(full.optimiser.warmup_steps * share)),
-        entailment_ramp=round(full.entailment_ramp * share),
-        keep_checkpoints=1,
-    )
+    return shortened(by_name(world.recipe if model == "hycoclip" else f"{world.recipe}_{model}"), steps, seed)
 
 
 @dataclass(frozen=True)
@@ -148,6 +141,33 @@ def ablate(
     )
     runs = plan(world, home, version, models, steps or world.steps, seeds or world.seeds)
 
+    perform_all(
+        "ablation",
+        runs,
+        home,
+        version,
+        spec,
+        device,
+        len(models),
+        lambda done: document(name, done, out),
+        say,
+    )
+    return runs
+
+
+def perform_all(
+    title: str,
+    runs: list[Run],
+    home: Home,
+    version: str,
+    spec: EvaluationSpec,
+    device: str,
+    each: int,
+    write: Callable[[list[Run]], object],
+    say: TextIO,
+) -> None:
+    """Train and evaluate the unfinished runs in order; `write` gets the finished ones after each round of `each`."""
+
     def perform(run: Run) -> None:
         prepare(
             run.folder, home, version, run.recipe
@@ -157,12 +177,32 @@ def ablate(
             evaluate(run.folder, home, spec)
 
     def after(number: int) -> None:
-        if number % len(models) == 0:
-            document(name, runs[:number], out)
+        if number % each == 0:
+            write(runs[:number])
 
     grid = [GridRun(r.folder, r.model, partial(perform, r), partial(getattr, r, "seconds")) for r in runs]
-    run_grid("ablation", grid, after, say)
-    return runs
+    run_grid(title, grid, after, say)
+
+
+def metrics_of(runs: list[Run]) -> Runs:
+    """The metrics of the evaluated runs, by model."""
+    found: Runs = {}
+    for run in runs:
+        if metrics := run.metrics:
+            found.setdefault(run.model, []).append(metrics)
+    return found
+
+
+def shortened(recipe: Recipe, steps: int, seed: int) -> Recipe:
+    """A recipe of so many steps: warm-up and ramp keep their fraction of the run."""
+    share = steps / recipe.steps
+    return recipe.replace(
+        steps=steps,
+        seed=seed,
+        optimiser=recipe.optimiser.replace(warmup_steps=round(recipe.optimiser.warmup_steps * share)),
+        entailment_ramp=round(recipe.entailment_ramp * share),
+        keep_checkpoints=1,
+    )
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -172,10 +212,7 @@ def marks(name: str) -> tuple[str, str]:
 
 def document(name: str, runs: list[Run], out: Path) -> None:
     """Write the section of a world from its finished runs."""
-    by_model: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        if metrics := run.metrics:
-            by_model.setdefault(run.model, []).append(metrics)
+    by_model = metrics_of(runs)
     first, recipe = runs[0].metrics, runs[0].recipe
     assert first is not None and first["train"] is not None, "a run of the document is finished"
     seeds = len(runs) // len(by_model)

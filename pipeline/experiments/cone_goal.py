@@ -20,13 +20,10 @@ from models.encoders.vit import VisionConfig
 from pipeline.config import ConfigError, nearest
 from pipeline.end_to_end import run_dir
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.experiments.ablation import Run
-from pipeline.experiments.comparison import NODES, Runs, difference, value_at, wrapped
-from pipeline.experiments.grid import GridRun, command, run_grid, write_section
+from pipeline.experiments.ablation import Run, metrics_of, perform_all, shortened
+from pipeline.experiments.comparison import NAMES, NODES, Runs, difference, value_at, wrapped
+from pipeline.experiments.grid import command, write_section
 from pipeline.training.recipes import Recipe, by_name
-from pipeline.training.run_dir import prepare
-from pipeline.training.train import train
 from storage.home import Home
 
 BASELINE = "clip_boxes"
@@ -36,20 +33,14 @@ PATCH, BATCH, STEPS = 12, 64, 240
 def setting(recipe: Recipe, steps: int, seed: int) -> Recipe:
     """A recipe of the demo at half the cost: patches of 12 pixels, batches of 64, in float32.
 
-    Warm-up and ramp keep their fraction of the run. In float32, since bfloat16 is slow on CPUs without instructions
-    for it.
+    In float32, since bfloat16 is slow on CPUs without instructions for it.
     """
-    share, vision = steps / recipe.steps, recipe.model.vision
+    vision = recipe.model.vision
     assert isinstance(vision, VisionConfig)
-    return recipe.replace(
-        steps=steps,
-        seed=seed,
+    return shortened(recipe, steps, seed).replace(
         batch_size=BATCH,
         precision="float32",
         model=replace(recipe.model, vision=replace(vision, patch_size=PATCH)),
-        optimiser=recipe.optimiser.replace(warmup_steps=round(recipe.optimiser.warmup_steps * share)),
-        entailment_ramp=round(recipe.entailment_ramp * share),
-        keep_checkpoints=1,
     )
 
 
@@ -121,18 +112,17 @@ def compare(
     arms = arms or chosen.arms
     runs = plan(home, version, arms, phase, steps, seeds or chosen.seeds)
 
-    def perform(run: Run) -> None:
-        prepare(run.folder, home, version, run.recipe)
-        if run.seconds is None:
-            train(run.folder, home, version, run.recipe, device=device)
-            evaluate(run.folder, home, spec)
-
-    def after(number: int) -> None:
-        if number % len(arms) == 0:
-            document(phase, runs[:number], out)
-
-    grid = [GridRun(r.folder, r.model, partial(perform, r), partial(getattr, r, "seconds")) for r in runs]
-    run_grid("cone goal", grid, after, say)
+    perform_all(
+        "cone goal",
+        runs,
+        home,
+        version,
+        spec,
+        device,
+        len(arms),
+        lambda done: document(phase, done, out),
+        say,
+    )
     return runs
 
 
@@ -140,23 +130,13 @@ CONES = ("text>image", "text_box>image_box", "image_box>image", "text_box>text")
 TRUE, SHUFFLED, SATURATED = 0.8, 0.1, 0.05
 NO_LOSS = ("retrieval.image_to_text.r5", "retrieval.text_to_image.r5", "zero_shot.top1")
 THREE_LEVELS, ANCESTOR, TIE = "traversal.names.three_levels", "traversal.names.ancestor", "hierarchy.tie"
-TITLES = {
-    BASELINE: "CLIP + part queries",
-    "clip_box_pairs": "CLIP + boxes",
-    "hycoclip": "HyCoCLIP",
-    "argent": "ARGENT",
-    "angle": "cones with negatives",
-    "cones": "membership",
-}
+TITLES = NAMES | {"argent": "ARGENT", "angle": "cones with negatives", "cones": "membership"}
 PREFACE = "# Cones that hold\n"
 
 
 def document(phase: str, runs: list[Run], out: Path) -> None:
     """Write the section of a phase from its finished runs."""
-    by_arm: Runs = {}
-    for run in runs:
-        if metrics := run.metrics:
-            by_arm.setdefault(run.model, []).append(metrics)
+    by_arm = metrics_of(runs)
     recipe, first = runs[0].recipe, next(iter(by_arm.values()))[0]
     seeds = min(map(len, by_arm.values()))
     option = " --phase search" if phase == "search" else ""

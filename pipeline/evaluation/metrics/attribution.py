@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.hyperbolic import lorentz, product
+from pipeline.evaluation.metrics.average_precision import expected_precision
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.boxes import expected_precision
 from pipeline.evaluation.metrics.geometry import (
     Cone,
     Points,

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pipeline.evaluation.metrics.average_precision import expected_precision, plain_average, precision_at
 from pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
 from pipeline.evaluation.metrics.retrieval import Score
 
@@ -98,23 +99,18 @@ def mean_average_precision(
         order = np.lexsort((right, -scores[:, label]))
         orders.append(order)
         places.append(np.flatnonzero(right[order]))
-    once = np.ones((1, len(truth)))
-    value = float(np.mean([_precision(once[:, o], p)[0] for o, p in zip(orders, places, strict=True)]))
-    samples = []
-    for weight in _by_box(bootstrap, image):
-        each = np.stack([_precision(weight[:, o], p) for o, p in zip(orders, places, strict=True)])
-        samples.append(np.nanmean(each, axis=0)[:, None])
+
+    def means(weight: Float[np.ndarray, "R P"]) -> Float[np.ndarray, " R"]:
+        each = [
+            plain_average(*precision_at(weight[:, order], place))
+            for order, place in zip(orders, places, strict=True)
+        ]
+        return np.nanmean(each, axis=0)
+
+    value = float(means(np.ones((1, len(truth))))[0])
+    samples = [means(weight)[:, None] for weight in _by_box(bootstrap, image)]
     drawn = np.concatenate(samples)
     return value, bootstrap.interval(drawn - drawn.mean() + value)[0]
-
-
-def _precision(weight: Float[np.ndarray, "R P"], places: Int[np.ndarray, " M"]) -> Float[np.ndarray, " R"]:
-    """Average precision of a ranking whose right items are at `places`, each item counted `weight` times."""
-    own = weight[:, places]
-    before = np.cumsum(weight, axis=1)[:, places]
-    with np.errstate(invalid="ignore"):
-        precision = np.where(own > 0, np.cumsum(own, axis=1) / before, 0.0)
-        return (own * precision).sum(axis=1) / own.sum(axis=1)
 
 
 def _by_box(bootstrap: Bootstrap, image: Int[np.ndarray, " P"]) -> Iterator[Float[np.ndarray, "R P"]]:
@@ -123,15 +119,3 @@ def _by_box(bootstrap: Bootstrap, image: Int[np.ndarray, " P"]) -> Iterator[Floa
     for weight in bootstrap.weights(int(image.max()) + 1):
         for start in range(0, len(weight), rows):
             yield weight[start : start + rows, image]
-
-
-def expected_precision(right: Int[np.ndarray, " C"], size: int) -> Float[np.ndarray, " M"]:
-    """Expected average precision in random order of `size` items with `right` of them right; zeros left out.
-
-    The item at rank i, if right, has precision (1 + (i-1)(m-1)/(n-1))/i; its mean over i is
-    (H_n + (m-1)/(n-1) (n - H_n)) / n with the harmonic number H_n.
-    """
-    right = right[right > 0]
-    harmonic = (1.0 / np.arange(1, size + 1)).sum()
-    others = (right - 1) / max(size - 1, 1)
-    return (harmonic + others * (size - harmonic)) / size

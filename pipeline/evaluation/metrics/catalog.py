@@ -74,6 +74,8 @@ READINGS = {  # of metrics/attribution.py: what is told, its chance level, by wh
     ),
 }
 
+ENTAILED_BY = {"margin": "the cones", "angle": "the exterior angle", "similarity": "similarity alone"}
+
 CATALOG = (
     *(Metric(f"{block}.top1", f"{name} top-1", chance=CLASSES) for block, name in CLASSIFIERS.items()),
     *(Metric(f"{block}.top5", f"{name} top-5", chance=CLASSES) for block, name in CLASSIFIERS.items()),
@@ -95,12 +97,11 @@ CATALOG = (
     Metric("detection.map_distance", "mean average precision of boxes by distance", chance=SHUFFLED),
     Metric("multilabel.map", "zero-shot mean average precision of several labels", chance=SHUFFLED),
     Metric("multilabel.map_11", "zero-shot mean average precision of several labels, eleven points"),
-    Metric("margin.ap", "entailment by the cones, average precision", chance=SHUFFLED),
-    Metric("margin.auroc", "entailment by the cones, AUROC", chance=COIN),
-    Metric("angle.ap", "entailment by the exterior angle, average precision", chance=SHUFFLED),
-    Metric("angle.auroc", "entailment by the exterior angle, AUROC", chance=COIN),
-    Metric("similarity.ap", "entailment by similarity alone, average precision", chance=SHUFFLED),
-    Metric("similarity.auroc", "entailment by similarity alone, AUROC", chance=COIN),
+    *(
+        Metric(f"{reading}.{key}", f"entailment by {name}, {title}", chance=chance)
+        for reading, name in ENTAILED_BY.items()
+        for key, title, chance in (("ap", "average precision", SHUFFLED), ("auroc", "AUROC", COIN))
+    ),
     Metric("prompts.mean", "zero-shot mean per class, mean over the prompts", chance=CLASSES),
     Metric("prompts.worst", "zero-shot mean per class, worst prompt", chance=CLASSES),
     Metric("prompts.range", "zero-shot mean per class, range over the prompts", higher_is_better=False),

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.hyperbolic import product
+from pipeline.evaluation.metrics.average_precision import expected_precision
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.boxes import expected_precision
 from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 from pipeline.evaluation.metrics.retrieval import Score
 

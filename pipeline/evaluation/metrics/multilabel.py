@@ -12,21 +12,13 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
+from pipeline.evaluation.metrics.average_precision import expected_precision, plain_average, precision_at
 from pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
-from pipeline.evaluation.metrics.boxes import expected_precision
 
 DIFFICULT = -1
 RECALLS = np.arange(11) / 10
 Average = Callable[[Float[np.ndarray, "R P"], Float[np.ndarray, "R P"]], Float[np.ndarray, " R"]]
 """(weights of the right items, precision at each) in R draws -> the average precision of each draw."""
-
-
-def plain_average(
-    own: Float[np.ndarray, "R P"], precision: Float[np.ndarray, "R P"]
-) -> Float[np.ndarray, " R"]:
-    """Mean of the precision over the right items."""
-    with np.errstate(invalid="ignore"):
-        return (own * precision).sum(1) / own.sum(1)
 
 
 def eleven_points(
@@ -104,8 +96,5 @@ def _averages(
     weight: Float[np.ndarray, "R P"], places: Int[np.ndarray, " M"], names: tuple[str, ...]
 ) -> Float[np.ndarray, "R K"]:
     """The averages of one class in R draws, from the images in the order of their rank."""
-    own = weight[:, places]
-    before = np.cumsum(weight, axis=1)[:, places]
-    with np.errstate(invalid="ignore"):
-        precision = np.where(own > 0, np.cumsum(own, axis=1) / before, 0.0)
+    own, precision = precision_at(weight, places)
     return np.stack([AVERAGES[name](own, precision) for name in names], axis=1)

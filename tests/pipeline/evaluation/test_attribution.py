@@ -17,8 +17,8 @@ from pipeline.evaluation.metrics.attribution import (
     membership,
     separation,
 )
+from pipeline.evaluation.metrics.average_precision import expected_precision
 from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.boxes import expected_precision
 from pipeline.evaluation.metrics.geometry import Points, shuffle
 from tests.oracle import hycoclip_loss as oracle
 
