@@ -1,5 +1,6 @@
 """Assess: measure a trained run and write its report."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
@@ -7,7 +8,7 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, named, tail
+from flows.runtime.runs import done, named
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.sources.columns import USUAL, Columns
@@ -16,7 +17,7 @@ from storage.home import Home
 
 @flow(
     name="assess",
-    flow_run_name=named(lambda given: f"assess {tail(given, 'run_dir')}"),
+    flow_run_name=named(lambda given: f"assess {Path(given['run_dir']).name}"),
     persist_result=True,
     result_serializer="json",
 )

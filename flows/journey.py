@@ -7,7 +7,7 @@ from prefect import flow
 from flows.assess import assess
 from flows.mine import mine
 from flows.pack import pack
-from flows.runtime.runs import done, named, tail
+from flows.runtime.runs import done, inside, named
 from flows.train import train
 from pipeline import end_to_end as journeys
 from pipeline.end_to_end import JourneyConfig
@@ -18,7 +18,7 @@ from storage.home import Home
     name="journey",
     flow_run_name=named(
         lambda given: (
-            f"journey {tail(given, 'config', 'recipe', 'name')} on {tail(given, 'config', 'mine', 'source')}"
+            f"journey {inside(given, 'config', 'recipe', 'name')} on {inside(given, 'config', 'mine', 'source')}"
         )
     ),
     persist_result=True,
@@ -43,4 +43,4 @@ def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
     spec = journeys.evaluation_of(config, version.name)
     metrics = assess(trained["run_dir"], home, mining=found, **dict(spec))
     result = {"run_dir": trained["run_dir"], "version": version.name, "metrics": metrics}
-    return done(f"{version.name}: run {tail(trained['run_dir'])}", result)
+    return done(f"{version.name}: {trained['run_dir']}", result)

@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import Field
 
-from flows.runtime.runs import done, named, tail
+from flows.runtime.runs import done, inside, named
 from pipeline.config import Config
 from pipeline.curation.delete import settle
 from storage.gc import collect
@@ -47,7 +47,7 @@ class MaintainConfig(Config):
 
 @flow(
     name="maintain",
-    flow_run_name=named(lambda given: f"maintain {tail(given.get('home', 'var'))}"),
+    flow_run_name=named(lambda given: f"maintain {inside(given.get('home', 'var'))}"),
     persist_result=True,
     result_serializer="json",
     timeout_seconds=3600,

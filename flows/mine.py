@@ -7,7 +7,7 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, named, tail
+from flows.runtime.runs import done, inside, named
 from flows.runtime.task_executor import task_engine
 from flows.runtime.tasks import task_runner
 from pipeline.mining.mine import MineConfig, mine_all
@@ -16,7 +16,7 @@ from storage.home import Home
 
 @flow(
     name="mine",
-    flow_run_name=named(lambda given: f"mine {tail(given, 'config', 'source')}"),
+    flow_run_name=named(lambda given: f"mine {inside(given, 'config', 'source')}"),
     task_runner=task_runner(),
     persist_result=True,
     result_serializer="json",

@@ -8,7 +8,7 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.reporting import events as signals
 from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, named, tail
+from flows.runtime.runs import done, inside, named
 from flows.runtime.task_executor import task_engine
 from flows.runtime.tasks import task_runner
 from pipeline.mining.mine import MineConfig
@@ -20,7 +20,7 @@ from storage.home import Home
 
 @flow(
     name="pack",
-    flow_run_name=named(lambda given: f"pack {tail(given, 'mine', 'source')}"),
+    flow_run_name=named(lambda given: f"pack {inside(given, 'mine', 'source')}"),
     task_runner=task_runner(),
     persist_result=True,
     result_serializer="json",

@@ -9,7 +9,7 @@ from flows.assess import assess
 from flows.reporting import events as signals
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import NOTHING, done, named, tail
+from flows.runtime.runs import NOTHING, done, inside, named
 from flows.train import train
 from pipeline import end_to_end as journeys
 from pipeline.evaluation.config import EvaluationSpec
@@ -21,7 +21,7 @@ from storage.model_registry import Decision
 
 @flow(
     name="retrain",
-    flow_run_name=named(lambda given: f"retrain on {tail(given, 'config', 'journey', 'mine', 'source')}"),
+    flow_run_name=named(lambda given: f"retrain on {inside(given, 'config', 'journey', 'mine', 'source')}"),
     persist_result=True,
     result_serializer="json",
 )

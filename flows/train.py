@@ -9,7 +9,7 @@ from prefect.tasks import exponential_backoff
 from flows.reporting import artifacts
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, named, tail
+from flows.runtime.runs import done, inside, named
 from pipeline.end_to_end import run_dir
 from pipeline.training.launch import launch
 from pipeline.training.recipes import Recipe
@@ -45,7 +45,7 @@ def training(folder: str, processes: int) -> dict[str, Any]:
 @flow(
     name="train",
     flow_run_name=named(
-        lambda given: f"train {tail(given, 'recipe', 'name')} on {given.get('version', 'latest')}"
+        lambda given: f"train {inside(given, 'recipe', 'name')} on {given.get('version', 'latest')}"
     ),
     persist_result=True,
     result_serializer="json",

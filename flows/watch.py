@@ -32,7 +32,7 @@ from flows.mine import mine
 from flows.pack import pack
 from flows.reporting import artifacts
 from flows.reporting import events as signals
-from flows.runtime.runs import NOTHING, done, named, rename, tail
+from flows.runtime.runs import NOTHING, done, inside, named, rename
 from pipeline import end_to_end as journeys
 from pipeline.registry.retraining import (
     RetrainConfig,
@@ -62,7 +62,7 @@ _FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it resumes f
 
 @flow(
     name="watch",
-    flow_run_name=named(lambda given: f"watch {tail(given, 'config', 'journey', 'mine', 'source')}"),
+    flow_run_name=named(lambda given: f"watch {inside(given, 'config', 'journey', 'mine', 'source')}"),
     persist_result=True,
     result_serializer="json",
 )
@@ -78,14 +78,21 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
     found = _look(config, home)
     told = found["training"] if found["training"].startswith("started") else _in_words(found)
     if (flow_run.get_name() or "").startswith("watch "):  # the list of runs shows names and no messages
-        rename(f"watch {tail(config.journey.mine.source)}: {told}")
+        rename(f"watch {inside(config.journey.mine.source)}: {told}")
     idle = not found.get("rounds") and not told.startswith("started")
     return done(told, found, NOTHING if idle else None)
 
 
 def _in_words(found: dict[str, Any]) -> str:
     """What a look that started no training found, in a line."""
-    what = f"new version {found['version']}" if found.get("rounds") else "nothing new"
+    name = found["version"]
+    what = (
+        f"new version {name}"
+        if found.get("rounds")
+        else f"nothing new since {name}"
+        if name
+        else "nothing new"
+    )
     return f"{what}: {found['training']}"
 
 

@@ -29,11 +29,11 @@ def named(what: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
     return name
 
 
-def tail(value: Any, *path: str) -> str:
-    """The last step of a path or address deep inside a parameter, which is a configuration or its JSON."""
+def inside(value: Any, *path: str) -> str:
+    """Return a value inside a parameter (a configuration or its JSON); of a path the last two steps."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else getattr(value, name)
-    return str(value).rstrip("/").rpartition("/")[2]
+    return "/".join(str(value).rstrip("/").split("/")[-2:])
 
 
 def done(message: str, result: Any, name: str | None = None) -> Any:
