@@ -158,7 +158,7 @@ def _facts(config: dict[str, Any], trained: dict[str, Any], metrics: dict[str, A
     facts = {
         "recipe": recipe.get("name"),
         "started from": (recipe.get("start") or {}).get("checkpoint"),
-        "steps": f"{train['steps']:,} of {recipe.get('batch_size')}" if train.get("steps") else None,
+        "steps": f"{train['steps']:,}, of {recipe.get('batch_size')} samples" if train.get("steps") else None,
         "samples seen": f"{seen:,}{passes}" if seen else None,
         "loss": f"{train['loss_first']:.3f} to {train['loss_last']:.3f}" if train.get("loss_last") else None,
         "duration": duration(seconds) if seconds else None,

@@ -16,6 +16,7 @@ Read-only, and only files that a record names; texts from data are escaped. A re
 its own entry. Requests by another host name than the server's own are refused (hosts.py).
 """
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -26,9 +27,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from pipeline.evaluation.metrics.document import csv_text, upgrade
 from pipeline.evaluation.report import report
 from pipeline.ui import curves, lineage, trend
 from pipeline.ui.hosts import OwnHostsOnly, own_hosts
@@ -112,9 +114,18 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
     def decision(request: Request) -> Response:
         return page("decision.html.j2", **_found(lambda: known.decision(request.path_params["number"])))
 
-    def kept_report(request: Request) -> Response:
-        text = _found(lambda: known.report(request.path_params["number"]))
-        return HTMLResponse(text, headers=FRESH)
+    def decision_file(request: Request) -> Response:
+        number, file = request.path_params["number"], request.path_params["file"]
+        if file == "report.html":
+            return HTMLResponse(_found(lambda: known.report(number)), headers=FRESH)
+        found = _found(lambda: known.decision(number))
+        if file in ("metrics.json", "metrics.csv"):
+            text = found["row"].metrics
+            text = text if file == "metrics.json" else _found(lambda: csv_text(upgrade(json.loads(text))))
+            return Response(text, media_type=RUN_FILES[file], headers=FRESH)
+        if file == "answers.json" and found["run"]:
+            return RedirectResponse(f"/runs/{found['run']}/{file}")
+        raise HTTPException(404, f"decision {number} has no {file}")
 
     def champions_svg(request: Request) -> Response:
         drawn = trend.draw(known.decisions()[0][::-1])
@@ -136,7 +147,7 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
             Route("/runs/{name}/{file}", run_file),
             Route("/runs/{a}/compare/{b}", comparison),
             Route("/decisions/{number:int}", decision),
-            Route("/decisions/{number:int}/report.html", kept_report),
+            Route("/decisions/{number:int}/{file}", decision_file),
             Route("/champions.svg", champions_svg),
             Route("/lineage.svg", lineage_svg),
         ],

@@ -45,7 +45,7 @@ def draw(rows: Sequence[Decision]) -> bytes:
         trim_blocks=True,
     )
     height = max(1, -(-len(charts) // COLUMNS)) * (TITLE + HEIGHT + GAP) + GAP
-    note = f"{elsewhere} decisions were made on other images and are left out. " if elsewhere else ""
+    note = f"Decisions made on other images, left out: {elsewhere}. " if elsewhere else ""
     return (
         environment.get_template("trend.svg.j2")
         .render(
@@ -110,11 +110,10 @@ def _chart(name: str, rows: Sequence[Decision]) -> Markup | None:
             f'<circle cx="{x}" cy="{y}" r="4" style="fill:{fill};stroke:var(--{tone})" stroke-width="1.6">'
             f"<title>{escape(tip)}</title></circle>"
         )
-    for n, anchor in ((points[0][0], "start"), (points[-1][0], "end")):
-        if n == points[0][0] or len(points) > 1:
-            when = held[n][1].time[:10]
-            x = LEFT if anchor == "start" else WIDTH - RIGHT
-            parts.append(f'<text x="{x}" y="{HEIGHT - 6}" text-anchor="{anchor}">{escape(when)}</text>')
+    for n, anchor in {points[0][0]: "start", points[-1][0]: "end"}.items():
+        x = LEFT if anchor == "start" else WIDTH - RIGHT
+        when = escape(held[n][1].time[:10])
+        parts.append(f'<text x="{x}" y="{HEIGHT - 6}" text-anchor="{anchor}">{when}</text>')
     return Markup("".join(parts))
 
 
