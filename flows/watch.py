@@ -85,15 +85,10 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
 
 def _in_words(found: dict[str, Any]) -> str:
     """What a look that started no training found, in a line."""
-    name = found["version"]
-    what = (
-        f"new version {name}"
-        if found.get("rounds")
-        else f"nothing new since {name}"
-        if name
-        else "nothing new"
-    )
-    return f"{what}: {found['training']}"
+    name, told = found["version"], found["training"]
+    if found.get("rounds"):
+        return f"new version {name}: {told}"
+    return f"nothing new since {name}: {told}" if name and name not in told else f"nothing new: {told}"
 
 
 def _look(config: RetrainConfig, home: str) -> dict[str, Any]:

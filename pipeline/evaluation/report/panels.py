@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from pipeline.evaluation.answers import Answers, by_class
 from pipeline.evaluation.metrics.document import measured
-from pipeline.evaluation.report.charts import interval_bar, number, ridges, share
+from pipeline.evaluation.report.charts import number, ridges, share
 from pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
 from pipeline.evaluation.report.disk_chart import disk_chart
 from pipeline.evaluation.report.projection import View
@@ -42,7 +42,6 @@ def class_rows(x: Exhibits) -> list[dict[str, Any]]:
             "name": row.name,
             "images": f"{row.images:,}",
             "right": share(row.right / row.images),
-            "bar": interval_bar(row.right / row.images, None, None),
             "wrong": f"{row.wrong} ({row.times:,})" if row.wrong else "",
         }
         for row in (by_class(x.answers) if x.answers else ())

@@ -311,10 +311,8 @@ def test_numbers_read_well():
 def test_it_says_how_often_each_image_was_seen_by_what_and_for_how_long():
     seen = {"samples_seen": 30, "steps": 3, "images": 12, "seconds": 252.0, "machine": "A <CPU>, 2 cores"}
     found = page(upgrade(metrics() | {"train": seen}), exhibits())
-    assert (
-        "was trained on 30 samples (12 images, 2.5 passes) in 3 steps, 4 min 12 s on A <CPU>, 2 cores."
-        in found["intro"]
-    )
+    told = "was trained on 30 samples (12 images, 2.5 passes) in 3 steps, 4 min 12 s on A <CPU>, 2 cores."
+    assert told in found["intro"]
     facts = {fact["name"]: fact["value"] for fact in found["training"]}
     assert (facts["passes over the images"], facts["duration"]) == ("2.5", "4 min 12 s")
     assert "passes" not in page(upgrade(metrics()), exhibits())["intro"], "a run of an earlier Hyco"
