@@ -15,7 +15,7 @@ from pipeline.curation.describe import brief, settings
 from pipeline.curation.flags import flags
 from pipeline.evaluation.report.examples import clip, mined_samples, picture
 from pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
-from pipeline.ui import run_pages
+from pipeline.ui import run_pages, trend
 from pipeline.ui.status import run_state
 from pipeline.ui.version_card import card
 from storage.detections import read_failures
@@ -210,6 +210,15 @@ class HomePages:
                 page = run_pages.decision_page(row, self.flags(rows).get(number))
                 return page | {"run": Path(row.run).name if known else ""}
         raise KeyError(f"no decision {number} in {self.home.store.url}")
+
+    def champions(self) -> bytes:
+        """The metrics of the champions over time, as SVG."""
+
+        def known(exam: str, model: str) -> str | None:
+            path = self.home.registry.assessed() / f"{exam}-{model}" / "metrics.json"
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+
+        return trend.draw(self.decisions()[0][::-1], known)
 
     def report(self, number: int) -> bytes:
         """The report that was kept with a decision; KeyError when there is none."""

@@ -32,7 +32,7 @@ from starlette.routing import Route
 
 from pipeline.evaluation.metrics.document import csv_text, upgrade
 from pipeline.evaluation.report import report
-from pipeline.ui import curves, lineage, trend
+from pipeline.ui import curves, lineage
 from pipeline.ui.hosts import OwnHostsOnly, own_hosts
 from pipeline.ui.pages import HomePages
 from storage.home import Home
@@ -128,8 +128,7 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
         raise HTTPException(404, f"decision {number} has no {file}")
 
     def champions_svg(request: Request) -> Response:
-        drawn = trend.draw(known.decisions()[0][::-1])
-        return Response(drawn, media_type="image/svg+xml", headers=FRESH)
+        return Response(known.champions(), media_type="image/svg+xml", headers=FRESH)
 
     def lineage_svg(request: Request) -> Response:
         rows, champion, _ = known.decisions()

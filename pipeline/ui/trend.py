@@ -1,7 +1,8 @@
 """The champions over time on one fixed exam, as one SVG: each metric of the gate, a point per decision."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,34 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 16, 10, 26
 MOST = 40  # decisions in a chart, the newest
 
 
-def on_one_exam(rows: Sequence[Decision]) -> tuple[list[Decision], int]:
+Known = Callable[
+    [str, str], str | None
+]  # metrics.json of a model on an exam, by the digest of each; None without
+
+
+def on_one_exam(rows: Sequence[Decision], known: Known) -> tuple[list[Decision], int]:
     """The judged decisions on the exam of the newest one, oldest first, and how many were made on others.
 
-    An exam is the images and options of an evaluation: numbers of different exams cannot be compared.
+    An exam is the images and options of an evaluation: numbers of different exams cannot be compared. A champion that
+    was promoted on another exam and evaluated again on this one, beside a challenger, is among them with these metrics.
     """
     judged = [(row, _verdict(row).get("exam")) for row in rows if row.kind in (PROMOTED, REFUSED)]
     judged = [(row, exam) for row, exam in judged if exam]
     if not judged:
         return [], 0
     newest = judged[-1][1]
-    same = [row for row, exam in judged if exam == newest]
+    same = []
+    for row, exam in judged:
+        if exam == newest:
+            same.append(row)
+        elif row.kind == PROMOTED and (again := known(newest, row.model)):
+            same.append(replace(row, metrics=again))
     return same[-MOST:], len(judged) - len(same)
 
 
-def draw(rows: Sequence[Decision]) -> bytes:
+def draw(rows: Sequence[Decision], known: Known = lambda exam, model: None) -> bytes:
     """The charts of the registry's log (oldest first): filled points are champions, hollow ones refused models."""
-    shown, elsewhere = on_one_exam(rows)
+    shown, elsewhere = on_one_exam(rows, known)
     names = list(dict.fromkeys(one["metric"] for row in shown for one in _verdict(row)["comparisons"]))
     charts = [(heading(name), chart) for name in names if (chart := _chart(name, shown))]
     environment = Environment(

@@ -104,11 +104,15 @@ def test_a_decision_shows_what_the_gate_could_have_seen(client: TestClient) -> N
 
 def test_champions_over_time_are_of_one_exam(client: TestClient, home: Path) -> None:
     rows = Home(home).registry.rows()
-    shown, elsewhere = trend.on_one_exam(rows)
+    shown, elsewhere = trend.on_one_exam(rows, lambda exam, model: None)
     assert [row.model for row in shown] == ["model1", "model2", "model3"] and elsewhere == 1
     drawn = client.get("/champions.svg").text
     assert drawn.count("<circle") == 3 and "Zero-shot top-1" in drawn
     assert "Decisions made on other images, left out: 1." in drawn
+    again = Home(home).registry.assessed() / "new-model0"
+    again.mkdir(parents=True)
+    (again / "metrics.json").write_text(json.dumps(metrics(0.25)))
+    assert client.get("/champions.svg").text.count("<circle") == 4, "evaluated again, beside a challenger"
     assert "No model has been judged yet" in trend.draw([]).decode()
 
 
