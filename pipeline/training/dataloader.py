@@ -61,7 +61,8 @@ class Batch:
 
     images uint8 [B, S, S, 3], image_boxes uint8 [P, S, S, 3], tokens int64 [B, N], token_boxes int64 [P, M].
     position is that of the next batch; substituted counts samples that could not be decoded and were replaced by
-    another sample of the batch. lengths are the tokens of every caption and then of every phrase, without padding.
+    another sample of the batch. On the host, so that reading them waits for no device: lengths, the tokens of every
+    caption and then of every phrase without padding, and counts, the parts of every sample.
     """
 
     images: Tensor
@@ -72,6 +73,7 @@ class Batch:
     position: Position
     substituted: int = 0
     lengths: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with a function applied to every tensor."""
@@ -341,6 +343,7 @@ class Batches:
                 for text in (tokens, token_boxes)
                 for length in ((text != self.tokenizer.end).sum(1) + 1).tolist()
             ),
+            counts=tuple(len(view.parts) for view in views),
         )
         return batch.each(Tensor.pin_memory) if self.pin else batch
 

@@ -24,7 +24,7 @@ from pipeline.embedder import save_model
 from pipeline.runtime.device import autocasts
 from pipeline.training.init_from import resolved
 from pipeline.training.recipes import Recipe
-from pipeline.training.run_protocol import summary
+from pipeline.training.run_protocol import speed, summary
 from pipeline.training.step_log import read_log
 from storage.files import atomic_directory
 from storage.home import Home
@@ -72,7 +72,11 @@ def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> Ru
     if not (run_dir / "config.json").exists():
         write_config(run_dir, run)
     else:
-        require_same(run_dir, _read(run_dir), run)
+        known = _read(run_dir)
+        require_same(run_dir, known, run)
+        run = run.replace(environment=known.environment)
+        if run != known and finished(run_dir) is None:  # the place of the data, or how the work is done
+            write_config(run_dir, run)
     return run
 
 
@@ -164,6 +168,7 @@ def finish(
         "recipe_digest": digest(run.recipe),
         **summary(lines),
         "data_wait": sum(waits) / last["seconds"],
+        **speed(lines),
         "temperature": last["temperature"],
         "curvature": last.get("curvature"),
         "radius": last.get("radius"),

@@ -7,7 +7,8 @@ random numbers.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.clip import DualEncoder
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""images [B, S, S, 3], tokens [B, N], image_boxes [P, S, S, 3] and token_boxes [P, M]."""
+"""images [B, S, S, 3], tokens [B, N], image_boxes [P, S, S, 3], token_boxes [P, M]; parts in the order of samples."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ class Gradient:
     scalars: Scalars
 
 
-Loss = Callable[[dict[str, Tensor], Tensor, Scalars], tuple[Tensor, dict[str, Tensor]]]
-"""(nodes, owner, scalars) -> the loss and its terms, see models.losses.objective.loss."""
+Loss = Callable[[dict[str, Tensor], Scalars], tuple[Tensor, dict[str, Tensor]]]
+"""(nodes, scalars) -> the loss and its terms, see models.losses.objective.loss."""
 
 
 def gradient(
     net: nn.Module,
     model: DualEncoder,
     inputs: Inputs,
-    owner: Tensor,
+    counts: Sequence[int],
     loss: Loss,
     *,
     micro_batch: int = 0,
@@ -80,7 +81,7 @@ def gradient(
         net: the model, or its DistributedDataParallel.
         model: the model itself.
         inputs: the batch of this process.
-        owner: the sample of each part [P], in ascending order.
+        counts: number of parts of each sample, on the host.
         loss: the objective.
         micro_batch: maximum number of samples of a piece; 0 takes the whole batch at once.
         half: type of the towers' matrix products under autocast; None computes in float32.
@@ -88,11 +89,11 @@ def gradient(
     if not micro_batch or micro_batch >= len(inputs[0]):
         nodes, scale, curvature = _encode(net, inputs, half)
         scalars = Scalars(scale, curvature, model.scales, model.bias)
-        total, terms = loss(nodes, owner, scalars)
+        total, terms = loss(nodes, scalars)
         total.backward()
         return Gradient(total.detach(), terms, nodes, scalars)
 
-    pieces = list(_pieces(inputs, owner, micro_batch))
+    pieces = list(_pieces(inputs, counts, micro_batch))
     states, encoded = [], []
     with torch.no_grad():
         for piece in pieces:
@@ -101,7 +102,7 @@ def gradient(
     nodes = {name: torch.cat([part[name] for part in encoded]).requires_grad_() for name in encoded[0]}
     sizes = {name: [len(part[name]) for part in encoded] for name in nodes}
     leaves = Scalars(model.scale, model.curvature, model.scales, model.bias).leaves()
-    total, terms = loss(nodes, owner, leaves)
+    total, terms = loss(nodes, leaves)
     total.backward()
     slopes = {
         name: (torch.zeros_like(value) if value.grad is None else value.grad).split(sizes[name])
@@ -109,7 +110,7 @@ def gradient(
     }
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
-        with _random_numbers_of(states[number]), _reduced(net, last):
+        with _random_numbers_of(states[number], inputs[0].device), _reduced(net, last):
             again, scale, curvature = _encode(net, piece, half)
             ends = [(again[name], slopes[name][number]) for name in again]
             if last:
@@ -134,13 +135,13 @@ def _encode(
         return net(*inputs)
 
 
-def _pieces(inputs: Inputs, owner: Tensor, size: int) -> Iterator[Inputs]:
-    """The batch in pieces of `size` samples with their parts; the parts of each are counted in one transfer."""
+def _pieces(inputs: Inputs, counts: Sequence[int], size: int) -> Iterator[Inputs]:
+    """The batch in pieces of `size` samples with their parts."""
     images, tokens, image_boxes, token_boxes = inputs
-    starts = range(0, len(images), size)
-    edges = torch.searchsorted(owner, torch.tensor([*starts, len(images)], device=owner.device)).tolist()
-    for start, first, after in zip(starts, edges, edges[1:], strict=False):
-        own, parts = slice(start, start + size), slice(first, after)
+    edges = [0, *itertools.accumulate(counts)]
+    for start in range(0, len(images), size):
+        own = slice(start, start + size)
+        parts = slice(edges[start], edges[min(start + size, len(images))])
         yield images[own], tokens[own], image_boxes[parts], token_boxes[parts]
 
 
@@ -157,10 +158,10 @@ def _random_state(device: torch.device) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _random_numbers_of(state: list[Tensor]) -> Iterator[None]:
+def _random_numbers_of(state: list[Tensor], device: torch.device) -> Iterator[None]:
     """Draw the numbers that follow a state; afterwards those that follow the present one."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(state[0])
-        if len(state) > 1:
-            torch.cuda.set_rng_state(state[1])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[1], device)
         yield
