@@ -24,17 +24,18 @@ def apply(model: nn.Module, checkpoint_activations: bool = False, compiled: bool
     Raises:
         ValueError: compilation without a C++ compiler.
     """
-    if checkpoint_activations:
-        for block in blocks(model):
-            forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            block.forward = forward
     if compiled:
         require_compiler()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-        for block in blocks(model):
+    for block in blocks(model):
+        forward = block.forward
+        if compiled:
             # Blocks of equal shape share one compilation, since their weights are its inputs. The numbers of rows and
             # of tokens are symbols: a batch with fewer parts or shorter texts is no reason to compile again.
-            block.compile(dynamic=True)
+            forward = torch.compile(forward, dynamic=True)
+        if checkpoint_activations:
+            forward = functools.partial(checkpoint, forward, use_reentrant=False)
+        block.forward = forward
 
 
 def require_compiler() -> None:
