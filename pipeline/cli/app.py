@@ -39,7 +39,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "shelve",
         "delete",
     ),
-    "Models": ("train", "assess", "fit", "embed", "search", "import", "export"),
+    "Models": ("train", "profile", "assess", "fit", "embed", "search", "import", "export"),
     "Champion": ("promote", "reject", "champion", "rollback", "registry"),
     "On a schedule, with Prefect": ("ui", "deploy", "worker", "notify"),
     "A home": ("status", "serve", "gc", "config"),

@@ -1,4 +1,4 @@
-"""Verbs of the model: train and assess."""
+"""Verbs of the model: train, profile and assess."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.app import (
+    AsJson,
     AssessSource,
     Assignments,
     Force,
@@ -32,6 +33,9 @@ def train(
         str | None, typer.Option(help="Name of the run; by default made from recipe and version.")
     ] = None,
     processes: Annotated[int, typer.Option(help="Training processes: one for each GPU.", min=1)] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the towers' blocks: --set execution.compile=true.")
+    ] = False,
     force: Force = False,
     assignments: Assignments = None,
 ) -> None:
@@ -51,7 +55,8 @@ def train(
     from storage.home import Home
 
     opened = Home(home)
-    chosen = override(by_name(recipe), assignments or [])
+    options = ["execution.compile=true"] if compiled else []
+    chosen = override(by_name(recipe), [*options, *(assignments or [])])
     found = opened.versions.load(version)
     if cost := require_feasible(chosen, processes, force):
         say(f"training: {cost}", err=True)
@@ -62,6 +67,37 @@ def train(
         say(f"note: {small}; hyco pack --set pack.image_size={size} makes a version for it", err=True)
     trained = launch(folder, processes, on_line=lambda line: say(line, err=True))
     show({"run_dir": str(folder), **trained})
+
+
+@app.command()
+def profile(
+    run: Annotated[str, typer.Argument(help="Directory of a run, or its name in HOME/runs.")],
+    home: HomeUrl = "var",
+    steps: Annotated[int, typer.Option(help="Training steps in the trace.", min=1)] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what the steps of a training spend their time on, and write a trace of a few.
+
+    The steps follow the run's last checkpoint, and the run itself stays as it is. RUN/profile/trace.json.gz opens in
+    https://ui.perfetto.dev or chrome://tracing.
+    """
+    from pipeline.training.profiling import profile_run
+    from storage.home import Home
+
+    found = profile_run(
+        Path(run) if (Path(run) / "config.json").is_file() else Home(home).run(run), steps, device
+    )
+    if as_json:
+        show(found)
+        return
+    typer.echo(
+        f"{found['seconds_per_step']:.3g} s per step on {found['device']}, of which "
+        f"{100 * found['data_wait']:.0f} % waiting for data; largest costs:"
+    )
+    for line in found["largest"]:
+        typer.echo(line)
+    typer.echo(f"trace: {found['trace']}")
 
 
 @app.command()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.clip import ClipConfig, image_tower
 from models.encoders.text import TextConfig
@@ -54,20 +53,38 @@ class Meter:
 
 
 def image_flops(model: ClipConfig) -> int:
-    """FLOPs of one image's forward pass through its tower and projection, counted without computing it."""
+    """FLOPs of one image's forward pass through its tower and projection."""
+    vision, projection = model.vision, 2 * model.vision.width * model.dim
+    if not isinstance(vision, VisionConfig):
+        return counted_flops(model) + projection
+    patches = (vision.image_size // vision.patch_size) ** 2
+    embedded = 2 * patches * 3 * vision.patch_size**2 * vision.width
+    whole = vision.pooling == "mean"
+    return embedded + _blocks(vision, 1 + patches, last_whole=whole) + projection
+
+
+def counted_flops(model: ClipConfig) -> int:
+    """FLOPs of one image's forward pass through its tower, counted by PyTorch without computing it."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes a second with the shapes of all operations
+
     size = model.vision.image_size
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         image_tower(model.vision).eval()(torch.empty(1, 3, size, size))
-    return counter.get_total_flops() + 2 * model.vision.width * model.dim
+    return counter.get_total_flops()
 
 
 def text_flops(config: TextConfig, dim: int, length: int) -> int:
-    """FLOPs of one text's forward pass through its tower and projection; its last block computes one token."""
+    """FLOPs of one text's forward pass through its tower and projection."""
+    return _blocks(config, length, last_whole=False) + 2 * config.width * dim
+
+
+def _blocks(config: TextConfig | VisionConfig, length: int, last_whole: bool) -> int:
+    """FLOPs of a tower's blocks on `length` tokens; the last block computes one token, or all of them."""
     width, hidden = config.width, round(config.width * config.mlp_ratio)
     linear = 4 * width**2 + 2 * width * hidden
     block = 2 * length * linear + 4 * length**2 * width
     last = 2 * (2 * length * width**2 + linear - 2 * width**2) + 4 * length * width
-    return (config.depth - 1) * block + last + 2 * width * dim
+    return (config.depth - 1) * block + (block if last_whole else last)
 
 
 def backward_factor(learn: str, blocks: float = 0.0) -> float:

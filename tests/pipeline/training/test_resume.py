@@ -124,6 +124,7 @@ def test_towers_with_batch_norm_are_not_divided():
         override(by_name("demo_poincare_resnet"), ["execution.micro_batch=8"])
 
 
+@pytest.mark.slow
 def test_one_process_then_two_then_one_see_the_same_batches(home, tmp_path, monkeypatch):
     """Stopped in the middle of two epochs; in two processes both in pieces, with the average of the weights."""
     recipe = with_everything(micro_batch=5).replace(checkpoint_steps=6, steps=18)
