@@ -77,7 +77,7 @@ def profile(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what the steps of a training spend their time on, and write a trace of a few.
+    """Say what the steps of a training spend their time on; with a trace.
 
     The steps follow the run's last checkpoint, and the run itself stays as it is. RUN/profile/trace.json.gz opens in
     https://ui.perfetto.dev or chrome://tracing.

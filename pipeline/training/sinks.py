@@ -5,6 +5,7 @@ MLFLOW_TRACKING_URI).
 """
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,14 +105,19 @@ class MLflow:
             else self._client.create_run(experiment, tags={"hyco.run": run_dir.name}, run_name=run_dir.name)
         )
         self._id = run.info.run_id
-        if not marked:
+        if marked:
+            self._client.update_run(self._id, status="RUNNING")
+        else:
             for name, value in config.items():
                 self._client.log_param(self._id, name, value)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the values of a step."""
-        for name, value in values.items():
-            self._client.log_metric(self._id, name.replace(">", "-"), value, step=step)
+        """Add the values of a step, in one transaction."""
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
+
+        at = int(1000 * time.time())
+        metrics = [Metric(name.replace(">", "-"), value, at, step) for name, value in values.items()]
+        self._client.log_batch(self._id, metrics)
 
     def close(self) -> None:
         """Mark the run as ended."""

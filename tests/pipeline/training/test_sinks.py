@@ -72,9 +72,12 @@ class Mlflow:
     def log_param(self, run, name, value):
         self.runs[run].params[name] = value
 
-    def log_metric(self, run, name, value, step):
-        assert all(letter.isalnum() or letter in "_-./ " for letter in name), name
-        self.runs[run].metrics.append((step, name, value))
+    def log_batch(self, run, metrics):
+        assert all(letter.isalnum() or letter in "_-./ " for metric in metrics for letter in metric.key)
+        self.runs[run].metrics += [(metric.step, metric.key, metric.value) for metric in metrics]
+
+    def update_run(self, run, status):
+        self.runs[run].ended -= status == "RUNNING"
 
     def set_terminated(self, run):
         self.runs[run].ended += 1
@@ -95,11 +98,13 @@ def test_weights_and_biases_gets_every_line_offline(home, tmp_path, monkeypatch)
 
 def test_mlflow_gets_every_line_and_a_resumed_run_continues_its_run(home, tmp_path, monkeypatch):
     Mlflow.runs = {}
-    package, tracking = types.ModuleType("mlflow"), types.ModuleType("mlflow.tracking")
+    names = ("mlflow", "mlflow.tracking", "mlflow.entities")
+    package, tracking, entities = (types.ModuleType(name) for name in names)
     package.__spec__ = SimpleNamespace(name="mlflow")  # pyright: ignore[reportAttributeAccessIssue]
     tracking.MlflowClient = Mlflow  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "mlflow", package)
-    monkeypatch.setitem(sys.modules, "mlflow.tracking", tracking)
+    entities.Metric = lambda key, value, timestamp, step: SimpleNamespace(key=key, value=value, step=step)  # pyright: ignore[reportAttributeAccessIssue]
+    for name, module in zip(names, (package, tracking, entities), strict=True):
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = tmp_path / "my-run"
     recipe = tiny_recipe(steps=4, log_to=("mlflow",))
@@ -113,8 +118,10 @@ def test_mlflow_gets_every_line_and_a_resumed_run_continues_its_run(home, tmp_pa
     opened[1].write(5, {"loss": 1.0})
     assert len(Mlflow.runs) == 1 and stored.metrics[-1] == (5, "loss", 1.0)
     assert stored.params["recipe/batch_size"] == 16
+    assert stored.ended == 0
     for sink in opened:
         sink.close()
+    assert stored.ended == 1
 
 
 def test_a_sink_that_is_not_installed_is_named_before_the_training(home, tmp_path, monkeypatch):
