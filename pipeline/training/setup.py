@@ -109,7 +109,7 @@ def assemble(run_dir: Path, run: RunConfig, rank: int, ranks: int, device: torch
 
 def step_gradient(setup: Setup, net: nn.Module, recipe: Recipe, batch: Batch, step: int) -> Gradient:
     """Add the gradient of a batch on the device to the parameters, `step` steps into the training."""
-    distributed = dist.is_initialized()
+    distributed = setup.batches.ranks > 1
 
     def loss(nodes: dict[str, Tensor], scalars: Scalars) -> tuple[Tensor, dict[str, Tensor]]:
         return objectives.loss(
