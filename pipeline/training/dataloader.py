@@ -76,8 +76,12 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; asynchronous from pinned memory."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch with images and owners on a device; asynchronous from pinned memory.
+
+        Token ids stay on the CPU: the text tower packs them there and moves the result.
+        """
+        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, tokens=self.tokens, token_boxes=self.token_boxes)
 
 
 class Batches:

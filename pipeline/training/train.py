@@ -152,7 +152,9 @@ def _train(
 
     net: nn.Module = model
     if ranks > 1:
-        net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        net = DistributedDataParallel(
+            model
+        )  # without device_ids it moves no inputs: token ids stay on the CPU
     control = (
         dist.new_group(backend="gloo") if ranks > 1 else None
     )  # on the CPU: reading it does not wait for the GPU
