@@ -81,8 +81,12 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; asynchronous from pinned memory."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch with images and owners on a device; asynchronous from pinned memory.
+
+        Token ids stay on the CPU: the text tower packs them there and moves the result.
+        """
+        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, tokens=self.tokens, token_boxes=self.token_boxes)
 
 
 def on_device(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -102,7 +106,8 @@ def on_device(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         current.wait_stream(copies)
 
         def used(tensor: Tensor, current: torch.cuda.Stream = current) -> Tensor:
-            tensor.record_stream(current)  # its memory may be reused only after the step
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # its memory may be reused only after the step
             return tensor
 
         yield batch.each(used)

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models.encoders.text import TextTransformer
+
 VARIANTS = 64
 """Maximum number of compiled variants of a block: towers, with and without gradient, all tokens or one."""
 
@@ -27,6 +29,9 @@ def apply(model: nn.Module, checkpoint_activations: bool = False, compiled: bool
     if compiled:
         require_compiler()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+        for tower in model.children():
+            if isinstance(tower, TextTransformer) and tower.layout is None:
+                tower.layout = "one"  # a graph for all batches, not one for each set of lengths
     for block in blocks(model):
         forward = block.forward
         if compiled:

@@ -103,7 +103,8 @@ def _train(
 
     net: nn.Module = model
     if ranks > 1:
-        net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        # Without device_ids it moves no inputs: token ids stay on the CPU.
+        net = DistributedDataParallel(model)
     control = (
         dist.new_group(backend="gloo") if ranks > 1 else None
     )  # on the CPU: reading it does not wait for the GPU

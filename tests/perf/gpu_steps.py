@@ -33,7 +33,7 @@ SIZES: dict[str, ClipConfig] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch with one part per image; the texts padded to the longest of them."""
+    """A batch with one part per image; the texts padded to the longest of them, on the host as in training."""
 
     images: Tensor
     tokens: Tensor
@@ -55,7 +55,7 @@ def draw(config: ClipConfig, size: int, device: torch.device) -> Inputs:
         lengths = torch.randint(low, min(high, text.context_length), (size,), generator=drawn)
         ids = torch.randint(1, text.vocab_size - 1, (size, int(lengths.max())), generator=drawn)
         after = torch.arange(ids.shape[1]) >= lengths[:, None] - 1
-        return ids.masked_fill(after, text.end_token).to(device), lengths.tolist()
+        return ids.masked_fill(after, text.end_token), lengths.tolist()
 
     def pixels() -> Tensor:
         return torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=drawn).to(device)
@@ -128,7 +128,7 @@ class PublishedStep:
     def grad(self) -> Tensor:
         """The loss; its gradient is added to the parameters."""
         with torch.autocast(self.owner.device.type, self.half, enabled=self.half is not None):
-            nodes = self.model(*self.inputs.all())
+            nodes = self.model(*(tensor.to(self.owner.device) for tensor in self.inputs.all()))
         scale, c = self.model.log_scale.exp(), self.model.log_curvature.exp()
         total = four_matrices(nodes, self.owner, scale, c, HYCOCLIP)
         self.scaler.scale(total).backward()
