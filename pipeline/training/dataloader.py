@@ -102,7 +102,8 @@ def on_device(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         current.wait_stream(copies)
 
         def used(tensor: Tensor, current: torch.cuda.Stream = current) -> Tensor:
-            tensor.record_stream(current)  # its memory may be reused only after the step
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # its memory may be reused only after the step
             return tensor
 
         yield batch.each(used)
