@@ -2,6 +2,8 @@
 
     python -m torch.distributed.run --nproc-per-node 2 -m pipeline.training.train HOME/runs/NAME
 
+HOME is a directory, which all nodes must see, or an fsspec URL.
+
 Every random choice is a function of the seed, the epoch and the rank (training/dataloader.py) and a step itself
 draws none, so a checkpoint needs no generator state. Files of a run: pipeline/training/run_dir.py.
 """
@@ -32,10 +34,19 @@ from pipeline.runtime.device import autocasts, resolve_device
 from pipeline.runtime.parent_death import die_with
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
-from pipeline.training.dataloader import START, Batches, ShardFile
+from pipeline.training.dataloader import START, Batches, ShardFile, shard_file
 from pipeline.training.init_from import started
 from pipeline.training.recipes import OptimiserConfig, Recipe
-from pipeline.training.run_dir import RunConfig, exclusive_lock, finish, finished, open_run, prepare
+from pipeline.training.run_dir import (
+    LOGS,
+    RunConfig,
+    RunDir,
+    exclusive_lock,
+    finish,
+    finished,
+    open_run,
+    prepare,
+)
 from pipeline.training.run_protocol import (
     decay_groups,
     learning_rate,
@@ -45,9 +56,9 @@ from pipeline.training.run_protocol import (
     set_rate,
 )
 from pipeline.training.step_log import StepLog, radii
-from storage.checkpoint import Checkpoints
+from storage.checkpoint import Checkpoints, open_checkpoints
+from storage.folder import Folder
 from storage.home import Home
-from storage.store import Store
 
 __all__ = ["main", "prepare", "train"]
 
@@ -55,7 +66,7 @@ TOKENIZER_CAPTIONS = 200_000  # maximum number of texts for training a tokenizer
 
 
 def train(
-    run_dir: str | Path,
+    run_dir: RunDir,
     home: Home | None = None,
     version: str = "latest",
     recipe: Recipe | None = None,
@@ -66,7 +77,7 @@ def train(
     """Train, or resume training, and return the content of train.json.
 
     Args:
-        run_dir: directory of the run. Without `home` and `recipe` its config.json is used.
+        run_dir: directory or URL of the run. Without `home` and `recipe` its config.json is used.
         home: where the dataset versions are.
         version: dataset version for training.
         recipe: the recipe to train.
@@ -80,18 +91,18 @@ def train(
         TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
             finished and a checkpoint saved, from which the next call resumes.
     """
-    run_dir = Path(run_dir)
-    run = open_run(run_dir, home, version, recipe)
-    done = finished(run_dir)
+    folder = Folder.of(run_dir)
+    run = open_run(folder, home, version, recipe)
+    done = finished(folder)
     if done is not None:
         return done
     with stop_request() as stop, _processes(device) as (rank, ranks, where):
-        with exclusive_lock(run_dir) if rank == 0 else contextlib.nullcontext():
-            return _train(run_dir, run, rank, ranks, where, listener, stop)
+        with exclusive_lock(folder) if rank == 0 else contextlib.nullcontext():
+            return _train(folder, run, rank, ranks, where, listener, stop)
 
 
 def _train(
-    run_dir: Path,
+    folder: Folder,
     run: RunConfig,
     rank: int,
     ranks: int,
@@ -105,18 +116,23 @@ def _train(
             f"batch_size {recipe.batch_size} is not a multiple of {ranks} processes; change either"
         )
     lead = rank == 0
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # on this machine: it fetches for the others
+    control = (
+        dist.new_group(backend="gloo") if ranks > 1 else None
+    )  # on the CPU: reading it does not wait for the GPU
 
     # Data: the shards of the version, and the tokenizer, which the first process makes and the others read.
     home = Home(run.home)
-    shards = [
-        ShardFile(ref.path, ref.samples, lambda path=ref.path: home.store.open(path), ref.sha256)
-        for ref in home.versions.load(run.version).shards["train"]
-    ]
-    if lead and not (run_dir / "tokenizer.json").is_file():
-        made = _make_tokenizer(recipe, shards)
-        Store(run_dir).replace("tokenizer.json", made.to_json().encode())
+    shards = [shard_file(home.store, ref) for ref in home.versions.load(run.version).shards["train"]]
+    if lead:
+        folder.fetch(*LOGS)
+        if not folder.exists("tokenizer.json"):
+            folder.write("tokenizer.json", _make_tokenizer(recipe, shards).to_json().encode())
     _barrier(ranks)
-    tokenizer = Tokenizer.load(run_dir, recipe.model.text.context_length)
+    if first:
+        folder.fetch("tokenizer.json")
+    _barrier(ranks)
+    tokenizer = Tokenizer.load(folder.path, recipe.model.text.context_length)
     batches = Batches(
         shards,
         tokenizer,
@@ -131,8 +147,8 @@ def _train(
     )
 
     # Model: random weights with the tokenizer's vocabulary, or a trained CLIP. All processes share the seed.
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    found = checkpoints.latest(None if lead else lambda text: None)
+    checkpoints = open_checkpoints(folder)
+    found = _resumed(checkpoints, lead, first, control)
     torch.manual_seed(recipe.seed)
     if recipe.start.checkpoint:
         model = started(recipe, tokenizer, fresh=found is None).to(device)
@@ -144,25 +160,24 @@ def _train(
     # Resume: weights, optimiser and the reader's position; the log drops lines after the checkpoint.
     step, seconds, position, substituted = 0, 0.0, START, 0
     if found:
-        step, folder = found
-        saved = load_checkpoint(folder, model, optimiser)
+        step, saved_in = found
+        saved = load_checkpoint(saved_in, model, optimiser)
         seconds, position = saved["seconds"], saved["position"]
         substituted = saved.get("substituted", 0)  # older checkpoints do not record it
-    log = StepLog(run_dir, step) if lead else None
+    log = StepLog(folder.path, step) if lead else None
 
     net: nn.Module = model
     if ranks > 1:
         net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    control = (
-        dist.new_group(backend="gloo") if ranks > 1 else None
-    )  # on the CPU: reading it does not wait for the GPU
     half = autocasts(recipe.precision, device)
     remedy = f"lower optimiser.lr (now {recipe.optimiser.lr}) or raise optimiser.warmup_steps"
     stream = batches.start(position)
     progress = None
-    if lead:
+    if first:  # of every node: its launcher ends a training that says nothing
         total = recipe.steps * recipe.batch_size
-        progress = Progress(total, "train", "samples", listener, done=step * recipe.batch_size)
+        progress = Progress(
+            total, "train", "samples", listener if lead else None, done=step * recipe.batch_size
+        )
     saved_at = window_start = time.perf_counter()
     waited, window_steps = 0.0, 0
     model.train()
@@ -242,18 +257,20 @@ def _train(
                 require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
                 state = {"seconds": seconds, "position": position, "substituted": substituted}
                 save_checkpoint(checkpoints, step, model, optimiser, state, recipe.keep_checkpoints)
+                folder.send(*LOGS)
                 saved_at = time.perf_counter()
         complete = step == recipe.steps
     finally:
         stream.close()
-        if log and progress:
+        if log:
             log.close()
+        if progress:
             progress.close(complete)
 
     if not complete:
         _barrier(ranks)  # the others end when the checkpoint is written
         stop.end(f"at step {step} of {recipe.steps}")
-    result = finish(run_dir, run, model, tokenizer, ranks) if lead else {}
+    result = finish(folder, run, model, tokenizer, ranks) if lead else {}
     _barrier(ranks)
     return result
 
@@ -307,6 +324,21 @@ def _any(here: bool, group: Any) -> bool:
     return bool(said.item())
 
 
+def _resumed(checkpoints: Checkpoints, lead: bool, first: bool, group: Any) -> tuple[int, Path] | None:
+    """(step, folder) of the checkpoint to resume from, None without one: the first process chooses for all."""
+    found = checkpoints.latest() if lead else None
+    if group is None:
+        return found
+    step = torch.tensor(found[0] if found else -1)
+    dist.broadcast(step, 0, group=group)
+    if step.item() < 0:
+        return None
+    if first:
+        checkpoints.at(int(step))  # brings it to this machine
+    dist.barrier(group)
+    return int(step), checkpoints.at(int(step))
+
+
 def _barrier(ranks: int) -> None:
     if ranks > 1:
         dist.barrier()
@@ -315,7 +347,7 @@ def _barrier(ranks: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Train the run that a directory's config.json describes. SIGTERM saves a checkpoint and ends with 0."""
     parser = argparse.ArgumentParser(prog="pipeline.training.train", description=main.__doc__)
-    parser.add_argument("run", help="run directory with a config.json")
+    parser.add_argument("run", help="directory or URL of a run with a config.json")
     parser.add_argument("--home", help="location of the data, if it differs from the prepared run's")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args(arguments)
@@ -329,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2
     except (TerminatedError, KeyboardInterrupt) as error:
-        return told(error, quiet=os.environ.get("RANK", "0") != "0")
+        return told(error, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     return 0
 
 
