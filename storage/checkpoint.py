@@ -162,7 +162,7 @@ class RemoteCheckpoints(Checkpoints):
         saved = {self._saved} - {None}
         others = sorted(self._there() - saved - self._damaged, reverse=True)
         kept = saved | set(others[: keep - len(saved)])
-        deleted = self._steps() - kept
+        deleted = {step for step, _ in self._files()} - kept
         for step in deleted:
             self.run.remove(f"{self._name(step)}/{_RECORD}")
             self.run.remove(self._name(step))
@@ -172,14 +172,16 @@ class RemoteCheckpoints(Checkpoints):
         return sorted(deleted)
 
     def _there(self) -> set[int]:
-        return {step for step in self._steps() if self.run.exists(f"{self._name(step)}/{_RECORD}")}
+        return {step for step, name in self._files() if name == _RECORD}
+
+    def _files(self) -> "list[tuple[int, str]]":
+        """(step, name) of every file of a checkpoint of the home."""
+        parts = (path.split("/") for path in self.run.store.list(_FOLDER))
+        named = ((_NAME.fullmatch(folder), name) for _, folder, name in parts)
+        return [(int(match[1]), name) for match, name in named if match]
 
     def _name(self, step: int) -> str:
         return f"{_FOLDER}/step-{step:09d}"
-
-    def _steps(self) -> set[int]:
-        matches = (_NAME.fullmatch(name) for name in self.run.store.folders(_FOLDER))
-        return {int(match[1]) for match in matches if match}
 
 
 def open_checkpoints(run: Folder) -> Checkpoints:
