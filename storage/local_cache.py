@@ -125,17 +125,24 @@ class ObjectCache:
                     found = _copy(store, path, file)
                 check_sha256(path, found, sha256, store.url)
                 os.fsync(file.fileno())
-            self._intact.add(final)
-            draft.rename(final)
+            with self._counting():
+                self._intact.add(final)
+                draft.rename(final)
         return True
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Exclude other processes that count, add or remove files: a renamed one must be counted once."""
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _reserve(self, draft: Path, file: BinaryIO, size: int) -> bool:
         """Make room for an object and let its temporary file take it at once; False when there is none.
 
         Temporary files without a lock were left by killed processes and are removed.
         """
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._counting():
             held: list[tuple[float, int, Path]] = []
             taken = 0
             for path in self.folder.iterdir():

@@ -34,13 +34,14 @@ def resolved(recipe: Recipe) -> Recipe:
         return recipe
     if start.learn == "lora":
         require_peft()
+    remote = "://" in start.checkpoint  # a path of this machine's copy would mean nothing elsewhere
     path = start_path(start.checkpoint)
     found = read_checkpoint(path)
     tokenizer = recipe.tokenizer
     if tokenizer == "train":
         if found.tokenizer is None:
             raise ValueError(f"{path} has no tokenizer: set tokenizer to a directory with tokenizer.json")
-        tokenizer = str(found.tokenizer)
+        tokenizer = start.checkpoint if remote else str(found.tokenizer)
     model = dataclasses.replace(
         recipe.model,
         vision=found.config.vision,
@@ -50,7 +51,6 @@ def resolved(recipe: Recipe) -> Recipe:
         pixel_mean=found.config.pixel_mean,
         pixel_std=found.config.pixel_std,
     )
-    remote = "://" in start.checkpoint
     known = start.replace(checkpoint=start.checkpoint if remote else str(path), digest=_digest(found.weights))
     return recipe.replace(model=model, tokenizer=tokenizer, start=known)
 

@@ -35,7 +35,7 @@ from pipeline.runtime.parent_death import die_with
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
 from pipeline.training.dataloader import START, Batches, ShardFile, shard_file
-from pipeline.training.init_from import started
+from pipeline.training.init_from import start_path, started
 from pipeline.training.recipes import OptimiserConfig, Recipe
 from pipeline.training.run_dir import (
     LOGS,
@@ -287,7 +287,7 @@ def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
     """The named CLIP tokenizer, or one trained on captions and phrases."""
     text = recipe.model.text
     if recipe.tokenizer != "train":
-        return Tokenizer.load(recipe.tokenizer, text.context_length)
+        return Tokenizer.load(start_path(recipe.tokenizer), text.context_length)
     captions: list[str] = []
     for shard in shards:
         for sample in shard.read():
