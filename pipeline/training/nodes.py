@@ -91,9 +91,13 @@ class Nodes:
         ]
 
     def environment(self) -> dict[str, str]:
-        """Return what the training processes need: Gloo would search for the interface of this machine's name."""
-        interface = _interface(self.own_address())
-        return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+        """Return the environment of torchrun and the training processes."""
+        # torch 2.13: a node 0 that stays announces its store to the first round alone, so a node that comes back waits
+        # for it until the read timeout. Without sharing, each round has a store of its own.
+        found = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        if interface := _interface(self.own_address()):  # Gloo would search for that of this machine's name
+            found["GLOO_SOCKET_IFNAME"] = interface
+        return found
 
 
 def _means_loopback(host: str) -> bool:

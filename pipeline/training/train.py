@@ -256,8 +256,8 @@ def _train(
             if lead and due:
                 require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
                 state = {"seconds": seconds, "position": position, "substituted": substituted}
+                folder.send(*LOGS)  # before the checkpoint: a log that ends earlier would keep a gap
                 save_checkpoint(checkpoints, step, model, optimiser, state, recipe.keep_checkpoints)
-                folder.send(*LOGS)
                 saved_at = time.perf_counter()
         complete = step == recipe.steps
     finally:
