@@ -25,7 +25,7 @@ import fsspec.utils
 from fsspec.implementations.local import LocalFileSystem
 
 from storage import faults
-from storage.files import fsync_directory
+from storage.files import fsync_directory, sha256_of
 
 Paths = list[str]  # defined here because Store.list hides the builtin inside the class
 
@@ -286,7 +286,9 @@ class Store:
             # Completing a multipart upload can take effect and still report an error; the next try is then
             # told that there is no such upload.
             with contextlib.suppress(OSError):
-                if self.size(path) == Path(source).stat().st_size:
+                if self.size(path) == Path(source).stat().st_size and self.sha256(path) == sha256_of(
+                    Path(source)
+                ):
                     return
             raise
 
