@@ -23,9 +23,12 @@ from torch import Tensor
 
 from models.encoders.tokenizer import Tokenizer
 from pipeline.training.augment import DataConfig, choose, render
+from storage.local_cache import open_cached
 from storage.objects import DamagedError, check_sha256
 from storage.sample import TrainingSample
 from storage.shard import read_shard
+from storage.store import Store
+from storage.versions import ShardRef
 
 Position = dict[str, int]
 Index = np.ndarray  # int64 [n, 2]: shard, sample within it
@@ -54,6 +57,16 @@ class ShardFile:
         if self.sha256:
             check_sha256(self.name, hashlib.sha256(data).hexdigest(), self.sha256)
         return list(read_shard(io.BytesIO(data), self.name, self.samples))
+
+
+def shard_file(store: Store, ref: ShardRef) -> ShardFile:
+    """A shard of a dataset version for the reader; that of a remote home is read through this machine's cache.
+
+    The cache compares hashes itself, when an object arrives and when a process first opens it.
+    """
+    if store.local:
+        return ShardFile(ref.path, ref.samples, lambda: store.open(ref.path), ref.sha256)
+    return ShardFile(ref.path, ref.samples, lambda: open_cached(store, ref.path, ref.sha256, ref.size))
 
 
 @dataclass(frozen=True)

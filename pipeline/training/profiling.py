@@ -13,8 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.runtime.device import resolve_device
 from pipeline.training.dataloader import on_device
 from pipeline.training.meter import now
-from pipeline.training.run_dir import RunConfig
+from pipeline.training.run_dir import RunConfig, RunDir, read_config
 from pipeline.training.setup import assemble, step_gradient, update
+from storage.folder import Folder
 
 WARM_UP = 3  # steps before the trace: allocation, and compilation where it is on
 LARGEST = 3
@@ -60,7 +61,7 @@ class Costs:
         return lines
 
 
-def profile_run(run_dir: str | Path, steps: int = 5, device: str = "auto") -> dict[str, Any]:
+def profile_run(run_dir: RunDir, steps: int = 5, device: str = "auto") -> dict[str, Any]:
     """Train `steps` steps of a run, from its last checkpoint, into nothing, and write RUN/profile/trace.json.gz.
 
     Returns the path, seconds per step, the fraction of time waited for data, and the largest costs in words.
@@ -69,16 +70,16 @@ def profile_run(run_dir: str | Path, steps: int = 5, device: str = "auto") -> di
         FileNotFoundError: no config.json in the directory.
         ValueError: fewer steps than 1.
     """
-    run_dir = Path(run_dir)
+    folder = Folder.of(run_dir)
     if steps < 1:
         raise ValueError(f"steps is {steps}: profile at least one")
-    if not (run_dir / "config.json").is_file():
-        raise FileNotFoundError(f"{run_dir} has no config.json: give the directory that `hyco train` printed")
-    run = RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
+    if not folder.exists("config.json"):
+        raise FileNotFoundError(f"{folder} has no config.json: give the directory that `hyco train` printed")
+    run = read_config(folder)
     where = resolve_device(device)
-    (run_dir / "profile").mkdir(exist_ok=True)
-    trace = run_dir / "profile" / "trace.json.gz"
-    costs = _profiled(run_dir, run, where, steps, trace)
+    trace = folder.path / "profile" / "trace.json.gz"
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    costs = _profiled(folder, run, where, steps, trace)
     found = {
         "trace": str(trace),
         "device": costs.device,
@@ -87,13 +88,14 @@ def profile_run(run_dir: str | Path, steps: int = 5, device: str = "auto") -> di
         "largest": costs.words(),
         "milliseconds": {kind: 1e3 * spent for kind, spent in costs.kinds.items()},
     }
-    (run_dir / "profile" / "costs.json").write_text(json.dumps(found, indent=1) + "\n")
+    folder.write("profile/costs.json", (json.dumps(found, indent=1) + "\n").encode())
+    folder.send("profile")
     return found
 
 
-def _profiled(run_dir: Path, run: RunConfig, device: torch.device, steps: int, trace: Path) -> Costs:
+def _profiled(folder: Folder, run: RunConfig, device: torch.device, steps: int, trace: Path) -> Costs:
     recipe, gpu = run.recipe, device.type == "cuda"
-    setup = assemble(run_dir, run, 0, 1, device)
+    setup = assemble(folder, run, 0, 1, device)
     setup.model.train()
     source = setup.batches.start(setup.position)
     stream = on_device(source, device)

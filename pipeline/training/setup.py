@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from models.encoders.tokenizer import Tokenizer
 from models.losses import objective as objectives
 from pipeline.runtime.device import autocasts
 from pipeline.training import strategy
-from pipeline.training.dataloader import START, Batch, Batches, Position, ShardFile
+from pipeline.training.dataloader import START, Batch, Batches, Position, ShardFile, shard_file
 from pipeline.training.ema import WeightAverage
-from pipeline.training.init_from import started
+from pipeline.training.init_from import start_path, started
 from pipeline.training.recipes import OptimiserConfig, Recipe
-from pipeline.training.run_dir import RunConfig
+from pipeline.training.run_dir import LOGS, RunConfig
 from pipeline.training.run_protocol import decay_groups, load_checkpoint
 from pipeline.training.step import Gradient, Scalars, gradient
-from storage.checkpoint import Checkpoints
+from storage.checkpoint import Checkpoints, open_checkpoints
+from storage.folder import Folder
 from storage.home import Home
-from storage.store import Store
 
 TOKENIZER_CAPTIONS = 200_000  # maximum number of texts for training a tokenizer
 
@@ -47,9 +48,15 @@ class Setup:
     substituted: int = 0
 
 
-def assemble(run_dir: Path, run: RunConfig, rank: int, ranks: int, device: torch.device) -> Setup:
-    """Make the parts of a run in this process, at its last checkpoint where there is one."""
+def assemble(
+    folder: Folder, run: RunConfig, rank: int, ranks: int, device: torch.device, control: Any = None
+) -> Setup:
+    """Make the parts of a run in this process, at its last checkpoint where there is one.
+
+    `control` is a process group on the CPU, None for one process.
+    """
     recipe, lead = run.recipe, rank == 0
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # on this machine: it fetches for the others
     if recipe.batch_size % ranks:
         raise ValueError(
             f"batch_size {recipe.batch_size} is not a multiple of {ranks} processes; change either"
@@ -57,17 +64,18 @@ def assemble(run_dir: Path, run: RunConfig, rank: int, ranks: int, device: torch
 
     # Data: the shards of the version, and the tokenizer, which the first process makes and the others read.
     home = Home(run.home)
-    shards = [
-        ShardFile(ref.path, ref.samples, lambda path=ref.path: home.store.open(path), ref.sha256)
-        for ref in home.versions.load(run.version).shards["train"]
-    ]
-    if lead and not (run_dir / "tokenizer.json").is_file():
-        made = _make_tokenizer(recipe, shards)
-        Store(run_dir).replace("tokenizer.json", made.to_json().encode())
+    shards = [shard_file(home.store, ref) for ref in home.versions.load(run.version).shards["train"]]
+    if lead:
+        folder.fetch(*LOGS)
+        if not folder.exists("tokenizer.json"):
+            folder.write("tokenizer.json", _make_tokenizer(recipe, shards).to_json().encode())
     barrier(ranks)
-    tokenizer = Tokenizer.load(run_dir, recipe.model.text.context_length)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    found = checkpoints.latest(None if lead else lambda text: None)
+    if first:
+        folder.fetch("tokenizer.json")
+    barrier(ranks)
+    tokenizer = Tokenizer.load(folder.path, recipe.model.text.context_length)
+    checkpoints = open_checkpoints(folder)
+    found = _resumed(checkpoints, lead, first, control)
     state = json.loads((found[1] / "state.json").read_text()) if found else {}
     batches = Batches(
         shards,
@@ -97,10 +105,10 @@ def assemble(run_dir: Path, run: RunConfig, rank: int, ranks: int, device: torch
 
     # Resume: weights, their average, optimiser and the reader's position.
     if found:
-        setup.step, folder = found
-        load_checkpoint(folder, model, optimiser)
+        setup.step, saved_in = found
+        load_checkpoint(saved_in, model, optimiser)
         if average:
-            average.load(load_file(folder / "ema.safetensors"))
+            average.load(load_file(saved_in / "ema.safetensors"))
         setup.seconds, setup.position = state["seconds"], state["position"]
         setup.substituted = state.get("substituted", 0)  # older checkpoints do not record it
     strategy.apply(model, recipe.execution.checkpoint_activations, recipe.execution.compile)
@@ -170,7 +178,7 @@ def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
     """The named CLIP tokenizer, or one trained on captions and phrases."""
     text = recipe.model.text
     if recipe.tokenizer != "train":
-        return Tokenizer.load(recipe.tokenizer, text.context_length)
+        return Tokenizer.load(start_path(recipe.tokenizer), text.context_length)
     captions: list[str] = []
     for shard in shards:
         for sample in shard.read():
@@ -178,3 +186,18 @@ def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
         if len(captions) >= TOKENIZER_CAPTIONS:
             break
     return Tokenizer.train(captions[:TOKENIZER_CAPTIONS], text.vocab_size, text.context_length)
+
+
+def _resumed(checkpoints: Checkpoints, lead: bool, first: bool, group: Any) -> tuple[int, Path] | None:
+    """(step, folder) of the checkpoint to resume from, None without one: the first process chooses for all."""
+    found = checkpoints.latest() if lead else None
+    if group is None:
+        return found
+    step = torch.tensor(found[0] if found else -1)
+    dist.broadcast(step, 0, group=group)
+    if step.item() < 0:
+        return None
+    if first:
+        checkpoints.at(int(step))  # brings it to this machine
+    dist.barrier(group)
+    return int(step), checkpoints.at(int(step))

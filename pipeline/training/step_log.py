@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.hyperbolic import product
 from pipeline.training.sinks import open_sinks
+from storage.folder import Folder
 from storage.store import Store
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -52,16 +53,17 @@ class StepLog:
             sink.close()
 
 
-def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
+def read_log(run_dir: str | Path | Folder) -> list[dict[str, Any]]:
     """The rows of a run's log.jsonl in order of their step; none without the file, incomplete lines left out.
 
     A run that was killed and resumed may have logged a step twice: the later row counts.
     """
-    path = Path(run_dir) / "log.jsonl"
-    if not path.is_file():
+    try:
+        told = Folder.of(run_dir).read("log.jsonl").decode(errors="replace")
+    except FileNotFoundError:
         return []
     rows: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in told.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(text)
             rows[int(row["step"])] = row

@@ -2,6 +2,8 @@
 
     python -m torch.distributed.run --nproc-per-node 2 -m pipeline.training.train HOME/runs/NAME
 
+HOME is a directory, which all nodes must see, or an fsspec URL.
+
 Every random choice is a function of the seed, the epoch and the rank (training/dataloader.py) and a step itself
 draws none, so a checkpoint needs no generator state. Files of a run: pipeline/training/run_dir.py.
 """
@@ -12,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,16 @@ from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, to
 from pipeline.training.dataloader import on_device
 from pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
 from pipeline.training.recipes import Recipe
-from pipeline.training.run_dir import RunConfig, exclusive_lock, finish, finished, open_run, prepare
+from pipeline.training.run_dir import (
+    LOGS,
+    RunConfig,
+    RunDir,
+    exclusive_lock,
+    finish,
+    finished,
+    open_run,
+    prepare,
+)
 from pipeline.training.run_protocol import learning_rate, require_finite, save_checkpoint, set_rate
 from pipeline.training.setup import (
     assemble,
@@ -43,13 +53,14 @@ from pipeline.training.setup import (
 )
 from pipeline.training.sinks import require
 from pipeline.training.step_log import StepLog, flat, radii
+from storage.folder import Folder
 from storage.home import Home
 
 __all__ = ["main", "make_optimiser", "prepare", "train"]
 
 
 def train(
-    run_dir: str | Path,
+    run_dir: RunDir,
     home: Home | None = None,
     version: str = "latest",
     recipe: Recipe | None = None,
@@ -60,7 +71,7 @@ def train(
     """Train, or resume training, and return the content of train.json.
 
     Args:
-        run_dir: directory of the run. Without `home` and `recipe` its config.json is used.
+        run_dir: directory or URL of the run. Without `home` and `recipe` its config.json is used.
         home: where the dataset versions are.
         version: dataset version for training.
         recipe: the recipe to train.
@@ -74,19 +85,19 @@ def train(
         TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
             finished and a checkpoint saved, from which the next call resumes.
     """
-    run_dir = Path(run_dir)
-    run = open_run(run_dir, home, version, recipe)
+    folder = Folder.of(run_dir)
+    run = open_run(folder, home, version, recipe)
     require(run.recipe.log_to)
-    done = finished(run_dir)
+    done = finished(folder)
     if done is not None:
         return done
     with stop_request() as stop, _processes(device) as (rank, ranks, where):
-        with exclusive_lock(run_dir) if rank == 0 else contextlib.nullcontext():
-            return _train(run_dir, run, rank, ranks, where, listener, stop)
+        with exclusive_lock(folder) if rank == 0 else contextlib.nullcontext():
+            return _train(folder, run, rank, ranks, where, listener, stop)
 
 
 def _train(
-    run_dir: Path,
+    folder: Folder,
     run: RunConfig,
     rank: int,
     ranks: int,
@@ -95,9 +106,12 @@ def _train(
     stop: StopRequest,
 ) -> dict[str, Any]:
     recipe, lead = run.recipe, rank == 0
-    setup = assemble(run_dir, run, rank, ranks, device)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # on this machine: it fetches for the others
+    # On the CPU: reading it does not wait for the GPU.
+    control = dist.new_group(backend="gloo") if ranks > 1 else None
+    setup = assemble(folder, run, rank, ranks, device, control)
     model, batches = setup.model, setup.batches
-    log = StepLog(run_dir, setup.step, recipe.log_to, flat(run.model_dump(mode="json"))) if lead else None
+    log = StepLog(folder.path, setup.step, recipe.log_to, flat(run.model_dump(mode="json"))) if lead else None
     meter = Meter(model.config, backward_factor(recipe.start.learn, _adapted(recipe)))
     peak = matmul_rate(device, setup.half or torch.float32) if lead else 0.0
 
@@ -105,16 +119,13 @@ def _train(
     if ranks > 1:
         # Without device_ids it moves no inputs: token ids stay on the CPU.
         net = DistributedDataParallel(model)
-    control = (
-        dist.new_group(backend="gloo") if ranks > 1 else None
-    )  # on the CPU: reading it does not wait for the GPU
     remedy = f"lower optimiser.lr (now {recipe.optimiser.lr}) or raise optimiser.warmup_steps"
     source = batches.start(setup.position)
     stream = on_device(source, device)
     progress = None
-    if lead:
-        total = recipe.steps * recipe.batch_size
-        progress = Progress(total, "train", "samples", listener, done=setup.step * recipe.batch_size)
+    if first:  # of every node: its launcher ends a training that says nothing
+        total, done = recipe.steps * recipe.batch_size, setup.step * recipe.batch_size
+        progress = Progress(total, "train", "samples", listener if lead else None, done=done)
     saved_at = window_start = time.perf_counter()
     step, waited, window_steps = setup.step, 0.0, 0
     model.train()
@@ -181,6 +192,7 @@ def _train(
             due |= stopping
             if lead and due:
                 require_finite(made.loss.item(), step, remedy)  # no checkpoint of a run that has diverged
+                folder.send(*LOGS)  # before the checkpoint: a log that ends earlier would keep a gap
                 average = setup.average.weights if setup.average else None
                 state, keep = checkpoint_state(setup), recipe.keep_checkpoints
                 save_checkpoint(setup.checkpoints, step, model, setup.optimiser, state, keep, average)
@@ -188,8 +200,9 @@ def _train(
         complete = step == recipe.steps
     finally:
         source.close()
-        if log and progress:
+        if log:
             log.close()
+        if progress:
             progress.close(complete)
 
     if not complete:
@@ -197,7 +210,7 @@ def _train(
         stop.end(f"at step {step} of {recipe.steps}")
     if setup.average:
         setup.average.move_into(model)
-    result = finish(run_dir, run, model, setup.tokenizer, ranks) if lead else {}
+    result = finish(folder, run, model, setup.tokenizer, ranks) if lead else {}
     barrier(ranks)
     return result
 
@@ -246,7 +259,7 @@ def _any(here: bool, group: Any) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Train the run that a directory's config.json describes. SIGTERM saves a checkpoint and ends with 0."""
     parser = argparse.ArgumentParser(prog="pipeline.training.train", description=main.__doc__)
-    parser.add_argument("run", help="run directory with a config.json")
+    parser.add_argument("run", help="directory or URL of a run with a config.json")
     parser.add_argument("--home", help="location of the data, if it differs from the prepared run's")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args(arguments)
@@ -260,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2
     except (TerminatedError, KeyboardInterrupt) as error:
-        return told(error, quiet=os.environ.get("RANK", "0") != "0")
+        return told(error, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     return 0
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_a_run_is_profiled_and_left_as_it_was(tmp_path):
     make_home(tmp_path)
     home = Home(tmp_path)
-    run = home.run("tiny")
+    run = home.run("tiny").path
     prepare(run, home, "latest", tiny_recipe(steps=10))
     done = CliRunner().invoke(app, ["profile", "tiny", "--home", str(tmp_path), "--steps", "2"])
     assert done.exit_code == 0, done.output
