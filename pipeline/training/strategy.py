@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator
 
 import torch
+import torch.fx.experimental._config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +27,8 @@ def apply(model: nn.Module, checkpoint_activations: bool = False, compiled: bool
     """
     if compiled:
         require_compiler()
+        # Sizes that are equal in one batch by chance are no reason to compile again when they differ.
+        torch.fx.experimental._config.use_duck_shape = False
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for block in blocks(model):
         forward = block.forward

@@ -176,6 +176,7 @@ train(run, home, "latest", with_everything(compile=True).replace(steps=12, check
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_continues_bit_for_bit(home, tmp_path):
     """Each part in a process of its own, which compiles again (from the compiler's cache where it has one)."""

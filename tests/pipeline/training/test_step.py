@@ -284,6 +284,7 @@ print(json.dumps(graphs))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_compiled_blocks_give_the_same_gradient_and_compile_no_more_after_warm_up(checkpointed):
