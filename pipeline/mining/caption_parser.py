@@ -14,7 +14,6 @@ from spacy.matcher import Matcher
 from spacy.pipeline import AttributeRuler
 from spacy.tokens import Doc
 from spacy.tokens._retokenize import set_token_attrs
-from thinc.api import Model, NumpyOps
 
 _UNREAD = ("ner", "lemmatizer", "senter", "textcat")
 _RULER, _CACHED = "attribute_ruler", "cached_attribute_ruler"
@@ -31,12 +30,11 @@ def load_parser(model: str) -> Language:
     Its `pipe` gives the documents that `spacy.load(model, exclude=...)` gives.
     """
     nlp = spacy.load(model, exclude=list(_UNREAD))
-    ops = NumpyOps(use_blis=False)
     for _, component in nlp.pipeline:
-        network = getattr(component, "model", None)
-        for node in network.walk() if isinstance(network, Model) else ():
-            if isinstance(node.ops, NumpyOps):
-                node.ops = ops
+        network: Any = getattr(component, "model", None)
+        for node in network.walk() if hasattr(network, "walk") else ():
+            if getattr(node.ops, "use_blis", False):  # thinc's NumpyOps
+                node.ops = type(node.ops)(use_blis=False)
     if _RULER in nlp.pipe_names and type(nlp.get_pipe(_RULER)) is AttributeRuler:
         place = nlp.pipe_names.index(_RULER)
         patterns = cast(AttributeRuler, nlp.remove_pipe(_RULER)[1]).patterns
