@@ -10,6 +10,7 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +66,7 @@ class OneDnnLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self.activation = linear.weight, linear.bias, activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*N in"]) -> Float[Tensor, "*N out"]:
         """Apply the layer to [..., in]."""
         if not x.numel():
             return F.linear(x, self.weight, self.bias)
@@ -151,7 +152,7 @@ class DeformableAttention(nn.Module):
         )
 
 
-def _softmax(x: Tensor) -> Tensor:
+def _softmax(x: Float[Tensor, "N n"]) -> Float[Tensor, "N n"]:
     """Softmax of the rows of [N, n]: with few columns PyTorch's own takes up to five times as long."""
     powers = (x - x.amax(-1, keepdim=True)).exp_()
     return powers.div_(powers.sum(-1, keepdim=True))
@@ -182,7 +183,9 @@ def _layout(shapes: tuple[tuple[int, int], ...], heads: int, points: int) -> _La
     )
 
 
-def _cells(offset: Tensor, reference: Tensor, layout: _Layout, axis: int, points: int) -> Tensor:
+def _cells(
+    offset: Float[Tensor, "N n"], reference: Float[Tensor, "N L c"], layout: _Layout, axis: int, points: int
+) -> Float[Tensor, "N n"]:
     """Positions in cells of one axis, [N, n], 0 at the middle of the first cell; those outside are just outside.
 
     offset [N, n]; reference [N, L, 1 or 2]: centre and, for boxes, size, as fractions of the image.
@@ -194,7 +197,9 @@ def _cells(offset: Tensor, reference: Tensor, layout: _Layout, axis: int, points
     return torch.minimum(centre.add_(offset).sub_(0.5).clamp_(min=-1.0), size)
 
 
-def _table(value: Tensor, shapes: list[tuple[int, int]], heads: int, rows: int) -> Tensor:
+def _table(
+    value: Float[Tensor, "B S D"], shapes: list[tuple[int, int]], heads: int, rows: int
+) -> Float[Tensor, "rows d"]:
     """Values [B, S, D] -> [B * rows, D / H]: a row per cell and head, zeros around each level."""
     batch, _, width = value.shape
     table = value.new_zeros(batch, rows // heads, width)
@@ -210,8 +215,14 @@ def _table(value: Tensor, shapes: list[tuple[int, int]], heads: int, rows: int) 
 
 
 def _sampled(
-    table: Tensor, x: Tensor, y: Tensor, weights: Tensor, layout: _Layout, batch: int, heads: int
-) -> Tensor:
+    table: Float[Tensor, "rows d"],
+    x: Float[Tensor, "N n"],
+    y: Float[Tensor, "N n"],
+    weights: Float[Tensor, "N n"],
+    layout: _Layout,
+    batch: int,
+    heads: int,
+) -> Float[Tensor, "N_heads d"]:
     """Weighted sums of the bilinear samples at x, y (both overwritten), all [N, n] -> [N * H, D / H]."""
     left, top = x.floor(), y.floor()
     east, south = x.sub_(left), y.sub_(top)

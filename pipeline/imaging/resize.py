@@ -10,12 +10,13 @@ import functools
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 
 Box = tuple[int, int, int, int]
 
 
-def cut_and_resize(array: np.ndarray, box: Box, out: np.ndarray) -> None:
+def cut_and_resize(array: UInt8[np.ndarray, "H W 3"], box: Box, out: UInt8[np.ndarray, "h w 3"]) -> None:
     """Write the resized box of an image into `out`.
 
     Args:
@@ -37,7 +38,7 @@ def cut_and_resize(array: np.ndarray, box: Box, out: np.ndarray) -> None:
         )
 
 
-def by_pil(array: np.ndarray, box: Box, out: np.ndarray) -> None:
+def by_pil(array: UInt8[np.ndarray, "H W 3"], box: Box, out: UInt8[np.ndarray, "h w 3"]) -> None:
     """Do the same with PIL: the reference implementation."""
     left, top, right, bottom = box
     image = Image.fromarray(np.ascontiguousarray(array[top:bottom, left:right]))
