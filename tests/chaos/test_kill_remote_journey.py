@@ -60,7 +60,7 @@ def test_it_ends_as_on_a_local_disk(
     assert versions[0] == versions[1]
     assert f"run      {run.name}  assessed" in hyco("status", "--home", home)
 
-    hyco("promote", run.name, "--home", home, "--force")
+    hyco("promote", run.name, "--home", home, "--force", "--assess-source", str(scenes / "heldout"))
     small = [word for item in SMALL if item.startswith("recipe.") for word in ("--set", item[7:])]
     hyco("train", "--recipe", "demo", "--home", home, "--run", "second", *small, "--set", "seed=1")
     hyco("assess", "--run", "second", "--home", home, "--assess-source", str(scenes / "heldout"))
