@@ -29,7 +29,7 @@ def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
 
     Args:
         config: options of mining, packing, training and evaluation.
-        home: where Hyco stores everything; a local directory.
+        home: where Hyco stores everything.
     """
     opened = Home(home)
     mine(config.mine, home)

@@ -32,7 +32,7 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
 
     Args:
         config: the training, how many samples must be new, and the metrics by which the challenger is judged.
-        home: where Hyco stores everything; a local directory.
+        home: where Hyco stores everything.
         force: train even if too few samples are new. A version that was judged already is not trained on again.
     """
     opened = Home(home)

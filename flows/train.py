@@ -57,7 +57,7 @@ def train(
 
     Args:
         recipe: model, objective, data and schedule.
-        home: where Hyco stores everything; a local directory.
+        home: where Hyco stores everything.
         version: dataset version, by name or "latest".
         run: name of the run; derived from recipe and version when absent.
         processes: one per GPU.

@@ -39,12 +39,11 @@ from pipeline.registry.retraining import (
     RetrainDecision,
     check,
     grown,
-    published,
     recipe_for,
     unpublished,
     unsettled,
 )
-from storage.checkpoint import Checkpoints
+from storage.checkpoint import open_checkpoints
 from storage.home import Home
 
 RETRAIN = "retrain/retrain"
@@ -73,7 +72,7 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
 
     Args:
         config: the source, how it is mined and packed, and when training begins.
-        home: where Hyco stores everything; in a remote home data is mined and packed, but no model is trained.
+        home: where Hyco stores everything.
     """
     found = _look(config, home)
     told = found["training"] if found["training"].startswith("started") else _in_words(found)
@@ -110,10 +109,6 @@ def _look(config: RetrainConfig, home: str) -> dict[str, Any]:
         signals.away(entry, opened)
     if away:
         artifacts.shelved(away)
-    if not opened.local:
-        made = published(config, opened).newest
-        told = f"home {home} is remote: copy its versions and shards to a local home and train there"
-        return {"version": made.name if made else None, "training": told}
     _publish_missed(opened)
     decision = check(config, opened)
     if decision is None:
@@ -171,11 +166,7 @@ def attempts_without_progress(steps: list[int]) -> int:
 
 def _saved_step(config: RetrainConfig, home: Home, decision: RetrainDecision) -> int:
     """The step of the checkpoint that training would resume from; 0 without one."""
-    folder = journeys.run_dir(home, recipe_for(config, home), decision.version)
-    found = Checkpoints(folder / "checkpoints").latest(
-        lambda text: None
-    )  # training itself reports damaged ones
-    return found[0] if found else 0
+    return open_checkpoints(journeys.run_dir(home, recipe_for(config, home), decision.version)).newest_step()
 
 
 def _attempts(client: SyncPrefectClient, key: str) -> list[FlowRun]:

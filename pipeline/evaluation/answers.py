@@ -76,9 +76,17 @@ def read(folder: Path) -> Answers | None:
     if not path.is_file():
         return None
     try:
-        return Answers(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        return parse(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}): assess the run again") from None
+
+
+def parse(told: bytes) -> Answers:
+    """Return the answers of an answers.json; ValueError for anything else."""
+    try:
+        return Answers(**json.loads(told))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def by_class(answers: Answers) -> list[ClassRow]:

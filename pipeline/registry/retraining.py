@@ -200,5 +200,5 @@ def recipe_for(config: RetrainConfig, home: Home) -> Recipe:
     champion = home.registry.champion() if config.start_from == "champion" else None
     if champion is None:
         return recipe
-    checkpoint = str(home.registry.path(champion.model))
+    checkpoint = home.registry.model(champion.model).url
     return recipe.replace(start=recipe.start.replace(checkpoint=checkpoint))

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from PIL import Image, ImageEnhance
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config
@@ -15,13 +16,15 @@ from pipeline.imaging.resize import Box, cut_and_resize
 from storage.sample import Part, TrainingSample
 
 Range = tuple[float, float]
+Strength = Annotated[float, Field(ge=0)]
+HueShift = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class DataConfig(Config):
     """How samples are drawn, cropped and read."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"cache_bytes", "threads", "prefetch"})
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"letterbox"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"letterbox", "color_jitter", "color_jitter_chance"})
 
     crop_scale: Range = (0.5, 1.0)
     """Minimum and maximum fraction of a whole image's area that RandomResizedCrop keeps."""
@@ -33,6 +36,12 @@ class DataConfig(Config):
     """Minimum and maximum width / height of a crop."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of a horizontal flip; 0 by default, since captions may speak of left and right."""
+    color_jitter: tuple[Strength, Strength, Strength, HueShift] = (0.0, 0.0, 0.0, 0.0)
+    """Maximum change of brightness, contrast and saturation as a fraction, and of the hue as a fraction of the colour
+    circle (0.5 reaches every hue). A hue above 0 contradicts captions that name colours.
+    """
+    color_jitter_chance: float = Field(default=0.8, ge=0, le=1)
+    """Probability that an image or a part gets the colour jitter."""
     parts: int = Field(default=1, ge=1)
     """Maximum number of parts per image and view."""
     window: int = Field(default=16, ge=1)
@@ -104,6 +113,8 @@ def render(
             pixels = letterbox(pixels, max(pixels.shape[:2]))
         box = random_box(pixels.shape[1], pixels.shape[0], scale, config.crop_ratio, rng)
         cut_and_resize(pixels, box, out)
+        if any(config.color_jitter) and rng.random() < config.color_jitter_chance:
+            out[:] = np.asarray(jittered(Image.fromarray(out), config.color_jitter, rng))
         if rng.random() < config.flip:
             out[:] = out[:, ::-1].copy()
 
@@ -126,6 +137,26 @@ def draw(
         return None
     phrases = [part.phrase for part in choice.parts]
     return View(image, sample.captions[choice.caption], list(zip(parts, phrases, strict=True)))
+
+
+def jittered(
+    image: Image.Image, strength: tuple[float, float, float, float], rng: np.random.Generator
+) -> Image.Image:
+    """The image with random brightness, contrast, saturation and hue, changed in random order.
+
+    The first three are multiplied by uniform factors in [max(0, 1 - strength), 1 + strength], as in torchvision's
+    ColorJitter; the hue is turned by a uniform fraction of the circle in [-strength, strength].
+    """
+    for which in rng.permutation(4).tolist():
+        most = strength[which]
+        if most and which < 3:
+            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
+            image = enhance(image).enhance(rng.uniform(max(0.0, 1 - most), 1 + most))
+        elif most:
+            hsv = np.array(image.convert("HSV"))
+            hsv[..., 0] += np.uint8(round(rng.uniform(-most, most) * 256) % 256)
+            image = Image.fromarray(hsv, "HSV").convert("RGB")
+    return image
 
 
 def random_box(width: int, height: int, scale: Range, ratio: Range, rng: np.random.Generator) -> Box:

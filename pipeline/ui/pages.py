@@ -1,7 +1,6 @@
 """Content of the pages of a home, read from its records at each request, so that it is current."""
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -19,6 +18,7 @@ from pipeline.ui import run_pages, trend
 from pipeline.ui.status import run_state
 from pipeline.ui.version_card import card
 from storage.detections import read_failures
+from storage.folder import Folder
 from storage.home import Home
 from storage.layout import log_path
 from storage.model_registry import Decision, champion_of
@@ -59,8 +59,6 @@ class HomePages:
 
         The champion is None when a row after its promotion cannot be read.
         """
-        if not self.home.local:
-            return [], None, []
         rows, unreadable = self.home.registry.readable()
         champion = champion_of(rows)
         if champion and any(path > log_path(champion.number) for path in unreadable):
@@ -178,8 +176,8 @@ class HomePages:
         """The dataset card of a version; ValueError when there is none of that name."""
         return card(self.home, self.versions.load(name))
 
-    def run(self, name: str) -> Path:
-        """Directory of a run; KeyError when there is none of that name."""
+    def run(self, name: str) -> Folder:
+        """The folder of a run; KeyError when there is none of that name."""
         for folder in self.home.run_folders():
             if folder.name == name:
                 return folder
@@ -215,8 +213,8 @@ class HomePages:
         """The metrics of the champions over time, as SVG."""
 
         def known(exam: str, model: str) -> str | None:
-            path = self.home.registry.assessed() / f"{exam}-{model}" / "metrics.json"
-            return path.read_text(encoding="utf-8") if path.is_file() else None
+            folder = self.home.registry.assessment(f"{exam}-{model}")
+            return folder.read("metrics.json").decode() if folder.exists("metrics.json") else None
 
         return trend.draw(self.decisions()[0][::-1], known)
 
@@ -257,22 +255,22 @@ class HomePages:
         kinds = ["experiment"] if name in self.versions.experiments() else []
         return ", ".join(marks + kinds + labels)
 
-    def _newest_runs(self) -> list[Path]:
-        return sorted(self.home.run_folders(), key=lambda run: -(run / "config.json").stat().st_mtime)
+    def _newest_runs(self) -> list[Folder]:
+        return sorted(self.home.run_folders(), key=lambda run: -(run.store.modified("config.json") or 0))
 
-    def _run(self, folder: Path) -> dict[str, Any]:
+    def _run(self, folder: Folder) -> dict[str, Any]:
         """A run in the list of the first page; with "unreadable" where a record of it cannot be read."""
         entry: dict[str, Any] = {
             "name": folder.name,
             "state": "",
             "version": "",
-            "report": (folder / "report.html").is_file(),
+            "report": folder.exists("report.html"),
             "scores": run_pages.scores(folder),
-            "log": (folder / "log.jsonl").is_file(),
+            "log": folder.exists("log.jsonl"),
         }
         for name in RUN_RECORDS:
             try:
-                held = _object(folder / name)
+                held = _object(folder, name)
             except _UNREADABLE as error:
                 return entry | _broken(folder.name, f"{name}: {_reason(error)}")
             if name == "config.json":
@@ -305,11 +303,11 @@ class HomePages:
         return found
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(folder: Folder, name: str) -> dict[str, Any]:
     """The object that a JSON file holds, {} without the file; ValueError for anything else."""
-    if not path.is_file():
+    held = folder.json(name)
+    if held is None:
         return {}
-    held = json.loads(path.read_bytes())
     if not isinstance(held, dict):
         raise ValueError(f"it holds a {type(held).__name__}, not an object")
     return held

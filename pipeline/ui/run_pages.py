@@ -14,6 +14,7 @@ from pipeline.evaluation.report.page import duration
 from pipeline.evaluation.report.tables import tables
 from pipeline.training.step_log import flat, read_log
 from pipeline.ui.status import run_state
+from storage.folder import Folder
 from storage.model_registry import Decision
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError)
@@ -28,15 +29,16 @@ CURVES = (  # key of the step log, title, whether the axis begins at 0
 )
 
 
-def run_page(folder: Path, rows: Sequence[Decision], others: Sequence[str]) -> dict[str, Any]:
+def run_page(run: Folder, rows: Sequence[Decision], others: Sequence[str]) -> dict[str, Any]:
     """The content of the page of a run.
 
     Args:
-        folder: its directory.
+        run: its folder.
         rows: the registry's log.
         others: names of the other runs, to compare with.
     """
     lost: dict[str, str] = {}
+    folder = run.fetch(*READ)
     config = _object(folder / "config.json", lost)
     trained = _object(folder / "train.json", lost)
     try:
@@ -46,12 +48,12 @@ def run_page(folder: Path, rows: Sequence[Decision], others: Sequence[str]) -> d
         lost["metrics.json"], metrics, measured, skipped = str(error), {}, [], {}
     return {
         "name": folder.name,
-        "state": run_state(folder),
+        "state": run_state(run),
         "version": str(config.get("version", "")),
         "facts": _facts(config, trained, metrics),
         "tables": measured,
         "skipped": skipped,
-        "files": [one for one in FILES if (folder / one).is_file()],
+        "files": [one for one in FILES if run.exists(one)],
         "log": (folder / "log.jsonl").is_file(),
         "decisions": [row for row in rows if Path(row.run).name == folder.name],
         "others": [name for name in others if name != folder.name],
@@ -59,12 +61,14 @@ def run_page(folder: Path, rows: Sequence[Decision], others: Sequence[str]) -> d
     }
 
 
+READ = ("config.json", "train.json", "metrics.json", "log.jsonl", answers.FILE)
 FILES = ("report.html", "metrics.csv", "metrics.json", "answers.json", "train.json")
 
 
-def comparison(first: Path, second: Path) -> dict[str, Any]:
+def comparison(one: Folder, other: Folder) -> dict[str, Any]:
     """The content of the page that compares two runs: numbers, configuration, curves, errors that changed."""
     lost: dict[str, str] = {}
+    first, second = one.fetch(*READ), other.fetch(*READ)
     entries = []
     for folder in (first, second):
         try:
@@ -107,17 +111,18 @@ def decision_page(row: Decision, flag: str | None) -> dict[str, Any]:
     return {"row": row, "rows": rows, "exam": str(verdict.get("exam") or ""), "flag": flag}
 
 
-def trained_on(version: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
+def trained_on(version: str, runs: Sequence[Folder]) -> list[dict[str, Any]]:
     """The runs of a dataset version with the numbers that a report begins with."""
     found = []
-    for folder in runs:
+    for run in runs:
+        folder = run.fetch("config.json", "metrics.json")
         config = _object(folder / "config.json", {})
         if config.get("version") == version:
             found.append(
                 {
                     "name": folder.name,
                     "recipe": (config.get("recipe") or {}).get("name", ""),
-                    "scores": scores(folder),
+                    "scores": scores(run),
                 }
             )
     return found
@@ -127,10 +132,10 @@ HEADLINES = {"zero_shot.top1": "zero-shot top-1", "retrieval.text_to_image.r5": 
              "hierarchy.tie": "tree distance"}  # fmt: skip
 
 
-def scores(folder: Path) -> list[str]:
+def scores(run: Folder) -> list[str]:
     """The headline numbers of an evaluated run, such as "zero-shot top-1 63.2 %"; none where it was not evaluated."""
     try:
-        held = read_metrics(folder / "metrics.json")["metrics"]
+        held = read_metrics(run.fetch("metrics.json") / "metrics.json")["metrics"]
         told = [(label, name, held[name]["value"]) for name, label in HEADLINES.items() if name in held]
         return [f"{label} {number(v) if name == 'hierarchy.tie' else share(v)}" for label, name, v in told]
     except UNREADABLE:

@@ -100,9 +100,9 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
         file = request.path_params["file"]
         if file == "curves.svg":
             return Response(_found(lambda: curves.draw(folder)), media_type="image/svg+xml", headers=FRESH)
-        if file not in RUN_FILES or not (folder / file).is_file():
+        if file not in RUN_FILES or not folder.exists(file):
             raise HTTPException(404, f"run {folder.name} has no {file}")
-        return FileResponse(folder / file, media_type=RUN_FILES[file], headers=FRESH)
+        return FileResponse(folder.fetch(file) / file, media_type=RUN_FILES[file], headers=FRESH)
 
     def run(request: Request) -> Response:
         return page("run.html.j2", **_found(lambda: known.run_page(request.path_params["name"])))

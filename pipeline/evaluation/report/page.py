@@ -211,6 +211,10 @@ class _View:
                 ("loss_first", "loss at the start"),
                 ("loss_last", "loss at the end"),
                 ("samples_per_second", "samples per second"),
+                ("tokens_per_second", "tokens per second"),
+                ("mfu", "model FLOPs utilisation"),
+                ("data_wait", "time waited for data"),
+                ("peak_memory_mb", "peak memory, MB"),
             ),
         )
         told = {
@@ -242,10 +246,14 @@ def _passes(train: dict[str, Any]) -> str:
     return f" ({images:,} images, {seen / images:.1f} passes)"
 
 
+FRACTIONS = ("recall", "precision", "mfu", "data_wait")
+"""Facts that are shown in per cent."""
+
+
 def _facts(values: dict[str, Any] | None, names: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     held = [(key, name, (values or {}).get(key)) for key, name in names]
     return [
-        {"name": name, "value": share(value) if key in ("recall", "precision") else number(value)}
+        {"name": name, "value": share(value) if key in FRACTIONS else number(value)}
         for key, name, value in held
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
