@@ -39,8 +39,8 @@ def points() -> tuple[Tensor, Tensor, np.ndarray]:
     noise = 2 * torch.randn(IMAGES * CAPTIONS, DIM, generator=g)
     captions = 0.6 * images.repeat_interleave(CAPTIONS, 0) + noise
     owner = np.repeat(np.arange(IMAGES), CAPTIONS)
-    lifted = (lorentz.exp0(tangents / DIM**0.5, 1.0) for tangents in (images, captions))
-    return *lifted, np.stack([owner, np.arange(len(owner))], 1)
+    images, captions = (lorentz.exp0(tangents / DIM**0.5, 1.0) for tangents in (images, captions))
+    return images, captions, np.stack([owner, np.arange(len(owner))], 1)
 
 
 def to_texts() -> None:
