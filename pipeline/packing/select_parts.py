@@ -5,18 +5,21 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from pydantic import Field
 
-from models.grounding.boxes import nms
+from models.grounding.boxes import competed, nms
 from pipeline.config import Config
 from pipeline.packing.filters import FilterConfig, caption_filter, passing_captions, passing_images, slim
 from storage.sample import Sample
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 
 class SelectionConfig(Config):
     """The rules that turn detections into parts; changing one never runs the detector again."""
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"nested", "filters"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"nested", "filters", "competition"})
 
     threshold: float = Field(default=0.35, ge=0, le=1)
     """Minimum score of a box. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO."""
@@ -39,6 +42,11 @@ class SelectionConfig(Config):
     nested: bool = False
     """Whether "expression" also takes expressions that lie inside another one. The published GRIT contains such
     expressions; the Kosmos-2 paper says that they are left out.
+    """
+    competition: float = Field(default=0.0, ge=0, le=10)
+    """Exponent of the competition between the phrases of an image, before the threshold: a score s counts as
+    s * (s / r)^competition where another phrase has the higher score r on the same box. 0 is off; 1 tells look-alikes
+    apart, and wants a lower threshold: see `hyco calibrate`.
     """
     filters: FilterConfig = FilterConfig()
     """Which images, captions and boxes are left out whatever their scores."""
@@ -81,6 +89,8 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
             keep &= pixels >= config.min_area_px * (1 - 1e-6)  # boxes are float32
     if config.filters.max_part_aspect is not None:
         keep &= ~slim(boxes, _floats(table, "width"), _floats(table, "height"), config.filters)
+    if config.competition:
+        keep = _competing(table, boxes, scores, keep, config)
     text = "phrase"
     if config.phrases == "expression":
         text = "expression"
@@ -112,6 +122,23 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     for row in table.take(rows[left]).to_pylist():
         chosen[row["key"]].append(_choice(row, text))
     return chosen
+
+
+def _competing(
+    table: pa.Table, boxes: np.ndarray, scores: np.ndarray, keep: np.ndarray, config: SelectionConfig
+) -> np.ndarray:
+    """Which of the boxes in `keep` still reach the threshold in competition with each other, bool [N].
+
+    A box below the threshold is no rival of one above it.
+    """
+    rows = np.flatnonzero(keep)
+    texts = pc.utf8_lower(pc.fill_null(table["phrase"].take(rows), ""))
+    counted = competed(
+        boxes[rows], scores[rows], _codes(texts), _codes(table["key"])[rows], config.competition
+    )
+    kept = keep.copy()
+    kept[rows] = counted >= np.float32(config.threshold)
+    return kept
 
 
 def without_captions(
