@@ -276,6 +276,7 @@ def mine_shard(
         "phrases_unknown": counts["phrases_unknown"],
         # None: a detector with a closed vocabulary has no tokenizer
         "captions_unknown": counts["captions_unknown"] if isinstance(detector, Reader) else None,
+        "captions_foreign": counts["captions_foreign"],
         "failed": len(failures),
         "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
         NOT_DOWNLOADED: counts[NOT_DOWNLOADED],

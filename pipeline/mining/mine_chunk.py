@@ -15,6 +15,7 @@ from pipeline.mining.absence import Absence, best_scores, histogram
 from pipeline.mining.detections_table import Clock, Rows
 from pipeline.mining.known_detections import KnownDetections
 from pipeline.mining.noun_phrases import NounExtractor, Phrase
+from pipeline.sources.language import FOREIGN, LANGUAGES, language_fraction
 from pipeline.sources.records import Limits
 from storage.sample import Failure, Sample
 
@@ -95,7 +96,7 @@ def mine_chunk(
         one.size, one.detection = image.shape[:2], detection
     for one in work:
         if one.detection is not None:
-            _count(one, counts)
+            _count(one, counts, extractor.config.model[:2])
             rows.add(one.sample, one.size, one.text.phrases, one.asked, one.detection, counts)
             if origin:
                 rows.add_objects(one.sample, (one.size[1], one.size[0]), origin, counts)
@@ -185,12 +186,15 @@ def _without_unknown(asked: list[str], found: Detection, detector: Reader) -> De
     return Detection(found.boxes[kept], found.scores[kept], found.phrases[kept], unknown)
 
 
-def _count(one: _Work, counts: Counter[str]) -> None:
+def _count(one: _Work, counts: Counter[str], language: str) -> None:
     assert one.detection is not None
     unknown = {one.asked[index] for index in one.detection.unknown}
     counts["images"] += 1
     counts["captions"] += len(one.text.phrases)
     counts["captions_unknown"] += sum(fraction < HARDLY for fraction in one.text.known)
+    if language in LANGUAGES:
+        captions = one.sample.captions[: len(one.text.phrases)]
+        counts["captions_foreign"] += sum(language_fraction(text, language) < FOREIGN for text in captions)
     counts["phrases_unknown"] += sum(
         phrase.text.lower() in unknown for caption in one.text.phrases for phrase in caption
     )

@@ -14,6 +14,9 @@ LANGUAGES = (
 )  # fmt: skip
 """Languages in Latin script whose function words are compared."""
 
+FOREIGN = 0.5
+"""A caption with a smaller fraction is counted as one in another language."""
+
 _WORD = re.compile(r"[^\W\d_]+")
 _OTHER_SCRIPT = re.compile(r"[^\u0000-\u024f\u1e00-\u1eff]")  # beyond the blocks of Latin letters
 

@@ -80,6 +80,12 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
             value = quality[name]
             note = f"{name} of boxes, by the labels of {quality['images']:,} images (score {SCORE}, IoU 0.5)"
             counts[note] = "none to measure" if value is None else f"{value:.1%}"
+    counted = [record for _, record in some if record.get("captions_foreign") is not None]
+    if foreign := sum(record["captions_foreign"] for record in counted):
+        of = sum(record["captions"] for record in counted)
+        counts[f"captions likely in another language than the parser's, of {of:,}"] = (
+            f"{foreign:,} ({foreign / of:.1%})"
+        )
     scores, best, keys = np.zeros(0), np.zeros(0), 0
     for _, record in some:
         with open_object(home.store, record["detections"]["path"]) as file:

@@ -256,3 +256,15 @@ def test_packing_lets_phrases_compete_before_the_threshold(source, home, detecto
         == digest(options.replace(competition=0.0))
         != digest(options.replace(competition=1.0))
     )
+
+
+def test_captions_in_another_language_are_counted_and_reported(tmp_path, home, detector):
+    texts = ("a red ball on the wall", "ein roter Ball liegt auf der Wand", "un ballon rouge sur le mur")
+    rows = [(f"{n}", picture("red", n), {"captions": [text]}) for n, text in enumerate(texts)]
+    write_tar(tmp_path / "source" / "00000.tar", rows)
+    mine = config(tmp_path / "source")
+    found = mine_all(mine, Home(home), InProcess())
+    [mined] = Home(home).all_detections()
+    assert mined.records().popitem()[1]["captions_foreign"] == 2
+    page = artifact_pages.mining(mine, Home(home), found)
+    assert "captions likely in another language than the parser's, of 3 | 2 (66.7%)" in page
