@@ -8,6 +8,7 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.reporting import events as signals
 from flows.runtime.progress import ProgressArtifact
+from flows.runtime.runs import done, inside, named
 from flows.runtime.task_executor import task_engine
 from flows.runtime.tasks import task_runner
 from pipeline.mining.mine import MineConfig
@@ -17,7 +18,13 @@ from pipeline.packing.pack import PackConfig
 from storage.home import Home
 
 
-@flow(name="pack", task_runner=task_runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="pack",
+    flow_run_name=named(lambda given: f"pack {inside(given, 'mine', 'source')}"),
+    task_runner=task_runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def pack(
     mine: MineConfig,
     config: PackConfig,
@@ -49,8 +56,6 @@ def pack(
         raise
     artifacts.packed(version, checks, opened)
     signals.published(version, opened)
-    return {
-        "version": version.name,
-        "counts": version.counts,
-        "shards": dataclasses.asdict(version)["shards"],
-    }
+    shards = dataclasses.asdict(version)["shards"]
+    told = f"{version.name}: {version.counts.get('images', 0):,} images, {version.counts.get('parts', 0):,} parts"
+    return done(told, {"version": version.name, "counts": version.counts, "shards": shards})

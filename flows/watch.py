@@ -26,12 +26,13 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
-from prefect.states import Completed, State
+from prefect.runtime import flow_run
 
 from flows.mine import mine
 from flows.pack import pack
 from flows.reporting import artifacts
 from flows.reporting import events as signals
+from flows.runtime.runs import NOTHING, done, inside, named, rename
 from pipeline import end_to_end as journeys
 from pipeline.registry.retraining import (
     RetrainConfig,
@@ -59,8 +60,13 @@ _PAGE = 100  # attempts per request; Prefect returns at most 200 runs
 _FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it resumes from
 
 
-@flow(name="watch", persist_result=True, result_serializer="json")
-def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any] | State:
+@flow(
+    name="watch",
+    flow_run_name=named(lambda given: f"watch {inside(given, 'config', 'journey', 'mine', 'source')}"),
+    persist_result=True,
+    result_serializer="json",
+)
+def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
     """Mine and pack new data of the source, then start a training if it is due and none is running.
 
     The message of the run's state says what was done.
@@ -69,8 +75,20 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any] | State:
         config: the source, how it is mined and packed, and when training begins.
         home: where Hyco stores everything; in a remote home data is mined and packed, but no model is trained.
     """
-    done = _look(config, home)
-    return Completed(message=f"{done['version'] or 'no version'}: {done['training']}", data=done)
+    found = _look(config, home)
+    told = found["training"] if found["training"].startswith("started") else _in_words(found)
+    if (flow_run.get_name() or "").startswith("watch "):  # the list of runs shows names and no messages
+        rename(f"watch {inside(config.journey.mine.source)}: {told}")
+    idle = not found.get("rounds") and not told.startswith("started")
+    return done(told, found, NOTHING if idle else None)
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    """What a look that started no training found, in a line."""
+    name, told = found["version"], found["training"]
+    if found.get("rounds"):
+        return f"new version {name}: {told}"
+    return f"nothing new since {name}: {told}" if name and name not in told else f"nothing new: {told}"
 
 
 def _look(config: RetrainConfig, home: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class JourneyConfig(Config):
     """From captioned images to a report."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"run", "processes"})
+    foremost: ClassVar[tuple[str, ...]] = ("run", "processes", "assess_source", "taxonomy", "recipe")
 
     mine: MineConfig
     """The source, the grounder and how they are mined."""

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.evaluation import answers
 from storage.deletions import Tombstones
 from storage.home import Home
 from storage.layout import ASSESSED, CACHE, DAMAGED, EMBEDDINGS, REPORTS
@@ -32,9 +33,14 @@ def erase_derived(home: Home, stones: Tombstones) -> list[str]:
         return sorted(gone)
     for report in _reports(home):
         if _shows(report.read_bytes(), stones):
-            answers = home.folder / ASSESSED in report.parents
-            _remove(report.parent if answers else report)  # the champion is evaluated again
+            kept = home.folder / ASSESSED in report.parents
+            _remove(report.parent if kept else report)  # the champion is evaluated again
             gone.append(report.relative_to(home.folder).as_posix())
+    for folder in home.run_folders():
+        for path in sorted(folder.rglob(answers.FILE)):
+            if _names(path, stones):
+                path.unlink()
+                gone.append(path.relative_to(home.folder).as_posix())
     for path in sorted((home.folder / EMBEDDINGS).rglob("*.parquet")):
         if _holds(path, stones):
             path.unlink()
@@ -58,6 +64,14 @@ def _holds(path: Path, stones: Tombstones) -> bool:
         return not stones.keys.isdisjoint(read_table(path.read_bytes())["key"].to_pylist())
     except (ValueError, KeyError):
         return True
+
+
+def _names(path: Path, stones: Tombstones) -> bool:
+    try:
+        found = answers.read(path.parent)
+    except ValueError:
+        return True
+    return found is not None and not stones.keys.isdisjoint(found.images)
 
 
 def _remove(path: Path) -> None:

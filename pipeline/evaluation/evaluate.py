@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.embedder import Embedder
-from pipeline.evaluation import sections
+from pipeline.evaluation import answers, sections
 from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model
 from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
@@ -65,9 +65,10 @@ def evaluate(
     if spec.suite:
         add_suite(metrics, embedder, spec, listener)
     sections.keep(metrics, "mining", mining or "no summary of mining was given")
-    sections.keep(
-        metrics, "train", _json(run_dir / "train.json") or "the run has no train.json: training has not ended"
-    )
+    trained = _json(run_dir / "train.json")
+    if trained and (images := dataset.counts.get("train_images")):
+        trained["images"] = images
+    sections.keep(metrics, "train", trained or "the run has no train.json: training has not ended")
     shown = measure_captioned(metrics, embedder, found, tree, run, config, listener)
     metrics |= provenance(run, dataset)
     metrics["seconds"] = round(time.monotonic() - began, 2)
@@ -75,6 +76,7 @@ def evaluate(
     if others:
         metrics["beside"] = [summary(metrics, run_dir), *others]
     write_numbers(run_dir, metrics)
+    answers.write(run_dir, shown.get("answers"))
     images = [scene.key for scene in found.scenes]
     first = list(islice(training_samples(store, dataset, "train"), SHOWN_OF))
     samples = exhibits.mined_samples(first, config.samples, config.picture_side)

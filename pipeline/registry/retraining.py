@@ -35,6 +35,7 @@ class RetrainConfig(Config):
     """Options of retraining: when it starts, how the model is trained and judged."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"min_new", "attempts", "settle_s"})
+    foremost: ClassVar[tuple[str, ...]] = ("min_new", "start_from", "attempts", "settle_s", "gate")
 
     journey: JourneyConfig
     """What is mined, packed, trained and evaluated."""

@@ -9,6 +9,7 @@ import hashlib
 import io
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.encoders.tokenizer import Tokenizer
-from pipeline.training.augment import DataConfig, View, draw
+from pipeline.training.augment import DataConfig, choose, render
 from storage.objects import DamagedError, check_sha256
 from storage.sample import TrainingSample
 from storage.shard import read_shard
@@ -121,6 +122,7 @@ class Batches:
                 f"{self.samples} samples cannot fill a batch of {batch_size} on each of {ranks} ranks; "
                 "use a smaller batch_size or more data"
             )
+        self._pixels = _Pixels(image_size * image_size * 3)
         self._cache: dict[int, Future[list[TrainingSample]]] = {}
         self._compared: set[int] = set()
 
@@ -246,40 +248,69 @@ class Batches:
         self, rows: Index, visit: tuple[int, ...], after: Position, decoders: ThreadPoolExecutor
     ) -> Batch:
         samples = [self._cache[shard].result()[index] for shard, index in rows.tolist()]
+        rngs = [_rng(_VIEW, self.seed, *visit, slot) for slot in range(len(samples))]
+        choices = [
+            choose(sample, self.config, rng, self.with_parts)
+            for sample, rng in zip(samples, rngs, strict=True)
+        ]
+        ends = np.cumsum([len(choice.parts) for choice in choices]).tolist()
+        size = self.image_size
+        images = self._pixels.take(len(samples), (len(samples), size, size, 3))
+        parts = self._pixels.take(len(samples) * self.config.parts, (ends[-1], size, size, 3))
 
-        def stretch(first: int) -> list[View | None]:
-            numbered = list(enumerate(samples))[first : first + _STRETCH]
+        def stretch(first: int) -> list[bool]:
             return [
-                draw(
-                    sample,
-                    self.config,
-                    self.image_size,
-                    _rng(_VIEW, self.seed, *visit, slot),
-                    self.with_parts,
-                )
-                for slot, sample in numbered
-            ]
+                render(samples[slot], choices[slot], self.config, rngs[slot], images[slot],
+                       parts[ends[slot] - len(choices[slot].parts) : ends[slot]])
+                for slot in range(first, min(first + _STRETCH, len(samples)))
+            ]  # fmt: skip
 
-        drawn = [view for views in decoders.map(stretch, range(0, len(samples), _STRETCH)) for view in views]
-        good = [view for view in drawn if view is not None]
+        drawn = [done for some in decoders.map(stretch, range(0, len(samples), _STRETCH)) for done in some]
+        good = [slot for slot, done in enumerate(drawn) if done]
         if not good:
             raise ValueError(
                 f"no image of a batch can be decoded; its first sample is {samples[0].key} in "
                 f"{self.shards[int(rows[0, 0])].name}: run hyco verify, or pack again"
             )
-        views = [view or good[slot % len(good)] for slot, view in enumerate(drawn)]
-        parts = [(slot, *part) for slot, view in enumerate(views) for part in view.parts]
-        empty = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        # Where an image cannot be decoded, the sample's place is taken by another one.
+        shown = [slot if done else good[slot % len(good)] for slot, done in enumerate(drawn)]
+        if len(good) < len(drawn):
+            images = images[shown]
+            parts = np.concatenate(
+                [parts[ends[slot] - len(choices[slot].parts) : ends[slot]] for slot in shown]
+            )
         batch = Batch(
-            images=torch.from_numpy(np.stack([view.image for view in views])),
-            tokens=self.tokenizer([view.caption for view in views]),
-            image_boxes=torch.from_numpy(np.stack([image for _, image, _ in parts]) if parts else empty),
-            token_boxes=self.tokenizer([phrase for _, _, phrase in parts]),
-            owner=torch.tensor([slot for slot, _, _ in parts], dtype=torch.long),
+            images=torch.from_numpy(images),
+            tokens=self.tokenizer([samples[slot].captions[choices[slot].caption] for slot in shown]),
+            image_boxes=torch.from_numpy(parts),
+            token_boxes=self.tokenizer([part.phrase for slot in shown for part in choices[slot].parts]),
+            owner=torch.tensor(
+                [place for place, slot in enumerate(shown) for _ in choices[slot].parts], dtype=torch.long
+            ),
             position=after,
             substituted=len(drawn) - len(good),
         )
         return batch.each(Tensor.pin_memory) if self.pin else batch
+
+
+class _Pixels:
+    """Memory for batches, used again when nothing refers to its batch any more: fresh pages cost a tenth of a batch.
+
+    Args:
+        row: bytes of one image.
+    """
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        self.free: dict[int, list[np.ndarray]] = {}
+
+    def take(self, most: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return uint8 [shape] in memory for `most` images; its values are whatever was there."""
+        free = self.free.setdefault(most, [])
+        memory = free.pop() if free else np.empty(most * self.row, np.uint8)
+        array = np.ndarray(shape, np.uint8, memory.data)
+        weakref.finalize(array, free.append, memory).atexit = False
+        return array
 
 
 def _rng(*entropy: int) -> np.random.Generator:

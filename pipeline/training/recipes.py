@@ -84,6 +84,7 @@ class Recipe(Config):
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"}
     )
+    foremost: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "optimiser", "seed", "precision")
 
     name: str
     """Name of the function of pipeline/training/recipes.py that made it."""

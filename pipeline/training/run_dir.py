@@ -21,7 +21,7 @@ from models.encoders.tokenizer import Tokenizer
 from models.lora import merge_
 from pipeline.config import Config, ConfigError, digest, essence
 from pipeline.embedder import save_model
-from pipeline.runtime.device import autocasts
+from pipeline.runtime.device import autocasts, machine_of
 from pipeline.training.init_from import resolved
 from pipeline.training.recipes import Recipe
 from pipeline.training.run_protocol import summary
@@ -171,6 +171,7 @@ def finish(
         "parameters": sum(p.numel() for p in model.parameters()),
         "learned_parameters": learned,
         "device": str(device),
+        "machine": machine_of(device),
         "processes": ranks,
         "precision": "bfloat16" if autocasts(run.recipe.precision, device) else "float32",
     }

@@ -15,6 +15,7 @@ from pipeline.curation.describe import brief, settings
 from pipeline.curation.flags import flags
 from pipeline.evaluation.report.examples import clip, mined_samples, picture
 from pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
+from pipeline.ui import run_pages, trend
 from pipeline.ui.status import run_state
 from pipeline.ui.version_card import card
 from storage.detections import read_failures
@@ -116,6 +117,11 @@ class HomePages:
             "version": version,
             "settings": settings(version),
             "state": self._state(version.name, self._latest()),
+            "models": part(
+                "models",
+                lambda: run_pages.trained_on(version.name, self._newest_runs()),
+                list[dict[str, Any]](),
+            ),
             "samples": part(
                 "samples",
                 lambda: mined_samples(self.samples(version.name), SAMPLES, SIDE),
@@ -186,6 +192,41 @@ class HomePages:
         except _UNREADABLE as error:
             return {row.number: f"whether images were deleted is not known: {_reason(error)}" for row in rows}
 
+    def run_page(self, name: str) -> dict[str, Any]:
+        """The content of the page of a run; KeyError when there is none of that name."""
+        others = [folder.name for folder in self._newest_runs()]
+        return run_pages.run_page(self.run(name), self.decisions()[0], others)
+
+    def comparison(self, a: str, b: str) -> dict[str, Any]:
+        """The content of the page that compares two runs; KeyError when there is none of a name."""
+        return run_pages.comparison(self.run(a), self.run(b))
+
+    def decision(self, number: int) -> dict[str, Any]:
+        """The content of the page of a decision; KeyError when there is none of that number."""
+        rows = self.decisions()[0]
+        for row in rows:
+            if row.number == number:
+                known = any(folder.name == Path(row.run).name for folder in self.home.run_folders())
+                page = run_pages.decision_page(row, self.flags(rows).get(number))
+                return page | {"run": Path(row.run).name if known else ""}
+        raise KeyError(f"no decision {number} in {self.home.store.url}")
+
+    def champions(self) -> bytes:
+        """The metrics of the champions over time, as SVG."""
+
+        def known(exam: str, model: str) -> str | None:
+            path = self.home.registry.assessed() / f"{exam}-{model}" / "metrics.json"
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+
+        return trend.draw(self.decisions()[0][::-1], known)
+
+    def report(self, number: int) -> bytes:
+        """The report that was kept with a decision; KeyError when there is none."""
+        report = self.decision(number)["row"].report
+        if report is None or not self.home.store.exists(report):
+            raise KeyError(f"decision {number} has no report any more")
+        return self.home.store.read_bytes(report)
+
     def _shelved(self) -> list[dict[str, str]]:
         """The shards that are set aside; with "unreadable" where a record cannot be read."""
         try:
@@ -226,6 +267,7 @@ class HomePages:
             "state": "",
             "version": "",
             "report": (folder / "report.html").is_file(),
+            "scores": run_pages.scores(folder),
             "log": (folder / "log.jsonl").is_file(),
         }
         for name in RUN_RECORDS:

@@ -132,7 +132,7 @@ def test_a_remote_home_is_mined_and_packed_and_says_where_to_train(tmp_path):
     name = Versions(store).publish({}, digests, shards, {"images": 3}).name
     state = watch(asked, home, return_state=True)
     found = state.result()
-    assert found["version"] == name and state.message == f"{name}: {found['training']}"
+    assert found["version"] == name and state.message == f"nothing new since {name}: {found['training']}"
     assert found["training"].startswith(f"home {home} is remote: copy its versions and shards")
 
 

@@ -161,6 +161,27 @@ def test_an_image_that_cannot_be_decoded_is_replaced_and_counted(tmp_path, token
         take(reader(bad, tokenizer), 1)
 
 
+def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(shards, tokenizer):
+    batches = reader(shards, tokenizer, DataConfig(prefetch=1), batch_size=5)
+    expected = [batch.images.clone() for batch in take(batches, 4)]
+    stream = batches.start()
+    held, views, places = [], [], set()
+    for number in range(4):
+        batch = next(stream)
+        places.add(batch.images.data_ptr())
+        held.append(batch) if number % 2 else views.append(batch.images[1:].flatten(0, 1))
+        del batch
+    for number, batch in zip((1, 3), held, strict=True):
+        assert torch.equal(batch.images, expected[number])
+    for number, view in zip((0, 2), views, strict=True):
+        assert torch.equal(view, expected[number][1:].flatten(0, 1))
+    assert len(places) == 4
+    del held, views
+    places.update(next(stream).images.data_ptr() for _ in range(20))
+    assert len(places) <= 4 + 4  # in hand, ready, waiting to be ready, in the making
+    stream.close()
+
+
 def test_errors_of_the_reader_are_raised_where_batches_are_asked_for(shards, tmp_path, tokenizer):
     path = tmp_path / "torn.tar"
     with shards[0].open() as file:
@@ -186,9 +207,12 @@ def test_random_boxes_keep_scale_and_ratio_and_stay_inside():
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 60).all() and (boxes[:, 3] <= 40).all()
     fallback = (w == 60) & (h == 40)
     share, ratio = (w * h / 2400)[~fallback], (w / h)[~fallback]
-    assert 0.5 <= share.min() < 0.52 and 0.75 <= ratio.min() < 0.78 and ratio.max() < 1.34
+    assert 0.48 <= share.min() < 0.52 and 0.72 <= ratio.min() < 0.78 and ratio.max() < 1.39  # whole pixels
+    assert boxes.dtype.kind == "i"
     assert boxes[:, 0].max() > 15  # pieces lie everywhere, not only in the middle or a corner
-    assert random_box(100, 10, (1.0, 1.0), (1.0, 1.0), rng) == (0.0, 0.0, 100.0, 10.0)
+    assert random_box(100, 10, (1.0, 1.0), (1.0, 1.0), rng) == (0, 0, 100, 10)
+    for _ in range(200):  # an image of one pixel
+        assert random_box(1, 1, (0.1, 1.0), (0.5, 2.0), rng) == (0, 0, 1, 1)
 
 
 def test_no_flip_by_default_and_flips_when_asked(tokenizer):
