@@ -33,7 +33,9 @@ def calibrate(
     caption_column: CaptionColumn = None,
     assignments: Assignments = None,
 ) -> None:
-    """Find the threshold of a grounder for a wanted recall, precision or absent rate.
+    """Find a grounder's threshold for a wanted recall or precision.
+
+    Or for a wanted rate of absent phrases that get a box.
 
     Asks the grounder for the phrases of the captions and for absent phrases. Recall and precision need a source that
     labels its phrases (`objects`). Half of the images choose the threshold, the other half measures it. Writes nothing.
