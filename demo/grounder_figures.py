@@ -18,11 +18,14 @@ import torch
 
 from demo.grounder import IMAGE_SIZE, SCORE_THRESHOLD
 from demo.scenes import Scene, World
-from models.grounding.boxes import iou, nms
+from models.grounding.boxes import competed, iou, nms
 from models.grounding.detector import Detection, Detector
+from pipeline.evaluation.calibrate import Judged
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 FIRST_SCENE = 5_000_000  # first seed of the measured scenes
+CALIBRATION_SCENE = 7_000_000  # of the scenes that choose a threshold
+WANTED_RECALL = 0.91
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,25 @@ def questions(
     return [question(world.scene(s, split), world, absent, s, **plain) for s in range(first, first + count)]
 
 
-def judge(asked: Question, found: Detection, nms_iou: float = 0.6) -> tuple[np.ndarray, np.ndarray, int]:
+def judge(
+    asked: Question, found: Detection, nms_iou: float = 0.6, competition: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Scores of one image's detections after suppression, whether each is right, and how many boxes were true.
 
     Detections are taken best first; each claims the free true box of its phrase that it covers best.
     """
     scores, right = [], []
+    numbers = np.asarray(found.phrases, np.int64)
+    counted = competed(
+        np.asarray(found.boxes, np.float64),
+        np.asarray(found.scores, np.float64),
+        numbers,
+        np.zeros_like(numbers),
+        competition,
+    )
     for phrase, true in enumerate(asked.boxes):
         mine = np.flatnonzero(np.asarray(found.phrases) == phrase)
-        boxes, values = np.asarray(found.boxes, np.float64)[mine], np.asarray(found.scores, np.float64)[mine]
+        boxes, values = np.asarray(found.boxes, np.float64)[mine], counted[mine]
         free = np.ones(len(true), bool)
         order = np.argsort(-values, kind="stable")
         for index in order[nms(boxes, values, nms_iou)[order]]:
@@ -104,6 +117,36 @@ def measure(detector: Detector, asked: Sequence[Question], batch: int = 16) -> t
     return curve(judged), 1000 * seconds / max(1, len(asked))
 
 
+def calibrated(
+    detector: Detector, scenes: int, absent: int = 6, recall: float = WANTED_RECALL
+) -> dict[str, dict[str, float]]:
+    """Recall and precision on the measured scenes at the threshold that has a recall on as many other scenes.
+
+    One row without competition of the phrases (models.grounding.boxes.competed), one with it.
+    """
+    answered = []
+    for first in (CALIBRATION_SCENE, FIRST_SCENE):
+        asked = questions(scenes, absent, first=first)
+        found = []
+        for start in range(0, len(asked), 16):
+            part = asked[start : start + 16]
+            found += detector([q.image for q in part], [q.phrases for q in part])
+        answered.append(list(zip(asked, found, strict=True)))
+    rows = {}
+    for competition in (0.0, 1.0):
+        chosen, measured = (_judged(pairs, competition) for pairs in answered)
+        threshold = chosen.threshold("recall", recall)
+        at = {name: round(value, 4) for name, value in measured.at(threshold).items() if value is not None}
+        rows[f"competition {competition:g}"] = {"threshold": round(threshold, 4), **at}
+    return rows
+
+
+def _judged(pairs: list[tuple[Question, Detection]], competition: float) -> Judged:
+    rows = [judge(asked, found, competition=competition) for asked, found in pairs]
+    scores, right, labelled = zip(*rows, strict=True)
+    return Judged(np.concatenate(scores), np.concatenate(right), sum(labelled), np.zeros(0))
+
+
 def main() -> None:
     """Measure and write figures.json next to the weights."""
     parser = argparse.ArgumentParser(
@@ -111,6 +154,9 @@ def main() -> None:
     )
     parser.add_argument("--weights", type=Path, default=Path("demo/weights/grounder"))
     parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument(
+        "--calibrated", type=int, default=1000, help="scenes that choose a threshold, and as many"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -141,6 +187,11 @@ def main() -> None:
         "ms_per_image": round(float(np.median(took)), 1),
         "at_threshold": {name: points[f"{SCORE_THRESHOLD:g}"] for name, points in figures.items()},
         "curve": figures,
+        "six_absent_calibrated": {
+            "scenes": options.calibrated,
+            "wanted_recall": WANTED_RECALL,
+            **calibrated(detector, options.calibrated),
+        },
     }
     path.write_text(json.dumps(known, indent=1) + "\n")
     print(f"written to {path}")

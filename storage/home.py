@@ -91,6 +91,14 @@ class Home:
         """Return the perceptual hashes of every configuration, by digest."""
         return self._results(layout.HASHES)
 
+    def columns(self, digest: str | None) -> UnitResults:
+        """Return the values of columns of units that were read with the configuration of this digest."""
+        return UnitResults(self.store, f"{layout.COLUMNS}/{digest}")
+
+    def all_columns(self) -> list[UnitResults]:
+        """Return the values of columns of every configuration, by digest."""
+        return self._results(layout.COLUMNS)
+
     def all_detections(self) -> list[UnitResults]:
         """Return the results of every mining configuration, by digest."""
         return self._results(layout.DETECTIONS)

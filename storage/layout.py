@@ -5,6 +5,7 @@ HOME/
                            reading-<n>/<unit> (older records that reading rules number n confirmed)
     packs/<digest>/        packed with one configuration: records/<unit>.json, objects/<sha256>.parquet (failures)
     hashes/<digest>/       perceptual hashes of images, of sources and evaluation sources: records/, objects/
+    columns/<digest>/      values of columns of a source that packing filters by: records/, objects/
     shards/objects/        training shards, <sha256>.tar
     versions/              dataset versions, v-<hash>.json; `latest` and names/<label>: each the name of one;
                            experiments/<version>: fit, and not to become latest by itself
@@ -23,6 +24,7 @@ HOME/
 DETECTIONS = "detections"
 PACKS = "packs"
 HASHES = "hashes"
+COLUMNS = "columns"
 RECORDS = "records"  # of units, inside a folder of detections or packs
 OBJECTS = "objects"  # named by the sha256 of their bytes
 CONFIG = "config.json"
@@ -56,7 +58,7 @@ SOURCE = "source"
 PREFECT = "prefect"
 DEPLOYED = "deploy.json"
 
-RECORDED = ("shards", DETECTIONS, PACKS, HASHES, VERSIONS)
+RECORDED = ("shards", DETECTIONS, PACKS, HASHES, COLUMNS, VERSIONS)
 """Folders in which a file that no record names is garbage."""
 KEPT = (REGISTRY, QUARANTINE, SHELVED, DELETED, RUNS, FITS, CACHE)
 """Folders in which only unfinished files are garbage."""

@@ -82,6 +82,43 @@ def nms(
     return stays
 
 
+SAME_BOX = 0.7
+"""IoU from which boxes of two phrases are one thing, for `competed`."""
+
+
+def competed(
+    boxes: Float[np.ndarray, "N 4"],
+    scores: Float[np.ndarray, " N"],
+    phrases: Int[np.ndarray, " N"],
+    images: Int[np.ndarray, " N"],
+    exponent: float,
+) -> Float[np.ndarray, " N"]:
+    """Scores of boxes in competition with the other phrases of their image, [N].
+
+    A score s becomes s * min(1, s / r)^exponent, where r is the best score of another phrase on the same box (IoU of
+    SAME_BOX or more): a goose's score on the duck's box falls when the prompt also has the duck.
+
+    Args:
+        boxes: corners [N, 4].
+        scores: [N], above 0.
+        phrases: number of each box's phrase, [N].
+        images: number of each box's image, [N]; boxes compete within it.
+        exponent: 0 leaves the scores as they are.
+    """
+    result = scores.astype(np.float64)
+    if exponent == 0:
+        return result
+    order = np.argsort(images, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):
+        other = phrases[rows][:, None] != phrases[rows]
+        if not other.any():
+            continue
+        near = other & (iou(boxes[rows][:, None], boxes[rows]) >= SAME_BOX)
+        rival = np.where(near, scores[rows], 0.0).max(axis=1)
+        result[rows] *= np.minimum(1.0, scores[rows] / np.maximum(rival, 1e-12)) ** exponent
+    return result
+
+
 def _extrema(like: Any) -> tuple[Any, Any]:
     """(maximum, minimum), elementwise, of the library of `like` (NumPy or torch)."""
     if isinstance(like, np.ndarray):

@@ -1,6 +1,7 @@
 """The verbs of `hyco` that need no Prefect, one module for each group; importing this package registers them all."""
 
 from pipeline.cli import adopt as adopt
+from pipeline.cli import calibrate as calibrate
 from pipeline.cli import classify as classify
 from pipeline.cli import config_docs as config_docs
 from pipeline.cli import convert as convert

@@ -28,6 +28,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Data": (
         "look",
         "plan",
+        "calibrate",
         "mine",
         "pack",
         "adopt",

@@ -117,6 +117,10 @@ def pack(
     name: Annotated[
         str | None, typer.Option(help="A name for the version, an experiment: it does not become latest.")
     ] = None,
+    where: Annotated[
+        str,
+        typer.Option(help="Condition on columns of the source, such as 'aesthetic > 5 and punsafe < 0.1'."),
+    ] = "",
     assignments: Assignments = None,
 ) -> None:
     """Cut crops from the mined boxes and publish a dataset version.
@@ -134,6 +138,8 @@ def pack(
 
     grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     composed = compose(source, grounder, recipe, columns=columns, assess_source=assess_source)
+    if where:
+        assignments = [*(assignments or []), f"pack.filters.where={where}"]
     config = checked(override(composed, assignments or []))
     opened = Home(home)
     before = opened.latest_version()

@@ -8,14 +8,15 @@ import pyarrow.compute as pc
 
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.copies import REASONS, LeftOut, left_out, marked
-from pipeline.packing.image_hashes import Place, read_hashes
+from pipeline.packing.filters import FILTERED
+from pipeline.packing.image_hashes import Place
 from pipeline.packing.pack import PackConfig
 from pipeline.sources.source import Unit
 from storage.deletions import OPTED_OUT, Tombstones
 from storage.detections import read_detections, read_failures, write_detections, write_failures
 from storage.home import Home, UnitResults
-from storage.objects import name_sha256, open_object
-from storage.sealed import write_table
+from storage.objects import name_sha256, open_object, read_object
+from storage.sealed import read_table, write_table
 from storage.versions import Version
 
 
@@ -42,19 +43,19 @@ class MinedEraser:
                     mined.replace(unit, {**record, **changes})
                     self.units += 1
 
-        for hashes in self.home.all_hashes():
-            for unit, record in hashes.records().items():
-                if (changes := self._hashes(hashes, record, erased)) is not None:
-                    hashes.replace(unit, {**record, "hashes": changes})
+        tables = [("hashes", one) for one in self.home.all_hashes()]
+        tables += [("columns", one) for one in self.home.all_columns()]
+        for name, made in tables:
+            for unit, record in made.records().items():
+                if (changes := self._keyed(made, record[name]["path"], erased)) is not None:
+                    made.replace(unit, {**record, name: changes})
 
-    def _hashes(
-        self, results: UnitResults, record: dict[str, Any], erased: set[str]
-    ) -> dict[str, Any] | None:
-        path = record["hashes"]["path"]
+    def _keyed(self, results: UnitResults, path: str, erased: set[str]) -> dict[str, Any] | None:
+        """The heir of a table with a row for each image, such as its hash; None when no row has to go."""
         if name_sha256(path) in self.checked:
             return None
         if name_sha256(path) not in erased:
-            table = read_hashes(self.home, path)
+            table = read_table(read_object(self.home.store, path))
             kept = table.filter(~pc.field("key").isin(sorted(self.stones.keys)))
             if kept.num_rows == table.num_rows:
                 self.checked.add(name_sha256(path))
@@ -196,7 +197,10 @@ def adjust_pack(
         without, now = marked(left), Counter(why.reason for why in left.values())
         fewer = sum(counts[reason] - now[reason] for reason in REASONS)
         counts.update({reason: now[reason] - counts[reason] for reason in REASONS})
-        counts["partless"] -= max(0, len(set(keys) - removed) - max(0, fewer))
+        unseen = max(0, len(set(keys) - removed) - max(0, fewer))
+        if unseen and any(counts[f"{FILTERED}_{name}"] for name in ("size", "aspect", "captions")):
+            return {}  # which filter left them out is not known any more: the unit has to be packed again
+        counts["partless"] -= unseen
     told = {
         name: n
         for name, n in counts.items()

@@ -64,6 +64,16 @@ class WordNet:
         )
         return Synset(wnid, words, above)
 
+    def meanings(self) -> dict[str, tuple[str, ...]]:
+        """Return word -> the wnids of its synsets, for every word of the file; a space joins the parts of a word."""
+        found: dict[str, list[str]] = {}
+        for line in self._data.decode("ascii", "replace").splitlines():
+            fields = line.partition(" | ")[0].split()
+            if len(fields) > 5 and len(fields[0]) == 8 and fields[0].isdigit() and fields[2] == "n":
+                for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]:
+                    found.setdefault(word.replace("_", " ").lower(), []).append(f"n{fields[0]}")
+        return {word: tuple(wnids) for word, wnids in found.items()}
+
     def depth(self, wnid: str) -> int:
         """Steps of the longest path of hypernyms to a synset without one."""
         if wnid not in self._depths:

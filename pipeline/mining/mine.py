@@ -23,6 +23,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from models.grounding.detector import Reader
 from pipeline.config import Config, ConfigError, digest
 from pipeline.mining import grounder as ground
+from pipeline.mining.absence import Absence, AbsenceConfig
 from pipeline.mining.detections_table import Clock, Rows, noting, remedy
 from pipeline.mining.known_detections import KnownDetections
 from pipeline.mining.mine_chunk import chunks, mine_chunk, take_boxes
@@ -56,7 +57,7 @@ class MineConfig(Config):
         {"source", "grounder", "batch_size", "chunk", "chunk_pixels", "device", "error_budget"}
     )
     derived: ClassVar[frozenset[str]] = frozenset({"weights"})
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"columns", "absent"})
 
     source: str
     """Captioned images: a folder, a file, a pattern, a range in braces or a list with commas, local or an fsspec URL;
@@ -76,6 +77,8 @@ class MineConfig(Config):
     """Maximum sizes of a sample; larger ones fail, by name."""
     nouns: NounConfig = Field(default_factory=NounConfig)
     """How noun phrases are found in captions."""
+    absent: AbsenceConfig = AbsenceConfig()
+    """Whether and how it is measured what the detector makes of phrases that are not in an image's captions."""
     per_phrase: int = Field(default=16, ge=1)
     """Maximum number of boxes per phrase, the best by score."""
     max_captions: int = Field(default=8, ge=1)
@@ -226,10 +229,22 @@ def mine_shard(
         if extractor is None or detector is None:
             take_boxes(samples, limits, origin_of(config), rows, counts, report)
         else:
+            absence = _absence(config.absent.model_dump_json()) if config.absent.images else None
             for chunk in chunks(samples, limits, config.chunk, config.chunk_pixels):
                 origin = origin_of(config)
                 mine_chunk(
-                    chunk, limits, most, extractor, detector, known, rows, failures, counts, clock, origin
+                    chunk,
+                    limits,
+                    most,
+                    extractor,
+                    detector,
+                    known,
+                    rows,
+                    failures,
+                    counts,
+                    clock,
+                    origin,
+                    absence,
                 )
                 report(len(chunk))
     except (ValueError, OSError) as error:
@@ -261,10 +276,12 @@ def mine_shard(
         "phrases_unknown": counts["phrases_unknown"],
         # None: a detector with a closed vocabulary has no tokenizer
         "captions_unknown": counts["captions_unknown"] if isinstance(detector, Reader) else None,
+        "captions_foreign": counts["captions_foreign"],
         "failed": len(failures),
         "failed_by_code": dict(sorted(Counter(failure.code for failure in failures).items())),
         NOT_DOWNLOADED: counts[NOT_DOWNLOADED],
         **({OPTED_OUT: counts[OPTED_OUT]} if counts[OPTED_OUT] else {}),
+        **({"absent": _absent_of(counts)} if counts["absent"] else {}),
         "detector": found_by,
         "rules": rules,
         "reading": READING,
@@ -402,6 +419,20 @@ def _known(home: str, config: str) -> KnownDetections:
 def _extractor(config: str) -> NounExtractor:
     """Cached in a worker by the configuration's JSON: loading takes seconds."""
     return NounExtractor(NounConfig.model_validate_json(config))
+
+
+@functools.lru_cache(maxsize=2)
+def _absence(config: str) -> Absence:
+    """Cached likewise: WordNet takes a second to read."""
+    return Absence(AbsenceConfig.model_validate_json(config))
+
+
+def _absent_of(counts: Counter[str]) -> dict[str, Any]:
+    """What a record says of absent phrases: how many were asked, and the histogram of their best scores."""
+    bins = {
+        name.removeprefix("absent:"): n for name, n in sorted(counts.items()) if name.startswith("absent:")
+    }
+    return {"asked": counts["absent"], "scores": bins}
 
 
 def _detector(config: MineConfig) -> "Detector":

@@ -11,9 +11,11 @@ import numpy as np
 
 from models.grounding.detector import Detection, Detector, Reader
 from pipeline.imaging.decode import ImageError, decode, inspect
+from pipeline.mining.absence import Absence, best_scores, histogram
 from pipeline.mining.detections_table import Clock, Rows
 from pipeline.mining.known_detections import KnownDetections
 from pipeline.mining.noun_phrases import NounExtractor, Phrase
+from pipeline.sources.language import FOREIGN, LANGUAGES, language_fraction
 from pipeline.sources.records import Limits
 from storage.sample import Failure, Sample
 
@@ -52,11 +54,12 @@ def mine_chunk(
     counts: Counter[str],
     clock: Clock,
     origin: str = "",
+    absence: Absence | None = None,
 ) -> None:
     """Add the rows, failures and counts of one chunk, and the seconds they took.
 
     Images that are `known` with the same phrases are neither decoded nor shown to the detector. With an `origin` the
-    boxes that the source has are added as well, under that name.
+    boxes that the source has are added as well, under that name. With `absence` some images are asked a second time.
     """
     with clock("nouns"):
         read = _guarded(
@@ -93,10 +96,43 @@ def mine_chunk(
         one.size, one.detection = image.shape[:2], detection
     for one in work:
         if one.detection is not None:
-            _count(one, counts)
+            _count(one, counts, extractor.config.model[:2])
             rows.add(one.sample, one.size, one.text.phrases, one.asked, one.detection, counts)
             if origin:
                 rows.add_objects(one.sample, (one.size[1], one.size[0]), origin, counts)
+    if absence is not None:
+        with clock("absent"):
+            counts.update(_absent(work, limits, detector, absence))
+
+
+def _absent(work: list["_Work"], limits: Limits, detector: Detector, absence: Absence) -> Counter[str]:
+    """Ask some images for their phrases and absent ones; return "absent", the number asked, and "absent:BIN" counts.
+
+    An image that fails here is left out: it has been mined.
+    """
+    counts: Counter[str] = Counter()
+    chosen = [one for one in work if one.detection is not None and absence.chooses(one.sample.key)]
+    asked: list[tuple[np.ndarray, list[str], int]] = []
+    for one in chosen:
+        own = [phrase for caption in one.text.phrases for phrase in caption]
+        pool = [
+            phrase
+            for other in work
+            if other is not one
+            for caption in other.text.phrases
+            for phrase in caption
+        ]
+        drawn = [text for text in absence.draw(one.sample, own, pool) if text not in one.asked]
+        pixels = _pixels(one.sample, limits, [])
+        if drawn and pixels is not None:
+            asked.append((pixels, [*one.asked, *drawn], len(one.asked)))
+    found = _guarded(lambda part: detector([row[0] for row in part], [row[1] for row in part]), asked)
+    for (_, texts, first), detection in zip(asked, found, strict=True):
+        if not isinstance(detection, Exception):
+            scores = best_scores(detection, first, len(texts) - first)
+            counts["absent"] += len(scores)
+            counts.update({f"absent:{place}": n for place, n in histogram(scores).items()})
+    return counts
 
 
 def take_boxes(
@@ -150,12 +186,15 @@ def _without_unknown(asked: list[str], found: Detection, detector: Reader) -> De
     return Detection(found.boxes[kept], found.scores[kept], found.phrases[kept], unknown)
 
 
-def _count(one: _Work, counts: Counter[str]) -> None:
+def _count(one: _Work, counts: Counter[str], language: str) -> None:
     assert one.detection is not None
     unknown = {one.asked[index] for index in one.detection.unknown}
     counts["images"] += 1
     counts["captions"] += len(one.text.phrases)
     counts["captions_unknown"] += sum(fraction < HARDLY for fraction in one.text.known)
+    if language in LANGUAGES:
+        captions = one.sample.captions[: len(one.text.phrases)]
+        counts["captions_foreign"] += sum(language_fraction(text, language) < FOREIGN for text in captions)
     counts["phrases_unknown"] += sum(
         phrase.text.lower() in unknown for caption in one.text.phrases for phrase in caption
     )

@@ -21,8 +21,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config, ConfigError
+from pipeline.mining.alt_text import pieces, readable
+from pipeline.mining.mistaken_verbs import repaired
 
-RULES = {1: "grit-1", 2: "grit-2"}
+RULES = {1: "grit-1", 2: "grit-2", 3: "grit-3"}
 """Version of the rules in this file by edition: change it whenever their result changes."""
 MEASURES = frozenset(
     {
@@ -55,6 +57,10 @@ MEASURES = frozenset(
     | {"row", "series", "set", "slice", "slices", "sort", "swarm", "team", "trio", "type", "variety"}
 )
 """Words after whose "of" the things themselves are named, in edition 2."""
+MORE_MEASURES = MEASURES | {"bale", "bales", "body", "bodies", "family", "families", "stack", "heap"}
+"""The same in edition 3."""
+CONCRETE = frozenset({"steps"})
+"""Plurals that are things where their singulars are not, in edition 3."""
 
 _LIST = Path(__file__).with_name("abstract_nouns.txt")
 _JOINTS = {"-", "/", "'"}  # punctuation within words: "t-shirt"
@@ -86,14 +92,18 @@ class NounConfig(Config):
     abstract: str = ""
     """File of abstract nouns, one per line; "" is the list that comes with Hyco."""
     max_characters: int = Field(default=500, ge=1)
-    """Maximum length of a caption, in characters; a longer one is read up to the last space before this."""
+    """Maximum length of a caption, in characters; a longer one is read up to the last space before this, and in
+    edition 3 whole, in pieces of this length.
+    """
     max_phrases: int = Field(default=32, ge=1)
-    """Maximum number of phrases per caption, the first ones."""
+    """Maximum number of phrases per caption, the first ones; in edition 3 per `max_characters` of a caption."""
     max_phrase_characters: int = Field(default=100, ge=1)
     """Maximum length of a noun chunk, in characters; a longer one is a parser error and is left out."""
-    edition: Literal[1, 2] = 1
+    edition: Literal[1, 2, 3] = 1
     """Edition of the rules. In 2 an expression never ends inside a noun chunk ("a girl in a pink [and white dress]"),
-    and a measure or group word is part of the chunk of what it measures ("a pair of scissors", "a herd of cows").
+    and a measure or group word is part of the chunk of what it measures ("a pair of scissors", "a herd of cows"). 3
+    also reads web alt text (pipeline.mining.alt_text) and long captions whole, repairs verbs that the tagger took for
+    nouns (pipeline.mining.mistaken_verbs), and keeps "and glasses" in "a man with beard and glasses".
     """
     rules: str = Field(default="", validate_default=True)
     """Version of rules, model and list together, so that a changed list is another configuration. Set
@@ -158,6 +168,8 @@ class NounExtractor:
 
     def __call__(self, captions: Iterable[str]) -> list[list[Phrase]]:
         """Return the phrases of each caption, in order of position. Equal captions are parsed once."""
+        if self.config.edition > 2:
+            return self._whole(list(captions))
         texts = [self._shorten(caption) for caption in captions]
         distinct = list(dict.fromkeys(texts))
         found = {
@@ -167,6 +179,19 @@ class NounExtractor:
             )
         }
         return [found[text] for text in texts]
+
+    def _whole(self, captions: list[str]) -> list[list[Phrase]]:
+        """The phrases of each caption, read in pieces and as web alt text."""
+        parts = [list(pieces(readable(caption), self.config.max_characters)) for caption in captions]
+        distinct = list(dict.fromkeys(piece for part in parts for _, piece in part))
+        docs = self.nlp.pipe(distinct, batch_size=self.config.batch_size)
+        found = {piece: self._phrases(doc) for piece, doc in zip(distinct, docs, strict=True)}
+        return [
+            [_placed(phrase, start, caption) for start, piece in part for phrase in found[piece]][
+                : self.config.max_phrases * len(part)
+            ]
+            for caption, part in zip(captions, parts, strict=True)
+        ]
 
     def _shorten(self, caption: str) -> str:
         if len(caption) <= self.config.max_characters:
@@ -178,8 +203,12 @@ class NounExtractor:
         spans = []
         chunks = [(chunk.start, chunk.end - 1, chunk.root) for chunk in doc.noun_chunks]
         whole = chunks if self.config.edition > 1 else []
+        verbs, sure, inner = frozenset[int](), frozenset[int](), self.config.edition > 2
         if self.config.edition > 1:
-            chunks = _measured(chunks, doc)
+            if inner:
+                chunks, verbs, sure = repaired(chunks, doc)
+                whole = chunks
+            chunks = _measured(chunks, doc, MEASURES if self.config.edition == 2 else MORE_MEASURES)
         for begin, finish, root in chunks:
             first, last = begin, finish
             while first < last and _is_margin(doc[first]):
@@ -187,9 +216,9 @@ class NounExtractor:
             while last > first and _is_margin(doc[last]):
                 last -= 1
             long = doc[last].idx + len(doc[last]) - doc[first].idx > self.config.max_phrase_characters
-            if not long and first <= root.i <= last and self._names_a_thing(root):
-                spans.append((first, last, root, *_grow(root, first, last, whole)))
-        spans = spans[: self.config.max_phrases]
+            if not long and first <= root.i <= last and self._names_a_thing(root, root.i in sure):
+                spans.append((first, last, root, *_grow(root, first, last, whole, verbs, inner)))
+        spans = spans if inner else spans[: self.config.max_phrases]
         ranges = [(low, high) for _, _, _, low, high in spans]
         phrases = []
         for index, (first, last, root, low, high) in enumerate(spans):
@@ -201,8 +230,12 @@ class NounExtractor:
             )
         return phrases
 
-    def _names_a_thing(self, root: Any) -> bool:
-        if root.pos_ not in ("NOUN", "PROPN") or not any(letter.isalpha() for letter in root.lower_):
+    def _names_a_thing(self, root: Any, sure: bool = False) -> bool:
+        if self.config.edition > 2 and root.lower_ in CONCRETE:
+            return True
+        if (root.pos_ not in ("NOUN", "PROPN") and not sure) or not any(
+            letter.isalpha() for letter in root.lower_
+        ):
             return False
         forms = set(singulars(root.lower_))
         if any(child.dep_ == "compound" and child.pos_ in ("NOUN", "PROPN") for child in root.children):
@@ -214,14 +247,21 @@ def _is_margin(token: Any) -> bool:
     return token.is_punct or token.is_space or token.is_quote
 
 
-def _measured(chunks: list[Chunk], doc: Any) -> list[Chunk]:
+def _placed(phrase: Phrase, start: int, caption: str) -> Phrase:
+    """A phrase of a piece as one of the caption, in the caption's own letters."""
+    begin, end = phrase.start + start, phrase.end + start
+    low, high = phrase.expression_start + start, phrase.expression_end + start
+    return Phrase(caption[begin:end], begin, end, phrase.head, caption[low:high], low, high, phrase.outermost)
+
+
+def _measured(chunks: list[Chunk], doc: Any, measures: frozenset[str]) -> list[Chunk]:
     """Join "a pair" and "scissors" of "a pair of scissors" to one chunk, whose head is "scissors"."""
     joined: list[Chunk] = []
     for first, last, root in chunks:
         before = joined[-1] if joined else None
         if (
             before
-            and before[2].lower_ in MEASURES
+            and before[2].lower_ in measures
             and before[1] == first - 2
             and doc[first - 1].lower_ == "of"
         ):
@@ -231,29 +271,50 @@ def _measured(chunks: list[Chunk], doc: Any) -> list[Chunk]:
     return joined
 
 
-def _grow(root: Any, first: int, last: int, whole: list[Chunk]) -> tuple[int, int]:
+def _grow(
+    root: Any,
+    first: int,
+    last: int,
+    whole: list[Chunk],
+    verbs: frozenset[int] = frozenset(),
+    inner: bool = False,
+) -> tuple[int, int]:
     """Token range [low, high] of the chunk [first, last] and its head's dependents, without conjuncts or gaps.
 
     It ends inside none of the chunks of `whole`: one whose head is a dependent is taken whole, before another one the
-    range ends.
+    range ends. It stops before the mistaken `verbs`; with `inner` conjuncts of dependents belong to it, not its own.
     """
     below = {root.i, *range(first, last + 1)}
+    cut: set[int] = set()  # mistaken verbs below the head: the chunk before one belongs to the expression
     waiting = [root.doc[place] for place in below] if whole else [root]
     while waiting:
-        for child in waiting.pop().children:
-            if child.dep_ in ("conj", "cc", "preconj") or (child.is_punct and child.text not in _JOINTS):
+        parent = waiting.pop()
+        for child in parent.children:
+            own = not inner or parent.i == root.i or first <= parent.i <= last
+            if child.i in verbs:
+                cut.add(child.i)
+                continue
+            if (
+                (own and child.dep_ in ("conj", "cc", "preconj"))
+                or (child.is_punct and child.text not in _JOINTS)
+                or (inner and child.is_space)
+            ):
                 continue
             if child.i not in below:
                 below.add(child.i)
                 waiting.append(child)
     for start, end, head in whole:
-        if head.i in below:
+        if head.i in below or (end + 1 in cut and start > last):
             below.update(range(start, end + 1))
     low, high = first, last
     while low - 1 in below:
         low -= 1
     while high + 1 in below:
         high += 1
+    while inner and high > last and (root.doc[high].pos_ == "CCONJ" or root.doc[high].is_space):
+        high -= 1
+    while low < first and root.doc[low].is_space:
+        low += 1
     for start, end, _ in whole:
         if last < start <= high < end:
             high = start - 1

@@ -1,4 +1,7 @@
-"""Images that a packing leaves out because another one has the same content, looks the same, or evaluates models.
+"""Images that a packing leaves out: another one has the same content or looks the same, or they evaluate models.
+
+Those for which the condition on the source's columns is not true (FilterConfig.where) are left out first, so that
+their copies are not left out for their sake.
 
 Exact repetitions are found by content key (pipeline.packing.repeats), near ones by perceptual hash
 (pipeline.imaging.perceptual_hash): PackConfig.near_duplicates, and PackConfig.exclude for evaluation sources.
@@ -12,15 +15,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.imaging.perceptual_hash import near_pairs
+from pipeline.packing.filters import FILTERED
 from pipeline.packing.image_hashes import Hashes, Place, evaluation_units, hashes_of
 from pipeline.packing.repeats import detections_of, mark, repeats, usable_keys
 from pipeline.packing.select_parts import SelectionConfig
+from pipeline.packing.source_columns import refused as refused_by
 from pipeline.sources.source import Unit
 from storage.home import Home
 
 REPEATED, NEAR, CONTAMINATED = "repeated", "near_duplicates", "contaminated"
+WHERE = f"{FILTERED}_where"
 """Reasons, and the names of their counts."""
-REASONS = (REPEATED, NEAR, CONTAMINATED)
+REASONS = (REPEATED, NEAR, CONTAMINATED, WHERE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class LeftOut:
     """Why an image is left out.
 
     Attributes:
-        reason: REPEATED, NEAR or CONTAMINATED.
+        reason: one of REASONS.
         name: of the image in its source; "" for a repeated one.
         of: the image it is a copy of, by its name in its source, after the evaluation source where it lies there.
         bits: number of differing bits of the hashes; 0 for equal bytes.
@@ -65,12 +71,15 @@ def left_out(
         near: maximum number of differing bits of a copy; None looks for equal bytes only.
         exclude: evaluation sources.
     """
+    refused = refused_by(home, place, units, config.filters.where)
+    others = repeats(home.store, units, records, config, partless, refused)
     found = {
-        name: {key: LeftOut(REPEATED) for key in keys}
-        for name, keys in repeats(home.store, units, records, config, partless).items()
+        name: {key: LeftOut(WHERE, named) for key, named in keys.items()} for name, keys in refused.items()
     }
+    for name, keys in others.items():
+        found.setdefault(name, {}).update({key: LeftOut(REPEATED) for key in keys})
     if near is None and not exclude:
-        return found
+        return {name: keys for name, keys in found.items() if keys}
     images = _images(home, place, units, records, found)
     _contaminated(home, place, images, near, exclude, found)
     if near is not None:

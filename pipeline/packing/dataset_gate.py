@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.mining.absence import accepted_fraction
 from storage.home import Home
 from storage.versions import Version
 
@@ -41,6 +42,10 @@ class QualityConfig(Config):
     max_copies: float | None = Field(default=0.5, ge=0, le=1)
     """Maximum fraction of the images that were left out as copies, of each other (pack.near_duplicates) or of
     evaluation images (pack.exclude).
+    """
+    max_absent: float | None = Field(default=None, ge=0, le=1)
+    """Maximum fraction of absent phrases that get a box above the threshold, where mining measured it (mine.absent);
+    null only shows it.
     """
     verify: bool = True
     """Whether every shard is read and its hash and counts are compared before the version is used."""
@@ -162,6 +167,27 @@ def copies(of: Subject) -> Check | None:
     value = f"{near:,} near duplicates, {beside:,} evaluation images{shown}"
     why = f"{value}: {share:.1%} of all, more than max_copies {most:.1%}"
     return Check("copies left out", value, None, f"{most:.0%} of all", share <= most, why)
+
+
+@dataset_check
+def absent_phrases(of: Subject) -> Check | None:
+    """Fail when more than max_absent of the absent phrases have an accepted box; tell the fraction where measured."""
+    mine, threshold = (
+        of.version.config.get("mine") or {},
+        (of.version.config.get("pack") or {}).get("threshold"),
+    )
+    if not mine.get("absent", {}).get("images") or threshold is None:
+        return None
+    mined, units = of.home.detections(of.version.digests.get("mine")), set(of.version.units)
+    records = [record for unit, record in mined.records().items() if unit in units]
+    told, most = accepted_fraction(records, threshold), of.config.max_absent
+    if told is None:
+        return None
+    share, asked = told
+    why = f"{share:.1%} of {asked:,} absent phrases have a box of score {threshold}, more than max_absent {most}"
+    limit = "none" if most is None else most
+    name = f"absent phrases with a box, fraction of {asked:,}"
+    return Check(name, share, None, limit, most is None or share <= most, why)
 
 
 @dataset_check

@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, ClassVar, TypeGuard
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.config import Config, digest
 from pipeline.imaging.crop import crop_box, shrink_to_short_side
 from pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
 from pipeline.packing.as_mined import AsMined
-from pipeline.packing.copies import REPEATED, LeftOut, left_out, marked
+from pipeline.packing.copies import REPEATED, WHERE, LeftOut, left_out, marked
 from pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
+from pipeline.packing.filters import FILTERED, image_counts
 from pipeline.packing.image_hashes import Place, evaluation_units, hash_all
-from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
+from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts, without_captions
+from pipeline.packing.source_columns import read_columns
 from pipeline.runtime.executor import Executor, InProcess
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
@@ -113,6 +117,8 @@ def pack(
     units = listing(mine, home, mined_only)
     if config.near_duplicates is not None or config.exclude:
         hash_all(home, _hashed(mine, config, units), executor, listener)
+    if config.filters.where:
+        read_columns(home, _place(mine), units, config.filters.where, executor, listener)
     pending = _unpacked(units, mine, config, home)
     mined = _mined(home, mine).records()
     others = _repeats(home, mine, config, units)
@@ -213,6 +219,11 @@ def pack_shard(
     chosen = select_parts(table, config)
     for key in without:
         chosen.pop(key, None)
+    counts.update(
+        image_counts(
+            table.filter(~pc.field("key").isin(pa.array(list(without), pa.string()))), config.filters
+        )
+    )
     counts.update(why.reason for why in without.values())
     for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report, deleted):
         split = split_of(sample.key, config.holdout)
@@ -236,7 +247,7 @@ def pack_shard(
     examples = [
         {"key": key, **dataclasses.asdict(why)}
         for key, why in sorted(without.items())
-        if why.reason != REPEATED
+        if why.reason not in (REPEATED, WHERE)
     ][:EXAMPLES]
     records.commit(
         unit.name,
@@ -249,7 +260,7 @@ def pack_shard(
             "failures": table_of_failures,
             "without": marked(without),
             **({"left_out": examples} if examples else {}),
-            "counts": dict(counts),
+            "counts": {name: n for name, n in counts.items() if n or name != "captions_left_out"},
             "scores": scores_of(scores),
             "detectors": sorted(table["detector"].unique().to_pylist()),
             "seconds": round(time.monotonic() - began, 3),
@@ -285,6 +296,12 @@ def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | No
         raise ValueError(
             f"no noun was found in any caption of {counts['mined_images']} images, so there is nothing to train on: "
             "give captions in the language of the spaCy pipeline (nouns.model), or choose a pipeline for their language"
+        )
+    left = {name: n for name, n in counts.items() if name.startswith(FILTERED) and n}
+    if not shards["train"] and left:
+        told = ", ".join(f"{name} {n:,}" for name, n in sorted(left.items()))
+        raise ValueError(
+            f"no training sample is left to publish: the filters left out {told}: relax pack.filters"
         )
     if not shards["train"] and (copies := counts["near_duplicates"] + counts["contaminated"]):
         raise ValueError(
@@ -379,12 +396,18 @@ def _training_samples(
         if changed:
             failures.append(changed)
             continue
-        if not chosen[sample.key]:
+        captions = len(sample.captions)
+        sample, parts = without_captions(sample, chosen[sample.key], config.filters)
+        if not sample.captions:
+            counts[f"{FILTERED}_captions"] += 1
+            continue
+        if not parts:
             counts["partless"] += 1
             if not config.keep_partless:
                 continue
+        counts["captions_left_out"] += captions - len(sample.captions)
         try:
-            yield _training_sample(sample, chosen[sample.key], config, mine.limits)
+            yield _training_sample(sample, parts, config, mine.limits)
         except ImageError as error:
             failures.append(Failure(sample.key, "pack", error.code, str(error)))
     failures += as_mined.rest()

@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ def repeats(
     records: dict[str, dict[str, Any]],
     config: SelectionConfig,
     partless: bool,
+    refused: Mapping[str, Container[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[str, ...]]:
     """Return by unit name the sorted keys of images that another unit packs; units without any are left out.
 
@@ -36,6 +38,7 @@ def repeats(
         records: mining records by unit name; units without one count as empty.
         config: the rules by which boxes are selected.
         partless: whether images without parts are packed.
+        refused: keys by unit name that the unit must not pack.
     """
     mined = [(unit.name, records[unit.name]["detections"]["path"]) for unit in units if unit.name in records]
     with ThreadPoolExecutor(_READS) as pool:
@@ -53,7 +56,7 @@ def repeats(
             table, suspected = _table(store, path), set(suspects.tolist())
             keys = {key for key in table["key"].unique().to_pylist() if _hash(key) in suspected}
             for key, usable in usable_keys(table, keys, config, partless).items():
-                holders.setdefault(key, []).append((name, usable))
+                holders.setdefault(key, []).append((name, usable and key not in refused.get(name, ())))
     others: dict[str, list[str]] = {}
     for key, held in holders.items():
         owner = next((name for name, usable in held if usable), held[0][0])

@@ -1,20 +1,25 @@
 """Selection of parts from detections: threshold, size, non-maximum suppression and number; vectorised."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from pydantic import Field
 
-from models.grounding.boxes import nms
+from models.grounding.boxes import competed, nms
 from pipeline.config import Config
+from pipeline.packing.filters import FilterConfig, caption_filter, passing_captions, passing_images, slim
+from storage.sample import Sample
+
+pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 
 class SelectionConfig(Config):
     """The rules that turn detections into parts; changing one never runs the detector again."""
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"nested"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"nested", "filters", "competition"})
 
     threshold: float = Field(default=0.35, ge=0, le=1)
     """Minimum score of a box. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO."""
@@ -38,6 +43,13 @@ class SelectionConfig(Config):
     """Whether "expression" also takes expressions that lie inside another one. The published GRIT contains such
     expressions; the Kosmos-2 paper says that they are left out.
     """
+    competition: float = Field(default=0.0, ge=0, le=10)
+    """Exponent of the competition between the phrases of an image, before the threshold: a score s counts as
+    s * (s / r)^competition where another phrase has the higher score r on the same box. 0 is off; 1 tells look-alikes
+    apart, and wants a lower threshold: see `hyco calibrate`.
+    """
+    filters: FilterConfig = FilterConfig()
+    """Which images, captions and boxes are left out whatever their scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +74,11 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
 
     Returns:
         Image key to its parts in the order of caption, position and falling score; [] for an image without parts.
+        Images that are filtered out are not in it.
     """
+    table = passing_images(table, config.filters)
     chosen: dict[str, list[AcceptedPart]] = {key: [] for key in table["key"].unique().to_pylist()}
+    table = passing_captions(table, config.filters)
     boxes = np.stack([_floats(table, name) for name in ("x0", "y0", "x1", "y1")], axis=1).clip(0, 1)
     scores = _floats(table, "score")
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -72,6 +87,10 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
         if config.min_area_px is not None:
             pixels = sides.prod(axis=1) * _floats(table, "width") * _floats(table, "height")
             keep &= pixels >= config.min_area_px * (1 - 1e-6)  # boxes are float32
+    if config.filters.max_part_aspect is not None:
+        keep &= ~slim(boxes, _floats(table, "width"), _floats(table, "height"), config.filters)
+    if config.competition:
+        keep = _competing(table, boxes, scores, keep, config)
     text = "phrase"
     if config.phrases == "expression":
         text = "expression"
@@ -103,6 +122,47 @@ def select_parts(table: pa.Table, config: SelectionConfig) -> dict[str, list[Acc
     for row in table.take(rows[left]).to_pylist():
         chosen[row["key"]].append(_choice(row, text))
     return chosen
+
+
+def _competing(
+    table: pa.Table, boxes: np.ndarray, scores: np.ndarray, keep: np.ndarray, config: SelectionConfig
+) -> np.ndarray:
+    """Which of the boxes in `keep` still reach the threshold in competition with each other, bool [N].
+
+    A box below the threshold is no rival of one above it.
+    """
+    rows = np.flatnonzero(keep)
+    texts = pc.utf8_lower(pc.fill_null(table["phrase"].take(rows), ""))
+    counted = competed(
+        boxes[rows], scores[rows], _codes(texts), _codes(table["key"])[rows], config.competition
+    )
+    kept = keep.copy()
+    kept[rows] = counted >= np.float32(config.threshold)
+    return kept
+
+
+def without_captions(
+    sample: Sample, parts: list[AcceptedPart], config: FilterConfig
+) -> tuple[Sample, list[AcceptedPart]]:
+    """Return a sample with the captions that pass, and its parts and labels pointing at them."""
+    kept = [place for place, caption in enumerate(sample.captions) if not caption_filter(caption, config)]
+    if len(kept) == len(sample.captions):
+        return sample, parts
+    new = {old: place for place, old in enumerate(kept)}
+    meta = dict(sample.meta)
+    if isinstance(labels := meta.get("objects"), list):
+        meta["objects"] = [moved for label in labels if (moved := _moved(label, new)) is not None]
+    captions = tuple(sample.captions[place] for place in kept)
+    return replace(sample, captions=captions, meta=meta), [
+        replace(part, caption=new[part.caption]) for part in parts
+    ]
+
+
+def _moved(label: Any, places: dict[int, int]) -> Any:
+    """A label whose caption has another index now; None where the caption is left out."""
+    if not isinstance(label, dict) or "caption" not in label:
+        return label
+    return {**label, "caption": places[label["caption"]]} if label["caption"] in places else None
 
 
 def _both(rows: list[dict[str, Any]]) -> dict[str, list[AcceptedPart]]:

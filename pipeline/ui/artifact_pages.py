@@ -18,6 +18,7 @@ from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.mined_boxes import phrase_quality
 from pipeline.evaluation.report.page import gaps
 from pipeline.evaluation.report.summary import rows as metric_rows
+from pipeline.mining.absence import accepted_fraction
 from pipeline.mining.mine import MineConfig, results
 from pipeline.packing.dataset_gate import SCORE_BINS, Check, score_histogram, verdict
 from pipeline.sources.records import objects_of
@@ -80,6 +81,12 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
             value = quality[name]
             note = f"{name} of boxes, by the labels of {quality['images']:,} images (score {SCORE}, IoU 0.5)"
             counts[note] = "none to measure" if value is None else f"{value:.1%}"
+    counted = [record for _, record in some if record.get("captions_foreign") is not None]
+    if foreign := sum(record["captions_foreign"] for record in counted):
+        of = sum(record["captions"] for record in counted)
+        counts[f"captions likely in another language than the parser's, of {of:,}"] = (
+            f"{foreign:,} ({foreign / of:.1%})"
+        )
     scores, best, keys = np.zeros(0), np.zeros(0), 0
     for _, record in some:
         with open_object(home.store, record["detections"]["path"]) as file:
@@ -96,6 +103,10 @@ def mining(config: MineConfig, home: Home, found: dict[str, Any]) -> str:
     )
     if len(best):
         counts[f"phrases with such a box, {of}"] = f"{(best >= SCORE).mean():.1%}"
+    if config.absent.images and (told := accepted_fraction(records.records().values(), SCORE)):
+        counts[f"given an absent phrase, fraction with a box of score {SCORE} or more, of {told[1]:,}"] = (
+            f"{told[0]:.1%}"
+        )
     lines = [*table(("", ""), counts.items())]
     if (scores >= NOISE).any():
         lines += [
