@@ -43,6 +43,7 @@ from pipeline.registry.retraining import (
     unpublished,
     unsettled,
 )
+from pipeline.runtime.executor import LOCAL
 from storage.checkpoint import Checkpoints
 from storage.home import Home
 
@@ -60,7 +61,7 @@ _FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it resumes f
 
 
 @flow(name="watch", persist_result=True, result_serializer="json")
-def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any] | State:
+def watch(config: RetrainConfig, home: str = "var", engine: str = LOCAL) -> dict[str, Any] | State:
     """Mine and pack new data of the source, then start a training if it is due and none is running.
 
     The message of the run's state says what was done.
@@ -68,12 +69,13 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any] | State:
     Args:
         config: the source, how it is mined and packed, and when training begins.
         home: where Hyco stores everything; in a remote home data is mined and packed, but no model is trained.
+        engine: where shards are mined and packed: local, ray or ray:HOST:PORT.
     """
-    done = _look(config, home)
+    done = _look(config, home, engine)
     return Completed(message=f"{done['version'] or 'no version'}: {done['training']}", data=done)
 
 
-def _look(config: RetrainConfig, home: str) -> dict[str, Any]:
+def _look(config: RetrainConfig, home: str, engine: str) -> dict[str, Any]:
     journey, opened = config.journey, Home(home)
     rounds = 0
     while rounds < MOST_ROUNDS:  # includes data that arrived while the last was mined
@@ -81,11 +83,11 @@ def _look(config: RetrainConfig, home: str) -> dict[str, Any]:
         if not grown(config, opened):
             break
         rounds += 1
-        mine(journey.mine, home, config.settle_s)
+        mine(journey.mine, home, config.settle_s, engine)
         if (held := journeys.held_out(journey)) is not None:
-            mine(held, home, config.settle_s)
+            mine(held, home, config.settle_s, engine)
         if unpublished(config, opened):  # not when all new data was removed again
-            pack(journey.mine, journey.pack, home, mined_only=True)
+            pack(journey.mine, journey.pack, home, mined_only=True, engine=engine)
     away = opened.shelf.entries()
     for entry in away:
         get_run_logger().warning("%s", entry)

@@ -8,9 +8,11 @@ from flows.deployment.work_pools import template
 from flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
 from pipeline.config import Config
 from pipeline.presets import PRESETS, asked, sized
+from pipeline.runtime.executor import RAY
 
 QUEUES = {"quick": 1, "work": 2}  # name and priority: checks go before long work
 HEAVY = ("mine", "train", "assess", "journey", "watch", "retrain")
+ON_A_CLUSTER = ("mine", "pack", "watch", "journey")  # flows with a parameter `engine`
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ def blueprint(config: DeployConfig) -> Blueprint:
         )
         for name, need in (("cpu", "no"), ("gpu", "a"))
     )
+    if config.heavy_pool == RAY:
+        about = "Hyco's work that a Ray cluster does; its worker runs on a node"
+        variables = {} if config.ray_workers is None else {"HYCO_WORKERS": str(config.ray_workers)}
+        pools += (
+            Pool(RAY, config.pool_type, about, template(config.pool_type, False, *where, env=variables)),
+        )
     limits = {GPU_LIMIT: config.gpus, CPU_LIMIT: config.cpu_trainings}
     return Blueprint(config, pools, tuple(_deployments(config)), limits)
 
@@ -89,8 +97,10 @@ def _deployments(config: DeployConfig) -> list[Deployed]:
     mine, pack = _plain(journey.mine), _plain(journey.pack)
 
     def add(flow: str, name: str, parameters: dict[str, Any], description: str, **rest: Any) -> Deployed:
-        pool = config.heavy_pool if flow in HEAVY else "cpu"
-        return Deployed(flow, name, pool, {**parameters, "home": home}, description, **rest)
+        on_ray = config.heavy_pool == RAY and flow in ON_A_CLUSTER
+        pool = config.heavy_pool if flow in HEAVY or on_ray else "cpu"
+        engine = {"engine": config.engine} if on_ray else {}
+        return Deployed(flow, name, pool, {**parameters, "home": home, **engine}, description, **rest)
 
     made = [
         add("mine", "mine", {"config": mine}, "Find noun phrases and boxes in the source's new shards."),
