@@ -1,5 +1,6 @@
 """The connection of this process to a Ray cluster, and the room in it."""
 
+import importlib
 import logging
 import os
 import signal
@@ -29,7 +30,11 @@ def connect(address: str) -> Any:
         if not ray.is_initialized():
             handler = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(address=address or "auto", logging_level=logging.ERROR)
+                # On stdout a command prints its result: the workers' output stays in Ray's logs, and Ray's reports of
+                # dead workers, which no option turns off, are told by our own errors.
+                inner: Any = importlib.import_module("ray._private.worker")
+                inner.print_to_stdstream = _nothing
+                ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ValueError(
                     f"no Ray cluster answers at {address or 'this machine'} ({told(error)}): start one with "
@@ -41,6 +46,10 @@ def connect(address: str) -> Any:
             _ours = True
         _users += 1
     return ray
+
+
+def _nothing(*args: Any, **options: Any) -> None:
+    """Print nothing."""
 
 
 def disconnect() -> None:
