@@ -1,7 +1,7 @@
 """Where the time of a large mining goes: the real planner, manifest and executor with units that find nothing.
 
     python -m pipeline.experiments.scale simulate --units 100000             and --engine ray:HOST:PORT
-    python -m pipeline.experiments.scale estimate --home HOME --gpu-rate 40  a table of GRIT-20M from a home's records
+    python -m pipeline.experiments.scale estimate --home HOME ...               prices GRIT-20M from a home's records
 
 A unit of the simulation is a file of a few bytes. Its worker commits two small objects and a record, as mining does,
 and reads no image. `make scale` runs the simulation; docs/scale.md has the tables.
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.experiments.grid import command
-from pipeline.experiments.scale_estimate import estimate
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig, plan, summary
 from pipeline.runtime.executor import LOCAL, open_executor
@@ -147,13 +146,22 @@ def main() -> int:
     table.add_argument(
         "--gpu-tflops", type=float, required=True, help="TFLOP/s that a training reaches on a GPU"
     )
+    table.add_argument("--image-bytes", type=float, required=True, help="bytes of a source image")
     asked = parser.parse_args()
 
     def work() -> None:
         if asked.verb == "estimate":
+            from pipeline.experiments.scale_estimate import estimate  # imports torch; workers need not
+
             print(
                 estimate(
-                    Home(asked.home), asked.images, asked.shard, asked.gpus, asked.gpu_rate, asked.gpu_tflops
+                    Home(asked.home),
+                    asked.images,
+                    asked.shard,
+                    asked.gpus,
+                    asked.gpu_rate,
+                    asked.gpu_tflops,
+                    asked.image_bytes,
                 )
             )
             return

@@ -23,6 +23,7 @@ TASKS, ROWS, ROW_BYTES = (
 )  # of a flow run: task runs at most; per task run: rows and bytes in the database
 TEXT_TOKENS = 20  # of a caption or phrase
 RECORD_BYTES = 1_500  # of a unit
+WORKER_GB = 1.5  # docs/performance.md, the bound of a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,13 @@ def training_flops(recipe: Recipe) -> float:
 
 
 def estimate(
-    home: Home, images: int, shard: int, gpus: Sequence[int], gpu_rate: float, gpu_tflops: float
+    home: Home,
+    images: int,
+    shard: int,
+    gpus: Sequence[int],
+    gpu_rate: float,
+    gpu_tflops: float,
+    image_bytes: float,
 ) -> str:
     """Return the unit costs of a home and a Markdown table of a run on these numbers of GPUs.
 
@@ -79,6 +86,7 @@ def estimate(
         gpus: numbers of GPUs, a column each; a worker of mining has one.
         gpu_rate: images per second that one GPU grounds.
         gpu_tflops: what a training reaches on one GPU.
+        image_bytes: of a source image.
     """
     cost, units = unit_costs(home), math.ceil(images / shard)
     cpu_s = sum(spent for name, spent in cost.mine_s.items() if name != "ground")
@@ -92,6 +100,7 @@ def estimate(
         "source read while mining, MB/s": [],
         "home written while packing, MB/s": [],
         "requests to the home while mining, 1/s": [],
+        "memory of the mining workers, GB": [],
     }
     table = list(rows.values())
     for count in gpus:
@@ -103,9 +112,10 @@ def estimate(
             100 / gpu_rate / worker_s,
             packing / 3600,
             flops / (count * gpu_tflops * 1e12) / 3600,
-            images * cost.shard_bytes / mining / 1e6,
+            images * image_bytes / mining / 1e6,
             images * cost.shard_bytes / packing / 1e6,
             units * REQUESTS["mine"] / mining,
+            busy * WORKER_GB,
         ]
         for row, value in zip(table, values, strict=True):
             row.append(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")

@@ -36,7 +36,6 @@ def test_the_simulation_does_every_unit_once_and_says_what_took_how_long(tmp_pat
     assert found["ms_per_unit"]["worker: two objects"] > 0 and found["seconds"]["units"] > 0
     records = list((tmp_path / "home").glob("detections/*/records/*.json"))
     assert len(records) == 20
-    assert simulate(25, "local", 1, tmp_path)["units"] == 25, "five more"
 
 
 def test_a_large_run_is_priced_from_the_records_of_a_home(tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_a_large_run_is_priced_from_the_records_of_a_home(tmp_path: Path) -> Non
     pack(mine, cheap.PACK, home, InProcess())
     cost = unit_costs(home)
     assert cost.images == 20 and cost.pack_s > 0 and cost.shard_bytes > 500 and cost.mine_s["ground"] >= 0
-    table = estimate(home, 1_000_000, 10_000, [1, 128, 512], gpu_rate=10.0, gpu_tflops=300.0)
+    table = estimate(home, 1_000_000, 10_000, [1, 128, 512], gpu_rate=10.0, gpu_tflops=300.0, image_bytes=5e4)
     hours = next(line for line in table.splitlines() if "mining, hours" in line).split("|")[2:5]
     assert float(hours[0]) > 27.7 and float(hours[1]) == pytest.approx(float(hours[0]) / 100, rel=0.01)
     assert hours[1] == hours[2], "no more workers than units"
@@ -56,6 +55,7 @@ def test_a_large_run_is_priced_from_the_records_of_a_home(tmp_path: Path) -> Non
     assert training_flops(hycoclip_vit_b()) > 6 * 12 * 12 * 768**2 * 197 * 2 * hycoclip_vit_b().batch_size
 
 
+@pytest.mark.slow
 def test_requests_of_a_unit_are_those_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     met: Counter[str] = Counter()
 
