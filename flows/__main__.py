@@ -6,7 +6,6 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -94,7 +93,7 @@ def journey(
         if not os.environ.get("HYCO_DEBUG"):
             quiet_terminal(logging.ERROR if Progress.quiet else logging.NOTSET)
         result = flow(config, home, engine)
-    show_metrics(result["metrics"], Path(result["run_dir"]))
+    show_metrics(result["metrics"], result["run_dir"])
     say(f"Prefect UI with these runs: hyco ui --home {home}")
 
 

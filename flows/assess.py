@@ -1,5 +1,6 @@
 """Assess: measure a trained run and write its report."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
@@ -7,13 +8,19 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
+from flows.runtime.runs import done, named
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.sources.columns import USUAL, Columns
 from storage.home import Home
 
 
-@flow(name="assess", persist_result=True, result_serializer="json")
+@flow(
+    name="assess",
+    flow_run_name=named(lambda given: f"assess {Path(given['run_dir']).name}"),
+    persist_result=True,
+    result_serializer="json",
+)
 def assess(
     run_dir: str,
     home: str = "var",
@@ -63,4 +70,4 @@ def assess(
         listener = ProgressArtifact("assess-progress", "assess")
         metrics = evaluate(run_dir, opened, spec, mining=mining, listener=listener)
     artifacts.assessed(metrics, run_dir, opened)
-    return metrics
+    return done(f"{run_dir}/report.html", metrics)

@@ -7,6 +7,7 @@ from prefect import flow
 from flows.assess import assess
 from flows.mine import mine
 from flows.pack import pack
+from flows.runtime.runs import done, inside, named
 from flows.train import train
 from pipeline import end_to_end as journeys
 from pipeline.end_to_end import JourneyConfig
@@ -14,13 +15,22 @@ from pipeline.runtime.executor import LOCAL
 from storage.home import Home
 
 
-@flow(name="journey", persist_result=True, result_serializer="json")
+@flow(
+    name="journey",
+    flow_run_name=named(
+        lambda given: (
+            f"journey {inside(given, 'config', 'recipe', 'name')} on {inside(given, 'config', 'mine', 'source')}"
+        )
+    ),
+    persist_result=True,
+    result_serializer="json",
+)
 def journey(config: JourneyConfig, home: str = "var", engine: str = LOCAL) -> dict[str, Any]:
     """From captioned images to an assessed model; finished work is not repeated.
 
     Args:
         config: options of mining, packing, training and evaluation.
-        home: where Hyco stores everything; a local directory.
+        home: where Hyco stores everything.
         engine: where shards are mined and packed: local, ray or ray:HOST:PORT.
     """
     opened = Home(home)
@@ -34,4 +44,5 @@ def journey(config: JourneyConfig, home: str = "var", engine: str = LOCAL) -> di
     trained = train(config.recipe, home, version.name, config.run, config.processes)
     spec = journeys.evaluation_of(config, version.name)
     metrics = assess(trained["run_dir"], home, mining=found, **dict(spec))
-    return {"run_dir": trained["run_dir"], "version": version.name, "metrics": metrics}
+    result = {"run_dir": trained["run_dir"], "version": version.name, "metrics": metrics}
+    return done(f"{version.name}: {trained['run_dir']}", result)

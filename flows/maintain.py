@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import Field
 
+from flows.runtime.runs import done, inside, named
 from pipeline.config import Config
 from pipeline.curation.delete import settle
 from storage.gc import collect
@@ -44,7 +45,13 @@ class MaintainConfig(Config):
     """Maximum number of flow runs deleted per run of this flow, so that the server stays responsive."""
 
 
-@flow(name="maintain", persist_result=True, result_serializer="json", timeout_seconds=3600)
+@flow(
+    name="maintain",
+    flow_run_name=named(lambda given: f"maintain {inside(given.get('home', 'var'))}"),
+    persist_result=True,
+    result_serializer="json",
+    timeout_seconds=3600,
+)
 def maintain(config: MaintainConfig | None = None, home: str = "var") -> dict[str, Any]:
     """Delete old and unreferenced files and runs, and report their number.
 
@@ -53,16 +60,16 @@ def maintain(config: MaintainConfig | None = None, home: str = "var") -> dict[st
         home: where Hyco stores everything.
     """
     config = config or MaintainConfig()
-    done = {
+    gone = {
         "files of the home": clean_home(Home(home), config.files_hours),
         "flow runs": delete_runs(config.runs_days, config.most_runs),
         "result files": delete_results(config.results_days),
     }
-    rows = [{"deleted": name, "count": str(count)} for name, count in done.items()]
+    rows = [{"deleted": name, "count": str(count)} for name, count in gone.items()]
     create_table_artifact(
         table=rows, key="maintenance", description=f"{home}, {datetime.now(UTC):%Y-%m-%d %H:%M}"
     )
-    return done
+    return done("deleted " + ", ".join(f"{count} {name}" for name, count in gone.items()), gone)
 
 
 @task(name="files of the home", cache_policy=NO_CACHE, persist_result=False)

@@ -8,13 +8,19 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
+from flows.runtime.runs import done, inside, named
 from flows.runtime.task_executor import task_engine
 from pipeline.mining.mine import MineConfig, mine_all
 from pipeline.runtime.executor import LOCAL, address_of
 from storage.home import Home
 
 
-@flow(name="mine", persist_result=True, result_serializer="json")
+@flow(
+    name="mine",
+    flow_run_name=named(lambda given: f"mine {inside(given, 'config', 'source')}"),
+    persist_result=True,
+    result_serializer="json",
+)
 def mine(config: MineConfig, home: str = "var", settle_s: float = 0.0, engine: str = LOCAL) -> dict[str, Any]:
     """Ground the noun phrases of all captions; mined shards are skipped.
 
@@ -29,4 +35,5 @@ def mine(config: MineConfig, home: str = "var", settle_s: float = 0.0, engine: s
         with task_engine("mine", engine) as executor:
             found = mine_all(config, opened, executor, ProgressArtifact("mine-progress", "mine"), settle_s)
     artifacts.mined(found, config, opened)
-    return found
+    told = f"{found['units_done']} of {found['units']} shards: {found['images']:,} images, {found['boxes']:,} boxes"
+    return done(told, found)

@@ -8,6 +8,7 @@ from prefect import flow
 from flows.reporting import artifacts
 from flows.reporting import events as signals
 from flows.runtime.progress import ProgressArtifact
+from flows.runtime.runs import done, inside, named
 from flows.runtime.task_executor import task_engine
 from pipeline.mining.mine import MineConfig
 from pipeline.packing import pack as packing
@@ -17,7 +18,12 @@ from pipeline.runtime.executor import LOCAL
 from storage.home import Home
 
 
-@flow(name="pack", persist_result=True, result_serializer="json")
+@flow(
+    name="pack",
+    flow_run_name=named(lambda given: f"pack {inside(given, 'mine', 'source')}"),
+    persist_result=True,
+    result_serializer="json",
+)
 def pack(
     mine: MineConfig,
     config: PackConfig,
@@ -51,8 +57,6 @@ def pack(
         raise
     artifacts.packed(version, checks, opened)
     signals.published(version, opened)
-    return {
-        "version": version.name,
-        "counts": version.counts,
-        "shards": dataclasses.asdict(version)["shards"],
-    }
+    shards = dataclasses.asdict(version)["shards"]
+    told = f"{version.name}: {version.counts.get('images', 0):,} images, {version.counts.get('parts', 0):,} parts"
+    return done(told, {"version": version.name, "counts": version.counts, "shards": shards})

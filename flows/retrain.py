@@ -4,12 +4,12 @@ from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
 
 from flows.assess import assess
 from flows.reporting import events as signals
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
+from flows.runtime.runs import NOTHING, done, inside, named
 from flows.train import train
 from pipeline import end_to_end as journeys
 from pipeline.evaluation.config import EvaluationSpec
@@ -19,22 +19,27 @@ from storage.home import Home
 from storage.model_registry import Decision
 
 
-@flow(name="retrain", persist_result=True, result_serializer="json")
-def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> dict[str, Any] | State:
+@flow(
+    name="retrain",
+    flow_run_name=named(lambda given: f"retrain on {inside(given, 'config', 'journey', 'mine', 'source')}"),
+    persist_result=True,
+    result_serializer="json",
+)
+def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> dict[str, Any]:
     """Train, assess and judge a model on the newest version if enough samples are new; else do nothing.
 
     Killed at any point and started again, it resumes: training from its checkpoint, and never a second decision.
 
     Args:
         config: the training, how many samples must be new, and the metrics by which the challenger is judged.
-        home: where Hyco stores everything; a local directory.
+        home: where Hyco stores everything.
         force: train even if too few samples are new. A version that was judged already is not trained on again.
     """
     opened = Home(home)
     decision = check(config, opened)
     if decision is None or not (decision.due or force):
         reason = decision.reason if decision else "there is no dataset version yet"
-        return Completed(name="NothingToDo", message=reason)
+        return done(f"nothing to do: {reason}", None, NOTHING)
     get_run_logger().info("training is due: %s", decision.reason)
     recipe = recipe_for(config, opened)
     trained = train(recipe, home, decision.version, None, config.journey.processes)
@@ -45,13 +50,14 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
     with slot(gpu_only=True):  # the champion is evaluated
         row = judge(trained["run_dir"], opened, spec, config, metrics, decision.key)
     signals.decided(row, opened)
-    return {
+    result = {
         "decision": row.kind,
         "reason": row.reason,
         "model": row.model,
         "run_dir": row.run,
         "version": row.version,
     }
+    return done(f"{row.kind} {row.model}: {row.reason}", result)
 
 
 @task(name="judge", task_run_name="compare with the champion", cache_policy=NO_CACHE, persist_result=False)

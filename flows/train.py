@@ -9,6 +9,7 @@ from prefect.tasks import exponential_backoff
 from flows.reporting import artifacts
 from flows.runtime.concurrency import slot
 from flows.runtime.progress import ProgressArtifact
+from flows.runtime.runs import done, inside, named
 from pipeline.end_to_end import run_dir
 from pipeline.training.launch import launch
 from pipeline.training.recipes import Recipe
@@ -41,7 +42,14 @@ def training(folder: str, processes: int) -> dict[str, Any]:
     return launch(folder, processes, get_run_logger().info, ProgressArtifact("train-progress", "train"))
 
 
-@flow(name="train", persist_result=True, result_serializer="json")
+@flow(
+    name="train",
+    flow_run_name=named(
+        lambda given: f"train {inside(given, 'recipe', 'name')} on {given.get('version', 'latest')}"
+    ),
+    persist_result=True,
+    result_serializer="json",
+)
 def train(
     recipe: Recipe, home: str = "var", version: str = "latest", run: str | None = None, processes: int = 1
 ) -> dict[str, Any]:
@@ -49,7 +57,7 @@ def train(
 
     Args:
         recipe: model, objective, data and schedule.
-        home: where Hyco stores everything; a local directory.
+        home: where Hyco stores everything.
         version: dataset version, by name or "latest".
         run: name of the run; derived from recipe and version when absent.
         processes: one per GPU.
@@ -61,4 +69,4 @@ def train(
     with slot(gpus=processes):
         result = training(str(folder), processes)
     artifacts.trained(result, folder, opened)
-    return {**result, "run_dir": str(folder)}
+    return done(f"run {folder.name} of {name}", {**result, "run_dir": str(folder)})

@@ -26,25 +26,25 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
-from prefect.states import Completed, State
+from prefect.runtime import flow_run
 
 from flows.mine import mine
 from flows.pack import pack
 from flows.reporting import artifacts
 from flows.reporting import events as signals
+from flows.runtime.runs import NOTHING, done, inside, named, rename
 from pipeline import end_to_end as journeys
 from pipeline.registry.retraining import (
     RetrainConfig,
     RetrainDecision,
     check,
     grown,
-    published,
     recipe_for,
     unpublished,
     unsettled,
 )
 from pipeline.runtime.executor import LOCAL
-from storage.checkpoint import Checkpoints
+from storage.checkpoint import open_checkpoints
 from storage.home import Home
 
 RETRAIN = "retrain/retrain"
@@ -60,19 +60,36 @@ _PAGE = 100  # attempts per request; Prefect returns at most 200 runs
 _FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it resumes from
 
 
-@flow(name="watch", persist_result=True, result_serializer="json")
-def watch(config: RetrainConfig, home: str = "var", engine: str = LOCAL) -> dict[str, Any] | State:
+@flow(
+    name="watch",
+    flow_run_name=named(lambda given: f"watch {inside(given, 'config', 'journey', 'mine', 'source')}"),
+    persist_result=True,
+    result_serializer="json",
+)
+def watch(config: RetrainConfig, home: str = "var", engine: str = LOCAL) -> dict[str, Any]:
     """Mine and pack new data of the source, then start a training if it is due and none is running.
 
     The message of the run's state says what was done.
 
     Args:
         config: the source, how it is mined and packed, and when training begins.
-        home: where Hyco stores everything; in a remote home data is mined and packed, but no model is trained.
+        home: where Hyco stores everything.
         engine: where shards are mined and packed: local, ray or ray:HOST:PORT.
     """
-    done = _look(config, home, engine)
-    return Completed(message=f"{done['version'] or 'no version'}: {done['training']}", data=done)
+    found = _look(config, home, engine)
+    told = found["training"] if found["training"].startswith("started") else _in_words(found)
+    if (flow_run.get_name() or "").startswith("watch "):  # the list of runs shows names and no messages
+        rename(f"watch {inside(config.journey.mine.source)}: {told}")
+    idle = not found.get("rounds") and not told.startswith("started")
+    return done(told, found, NOTHING if idle else None)
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    """What a look that started no training found, in a line."""
+    name, told = found["version"], found["training"]
+    if found.get("rounds"):
+        return f"new version {name}: {told}"
+    return f"nothing new since {name}: {told}" if name and name not in told else f"nothing new: {told}"
 
 
 def _look(config: RetrainConfig, home: str, engine: str) -> dict[str, Any]:
@@ -94,10 +111,6 @@ def _look(config: RetrainConfig, home: str, engine: str) -> dict[str, Any]:
         signals.away(entry, opened)
     if away:
         artifacts.shelved(away)
-    if not opened.local:
-        made = published(config, opened).newest
-        told = f"home {home} is remote: copy its versions and shards to a local home and train there"
-        return {"version": made.name if made else None, "training": told}
     _publish_missed(opened)
     decision = check(config, opened)
     if decision is None:
@@ -155,11 +168,7 @@ def attempts_without_progress(steps: list[int]) -> int:
 
 def _saved_step(config: RetrainConfig, home: Home, decision: RetrainDecision) -> int:
     """The step of the checkpoint that training would resume from; 0 without one."""
-    folder = journeys.run_dir(home, recipe_for(config, home), decision.version)
-    found = Checkpoints(folder / "checkpoints").latest(
-        lambda text: None
-    )  # training itself reports damaged ones
-    return found[0] if found else 0
+    return open_checkpoints(journeys.run_dir(home, recipe_for(config, home), decision.version)).newest_step()
 
 
 def _attempts(client: SyncPrefectClient, key: str) -> list[FlowRun]:

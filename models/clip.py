@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.encoders.packing import together
 from models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
 from models.encoders.text import TextConfig, TextTransformer
 from models.encoders.vit import VisionConfig, VisionTransformer
@@ -223,16 +224,16 @@ class DualEncoder(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Embeddings by node name, with the scale and the curvature for the loss.
 
-        Images and boxes go through the tower in one pass; captions and phrases, which differ in length, in two.
+        Images and boxes go through their tower in one pass, and so do captions and phrases.
         """
-        nodes = {"text": self.encode_text(tokens)}
         if image_boxes is None or token_boxes is None or not len(image_boxes):
-            nodes["image"] = self.encode_image(self.normalise(images))
+            nodes = {"text": self.encode_text(tokens), "image": self.encode_image(self.normalise(images))}
             empty = nodes["image"].new_zeros(0, self.config.dim)
             return nodes | {"image_box": empty, "text_box": empty}, self.scale, self.curvature
-        both = self.encode_image(self.normalise(torch.cat([images, image_boxes])))
-        nodes["image"], nodes["image_box"] = both[: len(images)], both[len(images) :]
-        nodes["text_box"] = self.encode_text(token_boxes)
+        texts = self.encode_text(together([tokens, token_boxes], self.config.text.end_token))
+        images_boxes = self.encode_image(self.normalise(torch.cat([images, image_boxes])))
+        nodes = {"text": texts[: len(tokens)], "image": images_boxes[: len(images)]}
+        nodes |= {"image_box": images_boxes[len(images) :], "text_box": texts[len(tokens) :]}
         return nodes, self.scale, self.curvature
 
     @torch.no_grad()

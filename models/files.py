@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 REMEDY = "write or fetch it again"
@@ -24,6 +22,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file; ValueError naming an incomplete file."""
+    from safetensors import SafetensorError  # models need it for files only
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:

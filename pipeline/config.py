@@ -26,7 +26,8 @@ class Config(pydantic.BaseModel):
     excludes them, so changing them repeats no work. Fields named in `digest_if_set` were added when homes with digests
     existed: they enter the digest only where they differ from their default, so that the digests of existing results
     stay the same. A plain dataclass inside a Config may name such fields too. Fields named in `derived` are set by Hyco
-    itself: forms leave them out, but a stored value is accepted.
+    itself: forms leave them out, but a stored value is accepted. Fields named in `foremost` stand first in forms, in
+    this order; then come the other single values, then the groups of fields.
     """
 
     model_config = pydantic.ConfigDict(
@@ -36,17 +37,19 @@ class Config(pydantic.BaseModel):
     incidental: ClassVar[frozenset[str]] = frozenset()
     digest_if_set: ClassVar[frozenset[str]] = frozenset()
     derived: ClassVar[frozenset[str]] = frozenset()
+    foremost: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: pydantic_core.CoreSchema, handler: pydantic.GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """The schema with derived fields as patterns: validators accept them, and forms show properties alone."""
+        """The schema with places in a form, and derived fields as patterns: validators accept them, forms omit them."""
         schema = handler(core_schema)
+        body = handler.resolve_ref_schema(schema)
         if cls.derived:
-            body = handler.resolve_ref_schema(schema)
             hidden = {f"^{name}$": body["properties"].pop(name) for name in sorted(cls.derived)}
             body["patternProperties"] = hidden
+        place(body.get("properties", {}), cls.foremost)
         return schema
 
     def __init__(self, **values: Any) -> None:
@@ -75,6 +78,19 @@ class Config(pydantic.BaseModel):
         """Return a copy with some fields changed, validated (pydantic's model_copy does not validate)."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**fields, **changes})
+
+
+def place(properties: dict[str, dict[str, Any]], foremost: tuple[str, ...] = ()) -> None:
+    """Number the properties of a JSON schema as Prefect's forms order them: `foremost`, single values, groups."""
+
+    def rank(name: str) -> tuple[int, bool]:
+        return (
+            foremost.index(name) if name in foremost else len(foremost),
+            '"$ref"' in json.dumps(properties[name]),
+        )
+
+    for position, name in enumerate(sorted(properties, key=rank)):
+        properties[name]["position"] = position
 
 
 def digest(config: Any) -> str:

@@ -103,15 +103,15 @@ class Embedder:
 
     @torch.inference_mode()
     def project_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
-        """Projected text features before the lift; texts of equal length share a batch, which minimises padding.
+        """Projected text features before the lift; texts that begin alike share a batch, which computes this once.
 
         ValueError for a single text instead of a list.
         """
         _refuse_one(texts, "texts")
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        order = sorted(range(len(texts)), key=lambda i: texts[i].casefold())
         out = torch.zeros(len(texts), self.model.config.dim, device=self.device)
         for batch in batched(order, 4 * self.batch_size):
-            tokens = self.tokenizer([texts[i] for i in batch]).to(self.device)
+            tokens = self.tokenizer([texts[i] for i in batch])  # the tower packs them on the CPU
             out[torch.tensor(batch, device=self.device)] = self.model.project_text(tokens)
             report(len(batch))
         return self._finite(out)

@@ -14,7 +14,9 @@ from pipeline.mining.mine import MineConfig
 from pipeline.packing.pack import PackConfig
 from pipeline.sources.columns import USUAL, Columns
 from pipeline.sources.source import open_source
+from pipeline.training.init_from import start_path
 from pipeline.training.recipes import DEMO, PHOTOS, Recipe, by_name
+from storage.folder import Folder
 from storage.home import Home
 from storage.versions import Version
 
@@ -23,6 +25,7 @@ class JourneyConfig(Config):
     """From captioned images to a report."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"run", "processes"})
+    foremost: ClassVar[tuple[str, ...]] = ("run", "processes", "assess_source", "taxonomy", "recipe")
 
     mine: MineConfig
     """The source, the grounder and how they are mined."""
@@ -90,8 +93,8 @@ def checked(config: JourneyConfig, option: str = "pack.image_size") -> JourneyCo
     still be read.
     """
     size, start = config.recipe.model.vision.image_size, config.recipe.start.checkpoint
-    if start and (path := Path(start).expanduser()).exists():
-        size = read_checkpoint(path).config.vision.image_size
+    if start and ("://" in start or Path(start).expanduser().exists()):
+        size = read_checkpoint(start_path(start)).config.vision.image_size
     if small := enlarged(config.pack.image_size, size):
         raise ConfigError(f"{small}: add --set {option}={size}")
     return config
@@ -122,13 +125,10 @@ def evaluation_of(config: JourneyConfig, version: str) -> EvaluationSpec:
     )
 
 
-def run_dir(home: Home, recipe: Recipe, version: str, name: str | None = None) -> Path:
-    """Directory of a run. Training writes checkpoints in place, so it must be on this machine.
-
-    Raises ValueError when `home` is a remote URL.
-    """
+def run_dir(home: Home, recipe: Recipe, version: str, name: str | None = None) -> Folder:
+    """The folder of a run; without a name, that of the run of this recipe and version."""
     chosen = name or f"{recipe.name}-{version.removeprefix('v-')[:8]}-{digest(recipe)[:8]}"
-    return home.runs.absolute() / chosen
+    return home.run(chosen)
 
 
 def mining_report(

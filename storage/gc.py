@@ -2,7 +2,8 @@
 
 from storage.deletions import Deletions
 from storage.layout import KEPT, RECORDED
-from storage.objects import OBJECT, DamagedError, objects_in
+from storage.local_cache import forget
+from storage.objects import OBJECT, DamagedError, name_sha256, objects_in
 from storage.sealed import unseal
 from storage.store import Store
 
@@ -33,14 +34,15 @@ def collect(store: Store, older_than_s: float = LEASE_S) -> list[str]:
     """Delete unreferenced objects and temporaries older than the lease; return their paths.
 
     Objects that held deleted images (storage.deletions) go whatever their age and whatever names them; call
-    pipeline.curation.delete.settle before. In the registry, the quarantine and the runs only temporary files and
-    folders (`.tmp-...`) are deleted.
+    pipeline.curation.delete.settle before. This machine's cache forgets them too. In the registry, the quarantine and
+    the runs only temporary files and folders (`.tmp-...`) are deleted.
     Safe while workers run, as long as none takes longer than the lease from committing an object to creating the record
     that names it.
     """
     deletions = Deletions(store)
     erased = {found.path: found.by for found in deletions.every()}
     gone = [path for path in sorted(erased) if store.delete(path)]  # at once: nobody may read them any more
+    forget(name_sha256(path) for path in erased if OBJECT.fullmatch(path))
     heirs = {str(by["path"]) for by in erased.values() if by}  # a killed deletion may not have named them yet
     keep = (referenced(store) | heirs) - erased.keys()
     removed = [path for folder in RECORDED for path in store.collect(folder, keep, older_than_s)]

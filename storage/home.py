@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from storage import layout
 from storage.deletions import Deletions
+from storage.folder import Folder
 from storage.manifest import Manifest
 from storage.model_registry import Registry
 from storage.shelf import Shelf
@@ -122,30 +123,32 @@ class Home:
 
     @functools.cached_property
     def registry(self) -> Registry:
-        """The registry of models; ValueError for a remote home."""
+        """The registry of models."""
         return Registry(self.store)
 
     @property
     def runs(self) -> Path:
-        """The folder of training runs. They are written in place, so ValueError for a remote home."""
+        """The directory of the runs of a local home; ValueError for a remote one."""
         return self._local_folder(layout.RUNS)
 
     @property
     def fits(self) -> Path:
-        """The folder of the classifiers' runs; ValueError for a remote home."""
+        """The directory of the classifiers' runs of a local home; ValueError for a remote one."""
         return self._local_folder(layout.FITS)
 
-    def run(self, name: str | os.PathLike[str]) -> Path:
-        """Return the directory of a run, given as a path or by its name in `runs`."""
-        folder = Path(name)
-        return folder if (folder / layout.CONFIG).is_file() else self.runs / folder
+    def run(self, name: str | os.PathLike[str]) -> Folder:
+        """Return a run, given as a path or URL or by its name in the home."""
+        given = os.fspath(name)
+        if "://" in given or (Path(given) / layout.CONFIG).is_file():
+            return Folder(given)
+        return Folder(self.runs / given if self.local else f"{self.store.url}/{layout.RUNS}/{given}")
 
-    def run_folders(self) -> list[Path]:
-        """Return the directories of the training runs, by name; [] for a remote home."""
+    def run_folders(self) -> list[Folder]:
+        """Return the training runs, by name."""
         return self._started(layout.RUNS)
 
-    def fit_folders(self) -> list[Path]:
-        """Return the directories of the classifiers' runs, by name; [] for a remote home."""
+    def fit_folders(self) -> list[Folder]:
+        """Return the classifiers' runs, by name."""
         return self._started(layout.FITS)
 
     def require(self) -> "Home":
@@ -160,12 +163,10 @@ class Home:
     def _local_folder(self, name: str) -> Path:
         if not self.local:
             raise ValueError(
-                f"home {self} is remote: training needs a local home (pack there, then copy versions and shards)"
+                f"home {self} is remote, and this command needs a local one: give it another --home on this machine"
             )
         return self.folder / name
 
-    def _started(self, name: str) -> list[Path]:
-        folder = self.folder / name
-        if not self.local or not folder.is_dir():
-            return []
-        return sorted(path for path in folder.iterdir() if (path / layout.CONFIG).is_file())
+    def _started(self, name: str) -> list[Folder]:
+        found = (Folder(f"{self.store.url}/{name}/{one}") for one in self.store.folders(name))
+        return [folder for folder in found if folder.exists(layout.CONFIG)]

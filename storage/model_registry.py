@@ -1,7 +1,7 @@
 """The registry of models: a log of promotions, refusals and rollbacks, and the models that were promoted.
 
 HOME/registry/log/000000001.parquet ...   one row per file, numbered, created if absent and never changed
-HOME/registry/models/<digest>/            a promoted model, named by its bytes
+HOME/registry/models/<digest>/            a promoted model, named by its bytes; in a remote home, objects
 
 The champion is the model that the last promotion or rollback in the log names, so creating that one file is the entire
 promotion: a process killed at any instruction has either created the file or not. When two processes append at once,
@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.files import atomic_directory, sha256_of
+from storage.folder import Folder
 from storage.layout import ASSESSED, LOG, MODEL_RUNS, MODELS, REPORTS, log_path
 from storage.objects import DamagedError
 from storage.sealed import is_sealed_table, read_table, seal, seal_table, unseal
@@ -92,15 +93,10 @@ class Decision:
 
 
 class Registry:
-    """The registry of one home, which must be local: models are directories that training opens.
-
-    Raises ValueError for a remote home.
-    """
+    """The registry of one home."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        if not self.store.local:
-            raise ValueError(f"home {self.store.url} is remote: a registry of models needs a local home")
 
     def rows(self) -> list[Decision]:
         """Return the whole log, oldest first; DamagedError when a row is missing or damaged."""
@@ -151,7 +147,11 @@ class Registry:
         previous = self.store.sha256(log_path(seen)) if seen else ""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         dated = dataclasses.replace(row, number=seen + 1, time=now, previous=previous)
-        if not self.store.create(log_path(seen + 1), _bytes(dated)):
+        data = _bytes(dated)
+        # After an error a remote store may say that the row exists although this process created it.
+        if not self.store.create(log_path(seen + 1), data) and (
+            self.store.local or self.store.read_bytes(log_path(seen + 1)) != data
+        ):
             raise MovedError(f"the registry {self.store.url} has grown since it was read: read it again")
         return dated
 
@@ -163,29 +163,40 @@ class Registry:
         self.store.create(log_path(number), _bytes(dataclasses.replace(lost, previous=there)))
 
     def keep(self, folder: str | os.PathLike[str]) -> tuple[str, list[dict[str, Any]]]:
-        """Copy a model's directory into the registry atomically; return (digest, files)."""
+        """Copy a model's directory into the registry, completely before a row can name it; return (digest, files)."""
         files = fingerprint(folder)
-        final = self.path(digest_of(files))
-        if not final.is_dir():
+        final = self.model(digest_of(files))
+        if not final.local:
+            final.fetch()  # a killed promotion may have uploaded some of the files
+            final.path.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                if not (kept := final.path / file["name"]).is_file() or file_entry(kept) != file:
+                    Store(final.path).replace(file["name"], (Path(folder) / file["name"]).read_bytes())
+            final.send()
+        elif not final.path.is_dir():
             with contextlib.suppress(FileExistsError):  # another process was faster with the same bytes
-                with atomic_directory(final) as draft:
+                with atomic_directory(final.path) as draft:
                     for file in files:
                         shutil.copyfile(Path(folder) / file["name"], draft / file["name"])
         if problem := self.problem(digest_of(files), files):
             raise ValueError(problem)
         return digest_of(files), files
 
+    def model(self, model: str) -> Folder:
+        """Return the folder of a promoted model."""
+        return Folder(f"{self.store.url}/{MODELS}/{model}")
+
     def path(self, model: str) -> Path:
-        """Return the directory of a promoted model."""
-        return Path(self.store.path(f"{MODELS}/{model}"))
+        """Return the directory of this machine with a promoted model; that of a remote home is fetched."""
+        return self.model(model).fetch()
 
-    def run_path(self, model: str) -> Path:
-        """Return the directory of the stored files of a promoted model's run."""
-        return Path(self.store.path(f"{MODEL_RUNS}/{model}"))
+    def run(self, model: str) -> Folder:
+        """Return the folder of the stored files of a promoted model's run."""
+        return Folder(f"{self.store.url}/{MODEL_RUNS}/{model}")
 
-    def assessed(self) -> Path:
-        """Return the directory of the champions' evaluation results, one folder per evaluation and model."""
-        return Path(self.store.path(ASSESSED))
+    def assessment(self, name: str) -> Folder:
+        """Return the folder of a champion's evaluation results; `name` tells the evaluation and the model."""
+        return Folder(f"{self.store.url}/{ASSESSED}/{name}")
 
     def keep_report(self, path: Path) -> str:
         """Copy a run's report into the registry under its content's name; return its path in the home."""
@@ -193,10 +204,10 @@ class Registry:
 
     def problem(self, model: str, files: list[dict[str, Any]]) -> str | None:
         """Return the fault of a promoted model's files, None when each has the sha256 it was promoted with."""
-        folder = self.path(model)
-        if not folder.is_dir():
+        folder = self.model(model)
+        if not folder.exists(""):
             return f"{folder} is missing: the model cannot be restored. {_REMEDY}"
-        there = fingerprint(folder)
+        there = fingerprint(folder.fetch())
         if there != sorted(files, key=lambda file: file["name"]):
             changed = [file["name"] for file in there if file not in files] or ["a file"]
             return f"{folder}: {', '.join(changed)} changed since the promotion. {_REMEDY}"
@@ -258,14 +269,16 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": sha256_of(path), "size": path.stat().st_size}
 
 
-def files_damage(folder: Path, files: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def files_damage(folder: Folder, files: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return (name, fault) of the files of a folder that are missing or have another sha256 than `files` says."""
     found = []
     for file in files:
-        path = folder / file["name"]
-        if not path.is_file():
+        try:
+            there = {"sha256": folder.store.sha256(file["name"]), "size": folder.store.size(file["name"])}
+        except (FileNotFoundError, IsADirectoryError):
             found.append((file["name"], "is missing"))
-        elif (there := file_entry(path)) != file:
+            continue
+        if {"name": file["name"], **there} != file:
             found.append((file["name"], f"sha256 {there['sha256'][:12]}, expected {file['sha256'][:12]}"))
     return found
 
@@ -276,16 +289,17 @@ def digest_of(files: list[dict[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def prove_folder(folder: Path) -> None:
+def prove_folder(folder: Folder) -> None:
     """Write the hashes of a folder's files into it."""
-    files = [file_entry(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != PROOF]
-    Store(folder).replace(PROOF, seal({"files": files}))
+    there = sorted(folder.path.iterdir())
+    files = [file_entry(path) for path in there if path.is_file() and path.name != PROOF]
+    folder.write(PROOF, seal({"files": files}))
 
 
-def folder_damage(folder: Path) -> list[tuple[str, str]]:
+def folder_damage(folder: Folder) -> list[tuple[str, str]]:
     """Return (name, fault) of the files of a folder with stored hashes; [] for one without them."""
     try:
-        return files_damage(folder, unseal((folder / PROOF).read_bytes())["files"])
+        return files_damage(folder, unseal(folder.read(PROOF))["files"])
     except FileNotFoundError:
         return []
     except (ValueError, KeyError) as error:

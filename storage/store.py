@@ -25,7 +25,7 @@ import fsspec.utils
 from fsspec.implementations.local import LocalFileSystem
 
 from storage import faults
-from storage.files import fsync_directory
+from storage.files import fsync_directory, sha256_of
 
 Paths = list[str]  # defined here because Store.list hides the builtin inside the class
 
@@ -187,14 +187,13 @@ class Store:
             write: receives a writable, seekable binary file. If it raises, nothing is left behind.
         """
         if not self.local:
-            self._refuse_torn_writes()
             with faults.local(tempfile.gettempdir()), tempfile.NamedTemporaryFile() as spool:
                 write(cast(BinaryIO, spool))
                 size = spool.seek(0, io.SEEK_END)
                 spool.seek(0)
                 sha256 = _sha256(spool)
                 path = f"{prefix}/{sha256}{suffix}"
-                self._upload(spool.name, path, size)
+                self.upload(spool.name, path)
             return Object(path, sha256, size)
         with self._temporary(self.path(prefix)) as (temporary, file):
             write(file)
@@ -277,6 +276,22 @@ class Store:
             temporary.replace(target)
             fsync_directory(temporary.parent)
 
+    def upload(self, source: str | os.PathLike[str], path: str) -> None:
+        """Upload a local file to a remote store, atomically; an existing file is replaced."""
+        self._refuse_torn_writes()
+        try:
+            with self._bucket():
+                self._remote(path, lambda: self.fs.put_file(os.fspath(source), self.path(path)))
+        except OSError:
+            # Completing a multipart upload can take effect and still report an error; the next try is then
+            # told that there is no such upload.
+            with contextlib.suppress(OSError):
+                if self.size(path) == Path(source).stat().st_size and self.sha256(path) == sha256_of(
+                    Path(source)
+                ):
+                    return
+            raise
+
     def delete(self, path: str) -> bool:
         """Remove a file; return False when it was absent already."""
         try:
@@ -306,7 +321,7 @@ class Store:
             if path in referenced or time.time() - modified < older_than_s:
                 continue
             # Check again: an equal object may have been committed since the listing.
-            if time.time() - (self._modified(path) or time.time()) >= older_than_s and self.delete(path):
+            if time.time() - (self.modified(path) or time.time()) >= older_than_s and self.delete(path):
                 deleted.append(path)
         return deleted
 
@@ -359,19 +374,6 @@ class Store:
         except FileExistsError:
             return False
         return True
-
-    def _upload(self, source: str, path: str, size: int) -> None:
-        """Upload a file as a new object, atomically."""
-        try:
-            with self._bucket():
-                self._remote(path, lambda: self.fs.put_file(source, self.path(path)))
-        except OSError:
-            # Completing a multipart upload can take effect and still report an error; the next try is then
-            # told that there is no such upload.
-            with contextlib.suppress(OSError):
-                if self.size(path) == size:
-                    return
-            raise
 
     def _remote(self, path: str, call: Callable[[], _T]) -> _T:
         return faults.remote(self.url, path, call)
@@ -431,7 +433,8 @@ class Store:
                     elif below and not entry.is_symlink():
                         folders.append(start + entry.name)
 
-    def _modified(self, path: str) -> float | None:
+    def modified(self, path: str) -> float | None:
+        """Return when a file was last changed, in seconds since 1970; None if absent."""
         try:
             if self.local:
                 return Path(self.path(path)).stat().st_mtime

@@ -7,6 +7,7 @@ bytes.
 
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -24,6 +25,7 @@ _MODE = b"0000644\0" + 2 * b"0000000\0"  # with uid and gid
 _TIME = b"00000000000\0"
 _REST = b"       " + b" " + tarfile.REGTYPE + bytes(100) + _MAGIC + bytes(247)
 _REST_SUM = sum(_REST)
+_ADLER = 65521  # the modulus of zlib.adler32
 _REMEDY = "fetch it or make it again"
 
 
@@ -59,8 +61,14 @@ def read_members(file: BinaryIO, name: str) -> Iterator[Member]:
         if header == _ZEROS:
             stream.drain_zeros(start)
             return
+        plain = _plain(header) if long_name is long_size is None else None
+        if plain:
+            body_reader = _Body(stream, plain[1], plain[0])
+            yield Member(*plain, body_reader.read)
+            body_reader.skip()
+            continue
         try:
-            info = _plain(header) or tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             what = "is not a tar archive" if start == 0 else f"has a broken header at byte {start}"
             raise TornTarError(f"{name} {what} ({error}): {_REMEDY}") from None
@@ -118,21 +126,21 @@ def _header(name: str, size: int) -> bytes:
     return start + b"%06o\0" % (sum(start) + _REST_SUM) + _REST[7:]
 
 
-def _plain(header: bytes) -> tarfile.TarInfo | None:
-    """Read a ustar header of a regular file with a short name; None for any other, which tarfile reads or refuses."""
+def _plain(header: bytes) -> tuple[str, int] | None:
+    """Return name and size of a regular file with a short name; None for what tarfile itself reads or refuses."""
     if header[156:157] != tarfile.REGTYPE or header[257:265] != _MAGIC or header[345:346] != b"\0":
         return None
     told, size = header[148:154], header[124:135]
     if not (told.isdigit() and size.isdigit() and header[135:136] == b"\0" and header[154:155] == b"\0"):
         return None
     try:
-        if int(told, 8) != sum(header) - sum(header[148:156]) + 8 * 32:
+        # The checksum counts its own eight bytes as spaces. Adler's first half is 1 + the sum of the bytes.
+        total = int(told, 8) - 8 * 32 + sum(header[148:156])
+        if zlib.adler32(header) & 0xFFFF != (1 + total) % _ADLER:
             return None
-        info = tarfile.TarInfo(header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape"))
-        info.size = int(size, 8)
+        return header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape"), int(size, 8)
     except ValueError:
         return None
-    return info
 
 
 class _Stream:

@@ -11,6 +11,7 @@ from typing import Any
 
 from storage.deletions import Deletions
 from storage.layout import EXPERIMENTS, LABELS, LATEST, VERSIONS, quarantine_path, version_path
+from storage.local_cache import open_cached
 from storage.objects import DamagedError, open_object
 from storage.sample import TrainingSample
 from storage.sealed import seal, unseal
@@ -324,7 +325,11 @@ def read_ref(store: Store, shard: ShardRef) -> Iterator[TrainingSample]:
         if heir is None:
             return
         shard = ShardRef(**heir)
-    with open_object(store, shard.path, shard.sha256) as file:
+    if store.local:
+        opened = open_object(store, shard.path, shard.sha256)
+    else:
+        opened = open_cached(store, shard.path, shard.sha256, shard.size)
+    with opened as file:
         yield from read_shard(file, shard.path, shard.samples)
 
 

@@ -1,6 +1,6 @@
 """HypLL's first tutorial, a small classifier of CIFAR-10, with tensors that are tensors and AdamW.
 
-    .venv/bin/python docs/tutorials/cifar10_classifier.py --data ../shared/data/cifar10
+    .venv/bin/python docs/tutorials/cifar10_classifier.py --data data/cifar10
 
 Trains a hyperbolic convolutional network and its Euclidean twin (the same layers of torch.nn, the same seed, data
 order and optimiser) and prints the accuracy of both on the whole test set. In HypLL's version every activation is a
@@ -111,7 +111,7 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train both networks; returns their test accuracies by name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", default="../shared/data/cifar10", help="folder or archive of CIFAR-10")
+    parser.add_argument("--data", default="data/cifar10", help="folder or archive of CIFAR-10")
     parser.add_argument("--samples", type=int, default=20_000, help="training images; 0: all 50,000")
     parser.add_argument("--test-samples", type=int, default=0, help="test images; 0: all 10,000")
     parser.add_argument("--epochs", type=int, default=5)

@@ -1,6 +1,6 @@
 """HypLL's fourth tutorial, metric learning with a vision transformer (Ermolov et al., CVPR 2022), on a small scale.
 
-    .venv/bin/python docs/tutorials/hyperbolic_vit.py --data ../shared/data/tiny_imagenet
+    .venv/bin/python docs/tutorials/hyperbolic_vit.py --data data/tiny_imagenet
 
 Images of one class are to lie close together. Each step takes two images of each of some classes; a softmax over
 minus the distances has to find the partner of every image among the others. The embeddings are points of hyperbolic
@@ -113,7 +113,7 @@ def recall(net: Embedder, images: Tensor, labels: Tensor, k: int) -> float:
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Train both networks; returns their recall by name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", default="../shared/data/tiny_imagenet", help="folder of Tiny-ImageNet")
+    parser.add_argument("--data", default="data/tiny_imagenet", help="folder of Tiny-ImageNet")
     parser.add_argument("--set", default="tiny_imagenet", help="name of another labelled set")
     parser.add_argument("--held-out", type=int, default=10, help="test images per class")
     parser.add_argument("--size", type=int, default=32, help="side of the images, a multiple of 4")

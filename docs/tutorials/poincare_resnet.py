@@ -4,7 +4,7 @@
     python docs/tutorials/poincare_resnet.py midpoint   # midpoint against Frechet batch norm
     python docs/tutorials/poincare_resnet.py memory     # hand-written backward against plain autograd
     python docs/tutorials/poincare_resnet.py start      # what the initialisation means for the first steps
-    python docs/tutorials/poincare_resnet.py train --data cifar10:../shared/data/cifar10 --steps 400
+    python docs/tutorials/poincare_resnet.py train --data cifar10:data/cifar10 --steps 400
 
 van Spengler et al., ICCV 2023. What they print is discussed in docs/poincare_resnet.md.
 """
@@ -253,7 +253,7 @@ def main() -> None:
     first = parts.add_parser("start", help=start.__doc__)
     training = parts.add_parser("train", help=train.__doc__)
     for part in (first, training):
-        part.add_argument("--data", default="cifar10:../shared/data/cifar10", help="labelled set, NAME:DIR")
+        part.add_argument("--data", default="cifar10:data/cifar10", help="labelled set, NAME:DIR")
     training.add_argument("--steps", type=int, default=400, help="of 128 images")
     training.add_argument("--out", default="var/tutorials/poincare_resnet20", help="directory of the run")
     options = parser.parse_args()

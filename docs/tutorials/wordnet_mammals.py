@@ -33,7 +33,7 @@ from models.hyperbolic import nn as hnn
 from models.hyperbolic import poincare
 from models.hyperbolic.optim import RiemannianSGD, parameter_groups
 
-NOUNS = Path("../shared/data/wordnet/data.noun.xz")
+NOUNS = Path("data/wordnet/data.noun")
 LABELS = """mammal placental carnivore canine dog feline bear pinniped ungulate even-toed_ungulate odd-toed_ungulate
 ruminant deer antelope equine horse primate ape monkey lemur cetacean whale dolphin bat rodent mouse squirrel
 marsupial kangaroo elephant rabbit insectivore edentate monotreme terrier hound cattle sheep cat seal

@@ -11,13 +11,21 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 
-from flows.deployment.spec import Blueprint, Deployed
-from pipeline.config import digest
+from flows.deployment.spec import RENAMED, Blueprint, Deployed
+from pipeline.config import digest, place
 
 Path = tuple[str, ...]
 Terms = dict[Path, Any]
@@ -53,37 +61,51 @@ class Kept:
 
     name: str
     how: str
+    why: str = "changed on the server and kept; hyco deploy --reset undoes it"
 
     @property
     def what(self) -> str:
         """The change in one line."""
-        return f"{self.name}: {self.how}, changed on the server and kept; hyco deploy --reset undoes it"
+        return f"{self.name}: {self.how}, {self.why}"
 
 
 def deployments(
     client: SyncPrefectClient, plan: Blueprint, before: Blueprint | None
 ) -> Iterator[Drift | Kept]:
-    """Yield what is missing, differs, or was edited since `before` was deployed (None: edits are not kept)."""
+    """Yield what is missing, differs, or was edited since `before` was deployed (None: edits are not kept).
+
+    A deployment that Hyco made under another name before is made again under its own, with what was edited.
+    """
     earlier = {one.full_name: one for one in before.deployments} if before else {}
     for wanted in plan.deployments:
         schema = schema_of(wanted.flow)
         version = digest({"deployed": wanted, "schema": schema})
         name = f"deployment {wanted.full_name}"
-        try:
-            found = client.read_deployment_by_name(wanted.full_name)
-        except ObjectNotFound:
+        found = read(client, wanted.full_name)
+        former = None if found else predecessor(client, wanted)
+        found = found or former
+        if found is None:
             yield Drift(name, "missing", lambda w=wanted, v=version: _create(client, w, v))
             continue
         limit, options = found.global_concurrency_limit, found.concurrency_options
-        on_server = {
-            **_leaves(found.parameters, ("parameters",)),
-            SCHEDULE: [_timing(schedule.schedule) for schedule in found.schedules],
-            LIMIT: limit.limit if limit else None,
-        }
+        on_server = terms_of(found)
         asked, last = _terms(wanted), earlier.get(wanted.full_name)
         ours = last is not None and found.parameters.get("home") == last.parameters["home"]
         terms = merged(on_server, asked, _terms(last) if ours and last else {})
         yield from (Kept(name, how) for how in changes(asked, terms))
+        schedules = None
+        if terms[SCHEDULE] != asked[SCHEDULE]:
+            schedules = [
+                DeploymentScheduleCreate(schedule=one.schedule, active=one.active) for one in found.schedules
+            ]
+        chosen = replace(wanted, parameters=_tree(terms), limit=terms[LIMIT])
+        if former:
+            yield Drift(
+                f"deployment {wanted.flow}/{former.name}",
+                f"is now called {wanted.full_name}",
+                lambda c=chosen, v=version, t=schedules, p=former.paused: _create(client, c, v, t, p),
+            )
+            continue
         there = {
             "entrypoint": found.entrypoint,
             "work pool": found.work_pool_name,
@@ -103,18 +125,84 @@ def deployments(
         ]
         if other:
             active = all(schedule.active for schedule in found.schedules)
-            schedules = _schedules(wanted, active)
-            if terms[SCHEDULE] != asked[SCHEDULE]:
-                schedules = [
-                    DeploymentScheduleCreate(schedule=one.schedule, active=one.active)
-                    for one in found.schedules
-                ]
-            chosen = replace(wanted, parameters=_tree(terms), limit=terms[LIMIT])
+            timed = _schedules(wanted, active) if schedules is None else schedules
             yield Drift(
                 name,
                 ", ".join(other),
-                lambda c=chosen, v=version, t=schedules: _create(client, c, v, t),
+                lambda c=chosen, v=version, t=timed: _create(client, c, v, t),
             )
+
+
+def leftovers(client: SyncPrefectClient, plan: Blueprint, before: Blueprint | None) -> Iterator[Drift | Kept]:
+    """Yield the deployments that Hyco made under former names and no longer needs.
+
+    One stays as long as it has runs, an automation starts it, or it was edited and has no successor.
+    """
+    there = {one.full_name for one in plan.deployments if read(client, one.full_name)}
+    earlier = {one.full_name: one for one in before.former} if before else {}
+    for one in plan.former:
+        heir = RENAMED[one.full_name]
+        found = made_by_hyco(client, one)
+        if found is None or (heir and heir not in there):
+            continue
+        name, last = f"deployment {one.full_name}", earlier.get(one.full_name)
+        edits = changes(_terms(last), terms_of(found)) if last and not heir else []
+        if edits:
+            yield from (Kept(name, how) for how in edits)
+        elif busy := _in_use(client, found):
+            yield Kept(name, "no longer made", f"and kept while {busy}; another hyco deploy deletes it")
+        else:
+            yield Drift(name, "no longer asked", lambda id=found.id: client.delete_deployment(id))
+
+
+def read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
+    """Return a deployment by its full name, None without one."""
+    try:
+        return client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+
+
+def predecessor(client: SyncPrefectClient, wanted: Deployed) -> DeploymentResponse | None:
+    """Return the deployment that Hyco made for the same purpose under another name; None without one."""
+    for former, now in RENAMED.items():
+        if now == wanted.full_name:
+            return made_by_hyco(client, replace(wanted, name=former.partition("/")[2]))
+    return None
+
+
+def made_by_hyco(client: SyncPrefectClient, one: Deployed) -> DeploymentResponse | None:
+    """Return the deployment of that name if `hyco deploy` made it for this home; None otherwise."""
+    found = read(client, one.full_name)
+    if found is None or "hyco" not in found.tags or found.entrypoint != one.entrypoint:
+        return None
+    return found if found.parameters.get("home") == one.parameters["home"] else None
+
+
+def _in_use(client: SyncPrefectClient, found: DeploymentResponse) -> str:
+    """What still needs a deployment, in words; empty when nothing does."""
+    under_way = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[found.id])),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=list(TERMINAL_STATES)))
+        ),
+    )
+    if under_way:
+        return f"{under_way[0].name} is under way"
+    for automation in client.read_automations():
+        if any(getattr(action, "deployment_id", None) == found.id for action in automation.actions):
+            return f"automation {automation.name!r} starts it"
+    return ""
+
+
+def terms_of(found: DeploymentResponse) -> Terms:
+    """What people edit on the page of a deployment, as it is on the server, by path."""
+    limit = found.global_concurrency_limit
+    return {
+        **_leaves(found.parameters, ("parameters",)),
+        SCHEDULE: [_timing(schedule.schedule) for schedule in found.schedules],
+        LIMIT: limit.limit if limit else None,
+    }
 
 
 def merged(there: Terms, asked: Terms, before: Terms) -> Terms:
@@ -183,6 +271,7 @@ def _create(
     wanted: Deployed,
     version: str,
     schedules: list[DeploymentScheduleCreate] | None = None,
+    paused: bool | None = None,
 ) -> UUID:
     """Create or replace a deployment, with schedules of its own or these."""
     options = None
@@ -205,6 +294,7 @@ def _create(
         entrypoint=wanted.entrypoint,
         parameter_openapi_schema=schema_of(wanted.flow),
         enforce_parameter_schema=True,
+        paused=paused,
         pull_steps=[],
     )
 
@@ -213,7 +303,13 @@ def _create(
 def schema_of(name: str) -> dict[str, Any]:
     """The typed form of a flow's parameters."""
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    return json.loads(json.dumps(parameter_schema(flow).model_dump()))
+    schema = json.loads(json.dumps(parameter_schema(flow).model_dump()))
+    place(schema["properties"], ("run_dir", "version", "run", "force"))
+    for inner in schema["definitions"].values():
+        fields = inner.get("properties", {})
+        if any("position" not in field for field in fields.values()):  # of a dataclass
+            place(fields)
+    return schema
 
 
 def _schedules(wanted: Deployed, active: bool = True) -> list[DeploymentScheduleCreate]:

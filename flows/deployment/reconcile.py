@@ -15,7 +15,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from flows.deployment.automations import TELLS, automations, messages
-from flows.deployment.deployments import Drift, Kept, deployments
+from flows.deployment.deployments import Drift, Kept, deployments, leftovers
 from flows.deployment.spec import QUEUES, Blueprint, Pool
 
 
@@ -27,7 +27,7 @@ def apply(plan: Blueprint, before: Blueprint | None = None) -> list[str]:
     """
     changed = []
     with get_client(sync_client=True) as client:
-        for part in (_pools, _limits, deployments, _automations):
+        for part in PARTS:
             for found in list(part(client, plan, before)):
                 if isinstance(found, Drift):
                     found.mend()
@@ -47,8 +47,7 @@ def edits(plan: Blueprint, before: Blueprint | None) -> list[str]:
 
 def _found(plan: Blueprint, before: Blueprint | None) -> list[Drift | Kept]:
     with get_client(sync_client=True) as client:
-        parts = (_pools, _limits, deployments, _automations)
-        return [one for part in parts for one in part(client, plan, before)]
+        return [one for part in PARTS for one in part(client, plan, before)]
 
 
 def pauses(plan: Blueprint) -> list[str]:
@@ -194,3 +193,6 @@ def _block(client: SyncPrefectClient, name: str) -> UUID:
 def _essence(automation: AutomationCore) -> Any:
     kept = {"name", "description", "trigger", "actions"}
     return AutomationCore.model_validate(automation.model_dump(include=kept)).model_dump(include=kept)
+
+
+PARTS = (_pools, _limits, deployments, leftovers, _automations)

@@ -1,5 +1,6 @@
 """The objects that `hyco deploy` creates on a Prefect server, as values: also the source of prefect.yaml."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -7,10 +8,21 @@ from flows.deployment.config import DeployConfig
 from flows.deployment.work_pools import template
 from flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
 from pipeline.config import Config
+from pipeline.end_to_end import JourneyConfig
 from pipeline.presets import PRESETS, asked, sized
 from pipeline.runtime.executor import RAY
 
 QUEUES = {"quick": 1, "work": 2}  # name and priority: checks go before long work
+TAGS = {  # what starts a deployment: its own schedule and events, or a person; a step of the whole, or all of it
+    **dict.fromkeys(("watch", "retrain", "maintain"), "automatic"),
+    **dict.fromkeys(("mine", "pack", "assess"), "step"),
+    **dict.fromkeys(("journey", "train"), "by hand"),
+}
+RENAMED = {  # FLOW/NAME of deployments that Hyco made before -> their names now; "" where there is none any more
+    **{f"{flow}/{preset}": "" for flow in ("journey", "train") for preset in PRESETS},
+    **{f"journey/{preset}": f"journey/journey-{preset}" for preset in ("smoke", "full")},
+    **{f"train/{preset}": f"train/train-{preset}" for preset in ("small", "full")},
+}
 HEAVY = ("mine", "train", "assess", "journey", "watch", "retrain")
 ON_A_CLUSTER = ("mine", "pack", "watch", "journey")  # flows with a parameter `engine`
 
@@ -54,11 +66,20 @@ class Deployed:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All pools, limits and deployments. Automations need deployment ids: flows/deployment/automations.py."""
+    """All pools, limits and deployments. Automations need deployment ids: flows/deployment/automations.py.
+
+    Attributes:
+        config: the options of `hyco deploy`.
+        pools: the work pools.
+        deployments: what Hyco deploys.
+        former: what it deployed under names of RENAMED, as it would be today.
+        limits: the concurrency limits, by name.
+    """
 
     config: DeployConfig
     pools: tuple[Pool, ...]
     deployments: tuple[Deployed, ...]
+    former: tuple[Deployed, ...]
     limits: dict[str, int] = field(default_factory=dict)
 
 
@@ -81,15 +102,11 @@ def blueprint(config: DeployConfig) -> Blueprint:
             Pool(RAY, config.pool_type, about, template(config.pool_type, False, *where, env=variables)),
         )
     limits = {GPU_LIMIT: config.gpus, CPU_LIMIT: config.cpu_trainings}
-    return Blueprint(config, pools, tuple(_deployments(config)), limits)
+    return Blueprint(config, pools, tuple(_deployments(config)), tuple(_former(config)), limits)
 
 
 def _deployments(config: DeployConfig) -> list[Deployed]:
-    journey, home = config.retrain.journey, config.home
-    sizes = {
-        preset: journey.replace(recipe=sized(journey.recipe, preset), assess=asked(journey.assess, preset))
-        for preset in PRESETS
-    }
+    journey, sizes = config.retrain.journey, _sizes(config)
     gate = config.retrain.gate.replace(
         above_chance=config.retrain.gate.above_chance and config.preset != "smoke"
     )
@@ -97,10 +114,7 @@ def _deployments(config: DeployConfig) -> list[Deployed]:
     mine, pack = _plain(journey.mine), _plain(journey.pack)
 
     def add(flow: str, name: str, parameters: dict[str, Any], description: str, **rest: Any) -> Deployed:
-        on_ray = config.heavy_pool == RAY and flow in ON_A_CLUSTER
-        pool = config.heavy_pool if flow in HEAVY or on_ray else "cpu"
-        engine = {"engine": config.engine} if on_ray else {}
-        return Deployed(flow, name, pool, {**parameters, "home": home, **engine}, description, **rest)
+        return _deployed(config, flow, name, parameters, description, **rest)
 
     made = [
         add("mine", "mine", {"config": mine}, "Find noun phrases and boxes in the source's new shards."),
@@ -146,14 +160,58 @@ def _deployments(config: DeployConfig) -> list[Deployed]:
             cron=config.maintain_cron,
         ),
     ]
-    for preset in PRESETS:
-        sized_journey = sizes[preset]
+    for preset, told in (("smoke", "20 training steps: does everything work?"), ("full", "the whole recipe")):
         made.append(
-            add("journey", preset, {"config": _plain(sized_journey)}, f"The whole journey, {preset}.")
+            add(
+                "journey",
+                f"journey-{preset}",
+                _whole(sizes[preset]),
+                f"Mine, pack, train and evaluate; {told}.",
+            )
         )
-        recipe = {"recipe": _plain(sized_journey.recipe), "version": "latest", "processes": journey.processes}
-        made.append(add("train", preset, recipe, f"Train on the latest dataset version, {preset}."))
+    for preset, told in (("small", "a tenth of the recipe's steps"), ("full", "the whole recipe")):
+        made.append(
+            add(
+                "train",
+                f"train-{preset}",
+                _training(sizes[preset]),
+                f"Train on the latest dataset version; {told}.",
+            )
+        )
     return made
+
+
+def _former(config: DeployConfig) -> Iterator[Deployed]:
+    """Yield the deployments of RENAMED with the parameters of today."""
+    for preset, sized_journey in _sizes(config).items():
+        yield _deployed(config, "journey", preset, _whole(sized_journey), "")
+        yield _deployed(config, "train", preset, _training(sized_journey), "")
+
+
+def _deployed(
+    config: DeployConfig, flow: str, name: str, parameters: dict[str, Any], description: str, **rest: Any
+) -> Deployed:
+    on_ray = config.heavy_pool == RAY and flow in ON_A_CLUSTER
+    pool = config.heavy_pool if flow in HEAVY or on_ray else "cpu"
+    given = {**parameters, "home": config.home, **({"engine": config.engine} if on_ray else {})}
+    return Deployed(flow, name, pool, given, description, tags=("hyco", TAGS[flow]), **rest)
+
+
+def _sizes(config: DeployConfig) -> dict[str, JourneyConfig]:
+    """The journey in every preset."""
+    journey = config.retrain.journey
+    return {
+        preset: journey.replace(recipe=sized(journey.recipe, preset), assess=asked(journey.assess, preset))
+        for preset in PRESETS
+    }
+
+
+def _whole(journey: JourneyConfig) -> dict[str, Any]:
+    return {"config": _plain(journey)}
+
+
+def _training(journey: JourneyConfig) -> dict[str, Any]:
+    return {"recipe": _plain(journey.recipe), "version": "latest", "processes": journey.processes}
 
 
 def _plain(config: Config) -> dict[str, Any]:

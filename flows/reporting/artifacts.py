@@ -4,7 +4,6 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -12,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pipeline.mining.mine import MineConfig
 from pipeline.packing.dataset_gate import Check
 from pipeline.ui import artifact_pages as stories
+from storage.folder import Folder
 from storage.home import Home
 from storage.model_registry import Decision
 from storage.shelf import Shelved
@@ -50,7 +50,7 @@ def packed(version: Version, checks: list[Check], home: Home) -> None:
 
 
 @_harmless
-def trained(result: dict[str, Any], folder: Path, home: Home) -> None:
+def trained(result: dict[str, Any], folder: Folder, home: Home) -> None:
     """The summary of a training run, its last steps and its curves."""
     create_markdown_artifact(stories.training(result, folder, home), key="training", description=str(folder))
 
@@ -58,9 +58,8 @@ def trained(result: dict[str, Any], folder: Path, home: Home) -> None:
 @_harmless
 def assessed(metrics: dict[str, Any], run_dir: str, home: Home) -> None:
     """The metrics with their intervals and chance levels, and the champion's."""
-    champion = home.registry.champion() if home.local else None
-    text = stories.assessment(metrics, Path(run_dir), home, champion)
-    create_markdown_artifact(text, key="metrics", description=str(Path(run_dir) / "report.html"))
+    text = stories.assessment(metrics, Folder(run_dir), home, home.registry.champion())
+    create_markdown_artifact(text, key="metrics", description=f"{run_dir}/report.html")
 
 
 @_harmless

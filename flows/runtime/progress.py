@@ -16,12 +16,13 @@ ARTIFACT_EVERY_S = 5.0
 
 
 def for_the_terminal(record: logging.LogRecord) -> bool:
-    """Whether a log record is shown: not one with a traceback, whose error follows in a line, nor any after Ctrl-C.
+    """Whether a log record is shown: not one of an error, which follows in a line, nor any after Ctrl-C.
 
     Prefect reports every run that Ctrl-C or SIGTERM ends as an error, and what it still has to send to the server as a
     warning. `hyco` says in one line that it stopped.
     """
-    return not (record.exc_info or stopping() or record.getMessage().startswith("Still processing items"))
+    told_later = record.exc_info or getattr(record, "mistake", False)
+    return not (told_later or stopping() or record.getMessage().startswith("Still processing items"))
 
 
 def quiet_terminal(level: int = logging.NOTSET) -> None:

@@ -1,6 +1,6 @@
 """The pre-norm transformer block of both towers (Vaswani 2017; pre-norm: Xiong 2020).
 
-Legend: B batch, N tokens, D width.
+Legend: B batch, N tokens, D width; T and U, nodes and distinct texts of packed texts (models/encoders/packing.py).
 """
 
 from typing import Literal
@@ -10,7 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.encoders.packing import Packing
+
 Activation = Literal["gelu", "quick_gelu"]
+
+FEW_VALUES = 50_000
 
 
 def activate(x: Float[Tensor, "*B D"], kind: Activation) -> Float[Tensor, "*B D"]:
@@ -28,10 +32,15 @@ def attend(
     """Softmax attention of A heads, causal or only over the keys in `seen`; PyTorch's fused kernel but for one case.
 
     In bfloat16 on a CPU the fused backward (torch 2.13) takes most of a step. Written out, a small tower trains 3 times
-    faster than in float32, at the cost of [M, N] attention weights in activation memory.
+    faster than in float32, at the cost of [M, N] attention weights in activation memory. Few values (a group of packed
+    texts) take the fused kernel in float32: a product in bfloat16 costs at least .3 ms.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    if q.numel() <= FEW_VALUES:
+        with torch.autocast("cpu", enabled=False):
+            wide = (q.float(), k.float(), v.float())
+            return F.scaled_dot_product_attention(*wide, attn_mask=seen, is_causal=causal).to(v.dtype)
     weight = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         seen = torch.ones(weight.shape[-2:], dtype=torch.bool).tril()[None, None]
@@ -82,29 +91,69 @@ class Block(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Float[Tensor, "B N D"], at: Int[Tensor, "B"] | None = None
-    ) -> Float[Tensor, "B M D"]:
-        """Tokens in, tokens out; with `at`, only token at[b] of each row: [B, 1, D].
+        self,
+        x: Float[Tensor, "*B D"],
+        at: Int[Tensor, "Q"] | None = None,
+        packing: Packing | None = None,
+    ) -> Float[Tensor, "*M D"]:
+        """Tokens in, tokens out; with `at`, only token at[b] of each row: [B, N, D] -> [B, 1, D].
 
         A tower reads one token of its last block, so computing that one alone saves three quarters of the block's work.
+        Of packed texts (causal blocks only) x is [T, D], and `at` the ends of the packing: [T, D] -> [U, D].
         """
+        normed = self.attention_norm(x)
+        if packing is not None:
+            assert self.causal, "only texts of causal attention are packed"
+            x, attended = self._attend_packed(x, normed, at, packing)
+        else:
+            x, attended = self._attend_rows(x, normed, at)
+        x = x + self.attention_out(attended.reshape(x.shape))
+        return x + self.mlp_out(activate(self.mlp_in(self.mlp_norm(x)), self.activation))
+
+    def _attend_rows(self, x: Tensor, normed: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The queries' tokens [B, M, D], and what they attend to [B, M, heads, D / heads]."""
         b, n, d = x.shape
-        normed, causal, seen = self.attention_norm(x), self.causal, None
+        causal, seen = self.causal, None
         if at is None:
             q, k, v = self.qkv(normed).chunk(3, -1)
         else:
             row = torch.arange(b, device=x.device)
-            if type(self.qkv) is nn.Linear:
-                weights, biases = self.qkv.weight.split([d, 2 * d]), self.qkv.bias.split([d, 2 * d])
-                q = F.linear(normed[row, at][:, None], weights[0], biases[0])
-                k, v = F.linear(normed, weights[1], biases[1]).chunk(2, -1)
-            else:  # wrapped by an adapter (models/lora.py), which counts only where the layer is called
-                q, k, v = self.qkv(normed).chunk(3, -1)
-                q = q[row, at][:, None]
+            q, keys_values = self._one_query(normed, (row, at))
+            k, v = keys_values.chunk(2, -1)
             x = x[row, at][:, None]
             if causal:
                 causal, seen = False, (torch.arange(n, device=x.device) <= at[:, None])[:, None, None]
         q, k, v = (y.view(b, -1, self.heads, d // self.heads).transpose(1, 2) for y in (q, k, v))
-        attended = attend(q, k, v, causal, seen)
-        x = x + self.attention_out(attended.transpose(1, 2).reshape(x.shape))
-        return x + self.mlp_out(activate(self.mlp_in(self.mlp_norm(x)), self.activation))
+        return x, attend(q, k, v, causal, seen).transpose(1, 2)
+
+    def _attend_packed(
+        self, x: Tensor, normed: Tensor, at: Tensor | None, packing: Packing
+    ) -> tuple[Tensor, Tensor]:
+        """The queries' nodes [T, D], or [U, D] at the ends, and what they attend to, of the same shape."""
+        d = x.shape[-1]
+        heads = (self.heads, d // self.heads)
+        if at is None:
+            blocks = packing.spread(self.qkv(normed))
+            qkv = (block.view(*size, 3, *heads) for block, size in zip(blocks, packing.groups, strict=True))
+            attended = [attend(*block.permute(2, 0, 3, 1, 4), causal=True).transpose(1, 2) for block in qkv]
+            return x, torch.cat([one.reshape(-1, d) for one in attended]).index_select(0, packing.place)
+        query, keys_values = self._one_query(normed, (at,))
+        blocks = packing.spread(keys_values)
+        attended, first = [], 0
+        for (texts, tokens), block in zip(packing.groups, blocks, strict=True):
+            q = query[first : first + texts].view(texts, 1, *heads).transpose(1, 2)
+            k, v = block.view(texts, tokens, 2, *heads).permute(2, 0, 3, 1, 4)
+            seen = None if packing.seen is None else packing.seen[:, None, None]
+            attended.append(attend(q, k, v, causal=False, seen=seen).reshape(texts, d))
+            first += texts
+        return x.index_select(0, at), torch.cat(attended)
+
+    def _one_query(self, normed: Tensor, where: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Query of some tokens alone [Q, D], and keys and values of all [..., 2 D]."""
+        d = normed.shape[-1]
+        if type(self.qkv) is not nn.Linear:
+            # Wrapped by an adapter (models/lora.py), which counts only where the layer is called.
+            qkv = self.qkv(normed)
+            return qkv[..., :d][where], qkv[..., d:]
+        weights, biases = self.qkv.weight.split([d, 2 * d]), self.qkv.bias.split([d, 2 * d])
+        return F.linear(normed[where], weights[0], biases[0]), F.linear(normed, weights[1], biases[1])

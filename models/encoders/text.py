@@ -4,13 +4,15 @@ Legend: B batch, N tokens, D width.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.encoders.block import Activation, Block
+from models.encoders.packing import pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,16 @@ class TextTransformer(nn.Module):
     """Token ids [B, N], N up to context_length -> feature at the first end-of-text token [B, width].
 
     Attention is causal, so tokens after the end token (padding) change nothing, and a batch may be padded to its own
-    longest text.
+    longest text. Padding is not computed, and a beginning that several texts share is computed once
+    (models/encoders/packing.py), except while torch.compile or torch.export traces the whole tower: it pads.
+
+    Attributes:
+        layout: "lengths" packs, with attention in a block for each length; "one" packs, with attention in one block
+            padded to the longest, which is one graph where the transformer blocks are compiled; "padded" computes
+            every row as it is (the reference implementation); None is "lengths" on a CPU and "one" elsewhere.
     """
+
+    layout: Literal["lengths", "one", "padded"] | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -72,7 +82,22 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.positions, std=0.01)
 
     def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B D"]:
-        """Feature at the first end token of each row: [B, N] -> [B, width]."""
+        """Feature at the first end token of each row: [B, N] -> [B, width].
+
+        The tokens may lie on the CPU while the tower is on a GPU: packing reads them there, and waits for no device.
+        """
+        device = self.positions.device
+        layout = self.layout or ("lengths" if device.type == "cpu" else "one")
+        if layout == "padded" or torch.compiler.is_compiling():
+            return self.padded(tokens.to(device))
+        packing = pack(tokens, self.config.end_token, equal_lengths=layout == "lengths").to(device)
+        x = self.tokens(packing.tokens) + F.embedding(packing.positions, self.positions)
+        for block in self.blocks[:-1]:
+            x = block(x, packing=packing)
+        return self.norm(self.blocks[-1](x, packing.ends, packing)).index_select(0, packing.text)
+
+    def padded(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+        """The same of every row as it is, padding included: [B, N] -> [B, width]."""
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
         end = (tokens == self.config.end_token).int().argmax(-1)
         for block in self.blocks[:-1]:

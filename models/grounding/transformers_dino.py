@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.grounding.detector import digest_of
 from models.grounding.dino import DinoDetector, Preprocessing
+from models.grounding.fast_dino import accelerate
 from models.grounding.prompt import CLS, QUESTION, SEP, STOP, known_token
 
 MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
@@ -93,6 +94,8 @@ class TransformersDino(DinoDetector):
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
         self.network.eval().requires_grad_(False).to(device)
+        if device.type == "cpu" and autocast is None:
+            accelerate(self.network)
         super().__init__(
             digest=name,
             encode=encoder(tokenizer),

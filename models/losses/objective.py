@@ -156,7 +156,8 @@ class _Batch:
         self.nodes, self.owner, self.distributed = nodes, owner, distributed
         self.samples = len(nodes["image"])
         self.first = dist.get_rank() * self.samples if distributed else 0
-        self.boxes = like.new_tensor([float(len(owner))])
+        # new_full, since new_tensor copies from the host, which waits for a GPU.
+        self.boxes = like.new_full((1,), float(len(owner)))
         if distributed:
             every = [torch.empty_like(self.boxes) for _ in range(dist.get_world_size())]
             dist.all_gather(every, self.boxes)
@@ -168,7 +169,7 @@ class _Batch:
         """Rows of a node, mean over the ranks, at least 1: sums over it have the global mean as their mean."""
         if node in BOXES:
             return self.boxes.mean().clamp(min=1)
-        wholes = self.boxes.new_tensor(max(1, self.samples))
+        wholes = self.boxes.new_full((), float(max(1, self.samples)))
         return wholes + self.boxes.mean() if node in UNIONS else wholes
 
     def own(self, node: str) -> Tensor:
@@ -396,13 +397,16 @@ class _Gather(torch.autograd.Function):
         most[: len(rows)] = rows
         parts = [torch.empty_like(most) for _ in sizes]
         dist.all_gather(parts, most)
-        rank = dist.get_rank()
-        ctx.span = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        ctx.sizes = sizes
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # all_reduce and a slice: gloo has no reduce_scatter.
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad)
-        return grad[ctx.span], None
+        # One block of rows per rank, of equal length: a rank gets the sum of its own block and no other.
+        most = max(ctx.sizes)
+        blocks = grads[0].new_zeros(len(ctx.sizes) * most, grads[0].shape[1])
+        for rank, part in enumerate(grads[0].split(ctx.sizes)):
+            blocks[rank * most : rank * most + len(part)] = part
+        own = blocks.new_empty(most, blocks.shape[1])
+        dist.reduce_scatter_single(own, blocks)
+        return own[: ctx.sizes[dist.get_rank()]], None

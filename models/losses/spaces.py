@@ -205,7 +205,8 @@ def _chart(points: Tensor, root_c: Tensor) -> Tensor:
     x = chart[..., :dim]
     torch.mul(points.unflatten(1, (factors, dim)).transpose(0, 1), root_c[:, None, None], out=x)
     xx = torch.linalg.vecdot(x, x)
-    chart[..., dim], chart[..., dim + 1] = xx / (1 + (1 + xx).sqrt()), 1
+    chart[..., dim] = xx / (1 + (1 + xx).sqrt())
+    chart[..., dim + 1].fill_(1)
     return chart
 
 

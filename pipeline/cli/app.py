@@ -39,7 +39,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "shelve",
         "delete",
     ),
-    "Models": ("train", "assess", "fit", "embed", "search", "import", "export"),
+    "Models": ("train", "profile", "assess", "fit", "embed", "search", "import", "export"),
     "Champion": ("promote", "reject", "champion", "rollback", "registry"),
     "On a schedule, with Prefect": ("ui", "deploy", "worker", "notify"),
     "A home": ("status", "serve", "gc", "config"),
@@ -210,7 +210,7 @@ def say(text: str, err: bool = False) -> None:
         typer.echo(text, err=err)
 
 
-def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
+def show_metrics(metrics: dict[str, Any], folder: str) -> None:
     """Print the metrics with their chance levels, and the paths of the report and the metrics file."""
     from rich.console import Console
     from rich.table import Table
@@ -227,7 +227,7 @@ def show_metrics(metrics: dict[str, Any], folder: Path) -> None:
         console.print(f"not complete: {name}: {words}", soft_wrap=True, highlight=False, markup=False)
     for section, why in metrics["skipped"].items():
         console.print(f"not measured: {section}: {why}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"report:  {folder / 'report.html'}\nmetrics: {folder / 'metrics.json'}", soft_wrap=True)
+    console.print(f"report:  {folder}/report.html\nmetrics: {folder}/metrics.json", soft_wrap=True)
 
 
 def show(result: Any) -> None:

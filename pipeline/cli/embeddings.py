@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.app import HomeUrl, app, show
+from pipeline.cli.app import HomeUrl, app, plain_home, show
 
 if TYPE_CHECKING:
     from storage.home import Home
@@ -57,17 +57,21 @@ def search(
     from pipeline.embeddings import Embeddings, embed_version
     from storage import layout
     from storage.files import sha256_of
+    from storage.folder import Folder
     from storage.home import Home
 
     path, folder = Path(where), model
     if not path.is_file():
-        home = Home(where).require()
+        home = Home(plain_home(where)).require()
         folder = str(_model_dir(model, home))
         version = home.versions.load("latest").name
         weights = sha256_of(Path(folder) / "model.safetensors")
-        path = home.folder / layout.EMBEDDINGS / f"{version}-{weights[:12]}.parquet"
-        if not path.is_file():
+        stored = Folder(f"{home.store.url}/{layout.EMBEDDINGS}")
+        name = f"{version}-{weights[:12]}.parquet"
+        path = stored.fetch(name) / name
+        if not stored.exists(name):
             embed_version(home, version, folder, path, device)
+            stored.send(name)
     found = Embeddings(path)
     embedder = found.load_model(folder, device)
     hits = found.search(embedder, [text], k)[0]

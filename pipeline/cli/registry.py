@@ -10,6 +10,7 @@ import typer
 from pipeline.cli.app import AsJson, AssessSource, HomeUrl, TaxonomyFile, app, show
 
 if TYPE_CHECKING:
+    from storage.folder import Folder
     from storage.home import Home
 
 Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
@@ -47,7 +48,7 @@ def champion(home: HomeUrl = "var", as_json: AsJson = False) -> None:
         "source",
     )
     told = {name: getattr(row, name) for name in names}
-    show({"path": str(registry.path(row.model)), **told, "flag": flags(opened, rows).get(row.number)})
+    show({"path": registry.model(row.model).url, **told, "flag": flags(opened, rows).get(row.number)})
 
 
 @app.command()
@@ -93,13 +94,13 @@ def promote(
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.registry.model_gate import GateConfig
     from pipeline.registry.promotion import challenge
-    from pipeline.training.run_dir import RunConfig
+    from pipeline.training.run_dir import read_config
     from storage.home import Home
     from storage.model_registry import PROMOTED
 
     opened = Home(home)
     folder = _finished(opened, run)
-    known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
+    known = read_config(folder)
     spec = EvaluationSpec(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
     metrics = evaluate(folder, opened, spec)
     gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
@@ -148,10 +149,10 @@ def rollback(
     typer.echo(f"champion {row.model} of run {Path(row.run).name}, in place of {row.before}")
 
 
-def _finished(home: "Home", run: str) -> Path:
-    """Return the directory of a finished run, given as a path or by its name; FileNotFoundError when there is none."""
+def _finished(home: "Home", run: str) -> "Folder":
+    """Return a finished run, given as a path or URL or by its name; FileNotFoundError when there is none."""
     folder = home.run(run)
-    if not (folder / "model").is_dir():
+    if not folder.exists("model"):
         raise FileNotFoundError(
             f"no finished run in {run} or {folder}: give the directory that `hyco train` printed"
         )

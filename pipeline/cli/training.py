@@ -1,4 +1,4 @@
-"""Verbs of the model: train and assess."""
+"""Verbs of the model: train, profile and assess."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.app import (
+    AsJson,
     AssessSource,
     Assignments,
     Force,
@@ -20,6 +21,7 @@ from pipeline.cli.app import (
 )
 
 if TYPE_CHECKING:
+    from storage.folder import Folder
     from storage.home import Home
 
 
@@ -31,7 +33,19 @@ def train(
     run: Annotated[
         str | None, typer.Option(help="Name of the run; by default made from recipe and version.")
     ] = None,
-    processes: Annotated[int, typer.Option(help="Training processes: one for each GPU.", min=1)] = 1,
+    processes: Annotated[
+        int, typer.Option(help="Training processes: one for each GPU of this machine.", min=1)
+    ] = 1,
+    nodes: Annotated[
+        int, typer.Option(help="Machines that train together: each gives this command.", min=1)
+    ] = 1,
+    node_rank: Annotated[int, typer.Option(help="Number of this machine among them, from 0.", min=0)] = 0,
+    rendezvous: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Address of machine 0 where the others meet it.")
+    ] = "",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the towers' blocks: --set execution.compile=true.")
+    ] = False,
     force: Force = False,
     assignments: Assignments = None,
 ) -> None:
@@ -40,28 +54,63 @@ def train(
     The cost of a long training is measured and printed first; a training of more than three days on a CPU is refused
     without --force.
 
+    On several machines (--nodes) each gives the same command with its own --node-rank; the home is an object store or a
+    shared directory. See docs/scale.md.
+
     --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
     """
     from pipeline.config import override
     from pipeline.end_to_end import enlarged, run_dir
     from pipeline.training.cost import require_feasible
     from pipeline.training.launch import launch
+    from pipeline.training.nodes import Nodes
     from pipeline.training.recipes import by_name
     from pipeline.training.run_dir import prepare
     from storage.home import Home
 
     opened = Home(home)
-    chosen = override(by_name(recipe), assignments or [])
+    options = ["execution.compile=true"] if compiled else []
+    chosen = override(by_name(recipe), [*options, *(assignments or [])])
+    together = Nodes(nodes, node_rank, rendezvous) if nodes > 1 or node_rank or rendezvous else None
     found = opened.versions.load(version)
-    if cost := require_feasible(chosen, processes, force):
+    if cost := require_feasible(chosen, processes * nodes, force):
         say(f"training: {cost}", err=True)
     folder = run_dir(opened, chosen, found.name, run)
     size = prepare(folder, opened, found.name, chosen).recipe.model.vision.image_size
     packed = found.config.get("pack", {}).get("image_size", size)
     if small := enlarged(packed, size):
         say(f"note: {small}; hyco pack --set pack.image_size={size} makes a version for it", err=True)
-    trained = launch(folder, processes, on_line=lambda line: say(line, err=True))
+    trained = launch(folder, processes, on_line=lambda line: say(line, err=True), nodes=together)
     show({"run_dir": str(folder), **trained})
+
+
+@app.command()
+def profile(
+    run: Annotated[str, typer.Argument(help="Directory of a run, or its name in HOME/runs.")],
+    home: HomeUrl = "var",
+    steps: Annotated[int, typer.Option(help="Training steps in the trace.", min=1)] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what the steps of a training spend their time on; with a trace.
+
+    The steps follow the run's last checkpoint, and the run itself stays as it is. RUN/profile/trace.json.gz opens in
+    https://ui.perfetto.dev or chrome://tracing.
+    """
+    from pipeline.training.profiling import profile_run
+    from storage.home import Home
+
+    found = profile_run(Home(home).run(run), steps, device)
+    if as_json:
+        show(found)
+        return
+    typer.echo(
+        f"{found['seconds_per_step']:.3g} s per step on {found['device']}, of which "
+        f"{100 * found['data_wait']:.0f} % waiting for data; largest costs:"
+    )
+    for line in found["largest"]:
+        typer.echo(line)
+    typer.echo(f"trace: {found['trace']}")
 
 
 @app.command()
@@ -107,7 +156,7 @@ def assess(
     from pipeline.config import override
     from pipeline.evaluation.config import AssessConfig, EvaluationSpec
     from pipeline.evaluation.evaluate import evaluate, evaluate_model
-    from pipeline.training.run_dir import RunConfig
+    from pipeline.training.run_dir import read_config
     from storage.home import Home
 
     opened = Home(home)
@@ -135,12 +184,12 @@ def assess(
             raise ValueError(
                 "--taxonomy names the classes of an --assess-source: give that too, or leave it out"
             )
-        show_metrics(evaluate_model(run, spec), Path(run))
+        show_metrics(evaluate_model(run, spec), run)
         return
     folder = opened.run(run)
-    if not (folder / "config.json").is_file():
+    if not folder.exists("config.json"):
         raise FileNotFoundError(f"no run in {run} or {folder}: give the directory that `hyco train` printed")
-    known = RunConfig.model_validate_json((folder / "config.json").read_bytes())
+    known = read_config(folder)
     try:
         mined, packed, version = journey.mined_of(known.version, opened)
         held = mined.replace(source=assess_source) if assess_source else None
@@ -149,9 +198,11 @@ def assess(
         found = f"mining is left out of the report: {error}"
         typer.echo(found, err=True)
     metrics = evaluate(folder, opened, spec.replace(version=known.version), mining=found)
-    show_metrics(metrics, folder)
+    show_metrics(metrics, folder.url)
 
 
-def _assessed(home: "Home", run: str) -> Path:
-    """Return the directory of an evaluated run or model, given as a path or by its name in HOME/runs."""
-    return Path(run) if (Path(run) / "metrics.json").is_file() else home.run(run)
+def _assessed(home: "Home", run: str) -> "Folder":
+    """Return an evaluated run or model, given as a path or URL or by its name in HOME/runs."""
+    from storage.folder import Folder
+
+    return Folder(run) if (Path(run) / "metrics.json").is_file() else home.run(run)

@@ -1,14 +1,14 @@
 """Remove what shows or indexes deleted images and can be made again: reports, evaluations, embeddings, caches."""
 
-import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
+from pipeline.evaluation import answers
 from storage.deletions import Tombstones
+from storage.folder import Folder
 from storage.home import Home
-from storage.layout import ASSESSED, CACHE, DAMAGED, EMBEDDINGS, REPORTS
+from storage.layout import ASSESSED, CACHE, DAMAGED, EMBEDDINGS, REPORTS, RUNS
 from storage.sealed import read_table
 
 _IMAGES = re.compile(r'<meta name="hyco-images" content="([a-z0-9_ ]*)">')
@@ -28,24 +28,26 @@ def erase_derived(home: Home, stones: Tombstones) -> list[str]:
         if _shows(home.store.read_bytes(path), stones):
             home.deletions.erase(path, None, {}, ())
             gone += [path] if home.store.delete(path) else []
-    if not home.local:
-        return sorted(gone)
-    for report in _reports(home):
-        if _shows(report.read_bytes(), stones):
-            answers = home.folder / ASSESSED in report.parents
-            _remove(report.parent if answers else report)  # the champion is evaluated again
-            gone.append(report.relative_to(home.folder).as_posix())
-    for path in sorted((home.folder / EMBEDDINGS).rglob("*.parquet")):
-        if _holds(path, stones):
-            path.unlink()
-            gone.append(path.relative_to(home.folder).as_posix())
+    for path in _reports(home):
+        if _shows(home.store.read_bytes(path), stones):
+            _remove(home, path.rpartition("/")[0] if path.startswith(f"{ASSESSED}/") else path)
+            gone.append(path)
+    for path in home.store.list(RUNS):
+        if path.endswith(f"/{answers.FILE}") and _names(home.store.read_bytes(path), stones):
+            _remove(home, path)
+            gone.append(path)
+    for path in home.store.list(EMBEDDINGS):
+        if path.endswith(".parquet") and _holds(home.store.read_bytes(path), stones):
+            _remove(home, path)
+            gone.append(path)
     return sorted(gone)
 
 
-def _reports(home: Home) -> Iterator[Path]:
-    for folder in home.run_folders():
-        yield from sorted(folder.rglob("report*.html"))
-    yield from sorted((home.folder / ASSESSED).glob("*/report.html"))
+def _reports(home: Home) -> Iterator[str]:
+    for run in home.run_folders():
+        found = ((name.rpartition("/")[2], f"{RUNS}/{run.name}/{name}") for name in run.store.list())
+        yield from (path for name, path in found if name.startswith("report") and name.endswith(".html"))
+    yield from (path for path in home.store.list(ASSESSED) if path.endswith("/report.html"))
 
 
 def _shows(report: bytes, stones: Tombstones) -> bool:
@@ -53,16 +55,26 @@ def _shows(report: bytes, stones: Tombstones) -> bool:
     return found is None or not stones.keys.isdisjoint(found[1].split())
 
 
-def _holds(path: Path, stones: Tombstones) -> bool:
+def _holds(table: bytes, stones: Tombstones) -> bool:
     try:
-        return not stones.keys.isdisjoint(read_table(path.read_bytes())["key"].to_pylist())
+        return not stones.keys.isdisjoint(read_table(table)["key"].to_pylist())
     except (ValueError, KeyError):
         return True
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
+def _names(told: bytes, stones: Tombstones) -> bool:
+    try:
+        return not stones.keys.isdisjoint(answers.parse(told).images)
+    except ValueError:
+        return True
+
+
+def _remove(home: Home, path: str) -> None:
+    """Remove a file, or a folder of evaluation results: the champion is evaluated again."""
+    folder = Folder(f"{home.store.url}/{path}")
+    for name in sorted(home.store.list(path), reverse=True) or [path]:
+        home.store.delete(name)
+    if folder.path.is_dir():  # of a remote home, this machine's copy; of a local one, what is left: links
+        shutil.rmtree(folder.path)
     else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        folder.path.unlink(missing_ok=True)

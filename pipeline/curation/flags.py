@@ -3,7 +3,8 @@
 import contextlib
 from pathlib import Path
 
-from pipeline.training.run_dir import RunConfig
+from pipeline.training.run_dir import read_config
+from storage.folder import Folder
 from storage.home import Home
 from storage.model_registry import Decision, Registry
 
@@ -53,8 +54,7 @@ def _trained_on(registry: Registry, rows: list[Decision], row: Decision) -> list
 
 def _start(registry: Registry, row: Decision) -> str:
     """The digest of the promoted model that a model was trained from; "" for none."""
-    for folder in (registry.run_path(row.model), Path(row.run)):
+    for folder in (registry.run(row.model), *([Folder(row.run)] if row.run else [])):
         with contextlib.suppress(OSError, ValueError):
-            run = RunConfig.model_validate_json((folder / "config.json").read_bytes())
-            return Path(run.recipe.start.checkpoint or "").name
+            return Path(read_config(folder).recipe.start.checkpoint or "").name
     return ""

@@ -1,4 +1,4 @@
-"""Labelled image sets, read in place: `open_labelled("cifar10:../shared/data/cifar10", "test")`.
+"""Labelled image sets, read in place: `open_labelled("cifar10:data/cifar10", "test")`.
 
 A set is named NAME:DIR. NAME picks the adapter, which knows the published layouts of the set; DIR is its folder, or its
 tar, which is read without extraction. Prompts and readable names of a set are in sets/NAME.toml.
@@ -53,7 +53,7 @@ def open_labelled(spec: str, split: str = "test", *, paper: bool = False) -> Lab
     """Open the split of a set.
 
     Args:
-        spec: NAME:DIR, such as "cifar10:../shared/data/cifar10"; NAME "folder" is any folder of class folders.
+        spec: NAME:DIR, such as "cifar10:data/cifar10"; NAME "folder" is any folder of class folders.
         split: "train", "test" or "all". Where a set publishes no labelled test part, its validation part is the test;
             where it publishes no parts, a fifth is the test, selected by the hash of the file name.
         paper: take the parts of the published evaluations (pipeline.datasets.paper_splits) where a set publishes none;

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.embedder import Embedder
-from pipeline.evaluation import sections
+from pipeline.evaluation import answers, sections
 from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model
 from pipeline.evaluation.captioned import measure_captioned
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
@@ -24,7 +24,9 @@ from pipeline.evaluation.report import report
 from pipeline.evaluation.report.compare_runs import read_beside, summary
 from pipeline.evaluation.report.panels import Exhibits
 from pipeline.runtime.progress import Listener
+from pipeline.training.run_dir import RunDir
 from pipeline.training.step_log import read_log
+from storage.folder import Folder
 from storage.home import Home
 
 SHOWN_OF = 400  # training images of which the report shows some
@@ -33,7 +35,7 @@ __all__ = ["AssessConfig", "EvaluationSpec", "evaluate", "evaluate_model"]
 
 
 def evaluate(
-    run_dir: str | Path,
+    run_dir: RunDir,
     home: Home,
     spec: EvaluationSpec,
     *,
@@ -43,7 +45,7 @@ def evaluate(
     """Evaluate a run, write metrics.json, metrics.csv and report.html into it, and return the metrics.
 
     Args:
-        run_dir: directory of a finished run (model/, config.json, log.jsonl, train.json).
+        run_dir: directory or URL of a finished run (model/, config.json, log.jsonl, train.json).
         home: where the dataset versions are.
         spec: data and options of the evaluation.
         mining: summary of mining, copied into the metrics; or the reason why there is none.
@@ -54,7 +56,8 @@ def evaluate(
         ValueError: no such version, labels that are not leaves, embeddings that are not finite, no such data set.
     """
     began = time.monotonic()
-    config, run_dir = spec.config, Path(run_dir)
+    config, folder = spec.config, Folder.of(run_dir)
+    run_dir = folder.fetch("model", "config.json", "train.json", "log.jsonl")
     store, dataset = home.store, home.versions.load(spec.version)
     tree = Taxonomy.load(spec.taxonomy) if spec.taxonomy else None
     embedder = Embedder.load(run_dir / "model", config.device, config.batch_size)
@@ -65,9 +68,10 @@ def evaluate(
     if spec.suite:
         add_suite(metrics, embedder, spec, listener)
     sections.keep(metrics, "mining", mining or "no summary of mining was given")
-    sections.keep(
-        metrics, "train", _json(run_dir / "train.json") or "the run has no train.json: training has not ended"
-    )
+    trained = _json(run_dir / "train.json")
+    if trained and (images := dataset.counts.get("train_images")):
+        trained["images"] = images
+    sections.keep(metrics, "train", trained or "the run has no train.json: training has not ended")
     shown = measure_captioned(metrics, embedder, found, tree, run, config, listener)
     metrics |= provenance(run, dataset)
     metrics["seconds"] = round(time.monotonic() - began, 2)
@@ -75,6 +79,7 @@ def evaluate(
     if others:
         metrics["beside"] = [summary(metrics, run_dir), *others]
     write_numbers(run_dir, metrics)
+    answers.write(run_dir, shown.get("answers"))
     images = [scene.key for scene in found.scenes]
     first = list(islice(training_samples(store, dataset, "train"), SHOWN_OF))
     samples = exhibits.mined_samples(first, config.samples, config.picture_side)
@@ -88,6 +93,9 @@ def evaluate(
         **shown,
     )
     report.write(run_dir / "report.html", metrics, page)
+    if shown.get("answers") is None:
+        folder.remove(answers.FILE)
+    folder.send("report.html", "metrics.csv", "metrics.json", answers.FILE)
     return metrics
 
 

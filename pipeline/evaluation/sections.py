@@ -17,6 +17,7 @@ from pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
 from pipeline.evaluation.metrics.document import put
 from pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES, Cone, geometry_report
 from pipeline.evaluation.metrics.hierarchy import tree_metrics
+from pipeline.evaluation.metrics.order import order_of
 from pipeline.evaluation.metrics.parts import part_retrieval
 from pipeline.evaluation.metrics.retrieval import both_ways
 from pipeline.evaluation.metrics.taxonomy import Taxonomy
@@ -45,7 +46,7 @@ def measure(
     """Fill the measured sections; returns the data for the report's pictures."""
     captions, phrases = embedded.captions, embedded.phrases
     if len(captions.texts) > 1:
-        found = both_ways(embedder.score, embedded.images, embedded.texts, captions, boot)
+        found = both_ways(order_of(embedder), embedded.images, embedded.texts, captions, boot)
         found.numbers.update(
             images=captions.images, captions=len(captions.text), distinct=len(captions.texts)
         )
@@ -54,7 +55,7 @@ def measure(
         keep(metrics, "retrieval", "all held-out images share one caption")
     if phrases.images > 1 and len(phrases.texts) > 1:
         parts = part_retrieval(
-            embedder.score, embedded.crops, embedded.phrase_points, phrases, embedded.scene_of_crop, boot
+            order_of(embedder), embedded.crops, embedded.phrase_points, phrases, embedded.scene_of_crop, boot
         )
         keep(metrics, "parts", parts)
     else:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.config import ConfigError, nearest
-from pipeline.end_to_end import run_dir
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics.document import read_metrics
@@ -110,7 +109,7 @@ def plan(
             recipe = recipe_of(world, model, steps, seed)
             budget = f"{recipe.steps}x{recipe.batch_size}"
             name = f"ablation-{recipe.name}-{budget}-s{seed}-{version.removeprefix('v-')[:8]}"
-            runs.append(Run(model, recipe, run_dir(home, recipe, version, name)))
+            runs.append(Run(model, recipe, home.runs.absolute() / name))
     return runs
 
 

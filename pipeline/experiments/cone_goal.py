@@ -18,7 +18,6 @@ from typing import Any, TextIO
 
 from models.encoders.vit import VisionConfig
 from pipeline.config import ConfigError, nearest
-from pipeline.end_to_end import run_dir
 from pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from pipeline.experiments.ablation import Run, metrics_of, perform_all, shortened
 from pipeline.experiments.comparison import NAMES, NODES, Runs, difference, value_at, wrapped
@@ -80,7 +79,7 @@ def plan(home: Home, version: str, arms: tuple[str, ...], phase: str, steps: int
                 raise ConfigError(f"unknown arm '{arm}'{nearest(arm, ARMS)}")
             recipe = setting(ARMS[arm](), steps, seed)
             name = f"cones-{phase}-{arm}-{steps}x{BATCH}-s{seed}-{version.removeprefix('v-')[:8]}"
-            runs.append(Run(arm, recipe, run_dir(home, recipe, version, name)))
+            runs.append(Run(arm, recipe, home.runs.absolute() / name))
     return runs
 
 

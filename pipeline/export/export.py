@@ -27,9 +27,16 @@ from pipeline.export.model_card import model_card
 from pipeline.export.onnx import require_onnx, write_onnx
 from pipeline.training.run_dir import RunConfig
 from storage.files import atomic_directory
+from storage.folder import Folder
 from storage.home import Home
 
 PUBLISHED = "published.pth"
+_MODEL_FILES = (
+    "model.safetensors",
+    "tokenizer.json",
+    "recipe.json",
+    "origin.json",
+)  # where no run is around them
 
 
 def export(
@@ -151,9 +158,14 @@ def import_checkpoint(
 
 
 def find_model(source: str | Path, home: Home) -> tuple[Path | None, Path]:
-    """(run, model directory) of a run, a name in home/runs, or a model directory, which has no run."""
-    named = [home.runs / source] if home.local else []
-    for folder in (Path(source), *named):
+    """(run, model directory) of a run, a name in home/runs, or a model directory, which has no run.
+
+    Those of a remote home are fetched.
+    """
+    given = home.run(source)
+    named = [] if given.path == Path(source).absolute() else [given]
+    for one in (Folder(source), *named):
+        folder = one.fetch("model", "config.json", "train.json", "metrics.json", *_MODEL_FILES)
         if (folder / "model" / "model.safetensors").is_file():
             return folder, folder / "model"
         if (folder / "model.safetensors").is_file():

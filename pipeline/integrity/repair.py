@@ -85,6 +85,7 @@ def _set_aside(store: Store, path: str) -> None:
         moved = Path(store.path(target))
         moved.parent.mkdir(parents=True, exist_ok=True)
         Path(store.path(path)).rename(moved)
-    else:
-        store.replace(target, store.read_bytes(path))
-        store.delete(path)
+        return
+    for file in store.list(path) or [path]:
+        store.replace(target + file.removeprefix(path), store.read_bytes(file))
+        store.delete(file)

@@ -75,8 +75,7 @@ def verify(home: Home, version: str | None = "latest") -> list[Damage]:
     if version is None:
         found += _all_units(home, seen)
         found += _cache(home.store)
-    if home.local:
-        found += _registry(home.registry, seen)
+    found += _registry(home.registry, seen)
     return list(dict.fromkeys(found))
 
 
@@ -241,22 +240,19 @@ def _registry(registry: Registry, seen: Seen) -> Iterator[Damage]:
     rows = [row for row in log if isinstance(row, Decision)]
     promoted = {row.model: row for row in rows if row.kind != REFUSED}  # the last row of each
     for model, row in promoted.items():
-        folder = registry.path(model)
-        if not folder.is_dir():
+        folder = registry.model(model)
+        if not folder.exists(""):
             yield Damage("model", f"{MODELS}/{model}", "is missing")
         else:
             for name, what in files_damage(folder, row.files):
                 yield Damage("model", f"{MODELS}/{model}/{name}", what)
-            for name in sorted(
-                {path.name for path in folder.iterdir()} - {file["name"] for file in row.files}
-            ):
+            for name in sorted({*folder.store.list()} - {file["name"] for file in row.files}):
                 yield Damage("model", f"{MODELS}/{model}/{name}", "did not exist at the promotion")
-        for name, what in files_damage(registry.run_path(model), row.kept or []):
+        for name, what in files_damage(registry.run(model), row.kept or []):
             yield Damage("run of a model", f"{MODEL_RUNS}/{model}/{name}", what)
     for row in rows:
         if row.report:
             yield from _object(registry.store, "report", row.report, seen)
-    answers = registry.assessed()
-    for folder in sorted(answers.iterdir()) if answers.is_dir() else []:
-        for name, what in folder_damage(folder):
-            yield Damage("assessment", f"{ASSESSED}/{folder.name}/{name}", what)
+    for answers in registry.store.folders(ASSESSED):
+        for name, what in folder_damage(registry.assessment(answers)):
+            yield Damage("assessment", f"{ASSESSED}/{answers}/{name}", what)

@@ -68,7 +68,6 @@ _LINKS = (
     "DET",
     "ADV",
 )  # an expression does not end with one of them
-_LEFT_OUT = ("ner", "lemmatizer", "senter", "textcat")
 
 
 Chunk = tuple[int, int, Any]
@@ -150,9 +149,9 @@ class NounExtractor:
                 f"the configuration was made with noun rules {config.rules}, but here they are {now}: the list has "
                 "changed since; start again to mine with these"
             )
-        import spacy
+        from pipeline.mining.caption_parser import load_parser
 
-        self.nlp = spacy.load(config.model, exclude=list(_LEFT_OUT))
+        self.nlp = load_parser(config.model)
         starred = abstract_nouns(config.abstract)
         self.abstract = frozenset(starred)
         self.always_abstract = frozenset(word for word, alone in starred.items() if not alone)

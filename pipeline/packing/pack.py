@@ -48,6 +48,7 @@ class PackConfig(SelectionConfig):
 
     incidental: ClassVar[frozenset[str]] = frozenset({"gate"})
     digest_if_set: ClassVar[frozenset[str]] = SelectionConfig.digest_if_set | {"near_duplicates", "exclude"}
+    foremost: ClassVar[tuple[str, ...]] = ("threshold", "max_parts", "image_size", "holdout")
 
     image_size: int = Field(default=224, ge=16, le=4096)
     """Side of the square crops, in pixels. Whole images keep their shape and are shrunk to this short side; a

@@ -140,7 +140,7 @@ def _first(kept: tuple[Comparison, ...], config: GateConfig) -> Verdict:
 def _no_worse(kept: tuple[Comparison, ...]) -> str:
     blind = [one for one in kept if one.blind]
     if not blind:
-        return f"no worse than the champion in {len(kept)} of {len(kept)} metrics"
+        return f"no worse than the champion in {len(kept)} of {len(kept)} metrics{_power(kept)}"
     told = "; ".join(
         f"{one.metric}, n = {one.n}: only a difference above {one.sees:.3g} shows" for one in blind
     )
@@ -148,6 +148,16 @@ def _no_worse(kept: tuple[Comparison, ...]) -> str:
         return f"cannot tell whether it is worse than the champion: {told}"
     seen = len(kept) - len(blind)
     return f"no worse than the champion in {seen} of {len(kept)} metrics; cannot tell in the others: {told}"
+
+
+def _power(kept: tuple[Comparison, ...]) -> str:
+    """The smallest loss that the comparison could have shown, of its most and its least sensitive metric."""
+    seen = sorted((one.sees, one.metric) for one in kept if one.sees is not None)
+    if not seen:
+        return ""
+    (fine, name), (coarse, other) = seen[0], seen[-1]
+    told = f"{fine:.3g} ({name})" + (f" to {coarse:.3g} ({other})" if len(seen) > 1 else "")
+    return f"; a loss would show from {told}"
 
 
 def _counts(metrics: dict[str, Any]) -> dict[str, Any]:

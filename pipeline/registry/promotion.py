@@ -15,7 +15,8 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metrics.document import read_metrics
 from pipeline.registry.model_gate import GateConfig, Verdict, judge
 from pipeline.runtime.progress import Listener
-from pipeline.training.run_dir import RunConfig, current_commit
+from pipeline.training.run_dir import RunDir, current_commit, read_config
+from storage.folder import Folder
 from storage.home import Home
 from storage.model_registry import (
     PROMOTED,
@@ -31,7 +32,6 @@ from storage.model_registry import (
     folder_damage,
     prove_folder,
 )
-from storage.store import Store
 
 _TRIES = 5
 _RUN_FILES = (
@@ -42,7 +42,7 @@ _RUN_FILES = (
 
 
 def challenge(
-    run_dir: str | Path,
+    run_dir: RunDir,
     home: Home,
     spec: EvaluationSpec,
     gate: GateConfig,
@@ -58,7 +58,7 @@ def challenge(
 
     Args:
         run_dir: the challenger, a finished run.
-        home: the home with the registry; a local directory.
+        home: the home with the registry.
         spec: the challenger's evaluation; the champion's is the same.
         gate: the metrics that decide.
         metrics: the challenger's metrics.json.
@@ -66,8 +66,9 @@ def challenge(
         anyway: promote whatever the gate decides; the row records that too.
         listener: gets the progress of assessing the champion.
     """
-    run_dir, registry = Path(run_dir).absolute(), home.registry
-    files = fingerprint(run_dir / "model")
+    run, registry = Folder.of(run_dir), home.registry
+    here = run.fetch("model", "report.html", *_RUN_FILES)
+    files = fingerprint(here / "model")
     model = digest_of(files)
     for _ in range(_TRIES):
         rows = registry.rows()
@@ -75,15 +76,15 @@ def challenge(
             return decided[-1]
         holder = champion_of(rows)
         if holder is not None and holder.model == model:
-            restore(run_dir, registry, holder)
+            restore(here, registry, holder)
             return holder
         beside = examine(holder, home, spec, listener) if holder else None
         verdict = judge(metrics, beside, gate)
         passed = verdict.passed or anyway
         kept = None
         if passed:
-            registry.keep(run_dir / "model")
-            kept = _keep_run(run_dir, registry.run_path(model))
+            registry.keep(here / "model")
+            kept = _keep_run(here, registry.run(model))
         row = Decision(
             kind=PROMOTED if passed else REFUSED,
             model=model,
@@ -91,53 +92,54 @@ def challenge(
             before=holder.model if holder else None,
             reason=verdict.reason if verdict.passed or not anyway else f"by hand, although {verdict.reason}",
             key=key,
-            run=str(run_dir),
-            report=_keep_report(run_dir, registry),
+            run=run.url,
+            report=_keep_report(here, registry),
             metrics=json.dumps(metrics),
             verdict=json.dumps(_plain(verdict, spec, home)),
             commit=current_commit(),
             kept=kept,
-            **_lineage(run_dir, home),
+            **_lineage(run, home),
         )
         try:
             return registry.append(row, len(rows))
         except MovedError:
             continue
     raise RuntimeError(
-        f"the registry of {home} changed {_TRIES} times while {run_dir.name} was judged: try again"
+        f"the registry of {home} changed {_TRIES} times while {run.name} was judged: try again"
     )
 
 
 def restore(run_dir: Path, registry: Registry, row: Decision) -> None:
-    """Copy missing files of a promoted model again: its own, its run's, its report."""
+    """Copy missing files of a promoted model again: its own, its run's, its report; `run_dir` is on this machine."""
     registry.keep(run_dir / "model")
-    kept = registry.run_path(row.model)
-    if not all((kept / file["name"]).is_file() for file in row.kept or ()):
+    kept = registry.run(row.model)
+    if not all(kept.exists(file["name"]) for file in row.kept or ()):
         _keep_run(run_dir, kept)
     if row.report is not None and not registry.store.exists(row.report):
         _keep_report(run_dir, registry)
 
 
-def refuse(run_dir: str | Path, home: Home, reason: str) -> Decision:
+def refuse(run_dir: RunDir, home: Home, reason: str) -> Decision:
     """Refuse a run, whatever its metrics."""
-    run_dir, registry = Path(run_dir).absolute(), home.registry
-    files = fingerprint(run_dir / "model")
+    run, registry = Folder.of(run_dir), home.registry
+    here = run.fetch("model", "report.html", "metrics.json")
+    files = fingerprint(here / "model")
     rows = registry.rows()
     holder = champion_of(rows)
     if holder is not None and holder.model == digest_of(files):
-        raise ValueError(f"{run_dir.name} is the champion: roll back instead")
-    path = run_dir / "metrics.json"
+        raise ValueError(f"{run.name} is the champion: roll back instead")
+    path = here / "metrics.json"
     row = Decision(
         REFUSED,
         digest_of(files),
         files,
         f"by hand: {reason}",
         before=holder.model if holder else None,
-        run=str(run_dir),
-        report=_keep_report(run_dir, registry),
+        run=run.url,
+        report=_keep_report(here, registry),
         metrics=path.read_text() if path.is_file() else "{}",
         commit=current_commit(),
-        **_lineage(run_dir, home),
+        **_lineage(run, home),
     )
     return registry.append(row, len(rows))
 
@@ -184,21 +186,22 @@ def examine(
 ) -> dict[str, Any]:
     """Evaluate a promoted model, once per evaluation, and return its metrics."""
     registry = home.registry
-    folder = registry.assessed() / f"{spec.digest(home)}-{row.model}"
-    done = folder / "metrics.json"
-    if not (done.is_file() and (folder / "report.html").is_file()) or folder_damage(folder):
+    folder = registry.assessment(f"{spec.digest(home)}-{row.model}")
+    if not (folder.exists("metrics.json") and folder.exists("report.html")) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):
             raise ValueError(problem)
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = registry.path(row.model)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        kept, run = registry.path(row.model), registry.run(row.model)
         for name in _RUN_FILES:
-            if (source := registry.run_path(row.model) / name).is_file():
-                shutil.copyfile(source, folder / name)
-        if not (folder / "model").exists():
-            (folder / "model").symlink_to(kept, target_is_directory=True)
+            if run.exists(name):
+                shutil.copyfile(run.fetch(name) / name, folder.path / name)
+        if not (folder.path / "model").exists():
+            (folder.path / "model").unlink(missing_ok=True)  # of a model that was moved since
+            (folder.path / "model").symlink_to(kept, target_is_directory=True)
+        folder.send(*_RUN_FILES)
         evaluate(folder, home, spec, listener=listener)
         prove_folder(folder)
-    return read_metrics(done)
+    return read_metrics(folder.fetch("metrics.json") / "metrics.json")
 
 
 def _reigns(rows: list[Decision]) -> list[Decision]:
@@ -213,10 +216,9 @@ def _reigns(rows: list[Decision]) -> list[Decision]:
     return reigns
 
 
-def _lineage(run_dir: Path, home: Home) -> dict[str, Any]:
+def _lineage(run: Folder, home: Home) -> dict[str, Any]:
     """Source, detections and version of a run, from the version's record."""
-    run = RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
-    version = home.versions.load(run.version)
+    version = home.versions.load(read_config(run).version)
     return {
         "source": version.source,
         "detections": home.detections(version.digests.get("mine", "")).folder,
@@ -225,12 +227,12 @@ def _lineage(run_dir: Path, home: Home) -> dict[str, Any]:
     }
 
 
-def _keep_run(run_dir: Path, folder: Path) -> list[dict[str, Any]]:
+def _keep_run(run_dir: Path, folder: Folder) -> list[dict[str, Any]]:
     """Store the small files of a promoted run, so that its directory may be deleted; return name, sha256 and size."""
     there = [name for name in _RUN_FILES if (run_dir / name).is_file()]
     for name in there:
-        Store(folder).replace(name, (run_dir / name).read_bytes())
-    return [file_entry(folder / name) for name in there]
+        folder.write(name, (run_dir / name).read_bytes())
+    return [file_entry(folder.path / name) for name in there]
 
 
 def _keep_report(run_dir: Path, registry: Registry) -> str | None:

@@ -35,6 +35,7 @@ class RetrainConfig(Config):
     """Options of retraining: when it starts, how the model is trained and judged."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"min_new", "attempts", "settle_s"})
+    foremost: ClassVar[tuple[str, ...]] = ("min_new", "start_from", "attempts", "settle_s", "gate")
 
     journey: JourneyConfig
     """What is mined, packed, trained and evaluated."""
@@ -199,5 +200,5 @@ def recipe_for(config: RetrainConfig, home: Home) -> Recipe:
     champion = home.registry.champion() if config.start_from == "champion" else None
     if champion is None:
         return recipe
-    checkpoint = str(home.registry.path(champion.model))
+    checkpoint = home.registry.model(champion.model).url
     return recipe.replace(start=recipe.start.replace(checkpoint=checkpoint))

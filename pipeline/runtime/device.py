@@ -1,6 +1,9 @@
 """Which torch device a name means ("auto", "cpu", "cuda", "cuda:N"), and whether it computes in bfloat16."""
 
+import contextlib
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -30,6 +33,17 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index >= count:
         raise ValueError(f"device '{name}' is not here ({count} GPUs): use auto, cpu, or fewer processes")
     return device
+
+
+def machine_of(device: torch.device) -> str:
+    """The hardware behind a device in words: "NVIDIA H200", or the name of the CPU and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def computes_bfloat16(device: torch.device) -> bool:

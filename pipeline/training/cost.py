@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from models.clip import DualEncoder
 from models.losses import objective as objectives
@@ -79,9 +80,8 @@ def _seconds_per_step(recipe: Recipe, device: torch.device, batch: int) -> float
     side = recipe.model.vision.image_size
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, device=device)
     length = min(_TEXT_TOKENS, recipe.model.text.context_length)
-    tokens = torch.ones(batch, length, dtype=torch.long, device=device)
-    tokens[:, -1] = recipe.model.text.end_token
-    parts = (pixels, tokens) if recipe.objective.uses_boxes else (None, None)
+    captions, phrases = _texts(recipe, batch, length), _texts(recipe, batch, length)
+    parts = (pixels, phrases) if recipe.objective.uses_boxes else (None, None)
     owner = torch.arange(batch if recipe.objective.uses_boxes else 0, device=device)
     began = 0.0
     for step in range(1 + _STEPS):
@@ -89,7 +89,7 @@ def _seconds_per_step(recipe: Recipe, device: torch.device, batch: int) -> float
             began = _now(device)
         half = autocasts(recipe.precision, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            nodes, scale, curvature = model(pixels, tokens, *parts)
+            nodes, scale, curvature = model(pixels, captions, *parts)
         loss, _ = objectives.loss(
             nodes,
             owner,
@@ -102,6 +102,15 @@ def _seconds_per_step(recipe: Recipe, device: torch.device, batch: int) -> float
         )
         loss.backward()
     return (_now(device) - began) / _STEPS
+
+
+def _texts(recipe: Recipe, count: int, length: int) -> Tensor:
+    """Texts of one length that have no beginning in common, so that every token is computed."""
+    text = recipe.model.text
+    tokens = torch.randint(text.vocab_size, (count, length))
+    tokens[tokens == text.end_token] = (text.end_token + 1) % text.vocab_size
+    tokens[:, -1] = text.end_token
+    return tokens
 
 
 def _now(device: torch.device) -> float:

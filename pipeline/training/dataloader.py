@@ -1,14 +1,17 @@
 """Training shards to batches. Each batch carries the reader's position, {"epoch", "batch"}.
 
-The order is a function of (seed, epoch, rank): shards are shuffled each epoch, divided between the ranks by sample
-count (so fewer shards than ranks is no special case), and samples are mixed within a window of shards. There is no
-other state: a reader started at a saved position gives exactly the remaining batches.
+The order is a function of (seed, epoch, lane): shards are shuffled each epoch, divided between the lanes by sample
+count (so fewer shards than lanes is no special case), and samples are mixed within a window of shards. A run has as
+many lanes as processes when it starts, so that each process reads one. The batch of all processes together is made of
+a batch of every lane; a process takes its part of it, so that another number of processes gets the same batches. There
+is no other state: a reader started at a saved position gives exactly the remaining batches.
 """
 
 import hashlib
 import io
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -19,10 +22,13 @@ import torch
 from torch import Tensor
 
 from models.encoders.tokenizer import Tokenizer
-from pipeline.training.augment import DataConfig, View, draw
+from pipeline.training.augment import DataConfig, choose, render
+from storage.local_cache import open_cached
 from storage.objects import DamagedError, check_sha256
 from storage.sample import TrainingSample
 from storage.shard import read_shard
+from storage.store import Store
+from storage.versions import ShardRef
 
 Position = dict[str, int]
 Index = np.ndarray  # int64 [n, 2]: shard, sample within it
@@ -53,13 +59,24 @@ class ShardFile:
         return list(read_shard(io.BytesIO(data), self.name, self.samples))
 
 
+def shard_file(store: Store, ref: ShardRef) -> ShardFile:
+    """A shard of a dataset version for the reader; that of a remote home is read through this machine's cache.
+
+    The cache compares hashes itself, when an object arrives and when a process first opens it.
+    """
+    if store.local:
+        return ShardFile(ref.path, ref.samples, lambda: store.open(ref.path), ref.sha256)
+    return ShardFile(ref.path, ref.samples, lambda: open_cached(store, ref.path, ref.sha256, ref.size))
+
+
 @dataclass(frozen=True)
 class Batch:
     """B samples of this process with P parts in total; `owner` [P] is the sample of each part.
 
     images uint8 [B, S, S, 3], image_boxes uint8 [P, S, S, 3], tokens int64 [B, N], token_boxes int64 [P, M].
     position is that of the next batch; substituted counts samples that could not be decoded and were replaced by
-    another sample of the batch.
+    another sample of the batch. On the host, so that reading them waits for no device: lengths, the tokens of every
+    caption and then of every phrase without padding, and counts, the parts of every sample.
     """
 
     images: Tensor
@@ -69,6 +86,8 @@ class Batch:
     owner: Tensor
     position: Position
     substituted: int = 0
+    lengths: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with a function applied to every tensor."""
@@ -76,8 +95,36 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; asynchronous from pinned memory."""
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch with images and owners on a device; asynchronous from pinned memory.
+
+        Token ids stay on the CPU: the text tower packs them there and moves the result.
+        """
+        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, tokens=self.tokens, token_boxes=self.token_boxes)
+
+
+def on_device(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches of a stream on a device; copies to a GPU run on a stream of their own, beside the step before.
+
+    The host is ahead of the GPU when it asks for a batch, so the copy need not be started earlier. Page-locked
+    buffers are those of PyTorch's host allocator: it reuses one when the copies from it have ended.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in stream)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in stream:
+        with torch.cuda.stream(copies):
+            batch = batch.to(device)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copies)
+
+        def used(tensor: Tensor, current: torch.cuda.Stream = current) -> Tensor:
+            if tensor.is_cuda:
+                tensor.record_stream(current)  # its memory may be reused only after the step
+            return tensor
+
+        yield batch.each(used)
 
 
 class Batches:
@@ -92,6 +139,7 @@ class Batches:
         seed: determines order and crops, together with the epoch and the rank.
         rank: index of this process.
         ranks: number of processes that share the data.
+        lanes: number of processes when the run started; by default that of now.
         with_parts: False leaves parts undecoded (objectives that use no boxes).
         pin: page-locked memory, for a GPU.
     """
@@ -107,20 +155,28 @@ class Batches:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        lanes: int | None = None,
         with_parts: bool = True,
         pin: bool = False,
     ) -> None:
         self.shards, self.tokenizer, self.config = list(shards), tokenizer, config
         self.batch_size, self.image_size = batch_size, image_size
-        self.seed, self.rank, self.ranks = seed, rank, ranks
+        self.seed, self.rank, self.ranks, self.lanes = seed, rank, ranks, lanes or ranks
         self.with_parts, self.pin = with_parts, pin
         self.samples = sum(shard.samples for shard in shards)
-        self.per_epoch = self.samples // ranks // batch_size
+        if batch_size * ranks % self.lanes:
+            raise ValueError(
+                f"batch_size {batch_size * ranks} is not a multiple of the {self.lanes} processes that the run was "
+                "started with; change either"
+            )
+        self.lane_batch = batch_size * ranks // self.lanes
+        self.per_epoch = self.samples // self.lanes // self.lane_batch
         if not self.per_epoch:
             raise ValueError(
                 f"{self.samples} samples cannot fill a batch of {batch_size} on each of {ranks} ranks; "
                 "use a smaller batch_size or more data"
             )
+        self._pixels = _Pixels(image_size * image_size * 3)
         self._cache: dict[int, Future[list[TrainingSample]]] = {}
         self._compared: set[int] = set()
 
@@ -163,13 +219,15 @@ class Batches:
             thread.join()
             self._cache = {shard: read for shard, read in self._cache.items() if not read.cancelled()}
 
-    def order(self, epoch: int, skip: int = 0) -> Iterator[tuple[set[int], Index]]:
-        """This rank's samples of an epoch, window by window, with the shards of this window and the next.
+    def order(self, epoch: int, skip: int = 0, lane: int | None = None) -> Iterator[tuple[set[int], Index]]:
+        """A lane's samples of an epoch, window by window, with the shards of this window and the next.
 
-        The first `skip` samples are left out, and their shards are not requested.
+        The lane is this process's by default. The first `skip` samples are left out, and their shards are not
+        requested.
         """
-        share = self.samples // self.ranks
-        low, high = self.rank * share, (self.rank + 1) * share
+        lane = self.rank if lane is None else lane
+        share = self.samples // self.lanes
+        low, high = lane * share, (lane + 1) * share
         pieces: list[tuple[int, int, int]] = []
         at = 0
         for shard in _rng(_SHARDS, self.seed, epoch).permutation(len(self.shards)).tolist():
@@ -186,35 +244,52 @@ class Batches:
                 skip -= held
                 continue
             rows = np.concatenate([self._rows(epoch, *piece) for piece in window])
-            _rng(_WINDOW, self.seed, epoch, self.rank, begin).shuffle(rows)
+            _rng(_WINDOW, self.seed, epoch, lane, begin).shuffle(rows)
             yield {shard for shard, _, _ in pieces[begin : begin + 2 * size]}, rows[skip:]
             skip = 0
 
     def _rows(self, epoch: int, shard: int, first: int, last: int) -> Index:
-        """Samples first..last of a shard's order in this epoch: ranks that share it take disjoint ones."""
+        """Samples first..last of a shard's order in this epoch: lanes that share it take disjoint ones."""
         own = _rng(_WITHIN, self.seed, epoch, shard).permutation(self.shards[shard].samples)
         return np.stack([np.full(last - first, shard), own[first:last]], 1)
 
     def _make(
         self, position: Position, decoders: ThreadPoolExecutor, reader: ThreadPoolExecutor
     ) -> Iterator[Batch]:
-        # With another number of ranks than at the saved position, an epoch may be shorter.
+        first = self.rank * self.batch_size  # in the batch of all processes, lane after lane
+        lanes = range(first // self.lane_batch, -(-(first + self.batch_size) // self.lane_batch))
+        own = slice(first - lanes[0] * self.lane_batch, first - lanes[0] * self.lane_batch + self.batch_size)
+        slots = [(lane, slot) for lane in lanes for slot in range(self.lane_batch)][own]
+        fetched: set[int] = set()
+        for parts in zip(*(self._lane(lane, position) for lane in lanes), strict=True):
+            near = set[int]().union(*(part[0] for part in parts))
+            if near != fetched:
+                self._fetch(near, reader)
+                fetched = near
+            rows = np.concatenate([part[1] for part in parts])[own]
+            epoch, number = parts[0][2:]
+            after = {"epoch": epoch, "batch": number}
+            if number == self.per_epoch:
+                after = {"epoch": epoch + 1, "batch": 0}
+            views = [(epoch, lane, number, slot) for lane, slot in slots]
+            yield self._batch(rows, views, after, decoders)
+
+    def _lane(self, lane: int, position: Position) -> Iterator[tuple[set[int], Index, int, int]]:
+        """A lane's part of every batch: the shards needed soon, the samples, the epoch and the number in it, from 1."""
+        # A position of another number of lanes (runs of earlier versions) may lie beyond the epoch's end.
         epoch, number = (
             position["epoch"] + position["batch"] // self.per_epoch,
             position["batch"] % self.per_epoch,
         )
         while True:
             left = np.zeros((0, 2), np.int64)
-            for near, rows in self.order(epoch, number * self.batch_size):
-                self._fetch(near | set(left[:, 0].tolist()), reader)
+            for near, rows in self.order(epoch, number * self.lane_batch, lane):
+                near |= set(left[:, 0].tolist())
                 rows = np.concatenate([left, rows])
-                while len(rows) >= self.batch_size and number < self.per_epoch:
+                while len(rows) >= self.lane_batch and number < self.per_epoch:
                     number += 1
-                    after = {"epoch": epoch, "batch": number}
-                    if number == self.per_epoch:
-                        after = {"epoch": epoch + 1, "batch": 0}
-                    yield self._batch(rows[: self.batch_size], (epoch, self.rank, number), after, decoders)
-                    rows = rows[self.batch_size :]
+                    yield near, rows[: self.lane_batch], epoch, number
+                    rows = rows[self.lane_batch :]
                 left = rows
             epoch, number = epoch + 1, 0
 
@@ -243,43 +318,81 @@ class Batches:
             return list(read_shard(stream, file.name, file.samples))
 
     def _batch(
-        self, rows: Index, visit: tuple[int, ...], after: Position, decoders: ThreadPoolExecutor
+        self, rows: Index, visits: list[tuple[int, ...]], after: Position, decoders: ThreadPoolExecutor
     ) -> Batch:
         samples = [self._cache[shard].result()[index] for shard, index in rows.tolist()]
+        rngs = [_rng(_VIEW, self.seed, *visit) for visit in visits]
+        choices = [
+            choose(sample, self.config, rng, self.with_parts)
+            for sample, rng in zip(samples, rngs, strict=True)
+        ]
+        ends = np.cumsum([len(choice.parts) for choice in choices]).tolist()
+        size = self.image_size
+        images = self._pixels.take(len(samples), (len(samples), size, size, 3))
+        parts = self._pixels.take(len(samples) * self.config.parts, (ends[-1], size, size, 3))
 
-        def stretch(first: int) -> list[View | None]:
-            numbered = list(enumerate(samples))[first : first + _STRETCH]
+        def stretch(first: int) -> list[bool]:
             return [
-                draw(
-                    sample,
-                    self.config,
-                    self.image_size,
-                    _rng(_VIEW, self.seed, *visit, slot),
-                    self.with_parts,
-                )
-                for slot, sample in numbered
-            ]
+                render(samples[slot], choices[slot], self.config, rngs[slot], images[slot],
+                       parts[ends[slot] - len(choices[slot].parts) : ends[slot]])
+                for slot in range(first, min(first + _STRETCH, len(samples)))
+            ]  # fmt: skip
 
-        drawn = [view for views in decoders.map(stretch, range(0, len(samples), _STRETCH)) for view in views]
-        good = [view for view in drawn if view is not None]
+        drawn = [done for some in decoders.map(stretch, range(0, len(samples), _STRETCH)) for done in some]
+        good = [slot for slot, done in enumerate(drawn) if done]
         if not good:
             raise ValueError(
                 f"no image of a batch can be decoded; its first sample is {samples[0].key} in "
                 f"{self.shards[int(rows[0, 0])].name}: run hyco verify, or pack again"
             )
-        views = [view or good[slot % len(good)] for slot, view in enumerate(drawn)]
-        parts = [(slot, *part) for slot, view in enumerate(views) for part in view.parts]
-        empty = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+        # Where an image cannot be decoded, the sample's place is taken by another one.
+        shown = [slot if done else good[slot % len(good)] for slot, done in enumerate(drawn)]
+        if len(good) < len(drawn):
+            images = images[shown]
+            parts = np.concatenate(
+                [parts[ends[slot] - len(choices[slot].parts) : ends[slot]] for slot in shown]
+            )
+        tokens = self.tokenizer([samples[slot].captions[choices[slot].caption] for slot in shown])
+        token_boxes = self.tokenizer([part.phrase for slot in shown for part in choices[slot].parts])
         batch = Batch(
-            images=torch.from_numpy(np.stack([view.image for view in views])),
-            tokens=self.tokenizer([view.caption for view in views]),
-            image_boxes=torch.from_numpy(np.stack([image for _, image, _ in parts]) if parts else empty),
-            token_boxes=self.tokenizer([phrase for _, _, phrase in parts]),
-            owner=torch.tensor([slot for slot, _, _ in parts], dtype=torch.long),
+            images=torch.from_numpy(images),
+            tokens=tokens,
+            image_boxes=torch.from_numpy(parts),
+            token_boxes=token_boxes,
+            owner=torch.tensor(
+                [place for place, slot in enumerate(shown) for _ in choices[slot].parts], dtype=torch.long
+            ),
             position=after,
             substituted=len(drawn) - len(good),
+            # Texts are padded with their end token.
+            lengths=tuple(
+                length
+                for text in (tokens, token_boxes)
+                for length in ((text != self.tokenizer.end).sum(1) + 1).tolist()
+            ),
+            counts=tuple(len(choices[slot].parts) for slot in shown),
         )
         return batch.each(Tensor.pin_memory) if self.pin else batch
+
+
+class _Pixels:
+    """Memory for batches, used again when nothing refers to its batch any more: fresh pages cost a tenth of a batch.
+
+    Args:
+        row: bytes of one image.
+    """
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        self.free: dict[int, list[np.ndarray]] = {}
+
+    def take(self, most: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Return uint8 [shape] in memory for `most` images; its values are whatever was there."""
+        free = self.free.setdefault(most, [])
+        memory = free.pop() if free else np.empty(most * self.row, np.uint8)
+        array = np.ndarray(shape, np.uint8, memory.data)
+        weakref.finalize(array, free.append, memory).atexit = False
+        return array
 
 
 def _rng(*entropy: int) -> np.random.Generator:

@@ -11,6 +11,7 @@ from models.clip import DualEncoder, load_weights
 from models.encoders.tokenizer import Tokenizer
 from models.lora import adapt_, freeze_, require_peft
 from pipeline.training.recipes import Recipe
+from storage.folder import Folder
 
 OF_SOME_ROWS = ("log_scale_", "sigmoid_bias")  # left out where the recipe's rows do not use them
 # Parameters that do not depend on the space; alphas, curvature and temperature do.
@@ -33,13 +34,14 @@ def resolved(recipe: Recipe) -> Recipe:
         return recipe
     if start.learn == "lora":
         require_peft()
-    path = Path(start.checkpoint).expanduser().resolve()
+    remote = "://" in start.checkpoint  # a path of this machine's copy would mean nothing elsewhere
+    path = start_path(start.checkpoint)
     found = read_checkpoint(path)
     tokenizer = recipe.tokenizer
     if tokenizer == "train":
         if found.tokenizer is None:
             raise ValueError(f"{path} has no tokenizer: set tokenizer to a directory with tokenizer.json")
-        tokenizer = str(found.tokenizer)
+        tokenizer = start.checkpoint if remote else str(found.tokenizer)
     model = dataclasses.replace(
         recipe.model,
         vision=found.config.vision,
@@ -49,8 +51,15 @@ def resolved(recipe: Recipe) -> Recipe:
         pixel_mean=found.config.pixel_mean,
         pixel_std=found.config.pixel_std,
     )
-    known = start.replace(checkpoint=str(path), digest=_digest(found.weights))
+    known = start.replace(checkpoint=start.checkpoint if remote else str(path), digest=_digest(found.weights))
     return recipe.replace(model=model, tokenizer=tokenizer, start=known)
+
+
+def start_path(checkpoint: str) -> Path:
+    """The file or directory of a start.checkpoint; that of a remote home, such as a champion, is fetched."""
+    if "://" in checkpoint:
+        return Folder(checkpoint).fetch()
+    return Path(checkpoint).expanduser().resolve()
 
 
 def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
@@ -67,7 +76,7 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
         )
     model = DualEncoder(recipe.model)
     if fresh:
-        found = read_checkpoint(start.checkpoint)
+        found = read_checkpoint(start_path(start.checkpoint))
         if _digest(found.weights) != start.digest:
             raise ValueError(
                 f"{start.checkpoint} holds other weights than when this run was prepared: restore them, or start "

@@ -1,10 +1,9 @@
-"""Training in separate processes, under torchrun: `torchrun -m pipeline.training.train DIR`.
+"""Training in separate processes, under torchrun: `torchrun -m pipeline.training.train DIR`, on one node or several.
 
 The parent only reads lines, so a flow that supervises a training holds no model and no GPU memory, and training ends
 when the flow does.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -13,10 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.stop import GRACE_S, StoppedError, TerminatedError, terminable, where
+from pipeline.training.nodes import Nodes
+from pipeline.training.run_dir import RunDir, finished
+from storage.folder import Folder
 
 USER_ERROR = "hyco: error:"  # start of the line in which pipeline.training.train reports a user's mistake
 # "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", printed by pipeline.runtime.progress
@@ -25,20 +26,22 @@ _PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 
 
 def launch(
-    run_dir: str | Path,
+    run_dir: RunDir,
     processes: int = 1,
     on_line: Callable[[str], None] = print,
     on_progress: Callable[[dict[str, Any]], None] = lambda state: None,
     stall_s: float = STALL_S,
+    nodes: Nodes | None = None,
 ) -> dict[str, Any]:
-    """Train the run that `pipeline.training.train.prepare` set up, in `processes` processes, and return its train.json.
+    """Train the run that `prepare` set up, in `processes` processes per node, and return its train.json.
 
     Args:
-        run_dir: directory with config.json.
+        run_dir: directory or URL with config.json.
         processes: one per GPU; 1 on a CPU.
         on_line: gets every line that training prints.
         on_progress: gets {"done", "total", "text", "finished"} for every progress line.
         stall_s: training that prints nothing for this many seconds is ended; it prints a line every few seconds.
+        nodes: this node and the others, each of which calls this; None trains on this machine alone.
 
     SIGTERM and Ctrl-C end the training at a checkpoint, at most GRACE_S seconds later: TerminatedError and
     KeyboardInterrupt then say at which step.
@@ -49,9 +52,13 @@ def launch(
         RuntimeError: training failed otherwise; the text is its last line. Started again, it resumes from its last
             checkpoint.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["--local-addr=127.0.0.1"]  # all on this machine; its host name need not resolve
-    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.training.train", str(run_dir)]
+    folder = Folder.of(run_dir)
+    # On one machine its host name need not resolve.
+    meet = nodes.arguments(folder.name) if nodes else ["--standalone", "--local-addr=127.0.0.1"]
+    # Gloo would search for the interface of the machine's host name.
+    reach = nodes.environment() if nodes else {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    command = [sys.executable, "-m", "torch.distributed.run", *meet, f"--nproc-per-node={processes}"]
+    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.training.train", str(folder)]
     guard = [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid())]
     with terminable():
         process = subprocess.Popen(
@@ -61,8 +68,7 @@ def launch(
             stdin=subprocess.DEVNULL,
             encoding="utf-8",
             errors="replace",
-            # Gloo would search for the interface of the machine's host name.
-            env={"GLOO_SOCKET_IFNAME": "lo", **os.environ} if sys.platform == "linux" else None,
+            env={**reach, **os.environ},
             process_group=0,  # a terminal's Ctrl-C reaches only this process, which passes it on once
         )
         last: deque[str] = deque(maxlen=200)
@@ -84,6 +90,9 @@ def launch(
                 # A user's error is raised here; the line must not be shown twice.
                 if where(line) is None and not line.startswith(USER_ERROR):
                     on_line(line)
+                if nodes and line.startswith(USER_ERROR):
+                    last.extend(_end(process))  # torchrun would start the processes again
+                    break
                 if match := _PROGRESS.match(line):
                     done, total = (int(group.replace(",", "")) for group in match.groups())
                     text = line.partition(": ")[2]
@@ -91,7 +100,7 @@ def launch(
             code = process.wait()
         except BaseException as error:
             lines = _end(process)
-            _explain(run_dir, lines)
+            _explain(folder, lines)
             if isinstance(error, KeyboardInterrupt | TerminatedError) and (at := _stopped_at(lines)):
                 error.args = (at,)
             raise
@@ -100,12 +109,14 @@ def launch(
     if (at := _stopped_at(last)) is not None:
         raise StoppedError(at)
     if code != 0:
-        _explain(run_dir, last)
+        _explain(folder, last)
         raise RuntimeError(
-            f"training in {run_dir} failed with code {code}: "
+            f"training in {folder} failed with code {code}: "
             f"{next((line for line in reversed(last) if line), 'no output')}"
         )
-    return json.loads((Path(run_dir) / "train.json").read_text())
+    result = finished(folder)
+    assert result is not None, "the last act of a training"
+    return result
 
 
 def _end(process: subprocess.Popen[str]) -> list[str]:
@@ -124,7 +135,7 @@ def _end(process: subprocess.Popen[str]) -> list[str]:
     return said.splitlines()
 
 
-def _explain(run_dir: str | Path, lines: Iterable[str]) -> None:
+def _explain(run_dir: Folder, lines: Iterable[str]) -> None:
     """Raise ValueError if training reported a user's mistake."""
     if told := [line for line in lines if line.startswith(USER_ERROR)]:
         raise ValueError(f"training in {run_dir} failed: {told[-1].removeprefix(USER_ERROR).strip()}")

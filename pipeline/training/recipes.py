@@ -39,6 +39,8 @@ class OptimiserConfig(Config):
     of tokens, positions and the class token are decayed, as in MERU.
     """
 
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"clip_norm", "ema"})
+
     lr: float = Field(default=5e-4, gt=0)
     """Maximum learning rate, reached at the end of the warm-up."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -51,6 +53,30 @@ class OptimiserConfig(Config):
     """Decoupled weight decay of tensors with two or more dimensions."""
     warmup_steps: int = Field(default=4000, ge=0)
     """Steps of the linear warm-up; at most `steps` of the recipe."""
+    clip_norm: float = Field(default=0.0, ge=0)
+    """Maximum norm of the gradient of all parameters together; a longer one is scaled down to it. 0 clips nothing."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights, for example 0.9995; the model that is evaluated and
+    exported then has the averaged weights. After t steps the decay is at most (1 + t) / (10 + t). 0 averages nothing.
+    """
+
+
+class ExecutionConfig(Config):
+    """How a step is computed: memory and speed. The results change by rounding alone."""
+
+    micro_batch: int = Field(default=0, ge=0)
+    """Maximum number of samples per process whose activations are in memory at once; the loss still sees the whole
+    batch (GradCache, Gao et al. 2021), at the cost of a second forward pass. 0 takes all at once. Towers with batch
+    norm see a batch as a whole and cannot be divided.
+    """
+    checkpoint_activations: bool = False
+    """Whether the blocks of the towers keep their input only and compute their activations again in the backward
+    pass.
+    """
+    compile: bool = False
+    """Whether the blocks of the towers are compiled by torch.compile, with any number of rows; needs a C++ compiler.
+    The first steps take minutes.
+    """
 
 
 class StartConfig(Config):
@@ -82,8 +108,9 @@ class Recipe(Config):
     """Everything a training run depends on except the data."""
 
     incidental: ClassVar[frozenset[str]] = frozenset(
-        {"log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"}
+        {"execution", "log_to", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"}
     )
+    foremost: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "optimiser", "seed", "precision")
 
     name: str
     """Name of the function of pipeline/training/recipes.py that made it."""
@@ -99,6 +126,8 @@ class Recipe(Config):
     """Optimiser and learning-rate schedule."""
     start: StartConfig = StartConfig()
     """Initial weights, and which of them are trained."""
+    execution: ExecutionConfig = ExecutionConfig()
+    """Memory and speed of a step."""
     tokenizer: str = "train"
     """Tokenizer: "train" (on the training captions, or the one of `start.checkpoint`), or a directory or hub
     name of a CLIP tokenizer.
@@ -119,6 +148,8 @@ class Recipe(Config):
     """
     log_every: int = Field(default=20, ge=1)
     """Steps between lines of log.jsonl."""
+    log_to: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Further places that get the lines of log.jsonl: "wandb" (Weights & Biases) and "mlflow", see docs/training.md."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """Maximum minutes between checkpoints; there is always one at the end."""
     checkpoint_steps: int = Field(default=10_000, ge=1)
@@ -155,6 +186,11 @@ class Recipe(Config):
             remedy = "set it, for example to 10" if objective.uses_bias else "set it to null"
             raise ValueError(
                 f"model.sigmoid_bias {model.sigmoid_bias} belongs to contrast rows with loss 'sigmoid': {remedy}"
+            )
+        if self.execution.micro_batch and not isinstance(model.vision, VisionConfig):
+            raise ValueError(
+                f"execution.micro_batch {self.execution.micro_batch} needs towers without batch norm: set it to 0, or "
+                "take a ViT"
             )
         if self.optimiser.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.optimiser.warmup_steps} exceeds steps {self.steps}")

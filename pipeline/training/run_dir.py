@@ -1,7 +1,8 @@
 """The directory of a training run: its configuration and its results.
 
 config.json (which alone can start the run again), tokenizer.json, log.jsonl, tensorboard/, checkpoints/, and
-at the end model/ and train.json, whose presence says that the run is finished.
+at the end model/ and train.json, whose presence says that the run is finished. A run of a remote home is written in
+this machine's working copy (storage.folder) and uploaded from there.
 """
 
 import contextlib
@@ -21,14 +22,19 @@ from models.encoders.tokenizer import Tokenizer
 from models.lora import merge_
 from pipeline.config import Config, ConfigError, digest, essence
 from pipeline.embedder import save_model
-from pipeline.runtime.device import autocasts
+from pipeline.runtime.device import autocasts, machine_of
 from pipeline.training.init_from import resolved
 from pipeline.training.recipes import Recipe
-from pipeline.training.run_protocol import summary
+from pipeline.training.run_protocol import speed, summary
 from pipeline.training.step_log import read_log
 from storage.files import atomic_directory
+from storage.folder import Folder
 from storage.home import Home
-from storage.store import Store
+from storage.lease import Lease
+from storage.local_cache import cache_identity
+
+RunDir = str | Path | Folder
+LOGS = ("log.jsonl", "tensorboard")
 
 
 class RunConfig(Config):
@@ -54,13 +60,13 @@ class RunConfig(Config):
         return values
 
 
-def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> RunConfig:
+def prepare(run_dir: RunDir, home: Home, version: str, recipe: Recipe) -> RunConfig:
     """Write config.json of a new run, or check that an existing one is the same.
 
     `version` may be "latest" or the start of a name; the full name is written. ConfigError says what differs, or why
     the version is in quarantine.
     """
-    run_dir, versions, recipe = Path(run_dir), home.versions, resolved(recipe)
+    folder, versions, recipe = Folder.of(run_dir), home.versions, resolved(recipe)
     name = versions.load(version).name
     if reasons := versions.quarantined(name):
         why = "; ".join(check["why"] for check in reasons if not check["passed"])
@@ -69,14 +75,16 @@ def prepare(run_dir: str | Path, home: Home, version: str, recipe: Recipe) -> Ru
         )
     _refuse_superseded(home, name)
     run = RunConfig(home=home.store.url, version=name, recipe=recipe, environment=environment())
-    if not (run_dir / "config.json").exists():
-        write_config(run_dir, run)
-    else:
-        require_same(run_dir, _read(run_dir), run)
+    if not write_config(folder, run):
+        known = read_config(folder)
+        require_same(folder, known, run)
+        run = run.replace(environment=known.environment)
+        if run != known and finished(folder) is None:  # the place of the data, or how the work is done
+            folder.write("config.json", _text(run))
     return run
 
 
-def open_run(run_dir: Path, home: Home | None, version: str, recipe: Recipe | None) -> RunConfig:
+def open_run(run_dir: Folder, home: Home | None, version: str, recipe: Recipe | None) -> RunConfig:
     """The configuration to train: prepared from a recipe and a home, or the existing one.
 
     FileNotFoundError when there is neither. `home` alone sets the present location of the data.
@@ -85,9 +93,9 @@ def open_run(run_dir: Path, home: Home | None, version: str, recipe: Recipe | No
         if home is None:
             raise ValueError("a recipe needs a home: the directory of the dataset version")
         return prepare(run_dir, home, version, recipe)
-    if not (run_dir / "config.json").is_file():
+    if not run_dir.exists("config.json"):
         raise FileNotFoundError(f"{run_dir} has no config.json: start the run with a recipe and a home")
-    run = _read(run_dir)
+    run = read_config(run_dir)
     run = run if home is None else run.replace(home=home.store.url)
     _refuse_superseded(Home(run.home), run.version)
     return run
@@ -104,25 +112,37 @@ def _refuse_superseded(home: Home, name: str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(run_dir: Path) -> Iterator[None]:
-    """Lock the run: two trainers in one directory would mix their logs. The lock ends with the process."""
-    with (run_dir / ".lock").open("w") as file:
+def exclusive_lock(run_dir: RunDir) -> Iterator[None]:
+    """Lock the run: two trainers in one directory would mix their logs. The lock ends with the process.
+
+    A run of a remote home is locked on this machine, and by a lease against other machines.
+    """
+    folder = Folder.of(run_dir)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / ".lock").open("w") as file, contextlib.ExitStack() as leased:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{run_dir} is being trained by another process: wait for it, or end it first"
+                f"{folder} is being trained by another process: wait for it, or end it first"
             ) from None
+        if not folder.local:
+            lease = leased.enter_context(Lease(folder.store, cache_identity()))
+            folder.guard = lease.check
+            leased.callback(setattr, folder, "guard", lambda: None)
         yield
 
 
-def write_config(run_dir: Path, run: Config) -> None:
-    """Make the directory of a new run, with its config.json."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    Store(run_dir).replace("config.json", (run.model_dump_json(indent=1) + "\n").encode())
+def write_config(run_dir: RunDir, run: Config) -> bool:
+    """Make the directory of a new run, with its config.json; False, changing nothing, when there is one."""
+    return Folder.of(run_dir).create("config.json", _text(run))
 
 
-def require_same(run_dir: Path, known: Config, asked: Config) -> None:
+def _text(run: Config) -> bytes:
+    return (run.model_dump_json(indent=1) + "\n").encode()
+
+
+def require_same(run_dir: RunDir, known: Config, asked: Config) -> None:
     """ConfigError naming the first digest field in which the run's configuration differs from the requested one."""
     before, after = _leaves(essence(known)), _leaves(essence(asked))
     shown = [_leaves(config.model_dump(mode="json")) for config in (known, asked)]
@@ -134,27 +154,27 @@ def require_same(run_dir: Path, known: Config, asked: Config) -> None:
             )
 
 
-def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+def write_result(run_dir: RunDir, result: dict[str, Any]) -> None:
     """Write train.json, the last file of a run: its presence means that the run is finished."""
-    Store(run_dir).replace("train.json", (json.dumps(result, indent=1) + "\n").encode())
+    Folder.of(run_dir).write("train.json", (json.dumps(result, indent=1) + "\n").encode())
 
 
-def finished(run_dir: Path) -> dict[str, Any] | None:
+def finished(run_dir: RunDir) -> dict[str, Any] | None:
     """The content of train.json, or None while the run is not finished."""
-    path = run_dir / "train.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return Folder.of(run_dir).json("train.json")
 
 
 def finish(
-    run_dir: Path, run: RunConfig, model: DualEncoder, tokenizer: Tokenizer, ranks: int
+    folder: Folder, run: RunConfig, model: DualEncoder, tokenizer: Tokenizer, ranks: int
 ) -> dict[str, Any]:
     """Write model/ atomically, with adapters merged, then train.json, and return its content."""
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
     merge_(model)
-    with atomic_directory(run_dir / "model", replace=True) as draft:
+    with atomic_directory(folder.path / "model", replace=True) as draft:
         save_model(draft, model, tokenizer)
+    folder.send("model", *LOGS)
 
-    lines = read_log(run_dir)
+    lines = read_log(folder.path)
     last = lines[-1]
     waits = [line["data_wait"] * line["seconds_here"] for line in lines]
     device = next(model.parameters()).device
@@ -164,6 +184,7 @@ def finish(
         "recipe_digest": digest(run.recipe),
         **summary(lines),
         "data_wait": sum(waits) / last["seconds"],
+        **speed(lines),
         "temperature": last["temperature"],
         "curvature": last.get("curvature"),
         "radius": last.get("radius"),
@@ -171,15 +192,17 @@ def finish(
         "parameters": sum(p.numel() for p in model.parameters()),
         "learned_parameters": learned,
         "device": str(device),
+        "machine": machine_of(device),
         "processes": ranks,
         "precision": "bfloat16" if autocasts(run.recipe.precision, device) else "float32",
     }
-    write_result(run_dir, result)
+    write_result(folder, result)
     return result
 
 
-def _read(run_dir: Path) -> RunConfig:
-    return RunConfig.model_validate_json((run_dir / "config.json").read_bytes())
+def read_config(run_dir: RunDir) -> RunConfig:
+    """The configuration of an existing run; FileNotFoundError without one."""
+    return RunConfig.model_validate_json(Folder.of(run_dir).read("config.json"))
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:

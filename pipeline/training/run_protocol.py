@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from models.clip import load_weights
-from storage.checkpoint import Checkpoints
+from storage.checkpoint import Checkpoints, Content
 
 ENDS = 20  # number of logged steps over which the first and the last loss are averaged
 
@@ -64,17 +64,21 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int,
+    average: dict[str, Tensor] | None = None,
 ) -> None:
-    """Save the checkpoint of a step and delete all but the newest `keep`; `state` and the step go into state.json."""
+    """Save the checkpoint of a step and delete all but the newest `keep`.
+
+    `state` and the step go into state.json, an average of weights into ema.safetensors.
+    """
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    checkpoints.save(
-        step,
-        {
-            "model.safetensors": to_safetensors(weights),
-            "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
-            "state.json": json.dumps({"step": step, **state}).encode(),
-        },
-    )
+    files: dict[str, Content] = {
+        "model.safetensors": to_safetensors(weights),
+        "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
+        "state.json": json.dumps({"step": step, **state}).encode(),
+    }
+    if average is not None:
+        files["ema.safetensors"] = to_safetensors({name: value.cpu() for name, value in average.items()})
+    checkpoints.save(step, files)
     checkpoints.prune(keep)
 
 
@@ -98,3 +102,14 @@ def summary(log: list[dict[str, Any]]) -> dict[str, Any]:
         "loss_first": sum(losses[:ENDS]) / len(losses[:ENDS]),
         "loss_last": sum(losses[-ENDS:]) / len(losses[-ENDS:]),
     }
+
+
+def speed(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean speed over the lines of a step log, and peak memory; without what a run of an earlier version lacks."""
+    found, seconds = {}, sum(line["seconds_here"] for line in log)
+    for name in ("tokens_per_second", "flops_per_second", "mfu"):
+        if all(name in line for line in log):
+            found[name] = sum(line[name] * line["seconds_here"] for line in log) / max(seconds, 1e-9)
+    if peaks := [line["peak_memory_mb"] for line in log if "peak_memory_mb" in line]:
+        found["peak_memory_mb"] = max(peaks)
+    return found

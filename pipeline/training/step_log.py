@@ -1,8 +1,9 @@
-"""The step log of a run: log.jsonl and the same values for TensorBoard."""
+"""The step log of a run: log.jsonl, and the same values for TensorBoard and other sinks."""
 
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,51 +11,59 @@ import torch
 from torch import Tensor
 
 from models.hyperbolic import product
+from pipeline.training.sinks import open_sinks
+from storage.folder import Folder
 from storage.store import Store
 
 QUANTILES = (0.05, 0.5, 0.95)
 
 
 class StepLog:
-    """Writes one JSON line per logged step; lines after `step` are dropped when a run resumes from there."""
+    """Writes one JSON line per logged step; lines after `step` are dropped when a run resumes from there.
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    Args:
+        run_dir: directory of the run.
+        step: number of steps that the run resumes after.
+        log_to: names of further sinks, see pipeline/training/sinks.py.
+        config: values that such a sink shows with the run.
+    """
+
+    def __init__(
+        self, run_dir: Path, step: int, log_to: Sequence[str] = (), config: dict[str, Any] | None = None
+    ) -> None:
         path = run_dir / "log.jsonl"
         _keep_until(path, step)
         self._file = path.open("a", encoding="utf-8")
-        from torch.utils.tensorboard import (
-            SummaryWriter,
-        )  # takes a second, and readers of logs do not need it
-
-        # purge_step hides steps that a killed process had logged after the checkpoint.
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._sinks = open_sinks(run_dir, step, log_to, config or {})
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Add a line; nested dicts become slashed names in TensorBoard."""
+        """Add a line; nested dicts become slashed names in the sinks."""
         line = {"step": step, **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in flat(values).items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        numbers = {name: value for name, value in flat(values).items() if isinstance(value, int | float)}
+        for sink in self._sinks:
+            sink.write(step, numbers)
 
     def close(self) -> None:
         """Flush the lines to disk."""
         os.fsync(self._file.fileno())
         self._file.close()
-        self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
 
-def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
+def read_log(run_dir: str | Path | Folder) -> list[dict[str, Any]]:
     """The rows of a run's log.jsonl in order of their step; none without the file, incomplete lines left out.
 
     A run that was killed and resumed may have logged a step twice: the later row counts.
     """
-    path = Path(run_dir) / "log.jsonl"
-    if not path.is_file():
+    try:
+        told = Folder.of(run_dir).read("log.jsonl").decode(errors="replace")
+    except FileNotFoundError:
         return []
     rows: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in told.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(text)
             rows[int(row["step"])] = row

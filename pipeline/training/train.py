@@ -2,18 +2,18 @@
 
     python -m torch.distributed.run --nproc-per-node 2 -m pipeline.training.train HOME/runs/NAME
 
+HOME is a directory, which all nodes must see, or an fsspec URL.
+
 Every random choice is a function of the seed, the epoch and the rank (training/dataloader.py) and a step itself
 draws none, so a checkpoint needs no generator state. Files of a run: pipeline/training/run_dir.py.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,37 +25,42 @@ import torch.distributed.nn.functional
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from models.losses import objective as objectives
-from pipeline.runtime.device import autocasts, resolve_device
+from pipeline.runtime.device import resolve_device
 from pipeline.runtime.parent_death import die_with
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
-from pipeline.training.dataloader import START, Batches, ShardFile
-from pipeline.training.init_from import started
-from pipeline.training.recipes import OptimiserConfig, Recipe
-from pipeline.training.run_dir import RunConfig, exclusive_lock, finish, finished, open_run, prepare
-from pipeline.training.run_protocol import (
-    decay_groups,
-    learning_rate,
-    load_checkpoint,
-    require_finite,
-    save_checkpoint,
-    set_rate,
+from pipeline.training.dataloader import on_device
+from pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
+from pipeline.training.recipes import Recipe
+from pipeline.training.run_dir import (
+    LOGS,
+    RunConfig,
+    RunDir,
+    exclusive_lock,
+    finish,
+    finished,
+    open_run,
+    prepare,
 )
-from pipeline.training.step_log import StepLog, radii
-from storage.checkpoint import Checkpoints
+from pipeline.training.run_protocol import learning_rate, require_finite, save_checkpoint, set_rate
+from pipeline.training.setup import (
+    assemble,
+    barrier,
+    checkpoint_state,
+    make_optimiser,
+    step_gradient,
+    update,
+)
+from pipeline.training.sinks import require
+from pipeline.training.step_log import StepLog, flat, radii
+from storage.folder import Folder
 from storage.home import Home
-from storage.store import Store
 
-__all__ = ["main", "prepare", "train"]
-
-TOKENIZER_CAPTIONS = 200_000  # maximum number of texts for training a tokenizer
+__all__ = ["main", "make_optimiser", "prepare", "train"]
 
 
 def train(
-    run_dir: str | Path,
+    run_dir: RunDir,
     home: Home | None = None,
     version: str = "latest",
     recipe: Recipe | None = None,
@@ -66,7 +71,7 @@ def train(
     """Train, or resume training, and return the content of train.json.
 
     Args:
-        run_dir: directory of the run. Without `home` and `recipe` its config.json is used.
+        run_dir: directory or URL of the run. Without `home` and `recipe` its config.json is used.
         home: where the dataset versions are.
         version: dataset version for training.
         recipe: the recipe to train.
@@ -80,18 +85,19 @@ def train(
         TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
             finished and a checkpoint saved, from which the next call resumes.
     """
-    run_dir = Path(run_dir)
-    run = open_run(run_dir, home, version, recipe)
-    done = finished(run_dir)
+    folder = Folder.of(run_dir)
+    run = open_run(folder, home, version, recipe)
+    require(run.recipe.log_to)
+    done = finished(folder)
     if done is not None:
         return done
     with stop_request() as stop, _processes(device) as (rank, ranks, where):
-        with exclusive_lock(run_dir) if rank == 0 else contextlib.nullcontext():
-            return _train(run_dir, run, rank, ranks, where, listener, stop)
+        with exclusive_lock(folder) if rank == 0 else contextlib.nullcontext():
+            return _train(folder, run, rank, ranks, where, listener, stop)
 
 
 def _train(
-    run_dir: Path,
+    folder: Folder,
     run: RunConfig,
     rank: int,
     ranks: int,
@@ -99,72 +105,29 @@ def _train(
     listener: Listener | None,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    recipe = run.recipe
-    if recipe.batch_size % ranks:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} is not a multiple of {ranks} processes; change either"
-        )
-    lead = rank == 0
-
-    # Data: the shards of the version, and the tokenizer, which the first process makes and the others read.
-    home = Home(run.home)
-    shards = [
-        ShardFile(ref.path, ref.samples, lambda path=ref.path: home.store.open(path), ref.sha256)
-        for ref in home.versions.load(run.version).shards["train"]
-    ]
-    if lead and not (run_dir / "tokenizer.json").is_file():
-        made = _make_tokenizer(recipe, shards)
-        Store(run_dir).replace("tokenizer.json", made.to_json().encode())
-    _barrier(ranks)
-    tokenizer = Tokenizer.load(run_dir, recipe.model.text.context_length)
-    batches = Batches(
-        shards,
-        tokenizer,
-        recipe.data,
-        batch_size=recipe.batch_size // ranks,
-        image_size=recipe.model.vision.image_size,
-        seed=recipe.seed,
-        rank=rank,
-        ranks=ranks,
-        with_parts=recipe.objective.uses_boxes,
-        pin=device.type == "cuda",
-    )
-
-    # Model: random weights with the tokenizer's vocabulary, or a trained CLIP. All processes share the seed.
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    found = checkpoints.latest(None if lead else lambda text: None)
-    torch.manual_seed(recipe.seed)
-    if recipe.start.checkpoint:
-        model = started(recipe, tokenizer, fresh=found is None).to(device)
-    else:
-        text = dataclasses.replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
-        model = DualEncoder(dataclasses.replace(recipe.model, text=text)).to(device)
-    optimiser = make_optimiser(model, recipe.optimiser)
-
-    # Resume: weights, optimiser and the reader's position; the log drops lines after the checkpoint.
-    step, seconds, position, substituted = 0, 0.0, START, 0
-    if found:
-        step, folder = found
-        saved = load_checkpoint(folder, model, optimiser)
-        seconds, position = saved["seconds"], saved["position"]
-        substituted = saved.get("substituted", 0)  # older checkpoints do not record it
-    log = StepLog(run_dir, step) if lead else None
+    recipe, lead = run.recipe, rank == 0
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # on this machine: it fetches for the others
+    # On the CPU: reading it does not wait for the GPU.
+    control = dist.new_group(backend="gloo") if ranks > 1 else None
+    setup = assemble(folder, run, rank, ranks, device, control)
+    model, batches = setup.model, setup.batches
+    log = StepLog(folder.path, setup.step, recipe.log_to, flat(run.model_dump(mode="json"))) if lead else None
+    meter = Meter(model.config, backward_factor(recipe.start.learn, _adapted(recipe)))
+    peak = matmul_rate(device, setup.half or torch.float32) if lead else 0.0
 
     net: nn.Module = model
     if ranks > 1:
-        net = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    control = (
-        dist.new_group(backend="gloo") if ranks > 1 else None
-    )  # on the CPU: reading it does not wait for the GPU
-    half = autocasts(recipe.precision, device)
+        # Without device_ids it moves no inputs: token ids stay on the CPU.
+        net = DistributedDataParallel(model)
     remedy = f"lower optimiser.lr (now {recipe.optimiser.lr}) or raise optimiser.warmup_steps"
-    stream = batches.start(position)
+    source = batches.start(setup.position)
+    stream = on_device(source, device)
     progress = None
-    if lead:
-        total = recipe.steps * recipe.batch_size
-        progress = Progress(total, "train", "samples", listener, done=step * recipe.batch_size)
+    if first:  # of every node: its launcher ends a training that says nothing
+        total, done = recipe.steps * recipe.batch_size, setup.step * recipe.batch_size
+        progress = Progress(total, "train", "samples", listener if lead else None, done=done)
     saved_at = window_start = time.perf_counter()
-    waited, window_steps = 0.0, 0
+    step, waited, window_steps = setup.step, 0.0, 0
     model.train()
     complete, stopping = step == recipe.steps, False
     try:
@@ -172,64 +135,53 @@ def _train(
             asked = time.perf_counter()
             batch = next(stream)
             waited += time.perf_counter() - asked
-            position, substituted = batch.position, substituted + batch.substituted
-            batch = batch.to(device)
+            setup.position, setup.substituted = batch.position, setup.substituted + batch.substituted
+            meter.add(len(batch.images) + len(batch.owner), batch.lengths)
 
             rate = learning_rate(step, recipe.steps, recipe.optimiser.lr, recipe.optimiser.warmup_steps)
-            set_rate(optimiser, rate)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                nodes, scale, curvature = net(
-                    batch.images, batch.tokens, batch.image_boxes, batch.token_boxes
-                )
-            loss, terms = objectives.loss(
-                nodes,
-                batch.owner,
-                scale,
-                curvature,
-                recipe.objective,
-                recipe.model.geometry,
-                distributed=ranks > 1,
-                entailment_share=recipe.entailment_share(step),
-                scales=model.scales,
-                bias=model.bias,
-            )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            model.constrain_()
+            set_rate(setup.optimiser, rate)
+            made = step_gradient(setup, net, recipe, batch, step)
+            update(setup, recipe, step + 1)
             step, window_steps = step + 1, window_steps + 1
 
             if step % recipe.log_every == 0 or step in (1, recipe.steps):
-                names = ["loss", *terms]
-                values = torch.stack([loss.detach(), *terms.values()])
+                names = ["loss", *made.terms]
+                values = torch.stack([made.loss, *made.terms.values()])
+                sums = torch.tensor(meter.take(), dtype=torch.float64, device=device)
                 if ranks > 1:
                     dist.all_reduce(values)
+                    dist.all_reduce(sums)
                 means = dict(zip(names, (values / ranks).tolist(), strict=True))
                 now = time.perf_counter()
                 spent, window_start = now - window_start, now
-                seconds += spent
+                setup.seconds += spent
                 require_finite(means["loss"], step, remedy)
                 if log and progress:
+                    tokens, flops = (sums / spent).tolist()
                     line = {
                         "samples": step * recipe.batch_size,
-                        "epoch": position["epoch"] + position["batch"] / batches.per_epoch,
+                        "epoch": setup.position["epoch"] + setup.position["batch"] / batches.per_epoch,
                         "loss": means.pop("loss"),
                         "terms": means,
                         "lr": rate,
-                        "temperature": 1 / max(scale.item(), 1e-30),
+                        "temperature": 1 / max(made.scalars.scale.item(), 1e-30),
                         "samples_per_second": window_steps * recipe.batch_size / spent,
+                        "tokens_per_second": tokens,
+                        "flops_per_second": flops,
+                        "mfu": flops / ranks / peak,
+                        "peak_memory_mb": peak_memory(device) / 1e6,
                         "data_wait": waited / spent,
-                        "seconds": seconds,
+                        "seconds": setup.seconds,
                         "seconds_here": spent,
-                        "substituted": substituted,
+                        "substituted": setup.substituted,
                     }
                     if recipe.model.geometry != "euclid":
-                        c = curvature.detach()
-                        line |= {"curvature": c.mean().item(), "radius": radii(nodes, c)}
+                        c = made.scalars.curvature.detach()
+                        line |= {"curvature": c.mean().item(), "radius": radii(made.nodes, c)}
                         if recipe.model.geometry == "product":
                             line |= {"curvature_least": c.min().item(), "curvature_most": c.max().item()}
                     log.write(step, line)
-                    progress.label = f"train, loss {line['loss']:.3f}"
+                    progress.label = label(line)
                 waited, window_steps = 0.0, 0
             if progress:
                 progress.advance(recipe.batch_size)
@@ -239,45 +191,42 @@ def _train(
             stopping = _any(bool(stop), control)
             due |= stopping
             if lead and due:
-                require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
-                state = {"seconds": seconds, "position": position, "substituted": substituted}
-                save_checkpoint(checkpoints, step, model, optimiser, state, recipe.keep_checkpoints)
+                require_finite(made.loss.item(), step, remedy)  # no checkpoint of a run that has diverged
+                folder.send(*LOGS)  # before the checkpoint: a log that ends earlier would keep a gap
+                average = setup.average.weights if setup.average else None
+                state, keep = checkpoint_state(setup), recipe.keep_checkpoints
+                save_checkpoint(setup.checkpoints, step, model, setup.optimiser, state, keep, average)
                 saved_at = time.perf_counter()
         complete = step == recipe.steps
     finally:
-        stream.close()
-        if log and progress:
+        source.close()
+        if log:
             log.close()
+        if progress:
             progress.close(complete)
 
     if not complete:
-        _barrier(ranks)  # the others end when the checkpoint is written
+        barrier(ranks)  # the others end when the checkpoint is written
         stop.end(f"at step {step} of {recipe.steps}")
-    result = finish(run_dir, run, model, tokenizer, ranks) if lead else {}
-    _barrier(ranks)
+    if setup.average:
+        setup.average.move_into(model)
+    result = finish(folder, run, model, setup.tokenizer, ranks) if lead else {}
+    barrier(ranks)
     return result
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW of the trained parameters; no decay of norms, biases and scalars: tensors of fewer than two dimensions."""
-    groups = decay_groups(model, config.weight_decay, lambda name, p: p.ndim < 2)
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+def label(line: dict[str, Any]) -> str:
+    """The start of a progress line: loss and speed of the last logged steps."""
+    return (
+        f"train, loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s, MFU {100 * line['mfu']:.0f} %, "
+        f"waits for data {100 * line['data_wait']:.0f} %, {line['peak_memory_mb']:,.0f} MB"
     )
 
 
-def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
-    """The named CLIP tokenizer, or one trained on captions and phrases."""
-    text = recipe.model.text
-    if recipe.tokenizer != "train":
-        return Tokenizer.load(recipe.tokenizer, text.context_length)
-    captions: list[str] = []
-    for shard in shards:
-        for sample in shard.read():
-            captions += [*sample.captions, *(part.phrase for part in sample.parts)]
-        if len(captions) >= TOKENIZER_CAPTIONS:
-            break
-    return Tokenizer.train(captions[:TOKENIZER_CAPTIONS], text.vocab_size, text.context_length)
+def _adapted(recipe: Recipe) -> float:
+    """Fraction of the towers' blocks that have adapters."""
+    depth = getattr(recipe.model.vision, "depth", 0) + recipe.model.text.depth
+    return 2 * recipe.start.lora_blocks / depth
 
 
 @contextlib.contextmanager
@@ -307,15 +256,10 @@ def _any(here: bool, group: Any) -> bool:
     return bool(said.item())
 
 
-def _barrier(ranks: int) -> None:
-    if ranks > 1:
-        dist.barrier()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Train the run that a directory's config.json describes. SIGTERM saves a checkpoint and ends with 0."""
     parser = argparse.ArgumentParser(prog="pipeline.training.train", description=main.__doc__)
-    parser.add_argument("run", help="run directory with a config.json")
+    parser.add_argument("run", help="directory or URL of a run with a config.json")
     parser.add_argument("--home", help="location of the data, if it differs from the prepared run's")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args(arguments)
@@ -329,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"hyco: error: {error}", file=sys.stderr)
         return 2
     except (TerminatedError, KeyboardInterrupt) as error:
-        return told(error, quiet=os.environ.get("RANK", "0") != "0")
+        return told(error, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     return 0
 
 

@@ -27,6 +27,7 @@ from pipeline.ui.lineage import MOST
 from pipeline.ui.markdown import bars, number, plain, serve_url, served, table
 from pipeline.ui.pages import HomePages
 from storage.detections import read_detections, read_failures
+from storage.folder import Folder
 from storage.home import Home
 from storage.manifest import Manifest
 from storage.model_registry import Decision
@@ -137,7 +138,7 @@ def version(made: Version, checks: list[Check], home: Home) -> str:
     return "\n".join(lines + served(home))
 
 
-def training(result: dict[str, Any], folder: Path, home: Home) -> str:
+def training(result: dict[str, Any], folder: Folder, home: Home) -> str:
     """The numbers of a training run, its last logged steps and its curves."""
     lines = [
         *table(("", ""), ((plain(name), number(v)) for name, v in result.items() if not isinstance(v, dict)))
@@ -154,7 +155,7 @@ def training(result: dict[str, Any], folder: Path, home: Home) -> str:
     return "\n".join([*lines, "", f"![curves]({picture})", *served(home)])
 
 
-def assessment(metrics: dict[str, Any], folder: Path, home: Home, champion: Decision | None) -> str:
+def assessment(metrics: dict[str, Any], folder: Folder, home: Home, champion: Decision | None) -> str:
     """The metrics with intervals and chance levels, and the champion's at its promotion."""
     beside: dict[str, str] = {}
     if champion is not None:
@@ -202,7 +203,7 @@ def decision(row: Decision, home: Home) -> str:
         )
         lines += [*table(head, body), ""]
     told = _origin(row)
-    if flag := flags(home, home.registry.rows() if home.local else []).get(row.number):
+    if flag := flags(home, home.registry.rows()).get(row.number):
         told["flag"] = flag
     return "\n".join(lines + table(("lineage", ""), told.items()) + served(home))
 

@@ -7,7 +7,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.evaluation.report.charts import HEIGHT, WIDTH
 from pipeline.evaluation.report.curves import curves
 from pipeline.evaluation.report.report import chart_style
+from pipeline.training.run_dir import RunDir
 from pipeline.training.step_log import read_log
+from storage.folder import Folder
 
 COLUMNS, TITLE, LEGEND, GAP = (
     3,
@@ -17,11 +19,12 @@ COLUMNS, TITLE, LEGEND, GAP = (
 )  # charts in a row; heights of a title and of a legend's row; pixels
 
 
-def draw(run_dir: Path) -> bytes:
+def draw(run_dir: RunDir) -> bytes:
     """The report's charts of the step log, side by side; FileNotFoundError before the first logged step."""
-    log = read_log(run_dir)
+    folder = Folder.of(run_dir)
+    log = read_log(folder)
     if not log:
-        raise FileNotFoundError(f"run {run_dir.name} has logged no step yet")
+        raise FileNotFoundError(f"run {folder.name} has logged no step yet")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.evaluation.report.report import chart_style
 from storage.model_registry import Decision
 
 COLUMNS = ("source", "detections", "version", "run", "decision")
@@ -40,7 +41,11 @@ def draw(rows: list[Decision], champion: Decision | None, flagged: Container[int
         }
         for row in rows[:MOST]
     ]
-    return environment.get_template("lineage.svg.j2").render(chains=chains, columns=COLUMNS).encode()
+    return (
+        environment.get_template("lineage.svg.j2")
+        .render(chains=chains, columns=COLUMNS, style=chart_style())
+        .encode()
+    )
 
 
 def _short(text: str) -> str:

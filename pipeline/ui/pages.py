@@ -1,7 +1,6 @@
 """Content of the pages of a home, read from its records at each request, so that it is current."""
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -15,9 +14,11 @@ from pipeline.curation.describe import brief, settings
 from pipeline.curation.flags import flags
 from pipeline.evaluation.report.examples import clip, mined_samples, picture
 from pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
+from pipeline.ui import run_pages, trend
 from pipeline.ui.status import run_state
 from pipeline.ui.version_card import card
 from storage.detections import read_failures
+from storage.folder import Folder
 from storage.home import Home
 from storage.layout import log_path
 from storage.model_registry import Decision, champion_of
@@ -58,8 +59,6 @@ class HomePages:
 
         The champion is None when a row after its promotion cannot be read.
         """
-        if not self.home.local:
-            return [], None, []
         rows, unreadable = self.home.registry.readable()
         champion = champion_of(rows)
         if champion and any(path > log_path(champion.number) for path in unreadable):
@@ -116,6 +115,11 @@ class HomePages:
             "version": version,
             "settings": settings(version),
             "state": self._state(version.name, self._latest()),
+            "models": part(
+                "models",
+                lambda: run_pages.trained_on(version.name, self._newest_runs()),
+                list[dict[str, Any]](),
+            ),
             "samples": part(
                 "samples",
                 lambda: mined_samples(self.samples(version.name), SAMPLES, SIDE),
@@ -172,8 +176,8 @@ class HomePages:
         """The dataset card of a version; ValueError when there is none of that name."""
         return card(self.home, self.versions.load(name))
 
-    def run(self, name: str) -> Path:
-        """Directory of a run; KeyError when there is none of that name."""
+    def run(self, name: str) -> Folder:
+        """The folder of a run; KeyError when there is none of that name."""
         for folder in self.home.run_folders():
             if folder.name == name:
                 return folder
@@ -185,6 +189,41 @@ class HomePages:
             return flags(self.home, rows)
         except _UNREADABLE as error:
             return {row.number: f"whether images were deleted is not known: {_reason(error)}" for row in rows}
+
+    def run_page(self, name: str) -> dict[str, Any]:
+        """The content of the page of a run; KeyError when there is none of that name."""
+        others = [folder.name for folder in self._newest_runs()]
+        return run_pages.run_page(self.run(name), self.decisions()[0], others)
+
+    def comparison(self, a: str, b: str) -> dict[str, Any]:
+        """The content of the page that compares two runs; KeyError when there is none of a name."""
+        return run_pages.comparison(self.run(a), self.run(b))
+
+    def decision(self, number: int) -> dict[str, Any]:
+        """The content of the page of a decision; KeyError when there is none of that number."""
+        rows = self.decisions()[0]
+        for row in rows:
+            if row.number == number:
+                known = any(folder.name == Path(row.run).name for folder in self.home.run_folders())
+                page = run_pages.decision_page(row, self.flags(rows).get(number))
+                return page | {"run": Path(row.run).name if known else ""}
+        raise KeyError(f"no decision {number} in {self.home.store.url}")
+
+    def champions(self) -> bytes:
+        """The metrics of the champions over time, as SVG."""
+
+        def known(exam: str, model: str) -> str | None:
+            folder = self.home.registry.assessment(f"{exam}-{model}")
+            return folder.read("metrics.json").decode() if folder.exists("metrics.json") else None
+
+        return trend.draw(self.decisions()[0][::-1], known)
+
+    def report(self, number: int) -> bytes:
+        """The report that was kept with a decision; KeyError when there is none."""
+        report = self.decision(number)["row"].report
+        if report is None or not self.home.store.exists(report):
+            raise KeyError(f"decision {number} has no report any more")
+        return self.home.store.read_bytes(report)
 
     def _shelved(self) -> list[dict[str, str]]:
         """The shards that are set aside; with "unreadable" where a record cannot be read."""
@@ -216,21 +255,22 @@ class HomePages:
         kinds = ["experiment"] if name in self.versions.experiments() else []
         return ", ".join(marks + kinds + labels)
 
-    def _newest_runs(self) -> list[Path]:
-        return sorted(self.home.run_folders(), key=lambda run: -(run / "config.json").stat().st_mtime)
+    def _newest_runs(self) -> list[Folder]:
+        return sorted(self.home.run_folders(), key=lambda run: -(run.store.modified("config.json") or 0))
 
-    def _run(self, folder: Path) -> dict[str, Any]:
+    def _run(self, folder: Folder) -> dict[str, Any]:
         """A run in the list of the first page; with "unreadable" where a record of it cannot be read."""
         entry: dict[str, Any] = {
             "name": folder.name,
             "state": "",
             "version": "",
-            "report": (folder / "report.html").is_file(),
-            "log": (folder / "log.jsonl").is_file(),
+            "report": folder.exists("report.html"),
+            "scores": run_pages.scores(folder),
+            "log": folder.exists("log.jsonl"),
         }
         for name in RUN_RECORDS:
             try:
-                held = _object(folder / name)
+                held = _object(folder, name)
             except _UNREADABLE as error:
                 return entry | _broken(folder.name, f"{name}: {_reason(error)}")
             if name == "config.json":
@@ -263,11 +303,11 @@ class HomePages:
         return found
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(folder: Folder, name: str) -> dict[str, Any]:
     """The object that a JSON file holds, {} without the file; ValueError for anything else."""
-    if not path.is_file():
+    held = folder.json(name)
+    if held is None:
         return {}
-    held = json.loads(path.read_bytes())
     if not isinstance(held, dict):
         raise ValueError(f"it holds a {type(held).__name__}, not an object")
     return held

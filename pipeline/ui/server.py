@@ -5,13 +5,18 @@
     /versions/A/diff/B                  what came and went from version A to version B
     /versions/NAME/README.md            its dataset card
     /versions/NAME/samples/N/whole.jpg  a sample's image; 0.jpg, 1.jpg ... are its parts
-    /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv beside it
+    /runs/NAME                          its numbers, curves and decisions
+    /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv, answers.json beside it
+    /runs/A/compare/B                   numbers, options, curves and answers of two runs beside each other
+    /decisions/N                        a decision: each metric beside the champion's; report.html, kept with it
+    /champions.svg                      the metrics of the champions over time
     /lineage.svg                        the lineage of the champion
 
 Read-only, and only files that a record names; texts from data are escaped. A record that cannot be read is marked in
 its own entry. Requests by another host name than the server's own are refused (hosts.py).
 """
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -22,9 +27,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from pipeline.evaluation.metrics.document import csv_text, upgrade
 from pipeline.evaluation.report import report
 from pipeline.ui import curves, lineage
 from pipeline.ui.hosts import OwnHostsOnly, own_hosts
@@ -38,6 +44,7 @@ RUN_FILES = {
     "metrics.json": "application/json",
     "metrics.csv": "text/csv",
     "train.json": "application/json",
+    "answers.json": "application/json",
 }
 # No scripts, and only pictures of this server or embedded in the page.
 POLICY = (
@@ -63,8 +70,8 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
     )
     style = report.style() + Markup((HERE / "serve.css").read_text())
 
-    def page(name: str, **values: object) -> HTMLResponse:
-        text = templates.get_template(name).render(style=style, home=home, **values)
+    def page(template: str, **values: object) -> HTMLResponse:
+        text = templates.get_template(template).render(style=style, home=home, **values)
         return HTMLResponse(text, headers={"Content-Security-Policy": POLICY, **FRESH})
 
     def overview(request: Request) -> Response:
@@ -93,9 +100,35 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
         file = request.path_params["file"]
         if file == "curves.svg":
             return Response(_found(lambda: curves.draw(folder)), media_type="image/svg+xml", headers=FRESH)
-        if file not in RUN_FILES or not (folder / file).is_file():
+        if file not in RUN_FILES or not folder.exists(file):
             raise HTTPException(404, f"run {folder.name} has no {file}")
-        return FileResponse(folder / file, media_type=RUN_FILES[file], headers=FRESH)
+        return FileResponse(folder.fetch(file) / file, media_type=RUN_FILES[file], headers=FRESH)
+
+    def run(request: Request) -> Response:
+        return page("run.html.j2", **_found(lambda: known.run_page(request.path_params["name"])))
+
+    def comparison(request: Request) -> Response:
+        asked = request.path_params
+        return page("compare.html.j2", **_found(lambda: known.comparison(asked["a"], asked["b"])))
+
+    def decision(request: Request) -> Response:
+        return page("decision.html.j2", **_found(lambda: known.decision(request.path_params["number"])))
+
+    def decision_file(request: Request) -> Response:
+        number, file = request.path_params["number"], request.path_params["file"]
+        if file == "report.html":
+            return HTMLResponse(_found(lambda: known.report(number)), headers=FRESH)
+        found = _found(lambda: known.decision(number))
+        if file in ("metrics.json", "metrics.csv"):
+            text = found["row"].metrics
+            text = text if file == "metrics.json" else _found(lambda: csv_text(upgrade(json.loads(text))))
+            return Response(text, media_type=RUN_FILES[file], headers=FRESH)
+        if file == "answers.json" and found["run"]:
+            return RedirectResponse(f"/runs/{found['run']}/{file}")
+        raise HTTPException(404, f"decision {number} has no {file}")
+
+    def champions_svg(request: Request) -> Response:
+        return Response(known.champions(), media_type="image/svg+xml", headers=FRESH)
 
     def lineage_svg(request: Request) -> Response:
         rows, champion, _ = known.decisions()
@@ -109,7 +142,12 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
             Route("/versions/{name}/README.md", version_card),
             Route("/versions/{a}/diff/{b}", difference),
             Route("/versions/{name}/samples/{sample:int}/{picture}.jpg", picture),
+            Route("/runs/{name}", run),
             Route("/runs/{name}/{file}", run_file),
+            Route("/runs/{a}/compare/{b}", comparison),
+            Route("/decisions/{number:int}", decision),
+            Route("/decisions/{number:int}/{file}", decision_file),
+            Route("/champions.svg", champions_svg),
             Route("/lineage.svg", lineage_svg),
         ],
         middleware=[Middleware(OwnHostsOnly, hosts=own_hosts() if hosts is None else frozenset(hosts))],

@@ -1,12 +1,11 @@
 """What a home holds, as values and in lines for a person."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipeline.curation.describe import brief
+from storage.folder import Folder
 from storage.home import Home
 from storage.summary import total
 from storage.version_heads import erased_keys, heads, latest, quarantined
@@ -89,27 +88,26 @@ def report(home: Home) -> Iterator[str]:
         yield f"{home} is empty: start with `hyco mine` or `hyco journey`"
 
 
-def run_state(folder: Path) -> str:
+def run_state(folder: Folder) -> str:
     """The state of a run, in words."""
-    if (folder / "metrics.json").is_file():
-        return f"assessed, report in {folder / 'report.html'}"
-    if (folder / "train.json").is_file():
-        try:
-            found = json.loads((folder / "train.json").read_text())
+    if folder.exists("metrics.json"):
+        return f"assessed, report in {folder}/report.html"
+    try:
+        if (found := folder.json("train.json")) is not None:
             return f"trained, loss {found['loss_first']:.3f} to {found['loss_last']:.3f}, not assessed"
-        except (ValueError, KeyError, TypeError) as error:
-            return f"unreadable train.json ({error!r}): train the run again"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"unreadable train.json ({error!r}): train the run again"
     return "training not finished"
 
 
-def _fit_state(folder: Path) -> str:
-    if (folder / "metrics.json").is_file():
+def _fit_state(folder: Folder) -> str:
+    if folder.exists("metrics.json"):
         from pipeline.evaluation.metrics.document import read_metrics  # torch: for homes with fits only
 
         try:
-            found = read_metrics(folder / "metrics.json")
+            found = read_metrics(folder.fetch("metrics.json") / "metrics.json")
             accuracy = found["metrics"]["classification.accuracy"]["value"]
             return f"trained, accuracy {accuracy:.1%} on {found['classification']['images']:,} test images"
         except (ValueError, KeyError, TypeError) as error:
             return f"unreadable metrics.json ({error!r}): evaluate it again"
-    return "trained, not evaluated" if (folder / "train.json").is_file() else "training not finished"
+    return "trained, not evaluated" if folder.exists("train.json") else "training not finished"

@@ -32,7 +32,9 @@ class FaultyS3:
     def __init__(self, rate: float = 0.0, seed: int = 0, conditional: bool = True) -> None:
         self.rate, self.conditional = rate, conditional
         self.met: Counter[str] = Counter()
-        self.script: list[str] = []  # faults of the next requests, before chance decides
+        self.script: list[
+            str | None
+        ] = []  # faults of the next requests, None for none, before chance decides
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._moto, self._one = DomainDispatcherApplication(create_backend_app), threading.Lock()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for each request
@@ -55,7 +57,8 @@ class FaultyS3:
         conditional = "HTTP_IF_NONE_MATCH" in environ
         with self._lock:
             if self.script:
-                fault = self.script.pop(0)
+                if (fault := self.script.pop(0)) is None:
+                    return None
             elif self._random.random() < self.rate * (5 if conditional else 1):
                 fault = self._random.choice(FAULTS)
             else:

@@ -43,7 +43,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def journey(scenes: Path, home: Path) -> subprocess.Popen[bytes]:
+def journey(scenes: Path, home: Path | str) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
@@ -68,7 +68,7 @@ def journey(scenes: Path, home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
 
 
-def kill_when(process: subprocess.Popen[bytes], home: Path, ready: Callable[[], bool]) -> None:
+def kill_when(process: subprocess.Popen[bytes], home: Path | str, ready: Callable[[], bool]) -> None:
     """kill -9 the command itself, and nothing else, once `ready`; then see that all it had started ends by itself."""
     deadline = time.monotonic() + 300
     while not ready():
@@ -84,7 +84,7 @@ def kill_when(process: subprocess.Popen[bytes], home: Path, ready: Callable[[], 
         time.sleep(0.2)
 
 
-def _left(session: int, home: Path) -> list[str]:
+def _left(session: int, home: Path | str) -> list[str]:
     """Commands still running that the killed one had started: its workers, its server, training."""
     own = subprocess.run(["ps", "-s", str(session), "-o", "args="], capture_output=True, text=True).stdout
     every = subprocess.run(["ps", "-e", "-o", "args="], capture_output=True, text=True).stdout

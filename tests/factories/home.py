@@ -20,7 +20,7 @@ from pipeline.packing.dataset_gate import QualityConfig, QualityError
 from pipeline.packing.pack import PackConfig, pack
 from pipeline.runtime.executor import InProcess
 from storage.home import Home
-from storage.layout import ASSESSED, MODEL_RUNS, REPORTS
+from storage.layout import MODEL_RUNS, REPORTS
 from storage.model_registry import (
     Decision,
     digest_of,
@@ -212,8 +212,7 @@ def _fill_registry(home: Path) -> None:
             kind, model, files, "because", run=str(run), report=report, metrics='{"a": 0.5}', kept=kept
         )
         registry.append(row, number)
-    answers = home / ASSESSED / f"exam-{model}"
-    answers.mkdir(parents=True)
+    answers = registry.assessment(f"exam-{model}")
     for name in ("metrics.json", "report.html"):
-        (answers / name).write_text(json.dumps({"name": name, "value": 0.25}))
+        answers.write(name, json.dumps({"name": name, "value": 0.25}).encode())
     prove_folder(answers)

@@ -32,7 +32,7 @@ def operation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operation]:
 
 def test_a_new_shard_becomes_a_decision(operation: Operation) -> None:
     first = operation.deploy("watch_every_s=30", "gather_s=2")
-    assert "set: deployment watch/watch: missing" in first and "set: automation" in first
+    assert "created deployment watch/watch" in first and "created automation" in first
     assert operation.deploy("watch_every_s=30", "gather_s=2").splitlines()[-1].startswith("0 changes")
     assert operation.hyco("deploy", "--home", str(operation.home), "--check").startswith("0 differences")
     operation.start_worker()

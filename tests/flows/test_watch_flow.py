@@ -80,7 +80,7 @@ def test_a_dead_training_is_followed_until_the_attempts_are_used_up(retrain):
 def test_attempts_that_get_further_do_not_count(retrain, tmp_path):
     """Three stops of a machine that each left a later checkpoint end no training; three without progress do."""
     sight = replace(SIGHT, key="train:v-444444444444:abc")
-    folder = run_dir(Home(tmp_path), retrain.journey.recipe, sight.version)
+    folder = run_dir(Home(tmp_path), retrain.journey.recipe, sight.version).path
     for attempt in range(1, 6):
         assert start(retrain, Home(tmp_path), sight).endswith(f"attempt {attempt}")
         assert end(Crashed()) == 1
@@ -119,7 +119,7 @@ def watching(folder):
     return config().retrain.replace(journey=journey.replace(mine=journey.mine.replace(source=str(folder))))
 
 
-def test_a_remote_home_is_mined_and_packed_and_says_where_to_train(tmp_path):
+def test_a_remote_home_is_watched_like_a_local_one(tmp_path):
     home, asked = f"memory://{tmp_path.name}", watching(tmp_path)
     assert watch(asked, home)["version"] is None
     store, samples = Store(home), [sample(n) for n in range(3)]
@@ -132,8 +132,8 @@ def test_a_remote_home_is_mined_and_packed_and_says_where_to_train(tmp_path):
     name = Versions(store).publish({}, digests, shards, {"images": 3}).name
     state = watch(asked, home, return_state=True)
     found = state.result()
-    assert found["version"] == name and state.message == f"{name}: {found['training']}"
-    assert found["training"].startswith(f"home {home} is remote: copy its versions and shards")
+    assert found["version"] == name and state.message == f"nothing new since {name}: {found['training']}"
+    assert found["training"] == f"3 new samples, training begins at {asked.min_new}"
 
 
 def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypatch):

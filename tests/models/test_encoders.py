@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.clip import ClipConfig, DualEncoder
-from models.encoders.block import attend
+from models.encoders.block import FEW_VALUES, attend
 from models.encoders.text import TextConfig, TextTransformer
 from models.encoders.vit import VisionConfig, VisionTransformer, sincos_positions
 
@@ -110,10 +110,12 @@ def test_towers_match_a_plain_pre_norm_block():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_in_bfloat16_on_a_cpu_agrees_with_the_fused_kernel(causal):
-    """The spelled-out form against float32, in value and gradient, to bfloat16's eight bits."""
+@pytest.mark.parametrize("batch, few", [(2, True), (400, False)])
+def test_attention_in_bfloat16_on_a_cpu_agrees_with_the_fused_kernel(causal, batch, few):
+    """The spelled-out form, and that of few values, against float32: value, gradient, to bfloat16's eight bits."""
     torch.manual_seed(0)
-    wide = [torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3)]
+    wide = [torch.randn(batch, 3, 7, 8, requires_grad=True) for _ in range(3)]
+    assert (wide[0].numel() <= FEW_VALUES) == few
     half = [x.detach().bfloat16().requires_grad_() for x in wide]
     seen, fused = attend(*half, causal), attend(*wide, causal)
     assert seen.dtype == torch.bfloat16 and fused.dtype == torch.float32

@@ -69,16 +69,16 @@ def checked() -> str:
     return f"{spent()['parts']:.1f} parts"
 
 
-def write_rows(folder: Path) -> None:
+def write_rows(folder: Path, count: int = ROWS, shard_rows: int = SHARD) -> None:
     """Shards with the columns of GRIT and the bytes of distinct images, as much work to decode as photographs."""
     folder.mkdir()
     small = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
     pixels = np.array(Image.fromarray(small).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
-    for shard, start in enumerate(range(0, ROWS, SHARD)):
+    for shard, start in enumerate(range(0, count, shard_rows)):
         rows: dict[str, list[Any]] = {
             name: [] for name in ("key", "jpg", "caption", "noun_chunks", "ref_exps")
         }
-        for number in range(start, min(start + SHARD, ROWS)):
+        for number in range(start, min(start + shard_rows, count)):
             for bit in range(20):  # blocks of a JPEG, so that no two images are alike
                 pixels[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
             dog, ball = [0.1, 0.1, 0.6, 0.9, 0.92], [0.5, 0.4, 0.95, 0.95, 0.71]

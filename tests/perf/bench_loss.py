@@ -26,6 +26,7 @@ from models.losses.objective import (
     siglip_objective,
     uncha_objective,
 )
+from tests.perf.plain_model import four_matrices, sum_of
 from tests.perf.runner import Case
 
 DIM, SCALE = 512, 14.3
@@ -120,29 +121,7 @@ class Batch:
 
     def four_matrices(self) -> float:
         """Every matrix of distances for itself."""
-        c = self.c
-
-        def time_part(x: Tensor) -> Tensor:
-            return (1 / c + x.square().sum(-1, keepdim=True)).sqrt()
-
-        def entropy(query: str, key: str) -> Tensor:
-            x, y = self.points[query], self.points[key]
-            inner = x @ y.T - time_part(x) @ time_part(y).T
-            distance = torch.acosh(torch.clamp(-c * inner, min=1 + 1e-8)) / c.sqrt()
-            return F.cross_entropy(-self.scale * distance, self.own)
-
-        def hinge(general: str, specific: str, eta: float) -> Tensor:
-            x, y = self.points[general], self.points[specific]
-            x_t, y_t, norm = time_part(x)[:, 0], time_part(y)[:, 0], x.norm(dim=-1)
-            inner = c * ((x * y).sum(-1) - x_t * y_t)
-            cosine = (y_t + x_t * inner) / (norm * (inner.square() - 1).clamp(min=1e-8).sqrt())
-            angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
-            aperture = torch.asin((2 * HYCOCLIP.aperture / (c.sqrt() * norm)).clamp(max=1 - 1e-6))
-            return F.relu(angle - eta * aperture).mean()
-
-        terms = [row.weight * entropy(row.query, row.key) for row in HYCOCLIP.contrast]
-        terms += [row.weight * hinge(row.general, row.specific, row.eta) for row in HYCOCLIP.entailment]
-        return self._step(sum_of(terms))
+        return self._step(four_matrices(self.points, self.own, self.scale, self.c, HYCOCLIP))
 
     def agreement(self) -> str:
         """Equal losses and gradients of ours and the four matrices."""
@@ -170,11 +149,6 @@ class Batch:
             leaf.grad = None
         total.backward()
         return float(total.detach())
-
-
-def sum_of(terms) -> Tensor:
-    """The sum of 0-dim tensors."""
-    return torch.stack(list(terms)).sum()
 
 
 def peak_and_seconds(step: Callable[[], float]) -> tuple[float, float, float]:

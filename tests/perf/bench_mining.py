@@ -1,4 +1,7 @@
-"""Peak memory of mining photographs of 24 megapixels in one worker, beside the bound that docs/performance.md states.
+"""Peak memory of mining in one worker, by the size of the photographs and by the size of the shards.
+
+Photographs of 24 megapixels stand beside the bound that docs/performance.md states; shards of 1,000 and 10,000 small
+images show what the results of a shard take, which a worker holds until the shard is done.
 
 Each number is the peak resident memory of a process of its own, libraries, parser and grounder included, that mines one
 shard with the embedded grounder. "Unbounded" decodes all photographs of the shard at once, as chunks did that were
@@ -23,6 +26,7 @@ from tests.perf.runner import Case
 BOUND_MB = 1500.0
 PHOTOGRAPHS, WIDTH, HEIGHT = 24, 6000, 4000
 UNBOUNDED = PHOTOGRAPHS * WIDTH * HEIGHT
+SMALL, LARGE = 1_000, 10_000  # images of a shard
 CAPTION = "a brown dog beside a red ball on the grass"
 GROUNDER = "transformers:demo/weights/grounder"
 
@@ -44,6 +48,29 @@ print(json.dumps({"mb": peak * 1024 / 1e6, "images": record["images"], "boxes": 
     [row["key"], row["phrase"], row["x0"], row["y0"], row["x1"], row["y1"], row["score"]] for row in rows]}))
 """
 
+_HOLD = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from models.grounding.detector import Detection
+from pipeline.mining import mine
+source, home, grounder = sys.argv[1:]
+
+class Finder:
+    digest = mine.ground.grounder_digest(grounder)
+    def __call__(self, images, phrases):
+        sizes = [16 * len(texts) for texts in phrases]
+        return [Detection(np.tile(np.float32([0.1, 0.1, 0.9, 0.9]), (n, 1)), np.full(n, 0.5, np.float32),
+                          np.repeat(np.arange(n // 16), 16)) for n in sizes]
+
+mine._open_detector = lambda *_: Finder()
+config = mine.MineConfig(source=source, grounder=grounder, device="cpu")
+record = mine.mine_shard(config, mine.Home(home), mine.plan(config, mine.Home(home)).pending[0])
+status = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(json.dumps({"mb": peak * 1024 / 1e6, "images": record["images"], "boxes": record["boxes"]}))
+"""
+
 
 def cases() -> Iterator[Case]:
     """The bound, and what it saves."""
@@ -54,6 +81,42 @@ def cases() -> Iterator[Case]:
     yield Case(
         name, "unbounded", "MB", lambda: mined("")["mb"], lambda: mined(str(UNBOUNDED))["mb"], same_boxes, 1.5
     )
+    yield Case(
+        f"mining a shard of {LARGE}",
+        f"a shard of {SMALL}",
+        "MB",
+        lambda: held(LARGE)["mb"],
+        lambda: held(SMALL)["mb"],
+        lambda: f"{held(LARGE)['boxes']} and {held(SMALL)['boxes']} boxes",
+    )
+
+
+@cache
+def held(images: int) -> dict:
+    """Mine one shard of small images with five captions each; a stand-in finds 16 boxes for each phrase."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        source.mkdir()
+        tarred(source / "00000.tar", _small(images))
+        done = subprocess.run(
+            [sys.executable, "-c", _HOLD, str(source), str(Path(folder) / "home"), GROUNDER],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _small(images: int) -> Iterator[tuple[str, bytes | str]]:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for number in range(images):
+        pixels[:8, :8], pixels[8:16, :8] = number % 256, number // 256
+        captions = [
+            f"{CAPTION} near {number} {word} trees" for word in ("tall", "old", "green", "big", "bare")
+        ]
+        yield from named(
+            f"{number:05d}", {"jpg": encode_jpeg(pixels), "json": json.dumps({"captions": captions})}
+        ).items()
 
 
 @cache

@@ -263,3 +263,17 @@ def test_a_local_fault_names_its_file(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/objects/"):
         store.commit("objects", ".bin", lambda file: file.write(b"x"))
+
+
+def test_an_upload_that_failed_is_not_taken_for_the_file_that_was_there(
+    store: Store, server: FaultyS3, tmp_path: Path
+) -> None:
+    (tmp_path / "log").write_bytes(b"new")
+    store.replace("log", b"old")
+    server.script = ["refused"]
+    with pytest.raises(OSError, match="by chance"):
+        store.upload(tmp_path / "log", "log")
+    assert store.read_bytes("log") == b"old"
+    server.script = ["cut after"]
+    store.upload(tmp_path / "log", "log")
+    assert store.read_bytes("log") == b"new"

@@ -49,14 +49,17 @@ def test_runs_are_given_by_name_or_directory(tmp_path: Path) -> None:
     (home.runs / "unfinished").mkdir()
     assert [run.name for run in home.run_folders()] == ["a", "b"]
     assert [run.name for run in home.fit_folders()] == ["c"]
-    assert home.run("a") == home.runs / "a" and home.run(elsewhere) == elsewhere
+    assert home.run("a").path == home.runs / "a" and home.run(elsewhere).path == elsewhere
 
 
-def test_a_remote_home_has_data_but_no_runs_and_no_registry() -> None:
+def test_a_remote_home_has_runs_but_no_directory_of_them() -> None:
     home = Home("memory://remote")
     assert not home.local and home.run_folders() == [] and home.require() is home
-    for ask in (lambda: home.runs, lambda: home.fits, lambda: home.registry):
-        with pytest.raises(ValueError, match="local home"):
+    home.run("b").create("config.json", b"{}")
+    assert [run.url for run in home.run_folders()] == ["memory://remote/runs/b"]
+    assert home.run("memory://elsewhere/x").url == "memory://elsewhere/x"
+    for ask in (lambda: home.runs, lambda: home.fits):
+        with pytest.raises(ValueError, match="needs a local one: give it another --home on this machine"):
             ask()
 
 

@@ -15,6 +15,7 @@ from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Settin
 from pipeline.evaluation.coverage import Coverage, as_numbers
 from pipeline.evaluation.embed_files import embed_files, read_json, read_lines
 from pipeline.evaluation.metrics.bootstrap import MetricResult
+from pipeline.evaluation.metrics.order import order_of
 from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 
 FLICKR_FOLDERS = (
@@ -163,7 +164,7 @@ def retrieval(
     paper = setting.protocol.published
     pairing = Pairing.own(captions) if paper else Pairing.of(captions)
     texts = embedder.encode_text(pairing.texts)
-    found = both_ways(embedder.score, points, texts, pairing, setting.boot, in_order=paper)
+    found = both_ways(order_of(embedder), points, texts, pairing, setting.boot, in_order=paper)
     chance = found.numbers.pop("chance")
     size = {"n": len(points), "captions": len(pairing.text)}
     return MetricResult(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.embedder import Embedder
+from pipeline.evaluation import answers
 from pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
 from pipeline.evaluation.benchmarks.protocol import Protocol
 from pipeline.evaluation.benchmarks.suite import run_suite
@@ -97,6 +98,7 @@ def evaluate_model(
     if others:
         metrics["beside"] = [summary(metrics, folder), *others]
     write_numbers(folder, metrics)
+    answers.write(folder, shown.get("answers"))
     asked = ", ".join(str(place) for place in (spec.assess_source, spec.data) if place)
     origin = [("Model", str(folder)), ("Assessed on", asked), ("Commit", str(metrics["commit"] or ""))]
     page = Exhibits(

@@ -37,7 +37,7 @@ from pipeline.evaluation.metrics.geometry import (
     radius_summary,
     shuffle,
 )
-from pipeline.evaluation.metrics.retrieval import Score
+from pipeline.evaluation.metrics.order import Score
 
 RIDGE = 1.0
 PASSING = 0.1  # of the shuffled pairs

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.evaluation.metrics.average_precision import expected_precision, plain_average, precision_at
 from pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
-from pipeline.evaluation.metrics.retrieval import Score
+from pipeline.evaluation.metrics.order import Score
 
 CHUNK = 8192  # boxes scored at once
 

@@ -22,6 +22,7 @@ class Metric:
         higher_is_better: None where neither is.
         chance: how the chance level is computed; empty where there is none.
         gallery: the ranked items, in the plural, where the size of the gallery determines the difficulty.
+        counted: what its n counts: the resampled units of its interval.
     """
 
     path: str
@@ -30,6 +31,11 @@ class Metric:
     higher_is_better: bool | None = True
     chance: str = ""
     gallery: str = ""
+    counted: str = "images"
+
+    def counts_in(self, name: str) -> str:
+        """What n counts for a metric of that dotted name: of the mean over published sets, the sets."""
+        return "data sets" if name.startswith("suite.paper.") else self.counted
 
 
 CLASSIFIERS = {
@@ -74,6 +80,7 @@ READINGS = {  # of metrics/attribution.py: what is told, its chance level, by wh
     ),
 }
 
+COUNTED = {"hierarchical_retrieval": "names", "membership": "", "direction": "pairs of names"}
 ENTAILED_BY = {"margin": "the cones", "angle": "the exterior angle", "similarity": "similarity alone"}
 
 CATALOG = (
@@ -84,7 +91,13 @@ CATALOG = (
         for block, name in CLASSIFIERS.items()
     ),
     *(
-        Metric(f"{way}.r{k}", f"{name} R@{k}", chance=SHUFFLED, gallery=gallery)
+        Metric(
+            f"{way}.r{k}",
+            f"{name} R@{k}",
+            chance=SHUFFLED,
+            gallery=gallery,
+            counted="phrases" if way == "phrase_to_crop" else "images",
+        )
         for way, (name, gallery) in WAYS.items()
         for k in KS
     ),
@@ -164,7 +177,7 @@ CATALOG = (
     Metric("names.rising", "changes to an ancestor's name", "fraction", None, POOL),
     Metric("names.distinct", "distinct nearest names", "count", None),
     *(
-        Metric(f"{block}.{reading}", f"{what} by {how}", "fraction", None, chance)
+        Metric(f"{block}.{reading}", f"{what} by {how}", "fraction", None, chance, counted=COUNTED[block])
         for block, (what, chance, readings) in READINGS.items()
         for reading, how in readings.items()
     ),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.retrieval import Score
+from pipeline.evaluation.metrics.order import Score
 
 CHUNK = 128
 

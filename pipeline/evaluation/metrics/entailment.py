@@ -19,8 +19,8 @@ from torch import Tensor
 from models.hyperbolic import product
 from pipeline.evaluation.metrics.average_precision import expected_precision
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.order import Score
 from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
-from pipeline.evaluation.metrics.retrieval import Score
 
 CHUNK, ROWS = 8192, 256  # pairs, and images against all texts, scored at once
 NEGATIVES = 100  # of an image, as published

@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.retrieval import Pairing, Score, both_ways
+from pipeline.evaluation.metrics.order import LorentzOrder, Score
+from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 
 
 def part_retrieval(
-    score: Score,
+    score: Score | LorentzOrder,
     crops: Float[Tensor, "P D"],
     phrases: Float[Tensor, "K D"],
     pairing: Pairing,

@@ -6,7 +6,7 @@ every copy of its captions, whichever image the copy was written for. Copies sta
 averages, so the metrics are those of the full list of captions at the cost of the distinct ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from pipeline.evaluation.metrics.order import LorentzOrder, Plain, Score, wrong_before
 
 KS = (1, 5, 10)
 CHUNK = 4_000_000  # scores held at once: 16 MB
-
-Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def same_text(text: str) -> str:
@@ -79,7 +78,7 @@ class Ranks:
 
 
 def first_hit(
-    score: Score,
+    score: Score | LorentzOrder,
     queries: Float[Tensor, "Q D"],
     gallery: Float[Tensor, "G D"],
     pairs: Int[np.ndarray, "P 2"],
@@ -87,36 +86,26 @@ def first_hit(
     *,
     in_order: bool = False,
 ) -> Ranks:
-    """Rank of the best paired item of each query, by `score` (larger is nearer).
+    """Rank of the best paired item of each query, by `score` (larger is nearer) or by distance on the hyperboloid.
 
     `pairs` holds distinct (query, gallery) indices and every query occurs in it. A wrong item that ties with
     the best right one counts as before it, so a collapsed model scores 0 instead of 1. With `in_order`, items that tie
     keep the order of the gallery, as in a stable sort by score (without multiplicity).
     """
     count = np.ones(len(gallery), np.int64) if multiplicity is None else multiplicity
-    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     right = np.bincount(pairs[:, 0], weights=count[pairs[:, 1]], minlength=len(queries)).astype(np.int64)
     assert (right > 0).all(), "every query needs a paired item"
-    copies = torch.from_numpy(count).to(queries.device, torch.float64)
+    copies = torch.from_numpy(count).to(queries.device)
+    items = score.over(gallery) if isinstance(score, LorentzOrder) else Plain(score, gallery)
     step = max(1, CHUNK // max(len(gallery), 1))
-    ranks = []
+    ranks = [np.zeros(0, np.int64)]
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
         low, high = np.searchsorted(pairs[:, 0], [start, start + len(block)])
         own = torch.from_numpy(pairs[low:high] - [start, 0]).to(queries.device)
-        paired = torch.zeros(len(block), len(gallery), dtype=torch.bool, device=queries.device)
-        paired[own[:, 0], own[:, 1]] = True
-        scores = score(block, gallery)
-        right_scores = scores.masked_fill(~paired, -torch.inf)
-        best = right_scores.amax(dim=1, keepdim=True)
-        before = scores >= best
-        if in_order:
-            first = (right_scores == best).int().argmax(dim=1, keepdim=True)
-            later = torch.arange(len(gallery), device=queries.device) > first
-            before &= (scores > best) | ~later
-        ranks.append(((before & ~paired).double() @ copies).round().long().cpu().numpy())
-    rank = np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
-    return Ranks(rank, right, int(count.sum()))
+        ranks.append(wrong_before(items, block, own, copies, in_order=in_order).cpu().numpy())
+    return Ranks(np.concatenate(ranks), right, int(count.sum()))
 
 
 def chance_recall(right: Int[np.ndarray, " Q"], size: int, k: int) -> Float[np.ndarray, " Q"]:
@@ -146,7 +135,7 @@ def recall(
 
 
 def both_ways(
-    score: Score,
+    score: Score | LorentzOrder,
     images: Float[Tensor, "B D"],
     texts: Float[Tensor, "K D"],
     pairing: Pairing,

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from models.hyperbolic import product
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.retrieval import CHUNK, Score
+from pipeline.evaluation.metrics.order import Score
+from pipeline.evaluation.metrics.retrieval import CHUNK
 
 STEPS = 50
 

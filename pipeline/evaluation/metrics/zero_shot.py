@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.retrieval import Score
+from pipeline.evaluation.metrics.order import Score
 from pipeline.evaluation.metrics.taxonomy import Taxonomy, fill
 
 BLOCK = 4096  # images scored at once

@@ -9,6 +9,7 @@ from pipeline.evaluation.metrics.catalog import find
 from pipeline.evaluation.metrics.document import context, measured, read_metrics
 from pipeline.evaluation.report.charts import number
 from pipeline.evaluation.report.tables import interval_text, title, value_text
+from storage.folder import Folder
 
 
 def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -20,15 +21,16 @@ def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: a run that has not been assessed.
     """
-    return [_read(Path(run)) for run in runs]
+    return [_read(Folder.of(run)) for run in runs]
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    if not (folder / "metrics.json").is_file():
+def _read(folder: Folder) -> dict[str, Any]:
+    path = folder.fetch("metrics.json", "config.json")
+    if not folder.exists("metrics.json"):
         raise FileNotFoundError(
             f"{folder} has no metrics.json to compare with: give the directory of an assessed run"
         )
-    return summary(read_metrics(folder / "metrics.json"), folder)
+    return summary(read_metrics(path / "metrics.json"), path)
 
 
 def summary(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:

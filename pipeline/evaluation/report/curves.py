@@ -67,6 +67,13 @@ def curves(log: Log) -> list[dict[str, Any]]:
         ("Temperature", [line(log, "temperature", "temperature", "scalar")], "", "", True),
         ("Learning rate", [line(log, "lr", "rate", "scalar")], "", "", True),
         ("Speed", [line(log, "samples_per_second", "samples per second", "accent")], "", "", True),
+        (
+            "Model FLOPs utilisation",
+            [line(log, "mfu", "fraction of a matrix product's rate", "accent")],
+            "",
+            "FLOPs of the towers, without padding, beside a matrix product measured at the start.",
+            True,
+        ),
         ("Waiting for data", [line(log, "data_wait", "fraction of time", "accent")], "", "", True),
     ]
     made = []

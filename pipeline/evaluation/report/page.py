@@ -12,6 +12,7 @@ from pipeline.evaluation.report.compare_runs import beside_table
 from pipeline.evaluation.report.curves import curves
 from pipeline.evaluation.report.panels import (
     Exhibits,
+    class_rows,
     depth_rows,
     plane_panel,
     separation_rows,
@@ -70,6 +71,7 @@ def page(metrics: dict[str, Any], exhibits: Exhibits) -> dict[str, Any]:
         "incomplete": gaps(metrics),
         "skipped": [(_section(k), v) for k, v in (metrics.get("skipped") or {}).items()],
         "tree": tree_panel(exhibits),
+        "classes": class_rows(exhibits),
         "walks": walks_panel(exhibits, metrics),
         "plane": plane_panel(exhibits),
         "space": space_panel(exhibits, metrics.get("geometry")),
@@ -137,8 +139,10 @@ class _View:
         train, found, zero = m.get("train") or {}, m.get("retrieval") or {}, m.get("zero_shot") or {}
         steps, seen = train.get("steps"), train.get("samples_seen")
         text = f"Run {m.get('run')}"
-        text += f" was trained on {seen:,} samples" if isinstance(seen, int) else ""
+        text += f" was trained on {seen:,} samples{_passes(train)}" if isinstance(seen, int) else ""
         text += f" in {steps:,} steps" if isinstance(steps, int) else ""
+        text += f", {duration(took)}" if isinstance(took := train.get("seconds"), int | float) else ""
+        text += f" on {machine}" if (machine := train.get("machine") or train.get("device")) else ""
         parts.append(text + ".")
         if found:
             parts.append(
@@ -197,23 +201,59 @@ class _View:
         )
 
     def training(self) -> list[dict[str, str]]:
-        return _facts(
-            self.m.get("train"),
+        train = self.m.get("train") or {}
+        facts = _facts(
+            train,
             (
                 ("steps", "steps"),
                 ("samples_seen", "samples seen"),
+                ("images", "different images"),
                 ("loss_first", "loss at the start"),
                 ("loss_last", "loss at the end"),
                 ("samples_per_second", "samples per second"),
-                ("seconds", "seconds"),
+                ("tokens_per_second", "tokens per second"),
+                ("mfu", "model FLOPs utilisation"),
+                ("data_wait", "time waited for data"),
+                ("peak_memory_mb", "peak memory, MB"),
             ),
         )
+        told = {
+            "passes over the images": f"{train['samples_seen'] / train['images']:.1f}"
+            if _passes(train)
+            else "",
+            "duration": duration(train["seconds"]) if isinstance(train.get("seconds"), int | float) else "",
+            "machine": str(train.get("machine") or train.get("device") or ""),
+            "processes": str(train.get("processes") or ""),
+            "precision": str(train.get("precision") or ""),
+        }
+        return facts + [{"name": name, "value": value} for name, value in told.items() if value]
+
+
+def duration(seconds: float) -> str:
+    """A duration in its two largest units: 4 min 12 s, 3 h 5 min, 2 d 4 h."""
+    rest = max(0, round(seconds))
+    for size, unit, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if rest >= size:
+            return f"{rest // size} {unit} {rest % size // small} {below}"
+    return f"{rest} s"
+
+
+def _passes(train: dict[str, Any]) -> str:
+    """The different images behind the samples seen, in words; empty where their number is not recorded."""
+    images, seen = train.get("images"), train.get("samples_seen")
+    if not isinstance(images, int) or not isinstance(seen, int) or not images:
+        return ""
+    return f" ({images:,} images, {seen / images:.1f} passes)"
+
+
+FRACTIONS = ("recall", "precision", "mfu", "data_wait")
+"""Facts that are shown in per cent."""
 
 
 def _facts(values: dict[str, Any] | None, names: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     held = [(key, name, (values or {}).get(key)) for key, name in names]
     return [
-        {"name": name, "value": share(value) if key in ("recall", "precision") else number(value)}
+        {"name": name, "value": share(value) if key in FRACTIONS else number(value)}
         for key, name, value in held
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from pipeline.evaluation.answers import Answers, by_class
 from pipeline.evaluation.metrics.document import measured
 from pipeline.evaluation.report.charts import number, ridges, share
 from pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
@@ -27,10 +28,24 @@ class Exhibits:
     mistakes: list[dict[str, Any]] = field(default_factory=list)
     strips: list[dict[str, Any]] = field(default_factory=list)
     plane: View | None = None
+    answers: Answers | None = None
     config: dict[str, Any] = field(default_factory=dict)
     lineage: list[tuple[str, str]] = field(default_factory=list)
     draws: int = 1000
     images: list[str] = field(default_factory=list)  # keys of all images of which it may show one
+
+
+def class_rows(x: Exhibits) -> list[dict[str, Any]]:
+    """Rows of the table per class, the worst class first; none without answers."""
+    return [
+        {
+            "name": row.name,
+            "images": f"{row.images:,}",
+            "right": share(row.right / row.images),
+            "wrong": f"{row.wrong} ({row.times:,})" if row.wrong else "",
+        }
+        for row in (by_class(x.answers) if x.answers else ())
+    ]
 
 
 def tree_panel(x: Exhibits) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.embedder import Embedder
+from pipeline.evaluation.answers import Answers
 from pipeline.evaluation.config import AssessConfig
 from pipeline.evaluation.embedded import Embedded
 from pipeline.evaluation.metrics.geometry import radii
@@ -40,4 +41,10 @@ def draw(
         found["depth_examples"] = show.depth_examples(tree)
         found["families"] = family_confusion(answered.predicted, answered.truth, tree)
         found["mistakes"] = show.mistakes(embedded, answered, tree, config.mistakes, side, config.seed)
+        found["answers"] = Answers(
+            classes=[tree.names[leaf][0] for leaf in tree.leaves()],
+            images=[embedded.scenes[scene].key for scene in answered.scene],
+            truth=answered.truth.tolist(),
+            answered=answered.predicted.tolist(),
+        )
     return found

@@ -50,10 +50,18 @@
 
   const root = document.documentElement;
   const button = document.getElementById("theme");
+  // A browser may refuse to remember anything for a file: then the theme is that of the system each time.
+  const kept = (value) => {
+    try {
+      if (value) localStorage.setItem("hyco-theme", value);
+      return localStorage.getItem("hyco-theme");
+    } catch { return null; }
+  };
+  if (["dark", "light"].includes(kept())) root.dataset.theme = kept();
   const dark = () => root.dataset.theme
     ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   const label = () => { button.textContent = dark() ? "Light" : "Dark"; };
-  button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; label(); });
+  button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; kept(root.dataset.theme); label(); });
   button.hidden = false;
   label();
   document.addEventListener("keydown", (e) => { if (e.key === "Escape") hide(); });

@@ -84,6 +84,8 @@ def _row(metrics: dict[str, Any], name: str, metric: Metric, held: dict[str, Any
         "name": title(name, metric),
         "note": ", ".join(notes),
         "value": value_text(metric, held["value"]),
+        "n": f"{held['n']:,}" if held["n"] else "",
+        "unit": metric.counts_in(name),
         "bar": bar(metric, held),
         "interval": interval_text(metric, held),
         "chance": value_text(metric, held["chance"]),

@@ -71,8 +71,8 @@ def test_twice_is_once_and_drift_is_reported_and_fixed():
         found = client.read_automations_by_name("hyco: a run without heartbeat is dead")
         client.pause_automation(found[0].id)
         client.upsert_global_concurrency_limit_by_name("hyco-gpu", 9)
-        client.delete_deployment(client.read_deployment_by_name("journey/smoke").id)
-    assert check(plan) == ["concurrency limit hyco-gpu: 9 -> 1", "deployment journey/smoke: missing"]
+        client.delete_deployment(client.read_deployment_by_name("journey/journey-smoke").id)
+    assert check(plan) == ["concurrency limit hyco-gpu: 9 -> 1", "deployment journey/journey-smoke: missing"]
     apply(plan)
     assert check(plan) == []
 
@@ -98,12 +98,12 @@ def test_who_paused_a_schedule_keeps_it_paused_and_check_says_so():
     with get_client(sync_client=True) as client:
         watch = client.read_deployment_by_name("watch/watch")
         client.update_deployment_schedule(watch.id, watch.schedules[0].id, active=False)
-        client.pause_deployment(client.read_deployment_by_name("journey/small").id)
+        client.pause_deployment(client.read_deployment_by_name("train/train-small").id)
         client.update_work_pool("gpu", WorkPoolUpdate(is_paused=True))
     paused = [
         "work pool gpu is paused",
         "deployment watch/watch is paused",
-        "deployment journey/small is paused",
+        "deployment train/train-small is paused",
     ]
     assert pauses(plan) == paused and check(plan) == []
     apply(blueprint(config(watch_every_s=60, preset="small")))

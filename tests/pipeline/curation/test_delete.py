@@ -131,10 +131,9 @@ def fill(opened: Home, version: Version) -> None:
     )
     first = Decision("promoted", model, files, "first", run=str(run), version=version.name, report=kept.path)
     registry.append(first, 0)
-    answers = registry.assessed() / f"exam-{model}"
-    answers.mkdir(parents=True)
-    (answers / "metrics.json").write_text("{}")
-    shutil.copyfile(run / "report.html", answers / "report.html")
+    answers = registry.assessment(f"exam-{model}")
+    answers.write("metrics.json", b"{}")
+    answers.write("report.html", (run / "report.html").read_bytes())
     prove_folder(answers)
     told = {"key": KEY, "unit": "0.tar", "source_key": "09999", "captions": [WORD]}
     for name, rows in (("hit", [told]), ("other", [{**told, "key": "c" * 32, "captions": ["x"]}])):

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from pipeline.evaluation.answers import Answers
 from pipeline.evaluation.metrics.document import upgrade
 from pipeline.evaluation.report.charts import Line, line_chart, number, ridges, share, ticks
 from pipeline.evaluation.report.curves import curves
@@ -24,6 +25,7 @@ from storage.sample import Part, TrainingSample
 
 EVIL = "<script>alert(1)</script> \"' onerror=x {{ 7*7 }} \u202e鴨と猫 \U0001f986 &lt;"
 JPEG = encode_jpeg(np.full((40, 60, 3), 90, np.uint8))
+BESIDE = ("metrics.csv", "metrics.json", "answers.json")  # files in the same folder
 VOID = {"meta", "link", "img", "path", "rect"}
 
 
@@ -161,7 +163,7 @@ def test_hostile_text_stays_text():
 def test_the_page_asks_nothing_of_the_network(full):
     html = render(upgrade(metrics()), exhibits()) if full else render({"run": "r"}, Exhibits())
     for url in re.findall(r"(?:src|href|srcset|action|poster)=\"([^\"]*)\"", html):
-        assert url.startswith(("data:", "#"))
+        assert url.startswith(("data:", "#")) or url in BESIDE
     assert not re.findall(r"https?://|url\(|@import|//cdn", html.replace("http-equiv", ""))
     attrs = next(a for tag, a in read(html).tags if a.get("http-equiv") == "Content-Security-Policy")
     script = html[html.index("<script>") + 8 : html.index("</script>")]
@@ -177,7 +179,8 @@ def test_missing_sections_leave_their_reason():
     text = " ".join(reader.text)
     assert "Zero-shot classification: not measured" in text and "no taxonomy was given" in text
     assert "Nothing could be measured." in text
-    targets = {attrs["href"][1:] for tag, attrs in reader.tags if tag == "a"}
+    links = {attrs["href"] for tag, attrs in reader.tags if tag == "a"}
+    targets = {link[1:] for link in links - set(BESIDE)}
     assert targets <= {attrs.get("id") for _, attrs in reader.tags}
 
 
@@ -303,3 +306,29 @@ def test_numbers_read_well():
     assert [share(v) for v in (0.0, 0.0063, 0.632, 0.9999, 1.0)] == [
         "0\xa0%", "0.63\xa0%", "63.2\xa0%", "100\xa0%", "100\xa0%"
     ]  # fmt: skip
+
+
+def test_it_says_how_often_each_image_was_seen_by_what_and_for_how_long():
+    seen = {"samples_seen": 30, "steps": 3, "images": 12, "seconds": 252.0, "machine": "A <CPU>, 2 cores"}
+    found = page(upgrade(metrics() | {"train": seen}), exhibits())
+    told = "was trained on 30 samples (12 images, 2.5 passes) in 3 steps, 4 min 12 s on A <CPU>, 2 cores."
+    assert told in found["intro"]
+    facts = {fact["name"]: fact["value"] for fact in found["training"]}
+    assert (facts["passes over the images"], facts["duration"]) == ("2.5", "4 min 12 s")
+    assert "passes" not in page(upgrade(metrics()), exhibits())["intro"], "a run of an earlier Hyco"
+
+
+def test_each_n_says_what_it_counts():
+    rows = {
+        row["name"]: row for table in page(upgrade(metrics()), exhibits())["tables"] for row in table["rows"]
+    }
+    assert (rows["Zero-shot top-1"]["n"], rows["Zero-shot top-1"]["unit"]) == ("20", "images")
+    assert rows["Phrase to part R@5"]["unit"] == "phrases"
+
+
+def test_the_classes_are_listed_the_worst_first():
+    told = Answers(["duck", "dog", "<cat>"], ["a", "b", "c"], [0, 1, 1], [0, 2, 1])
+    html = render(upgrade(metrics()), dataclasses.replace(exhibits(), answers=told))
+    text = " ".join(read(html).text)
+    assert "All 2 classes, the worst first" in text and "<cat> (1)" in text
+    assert text.index("50.0") < text.index("duck")

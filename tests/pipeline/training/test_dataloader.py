@@ -10,11 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.encoders.tokenizer import Tokenizer
 from pipeline.imaging.decode import encode_jpeg
-from pipeline.training.augment import DataConfig, draw, random_box
-from pipeline.training.dataloader import START, Batch, Batches, ShardFile
+from pipeline.training.augment import DataConfig, draw, jittered, random_box
+from pipeline.training.dataloader import START, Batch, Batches, ShardFile, on_device
 from storage.shard import write_shard
 from tests.factories.training import sample, shard_files
 
@@ -105,6 +106,43 @@ def test_ranks_take_disjoint_equal_shares_with_fewer_shards_than_ranks_too(shard
     assert take(readers[-1], 1)[0].images.shape[0] == 2
 
 
+@pytest.mark.parametrize(("lanes", "ranks"), [(1, 2), (2, 1), (2, 4), (4, 2), (3, 2)])
+def test_another_number_of_processes_gets_the_same_batches(shards, tokenizer, lanes, ranks):
+    """Over the end of an epoch: 38 samples are three batches of twelve."""
+    known = [reader(shards, tokenizer, batch_size=12 // lanes, rank=r, ranks=lanes) for r in range(lanes)]
+    now = [
+        reader(shards, tokenizer, batch_size=12 // ranks, rank=r, ranks=ranks, lanes=lanes)
+        for r in range(ranks)
+    ]
+    theirs, ours = ([take(each, 7, {"epoch": 0, "batch": 1}) for each in side] for side in (known, now))
+    for before, after in zip(zip(*theirs, strict=True), zip(*ours, strict=True), strict=True):
+        assert {part.position["batch"] for part in before} == {part.position["batch"] for part in after}
+        for name in ("images", "image_boxes"):
+            whole, pieces = (torch.cat([getattr(p, name) for p in side]) for side in (before, after))
+            assert torch.equal(whole, pieces)
+        counts = [sum((part.counts for part in side), ()) for side in (before, after)]
+        assert counts[0] == counts[1] and len(counts[0]) == 12
+    with pytest.raises(
+        ValueError, match="batch_size 10 is not a multiple of the 4 processes that the run was"
+    ):
+        reader(shards, tokenizer, batch_size=5, ranks=2, lanes=4)
+
+
+def test_lengths_and_counts_are_known_on_the_host(shards, tokenizer):
+    (batch,) = take(reader(shards, tokenizer, DataConfig(window=2, parts=2)), 1)
+    texts = [*batch.tokens, *batch.token_boxes]
+    assert batch.lengths == tuple(text.tolist().index(tokenizer.end) + 1 for text in texts)
+    assert batch.counts == tuple(torch.bincount(batch.owner, minlength=5).tolist())
+    assert sum(batch.counts) == len(batch.owner) > 0
+
+
+def test_batches_reach_a_device_in_order_and_the_reader_ends(shards, tokenizer):
+    source = reader(shards, tokenizer).start()
+    moved = list(itertools.islice(on_device(source, torch.device("cpu")), 3))
+    source.close()
+    assert all(same(a, b) for a, b in zip(moved, take(reader(shards, tokenizer), 3), strict=True))
+
+
 def test_skipping_does_not_open_the_shards_before(shards, tokenizer):
     opened = []
 
@@ -161,6 +199,27 @@ def test_an_image_that_cannot_be_decoded_is_replaced_and_counted(tmp_path, token
         take(reader(bad, tokenizer), 1)
 
 
+def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(shards, tokenizer):
+    batches = reader(shards, tokenizer, DataConfig(prefetch=1), batch_size=5)
+    expected = [batch.images.clone() for batch in take(batches, 4)]
+    stream = batches.start()
+    held, views, places = [], [], set()
+    for number in range(4):
+        batch = next(stream)
+        places.add(batch.images.data_ptr())
+        held.append(batch) if number % 2 else views.append(batch.images[1:].flatten(0, 1))
+        del batch
+    for number, batch in zip((1, 3), held, strict=True):
+        assert torch.equal(batch.images, expected[number])
+    for number, view in zip((0, 2), views, strict=True):
+        assert torch.equal(view, expected[number][1:].flatten(0, 1))
+    assert len(places) == 4
+    del held, views
+    places.update(next(stream).images.data_ptr() for _ in range(20))
+    assert len(places) <= 4 + 4  # in hand, ready, waiting to be ready, in the making
+    stream.close()
+
+
 def test_errors_of_the_reader_are_raised_where_batches_are_asked_for(shards, tmp_path, tokenizer):
     path = tmp_path / "torn.tar"
     with shards[0].open() as file:
@@ -186,9 +245,12 @@ def test_random_boxes_keep_scale_and_ratio_and_stay_inside():
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 60).all() and (boxes[:, 3] <= 40).all()
     fallback = (w == 60) & (h == 40)
     share, ratio = (w * h / 2400)[~fallback], (w / h)[~fallback]
-    assert 0.5 <= share.min() < 0.52 and 0.75 <= ratio.min() < 0.78 and ratio.max() < 1.34
+    assert 0.48 <= share.min() < 0.52 and 0.72 <= ratio.min() < 0.78 and ratio.max() < 1.39  # whole pixels
+    assert boxes.dtype.kind == "i"
     assert boxes[:, 0].max() > 15  # pieces lie everywhere, not only in the middle or a corner
-    assert random_box(100, 10, (1.0, 1.0), (1.0, 1.0), rng) == (0.0, 0.0, 100.0, 10.0)
+    assert random_box(100, 10, (1.0, 1.0), (1.0, 1.0), rng) == (0, 0, 100, 10)
+    for _ in range(200):  # an image of one pixel
+        assert random_box(1, 1, (0.1, 1.0), (0.5, 2.0), rng) == (0, 0, 1, 1)
 
 
 def test_no_flip_by_default_and_flips_when_asked(tokenizer):
@@ -199,6 +261,45 @@ def test_no_flip_by_default_and_flips_when_asked(tokenizer):
     assert plain is not None and flipped is not None
     assert np.array_equal(plain.image, flipped.image[:, ::-1])
     assert not np.array_equal(plain.image, flipped.image)
+
+
+def test_colours_change_only_where_they_may(tokenizer):
+    """Without jitter no number is drawn for it, so that views stay as they were."""
+    one = sample(1)
+    plain = draw(one, DataConfig(flip=0.5), 24, np.random.default_rng(0))
+    strong = DataConfig(flip=0.5, color_jitter=(0.4, 0.4, 0.4, 0.1))
+    never = draw(one, strong.replace(color_jitter_chance=0.0), 24, np.random.default_rng(0))
+    always = [draw(one, strong.replace(color_jitter_chance=1.0), 24, np.random.default_rng(0)) for _ in "ab"]
+    assert plain is not None and never is not None and always[0] is not None and always[1] is not None
+    assert not np.array_equal(plain.image, always[0].image)
+    assert np.array_equal(always[0].image, always[1].image)
+    assert np.array_equal(draw(one, DataConfig(flip=0.5), 24, np.random.default_rng(0)).image, plain.image)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_each_jitter_changes_its_own_property(which):
+    drawn = np.random.default_rng(1)
+    pixels = drawn.integers(60, 190, (32, 32, 3), dtype=np.uint8)
+    strength = tuple(0.5 if which == i else 0.0 for i in range(4))
+    changed = [
+        np.asarray(jittered(Image.fromarray(pixels), strength, np.random.default_rng(seed)))
+        for seed in range(40)
+    ]
+    brightness = np.array([each.mean() for each in changed]) / pixels.mean()
+    contrast = np.array([each.mean(2).std() for each in changed]) / pixels.mean(2).std()
+    if which == 0:
+        assert brightness.min() < 0.65 and brightness.max() > 1.3 and brightness.min() > 0.45
+    elif which == 1:
+        assert contrast.min() < 0.65 and contrast.max() > 1.3 and abs(brightness - 1).max() < 0.06
+    elif which == 2:
+        chroma = (
+            np.array([np.ptp(each.astype(int), 2).mean() for each in changed])
+            / np.ptp(pixels.astype(int), 2).mean()
+        )
+        assert chroma.min() < 0.65 and chroma.max() > 1.3 and abs(brightness - 1).max() < 0.06
+    else:  # the largest channel changes, the value of HSV stays
+        assert any((each.argmax(2) != pixels.argmax(2)).mean() > 0.5 for each in changed)
+        assert all(abs(each.max(2).astype(int) - pixels.max(2)).max() <= 2 for each in changed)
 
 
 def test_a_letterboxed_image_keeps_its_edges_and_parts_are_not_padded():
