@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench training-study lint format weights test-services sbom test-groundingdino test-operations ablation cones clean
+.PHONY: help demo ui classification test test-all chaos bench scale training-study lint format weights test-services sbom test-groundingdino test-operations ablation cones clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -65,6 +65,12 @@ test-operations: $(DEV) ## server, worker, hyco deploy: a dropped shard becomes 
 
 bench: $(DEV) ## speed and memory beside a peer, equality first; ONLY=name runs one
 	@$(BIN)/python -m tests.perf $(ONLY)
+
+UNITS  ?= 100000
+ENGINE ?= local
+
+scale: $(DEV) ## where the time of a mining of 10^5 units goes; UNITS=3000 is short, ENGINE=ray:HOST:PORT a Ray cluster
+	@$(BIN)/python -m pipeline.experiments.scale simulate --units $(UNITS) --engine $(ENGINE)
 
 training-study: $(DEV) ## the tables of docs/hyperbolic_training.md: nets on digits beside HypLL (about 20 minutes)
 	@$(BIN)/python -W ignore -m tests.perf.training_study

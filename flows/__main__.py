@@ -16,11 +16,11 @@ from flows.runtime.server import ensure_server, reach, start, wait_for
 from flows.runtime.settings import use_home
 from pipeline.cli import curation, registry
 from pipeline.cli.app import (
-    CORES,
     AssessSource,
     Assignments,
     Boxes,
     CaptionColumn,
+    Engine,
     Force,
     Grounder,
     HomeUrl,
@@ -36,6 +36,7 @@ from pipeline.cli.app import (
     show_metrics,
 )
 from pipeline.cli.serve import serving
+from pipeline.runtime.executor import LOCAL
 from pipeline.runtime.listen import listen
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.stop import TerminatedError, terminable, told
@@ -58,7 +59,8 @@ def journey(
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     boxes: Boxes = None,
-    workers: Workers = CORES,
+    workers: Workers = None,
+    engine: Engine = LOCAL,
     force: Force = False,
     assignments: Assignments = None,
 ) -> None:
@@ -80,7 +82,8 @@ def journey(
     config = checked(override(config, assignments or []))
     if cost := require_feasible(config.recipe, config.processes, force):
         say(f"training: {cost}", err=True)
-    os.environ["HYCO_WORKERS"] = str(workers)
+    if workers is not None:
+        os.environ["HYCO_WORKERS"] = str(workers)
     with terminable():
         address = ensure_server(home)
         say(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)
@@ -89,7 +92,7 @@ def journey(
 
         if not os.environ.get("HYCO_DEBUG"):
             quiet_terminal(logging.ERROR if Progress.quiet else logging.NOTSET)
-        result = flow(config, home)
+        result = flow(config, home, engine)
     show_metrics(result["metrics"], result["run_dir"])
     say(f"Prefect UI with these runs: hyco ui --home {home}")
 

@@ -11,6 +11,7 @@ from flows.runtime.runs import done, inside, named
 from flows.train import train
 from pipeline import end_to_end as journeys
 from pipeline.end_to_end import JourneyConfig
+from pipeline.runtime.executor import LOCAL
 from storage.home import Home
 
 
@@ -24,19 +25,20 @@ from storage.home import Home
     persist_result=True,
     result_serializer="json",
 )
-def journey(config: JourneyConfig, home: str = "var") -> dict[str, Any]:
+def journey(config: JourneyConfig, home: str = "var", engine: str = LOCAL) -> dict[str, Any]:
     """From captioned images to an assessed model; finished work is not repeated.
 
     Args:
         config: options of mining, packing, training and evaluation.
         home: where Hyco stores everything.
+        engine: where shards are mined and packed: local, ray or ray:HOST:PORT.
     """
     opened = Home(home)
-    mine(config.mine, home)
+    mine(config.mine, home, engine=engine)
     held = journeys.held_out(config)
     if held is not None:
-        mine(held, home)
-    packed = pack(config.mine, config.pack, home, mined_only=True)
+        mine(held, home, engine=engine)
+    packed = pack(config.mine, config.pack, home, mined_only=True, engine=engine)
     version = opened.versions.load(packed["version"])
     found = journeys.mining_report(config.mine, config.pack, opened, version, held)
     trained = train(config.recipe, home, version.name, config.run, config.processes)

@@ -10,18 +10,17 @@ from flows.reporting import events as signals
 from flows.runtime.progress import ProgressArtifact
 from flows.runtime.runs import done, inside, named
 from flows.runtime.task_executor import task_engine
-from flows.runtime.tasks import task_runner
 from pipeline.mining.mine import MineConfig
 from pipeline.packing import pack as packing
 from pipeline.packing.dataset_gate import Check, QualityError
 from pipeline.packing.pack import PackConfig
+from pipeline.runtime.executor import LOCAL
 from storage.home import Home
 
 
 @flow(
     name="pack",
     flow_run_name=named(lambda given: f"pack {inside(given, 'mine', 'source')}"),
-    task_runner=task_runner(),
     persist_result=True,
     result_serializer="json",
 )
@@ -32,6 +31,7 @@ def pack(
     mined_only: bool = False,
     latest: bool = True,
     name: str | None = None,
+    engine: str = LOCAL,
 ) -> dict[str, Any]:
     """Apply thresholds, cut crops, write training shards and publish a version; emits hyco.dataset.published.
 
@@ -42,10 +42,11 @@ def pack(
         mined_only: leave out units that were added to the source after it was mined.
         latest: whether a version that passes the gate becomes latest; an experiment does not.
         name: a name for the version, an experiment: it does not become latest.
+        engine: where the shards are packed: local, ray or ray:HOST:PORT.
     """
     opened, checks = Home(home), list[Check]()
     try:
-        with task_engine("pack") as executor:
+        with task_engine("pack", engine, gpus=0.0) as executor:
             progress = ProgressArtifact("pack-progress", "pack")
             version = packing.pack(
                 mine, config, opened, executor, progress, checks.extend, mined_only, latest, name

@@ -43,6 +43,7 @@ from pipeline.registry.retraining import (
     unpublished,
     unsettled,
 )
+from pipeline.runtime.executor import LOCAL
 from storage.checkpoint import open_checkpoints
 from storage.home import Home
 
@@ -65,7 +66,7 @@ _FROM_STEP = "from-step-"  # tag of an attempt: the checkpoint that it resumes f
     persist_result=True,
     result_serializer="json",
 )
-def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
+def watch(config: RetrainConfig, home: str = "var", engine: str = LOCAL) -> dict[str, Any]:
     """Mine and pack new data of the source, then start a training if it is due and none is running.
 
     The message of the run's state says what was done.
@@ -73,8 +74,9 @@ def watch(config: RetrainConfig, home: str = "var") -> dict[str, Any]:
     Args:
         config: the source, how it is mined and packed, and when training begins.
         home: where Hyco stores everything.
+        engine: where shards are mined and packed: local, ray or ray:HOST:PORT.
     """
-    found = _look(config, home)
+    found = _look(config, home, engine)
     told = found["training"] if found["training"].startswith("started") else _in_words(found)
     if (flow_run.get_name() or "").startswith("watch "):  # the list of runs shows names and no messages
         rename(f"watch {inside(config.journey.mine.source)}: {told}")
@@ -90,7 +92,7 @@ def _in_words(found: dict[str, Any]) -> str:
     return f"nothing new since {name}: {told}" if name and name not in told else f"nothing new: {told}"
 
 
-def _look(config: RetrainConfig, home: str) -> dict[str, Any]:
+def _look(config: RetrainConfig, home: str, engine: str) -> dict[str, Any]:
     journey, opened = config.journey, Home(home)
     rounds = 0
     while rounds < MOST_ROUNDS:  # includes data that arrived while the last was mined
@@ -98,11 +100,11 @@ def _look(config: RetrainConfig, home: str) -> dict[str, Any]:
         if not grown(config, opened):
             break
         rounds += 1
-        mine(journey.mine, home, config.settle_s)
+        mine(journey.mine, home, config.settle_s, engine)
         if (held := journeys.held_out(journey)) is not None:
-            mine(held, home, config.settle_s)
+            mine(held, home, config.settle_s, engine)
         if unpublished(config, opened):  # not when all new data was removed again
-            pack(journey.mine, journey.pack, home, mined_only=True)
+            pack(journey.mine, journey.pack, home, mined_only=True, engine=engine)
     away = opened.shelf.entries()
     for entry in away:
         get_run_logger().warning("%s", entry)

@@ -66,7 +66,7 @@ def package_of(path: Path) -> str:
 
 
 # The engine talks to workers it started itself through a pipe; nothing pickled ever rests or travels.
-PIPES = {"pipeline/runtime/local_executor.py", "pipeline/runtime/worker.py"}
+PIPES = {f"pipeline/runtime/{name}.py" for name in ("calls", "local_executor", "worker")}
 FILES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 
 

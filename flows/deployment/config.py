@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flows.deployment.work_pools import PoolType
 from pipeline.config import Config
@@ -11,6 +11,7 @@ from pipeline.end_to_end import JourneyConfig, packing_for
 from pipeline.mining.mine import MineConfig
 from pipeline.presets import Preset
 from pipeline.registry.retraining import RetrainConfig
+from pipeline.runtime.executor import LOCAL, RAY
 from pipeline.sources.listing import absolute_source
 from pipeline.training.recipes import demo
 from storage.layout import SOURCE
@@ -30,8 +31,14 @@ class DeployConfig(Config):
     """Size of the training that new data starts: 20 steps, a tenth of the recipe's steps, or all."""
     pool_type: PoolType = "process"
     """How workers start a flow run."""
-    heavy_pool: Literal["cpu", "gpu"] = "cpu"
-    """Work pool of the flows that need a GPU; "cpu" where there is none."""
+    heavy_pool: Literal["cpu", "gpu", "ray"] = "cpu"
+    """Work pool of the flows that need a GPU; "cpu" where there is none. "ray": its worker runs on a node of a Ray
+    cluster, which mines and packs; that node trains.
+    """
+    ray_address: str = ""
+    """HOST:PORT of the Ray cluster of heavy_pool "ray"; empty where the worker's machine is a node of it."""
+    ray_workers: int | None = Field(default=None, ge=1)
+    """Workers that mine and pack in the Ray cluster; null takes as many as it has room for."""
     image: str = "hyco-gpu:latest"
     """Container image with Hyco in it, for docker and kubernetes."""
     volumes: tuple[str, ...] = ()
@@ -70,6 +77,19 @@ class DeployConfig(Config):
         if given is not None and not all(part.strip() for part in given.partition("/")):
             raise ValueError(f"{given!r} is not TYPE/NAME of a block, such as slack-webhook/team")
         return given
+
+    @model_validator(mode="after")
+    def _on_a_node(self) -> "DeployConfig":
+        if self.heavy_pool == "ray" and self.pool_type != "process":
+            raise ValueError(
+                f"heavy_pool ray with pool_type {self.pool_type}: give pool_type=process, its worker runs on a Ray node"
+            )
+        return self
+
+    @property
+    def engine(self) -> str:
+        """Where shards are mined and packed, see pipeline.runtime.executor.open_executor."""
+        return f"{RAY}:{self.ray_address}".rstrip(":") if self.heavy_pool == RAY else LOCAL
 
     @field_validator("maintain_cron")
     @classmethod

@@ -10,6 +10,7 @@ from flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
 from pipeline.config import Config
 from pipeline.end_to_end import JourneyConfig
 from pipeline.presets import PRESETS, asked, sized
+from pipeline.runtime.executor import RAY
 
 QUEUES = {"quick": 1, "work": 2}  # name and priority: checks go before long work
 TAGS = {  # what starts a deployment: its own schedule and events, or a person; a step of the whole, or all of it
@@ -23,6 +24,7 @@ RENAMED = {  # FLOW/NAME of deployments that Hyco made before -> their names now
     **{f"train/{preset}": f"train/train-{preset}" for preset in ("small", "full")},
 }
 HEAVY = ("mine", "train", "assess", "journey", "watch", "retrain")
+ON_A_CLUSTER = ("mine", "pack", "watch", "journey")  # flows with a parameter `engine`
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,12 @@ def blueprint(config: DeployConfig) -> Blueprint:
         )
         for name, need in (("cpu", "no"), ("gpu", "a"))
     )
+    if config.heavy_pool == RAY:
+        about = "Hyco's work that a Ray cluster does; its worker runs on a node"
+        variables = {} if config.ray_workers is None else {"HYCO_WORKERS": str(config.ray_workers)}
+        pools += (
+            Pool(RAY, config.pool_type, about, template(config.pool_type, False, *where, env=variables)),
+        )
     limits = {GPU_LIMIT: config.gpus, CPU_LIMIT: config.cpu_trainings}
     return Blueprint(config, pools, tuple(_deployments(config)), tuple(_former(config)), limits)
 
@@ -183,9 +191,10 @@ def _former(config: DeployConfig) -> Iterator[Deployed]:
 def _deployed(
     config: DeployConfig, flow: str, name: str, parameters: dict[str, Any], description: str, **rest: Any
 ) -> Deployed:
-    pool = config.heavy_pool if flow in HEAVY else "cpu"
-    tags = ("hyco", TAGS[flow])
-    return Deployed(flow, name, pool, {**parameters, "home": config.home}, description, tags=tags, **rest)
+    on_ray = config.heavy_pool == RAY and flow in ON_A_CLUSTER
+    pool = config.heavy_pool if flow in HEAVY or on_ray else "cpu"
+    given = {**parameters, "home": config.home, **({"engine": config.engine} if on_ray else {})}
+    return Deployed(flow, name, pool, given, description, tags=("hyco", TAGS[flow]), **rest)
 
 
 def _sizes(config: DeployConfig) -> dict[str, JourneyConfig]:

@@ -1,7 +1,9 @@
 """Base job templates of the work pools: the job that a worker of each type starts for a flow run."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from flows.runtime.settings import HEARTBEAT_S
@@ -28,6 +30,7 @@ def template(
     volumes: tuple[str, ...] = (),
     networks: tuple[str, ...] = (),
     claim: str | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The base job template of a pool.
 
@@ -39,6 +42,7 @@ def template(
         volumes: of docker containers, NAME_OR_FOLDER:PLACE.
         networks: of docker containers.
         claim: PersistentVolumeClaim of kubernetes pods, mounted at CLAIMED_AT.
+        env: further variables of process runs.
     """
     if kind == "process":
         return _filled(
@@ -46,6 +50,7 @@ def template(
             command=f"{_python()} -m flows.engine",
             stream_output=True,
             working_dir=directory,
+            env={**_ENV, **env},
         )
     if kind == "docker":
         names = (*_NAMED, "image", "image_pull_policy", "networks", "auto_remove", "volumes", "mem_limit")
@@ -133,7 +138,7 @@ def _filled(job: dict[str, Any], **defaults: Any) -> dict[str, Any]:
         properties[name] = {"title": name.replace("_", " ").capitalize(), **_type(defaults.get(name))}
         if defaults.get(name) is not None:
             properties[name]["default"] = defaults[name]
-    properties["env"] = {"title": "Environment variables", **_TEXTS, "default": _ENV}
+    properties["env"] = {"title": "Environment variables", **_TEXTS, "default": defaults.get("env", _ENV)}
     properties["labels"] = {"title": "Labels", **_TEXTS}
     return {"job_configuration": job, "variables": {"type": "object", "properties": properties}}
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from prefect import get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.reporting import artifacts
 from flows.runtime.tasks import PASSING, shard, worker_count
-from pipeline.runtime.executor import Executor, open_executor
+from pipeline.runtime.executor import LOCAL, Executor, open_executor
 
 MAX_TASKS = 500  # of one flow run: the server loses task runs when it gets thousands at once
 
@@ -77,11 +78,14 @@ class TaskExecutor:
     verb: str
     executor: Executor
     workers: int = field(init=False)
+    _runner: ThreadPoolTaskRunner[Any] = field(init=False)
     _waiting: list[_Call] = field(default_factory=list)
     _groups: dict[int, _Group] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.workers = self.executor.workers
+        # A thread only waits for its shards. Not the flow's own runner: the engine is chosen when a flow runs.
+        self._runner = ThreadPoolTaskRunner(max_workers=max(1, self.workers)).__enter__()
 
     def submit(
         self, function: Callable[..., Any], *args: Any, report: Callable[[Any], None] | None = None
@@ -99,7 +103,8 @@ class TaskExecutor:
         for start in range(0, len(waiting), size):
             group = _Group(waiting[start : start + size])
             more = f" and {len(group.calls) - 1} more" if len(group.calls) > 1 else ""
-            group.task = shard.submit(f"{self.verb} {group.calls[0].path}{more}", group.work)
+            label = f"{self.verb} {group.calls[0].path}{more}"
+            group.task = self._runner.submit(shard, {"label": label, "work": group.work})
             self._groups |= {id(member): group for member in group.calls}
         return self._groups[id(call)]
 
@@ -111,6 +116,7 @@ class TaskExecutor:
     def close(self) -> None:
         """End the workers; failed units are listed in the log and in an artifact."""
         self.executor.close()
+        self._runner.__exit__(None, None, None)
         if failed := self.failed():
             for path, error in failed.items():
                 get_run_logger().error("%s of %s failed: %s", self.verb, path, error)
@@ -123,8 +129,7 @@ class TaskExecutor:
         self.close()
 
 
-def task_engine(verb: str) -> TaskExecutor:
-    """Open an executor of this host's workers whose calls are tasks of the current flow run."""
-    return TaskExecutor(
-        verb, open_executor(worker_count(), timeout_s=float(os.environ.get("HYCO_SHARD_TIMEOUT_S", 7200)))
-    )
+def task_engine(verb: str, engine: str = LOCAL, gpus: float | None = None) -> TaskExecutor:
+    """Open an executor whose calls are tasks of the current flow run, see pipeline.runtime.executor.open_executor."""
+    limit = float(os.environ.get("HYCO_SHARD_TIMEOUT_S", 7200))
+    return TaskExecutor(verb, open_executor(worker_count(engine), timeout_s=limit, engine=engine, gpus=gpus))

@@ -1,4 +1,4 @@
-"""The Prefect task for shards, its retries, and the number of concurrent tasks on this host."""
+"""The Prefect task for shards, its retries, and the number of workers."""
 
 import os
 from collections.abc import Callable
@@ -6,23 +6,21 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipeline.runtime.executor import WorkerDiedError
+from pipeline.runtime.executor import WorkerDiedError, address_of
 
 PASSING = (WorkerDiedError, ConnectionError, TimeoutError)  # a killed worker, a transient storage fault
 
 
-def worker_count() -> int:
-    """Worker processes on this host: HYCO_WORKERS, else the number of cores. A property of the host, not of the run."""
-    return int(os.environ.get("HYCO_WORKERS", os.cpu_count() or 1))
+def worker_count(engine: str) -> int | None:
+    """Worker processes: HYCO_WORKERS, else one per core; on a cluster None, as many as it has room for.
 
-
-def task_runner() -> TaskRunner[PrefectFuture[Any]]:
-    """One thread per worker process: a thread only waits for its shard."""
-    return ThreadPoolTaskRunner(max_workers=max(1, worker_count()))  # type: ignore[return-value]
+    A property of the host, not of the run.
+    """
+    if given := os.environ.get("HYCO_WORKERS"):
+        return int(given)
+    return (os.cpu_count() or 1) if address_of(engine) is None else None
 
 
 def _worth_a_retry(task: Any, run: Any, state: Any) -> bool:

@@ -94,8 +94,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 def plain_home(home: str) -> str:
     """Return the home as a plain path or URL: ~ expanded, file:// removed."""
@@ -131,7 +129,15 @@ HomeUrl = Annotated[
     ),
 ]
 Workers = Annotated[
-    int, typer.Option(help="Worker processes on this machine; 0 does the work in this process.", min=0)
+    int | None,
+    typer.Option(
+        help="Worker processes; 0 does the work in this process. By default one per core of this machine, or as many "
+        "as the Ray cluster has room for.",
+        min=0,
+    ),
+]
+Engine = Annotated[
+    str, typer.Option(help="Where the workers are: local, ray or ray:HOST:PORT (a Ray cluster that runs).")
 ]
 Version = Annotated[str, typer.Option(help="Dataset version: its name, the start of its name, or latest.")]
 RecipeName = Annotated[str, typer.Option(help="Training recipe, such as demo, photos, hycoclip_vit_s.")]

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.app import (
-    CORES,
     AsJson,
     AssessSource,
     Assignments,
     Boxes,
     CaptionColumn,
+    Engine,
     Grounder,
     HomeUrl,
     ImageColumn,
@@ -22,6 +22,7 @@ from pipeline.cli.app import (
     say,
     show,
 )
+from pipeline.runtime.executor import LOCAL
 from pipeline.runtime.stop import terminable
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ def mine(
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     boxes: Boxes = None,
-    workers: Workers = CORES,
+    workers: Workers = None,
+    engine: Engine = LOCAL,
+    gpus: Annotated[
+        float | None,
+        typer.Option(help="GPUs per Ray worker; by default 1 where the cluster has any.", min=0),
+    ] = None,
     assignments: Assignments = None,
 ) -> None:
     """Find the nouns of every caption and the boxes of every noun.
@@ -48,7 +54,7 @@ def mine(
     from storage.home import Home
 
     config = _mining(source, grounder, image_column, caption_column, boxes, assignments)
-    with terminable(), open_executor(workers) as executor:
+    with terminable(), open_executor(workers, engine=engine, gpus=gpus) as executor:
         show(mine_all(config, Home(home), executor))
 
 
@@ -109,7 +115,8 @@ def pack(
     image_column: ImageColumn = None,
     caption_column: CaptionColumn = None,
     boxes: Boxes = None,
-    workers: Workers = CORES,
+    workers: Workers = None,
+    engine: Engine = LOCAL,
     latest: Annotated[
         bool,
         typer.Option("--latest/--no-latest", help="Whether a version that passes the gate becomes latest."),
@@ -143,7 +150,7 @@ def pack(
     config = checked(override(composed, assignments or []))
     opened = Home(home)
     before = opened.latest_version()
-    with terminable(), open_executor(workers) as executor:
+    with terminable(), open_executor(workers, engine=engine, gpus=0.0) as executor:
         version = packing.pack(config.mine, config.pack, opened, executor, latest=latest, label=name)
     show(
         {

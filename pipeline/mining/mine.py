@@ -213,6 +213,11 @@ def mine_shard(
     mined = results(config, home)
     if (record := mined.done(unit.name)) is not None:
         return record
+    if home.local and not home.store.exists(mined.config):
+        raise ValueError(
+            f"{home.url} is not the home that the mining was planned in ({mined.config} is not there): on a cluster, "
+            "it must be the same folder on every node"
+        )
     started, clock = time.time(), Clock()
     extractor = detector = None
     known = _known(home.url, config.model_dump_json())

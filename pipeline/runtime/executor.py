@@ -1,4 +1,4 @@
-"""Executors: the same work in this process, in processes of this machine, or (later) on a cluster.
+"""Executors: the same work in this process, in processes of this machine, or in actors of a Ray cluster.
 
 An executor runs importable functions with picklable arguments, one shard per call:
 
@@ -15,9 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, Self
 
-from pipeline.runtime.local_executor import InProcess, LocalExecutor, WorkerDiedError
+from pipeline.config_fields import nearest
+from pipeline.runtime.calls import WorkerDiedError
+from pipeline.runtime.local_executor import InProcess, LocalExecutor
 
-__all__ = ["Executor", "InProcess", "LocalExecutor", "WorkerDiedError", "open_executor"]
+__all__ = ["Executor", "InProcess", "LocalExecutor", "WorkerDiedError", "address_of", "open_executor"]
+
+LOCAL, RAY = "local", "ray"
 
 
 class Executor(Protocol):
@@ -43,17 +47,43 @@ class Executor(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def open_executor(workers: int, threads: int | None = None, timeout_s: float | None = None) -> Executor:
+def open_executor(
+    workers: int | None,
+    threads: int | None = None,
+    timeout_s: float | None = None,
+    engine: str = LOCAL,
+    gpus: float | None = None,
+) -> Executor:
     """Return an executor of `workers` processes; 0 works in this process.
 
     Args:
-        workers: processes; each loads its own models.
-        threads: CPU threads of each; by default the machine's cores divided by the workers.
+        workers: processes; each loads its own models. None: one per core, or as many as a cluster has room for.
+        threads: CPU threads of each; by default the machine's cores divided by the workers, 1 on a cluster.
         timeout_s: a process that takes longer for one call is killed (WorkerDiedError); None sets no limit.
+        engine: "local" for this machine, "ray" or "ray:HOST:PORT" for a Ray cluster that runs.
+        gpus: GPUs per worker of a cluster; None takes one where it has any. Local workers share those there are.
     """
-    if workers < 0:
+    address = address_of(engine)
+    if workers is not None and workers < 0:
         raise ValueError(f"workers is {workers}: give 0 (this process) or more")
+    if workers == 0 and address is not None:
+        raise ValueError(f"workers is 0 and the engine {engine}: give workers of the cluster, or no engine")
     if workers == 0:
         return InProcess()
+    if address is not None:
+        from pipeline.runtime.ray_executor import RayExecutor
+
+        return RayExecutor(address, workers, threads or 1, gpus, timeout_s=timeout_s)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or cores
     return LocalExecutor(workers, threads or max(1, cores // workers), timeout_s=timeout_s)
+
+
+def address_of(engine: str) -> str | None:
+    """Return the address in the name of an engine, "" for the cluster of this machine, None for the local engine."""
+    kind, _, address = engine.partition(":")
+    if engine == LOCAL:
+        return None
+    if kind == RAY:
+        return address
+    raise ValueError(f"engine {engine!r}: give local, ray or ray:HOST:PORT{nearest(kind, (LOCAL, RAY))}")

@@ -20,14 +20,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Self
 
-Report = Callable[[Any], None]
-
-
-class WorkerDiedError(ChildProcessError):
-    """A worker process ended in the middle of a call: killed, out of memory, or crashed in native code."""
+from pipeline.runtime.calls import Report, WorkerDiedError, environment, name_of
 
 
 class InProcess:
@@ -99,13 +94,8 @@ class LocalExecutor:
 
     def submit(self, function: Callable[..., Any], *args: Any, report: Report | None = None) -> Future[Any]:
         """See Engine.submit. The function must be importable by name and the arguments picklable (ValueError)."""
-        name = f"{function.__module__}.{function.__qualname__}"
-        if function.__module__ == "__main__" or "<" in function.__qualname__:
-            raise ValueError(
-                f"{name} cannot be found by a worker: define it at the top of an importable module"
-            )
-        payload = pickle.dumps((function, args, report is not None))
-        call = _Call(payload, f"{name}({_brief(args)})", Future(), report)
+        name = name_of(function, args)
+        call = _Call(pickle.dumps((function, args, report is not None)), name, Future(), report)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the executor is closed")
@@ -229,24 +219,12 @@ class LocalExecutor:
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        threads = str(self.threads)
-        settings = {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "HYCO_WORKER_NUMBER": str(next(self._numbers) % self.workers),
-        }
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.runtime.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={
-                    **os.environ,
-                    **settings,
-                    "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-                },
+                env={**os.environ, **environment(self.threads, next(self._numbers) % self.workers)},
             )
         return _Worker(process, Connection(ours.detach()))
 
@@ -261,8 +239,3 @@ def _stop(worker: _Worker) -> None:
     if worker.process.poll() is None:
         worker.process.kill()
     worker.process.wait()
-
-
-def _brief(args: tuple[Any, ...]) -> str:
-    text = ", ".join(str(getattr(arg, "path", getattr(arg, "name", arg))) for arg in args[-1:])
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from pipeline.runtime.local_executor import WorkerDiedError
+from pipeline.runtime.calls import WorkerDiedError
 from pipeline.sources.source import UnitGoneError
 
 

@@ -92,9 +92,19 @@ def open_unit(
 
 
 def look_again(url: str | os.PathLike[str], home: Store, units: Iterable[Unit]) -> None:
-    """Forget the hashes that a home keeps of the files of units that were gone: the next listing reads them again."""
-    if paths := [unit.path for unit in units]:
-        KnownHashes(store_of(os.fspath(url)), home).forget(paths)
+    """Forget the hashes that a home keeps of the files of units that were gone: the next listing reads them again.
+
+    Raises ValueError when one is as it was listed: then its worker did not see this source.
+    """
+    gone = list(units)
+    for unit in gone:
+        if open_unit(url, unit).unchanged(unit):
+            raise ValueError(
+                f"{unit.path}: a worker found it removed or changed, and here it is as it was listed: start again if "
+                f"it was away for a while; on a cluster, {os.fspath(url)} must be the same on every node"
+            )
+    if gone:
+        KnownHashes(store_of(os.fspath(url)), home).forget([unit.path for unit in gone])
 
 
 class Source:
@@ -241,6 +251,10 @@ class Source:
                 return differs(self.kind, file, unit.path, since, self.columns)
         except FileNotFoundError:  # removed since it was listed
             return False
+
+    def unchanged(self, unit: Unit) -> bool:
+        """Return whether the file of a unit is the one that was listed."""
+        return self._identity(unit.path) == unit.sha256
 
     @contextlib.contextmanager
     def _unchanged(self, unit: Unit) -> Iterator[None]:

@@ -3,9 +3,9 @@
 A worker mines and packs the whole source into a home, as `hyco mine` and `hyco pack` do, with a detector and nouns that
 cost nothing; importing everything anew for each of hundreds of kills would cost most of the time.
 
-Lines in: {"start": home, "environment": {...}} or {"wait": pid}; lines out: the process id, or how it ended: 0 when the
-version was published, PASSING after a fault of the store that another start may survive, another exit code for an error
-that should not be, minus the signal that killed it.
+Lines in: {"start": home, "environment": {...}, "engine": null for this process} or {"wait": pid}; lines out: the
+process id, or how it ended: 0 when the version was published, PASSING after a fault of the store that another start may
+survive, another exit code for an error that should not be, minus the signal that killed it.
 """
 
 import json
@@ -13,65 +13,27 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import s3fs  # noqa: F401  (imported before the fork, not after each)
 
-from models.grounding.detector import Detection
-from pipeline.mining import grounder as ground
 from pipeline.mining import mine as mining
 from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.mining.noun_phrases import NounConfig, Phrase
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.runtime.executor import InProcess
+from pipeline.packing.pack import pack
+from pipeline.runtime.executor import InProcess, open_executor
 from storage.home import Home
+from tests.chaos.cheap import PACK, config, mine_on_a_cluster
 
 PASSING = 75  # EX_TEMPFAIL
-NOUN = "block"
-PACK = PackConfig(image_size=16, threshold=0.1, min_area_px=None, shard_size=4, holdout=0.2)
 
 
-class Cheap:
-    """One box for each phrase."""
-
-    digest = "c" * 16
-
-    def __call__(self, images: Any, phrases: Any) -> list[Detection]:
-        return [self._look(len(texts)) for texts in phrases]
-
-    def _look(self, count: int) -> Detection:
-        boxes = np.tile(np.array([[0.1, 0.1, 0.9, 0.9]], np.float32), (count, 1))
-        return Detection(boxes, np.full(count, 0.9, np.float32), np.arange(count))
-
-
-class Words:
-    """The word `block` of each caption, without spaCy."""
-
-    config = NounConfig()
-
-    def __call__(self, captions: list[str]) -> list[list[Phrase]]:
-        return [[self._phrase(caption)] for caption in captions]
-
-    def _phrase(self, caption: str) -> Phrase:
-        start = caption.index(NOUN)
-        end = start + len(NOUN)
-        return Phrase(NOUN, start, end, NOUN, NOUN, start, end, True)
-
-
-def config(source: str) -> MineConfig:
-    """Return the configuration that every worker mines with."""
-    ground.grounder_digest = lambda spec: Cheap.digest
-    ground.open_detector = lambda *args, **options: Cheap()
-    mining._extractor = lambda text: Words()  # type: ignore[assignment]
-    return MineConfig(source=source, grounder="onnx:cheap")
-
-
-def work(mine: MineConfig, home: str) -> int:
-    """Mine and pack into a home, and return the exit code."""
+def work(mine: MineConfig, home: str, engine: str | None = None) -> int:
+    """Mine and pack into a home, in this process or with an engine, and return the exit code."""
     try:
-        mine_all(mine, Home(home), InProcess())
-        pack(mine, PACK, Home(home), InProcess())
+        if engine:
+            mining.mine_shard = mine_on_a_cluster
+        with open_executor(2, engine=engine) if engine else InProcess() as executor:
+            mine_all(mine, Home(home), executor)
+            pack(mine, PACK, Home(home), executor)
     except ConnectionError as error:
         print(error, file=sys.stderr)
         return PASSING
@@ -93,7 +55,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             os.environ |= order["environment"]
-            os._exit(work(mine, order["start"]))
+            os._exit(work(mine, order["start"], order.get("engine")))
         print(child, flush=True)
 
 

@@ -63,9 +63,9 @@ class Workers:
         self.process.stdin.close()
         self.process.wait()
 
-    def start(self, home: str) -> int:
+    def start(self, home: str, engine: str | None = None) -> int:
         """Start a worker on a home and return its process id."""
-        return self._ask({"start": home, "environment": self.environment})
+        return self._ask({"start": home, "environment": self.environment, "engine": engine})
 
     def wait(self, worker: int) -> int:
         """Return how a worker ended: its exit code, or minus the signal."""

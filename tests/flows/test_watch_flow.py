@@ -148,7 +148,7 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
         path.write_text(f'{{"{path.name}": 1}}\n')
         os.utime(path, (time.time() - age_s,) * 2)
 
-    def mine(config, home, settle_s=0.0):
+    def mine(config, home, settle_s=0.0, engine="local"):
         feed(age_s=60), feed()
         work = mining.plan(config, Home(home), settle_s)
         feed(age_s=60), feed()
@@ -171,7 +171,7 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
         record["shards"]["train"] = [asdict(shard_ref(written, 1, 2))]
         home.packs(pack_digest(mine, config)).commit(unit.name, record)
 
-    def pack(mine, config, home, mined_only=False):
+    def pack(mine, config, home, mined_only=False, engine="local"):
         feed(age_s=60), feed()
         monkeypatch.setattr("pipeline.packing.pack.pack_shard", packed)
         monkeypatch.setattr(

@@ -203,6 +203,15 @@ def test_every_deployment_loads_and_its_parameters_are_valid(wanted):
 def test_heavy_work_goes_where_the_gpu_is():
     pools = {one.full_name: one.pool for one in blueprint(config(heavy_pool="gpu")).deployments}
     assert pools["retrain/retrain"] == pools["watch/watch"] == pools["mine/mine"] == "gpu"
+    plan = blueprint(config(heavy_pool="ray", ray_address="10.0.0.1:6379", ray_workers=16))
+    made = {one.full_name: (one.pool, one.parameters.get("engine")) for one in plan.deployments}
+    assert made["mine/mine"] == made["pack/pack"] == made["watch/watch"] == ("ray", "ray:10.0.0.1:6379")
+    assert made["retrain/retrain"] == ("ray", None) and made["maintain/maintain"] == ("cpu", None)
+    (pool,) = [one for one in plan.pools if one.name == "ray"]
+    assert pool.template["variables"]["properties"]["env"]["default"]["HYCO_WORKERS"] == "16"
+    assert config(heavy_pool="ray").engine == "ray"
+    with pytest.raises(ValueError, match="give pool_type=process"):
+        config(heavy_pool="ray", pool_type="docker")
     assert pools["pack/pack"] == pools["maintain/maintain"] == "cpu"
 
 

@@ -45,11 +45,12 @@ def work(monkeypatch, count, faults=None, most=3):
     """Run units through TaskExecutor in a flow; returns (records, labels of the tasks, the engine, the error)."""
     labels, failed = [], []
     quick = tasks.shard.with_options(retry_delay_seconds=0, retry_jitter_factor=None)
-    real = type(quick).submit
+    runner = tasks.ThreadPoolTaskRunner
+    real = runner.submit
     monkeypatch.setattr(tasks, "MAX_TASKS", most)
     monkeypatch.setattr(tasks, "shard", quick)
     monkeypatch.setattr(
-        type(quick), "submit", lambda self, label, w: (labels.append(label), real(self, label, w))[1]
+        runner, "submit", lambda self, task, call: (labels.append(call["label"]), real(self, task, call))[1]
     )
     monkeypatch.setattr(tasks.artifacts, "failed_units", lambda verb, found: failed.append(found))
     plain = Plain(faults)

@@ -387,6 +387,7 @@ def test_another_threshold_calls_no_detector(tmp_path: Path, monkeypatch: pytest
     from models.grounding.detector import Detection
     from pipeline.mining import grounder as ground
     from pipeline.mining.mine import MineConfig, mine_shard
+    from pipeline.mining.mine import plan as plan_mining
 
     class Counting:
         digest = "counting"
@@ -403,7 +404,7 @@ def test_another_threshold_calls_no_detector(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ground, "grounder_digest", lambda spec: "counting")
     source, home = write_source(tmp_path / "source", units=1, samples=3), str(tmp_path / "home")
     mined = MineConfig(source=str(source), grounder=f"transformers:{tmp_path}")
-    mine_shard(mined, Home(home), open_source(source).units()[0])
+    mine_shard(mined, Home(home), plan_mining(mined, Home(home)).pending[0])
     calls = detector.calls
     versions = [
         pack(mined, packing_config(image_size=SIZE, threshold=t), Home(home)) for t in (0.2, 0.6, 0.8)
