@@ -98,7 +98,7 @@ def test_what_is_declared_is_pinned() -> None:
         "import onnxruntime",  # an extra is imported where it is needed
         "def f():\n    import sqlglot",
         "try:\n    import simplejpeg\nexcept ImportError:\n    simplejpeg = None",
-        "try:\n    from pipeline.imaging.decode import decode\nexcept ImportError:\n    decode = None",
+        "try:\n    from hyco.pipeline.imaging.decode import decode\nexcept ImportError:\n    decode = None",
         "with contextlib.suppress(ImportError):\n    from torch.utils.tensorboard import SummaryWriter",
     ],
 )

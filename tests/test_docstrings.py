@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-import models
+from hyco import models
 
 ENTRY = re.compile(r"    (\w+(?:, \w+)*): ")
 

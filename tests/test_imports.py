@@ -50,7 +50,7 @@ def offences(package: str, code: str) -> list[str]:
         top = name.partition(".")[0]
         if top in OURS:
             bad = top not in ours or (
-                package == "models/hyperbolic" and not name.startswith("models.hyperbolic")
+                package == "models/hyperbolic" and not name.startswith("hyco.models.hyperbolic")
             )
         elif top == "prefect":
             bad = package != "flows"
@@ -137,12 +137,12 @@ def test_weights_are_loaded_as_weights_only() -> None:
     ("package", "code"),
     [
         ("pipeline", "import prefect"),
-        ("pipeline", "def f():\n    from flows import mine"),
+        ("pipeline", "def f():\n    from hyco.flows import mine"),
         ("pipeline", "import demo.scenes"),
-        ("models", "from storage.store import Store"),
+        ("models", "from hyco.storage.store import Store"),
         ("models", "import spacy"),
         ("models/hyperbolic", "import numpy"),
-        ("models/hyperbolic", "from models.clip import DualEncoder"),
+        ("models/hyperbolic", "from hyco.models.clip import DualEncoder"),
         ("storage", "import torch"),
         ("storage", "import models"),
         ("flows", "import demo"),

@@ -24,8 +24,8 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 
-from flows.deployment.spec import RENAMED, Blueprint, Deployed
-from pipeline.config import digest, place
+from hyco.flows.deployment.spec import RENAMED, Blueprint, Deployed
+from hyco.pipeline.config import digest, place
 
 Path = tuple[str, ...]
 Terms = dict[Path, Any]

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flows.deployment.config import DeployConfig
-from flows.deployment.work_pools import template
-from flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
-from pipeline.config import Config
-from pipeline.end_to_end import JourneyConfig
-from pipeline.presets import PRESETS, asked, sized
-from pipeline.runtime.executor import RAY
+from hyco.flows.deployment.config import DeployConfig
+from hyco.flows.deployment.work_pools import template
+from hyco.flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
+from hyco.pipeline.config import Config
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.presets import PRESETS, asked, sized
+from hyco.pipeline.runtime.executor import RAY
 
 QUEUES = {"quick": 1, "work": 2}  # name and priority: checks go before long work
 TAGS = {  # what starts a deployment: its own schedule and events, or a person; a step of the whole, or all of it

@@ -11,9 +11,9 @@ import yaml
 from prefect.settings import Settings
 from prefect.settings.legacy import Setting, _get_settings_fields
 
-from flows.deployment.config import first
-from flows.runtime.server import environment
-from pipeline.config import override
+from hyco.flows.deployment.config import first
+from hyco.flows.runtime.server import environment
+from hyco.pipeline.config import override
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker/compose.yaml").read_text()

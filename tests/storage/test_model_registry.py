@@ -9,8 +9,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from storage.home import Home
-from storage.model_registry import SCHEMA, Decision, MovedError, digest_of, fingerprint
+from hyco.storage.home import Home
+from hyco.storage.model_registry import SCHEMA, Decision, MovedError, digest_of, fingerprint
 
 
 def model(folder, weights=b"weights"):

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.datasets import LabelledSet
-from pipeline.datasets.prompt_files import PromptFiles, SetTexts, read_prompt_file, read_published
-from pipeline.imaging.crop import stretch, whole
+from hyco.pipeline.datasets import LabelledSet
+from hyco.pipeline.datasets.prompt_files import PromptFiles, SetTexts, read_prompt_file, read_published
+from hyco.pipeline.imaging.crop import stretch, whole
 
 Way = Literal["hyco", "published"]
 

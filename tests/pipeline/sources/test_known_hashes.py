@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sources import known_hashes
-from pipeline.sources.source import look_again, open_source
-from storage.store import Store
+from hyco.pipeline.sources import known_hashes
+from hyco.pipeline.sources.source import look_again, open_source
+from hyco.storage.store import Store
 from tests.factories.files import noise, tarred
 
 
