@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench scale training-study lint format weights test-services sbom test-groundingdino test-operations ablation cones clean
+.PHONY: help demo ui classification test test-all chaos bench scale training-study lint format weights test-services images sbom test-groundingdino test-operations ablation cones clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -83,9 +83,13 @@ $(DOCKER): $(DEV)
 
 # The servers come from Debian's packages; installed here when they are absent and we may (root).
 test-services: $(DOCKER) ## docker/ without an engine: its topology as processes, its steps in a clean Debian (about 20 minutes)
-	@command -v redis-server debootstrap >/dev/null && ls -d /usr/lib/postgresql/*/bin >/dev/null 2>&1 \
-	    || apt-get install -y --no-install-recommends postgresql redis-server debootstrap
+	@command -v redis-server debootstrap caddy >/dev/null && ls -d /usr/lib/postgresql/*/bin >/dev/null 2>&1 \
+	    || apt-get install -y --no-install-recommends postgresql redis-server debootstrap caddy
 	@$(BIN)/python -m pytest -m services tests/services
+
+images: ## the images of docker/ by buildah, without an engine, and a small journey in one; IMAGES='server cpu' for these two
+	@command -v buildah debootstrap >/dev/null || apt-get install -y --no-install-recommends buildah debootstrap
+	@docker/build_images.sh $(IMAGES)
 
 sbom: $(BASE) ## build/sbom.json: every package that is installed, as CycloneDX
 	@test -x .venv-sbom/bin/cyclonedx-py || ($(PYTHON) -m venv .venv-sbom \

@@ -1,4 +1,4 @@
-"""Measure the embedded grounder on held-out scenes: python -m hyco.demo.grounder_figures --weights demo/weights/grounder.
+"""Measure the embedded grounder: python -m hyco.demo.grounder_figures --weights demo/weights/grounder.
 
 A scene of the held-out split shows object x colour pairs that training never drew. The prompt has every noun phrase of
 all its captions and some things that it does not show. A detection is right when it lies on a box of its own phrase

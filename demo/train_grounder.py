@@ -1,8 +1,8 @@
 """Train the embedded grounder: python -m hyco.demo.train_grounder --out demo/weights/grounder --seed 0.
 
-Draws scenes, trains on them, writes the model in the transformers format and the training facts to figures.json; python
--m hyco.demo.grounder_figures then adds the measured quality. After a kill the same command resumes from the last checkpoint,
-about a minute back. Needs the `dev` extra (scipy does the matching).
+Draws scenes, trains on them, writes the model in the transformers format and the training facts to figures.json;
+`python -m hyco.demo.grounder_figures` then adds the measured quality. After a kill the same command resumes from the
+last checkpoint, about a minute back. Needs the `dev` extra (scipy does the matching).
 
 The recipe: AdamW, warm-up, constant, cosine over the last 40 %;
 forward in bfloat16 but for the last tenth; one single-threaded process per core with averaged gradients, which on two

@@ -40,7 +40,7 @@ _world = cache(World)
 
 def generator_digest() -> str:
     """16 hex digits that change whenever the code or the taxonomy that draws scenes does."""
-    folder = files("demo")
+    folder = files("hyco.demo")
     together = hashlib.sha256()
     for name in _SOURCES:
         together.update((folder / name).read_bytes())

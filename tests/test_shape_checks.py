@@ -18,7 +18,7 @@ def annotated() -> list[str]:
         for path in (ROOT / top).rglob("*.py")
     )
     return sorted(
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        ".".join(("hyco", *path.relative_to(ROOT).with_suffix("").parts))
         for path in files
         if "from jaxtyping import" in path.read_text()
     )

@@ -302,7 +302,7 @@ def _create(
 @functools.cache
 def schema_of(name: str) -> dict[str, Any]:
     """The typed form of a flow's parameters."""
-    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    flow = getattr(importlib.import_module(f"hyco.flows.{name}"), name)
     schema = json.loads(json.dumps(parameter_schema(flow).model_dump()))
     place(schema["properties"], ("run_dir", "version", "run", "force"))
     for inner in schema["definitions"].values():

@@ -39,7 +39,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Deployed:
-    """One deployment: `flow` names the module and function flows.FLOW.FLOW."""
+    """One deployment: `flow` names the module and function hyco.flows.FLOW.FLOW."""
 
     flow: str
     name: str
@@ -61,7 +61,7 @@ class Deployed:
     @property
     def entrypoint(self) -> str:
         """The module path of the flow: the installed package is imported, so files in flows/ shadow no module."""
-        return f"flows.{self.flow}.{self.flow}"
+        return f"hyco.flows.{self.flow}.{self.flow}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Poincare ResNet (van Spengler et al., ICCV 2023): the network of `hyco.models.resnets.resnet` in hyperbolic layers.
 
 Pixels are tangent vectors at the origin, so their lift exp_0 is part of the first layer; every convolution, batch
-norm and residual sum takes and returns tangent vectors (`hyco.models.hyperbolic.nn`), and ReLU and the pooling act on them
-directly. Legend: B batch, H W space, K classes, D width of the last stage.
+norm and residual sum takes and returns tangent vectors (`hyco.models.hyperbolic.nn`), and ReLU and the pooling act
+on them directly. Legend: B batch, H W space, K classes, D width of the last stage.
 """
 
 import warnings

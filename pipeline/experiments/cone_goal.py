@@ -140,10 +140,11 @@ def document(phase: str, runs: list[Run], out: Path) -> None:
     seeds = min(map(len, by_arm.values()))
     option = " --phase search" if phase == "search" else ""
     note = (
-        f"`python -m hyco.pipeline.experiments.cone_goal{option} --steps {recipe.steps} --seeds {seeds}`: recipes `demo*` "
-        f"with patches of {PATCH} pixels in float32, {recipe.steps} steps of {recipe.batch_size}, so every run saw "
-        f"{recipe.steps * recipe.batch_size:,} images; seeds {recipe.seed} to {recipe.seed + seeds - 1}; data version "
-        f"{first['train']['version']}; {first['assessed']['images']:,} held-out images with "
+        f"`python -m hyco.pipeline.experiments.cone_goal{option} --steps {recipe.steps} --seeds {seeds}`: "
+        f"recipes `demo*` with patches of {PATCH} pixels in float32, {recipe.steps} steps of {recipe.batch_size}, "
+        f"so every run saw {recipe.steps * recipe.batch_size:,} images; seeds {recipe.seed} to "
+        f"{recipe.seed + seeds - 1}; data version {first['train']['version']}; "
+        f"{first['assessed']['images']:,} held-out images with "
         f"{first['assessed']['captions']:,} captions and {first['assessed']['parts']:,} parts."
     )
     write_section(out, marks(phase), section(phase, note, by_arm), PREFACE)

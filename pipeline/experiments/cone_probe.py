@@ -296,8 +296,10 @@ def probe(
             "saturated: phrase / part / caption", "radius: phrase / part / caption / image")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows]
     begin = "<!-- cone probe: written by pipeline.experiments.cone_probe -->"
-    text = f"`python -m hyco.pipeline.experiments.cone_probe {run}`: {STEPS} steps of {BATCH}, one seed, in percent.\n\n"
-    write_section(out, (begin, "<!-- end of cone probe -->"), text + "\n".join(lines), "# Cones that hold\n")
+    text = f"`python -m hyco.pipeline.experiments.cone_probe {run}`: {STEPS} steps of {BATCH}, one seed, in percent."
+    write_section(
+        out, (begin, "<!-- end of cone probe -->"), text + "\n\n" + "\n".join(lines), "# Cones that hold\n"
+    )
 
 
 def _short(cone: str) -> str:

@@ -1,7 +1,7 @@
 """Where the time of a large mining goes: the real planner, manifest and executor with units that find nothing.
 
     python -m hyco.pipeline.experiments.scale simulate --units 100000             and --engine ray:HOST:PORT
-    python -m hyco.pipeline.experiments.scale estimate --home HOME ...               prices GRIT-20M from a home's records
+    python -m hyco.pipeline.experiments.scale estimate --home HOME ...     prices GRIT-20M from a home's records
 
 A unit of the simulation is a file of a few bytes. Its worker commits two small objects and a record, as mining does,
 and reads no image. `make scale` runs the simulation; docs/scale.md has the tables.

@@ -24,14 +24,14 @@ def every_config() -> list[type[Config]]:
     for package in ("pipeline", "flows"):
         for file in sorted((ROOT / package).rglob("*.py")):
             if "(Config):" in file.read_text():
-                importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+                importlib.import_module(".".join(("hyco", *file.relative_to(ROOT).with_suffix("").parts)))
 
     def below(kind: type[Config]) -> Iterator[type[Config]]:
         for child in kind.__subclasses__():
             yield child
             yield from below(child)
 
-    return [kind for kind in below(Config) if kind.__module__.partition(".")[0] in ("pipeline", "flows")]
+    return [kind for kind in below(Config) if kind.__module__.startswith(("hyco.pipeline.", "hyco.flows."))]
 
 
 def undescribed(schema: dict[str, Any]) -> Iterator[str]:

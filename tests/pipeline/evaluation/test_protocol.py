@@ -136,6 +136,9 @@ def test_names_in_another_order_are_refused(places) -> None:
             ValueError, match=r"x lists the classes of cifar10 in another order: '.*' is number"
         ):
             names_of(test, SetTexts(names=tuple((name,) for name in order), origin=("x",)))
+    for empty in ((), ("",), ("Bird", " ")):
+        with pytest.raises(ValueError, match=r"x has an empty name for class 2 of cifar10 \(.*\): name it"):
+            names_of(test, SetTexts(names=(("plane",), empty, ("cat",)), origin=("x",)))
 
 
 def test_the_published_mean_counts_predicted_classes_that_never_occur() -> None:
