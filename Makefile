@@ -87,7 +87,7 @@ test-services: $(DOCKER) ## docker/ without an engine: its topology as processes
 	    || apt-get install -y --no-install-recommends postgresql redis-server debootstrap caddy
 	@$(BIN)/python -m pytest -m services tests/services
 
-images: ## the images of docker/ by buildah, without an engine, and a small journey in one; IMAGES='server cpu' for these two
+images: $(BASE) ## the images of docker/ by buildah, without an engine, and a small journey in one; IMAGES='server cpu' for these two
 	@command -v buildah debootstrap >/dev/null || apt-get install -y --no-install-recommends buildah debootstrap
 	@docker/build_images.sh $(IMAGES)
 

@@ -56,14 +56,15 @@ done
 
 if [[ " ${targets[*]} " = *" cpu "* ]]; then
     echo "[cpu] a small journey, as the image's user"
+    .venv/bin/python -m hyco.demo scenes --out "$work/scenes" --train 60 --heldout 40
+    chmod -R a+rX "$work"
     container=$(buildah from localhost/hyco-cpu)
     trap 'buildah rm "$container" > /dev/null; rm -rf "$work"' EXIT
-    buildah run "$container" -- sh -c '
+    buildah run --volume "$work/scenes:/sources:ro" "$container" -- sh -c '
         set -e
         test "$(id -u)" = 10001
-        python -m hyco.demo scenes --out /data/scenes --train 60 --heldout 40
-        hyco journey --home /data/home --recipe demo --source /data/scenes/train --assess-source /data/scenes/heldout \
-            --taxonomy /data/scenes/taxonomy.json --grounder transformers:/app/demo/weights/grounder \
-            --set recipe.steps=2 --set recipe.batch_size=8
+        hyco journey --home /data/home --recipe demo --source /sources/train --assess-source /sources/heldout \
+            --taxonomy /sources/taxonomy.json --grounder transformers:/app/demo/weights/grounder \
+            --set recipe.steps=2 --set recipe.optimiser.warmup_steps=1 --set recipe.batch_size=8
         hyco status --home /data/home'
 fi

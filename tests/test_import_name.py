@@ -82,12 +82,12 @@ def test_the_bare_names_are_the_same_modules(
     """Scripts written before the import name go on: one class by either name, in either order of import."""
     path = ROOT if place == "checkout" else request.getfixturevalue("wheel")
     code = (
-        "import models.clip, hyco.models.clip, hyco.storage.store; from hyco.storage.store import Store\n"
+        "import models.clip, hyco.models.clip, hyco.storage.store; from storage.store import Store\n"
         "assert models.clip is hyco.models.clip and Store is hyco.storage.store.Store\n"
         "assert hyco.models.clip.__spec__.name == 'hyco.models.clip'\n"
     )
     run("-c", code, path=path, cwd=tmp_path)
-    assert "hyco" in run("-m", "hyco.flows", "--version", path=path, cwd=tmp_path)
+    assert "hyco" in run("-m", "flows", "--version", path=path, cwd=tmp_path)
 
 
 def test_importing_the_name_alone_loads_no_torch() -> None:

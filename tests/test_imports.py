@@ -144,7 +144,7 @@ def test_weights_are_loaded_as_weights_only() -> None:
         ("pipeline", "import prefect"),
         ("pipeline", "def f():\n    from hyco.flows import mine"),
         ("pipeline", "import hyco.demo.scenes"),
-        ("pipeline", "from hyco.storage.store import Store"),
+        ("pipeline", "from storage.store import Store"),
         ("models", "from hyco.storage.store import Store"),
         ("models", "import spacy"),
         ("models/hyperbolic", "import numpy"),

@@ -1,4 +1,4 @@
-"""Training in separate processes, under torchrun: `torchrun -m hyco.pipeline.training.train DIR`, on one node or several.
+"""Training in separate processes, under torchrun (`-m hyco.pipeline.training.train DIR`), on one node or several.
 
 The parent only reads lines, so a flow that supervises a training holds no model and no GPU memory, and training ends
 when the flow does.
