@@ -22,19 +22,17 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from hyco.storage.manifest import Manifest
-from hyco.storage.store import Store
+from hyco.pipeline.mining.mine import results
+from hyco.storage.home import Home
 
 
-def mine_cheaply(config: Any, home: str, unit: Any, report: Any = lambda done: None) -> dict[str, Any]:
-    """Stand in for pipeline.mining.mine.mine_shard: the same record, no work."""
-    from hyco.pipeline.mining.mine import prefix
-
+def mine_cheaply(config: Any, home: Home, unit: Any, report: Any = lambda done: None) -> dict[str, Any]:
+    """Stand in for `mine_shard`: the same record, no work."""
     now = time.time()
     counts = dict.fromkeys(("images", "captions", "phrases", "boxes", "phrases_with_boxes"), 1)
     record = {**counts, "unit": unit.name, "path": unit.path, "failed": 0, "failed_by_code": {}}
     record |= {"started": now, "finished": now + 0.001, "seconds": {"total": 0.001}}
-    Manifest(Store(home), f"{prefix(config)}/records").commit(unit.name, record)
+    results(config, home).commit(unit.name, record)
     report(1)
     return record
 
