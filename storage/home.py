@@ -11,6 +11,7 @@ from storage import layout
 from storage.deletions import Deletions
 from storage.folder import Folder
 from storage.manifest import Manifest
+from storage.marks import Marks
 from storage.model_registry import Registry
 from storage.shelf import Shelf
 from storage.store import Store
@@ -121,6 +122,11 @@ class Home:
     def shelf(self) -> Shelf:
         """The units of sources that are set aside."""
         return Shelf(self.store)
+
+    @functools.cached_property
+    def marks(self) -> Marks:
+        """The images and boxes that are marked as bad."""
+        return Marks(self.store)
 
     def latest_version(self) -> Version | None:
         """Return the latest dataset version; None before the first, or when it cannot be read."""

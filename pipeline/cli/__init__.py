@@ -8,6 +8,7 @@ from pipeline.cli import convert as convert
 from pipeline.cli import curation as curation
 from pipeline.cli import data as data
 from pipeline.cli import embeddings as embeddings
+from pipeline.cli import export_boxes as export_boxes
 from pipeline.cli import look as look
 from pipeline.cli import registry as registry
 from pipeline.cli import serve as serve

@@ -29,18 +29,29 @@ def serve(
             "--host and the host of HYCO_SERVE_URL are always allowed.",
         ),
     ] = None,
+    marks: Annotated[
+        bool | None,
+        typer.Option(
+            "--marks/--no-marks",
+            help="Whether readers may mark images and boxes as bad, which the next hyco pack leaves out; by default "
+            "only where the pages are served to this machine alone.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a home's pages: decisions, versions with samples, runs.
 
     Ctrl-C ends it.
     """
     from pipeline.runtime.listen import listen
-    from pipeline.ui.hosts import own_hosts
+    from pipeline.ui.hosts import LOOPBACK, own_hosts
     from pipeline.ui.server import create_app
     from storage.home import Home
 
-    hosts = own_hosts(host, os.environ.get("HYCO_SERVE_URL", ""), allow_host or ())
-    application = create_app(Home(home), hosts)
+    address = os.environ.get("HYCO_SERVE_URL", "")
+    hosts = own_hosts(host, address, allow_host or ())
+    if marks is None:  # a proxy in front of loopback would let others write
+        marks = host in LOOPBACK and not address and not allow_host
+    application = create_app(Home(home), hosts, marks)
     with listen(host, port) as listening:
         say(f"Pages of {home}: http://{host}:{port}/ (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):
@@ -59,7 +70,7 @@ def serving(home: str, port: int) -> Iterator[str]:
     from pipeline.ui.server import create_app
     from storage.home import Home
 
-    application = create_app(Home(home))
+    application = create_app(Home(home), writable=True)
     with listen("127.0.0.1", port) as listening:
         server = _server(application)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

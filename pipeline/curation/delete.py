@@ -135,6 +135,9 @@ def settle(home: Home, listener: Listener | None = None) -> Settled:
     eraser = MinedEraser(home, stones, checked)
     eraser.run()
     done.images, done.units = found | eraser.found, eraser.units
+    for mark in home.marks.entries():
+        if mark.key in stones.keys:  # it holds a phrase of the image's caption
+            home.marks.undo(mark.name)
     heirs = {_rewrite(home, ref, stones) for ref in hit.values()}
     done.shards = len(hit)
     _mend_packs(home)
