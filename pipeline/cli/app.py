@@ -35,7 +35,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "versions",
         "diff",
         "card",
-        "export-boxes",
+        "boxes",
         "verify",
         "release",
         "shelve",

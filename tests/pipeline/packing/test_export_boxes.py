@@ -104,7 +104,7 @@ def test_deleted_images_leave_the_export(packed: tuple[Home, Version], tmp_path:
 def test_the_command(packed: tuple[Home, Version], tmp_path: Path) -> None:
     home, version = packed
     given = [
-        "export-boxes",
+        "boxes",
         version.name[:6],
         "--format",
         "fiftyone",

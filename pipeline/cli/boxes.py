@@ -1,4 +1,4 @@
-"""The verb `export-boxes`: a dataset version as images and boxes for other tools."""
+"""The verb `boxes`: a dataset version as images and boxes for other tools."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -16,8 +16,8 @@ class Kind(StrEnum):
     fiftyone = "fiftyone"
 
 
-@app.command("export-boxes")
-def export_boxes(
+@app.command()
+def boxes(
     version: Annotated[
         str, typer.Argument(help="Dataset version: its name, the start of it, a given name, or latest.")
     ],
@@ -25,7 +25,7 @@ def export_boxes(
     kind: Annotated[Kind, typer.Option("--format", help="Format of the boxes.")] = Kind.coco,
     home: HomeUrl = "var",
 ) -> None:
-    """Write the images and boxes of a version as COCO json or for FiftyOne.
+    """Export images and boxes of a version: COCO json or FiftyOne.
 
     Each split gets a folder with data/KEY.jpg and labels.json: fiftyone.types.COCODetectionDataset, or
     fiftyone.types.FiftyOneImageDetectionDataset. Interrupted, the same command finishes.
