@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from storage.layout import MARKS, mark_path
-from storage.objects import DamagedError
-from storage.sample import KEY_PATTERN, check_key
-from storage.sealed import seal, unseal
-from storage.store import Store
+from hyco.storage.layout import MARKS, mark_path
+from hyco.storage.objects import DamagedError
+from hyco.storage.sample import KEY_PATTERN, check_key
+from hyco.storage.sealed import seal, unseal
+from hyco.storage.store import Store
 
 _NAME = re.compile(rf"{KEY_PATTERN}(-[0-9a-f]{{16}})?")
 

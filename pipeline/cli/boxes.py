@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import HomeUrl, app, say, show
+from hyco.pipeline.cli.app import HomeUrl, app, say, show
 
 
 class Kind(StrEnum):
@@ -30,8 +30,8 @@ def boxes(
     Each split gets a folder with data/KEY.jpg and labels.json: fiftyone.types.COCODetectionDataset, or
     fiftyone.types.FiftyOneImageDetectionDataset. Interrupted, the same command finishes.
     """
-    from pipeline.packing import export_boxes as exporting
-    from storage.home import Home
+    from hyco.pipeline.packing import export_boxes as exporting
+    from hyco.storage.home import Home
 
     opened = Home(home).require()
     found = exporting.export_boxes(opened, opened.versions.load(version), kind.value, out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.app import HomeUrl, app, say
+from hyco.pipeline.cli.app import HomeUrl, app, say
 
 if TYPE_CHECKING:
     import uvicorn
@@ -42,10 +42,10 @@ def serve(
 
     Ctrl-C ends it.
     """
-    from pipeline.runtime.listen import listen
-    from pipeline.ui.hosts import LOOPBACK, own_hosts
-    from pipeline.ui.server import create_app
-    from storage.home import Home
+    from hyco.pipeline.runtime.listen import listen
+    from hyco.pipeline.ui.hosts import LOOPBACK, own_hosts
+    from hyco.pipeline.ui.server import create_app
+    from hyco.storage.home import Home
 
     address = os.environ.get("HYCO_SERVE_URL", "")
     hosts = own_hosts(host, address, allow_host or ())
@@ -66,9 +66,9 @@ def serving(home: str, port: int) -> Iterator[str]:
         FileNotFoundError: there is no such home.
         ValueError: the port is taken.
     """
-    from pipeline.runtime.listen import listen
-    from pipeline.ui.server import create_app
-    from storage.home import Home
+    from hyco.pipeline.runtime.listen import listen
+    from hyco.pipeline.ui.server import create_app
+    from hyco.storage.home import Home
 
     application = create_app(Home(home), writable=True)
     with listen("127.0.0.1", port) as listening:

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.imaging.decode import inspect
-from pipeline.runtime.progress import Listener, Progress
-from storage.home import Home
-from storage.sample import Part, TrainingSample
-from storage.versions import Version, read_ref
+from hyco.pipeline.imaging.decode import inspect
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.storage.home import Home
+from hyco.storage.sample import Part, TrainingSample
+from hyco.storage.versions import Version, read_ref
 
 Format = Literal["coco", "fiftyone"]
 LABELS = "labels.json"

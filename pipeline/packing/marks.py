@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from pipeline.packing.repeats import units_holding
-from pipeline.packing.select_parts import AcceptedPart
-from pipeline.sources.source import Unit
-from storage.marks import box_name
-from storage.store import Store
+from hyco.pipeline.packing.repeats import units_holding
+from hyco.pipeline.packing.select_parts import AcceptedPart
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.marks import box_name
+from hyco.storage.store import Store
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from storage.marks import Marks
+from hyco.storage.marks import Marks
 
 LONGEST = 16_384  # bytes of a form
 READ_ONLY = (

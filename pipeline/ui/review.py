@@ -18,16 +18,16 @@ from urllib.parse import urlencode
 import pyarrow as pa
 import pyarrow.compute
 
-from pipeline.evaluation.report.examples import COLOURS, clip, picture
-from pipeline.packing.pack import SPLITS
-from pipeline.ui.pager import Block, Page, page_before, page_from
-from storage.deletions import Tombstones
-from storage.detections import read_detections, read_failures
-from storage.home import Home, UnitResults
-from storage.marks import box_name
-from storage.objects import open_object
-from storage.sample import Failure, Part, TrainingSample
-from storage.versions import ShardRef, Version, read_ref
+from hyco.pipeline.evaluation.report.examples import COLOURS, clip, picture
+from hyco.pipeline.packing.pack import SPLITS
+from hyco.pipeline.ui.pager import Block, Page, page_before, page_from
+from hyco.storage.deletions import Tombstones
+from hyco.storage.detections import read_detections, read_failures
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.marks import box_name
+from hyco.storage.objects import open_object
+from hyco.storage.sample import Failure, Part, TrainingSample
+from hyco.storage.versions import ShardRef, Version, read_ref
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

@@ -34,14 +34,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from pipeline.evaluation.metrics.document import csv_text, upgrade
-from pipeline.evaluation.report import report
-from pipeline.ui import curves, lineage
-from pipeline.ui.hosts import OwnHostsOnly, own_hosts
-from pipeline.ui.mark import answer
-from pipeline.ui.pages import HomePages
-from pipeline.ui.review import Review
-from storage.home import Home
+from hyco.pipeline.evaluation.metrics.document import csv_text, upgrade
+from hyco.pipeline.evaluation.report import report
+from hyco.pipeline.ui import curves, lineage
+from hyco.pipeline.ui.hosts import OwnHostsOnly, own_hosts
+from hyco.pipeline.ui.mark import answer
+from hyco.pipeline.ui.pages import HomePages
+from hyco.pipeline.ui.review import Review
+from hyco.storage.home import Home
 
 T = TypeVar("T")
 HERE = Path(__file__).parent

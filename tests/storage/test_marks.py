@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.integrity.verify import verify
-from storage.home import Home
-from storage.marks import Mark, Marks, box_name
-from storage.objects import DamagedError
-from storage.store import Store
+from hyco.pipeline.integrity.verify import verify
+from hyco.storage.home import Home
+from hyco.storage.marks import Mark, Marks, box_name
+from hyco.storage.objects import DamagedError
+from hyco.storage.store import Store
 
 KEY = "0123456789abcdef0123456789abcdef"
 BOX = (0.1, 0.2, 0.50001, 0.9)

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import pipeline.cli  # noqa: F401  registers the verbs
-from pipeline.cli.app import app
-from pipeline.curation.delete import delete
-from pipeline.imaging.decode import inspect
-from pipeline.packing.export_boxes import export_boxes
-from pipeline.packing.pack import pack
-from storage.home import Home
-from storage.versions import Version
+import hyco.pipeline.cli  # noqa: F401  registers the verbs
+from hyco.pipeline.cli.app import app
+from hyco.pipeline.curation.delete import delete
+from hyco.pipeline.imaging.decode import inspect
+from hyco.pipeline.packing.export_boxes import export_boxes
+from hyco.pipeline.packing.pack import pack
+from hyco.storage.home import Home
+from hyco.storage.versions import Version
 from tests.pipeline.packing.test_pack import SIZE, Mined, made, packing_config, samples_of  # noqa: F401
 
 

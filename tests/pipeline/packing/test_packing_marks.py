@@ -2,18 +2,18 @@
 
 import pytest
 
-from pipeline.config import digest
-from pipeline.curation.delete import delete
-from pipeline.packing import pack as packing
-from pipeline.packing.marks import without_marked
-from pipeline.packing.pack import pack, plan
-from pipeline.packing.select_parts import select_parts
-from storage.detections import read_detections
-from storage.home import Home
-from storage.marks import box_name
-from storage.objects import open_object
-from storage.sample import TrainingSample
-from storage.versions import Version
+from hyco.pipeline.config import digest
+from hyco.pipeline.curation.delete import delete
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.packing.marks import without_marked
+from hyco.pipeline.packing.pack import pack, plan
+from hyco.pipeline.packing.select_parts import select_parts
+from hyco.storage.detections import read_detections
+from hyco.storage.home import Home
+from hyco.storage.marks import box_name
+from hyco.storage.objects import open_object
+from hyco.storage.sample import TrainingSample
+from hyco.storage.versions import Version
 from tests.pipeline.packing.test_pack import RED, SIZE, Mined, made, packing_config, samples_of  # noqa: F401
 
 CONFIG = packing_config(image_size=SIZE, nms_all_iou=None)

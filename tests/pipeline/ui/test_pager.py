@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.ui.pager import Block, page_before, page_from
+from hyco.pipeline.ui.pager import Block, page_before, page_from
 
 
 def blocks_of(sizes: list[int], read: list[int]) -> list[Block[int]]:

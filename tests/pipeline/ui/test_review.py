@@ -8,13 +8,13 @@ from urllib.parse import urlencode
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.packing.pack import pack
-from pipeline.ui import review
-from pipeline.ui.server import create_app
-from storage.home import Home
-from storage.marks import box_name
-from storage.sample import Part, TrainingSample
-from storage.versions import Version
+from hyco.pipeline.packing.pack import pack
+from hyco.pipeline.ui import review
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.home import Home
+from hyco.storage.marks import box_name
+from hyco.storage.sample import Part, TrainingSample
+from hyco.storage.versions import Version
 from tests.factories.training import sample
 from tests.pipeline.packing.test_pack import SIZE, Mined, made, packing_config, samples_of  # noqa: F401
 from tests.pipeline.ui.test_serve import home as tiny  # noqa: F401
@@ -193,7 +193,7 @@ def test_a_home_that_cannot_be_written_to_says_so(tiny: Path, monkeypatch) -> No
     def refuse(*_: object) -> bool:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("storage.store.Store.create", refuse)
+    monkeypatch.setattr("hyco.storage.store.Store.create", refuse)
     answer = post(client_of(tiny), key="k0", sample="1")
     assert answer.status_code == 403 and "cannot be written to" in answer.text
 
@@ -230,8 +230,8 @@ def test_texts_of_data_are_escaped(tiny: Path) -> None:  # noqa: F811
 
 
 def test_failures_are_paged_and_filtered(mined, monkeypatch) -> None:
-    from storage.detections import write_failures
-    from storage.sample import Failure
+    from hyco.storage.detections import write_failures
+    from hyco.storage.sample import Failure
 
     client, home, version, _ = mined
     results = Home(home).detections(version.digests["mine"])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.evaluation.answers import Answers, write
-from pipeline.ui import trend
-from pipeline.ui.server import create_app
-from storage.home import Home
-from storage.model_registry import Decision
+from hyco.pipeline.evaluation.answers import Answers, write
+from hyco.pipeline.ui import trend
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
 
 EVIL = "<script>x</script>"
 
