@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,19 +43,26 @@ def serve(
     Ctrl-C ends it.
     """
     from hyco.pipeline.runtime.listen import listen
-    from hyco.pipeline.ui.hosts import LOOPBACK, own_hosts
+    from hyco.pipeline.ui.hosts import own_hosts
     from hyco.pipeline.ui.server import create_app
     from hyco.storage.home import Home
 
     address = os.environ.get("HYCO_SERVE_URL", "")
     hosts = own_hosts(host, address, allow_host or ())
-    if marks is None:  # a proxy in front of loopback would let others write
-        marks = host in LOOPBACK and not address and not allow_host
+    if marks is None:
+        marks = only_here(host, address, allow_host or ())
     application = create_app(Home(home), hosts, marks)
     with listen(host, port) as listening:
         say(f"Pages of {home}: http://{host}:{port}/ (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):
             _server(application).run(sockets=[listening])
+
+
+def only_here(host: str, address: str, allowed: Sequence[str]) -> bool:
+    """Return whether pages that listen on `host` are for this machine alone: no proxy leads others to loopback."""
+    from hyco.pipeline.ui.hosts import LOOPBACK
+
+    return host in LOOPBACK and not address and not allowed
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import pytest
 from starlette.testclient import TestClient
 
+from hyco.pipeline.cli.serve import only_here
 from hyco.pipeline.packing.pack import pack
 from hyco.pipeline.ui import review
 from hyco.pipeline.ui.server import create_app
@@ -187,6 +188,22 @@ def test_read_only_pages_have_no_buttons_and_refuse(tiny: Path) -> None:  # noqa
     answer = post(client, key="k0", sample="1")
     assert answer.status_code == 403 and "hyco serve --marks" in answer.text
     assert not Home(tiny).marks.names()
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "allowed", "writable"),
+    [
+        ("127.0.0.1", "", (), True),
+        ("localhost", "", (), True),
+        ("0.0.0.0", "", (), False),
+        ("127.0.0.1", "https://pages.example.org", (), False),
+        ("127.0.0.1", "", ("pages.example.org",), False),
+    ],
+)
+def test_marks_are_taken_by_default_only_where_nobody_else_sees_the_pages(
+    host: str, address: str, allowed: tuple[str, ...], writable: bool
+) -> None:
+    assert only_here(host, address, allowed) is writable
 
 
 def test_a_home_that_cannot_be_written_to_says_so(tiny: Path, monkeypatch) -> None:  # noqa: F811
