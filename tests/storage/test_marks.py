@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hyco.pipeline.integrity.repair import remedy, repair
 from hyco.pipeline.integrity.verify import verify
 from hyco.storage.home import Home
 from hyco.storage.marks import Mark, Marks, box_name
@@ -46,7 +47,7 @@ def test_a_box_outside_the_image_is_refused(marks: Marks, box: tuple[float, ...]
         marks.put(KEY, "a dog", box)
 
 
-def test_a_damaged_mark_is_named_by_the_page_and_by_verify(tmp_path: Path) -> None:
+def test_a_damaged_mark_is_named_and_repaired(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.marks.put(KEY, "a dog", BOX)
     [path] = (tmp_path / "marks").iterdir()
@@ -54,6 +55,8 @@ def test_a_damaged_mark_is_named_by_the_page_and_by_verify(tmp_path: Path) -> No
     with pytest.raises(DamagedError, match="changed since it was written"):
         home.marks.entries()
     assert [damage.kind for damage in verify(home, None)] == ["mark"]
+    assert "marked again in hyco serve" in " ".join(remedy(repair(home)))
+    assert home.marks.entries() == [] and verify(home, None) == []
 
 
 def test_a_record_under_another_name_is_damaged(tmp_path: Path) -> None:
