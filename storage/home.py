@@ -11,6 +11,7 @@ from hyco.storage import layout
 from hyco.storage.deletions import Deletions
 from hyco.storage.folder import Folder
 from hyco.storage.manifest import Manifest
+from hyco.storage.marks import Marks
 from hyco.storage.model_registry import Registry
 from hyco.storage.shelf import Shelf
 from hyco.storage.store import Store
@@ -121,6 +122,11 @@ class Home:
     def shelf(self) -> Shelf:
         """The units of sources that are set aside."""
         return Shelf(self.store)
+
+    @functools.cached_property
+    def marks(self) -> Marks:
+        """The images and boxes that are marked as bad."""
+        return Marks(self.store)
 
     def latest_version(self) -> Version | None:
         """Return the latest dataset version; None before the first, or when it cannot be read."""

@@ -12,6 +12,7 @@ HOME/
     quarantine/            v-<hash>.json: why a version must not be trained on
     deleted/               log/ and erased/: see storage.deletions; checked.json
     shelved/               <unit>.json: a unit of the source that a person has set aside
+    marks/                 <key>.json, <key>-<box>.json: an image or a box that a person has called bad
     registry/              log/, models/, models/runs/, assessed/, reports/: see storage.model_registry
     runs/  fits/           directories of the training runs, and of the classifiers' runs
     embeddings/            of the images of a version by one model, made by `hyco search`
@@ -36,6 +37,7 @@ LABELS = f"{VERSIONS}/names"
 EXPERIMENTS = f"{VERSIONS}/experiments"
 QUARANTINE = "quarantine"
 SHELVED = "shelved"
+MARKS = "marks"
 DELETED = "deleted"
 DELETIONS = f"{DELETED}/log"
 ERASED = f"{DELETED}/erased"
@@ -60,7 +62,7 @@ DEPLOYED = "deploy.json"
 
 RECORDED = ("shards", DETECTIONS, PACKS, HASHES, COLUMNS, VERSIONS)
 """Folders in which a file that no record names is garbage."""
-KEPT = (REGISTRY, QUARANTINE, SHELVED, DELETED, RUNS, FITS, CACHE)
+KEPT = (REGISTRY, QUARANTINE, SHELVED, MARKS, DELETED, RUNS, FITS, CACHE)
 """Folders in which only unfinished files are garbage."""
 
 
@@ -77,6 +79,11 @@ def quarantine_path(name: str) -> str:
 def shelved_path(unit: str) -> str:
     """Return the path of the record of a unit that is set aside."""
     return f"{SHELVED}/{unit}.json"
+
+
+def mark_path(name: str) -> str:
+    """Return the path of the record of a mark, by its name."""
+    return f"{MARKS}/{name}.json"
 
 
 def log_path(number: int) -> str:

@@ -1,6 +1,7 @@
 """The verbs of `hyco` that need no Prefect, one module for each group; importing this package registers them all."""
 
 from hyco.pipeline.cli import adopt as adopt
+from hyco.pipeline.cli import boxes as boxes
 from hyco.pipeline.cli import calibrate as calibrate
 from hyco.pipeline.cli import classify as classify
 from hyco.pipeline.cli import config_docs as config_docs

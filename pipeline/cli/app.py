@@ -35,6 +35,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         "versions",
         "diff",
         "card",
+        "boxes",
         "verify",
         "release",
         "shelve",

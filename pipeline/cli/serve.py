@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +29,14 @@ def serve(
             "--host and the host of HYCO_SERVE_URL are always allowed.",
         ),
     ] = None,
+    marks: Annotated[
+        bool | None,
+        typer.Option(
+            "--marks/--no-marks",
+            help="Whether readers may mark images and boxes as bad, which the next hyco pack leaves out; by default "
+            "only where the pages are served to this machine alone.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a home's pages: decisions, versions with samples, runs.
 
@@ -39,12 +47,22 @@ def serve(
     from hyco.pipeline.ui.server import create_app
     from hyco.storage.home import Home
 
-    hosts = own_hosts(host, os.environ.get("HYCO_SERVE_URL", ""), allow_host or ())
-    application = create_app(Home(home), hosts)
+    address = os.environ.get("HYCO_SERVE_URL", "")
+    hosts = own_hosts(host, address, allow_host or ())
+    if marks is None:
+        marks = only_here(host, address, allow_host or ())
+    application = create_app(Home(home), hosts, marks)
     with listen(host, port) as listening:
         say(f"Pages of {home}: http://{host}:{port}/ (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):
             _server(application).run(sockets=[listening])
+
+
+def only_here(host: str, address: str, allowed: Sequence[str]) -> bool:
+    """Return whether pages that listen on `host` are for this machine alone: no proxy leads others to loopback."""
+    from hyco.pipeline.ui.hosts import LOOPBACK
+
+    return host in LOOPBACK and not address and not allowed
 
 
 @contextlib.contextmanager
@@ -59,7 +77,7 @@ def serving(home: str, port: int) -> Iterator[str]:
     from hyco.pipeline.ui.server import create_app
     from hyco.storage.home import Home
 
-    application = create_app(Home(home))
+    application = create_app(Home(home), writable=True)
     with listen("127.0.0.1", port) as listening:
         server = _server(application)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

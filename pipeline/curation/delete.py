@@ -135,6 +135,9 @@ def settle(home: Home, listener: Listener | None = None) -> Settled:
     eraser = MinedEraser(home, stones, checked)
     eraser.run()
     done.images, done.units = found | eraser.found, eraser.units
+    for name in home.marks.names():
+        if name.partition("-")[0] in stones.keys:  # it may hold a phrase of the image's caption
+            home.marks.undo(name)
     heirs = {_rewrite(home, ref, stones) for ref in hit.values()}
     done.shards = len(hit)
     _mend_packs(home)

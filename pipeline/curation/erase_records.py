@@ -1,6 +1,7 @@
 """Leave deleted images out of detections, failures and pack records; see pipeline.curation.delete."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -161,6 +162,9 @@ def adjust_pack(
     version = versions.get(packs.folder.rpartition("/")[2])
     if version is None or "mine" not in version.config:
         return {}
+    kept = [mark for mark in record.get("marks", ()) if mark.partition("-")[0] not in stones.keys]
+    if any("-" in mark for mark in set(record.get("marks", ())) - set(kept)):
+        return {}  # how many of its parts were left out is not known: the unit has to be packed again
     counts, scores, shards, removed = (
         Counter(record["counts"]),
         list(record.get("scores", ())),
@@ -191,7 +195,7 @@ def adjust_pack(
         detections = heir["path"]
         counts["mined_images"] -= len(keys)
         try:
-            left = _left_out(home, version, unit)
+            left = _left_out(home, version, unit, record.get("marks", ()))
         except (ValueError, OSError):  # an evaluation source has moved: the unit has to be packed again
             return {}
         without, now = marked(left), Counter(why.reason for why in left.values())
@@ -209,12 +213,14 @@ def adjust_pack(
     failures = record.get("failures") if failed is None or failed[0] is None else failed[0]["path"]
     if failed is not None and failed[0] is not None and not failed[0]["rows"]:
         failures = None
+    if "marks" in record:
+        record = {**record, "marks": kept}
     return {**record, "shards": shards, "counts": told, "scores": scores, "detections": detections,
             "without": without, "failures": failures}  # fmt: skip
 
 
-def _left_out(home: Home, version: Version, unit: str) -> dict[str, LeftOut]:
-    """The images that a unit leaves out, by the present detections."""
+def _left_out(home: Home, version: Version, unit: str, marks: Iterable[str]) -> dict[str, LeftOut]:
+    """The images that a unit leaves out, by the present detections and the marks that it was packed with."""
     mine, pack = (
         MineConfig.model_validate(version.config["mine"]),
         PackConfig.model_validate(version.config["pack"]),
@@ -223,7 +229,7 @@ def _left_out(home: Home, version: Version, unit: str) -> dict[str, LeftOut]:
     records = home.detections(version.digests.get("mine")).records()
     place = Place(mine.source, mine.limits, mine.columns)
     found = left_out(
-        home, place, units, records, pack, pack.keep_partless, pack.near_duplicates, pack.exclude
+        home, place, units, records, pack, pack.keep_partless, pack.near_duplicates, pack.exclude, marks
     )
     return found.get(unit, {})
 

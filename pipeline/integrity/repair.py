@@ -65,6 +65,7 @@ _REMEDIES = {
     "quarantine record": "the version stays in quarantine; hyco pack judges it again, hyco release releases it",
     "record of a deletion": "restore it from a backup; nothing is mined, packed or collected before",
     "shelf record": "the shard is no longer set aside: hyco shelve sets it aside again",
+    "mark": "what it marked is packed again, unless it is marked again in hyco serve",
     "registry row": "its decision is lost, unless you have a backup; check hyco champion, and promote or roll back",
     "model": _PROMOTE,
     "run of a model": _PROMOTE,

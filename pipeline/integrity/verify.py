@@ -15,6 +15,7 @@ from hyco.storage.layout import (
     ERASED,
     LABELS,
     LATEST,
+    MARKS,
     MODEL_RUNS,
     MODELS,
     QUARANTINE,
@@ -110,6 +111,7 @@ def _versions(versions: Versions) -> tuple[list[Damage], dict[str, Version]]:
         except DamagedError as error:
             found.append(Damage("quarantine record", error.path, error.what))
     found += [_sealed(versions.store, "shelf record", path) for path in versions.store.list(SHELVED)]
+    found += [_sealed(versions.store, "mark", path) for path in versions.store.list(MARKS)]
     for path in (path for folder in (DELETIONS, ERASED) for path in versions.store.list(folder)):
         found.append(_sealed(versions.store, "record of a deletion", path))
     return [damage for damage in found if damage], loaded

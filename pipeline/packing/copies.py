@@ -1,7 +1,7 @@
 """Images that a packing leaves out: another one has the same content or looks the same, or they evaluate models.
 
-Those for which the condition on the source's columns is not true (FilterConfig.where) are left out first, so that
-their copies are not left out for their sake.
+Those for which the condition on the source's columns is not true (FilterConfig.where), and those that a person has
+marked as bad (pipeline.packing.marks), are left out first, so that their copies are not left out for their sake.
 
 Exact repetitions are found by content key (pipeline.packing.repeats), near ones by perceptual hash
 (pipeline.imaging.perceptual_hash): PackConfig.near_duplicates, and PackConfig.exclude for evaluation sources.
@@ -9,6 +9,7 @@ Exact repetitions are found by content key (pipeline.packing.repeats), near ones
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from hyco.pipeline.imaging.perceptual_hash import near_pairs
 from hyco.pipeline.packing.filters import FILTERED
 from hyco.pipeline.packing.image_hashes import Hashes, Place, evaluation_units, hashes_of
+from hyco.pipeline.packing.marks import MARKED, MARKED_PARTS, marks_of
 from hyco.pipeline.packing.repeats import detections_of, mark, repeats, usable_keys
 from hyco.pipeline.packing.select_parts import SelectionConfig
 from hyco.pipeline.packing.source_columns import refused as refused_by
@@ -26,7 +28,7 @@ from hyco.storage.home import Home
 REPEATED, NEAR, CONTAMINATED = "repeated", "near_duplicates", "contaminated"
 WHERE = f"{FILTERED}_where"
 """Reasons, and the names of their counts."""
-REASONS = (REPEATED, NEAR, CONTAMINATED, WHERE)
+REASONS = (REPEATED, NEAR, CONTAMINATED, WHERE, MARKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,13 @@ class LeftOut:
     bits: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOutParts(LeftOut):
+    """Boxes of an image that is packed without them: the names of their marks (storage.marks), sorted."""
+
+    boxes: tuple[str, ...] = ()
+
+
 def left_out(
     home: Home,
     place: Place,
@@ -55,11 +64,12 @@ def left_out(
     partless: bool,
     near: int | None,
     exclude: tuple[str, ...],
+    marks: Iterable[str] | None = None,
 ) -> dict[str, dict[str, LeftOut]]:
-    """Return by unit name the images that it must not pack, by key; units without any are left out.
+    """Return by unit name the images that it must not pack, or not whole, by key; units without any are left out.
 
-    Depends only on the mining results, the hashes and the order of the units. Of near copies the first that can be used
-    is kept; a copy of a copy that was left out is not left out for its sake.
+    Depends only on the mining results, the hashes, the marks and the order of the units. Of near copies the first that
+    can be used is kept; a copy of a copy that was left out is not left out for its sake.
 
     Args:
         home: holds detections and hashes; an image without a hash is compared by its bytes alone.
@@ -70,20 +80,30 @@ def left_out(
         partless: whether images without parts are packed.
         near: maximum number of differing bits of a copy; None looks for equal bytes only.
         exclude: evaluation sources.
+        marks: names of the marks of bad images and boxes; None for those of the home.
     """
     refused = refused_by(home, place, units, config.filters.where)
-    others = repeats(home.store, units, records, config, partless, refused)
+    bad, boxes = marks_of(home.store, units, records, home.marks.names() if marks is None else marks)
+    never = {name: {*refused.get(name, ()), *bad.get(name, ())} for name in refused.keys() | bad.keys()}
+    others = repeats(home.store, units, records, config, partless, never)
     found = {
         name: {key: LeftOut(WHERE, named) for key, named in keys.items()} for name, keys in refused.items()
     }
+    for name, keys in bad.items():
+        held = found.setdefault(name, {})
+        held.update({key: LeftOut(MARKED) for key in keys if key not in held})
     for name, keys in others.items():
         found.setdefault(name, {}).update({key: LeftOut(REPEATED) for key in keys})
-    if near is None and not exclude:
-        return {name: keys for name, keys in found.items() if keys}
-    images = _images(home, place, units, records, found)
-    _contaminated(home, place, images, near, exclude, found)
-    if near is not None:
-        _near(home, images, records, config, partless, near, found)
+    if near is not None or exclude:
+        images = _images(home, place, units, records, found)
+        _contaminated(home, place, images, near, exclude, found)
+        if near is not None:
+            _near(home, images, records, config, partless, near, found)
+    for name, keys in boxes.items():
+        held = found.setdefault(name, {})
+        held.update(
+            {key: LeftOutParts(MARKED_PARTS, boxes=named) for key, named in keys.items() if key not in held}
+        )
     return {name: keys for name, keys in found.items() if keys}
 
 
@@ -91,7 +111,10 @@ def marked(keys: dict[str, LeftOut]) -> str:
     """Digest of the images that a unit leaves out, for a pack record; of repeated ones alone as in older records."""
     if all(why.reason == REPEATED for why in keys.values()):
         return mark(sorted(keys))
-    text = " ".join(f"{key}:{why.reason}" for key, why in sorted(keys.items()))
+    text = " ".join(
+        ":".join((key, why.reason, *(why.boxes if isinstance(why, LeftOutParts) else ())))
+        for key, why in sorted(keys.items())
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -21,10 +21,11 @@ from hyco.pipeline.config import Config, digest
 from hyco.pipeline.imaging.crop import crop_box, shrink_to_short_side
 from hyco.pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
 from hyco.pipeline.packing.as_mined import AsMined
-from hyco.pipeline.packing.copies import REPEATED, WHERE, LeftOut, left_out, marked
+from hyco.pipeline.packing.copies import CONTAMINATED, NEAR, LeftOut, LeftOutParts, left_out, marked
 from hyco.pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
 from hyco.pipeline.packing.filters import FILTERED, image_counts
 from hyco.pipeline.packing.image_hashes import Place, evaluation_units, hash_all
+from hyco.pipeline.packing.marks import MARKED, MARKED_PARTS, without_marked
 from hyco.pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts, without_captions
 from hyco.pipeline.packing.source_columns import read_columns
 from hyco.pipeline.runtime.executor import Executor, InProcess
@@ -119,9 +120,10 @@ def pack(
         hash_all(home, _hashed(mine, config, units), executor, listener)
     if config.filters.where:
         read_columns(home, _place(mine), units, config.filters.where, executor, listener)
-    pending = _unpacked(units, mine, config, home)
+    marks = home.marks.names()  # once: a mark that is made meanwhile is for the next packing
+    pending = _unpacked(units, mine, config, home, marks)
     mined = _mined(home, mine).records()
-    others = _repeats(home, mine, config, units)
+    others = _repeats(home, mine, config, units, marks)
     total = sum(mined[unit.name].get("images", 0) for unit in pending)
     with Progress(total, "pack", "images", listener) as progress:
 
@@ -131,7 +133,7 @@ def pack(
 
         gone = run_units(submit, pending, lambda record: None)
     _look_again(mine, home, gone)
-    version = publish(mine, config, home, [unit for unit in units if unit not in gone])
+    version = publish(mine, config, home, [unit for unit in units if unit not in gone], marks)
     if label is not None:
         home.versions.label(label, version.name)
     judged(gate(home, version, config.gate, latest and label is None))
@@ -164,9 +166,11 @@ def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
     return [unit for unit in units if unit.name in mined]
 
 
-def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: Home) -> list[Unit]:
+def _unpacked(
+    units: list[Unit], mine: Config, config: PackConfig, home: Home, marks: set[str] | None = None
+) -> list[Unit]:
     packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
-    others = _repeats(home, mine, config, units)
+    others = _repeats(home, mine, config, units, marks)
     return [
         unit
         for unit in units
@@ -184,10 +188,11 @@ def pack_shard(
 ) -> dict[str, Any]:
     """Pack one mined unit into training shards and return its record; the existing record when the unit is done.
 
-    `without` says which images are left out and why, see pipeline.packing.copies; None computes it.
+    `without` says which images or boxes are left out and why, see pipeline.packing.copies; None computes it.
 
-    The record holds "left_out" (the first copies, as dicts), "shards" (split to ShardRefs as dicts), "failures" (a
-    table's path, or None), "counts", "scores" (a histogram of the parts' scores), "detectors" and "seconds".
+    The record holds "left_out" (the first copies, as dicts), "marks" (names of the marks that it was packed with),
+    "shards" (split to ShardRefs as dicts), "failures" (a table's path, or None), "counts", "scores" (a histogram of the
+    parts' scores), "detectors" and "seconds".
     """
     store, records = home.store, _packed(home, mine, config)
     if without is None:
@@ -217,14 +222,16 @@ def pack_shard(
     deleted = home.deletions.tombstones()
     as_mined = AsMined(store, unit, mined, table)
     chosen = select_parts(table, config)
-    for key in without:
+    bad = {key: why.boxes for key, why in without.items() if isinstance(why, LeftOutParts)}
+    images = {key: why for key, why in without.items() if key not in bad}
+    for key in images:
         chosen.pop(key, None)
     counts.update(
-        image_counts(
-            table.filter(~pc.field("key").isin(pa.array(list(without), pa.string()))), config.filters
-        )
+        image_counts(table.filter(~pc.field("key").isin(pa.array(list(images), pa.string()))), config.filters)
     )
-    counts.update(why.reason for why in without.values())
+    counts.update(why.reason for why in images.values())
+    if removed := without_marked(table, chosen, bad):
+        counts[MARKED_PARTS] = removed
     for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report, deleted):
         split = split_of(sample.key, config.holdout)
         counts.update(
@@ -247,8 +254,11 @@ def pack_shard(
     examples = [
         {"key": key, **dataclasses.asdict(why)}
         for key, why in sorted(without.items())
-        if why.reason not in (REPEATED, WHERE)
+        if why.reason in (NEAR, CONTAMINATED)
     ][:EXAMPLES]
+    marks = sorted(
+        [key for key in images if images[key].reason == MARKED] + [n for names in bad.values() for n in names]
+    )
     records.commit(
         unit.name,
         {
@@ -260,6 +270,7 @@ def pack_shard(
             "failures": table_of_failures,
             "without": marked(without),
             **({"left_out": examples} if examples else {}),
+            **({"marks": marks} if marks else {}),
             "counts": {name: n for name, n in counts.items() if n or name != "captions_left_out"},
             "scores": scores_of(scores),
             "detectors": sorted(table["detector"].unique().to_pylist()),
@@ -271,11 +282,20 @@ def pack_shard(
     return record
 
 
-def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | None = None) -> Version:
-    """Publish the version of all units, or of those given, not yet as `latest`; ValueError if one is not packed."""
+def publish(
+    mine: Config,
+    config: PackConfig,
+    home: Home,
+    units: list[Unit] | None = None,
+    marks: set[str] | None = None,
+) -> Version:
+    """Publish the version of all units, or of those given, not yet as `latest`; ValueError if one is not packed.
+
+    `marks` are those that the units were packed with; None for the present ones.
+    """
     units = units_of(mine, home) if units is None else units
     packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
-    if missing := [unit.path for unit in _unpacked(units, mine, config, home)]:
+    if missing := [unit.path for unit in _unpacked(units, mine, config, home, marks)]:
         raise ValueError(
             f"{len(missing)} of {len(units)} units are not packed ({missing[0]} ...): run pack first"
         )
@@ -309,6 +329,11 @@ def publish(mine: Config, config: PackConfig, home: Home, units: list[Unit] | No
             f"evaluation images: lower near_duplicates ({config.near_duplicates}), or exclude other sources "
             f"({', '.join(config.exclude) or 'none'})"
         )
+    if not shards["train"] and (away := counts[MARKED] + counts[MARKED_PARTS]):
+        raise ValueError(
+            f"no training sample is left to publish: {away:,} images and boxes are marked as bad: take marks back at "
+            "/marks of hyco serve"
+        )
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}
     names = [unit.name for unit in units]
@@ -338,11 +363,11 @@ def _look_again(mine: Any, home: Home, gone: list[Unit]) -> None:
 
 
 def _repeats(
-    home: Home, mine: Config, config: PackConfig, units: list[Unit]
+    home: Home, mine: Config, config: PackConfig, units: list[Unit], marks: set[str] | None = None
 ) -> dict[str, dict[str, LeftOut]]:
     place, near, exclude = _place(mine), config.near_duplicates, config.exclude
     records = _mined(home, mine).records()
-    return left_out(home, place, units, records, config, config.keep_partless, near, exclude)
+    return left_out(home, place, units, records, config, config.keep_partless, near, exclude, marks)
 
 
 def _hashed(mine: Any, config: PackConfig, units: list[Unit]) -> list[tuple[Place, Unit]]:

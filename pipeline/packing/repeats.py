@@ -66,6 +66,20 @@ def repeats(
     return {name: tuple(sorted(keys)) for name, keys in others.items()}
 
 
+def units_holding(
+    store: Store, units: Sequence[Unit], records: dict[str, dict[str, Any]], keys: Set[str]
+) -> dict[str, set[str]]:
+    """Return by unit name which of some images each unit holds; units without any are left out."""
+    wanted = {_hash(key): key for key in keys}
+    sought, found = np.array(list(wanted), np.int64), dict[str, set[str]]()
+    for unit in units if wanted else ():
+        if unit.name in records:
+            own = _hashes(store.url, records[unit.name]["detections"]["path"])
+            if held := {wanted[int(value)] for value in own[np.isin(own, sought)]}:
+                found[unit.name] = held
+    return found
+
+
 def mark(keys: Sequence[str]) -> str:
     """Digest of a set of keys for a pack record; "" for none, as in older records."""
     return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] if keys else ""

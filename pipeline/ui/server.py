@@ -4,16 +4,20 @@
     /versions/NAME                      its samples with their boxes, counts, gate, failures
     /versions/A/diff/B                  what came and went from version A to version B
     /versions/NAME/README.md            its dataset card
+    /versions/NAME/samples              all its samples, filtered, with forms that mark images and boxes as bad
+    /versions/NAME/failures             all its failures
     /versions/NAME/samples/N/whole.jpg  a sample's image; 0.jpg, 1.jpg ... are its parts
     /runs/NAME                          its numbers, curves and decisions
     /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv, answers.json beside it
     /runs/A/compare/B                   numbers, options, curves and answers of two runs beside each other
     /decisions/N                        a decision: each metric beside the champion's; report.html, kept with it
+    /marks                              what is marked as bad; POST marks and takes back
     /champions.svg                      the metrics of the champions over time
     /lineage.svg                        the lineage of the champion
 
-Read-only, and only files that a record names; texts from data are escaped. A record that cannot be read is marked in
-its own entry. Requests by another host name than the server's own are refused (hosts.py).
+Only files that a record names; texts from data are escaped. Nothing is written but marks (mark.py), and these only
+where the server was told to take them. A record that cannot be read is marked in its own entry. Requests by another
+host name than the server's own are refused (hosts.py).
 """
 
 import json
@@ -34,7 +38,9 @@ from hyco.pipeline.evaluation.metrics.document import csv_text, upgrade
 from hyco.pipeline.evaluation.report import report
 from hyco.pipeline.ui import curves, lineage
 from hyco.pipeline.ui.hosts import OwnHostsOnly, own_hosts
+from hyco.pipeline.ui.mark import answer
 from hyco.pipeline.ui.pages import HomePages
+from hyco.pipeline.ui.review import Review
 from hyco.storage.home import Home
 
 T = TypeVar("T")
@@ -46,9 +52,10 @@ RUN_FILES = {
     "train.json": "application/json",
     "answers.json": "application/json",
 }
-# No scripts, and only pictures of this server or embedded in the page.
+# No scripts, only pictures of this server or embedded in the page, and no forms to or frames of other sites.
 POLICY = (
-    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
 )
 
 
@@ -56,12 +63,12 @@ FRESH = {"Cache-Control": "no-cache"}  # cached, but revalidated: the content ma
 FOREVER = {"Cache-Control": "max-age=86400, immutable"}
 
 
-def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
+def create_app(home: Home, hosts: Iterable[str] | None = None, writable: bool = False) -> Starlette:
     """The application; FileNotFoundError when there is no such home.
 
-    `hosts` are the accepted host names, by default those of `own_hosts()`.
+    `hosts` are the accepted host names, by default those of `own_hosts()`; `writable` says whether marks are taken.
     """
-    known = HomePages(home)
+    known, reviewed = HomePages(home), Review(home)
     templates = Environment(
         loader=FileSystemLoader([HERE, report.FOLDER]),
         autoescape=True,
@@ -71,7 +78,7 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
     style = report.style() + Markup((HERE / "serve.css").read_text())
 
     def page(template: str, **values: object) -> HTMLResponse:
-        text = templates.get_template(template).render(style=style, home=home, **values)
+        text = templates.get_template(template).render(style=style, home=home, writable=writable, **values)
         return HTMLResponse(text, headers={"Content-Security-Policy": POLICY, **FRESH})
 
     def overview(request: Request) -> Response:
@@ -79,6 +86,20 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
 
     def version(request: Request) -> Response:
         return page("version.html.j2", **_found(lambda: known.version(request.path_params["name"])))
+
+    def samples(request: Request) -> Response:
+        name, asked = request.path_params["name"], request.query_params
+        return page("review.html.j2", **_found(lambda: reviewed.samples(name, asked)))
+
+    def failures(request: Request) -> Response:
+        name, asked = request.path_params["name"], request.query_params
+        return page("failures.html.j2", **_found(lambda: reviewed.failures(name, asked)))
+
+    def marks(request: Request) -> Response:
+        return page("marks.html.j2", **_found(reviewed.marks))
+
+    async def mark(request: Request) -> Response:
+        return await answer(request, home.marks, writable)
 
     def difference(request: Request) -> Response:
         asked = request.path_params
@@ -140,6 +161,8 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
             Route("/", overview),
             Route("/versions/{name}", version),
             Route("/versions/{name}/README.md", version_card),
+            Route("/versions/{name}/samples", samples),
+            Route("/versions/{name}/failures", failures),
             Route("/versions/{a}/diff/{b}", difference),
             Route("/versions/{name}/samples/{sample:int}/{picture}.jpg", picture),
             Route("/runs/{name}", run),
@@ -147,6 +170,8 @@ def create_app(home: Home, hosts: Iterable[str] | None = None) -> Starlette:
             Route("/runs/{a}/compare/{b}", comparison),
             Route("/decisions/{number:int}", decision),
             Route("/decisions/{number:int}/{file}", decision_file),
+            Route("/marks", marks),
+            Route("/marks", mark, methods=["POST"]),
             Route("/champions.svg", champions_svg),
             Route("/lineage.svg", lineage_svg),
         ],
