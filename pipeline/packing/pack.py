@@ -25,8 +25,10 @@ from pipeline.packing.copies import REPEATED, WHERE, LeftOut, left_out, marked
 from pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
 from pipeline.packing.filters import FILTERED, image_counts
 from pipeline.packing.image_hashes import Place, evaluation_units, hash_all
+from pipeline.packing.repeats import detections_of
 from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts, without_captions
 from pipeline.packing.source_columns import read_columns
+from pipeline.packing.verified import UNVERIFIED, refusals, verifying
 from pipeline.runtime.executor import Executor, InProcess
 from pipeline.runtime.progress import Listener, Progress
 from pipeline.runtime.run_units import run_units
@@ -115,6 +117,7 @@ def pack(
     if label is not None:
         check_label(label)
     units = listing(mine, home, mined_only)
+    _check_verified(mine, config, home, units)
     if config.near_duplicates is not None or config.exclude:
         hash_all(home, _hashed(mine, config, units), executor, listener)
     if config.filters.where:
@@ -165,7 +168,7 @@ def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
 
 
 def _unpacked(units: list[Unit], mine: Config, config: PackConfig, home: Home) -> list[Unit]:
-    packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
+    packed, mined = _packed(home, mine, config).whole(), _records(home, mine, config)
     others = _repeats(home, mine, config, units)
     return [
         unit
@@ -196,6 +199,10 @@ def pack_shard(
     mined = _mined(home, mine).record(unit.name)
     if mined is None:
         raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
+    if config.verify.grounder:
+        if (other := _verifier(home, mine, config).done(unit.name)) is None:
+            raise _unverified(config, [unit.path], 1)
+        mined = _with_verifier(mined, other)
     done = records.done(unit.name)
     if _is_current(done, mined, without):
         return done
@@ -216,7 +223,10 @@ def pack_shard(
 
     deleted = home.deletions.tombstones()
     as_mined = AsMined(store, unit, mined, table)
-    chosen = select_parts(table, config)
+    verified = detections_of(store, mined, config) if config.verify.grounder else table
+    if refused := refusals(table, verified):
+        counts[UNVERIFIED] = refused
+    chosen = select_parts(verified, config)
     for key in without:
         chosen.pop(key, None)
     counts.update(
@@ -256,6 +266,7 @@ def pack_shard(
             "path": unit.path,
             "sha256": unit.sha256,
             "detections": mined["detections"]["path"],
+            **({"verify": mined["verify"]} if "verify" in mined else {}),
             "shards": {split: [dataclasses.asdict(shard) for shard in shards[split]] for split in SPLITS},
             "failures": table_of_failures,
             "without": marked(without),
@@ -341,7 +352,7 @@ def _repeats(
     home: Home, mine: Config, config: PackConfig, units: list[Unit]
 ) -> dict[str, dict[str, LeftOut]]:
     place, near, exclude = _place(mine), config.near_duplicates, config.exclude
-    records = _mined(home, mine).records()
+    records = _records(home, mine, config)
     return left_out(home, place, units, records, config, config.keep_partless, near, exclude)
 
 
@@ -363,11 +374,49 @@ def _is_current(
     """Whether a unit was packed from its present detections, and without exactly the images that it must leave out."""
     if packed is None or packed.get("without", "") != marked(without):
         return False
-    return mined is None or packed.get("detections") in (None, mined["detections"]["path"])
+    if mined is None:
+        return True
+    same = packed.get("detections") in (None, mined["detections"]["path"])
+    return same and packed.get("verify") == mined.get("verify")
 
 
 def _mined(home: Home, mine: Config) -> UnitResults:
     return home.detections(digest(mine))
+
+
+def _verifier(home: Home, mine: Config, config: PackConfig) -> UnitResults:
+    return _mined(home, verifying(mine, config.verify))
+
+
+def _with_verifier(record: dict[str, Any], other: dict[str, Any] | None) -> dict[str, Any]:
+    """A mining record with the path of the verifier's detections of the same unit."""
+    return record if other is None else {**record, "verify": other["detections"]["path"]}
+
+
+def _records(home: Home, mine: Config, config: PackConfig) -> dict[str, dict[str, Any]]:
+    """Mining records by unit name, with the verifier's detections where boxes are verified."""
+    records = _mined(home, mine).records()
+    if not config.verify.grounder:
+        return records
+    others = _verifier(home, mine, config).records()
+    return {name: _with_verifier(record, others.get(name)) for name, record in records.items()}
+
+
+def _check_verified(mine: Any, config: PackConfig, home: Home, units: list[Unit]) -> None:
+    """Raise ValueError unless the verifier has mined every unit."""
+    if not config.verify.grounder:
+        return
+    whole = _verifier(home, mine, config).whole()
+    if missing := [unit.path for unit in units if unit.name not in whole]:
+        raise _unverified(config, missing, len(units))
+
+
+def _unverified(config: PackConfig, missing: list[str], total: int) -> ValueError:
+    spec = config.verify.grounder
+    return ValueError(
+        f"{len(missing)} of {total} units are not mined by the verifier ({missing[0]} ...): run `hyco pack "
+        f"--verify {spec}`, or `hyco mine --grounder {spec}` with the other options of mining the same"
+    )
 
 
 def _packed(home: Home, mine: Config, config: PackConfig) -> UnitResults:
