@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.grounding.detector import digest_of
-from models.grounding.dino import DinoDetector
-from models.grounding.groundingdino_weights import carry_over
-from models.grounding.model_folder import read_config, settings_of
-from models.grounding.torchvision_import import import_torchvision
-from models.grounding.transformers_dino import (
+from hyco.models.grounding.detector import digest_of
+from hyco.models.grounding.dino import DinoDetector
+from hyco.models.grounding.groundingdino_weights import carry_over
+from hyco.models.grounding.model_folder import read_config, settings_of
+from hyco.models.grounding.torchvision_import import import_torchvision
+from hyco.models.grounding.transformers_dino import (
     MODEL_TYPES,
     check_tokenizer,
     encoder,

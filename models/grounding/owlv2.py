@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.grounding.batching import Halving
-from models.grounding.detector import Detection, best_boxes, check_asked, digest_of
-from models.grounding.model_folder import files_of, image_settings
+from hyco.models.grounding.batching import Halving
+from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of
+from hyco.models.grounding.model_folder import files_of, image_settings
 
 MODEL_TYPES = ("owlv2",)
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.grounding.batching import Halving
-from models.grounding.detector import Detection, best_boxes, check_asked, digest_of, join
-from models.grounding.model_folder import files_of
-from models.grounding.torchvision_import import import_torchvision
+from hyco.models.grounding.batching import Halving
+from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of, join
+from hyco.models.grounding.model_folder import files_of
+from hyco.models.grounding.torchvision_import import import_torchvision
 
 MODEL_TYPES = ("sam3", "sam3_video")
 

@@ -10,13 +10,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, ValidationInfo, field_validator
 
-from models.grounding.boxes import iou
-from pipeline.config import Config, ConfigError
-from pipeline.mining import grounder as ground
+from hyco.models.grounding.boxes import iou
+from hyco.pipeline.config import Config, ConfigError
 
 UNVERIFIED = "unverified"
 """Name of the count of boxes that reach the threshold and are not confirmed, one for each caption with the phrase."""
-_SOURCE = f"{ground.SOURCE}:"
+_SOURCE = "source:"  # begins the detector of boxes that the source had
 
 
 class VerifyConfig(Config):
@@ -40,6 +39,10 @@ class VerifyConfig(Config):
         spec = info.data.get("grounder", "")
         if not spec:
             return ""
+        from hyco.pipeline.mining import (
+            grounder as ground,  # here, because packing without it needs no grounder
+        )
+
         if spec == ground.SOURCE:
             raise ConfigError("verify.grounder 'source' is no detector: give BACKEND:PLACE or a short name")
         try:
@@ -56,7 +59,7 @@ def verifying(mine: Any, config: VerifyConfig) -> Any:
     Raises:
         ValueError: only boxes that the source has were mined; they are not verified.
     """
-    if mine.grounder == ground.SOURCE:
+    if mine.grounder == "source":
         raise ValueError(
             f"verify.grounder {config.grounder!r}: boxes that the source has are taken as they are, none is verified; "
             "leave --verify out, or mine with --grounder too"

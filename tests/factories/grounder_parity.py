@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from models.grounding.detector import Detector
+from hyco.models.grounding.detector import Detector
 
 TOLERANCE = 1e-4
 PHRASES = [["a red duck", "the blue car"], ["a dog"], ["a man", "two big ducks on the tree", "a ball"], []]

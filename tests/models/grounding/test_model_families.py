@@ -17,9 +17,9 @@ from transformers import (
     Owlv2Processor,
 )
 
-from models.grounding.owlv2 import Owlv2, padded_square
-from models.grounding.transformers_dino import TransformersDino
-from pipeline.mining.grounder import BACKENDS, NAMES, grounder_digest, open_detector
+from hyco.models.grounding.owlv2 import Owlv2, padded_square
+from hyco.models.grounding.transformers_dino import TransformersDino
+from hyco.pipeline.mining.grounder import BACKENDS, NAMES, grounder_digest, open_detector
 from tests.factories.grounder import save_tiny, save_tiny_owlv2
 from tests.factories.grounder_parity import PHRASES, SIZES, compare, parity_images
 

@@ -8,13 +8,13 @@ import torch
 if importlib.util.find_spec("torchvision") is None:
     pytest.skip("torchvision is not installed (extra sam3)", allow_module_level=True)
 
-from models.grounding.torchvision_import import import_torchvision
+from hyco.models.grounding.torchvision_import import import_torchvision
 
 import_torchvision()  # mends torchvision, without which transformers cannot be imported either
 
 from transformers import Sam3Model, Sam3Processor  # noqa: E402
 
-from pipeline.mining.grounder import grounder_digest, open_detector  # noqa: E402
+from hyco.pipeline.mining.grounder import grounder_digest, open_detector  # noqa: E402
 from tests.factories.grounder import save_tiny_sam3  # noqa: E402
 from tests.factories.grounder_parity import PHRASES, SIZES, compare, parity_images  # noqa: E402
 

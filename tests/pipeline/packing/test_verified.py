@@ -4,19 +4,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.grounding.detector import Detection
-from pipeline.cli.app import app
-from pipeline.config import ConfigError, digest
-from pipeline.mining import grounder as ground
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.packing.dataset_gate import QualityConfig
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.packing.select_parts import SelectionConfig
-from pipeline.packing.verified import VerifyConfig, confirmed, refusals, verifying
-from pipeline.runtime.executor import InProcess
-from storage.detections import SCHEMA
-from storage.home import Home
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.cli.app import app
+from hyco.pipeline.config import ConfigError, digest
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.packing.dataset_gate import QualityConfig
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.packing.select_parts import SelectionConfig
+from hyco.pipeline.packing.verified import VerifyConfig, confirmed, refusals, verifying
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.storage.detections import SCHEMA
+from hyco.storage.home import Home
 from tests.factories.mining import ColourDetector, samples, write_tar
 
 GATE = QualityConfig(max_shrink=None, max_parts_drift=None, max_score_drift=None)
