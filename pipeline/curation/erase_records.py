@@ -155,11 +155,15 @@ def adjust_pack(
     if record.get("failures"):
         failed = without_failures(home, packs, record["failures"], stones, erased)
     mined_path = record.get("detections")
-    moved = bool(mined_path) and name_sha256(str(mined_path)) in erased
+    moved = any(path and name_sha256(str(path)) in erased for path in (mined_path, record.get("verify")))
     if not moved and failed is None and not any(name_sha256(path) in erased for path in paths):
         return None
     version = versions.get(packs.folder.rpartition("/")[2])
     if version is None or "mine" not in version.config:
+        return {}
+    if (
+        "verify" in record
+    ):  # which boxes were not confirmed is not known any more: the unit has to be packed again
         return {}
     counts, scores, shards, removed = (
         Counter(record["counts"]),

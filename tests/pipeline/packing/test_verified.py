@@ -7,6 +7,7 @@ import pytest
 from hyco.models.grounding.detector import Detection
 from hyco.pipeline.cli.app import app
 from hyco.pipeline.config import ConfigError, digest
+from hyco.pipeline.curation.delete import delete
 from hyco.pipeline.mining import grounder as ground
 from hyco.pipeline.mining import mine as mining
 from hyco.pipeline.mining.mine import MineConfig, mine_all
@@ -17,6 +18,7 @@ from hyco.pipeline.packing.verified import VerifyConfig, confirmed, refusals, ve
 from hyco.pipeline.runtime.executor import InProcess
 from hyco.storage.detections import SCHEMA
 from hyco.storage.home import Home
+from hyco.storage.shard import read_shard
 from tests.factories.mining import ColourDetector, samples, write_tar
 
 GATE = QualityConfig(max_shrink=None, max_parts_drift=None, max_score_drift=None)
@@ -86,6 +88,18 @@ def test_packs_again_when_the_verifier_has_mined_again(mined, detectors):
         records.forget(name)
         records.commit(name, {**record, "detections": firsts[name]["detections"]})
     assert pack(mine, config, home).counts["images"] == 9
+
+
+def test_a_deleted_image_leaves_both_detections_and_the_unit_is_packed_again(mined):
+    mine, home = mined
+    config = packing(grounder="onnx:second")
+    mine_all(verifying(mine, config.verify), home, InProcess())
+    version = pack(mine, config, home)
+    with home.store.open(version.shards["train"][0].path) as file:
+        (sample, *_) = read_shard(file, "shard", version.shards["train"][0].samples)
+    delete(home, keys=[sample.key], reason="asked")
+    left = pack(mine, config, home)
+    assert left.counts["images"] == 2 and left.counts["mined_images"] == 8 and left.counts["unverified"] == 12
 
 
 def table(*rows):
