@@ -16,7 +16,6 @@ Problems of groundingdino-py 0.4.0 with transformers 5 that are worked around he
 import contextlib
 import importlib
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,21 +27,22 @@ from torch import Tensor, nn
 from hyco.models.grounding.detector import digest_of
 from hyco.models.grounding.dino import DinoDetector
 from hyco.models.grounding.groundingdino_weights import carry_over
+from hyco.models.grounding.model_folder import read_config, settings_of
+from hyco.models.grounding.torchvision_import import import_torchvision
 from hyco.models.grounding.transformers_dino import (
+    MODEL_TYPES,
     check_tokenizer,
     encoder,
     known_tokens,
     preprocessing_of,
-    read_config,
-    settings_of,
 )
 
 _PACKAGE = "groundingdino.models.GroundingDINO"
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the files that determine the model's output; errors as in transformers_dino.files_of."""
-    settings = settings_of(folder)
+    """Return the files that determine the model's output; errors as in model_folder.files_of."""
+    settings = settings_of(folder, MODEL_TYPES)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pth"))
     if not weights:
         raise ValueError(f"{folder} holds no *.safetensors and no *.pth: put the weights there")
@@ -139,22 +139,9 @@ class _Bert(nn.Module):
 
 
 def import_package() -> Any:
-    """Import groundingdino-py's model module; ValueError when it is not installed.
-
-    A torchvision built for another torch has no compiled operators and fails at import. The model calls none of them,
-    so two empty ones are declared and the import is tried again.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        _declare_operators()
-        importlib.import_module("torchvision")
-    except ImportError:
-        pass  # the next import names the missing part
+    """Import groundingdino-py's model module; ValueError when it is not installed."""
+    with contextlib.suppress(ImportError):  # the next import names the missing part
+        import_torchvision()
     try:
         return importlib.import_module(f"{_PACKAGE}.groundingdino")
     except ImportError as error:
@@ -162,16 +149,6 @@ def import_package() -> Any:
             f"the groundingdino backend needs the package groundingdino-py ({error}): "
             "`pip install 'hyco[groundingdino]'`"
         ) from None
-
-
-_LIBRARY: list[torch.library.Library] = []  # declarations last as long as their library object
-
-
-def _declare_operators() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARY.append(library)
 
 
 def build(config: Any) -> Any:
@@ -299,7 +276,7 @@ def _load(model: Any, folder: Path) -> None:
     else:
         from transformers import AutoModelForZeroShotObjectDetection
 
-        read_config(folder)
+        read_config(folder, MODEL_TYPES)
         source = AutoModelForZeroShotObjectDetection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )

@@ -1,11 +1,11 @@
-"""Grounding DINO and MM-Grounding-DINO as the transformers library runs them, from a directory of safetensors.
+"""Grounding DINO, MM Grounding DINO and LLMDet as the transformers library runs them, from a directory of safetensors.
 
 The directory has the files of `save_pretrained` and the hub: config.json, model.safetensors, tokenizer.json and
-preprocessor_config.json (or processor_config.json). The embedded grounder in demo/weights/grounder is an example.
+preprocessor_config.json (or processor_config.json). LLMDet is an MM Grounding DINO to the library. The embedded
+grounder in demo/weights/grounder is an example.
 """
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,49 +16,15 @@ from torch import Tensor
 from hyco.models.grounding.detector import digest_of
 from hyco.models.grounding.dino import DinoDetector, Preprocessing
 from hyco.models.grounding.fast_dino import accelerate
+from hyco.models.grounding.model_folder import files_of, image_settings
 from hyco.models.grounding.prompt import CLS, QUESTION, SEP, STOP, known_token
 
 MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
-_SETTINGS = (
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-
-
-def settings_of(folder: Path) -> list[Path]:
-    """Return the files beside the weights that determine the output of the model in `folder`.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no grounding model in it.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"grounder directory {str(folder)!r} does not exist: give one with model.safetensors"
-        )
-    read_config(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} holds no tokenizer.json: save the processor there with save_pretrained")
-    return [path for name in _SETTINGS if (path := folder / name).is_file()]
-
-
-def files_of(folder: Path) -> list[Path]:
-    """Return settings and weights; errors as in settings_of, and ValueError without weights."""
-    settings = settings_of(folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ValueError(
-            f"{folder} holds no *.safetensors: save the model with save_pretrained (no pickle is read)"
-        )
-    return settings + weights
 
 
 def digest(folder: Path) -> str:
     """Return the digest of the model in `folder`, reading files only."""
-    return digest_of(files_of(folder))
+    return digest_of(files_of(folder, MODEL_TYPES))
 
 
 class TransformersDino(DinoDetector):
@@ -114,25 +80,6 @@ class TransformersDino(DinoDetector):
         return output.logits, output.pred_boxes
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json; ValueError when it is not that of a grounding model."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} holds no config.json: give the directory of a {' or '.join(MODEL_TYPES)} model"
-        )
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in MODEL_TYPES:
-        raise ValueError(
-            f"{folder} holds a model of type {kind!r}: a grounder must be {' or '.join(MODEL_TYPES)}"
-        )
-    return config
-
-
 def check_tokenizer(folder: Path, tokenizer: Any) -> None:
     """Refuse a tokenizer with other ids: it would load without an error, and the model would find nothing."""
     wanted = {"[CLS]": CLS, "[SEP]": SEP, ".": STOP, "?": QUESTION}
@@ -158,16 +105,7 @@ def known_tokens(tokenizer: Any) -> Callable[[int], bool | None]:
 
 def preprocessing_of(folder: Path, align: int) -> Preprocessing:
     """The processor's own size, mean, std and filter."""
-    raw: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            raw = json.loads((folder / name).read_bytes())
-            raw = raw.get("image_processor", raw)
-            break
-    if not raw:
-        raise ValueError(
-            f"{folder} holds no preprocessor_config.json: save the processor there with save_pretrained"
-        )
+    raw = image_settings(folder)
     size = raw.get("size", {"shortest_edge": 800, "longest_edge": 1333})
     plain = Preprocessing(align=align)
     common = {

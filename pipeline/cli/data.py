@@ -128,18 +128,26 @@ def pack(
         str,
         typer.Option(help="Condition on columns of the source, such as 'aesthetic > 5 and punsafe < 0.1'."),
     ] = "",
+    verify: Annotated[
+        str,
+        typer.Option(
+            help="A second grounder, such as owlv2_base, that must confirm every box; it is run where needed."
+        ),
+    ] = "",
     assignments: Assignments = None,
 ) -> None:
     """Cut crops from the mined boxes and publish a dataset version.
 
-    Runs no detector. Image size and crops suit the recipe, and a tenth of the images is held out unless --assess-source
-    names other images.
+    Runs no detector but that of --verify, for units that it has not seen. Image size and crops suit the recipe, and a
+    tenth of the images is held out unless --assess-source names other images.
 
     --set takes fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.2 ...
     """
     from hyco.pipeline.config import override
     from hyco.pipeline.end_to_end import checked, compose
+    from hyco.pipeline.mining.mine import mine_all
     from hyco.pipeline.packing import pack as packing
+    from hyco.pipeline.packing.verified import verifying
     from hyco.pipeline.runtime.executor import open_executor
     from hyco.storage.home import Home
 
@@ -147,9 +155,14 @@ def pack(
     composed = compose(source, grounder, recipe, columns=columns, assess_source=assess_source)
     if where:
         assignments = [*(assignments or []), f"pack.filters.where={where}"]
+    if verify:
+        assignments = [*(assignments or []), f"pack.verify.grounder={verify}"]
     config = checked(override(composed, assignments or []))
     opened = Home(home)
     before = opened.latest_version()
+    if config.pack.verify.grounder:
+        with terminable(), open_executor(workers, engine=engine) as executor:
+            mine_all(verifying(config.mine, config.pack.verify), opened, executor)
     with terminable(), open_executor(workers, engine=engine, gpus=0.0) as executor:
         version = packing.pack(config.mine, config.pack, opened, executor, latest=latest, label=name)
     show(

@@ -156,7 +156,7 @@ def adjust_pack(
     if record.get("failures"):
         failed = without_failures(home, packs, record["failures"], stones, erased)
     mined_path = record.get("detections")
-    moved = bool(mined_path) and name_sha256(str(mined_path)) in erased
+    moved = any(path and name_sha256(str(path)) in erased for path in (mined_path, record.get("verify")))
     if not moved and failed is None and not any(name_sha256(path) in erased for path in paths):
         return None
     version = versions.get(packs.folder.rpartition("/")[2])
@@ -165,6 +165,8 @@ def adjust_pack(
     kept = [mark for mark in record.get("marks", ()) if mark.partition("-")[0] not in stones.keys]
     if any("-" in mark for mark in set(record.get("marks", ())) - set(kept)):
         return {}  # how many of its parts were left out is not known: the unit has to be packed again
+    if "verify" in record:  # which boxes were not confirmed is not known any more: the same
+        return {}
     counts, scores, shards, removed = (
         Counter(record["counts"]),
         list(record.get("scores", ())),

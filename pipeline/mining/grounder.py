@@ -1,4 +1,7 @@
-"""Opens a grounding model by its name, BACKEND:PLACE. BACKENDS is the only list of backends."""
+"""Opens a grounding model by its name, BACKEND:PLACE or a short name.
+
+BACKENDS is the only list of backends, one for each family of models; NAMES is the only list of short names.
+"""
 
 import importlib
 from dataclasses import dataclass
@@ -42,11 +45,13 @@ class Backend:
 BACKENDS = {
     "transformers": Backend(
         "DIR_OR_HUB_NAME",
-        "Grounding DINO or MM-Grounding-DINO",
+        "Grounding DINO, MM Grounding DINO or LLMDet",
         "hyco.models.grounding.transformers_dino",
         "TransformersDino",
         hub=True,
     ),
+    "owlv2": Backend("DIR_OR_HUB_NAME", "OWLv2", "hyco.models.grounding.owlv2", "Owlv2", hub=True),
+    "sam3": Backend("DIR_OR_HUB_NAME", "SAM 3, extra sam3", "hyco.models.grounding.sam3", "Sam3", hub=True),
     "groundingdino": Backend(
         "DIR",
         "Grounding DINO by groundingdino-py",
@@ -61,16 +66,36 @@ BACKENDS = {
         options=("per_phrase",),
     ),
 }
+NAMES = {
+    "llmdet_tiny": "transformers:iSEE-Laboratory/llmdet_tiny",
+    "llmdet_base": "transformers:iSEE-Laboratory/llmdet_base",
+    "llmdet_large": "transformers:iSEE-Laboratory/llmdet_large",
+    "grounding_dino_tiny": "transformers:IDEA-Research/grounding-dino-tiny",
+    "grounding_dino_base": "transformers:IDEA-Research/grounding-dino-base",
+    "mm_grounding_dino_tiny": "transformers:openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
+    "mm_grounding_dino_base": "transformers:openmmlab-community/mm_grounding_dino_base_all",
+    "mm_grounding_dino_large": "transformers:openmmlab-community/mm_grounding_dino_large_all",
+    "owlv2_base": "owlv2:google/owlv2-base-patch16-ensemble",
+    "owlv2_large": "owlv2:google/owlv2-large-patch14-ensemble",
+    "sam3": "sam3:facebook/sam3",
+}
+"""Short names of published models; each is the BACKEND:PLACE beside it, with the same digest."""
 SOURCE = "source"
 """Spelling of no grounder: the boxes are those that the source has (columns.boxes)."""
-HELP = "; ".join(f"{name}:{row.place} ({row.text})" for name, row in BACKENDS.items())
+HELP = (
+    "; ".join(f"{name}:{row.place} ({row.text})" for name, row in BACKENDS.items())
+    + f"; or {', '.join(NAMES)}"
+)
 
 
 def split_spec(spec: str) -> tuple[Backend, str]:
     """Return the backend and the place of a grounder's name; ValueError when it is not one."""
-    name, colon, place = spec.partition(":")
+    name, colon, place = NAMES.get(spec, spec).partition(":")
     if not colon or not place:
-        raise ValueError(f"grounder {spec!r}: write BACKEND:PLACE, with a backend of {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"grounder {spec!r}: write BACKEND:PLACE, with a backend of {', '.join(BACKENDS)}, or a short name "
+            f"({', '.join(NAMES)}){nearest(spec, NAMES)}"
+        )
     if name not in BACKENDS:
         raise ValueError(f"grounder {spec!r}: unknown backend {name!r}{nearest(name, BACKENDS)}")
     return BACKENDS[name], place
@@ -97,7 +122,7 @@ def open_detector(
     """Load a grounding model.
 
     Args:
-        spec: BACKEND:PLACE, see the module.
+        spec: BACKEND:PLACE or a short name, see the module.
         device: "auto" (a GPU when there is one, assigned by worker number), "cpu", "cuda", "cuda:1".
         dtype: "auto" (bfloat16 on a GPU that has it, else float16; float32 on a CPU) or one of DTYPES. Matrix
             products only: weights stay float32.
@@ -157,5 +182,7 @@ def _model_folder(place: str) -> Path:
     ) as error:  # offline, unknown or gated: the hub's errors are all of these two classes
         raise FileNotFoundError(
             f"grounder {place!r} is not a local directory and could not be fetched from the hub "
-            f"({type(error).__name__}): give a local directory, or run `hf download {place}` with a network"
+            f"({type(error).__name__}): run `hf download {place}` where there is a network, or give a local "
+            "directory with its config.json, model.safetensors, preprocessor_config.json (or processor_config.json), "
+            "tokenizer.json and tokenizer_config.json (or vocab.json and merges.txt)"
         ) from None

@@ -64,8 +64,9 @@ class MineConfig(Config):
     see docs/sources.md.
     """
     grounder: str
-    """Detector, BACKEND:PLACE with a backend of transformers, groundingdino or onnx, see
-    pipeline.mining.grounder; "source" takes the boxes that the source has (columns.boxes) and runs no detector.
+    """Detector, BACKEND:PLACE with a backend of transformers, owlv2, sam3, groundingdino or onnx, or a short name
+    such as llmdet_base, see docs/sources.md; "source" takes the boxes that the source has (columns.boxes) and runs
+    no detector.
     """
     weights: str = Field(default="", validate_default=True)
     """Digest of the grounder's files, so that other weights are another configuration. Set wherever the files

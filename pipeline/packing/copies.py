@@ -190,7 +190,9 @@ def _near(
     usable = {
         (unit, key)
         for unit, keys in suspects.items()
-        for key, good in usable_keys(detections_of(home.store, records[unit]), keys, config, partless).items()
+        for key, good in usable_keys(
+            detections_of(home.store, records[unit], config), keys, config, partless
+        ).items()
         if good and key not in found.get(unit, {})
     }
     dropped = set[int]()

@@ -26,8 +26,10 @@ from hyco.pipeline.packing.dataset_gate import Check, QualityConfig, gate, score
 from hyco.pipeline.packing.filters import FILTERED, image_counts
 from hyco.pipeline.packing.image_hashes import Place, evaluation_units, hash_all
 from hyco.pipeline.packing.marks import MARKED, MARKED_PARTS, without_marked
+from hyco.pipeline.packing.repeats import detections_of
 from hyco.pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts, without_captions
 from hyco.pipeline.packing.source_columns import read_columns
+from hyco.pipeline.packing.verified import UNVERIFIED, refusals, unverified, verifying, with_verifier
 from hyco.pipeline.runtime.executor import Executor, InProcess
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.run_units import run_units
@@ -116,6 +118,7 @@ def pack(
     if label is not None:
         check_label(label)
     units = listing(mine, home, mined_only)
+    _check_verified(mine, config, home, units)
     if config.near_duplicates is not None or config.exclude:
         hash_all(home, _hashed(mine, config, units), executor, listener)
     if config.filters.where:
@@ -169,7 +172,7 @@ def listing(mine: Config, home: Home, mined_only: bool = False) -> list[Unit]:
 def _unpacked(
     units: list[Unit], mine: Config, config: PackConfig, home: Home, marks: set[str] | None = None
 ) -> list[Unit]:
-    packed, mined = _packed(home, mine, config).whole(), _mined(home, mine).records()
+    packed, mined = _packed(home, mine, config).whole(), _records(home, mine, config)
     others = _repeats(home, mine, config, units, marks)
     return [
         unit
@@ -201,6 +204,10 @@ def pack_shard(
     mined = _mined(home, mine).record(unit.name)
     if mined is None:
         raise ValueError(f"unit {unit.path} is not mined: run mine with this config first")
+    if config.verify.grounder:
+        if (other := _verifier(home, mine, config).done(unit.name)) is None:
+            raise unverified(config.verify.grounder, [unit.path], 1)
+        mined = with_verifier(mined, other)
     done = records.done(unit.name)
     if _is_current(done, mined, without):
         return done
@@ -221,7 +228,10 @@ def pack_shard(
 
     deleted = home.deletions.tombstones()
     as_mined = AsMined(store, unit, mined, table)
-    chosen = select_parts(table, config)
+    verified = detections_of(store, mined, config) if config.verify.grounder else table
+    if refused := refusals(table, verified):
+        counts[UNVERIFIED] = refused
+    chosen = select_parts(verified, config)
     bad = {key: why.boxes for key, why in without.items() if isinstance(why, LeftOutParts)}
     images = {key: why for key, why in without.items() if key not in bad}
     for key in images:
@@ -230,7 +240,7 @@ def pack_shard(
         image_counts(table.filter(~pc.field("key").isin(pa.array(list(images), pa.string()))), config.filters)
     )
     counts.update(why.reason for why in images.values())
-    if removed := without_marked(table, chosen, bad):
+    if removed := without_marked(verified, chosen, bad):
         counts[MARKED_PARTS] = removed
     for sample in _training_samples(mine, config, unit, chosen, as_mined, failures, counts, report, deleted):
         split = split_of(sample.key, config.holdout)
@@ -266,6 +276,7 @@ def pack_shard(
             "path": unit.path,
             "sha256": unit.sha256,
             "detections": mined["detections"]["path"],
+            **({"verify": mined["verify"]} if "verify" in mined else {}),
             "shards": {split: [dataclasses.asdict(shard) for shard in shards[split]] for split in SPLITS},
             "failures": table_of_failures,
             "without": marked(without),
@@ -366,7 +377,7 @@ def _repeats(
     home: Home, mine: Config, config: PackConfig, units: list[Unit], marks: set[str] | None = None
 ) -> dict[str, dict[str, LeftOut]]:
     place, near, exclude = _place(mine), config.near_duplicates, config.exclude
-    records = _mined(home, mine).records()
+    records = _records(home, mine, config)
     return left_out(home, place, units, records, config, config.keep_partless, near, exclude, marks)
 
 
@@ -388,11 +399,36 @@ def _is_current(
     """Whether a unit was packed from its present detections, and without exactly the images that it must leave out."""
     if packed is None or packed.get("without", "") != marked(without):
         return False
-    return mined is None or packed.get("detections") in (None, mined["detections"]["path"])
+    if mined is None:
+        return True
+    same = packed.get("detections") in (None, mined["detections"]["path"])
+    return same and packed.get("verify") == mined.get("verify")
 
 
 def _mined(home: Home, mine: Config) -> UnitResults:
     return home.detections(digest(mine))
+
+
+def _verifier(home: Home, mine: Config, config: PackConfig) -> UnitResults:
+    return _mined(home, verifying(mine, config.verify))
+
+
+def _records(home: Home, mine: Config, config: PackConfig) -> dict[str, dict[str, Any]]:
+    """Mining records by unit name, with the verifier's detections where boxes are verified."""
+    records = _mined(home, mine).records()
+    if not config.verify.grounder:
+        return records
+    others = _verifier(home, mine, config).records()
+    return {name: with_verifier(record, others.get(name)) for name, record in records.items()}
+
+
+def _check_verified(mine: Any, config: PackConfig, home: Home, units: list[Unit]) -> None:
+    """Raise ValueError unless the verifier has mined every unit."""
+    if not config.verify.grounder:
+        return
+    whole = _verifier(home, mine, config).whole()
+    if missing := [unit.path for unit in units if unit.name not in whole]:
+        raise unverified(config.verify.grounder, missing, len(units))
 
 
 def _packed(home: Home, mine: Config, config: PackConfig) -> UnitResults:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hyco.pipeline.packing.select_parts import SelectionConfig, select_parts
+from hyco.pipeline.packing.verified import confirmed
 from hyco.pipeline.sources.source import Unit
 from hyco.storage.detections import read_detections
 from hyco.storage.objects import open_object
@@ -35,7 +36,8 @@ def repeats(
     Args:
         store: the home.
         units: of the source, in order.
-        records: mining records by unit name; units without one count as empty.
+        records: mining records by unit name, with the path of the verifier's detections as "verify" where boxes are
+            verified; units without one count as empty.
         config: the rules by which boxes are selected.
         partless: whether images without parts are packed.
         refused: keys by unit name that the unit must not pack.
@@ -51,9 +53,9 @@ def repeats(
     holders: dict[
         str, list[tuple[str, bool]]
     ] = {}  # key -> the units that hold it and whether they can use it
-    for (name, path), own in zip(mined, hashes, strict=True):
+    for (name, _), own in zip(mined, hashes, strict=True):
         if np.isin(own, suspects).any():
-            table, suspected = _table(store, path), set(suspects.tolist())
+            table, suspected = detections_of(store, records[name], config), set(suspects.tolist())
             keys = {key for key in table["key"].unique().to_pylist() if _hash(key) in suspected}
             for key, usable in usable_keys(table, keys, config, partless).items():
                 holders.setdefault(key, []).append((name, usable and key not in refused.get(name, ())))
@@ -91,9 +93,12 @@ def usable_keys(table: pa.Table, keys: Set[str], config: SelectionConfig, partle
     return {key: partless or bool(parts) for key, parts in chosen.items()}
 
 
-def detections_of(store: Store, record: dict[str, Any]) -> pa.Table:
-    """Return the detections that a mining record names."""
-    return _table(store, record["detections"]["path"])
+def detections_of(store: Store, record: dict[str, Any], config: SelectionConfig) -> pa.Table:
+    """Return the detections that a mining record names, without the scores of boxes that are not confirmed."""
+    table = _table(store, record["detections"]["path"])
+    if "verify" not in record:
+        return table
+    return confirmed(table, _table(store, record["verify"]), config.verify, config.threshold)
 
 
 @functools.lru_cache(maxsize=1 << 14)

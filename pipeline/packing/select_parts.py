@@ -11,6 +11,7 @@ from pydantic import Field
 from hyco.models.grounding.boxes import competed, nms
 from hyco.pipeline.config import Config
 from hyco.pipeline.packing.filters import FilterConfig, caption_filter, passing_captions, passing_images, slim
+from hyco.pipeline.packing.verified import VerifyConfig
 from hyco.storage.sample import Sample
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
@@ -19,7 +20,7 @@ pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 class SelectionConfig(Config):
     """The rules that turn detections into parts; changing one never runs the detector again."""
 
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"nested", "filters", "competition"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"nested", "filters", "competition", "verify"})
 
     threshold: float = Field(default=0.35, ge=0, le=1)
     """Minimum score of a box. GRIT keeps above 0.65 with its detector (GLIP); 0.35 suits Grounding DINO."""
@@ -50,6 +51,8 @@ class SelectionConfig(Config):
     """
     filters: FilterConfig = FilterConfig()
     """Which images, captions and boxes are left out whatever their scores."""
+    verify: VerifyConfig = VerifyConfig()
+    """A second grounder that must confirm the boxes; see --verify."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,96 @@
+"""Directories of grounding models in the layout of `save_pretrained` and the hub, by the model type in config.json."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BACKENDS = {
+    "grounding-dino": "transformers",
+    "mm-grounding-dino": "transformers",
+    "owlv2": "owlv2",
+    "sam3": "sam3",
+    "sam3_video": "sam3",
+}
+"""Model type -> name of the backend that reads it.
+
+LLMDet is an mm-grounding-dino. SAM 3 is published with the config.json of its video model, which contains the detector.
+"""
+_SETTINGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_BPE = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+"""What stands for tokenizer.json in older uploads of byte-pair tokenizers (OWLv2)."""
+
+
+def settings_of(folder: Path, types: Sequence[str]) -> list[Path]:
+    """Return the files beside the weights that determine the output of the model in `folder`.
+
+    Args:
+        folder: the model directory.
+        types: the model types that are accepted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no model of these types in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"grounder directory {str(folder)!r} does not exist: give one with model.safetensors"
+        )
+    read_config(folder, types)
+    names = _SETTINGS
+    if not (folder / "tokenizer.json").is_file():
+        if not all((folder / name).is_file() for name in _BPE[:2]):
+            raise ValueError(
+                f"{folder} holds no tokenizer.json: save the processor there with save_pretrained"
+            )
+        names += _BPE
+    return [path for name in names if (path := folder / name).is_file()]
+
+
+def files_of(folder: Path, types: Sequence[str]) -> list[Path]:
+    """Return settings and weights; errors as in settings_of, and ValueError without weights."""
+    settings = settings_of(folder, types)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(
+            f"{folder} holds no *.safetensors: save the model with save_pretrained (no pickle is read)"
+        )
+    return settings + weights
+
+
+def read_config(folder: Path, types: Sequence[str]) -> dict[str, Any]:
+    """Return config.json; ValueError when it is not that of a model of one of the types."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no config.json: give the directory of a {' or '.join(types)} model")
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in types:
+        other = BACKENDS.get(str(kind))
+        remedy = f"; write {other}:{folder}" if other else ""
+        raise ValueError(
+            f"{folder} holds a model of type {kind!r}: this backend needs {' or '.join(types)}{remedy}"
+        )
+    return config
+
+
+def image_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the image processor; ValueError without them."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            raw = json.loads((folder / name).read_bytes())
+            if raw := raw.get("image_processor", raw):
+                return raw
+            break
+    raise ValueError(
+        f"{folder} holds no preprocessor_config.json: save the processor there with save_pretrained"
+    )
