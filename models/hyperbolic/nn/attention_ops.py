@@ -2,10 +2,13 @@
 
 cosh(angle) = q_t k_t - q_s.k_s and the norm of a weighted sum, T^2 - |S|^2, are differences of numbers up to
 cosh(MAX_ANGLE)^2: at an angle of 12 a point's distance from itself would come out as 6 in float32. The matrix
-products of points are therefore made in float64 (where the device has it). What is done to each of the N M
-pairs stays in float32: 1 is taken off cosh(angle) before it is rounded.
+products of points are therefore made in float64 (where the device has it), unless all points lie within
+`NEAR_TIME`, where float32 has the digits. What is done to each of the N M pairs stays in float32: the products give
+cosh(angle) - 1, not cosh(angle).
 Legend: B batch, H heads, L = B H, N queries, M keys, E features, D = E / H.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -24,6 +27,10 @@ from models.hyperbolic.ops import asinhc, asinhc_slope, square_norm, wide
 
 LEAST = 0.5
 """Least Lorentz norm of a mean: it is at least 1, the sum of its shares, up to rounding."""
+NEAR_TIME = 12.0
+"""Largest cosh(angle) of points that are multiplied in float32: it loses its square in units of the last place."""
+BLOCK = 1 << 17
+"""Pairs of points that a CPU works on at a time, so that their buffers stay in its second-level cache."""
 
 
 def _wide_rate(rate: Rate) -> Rate:
@@ -31,8 +38,8 @@ def _wide_rate(rate: Rate) -> Rate:
 
 
 def _heads(u: Tensor, heads: int) -> Tensor:
-    """[B, N, E] -> [L, N, D] in float64."""
-    return wide(u.unflatten(-1, (heads, -1)).transpose(1, 2)).flatten(0, 1)
+    """[B, N, E] -> [L, N, D]."""
+    return u.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _masked(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -46,7 +53,7 @@ def attend_plain(
     wide_rate, heads = _wide_rate(rate), len(scale)
     points = []
     for u in (query, key, value):
-        u = _heads(u, heads)
+        u = wide(_heads(u, heads))
         t, f = cosh_sinhc(u, wide_rate)
         points.append((t, u * f))
     (q_t, q_s), (k_t, k_s), (v_t, v_s) = points
@@ -78,38 +85,36 @@ def attend(
 
 
 def _lift(u: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
-    """Points of tangent vectors, time part first, and sinh(angle) / length: [L, N, D] -> [L, N, 1 + D], [L, N, 1]."""
-    radial = radial_part((rate * rate) * square_norm(u))
-    f = rate * radial
-    s = u * f
-    return torch.cat([(1 + square_norm(s)).sqrt_(), s], -1), f
+    """Points of tangent vectors as (t - 1, 1, s), and sinh(angle) / length: [L, N, D] -> [L, N, 2 + D], [L, N, 1]."""
+    f = rate * radial_part((rate * rate) * square_norm(u))
+    point = u.new_empty((*u.shape[:-1], u.shape[-1] + 2))
+    space = torch.mul(u, f, out=point[..., 2:])
+    n = square_norm(space)
+    torch.div(n, (1 + n).sqrt_().add_(1), out=point[..., :1])
+    point[..., 1] = 1
+    return point, f
 
 
-def _lift_slopes(u: Tensor, rate: Rate, point: Tensor, f: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in u and rate (0-dim) from those in `_lift`'s point."""
-    time = point[..., :1]
+def _lift_slopes(
+    u: Tensor, rate: Rate, point: Tensor, f: Tensor, by_time: Tensor, by_space: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Slopes in u and rate (0-dim) from those in the time part and the space part of `_lift`'s point."""
     # time^2 = 1 + f^2 |u|^2, f = rate radial(s), s = rate^2 |u|^2
-    by_time = slopes[..., :1] * (f / time)
-    by_space = torch.addcmul(slopes[..., 1:], u, by_time)
+    by_space = torch.addcmul(by_space, u, by_time * (f / (point[..., :1] + 1)))
     square = square_norm(u)
     s = (rate * rate) * square
     by_f = (by_space * u).sum(-1, keepdim=True)
     by_s = by_f * rate * radial_slope(s, f / rate)
     by_rate = (by_f * f / rate + by_s * square * (2 * rate)).sum()
-    return (by_space * f).addcmul_(u, by_s * (2 * rate * rate)), by_rate
+    return by_space.mul_(f).addcmul_(u, by_s * (2 * rate * rate)), by_rate
 
 
-def _angles(cosh: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Angles and their sinh from their cosh, which is overwritten: 1 is taken off before it is rounded to dtype."""
-    beyond = cosh.sub_(1).to(dtype).clamp_(min=0)
-    sinh = (beyond + 2).mul_(beyond).sqrt_()
-    return torch.add(beyond, sinh).log1p_(), sinh
-
-
-def _shares(angles: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax over the keys: [L, N, M] -> the same."""
-    logits = (angles * angles).unflatten(0, (-1, len(scale))).mul_(scale * -0.5)
-    return _masked(logits, mask).softmax(-1).flatten(0, 1)
+def _mirror(point: Tensor) -> Tensor:
+    """(t, t - 1, -s) of `_lift`'s point: its product with another is cosh(angle) - 1, which 1 is not taken off."""
+    mirror = point.neg()
+    mirror[..., 1:2] = point[..., :1]
+    torch.add(point[..., :1], 1, out=mirror[..., :1])
+    return mirror
 
 
 def _join(heads: Tensor, batch: int) -> Tensor:
@@ -117,9 +122,46 @@ def _join(heads: Tensor, batch: int) -> Tensor:
     return heads.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
 
 
-def _mirror(points: Tensor) -> Tensor:
-    """The transposed points with their space part negated: a product with it is cosh(angle)."""
-    return torch.cat([points[..., :1], -points[..., 1:]], -1).transpose(-1, -2)
+def _far(*points: Tensor) -> bool:
+    """Whether the products of these points need float64."""
+    if torch.compiler.is_compiling() or points[0].device.type != "cpu":
+        return True  # the question would wait for the device, and products may be TF32 there
+    precise = torch.get_float32_matmul_precision() == "highest"
+    return not (precise and all(bool(p[..., 0].max() < NEAR_TIME - 1) for p in points))
+
+
+class _Pairs:
+    """The pairs of queries and keys of `attend`, a block of them at a time."""
+
+    def __init__(self, q: Tensor, k: Tensor, scale: Tensor, mask: Tensor | None, dtype: torch.dtype) -> None:
+        self.q, self.k, self.scale, self.dtype = q, _mirror(k), scale, dtype
+        self.shape = (q.shape[0] // len(scale), len(scale), q.shape[1], k.shape[1])
+        self.hidden = None if mask is None else (~mask).expand(self.shape)
+
+    def blocks(self) -> Iterator[tuple[slice, slice, slice]]:
+        """Slices of L, of B and of H: whole batch items, or some heads of one. One block where there is no cache."""
+        batch, heads, n, m = self.shape
+        rows, step = batch, heads
+        if not torch.compiler.is_compiling() and self.q.device.type == "cpu":
+            count = max(1, BLOCK // max(1, n * m))
+            rows, step = max(1, count // heads), min(heads, count)
+        for b in range(0, batch, rows):
+            for h in range(0, heads, step):
+                last, end = min(batch, b + rows), min(heads, h + step)
+                yield slice(b * heads + h, (last - 1) * heads + end), slice(b, last), slice(h, end)
+
+    def shares(self, at: slice, rows: slice, heads: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Softmax over the keys, squared angles, angle / sinh(angle) and a buffer of the products' type: [l, N, M]."""
+        product = torch.bmm(self.q[at], self.k[at].transpose(1, 2))
+        beyond = product.to(self.dtype).clamp_(min=1e-30)  # at 0, angle / sinh(angle) would be 0 / 0
+        sinh = (beyond + 2).mul_(beyond).sqrt_()
+        square = torch.add(beyond, sinh).log1p_()
+        ratio = torch.div(square, sinh, out=sinh)
+        square.square_()
+        logits = square.unflatten(0, (-1, heads.stop - heads.start)) * (self.scale[heads] * -0.5)
+        if self.hidden is not None:
+            logits.masked_fill_(self.hidden[rows, heads], torch.finfo(self.dtype).min)
+        return logits.softmax(-1).flatten(0, 1), square, ratio, product
 
 
 class _Attend(Function):
@@ -128,23 +170,31 @@ class _Attend(Function):
 
     @staticmethod
     def forward(query, key, value, scale, mask, rate):
-        batch, wide_rate = query.shape[0], _wide_rate(rate)
-        (q, _), (k, _), (v, _) = (_lift(_heads(u, len(scale)), wide_rate) for u in (query, key, value))
-        cosh = q @ _mirror(k)
-        angles, _ = _angles(cosh, query.dtype)
-        total = cosh.copy_(_shares(angles, scale, mask)) @ v
-        time, space = total[..., :1], total[..., 1:]
-        point = normalise(space, time, LEAST, dim=-1)
-        whole = _join(to_tangent(point, wide_rate), batch)
-        out = whole.to(query.dtype)
-        return out, (whole - out).to(query.dtype), time.contiguous()
+        batch, dtype, heads = query.shape[0], query.dtype, len(scale)
+        tangents = [_heads(u, heads) for u in (query, key, value)]
+        lifted = [_lift(u, rate)[0] for u in tangents]
+        far = _far(*lifted)
+        if far:
+            rate = _wide_rate(rate)
+            lifted = [_lift(wide(u), rate)[0] for u in tangents]
+        q, k, v = lifted
+        pairs, total = _Pairs(q, k, scale, mask, dtype), torch.empty_like(q)
+        for block in pairs.blocks():
+            share, _, _, product = pairs.shares(*block)
+            torch.bmm(product.copy_(share), v[block[0]], out=total[block[0]])
+        # The sums are of (t - 1, 1, s).
+        time, space = total[..., :1] + total[..., 1:2], total[..., 2:]
+        whole = _join(to_tangent(normalise(space, time, LEAST, dim=-1), rate), batch)
+        out = whole.to(dtype)
+        return out, (whole - out).to(dtype) if far else None, time, far
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         *tensors, rate = inputs
+        out, rest, time, ctx.far = output
         ctx.rate = None if isinstance(rate, Tensor) else rate
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*tensors, *output, rate if isinstance(rate, Tensor) else None)
+        ctx.mark_non_differentiable(*(t for t in (rest, time) if t is not None))
+        ctx.save_for_backward(*tensors, out, rest, time, rate if isinstance(rate, Tensor) else None)
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -153,43 +203,60 @@ class _Attend(Function):
                 "attention is differentiable once; build it with fused=False for second derivatives"
             )
         query, key, value, scale, mask, out, rest, time, rate = ctx.saved_tensors
-        rate = _wide_rate(ctx.rate if rate is None else rate)
-        heads, dtype = len(scale), query.dtype
-        # From the mean's tangent vector to the weighted sum (T, S), mean = S / sqrt(T^2 - |S|^2).
-        by_out = _heads(grad, heads)
-        mean = _heads(out, heads) + _heads(rest, heads)
-        n, shrink = norm_and_shrink(mean, rate, -1)
-        along = (by_out * mean).sum(-1, keepdim=True)
-        by_rate = -along.sum() / rate
-        outer = along * (2 * rate) * asinhc_slope(n, shrink) / (shrink * shrink)
-        by_point = (by_out * (shrink / rate)).addcmul_(mean, outer)
-        point, point_time = mean * (rate / shrink), (1 + n).sqrt_()
-        per_norm = point_time / time  # 1 / sqrt(T^2 - |S|^2)
-        inward = (by_point * point).sum(-1, keepdim=True)
-        by_total = torch.cat([-point_time * inward, by_point.addcmul_(point, inward)], -1).mul_(per_norm)
-        # From shares to angles. The sum of share times slope is 0: the mean does not depend on the size of (T, S).
-        tangents = [_heads(u, heads) for u in (query, key, value)]
+        rate = ctx.rate if rate is None else rate
+        heads, dtype, batch = len(scale), query.dtype, query.shape[0]
+        by_out, mean, *tangents = (_heads(u, heads) for u in (grad, out, query, key, value))
+        if ctx.far:
+            rate = _wide_rate(rate)
+            by_out, mean, *tangents = (wide(u) for u in (by_out, mean, *tangents))
+            mean = mean + _heads(rest, heads)
+        by_total, by_rate = _mean_slopes(by_out, mean, time, rate)
         (q, q_f), (k, k_f), (v, v_f) = (_lift(u, rate) for u in tangents)
-        mirror = _mirror(k)
-        cosh = q @ mirror
-        angles, sinh = _angles(cosh, dtype)
-        share = _shares(angles, scale, mask)
-        by_v = cosh.copy_(share).transpose(-1, -2) @ by_total
-        torch.matmul(by_total, v.transpose(-1, -2), out=cosh)
-        by_logit = share.mul_(cosh)
-        if mask is not None:  # the shares of a row that may look nowhere do not depend on its angles
-            by_logit.unflatten(0, (-1, heads)).masked_fill_(~mask, 0)
-        by_scale = torch.mul(by_logit, angles).mul_(angles).sum((-1, -2)).mul_(-0.5)
-        # d (angle^2 / 2) by cosh is angle / sinh(angle), 1 at 0.
-        angles.add_(1e-30).div_(sinh.add_(1e-30)).mul_(by_logit).unflatten(0, (-1, heads)).mul_(-scale)
-        cosh.copy_(angles)
-        by_q = cosh @ mirror.transpose(-1, -2)
-        by_k = cosh.transpose(-1, -2) @ q
-        by_k[..., 1:].neg_()
+        pairs = _Pairs(q, k, scale, mask, dtype)
+        by_q, by_k, by_v = (torch.empty_like(p) for p in (q, k, v))
+        by_v = by_v[..., 1:].contiguous()
+        flat_v = v[..., 1:].contiguous()
+        flat_v[..., 0] = v[..., 0] + 1
+        by_scale = scale.new_empty(q.shape[0])
+        for block in pairs.blocks():
+            at = block[0]
+            share, square, ratio, product = pairs.shares(*block)
+            torch.bmm(product.copy_(share).transpose(1, 2), by_total[at], out=by_v[at])
+            torch.bmm(by_total[at], flat_v[at].transpose(1, 2), out=product)
+            # The sum of share times slope is 0: the mean does not depend on the size of (T, S).
+            by_logit = share.mul_(product)
+            if pairs.hidden is not None:  # the shares of a row that may look nowhere do not depend on its angles
+                by_logit.unflatten(0, (-1, block[2].stop - block[2].start)).masked_fill_(
+                    pairs.hidden[block[1], block[2]], 0
+                )
+            torch.sum(square.mul_(by_logit), (1, 2), out=by_scale[at])
+            # d (angle^2 / 2) by cosh is angle / sinh(angle), 1 at 0.
+            product.copy_(ratio.mul_(by_logit))
+            torch.bmm(product, pairs.k[at], out=by_q[at])
+            torch.bmm(product.transpose(1, 2), pairs.q[at], out=by_k[at])
+        # The factor of the logits, left out of the pairs.
+        factor = -scale.repeat(batch, 1, 1).to(by_q.dtype)
+        by_q.mul_(factor)
+        by_k.mul_(factor)
+        times = by_q[..., :1], by_k[..., :1] + by_k[..., 1:2], by_v[..., :1]
+        spaces = by_q[..., 2:], by_k[..., 2:].neg(), by_v[..., 1:]
         results = []
-        for u, *rest in zip(tangents, (q, k, v), (q_f, k_f, v_f), (by_q, by_k, by_v), strict=True):
-            by_u, more = _lift_slopes(u, rate, *rest)
-            results.append(_join(by_u, query.shape[0]).to(dtype))
+        for u, *given in zip(tangents, (q, k, v), (q_f, k_f, v_f), times, spaces, strict=True):
+            by_u, more = _lift_slopes(u, rate, *given)
+            results.append(_join(by_u, batch).to(dtype))
             by_rate = by_rate + more
-        by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).view_as(scale)
+        by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).mul_(-0.5).view_as(scale)
         return *results, by_scale, None, by_rate if ctx.needs_input_grad[5] else None
+
+
+def _mean_slopes(by_out: Tensor, mean: Tensor, time: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
+    """Slopes in the weighted sum (T, S), whose mean S / sqrt(T^2 - |S|^2) has this tangent vector, and in rate."""
+    n, shrink = norm_and_shrink(mean, rate, -1)
+    along = (by_out * mean).sum(-1, keepdim=True)
+    by_rate = -along.sum() / rate
+    outer = along * (2 * rate) * asinhc_slope(n, shrink) / (shrink * shrink)
+    by_point = (by_out * (shrink / rate)).addcmul_(mean, outer)
+    point, point_time = mean * (rate / shrink), (1 + n).sqrt_()
+    per_norm = point_time / time  # 1 / sqrt(T^2 - |S|^2)
+    inward = (by_point * point).sum(-1, keepdim=True)
+    return torch.cat([-point_time * inward, by_point.addcmul_(point, inward)], -1).mul_(per_norm), by_rate
