@@ -86,10 +86,11 @@ def attend(
 
 def _lift(u: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
     """Points of tangent vectors as (t - 1, 1, s), and sinh(angle) / length: [L, N, D] -> [L, N, 2 + D], [L, N, 1]."""
-    f = rate * radial_part((rate * rate) * square_norm(u))
+    square = square_norm(u)
+    f = rate * radial_part((rate * rate) * square)
     point = u.new_empty((*u.shape[:-1], u.shape[-1] + 2))
-    space = torch.mul(u, f, out=point[..., 2:])
-    n = square_norm(space)
+    torch.mul(u, f, out=point[..., 2:])
+    n = square * (f * f)
     torch.div(n, (1 + n).sqrt_().add_(1), out=point[..., :1])
     point[..., 1] = 1
     return point, f
@@ -99,14 +100,14 @@ def _lift_slopes(
     u: Tensor, rate: Rate, point: Tensor, f: Tensor, by_time: Tensor, by_space: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Slopes in u and rate (0-dim) from those in the time part and the space part of `_lift`'s point."""
-    # time^2 = 1 + f^2 |u|^2, f = rate radial(s), s = rate^2 |u|^2
-    by_space = torch.addcmul(by_space, u, by_time * (f / (point[..., :1] + 1)))
-    square = square_norm(u)
-    s = (rate * rate) * square
-    by_f = (by_space * u).sum(-1, keepdim=True)
-    by_s = by_f * rate * radial_slope(s, f / rate)
+    # time^2 = 1 + n, n = f^2 |u|^2, f = rate radial(s), s = rate^2 |u|^2
+    beyond = point[..., :1]
+    square = beyond * (beyond + 2) / (f * f)
+    by_n = by_time * f / (beyond + 1)
+    by_f = (by_space * u).sum(-1, keepdim=True).addcmul_(by_n, square)
+    by_s = by_f * rate * radial_slope((rate * rate) * square, f / rate)
     by_rate = (by_f * f / rate + by_s * square * (2 * rate)).sum()
-    return by_space.mul_(f).addcmul_(u, by_s * (2 * rate * rate)), by_rate
+    return (by_space * f).addcmul_(u, by_n * f + by_s * (2 * rate * rate)), by_rate
 
 
 def _mirror(point: Tensor) -> Tensor:
@@ -137,6 +138,7 @@ class _Pairs:
         self.q, self.k, self.scale, self.dtype = q, _mirror(k), scale, dtype
         self.shape = (q.shape[0] // len(scale), len(scale), q.shape[1], k.shape[1])
         self.hidden = None if mask is None else (~mask).expand(self.shape)
+        self.buffers: list[Tensor] = []
 
     def blocks(self) -> Iterator[tuple[slice, slice, slice]]:
         """Slices of L, of B and of H: whole batch items, or some heads of one. One block where there is no cache."""
@@ -152,16 +154,24 @@ class _Pairs:
 
     def shares(self, at: slice, rows: slice, heads: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Softmax over the keys, squared angles, angle / sinh(angle) and a buffer of the products' type: [l, N, M]."""
-        product = torch.bmm(self.q[at], self.k[at].transpose(1, 2))
-        beyond = product.to(self.dtype).clamp_(min=1e-30)  # at 0, angle / sinh(angle) would be 0 / 0
-        sinh = (beyond + 2).mul_(beyond).sqrt_()
-        square = torch.add(beyond, sinh).log1p_()
-        ratio = torch.div(square, sinh, out=sinh)
-        square.square_()
-        logits = square.unflatten(0, (-1, heads.stop - heads.start)) * (self.scale[heads] * -0.5)
+        shape = (at.stop - at.start, *self.shape[2:])
+        if not self.buffers:  # for all blocks, of which none is larger than the first
+            self.buffers = [self.q.new_empty(shape, dtype=self.dtype) for _ in range(3)]
+            far = self.q.dtype != self.dtype
+            self.buffers.append(self.q.new_empty(shape) if far else torch.empty_like(self.buffers[0]))
+        share, square, ratio, product = (t[: shape[0]] for t in self.buffers)
+        torch.bmm(self.q[at], self.k[at].transpose(1, 2), out=product)
+        # Not 0, where angle / sinh(angle) would be 0 / 0.
+        beyond = square.copy_(product).clamp_(min=1e-30)
+        sinh = torch.add(beyond, 2, out=ratio).mul_(beyond).sqrt_()
+        square = beyond.add_(sinh).log1p_()
+        torch.div(square, sinh, out=ratio)
+        square.mul_(square)
+        split = (-1, heads.stop - heads.start, *shape[1:])
+        logits = torch.mul(square.view(split), self.scale[heads] * -0.5, out=share.view(split))
         if self.hidden is not None:
             logits.masked_fill_(self.hidden[rows, heads], torch.finfo(self.dtype).min)
-        return logits.softmax(-1).flatten(0, 1), square, ratio, product
+        return torch.softmax(share, -1, out=share), square, ratio, product
 
 
 class _Attend(Function):
