@@ -10,7 +10,15 @@ from models.hyperbolic.nn.attention_ops import attend, attend_plain
 from models.hyperbolic.nn.flatten import beta_ratio
 from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
 from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from models.hyperbolic.nn.module import (
+    Device,
+    HyperbolicModule,
+    accepts_lean,
+    check_coordinates,
+    full_precision,
+    placed,
+)
+from models.hyperbolic.nn.projection_ops import project
 from models.hyperbolic.transforms import transformed
 
 
@@ -115,10 +123,38 @@ class MultiheadAttention(HyperbolicModule):
             )
         # The beta-split and the beta-concatenation of the heads scale tangent vectors; so does a rate.
         rate = self.rate() * beta_ratio(self.head_dim, self.embed_dim)
-        core = attend if self.fused and not transformed() and not query.is_meta else attend_plain
-        projected = self.query(query), self.key(key), self.value(value)
-        joined = core(*projected, self.log_scale.exp(), mask, rate)
+        fast = self.fused and not transformed() and not query.is_meta
+        if fast and query is key is value and self._plain(self.query, self.key, self.value):
+            projected = self._project(query, self.query, self.key, self.value).unbind(-2)
+        else:
+            projected = self.query(query), self.key(key), self.value(value)
+        joined = (attend if fast else attend_plain)(*projected, self.log_scale.exp(), mask, rate)
+        if fast and self._plain(self.out):
+            return self._project(joined, self.out).squeeze(-2)
         return self.out(joined)
+
+    def _plain(self, *layers: nn.Module) -> bool:
+        """Whether these are the layers that the constructor made, without hooks, so that `project` does their work."""
+        return all(
+            type(layer) is Linear
+            and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+            and not layer._backward_pre_hooks
+            and (layer.fused, layer.max_angle, layer.c, layer.model)
+            == (True, layers[0].max_angle, self.c, self.model)
+            and (layer.bias is None) == (layers[0].bias is None)
+            for layer in layers
+        )
+
+    def _project(self, u: Tensor, *layers: Linear) -> Tensor:
+        """Several projections of the same points: [B, N, E] -> [B, N, G, E]."""
+        if u.shape[-1] != self.embed_dim:
+            check_coordinates(u, self.embed_dim)
+        if len(layers) == 1:
+            weight, bias = layers[0].weight, layers[0].bias
+        else:
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+        return project(u, weight, bias, self.rate(), len(layers), layers[0].max_angle)
 
     def extra_repr(self) -> str:
         """Sizes, curvature and model."""

@@ -19,11 +19,10 @@ from models.hyperbolic.nn.functional import (
     cosh_sinhc,
     norm_and_shrink,
     normalise,
-    radial_part,
-    radial_slope,
     to_tangent,
 )
-from models.hyperbolic.ops import asinhc, asinhc_slope, square_norm, wide
+from models.hyperbolic.nn.projection_ops import lift, lift_slopes
+from models.hyperbolic.ops import asinhc, asinhc_slope, wide
 
 LEAST = 0.5
 """Least Lorentz norm of a mean: it is at least 1, the sum of its shares, up to rounding."""
@@ -84,34 +83,8 @@ def attend(
     return _Attend.apply(query, key, value, scale, mask, rate)[0]
 
 
-def _lift(u: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
-    """Points of tangent vectors as (t - 1, 1, s), and sinh(angle) / length: [L, N, D] -> [L, N, 2 + D], [L, N, 1]."""
-    square = square_norm(u)
-    f = rate * radial_part((rate * rate) * square)
-    point = u.new_empty((*u.shape[:-1], u.shape[-1] + 2))
-    torch.mul(u, f, out=point[..., 2:])
-    n = square * (f * f)
-    torch.div(n, (1 + n).sqrt_().add_(1), out=point[..., :1])
-    point[..., 1] = 1
-    return point, f
-
-
-def _lift_slopes(
-    u: Tensor, rate: Rate, point: Tensor, f: Tensor, by_time: Tensor, by_space: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Slopes in u and rate (0-dim) from those in the time part and the space part of `_lift`'s point."""
-    # time^2 = 1 + n, n = f^2 |u|^2, f = rate radial(s), s = rate^2 |u|^2
-    beyond = point[..., :1]
-    square = beyond * (beyond + 2) / (f * f)
-    by_n = by_time * f / (beyond + 1)
-    by_f = (by_space * u).sum(-1, keepdim=True).addcmul_(by_n, square)
-    by_s = by_f * rate * radial_slope((rate * rate) * square, f / rate)
-    by_rate = (by_f * f / rate + by_s * square * (2 * rate)).sum()
-    return (by_space * f).addcmul_(u, by_n * f + by_s * (2 * rate * rate)), by_rate
-
-
 def _mirror(point: Tensor) -> Tensor:
-    """(t, t - 1, -s) of `_lift`'s point: its product with another is cosh(angle) - 1, which 1 is not taken off."""
+    """(t, t - 1, -s) of `lift`'s point: its product with another is cosh(angle) - 1, which 1 is not taken off."""
     mirror = point.neg()
     mirror[..., 1:2] = point[..., :1]
     torch.add(point[..., :1], 1, out=mirror[..., :1])
@@ -182,11 +155,11 @@ class _Attend(Function):
     def forward(query, key, value, scale, mask, rate):
         batch, dtype, heads = query.shape[0], query.dtype, len(scale)
         tangents = [_heads(u, heads) for u in (query, key, value)]
-        lifted = [_lift(u, rate)[0] for u in tangents]
+        lifted = [lift(u, rate)[0] for u in tangents]
         far = _far(*lifted)
         if far:
             rate = _wide_rate(rate)
-            lifted = [_lift(wide(u), rate)[0] for u in tangents]
+            lifted = [lift(wide(u), rate)[0] for u in tangents]
         q, k, v = lifted
         pairs, total = _Pairs(q, k, scale, mask, dtype), torch.empty_like(q)
         for block in pairs.blocks():
@@ -221,7 +194,7 @@ class _Attend(Function):
             by_out, mean, *tangents = (wide(u) for u in (by_out, mean, *tangents))
             mean = mean + _heads(rest, heads)
         by_total, by_rate = _mean_slopes(by_out, mean, time, rate)
-        (q, q_f), (k, k_f), (v, v_f) = (_lift(u, rate) for u in tangents)
+        (q, q_f), (k, k_f), (v, v_f) = (lift(u, rate) for u in tangents)
         pairs = _Pairs(q, k, scale, mask, dtype)
         by_q, by_k, by_v = (torch.empty_like(p) for p in (q, k, v))
         by_v = by_v[..., 1:].contiguous()
@@ -252,7 +225,7 @@ class _Attend(Function):
         spaces = by_q[..., 2:], by_k[..., 2:].neg(), by_v[..., 1:]
         results = []
         for u, *given in zip(tangents, (q, k, v), (q_f, k_f, v_f), times, spaces, strict=True):
-            by_u, more = _lift_slopes(u, rate, *given)
+            by_u, more = lift_slopes(u, rate, *given)
             results.append(_join(by_u, batch).to(dtype))
             by_rate = by_rate + more
         by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).mul_(-0.5).view_as(scale)
