@@ -123,12 +123,12 @@ class MultiheadAttention(HyperbolicModule):
             )
         # The beta-split and the beta-concatenation of the heads scale tangent vectors; so does a rate.
         rate = self.rate() * beta_ratio(self.head_dim, self.embed_dim)
-        fast = self.fused and not transformed() and not query.is_meta
+        fast = self.fused and not (transformed() or query.is_meta or torch.compiler.is_exporting())
         if fast and query is key is value and self._plain(self.query, self.key, self.value):
-            projected = self._project(query, self.query, self.key, self.value).unbind(-2)
+            q, k, v = self._project(query, self.query, self.key, self.value).unbind(-2)
         else:
-            projected = self.query(query), self.key(key), self.value(value)
-        joined = (attend if fast else attend_plain)(*projected, self.log_scale.exp(), mask, rate)
+            q, k, v = self.query(query), self.key(key), self.value(value)
+        joined = (attend if fast else attend_plain)(q, k, v, self.log_scale.exp(), mask, rate)
         if fast and self._plain(self.out):
             return self._project(joined, self.out).squeeze(-2)
         return self.out(joined)
@@ -145,16 +145,16 @@ class MultiheadAttention(HyperbolicModule):
             for layer in layers
         )
 
-    def _project(self, u: Tensor, *layers: Linear) -> Tensor:
+    def _project(self, u: Tensor, first: Linear, *others: Linear) -> Tensor:
         """Several projections of the same points: [B, N, E] -> [B, N, G, E]."""
-        if u.shape[-1] != self.embed_dim:
-            check_coordinates(u, self.embed_dim)
-        if len(layers) == 1:
-            weight, bias = layers[0].weight, layers[0].bias
-        else:
-            weight = torch.cat([layer.weight for layer in layers])
-            bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-        return project(u, weight, bias, self.rate(), len(layers), layers[0].max_angle)
+        check_coordinates(u, self.embed_dim)
+        weight: Tensor = first.weight
+        bias: Tensor | None = first.bias
+        if others:
+            weight = torch.cat([weight, *(layer.weight for layer in others)])
+            if bias is not None:
+                bias = torch.cat([bias, *(layer.bias for layer in others if layer.bias is not None)])
+        return project(u, weight, bias, self.rate(), 1 + len(others), first.max_angle)
 
     def extra_repr(self) -> str:
         """Sizes, curvature and model."""

@@ -22,14 +22,14 @@ from models.hyperbolic.nn.functional import (
     to_tangent,
 )
 from models.hyperbolic.nn.projection_ops import lift, lift_slopes
-from models.hyperbolic.ops import asinhc, asinhc_slope, wide
+from models.hyperbolic.ops import asinhc, asinhc_slope, square_norm, wide
 
 LEAST = 0.5
 """Least Lorentz norm of a mean: it is at least 1, the sum of its shares, up to rounding."""
 NEAR_TIME = 12.0
 """Largest cosh(angle) of points that are multiplied in float32: it loses its square in units of the last place."""
-BLOCK = 1 << 17
-"""Pairs of points that a CPU works on at a time, so that their buffers stay in its second-level cache."""
+BLOCK = 1 << 19
+"""Pairs of points that a CPU works on at a time: four buffers of 2 MB in float32."""
 
 
 def _wide_rate(rate: Rate) -> Rate:
@@ -87,7 +87,7 @@ def _mirror(point: Tensor) -> Tensor:
     """(t, t - 1, -s) of `lift`'s point: its product with another is cosh(angle) - 1, which 1 is not taken off."""
     mirror = point.neg()
     mirror[..., 1:2] = point[..., :1]
-    torch.add(point[..., :1], 1, out=mirror[..., :1])
+    mirror[..., :1] = point[..., :1] + 1
     return mirror
 
 
@@ -96,12 +96,12 @@ def _join(heads: Tensor, batch: int) -> Tensor:
     return heads.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
 
 
-def _far(*points: Tensor) -> bool:
+def _far(points: Tensor) -> bool:
     """Whether the products of these points need float64."""
-    if torch.compiler.is_compiling() or points[0].device.type != "cpu":
+    if torch.compiler.is_compiling() or points.device.type != "cpu":
         return True  # the question would wait for the device, and products may be TF32 there
     precise = torch.get_float32_matmul_precision() == "highest"
-    return not (precise and all(bool(p[..., 0].max() < NEAR_TIME - 1) for p in points))
+    return not (precise and bool((points[..., 0] < NEAR_TIME - 1).all()))
 
 
 class _Pairs:
@@ -116,58 +116,65 @@ class _Pairs:
     def blocks(self) -> Iterator[tuple[slice, slice, slice]]:
         """Slices of L, of B and of H: whole batch items, or some heads of one. One block where there is no cache."""
         batch, heads, n, m = self.shape
-        rows, step = batch, heads
-        if not torch.compiler.is_compiling() and self.q.device.type == "cpu":
-            count = max(1, BLOCK // max(1, n * m))
-            rows, step = max(1, count // heads), min(heads, count)
+        if torch.compiler.is_compiling() or self.q.device.type != "cpu":
+            yield slice(0, batch * heads), slice(0, batch), slice(0, heads)
+            return
+        count = max(1, BLOCK // max(1, n * m))
+        rows, step = max(1, count // heads), min(heads, count)
         for b in range(0, batch, rows):
             for h in range(0, heads, step):
                 last, end = min(batch, b + rows), min(heads, h + step)
                 yield slice(b * heads + h, (last - 1) * heads + end), slice(b, last), slice(h, end)
 
     def shares(self, at: slice, rows: slice, heads: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Softmax over the keys, squared angles, angle / sinh(angle) and a buffer of the products' type: [l, N, M]."""
+        """Softmax over the keys, angles, their sinh, and a buffer of the products' type: [l, N, M]."""
         shape = (at.stop - at.start, *self.shape[2:])
         if not self.buffers:  # for all blocks, of which none is larger than the first
-            self.buffers = [self.q.new_empty(shape, dtype=self.dtype) for _ in range(3)]
-            far = self.q.dtype != self.dtype
-            self.buffers.append(self.q.new_empty(shape) if far else torch.empty_like(self.buffers[0]))
-        share, square, ratio, product = (t[: shape[0]] for t in self.buffers)
+            self.buffers = [*self.q.new_empty((4, *shape), dtype=self.dtype).unbind(0)]
+            if self.q.dtype != self.dtype:
+                self.buffers[-1] = self.q.new_empty(shape)
+        share, angle, sinh, product = (t[: shape[0]] for t in self.buffers)
         torch.bmm(self.q[at], self.k[at].transpose(1, 2), out=product)
         # Not 0, where angle / sinh(angle) would be 0 / 0.
-        beyond = square.copy_(product).clamp_(min=1e-30)
-        sinh = torch.add(beyond, 2, out=ratio).mul_(beyond).sqrt_()
-        square = beyond.add_(sinh).log1p_()
-        torch.div(square, sinh, out=ratio)
-        square.mul_(square)
+        beyond = angle.copy_(product).clamp_(min=1e-30)
+        torch.add(beyond, 2, out=sinh).mul_(beyond).sqrt_()
+        angle = beyond.add_(sinh).log1p_()
         split = (-1, heads.stop - heads.start, *shape[1:])
-        logits = torch.mul(square.view(split), self.scale[heads] * -0.5, out=share.view(split))
+        logits = torch.mul(angle, angle, out=share).view(split).mul_(self.scale[heads] * -0.5)
         if self.hidden is not None:
             logits.masked_fill_(self.hidden[rows, heads], torch.finfo(self.dtype).min)
-        return torch.softmax(share, -1, out=share), square, ratio, product
+        return torch.softmax(share, -1, out=share), angle, sinh, product
+
+
+def _tangents(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Tangent vectors of the heads' queries, keys and values, one after the other: [L, N + 2 M, D]."""
+    return torch.cat([_heads(u, heads) for u in (query, key, value)], 1)
 
 
 class _Attend(Function):
-    # Products of points are torch.bmm of contiguous tensors, and what is N M in size is overwritten: a fresh
-    # page costs as much as an operation on it.
+    # Products of points are torch.bmm, and what is N M in size is overwritten: a fresh page costs as much as an
+    # operation on it.
 
     @staticmethod
     def forward(query, key, value, scale, mask, rate):
-        batch, dtype, heads = query.shape[0], query.dtype, len(scale)
-        tangents = [_heads(u, heads) for u in (query, key, value)]
-        lifted = [lift(u, rate)[0] for u in tangents]
-        far = _far(*lifted)
+        batch, dtype, n, m = query.shape[0], query.dtype, query.shape[1], key.shape[1]
+        tangents = _tangents(query, key, value, len(scale))
+        points, _ = lift(tangents, rate)
+        far = _far(points)
         if far:
             rate = _wide_rate(rate)
-            lifted = [lift(wide(u), rate)[0] for u in tangents]
-        q, k, v = lifted
-        pairs, total = _Pairs(q, k, scale, mask, dtype), torch.empty_like(q)
+            points, _ = lift(wide(tangents), rate)
+        q, k, v = points.split((n, m, m), 1)
+        pairs, total = _Pairs(q, k, scale, mask, dtype), points.new_empty(q.shape)
         for block in pairs.blocks():
             share, _, _, product = pairs.shares(*block)
             torch.bmm(product.copy_(share), v[block[0]], out=total[block[0]])
         # The sums are of (t - 1, 1, s).
         time, space = total[..., :1] + total[..., 1:2], total[..., 2:]
-        whole = _join(to_tangent(normalise(space, time, LEAST, dim=-1), rate), batch)
+        length2 = square_norm(space)
+        length = length2.sqrt()
+        norm2 = ((time - length) * (time + length)).clamp_(min=LEAST**2)
+        whole = _join(space * (asinhc(length2 / norm2) * norm2.rsqrt() / rate), batch)
         out = whole.to(dtype)
         return out, (whole - out).to(dtype) if far else None, time, far
 
@@ -188,52 +195,47 @@ class _Attend(Function):
         query, key, value, scale, mask, out, rest, time, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
         heads, dtype, batch = len(scale), query.dtype, query.shape[0]
-        by_out, mean, *tangents = (_heads(u, heads) for u in (grad, out, query, key, value))
+        sizes = query.shape[1], key.shape[1], value.shape[1]
+        tangents, by_out, mean = _tangents(query, key, value, heads), _heads(grad, heads), _heads(out, heads)
         if ctx.far:
             rate = _wide_rate(rate)
-            by_out, mean, *tangents = (wide(u) for u in (by_out, mean, *tangents))
-            mean = mean + _heads(rest, heads)
+            tangents, by_out, mean = wide(tangents), wide(by_out), wide(mean) + _heads(rest, heads)
         by_total, by_rate = _mean_slopes(by_out, mean, time, rate)
-        (q, q_f), (k, k_f), (v, v_f) = (lift(u, rate) for u in tangents)
-        pairs = _Pairs(q, k, scale, mask, dtype)
-        by_q, by_k, by_v = (torch.empty_like(p) for p in (q, k, v))
-        by_v = by_v[..., 1:].contiguous()
-        flat_v = v[..., 1:].contiguous()
-        flat_v[..., 0] = v[..., 0] + 1
-        by_scale = scale.new_empty(q.shape[0])
+        points, f = lift(tangents, rate)
+        q, k, v = points.split(sizes, 1)
+        by_q, by_k, by_v = (points.new_empty(p.shape) for p in (q, k, v))
+        pairs, by_scale = _Pairs(q, k, scale, mask, dtype), scale.new_empty(len(points))
         for block in pairs.blocks():
-            at = block[0]
-            share, square, ratio, product = pairs.shares(*block)
+            at, rows, some = block
+            share, angle, sinh, product = pairs.shares(*block)
             torch.bmm(product.copy_(share).transpose(1, 2), by_total[at], out=by_v[at])
-            torch.bmm(by_total[at], flat_v[at].transpose(1, 2), out=product)
+            torch.bmm(by_total[at], v[at].transpose(1, 2), out=product)
             # The sum of share times slope is 0: the mean does not depend on the size of (T, S).
             by_logit = share.mul_(product)
-            if pairs.hidden is not None:  # the shares of a row that may look nowhere do not depend on its angles
-                by_logit.unflatten(0, (-1, block[2].stop - block[2].start)).masked_fill_(
-                    pairs.hidden[block[1], block[2]], 0
-                )
-            torch.sum(square.mul_(by_logit), (1, 2), out=by_scale[at])
+            if (
+                pairs.hidden is not None
+            ):  # the shares of a row that may look nowhere do not depend on its angles
+                by_logit.unflatten(0, (-1, some.stop - some.start)).masked_fill_(pairs.hidden[rows, some], 0)
+            by_angle = by_logit.mul_(angle)
+            torch.sum(angle.mul_(by_angle), (1, 2), out=by_scale[at])
             # d (angle^2 / 2) by cosh is angle / sinh(angle), 1 at 0.
-            product.copy_(ratio.mul_(by_logit))
+            torch.div(by_angle, sinh, out=product)
             torch.bmm(product, pairs.k[at], out=by_q[at])
-            torch.bmm(product.transpose(1, 2), pairs.q[at], out=by_k[at])
-        # The factor of the logits, left out of the pairs.
-        factor = -scale.repeat(batch, 1, 1).to(by_q.dtype)
-        by_q.mul_(factor)
-        by_k.mul_(factor)
-        times = by_q[..., :1], by_k[..., :1] + by_k[..., 1:2], by_v[..., :1]
-        spaces = by_q[..., 2:], by_k[..., 2:].neg(), by_v[..., 1:]
-        results = []
-        for u, *given in zip(tangents, (q, k, v), (q_f, k_f, v_f), times, spaces, strict=True):
-            by_u, more = lift_slopes(u, rate, *given)
-            results.append(_join(by_u, batch).to(dtype))
-            by_rate = by_rate + more
+            torch.bmm(product.transpose(1, 2), q[at], out=by_k[at])
+        # Slopes of keys are those of their mirror images; the factor of the logits was left out of the pairs.
+        by_k[..., 0].add_(by_k[..., 1])
+        by_k[..., 2:].neg_()
+        slopes = torch.cat([by_q, by_k, by_v], 1)
+        factor = -scale.repeat(batch, 1, 1).to(slopes.dtype)
+        slopes[:, : sizes[0] + sizes[1]].mul_(factor)
+        by_u, more = lift_slopes(tangents, rate, points, f, slopes[..., :1], slopes[..., 2:])
         by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).mul_(-0.5).view_as(scale)
-        return *results, by_scale, None, by_rate if ctx.needs_input_grad[5] else None
+        results = (_join(t, batch).to(dtype) for t in by_u.split(sizes, 1))
+        return *results, by_scale, None, by_rate + more if ctx.needs_input_grad[5] else None
 
 
 def _mean_slopes(by_out: Tensor, mean: Tensor, time: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
-    """Slopes in the weighted sum (T, S), whose mean S / sqrt(T^2 - |S|^2) has this tangent vector, and in rate."""
+    """Slopes in the weighted sum of points (t - 1, 1, s) that has this mean, a tangent vector, and in rate (0-dim)."""
     n, shrink = norm_and_shrink(mean, rate, -1)
     along = (by_out * mean).sum(-1, keepdim=True)
     by_rate = -along.sum() / rate
@@ -242,4 +244,5 @@ def _mean_slopes(by_out: Tensor, mean: Tensor, time: Tensor, rate: Rate) -> tupl
     point, point_time = mean * (rate / shrink), (1 + n).sqrt_()
     per_norm = point_time / time  # 1 / sqrt(T^2 - |S|^2)
     inward = (by_point * point).sum(-1, keepdim=True)
-    return torch.cat([-point_time * inward, by_point.addcmul_(point, inward)], -1).mul_(per_norm), by_rate
+    by_time = -point_time * inward
+    return torch.cat([by_time, by_time, by_point.addcmul_(point, inward)], -1).mul_(per_norm), by_rate

@@ -18,11 +18,9 @@ def lift(u: Tensor, rate: Rate, max_angle: float = MAX_ANGLE) -> tuple[Tensor, T
     """Points of tangent vectors as (t - 1, 1, s), and sinh(angle) / length: [..., D] -> [..., 2 + D], [..., 1]."""
     square = square_norm(u)
     f = rate * radial_part((rate * rate) * square, max_angle)
-    point = u.new_empty((*u.shape[:-1], u.shape[-1] + 2))
-    torch.mul(u, f, out=point[..., 2:])
     n = square * (f * f)
-    torch.div(n, (1 + n).sqrt_().add_(1), out=point[..., :1])
-    point[..., 1] = 1
+    beyond = n / ((1 + n).sqrt_().add_(1))
+    point = torch.cat([beyond, torch.ones_like(beyond), u * f], -1)
     return point, f
 
 
@@ -76,11 +74,9 @@ def _hyperplanes(
     weight: Tensor, size: Tensor, offsets: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Hyperplanes [K, 2 + I], to be multiplied by `lift`'s points, and the factor [K, 1] of the weights in them."""
-    planes = weight.new_zeros((len(weight), weight.shape[1] + 2))
     factor = size.reciprocal() if offsets is None else offsets[0] / size
-    torch.mul(weight, factor, out=planes[:, 2:])
-    if offsets is not None:
-        planes[:, :2] = -offsets[1]
+    time = torch.zeros_like(size) if offsets is None else -offsets[1]
+    planes = torch.cat([time, time, weight * factor], 1)
     return planes, factor
 
 
@@ -94,7 +90,7 @@ class _Project(Function):
         w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_().unflatten(-1, (groups, -1))
         n = w.square().sum(-1, keepdim=True)
         value = asinhc(n)
-        return w.mul_(value / rate), angle, n, value
+        return w.mul_(value / rate), angle, n, value, size, known
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -109,7 +105,7 @@ class _Project(Function):
             raise RuntimeError(
                 "this layer is differentiable once; build it with fused=False for second derivatives"
             )
-        u, weight, bias, out, angle, n, value, rate = ctx.saved_tensors
+        u, weight, bias, out, angle, n, value, size, known, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
         # From the tangent vectors to w = sinh(power angle), as in `hyperplane_outputs`.
         w = out * (rate / value)
@@ -117,7 +113,6 @@ class _Project(Function):
         d_rate = -(along * value).sum() / (rate * rate)
         d = (grad * (value / rate)).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
         d, w = d.mul_(w.square_().add_(1).sqrt_()).flatten(1), w.flatten(1)
-        size, known = _sizes(weight)
         d_power = torch.mul(d, angle, out=w).sum(0).unsqueeze(-1)
         d.mul_(torch.where(known, 2 * size, 0.0).t())
         d.mul_(torch.sinh(angle, out=w).square_().add_(1).rsqrt_())
