@@ -29,7 +29,8 @@ class MultiheadAttention(HyperbolicModule):
     -> [B, N, E]. Projections are hyperbolic `Linear`s; heads are beta-splits of their outputs and are beta-concatenated
     again. Near the origin the scores are those of a dot product up to a term in |q| and |k| alone.
 
-    Products of points are made in float64 (float32 on MPS), pair by pair arithmetic in float32: outputs and
+    Products of points are made in float64 (float32 on MPS, and on a CPU where all points are near enough for it), pair
+    by pair arithmetic in float32: outputs and
     gradients of float32 inputs are those of float64 to 1e-5 and 1e-4 (relative; one gradient of a sweep 1.2e-4) for c
     of 0.1 to 3, norms up to 8 and points that lie 1 % of their norm apart or more. Closer together and far out, the
     gradient follows differences that the projections have rounded: 1.5e-2 at norm 8 and 0.01 %, while the output keeps
