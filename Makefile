@@ -15,7 +15,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui classification test test-all chaos bench scale training-study lint format weights test-services sbom test-groundingdino test-operations ablation cones clean
+.PHONY: help demo ui classification test test-all chaos bench scale training-study lint format weights test-services images sbom test-groundingdino test-operations ablation cones clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ $(DEV): $(BASE)
 	@touch $@
 
 demo: $(BASE) ## the whole journey on the embedded world: scenes, mine, pack, train, assess (about 10 minutes)
-	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
+	@$(BIN)/python -m hyco.demo scenes --out $(HOME_DIR)/scenes
 	@$(BIN)/hyco journey --home $(HOME_DIR) --recipe demo \
 	    --source $(HOME_DIR)/scenes/train --assess-source $(HOME_DIR)/scenes/heldout \
 	    --taxonomy $(HOME_DIR)/scenes/taxonomy.json --grounder transformers:demo/weights/grounder
@@ -47,8 +47,8 @@ TINY   ?= tiny_imagenet:$(DATA)/tiny_imagenet
 STUDIES := var/classification
 
 classification: $(BASE) ## the tables of docs/classification.md: nets x heads on CIFAR-10 (STUDY=cpu, heads, normal, full, long_tail)
-	@$(BIN)/python -m demo scenes --out $(STUDIES)/scenes --train 50 --heldout 1000
-	@$(BIN)/python -m pipeline.experiments.classification_study $(STUDY) --data $(CIFAR) --ood $(TINY) \
+	@$(BIN)/python -m hyco.demo scenes --out $(STUDIES)/scenes --train 50 --heldout 1000
+	@$(BIN)/python -m hyco.pipeline.experiments.classification_study $(STUDY) --data $(CIFAR) --ood $(TINY) \
 	    --ood scenes=captioned:$(STUDIES)/scenes/heldout --home $(STUDIES) --doc docs/classification.md
 
 test: $(DEV) ## the tests, in two processes of one thread (under 12 minutes on 2 cores)
@@ -70,7 +70,7 @@ UNITS  ?= 100000
 ENGINE ?= local
 
 scale: $(DEV) ## where the time of a mining of 10^5 units goes; UNITS=3000 is short, ENGINE=ray:HOST:PORT a Ray cluster
-	@$(BIN)/python -m pipeline.experiments.scale simulate --units $(UNITS) --engine $(ENGINE)
+	@$(BIN)/python -m hyco.pipeline.experiments.scale simulate --units $(UNITS) --engine $(ENGINE)
 
 training-study: $(DEV) ## the tables of docs/hyperbolic_training.md: nets on digits beside HypLL (about 20 minutes)
 	@$(BIN)/python -W ignore -m tests.perf.training_study
@@ -83,9 +83,13 @@ $(DOCKER): $(DEV)
 
 # The servers come from Debian's packages; installed here when they are absent and we may (root).
 test-services: $(DOCKER) ## docker/ without an engine: its topology as processes, its steps in a clean Debian (about 20 minutes)
-	@command -v redis-server debootstrap >/dev/null && ls -d /usr/lib/postgresql/*/bin >/dev/null 2>&1 \
-	    || apt-get install -y --no-install-recommends postgresql redis-server debootstrap
+	@command -v redis-server debootstrap caddy >/dev/null && ls -d /usr/lib/postgresql/*/bin >/dev/null 2>&1 \
+	    || apt-get install -y --no-install-recommends postgresql redis-server debootstrap caddy
 	@$(BIN)/python -m pytest -m services tests/services
+
+images: $(BASE) ## the images of docker/ by buildah, without an engine, and a small journey in one; IMAGES='server cpu' for these two
+	@command -v buildah debootstrap >/dev/null || apt-get install -y --no-install-recommends buildah debootstrap
+	@docker/build_images.sh $(IMAGES)
 
 sbom: $(BASE) ## build/sbom.json: every package that is installed, as CycloneDX
 	@test -x .venv-sbom/bin/cyclonedx-py || ($(PYTHON) -m venv .venv-sbom \
@@ -97,21 +101,21 @@ sbom: $(BASE) ## build/sbom.json: every package that is installed, as CycloneDX
 ABLATION ?=
 
 ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP, PHyCLIP compared on the demo's world; ABLATION='--steps 240' as in docs/ablation.md
-	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
+	@$(BIN)/python -m hyco.demo scenes --out $(HOME_DIR)/scenes
 	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
 	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
 	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
-	@$(BIN)/python -m pipeline.experiments.ablation --world demo --home $(HOME_DIR) $(ABLATION)
+	@$(BIN)/python -m hyco.pipeline.experiments.ablation --world demo --home $(HOME_DIR) $(ABLATION)
 
 CONES ?=
 
 cones: $(BASE) ## the goal of the entailment cones, docs/ablation.md: 6 trainings, 3 CPU minutes each; CONES='--phase search' for the arms
-	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/scenes
-	@$(BIN)/python -m demo scenes --out $(HOME_DIR)/validation --train 1 --heldout 1500
+	@$(BIN)/python -m hyco.demo scenes --out $(HOME_DIR)/scenes
+	@$(BIN)/python -m hyco.demo scenes --out $(HOME_DIR)/validation --train 1 --heldout 1500
 	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder
 	@$(BIN)/hyco pack --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder \
 	    --recipe demo --assess-source $(HOME_DIR)/scenes/heldout
-	@$(BIN)/python -m pipeline.experiments.cone_goal --home $(HOME_DIR) $(CONES)
+	@$(BIN)/python -m hyco.pipeline.experiments.cone_goal --home $(HOME_DIR) $(CONES)
 
 GDINO := .venv-groundingdino
 
@@ -133,7 +137,7 @@ format: $(DEV) ## let ruff rewrite
 	@$(BIN)/ruff format .
 
 weights: $(DEV) ## train the embedded grounder again (demo/weights/grounder)
-	@$(BIN)/python -m demo.train_grounder --out demo/weights/grounder
+	@$(BIN)/python -m hyco.demo.train_grounder --out demo/weights/grounder
 
 # var itself is the default home of every command and may hold a champion.
 clean: ## remove what the targets here made (var/demo, var/classification, build, caches); no other home, not .venv

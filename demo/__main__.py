@@ -1,4 +1,4 @@
-"""`python -m demo scenes --out DIR`: write the embedded world as source shards."""
+"""`python -m hyco.demo scenes --out DIR`: write the embedded world as source shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for bad input, with one line on stderr)."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description="The embedded world of the demo.")
+    parser = argparse.ArgumentParser(
+        prog="python -m hyco.demo", description="The embedded world of the demo."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     scenes = commands.add_parser("scenes", help="write captioned, boxed scenes as img2dataset shards")
     scenes.add_argument(
@@ -28,12 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
 
-    from demo.write import write
+    from hyco.demo.write import write
 
     try:
         plan = write(given.out, given.train, given.heldout, given.seed, given.size, given.workers)
     except (ValueError, OSError) as error:
-        print(f"python -m demo: {error}", file=sys.stderr)
+        print(f"python -m hyco.demo: {error}", file=sys.stderr)
         return 2
     counts = ", ".join(f"{count:,} {split}" for split, count in plan["counts"].items())
     print(f"{given.out}: {counts} scenes")

@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
         "python -m pip install -e '.[demo]' -c constraints.txt"
     ) from None
 
-from demo.taxonomy import Leaf
+from hyco.demo.taxonomy import Leaf
 
 # The palette of OpenMoji as ramps (light, main, dark): a fill moves to the same step of another ramp.
 RAMPS = {

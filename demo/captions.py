@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo import backdrops
-from demo.layout import Group
-from demo.phrases import Saying, Speaker, article, pick
-from demo.taxonomy import Leaf, Taxonomy
+from hyco.demo import backdrops
+from hyco.demo.layout import Group
+from hyco.demo.phrases import Saying, Speaker, article, pick
+from hyco.demo.taxonomy import Leaf, Taxonomy
 
 Facts = Sequence[tuple[str, int, int]]
 # Wordings of a true relation (a, b), from a's side and from b's side.

@@ -12,10 +12,10 @@ from itertools import combinations
 
 import numpy as np
 
-from demo.captions import Facts, Parts, Sentence, between, render, sayable
-from demo.layout import Group
-from demo.phrases import Saying
-from demo.taxonomy import Taxonomy
+from hyco.demo.captions import Facts, Parts, Sentence, between, render, sayable
+from hyco.demo.layout import Group
+from hyco.demo.phrases import Saying
+from hyco.demo.taxonomy import Taxonomy
 
 KINDS = ("color", "count", "relation", "noun")
 

@@ -1,4 +1,4 @@
-"""Measure the embedded grounder on held-out scenes: python -m demo.grounder_figures --weights demo/weights/grounder.
+"""Measure the embedded grounder: python -m hyco.demo.grounder_figures --weights demo/weights/grounder.
 
 A scene of the held-out split shows object x colour pairs that training never drew. The prompt has every noun phrase of
 all its captions and some things that it does not show. A detection is right when it lies on a box of its own phrase
@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from demo.grounder import IMAGE_SIZE, SCORE_THRESHOLD
-from demo.scenes import Scene, World
-from models.grounding.boxes import competed, iou, nms
-from models.grounding.detector import Detection, Detector
-from pipeline.evaluation.calibrate import Judged
+from hyco.demo.grounder import IMAGE_SIZE, SCORE_THRESHOLD
+from hyco.demo.scenes import Scene, World
+from hyco.models.grounding.boxes import competed, iou, nms
+from hyco.models.grounding.detector import Detection, Detector
+from hyco.pipeline.evaluation.calibrate import Judged
 
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)
 FIRST_SCENE = 5_000_000  # first seed of the measured scenes
@@ -160,8 +160,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    from demo.grounder_prompts import without_article
-    from pipeline.mining.grounder import open_detector
+    from hyco.demo.grounder_prompts import without_article
+    from hyco.pipeline.mining.grounder import open_detector
 
     detector = open_detector(f"transformers:{options.weights}")
     cases = {

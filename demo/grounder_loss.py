@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from models.grounding.boxes import area, enclosing, intersection, iou
+from hyco.models.grounding.boxes import area, enclosing, intersection, iou
 
 SEPARATOR = 1012  # id of "."; every phrase of a prompt ends with one
 SPECIAL = (0, 101, 102, SEPARATOR)  # [PAD], [CLS], [SEP], "."

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from demo.grounder import IMAGE_SIZE
-from demo.grounder_loss import Target
-from demo.scenes import Scene, World
-from demo.taxonomy import COLORS
+from hyco.demo.grounder import IMAGE_SIZE
+from hyco.demo.grounder_loss import Target
+from hyco.demo.scenes import Scene, World
+from hyco.demo.taxonomy import COLORS
 
 Box = tuple[float, float, float, float]
 ARTICLES = ("a ", "an ", "the ", "one ", "some ")

@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from demo import backdrops
-from demo.layout import Group
-from demo.taxonomy import Leaf
+from hyco.demo import backdrops
+from hyco.demo.layout import Group
+from hyco.demo.taxonomy import Leaf
 
 RELATION_SHARE = 0.08
 

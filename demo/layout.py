@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo.art import Art
-from demo.taxonomy import Leaf
+from hyco.demo.art import Art
+from hyco.demo.taxonomy import Leaf
 
 Look = tuple[Leaf, str | None]
 Rect = tuple[float, float, float, float]

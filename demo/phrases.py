@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo.layout import Group
-from demo.taxonomy import Leaf, Taxonomy, category_plural
+from hyco.demo.layout import Group
+from hyco.demo.taxonomy import Leaf, Taxonomy, category_plural
 
 SMALL_WORDS, LARGE_WORDS = ("small", "little", "tiny"), ("large", "big", "huge")
 NUMBERS = ("", "one", "two", "three")

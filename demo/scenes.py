@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo import backdrops, captions, holdout
-from demo.art import Art
-from demo.foils import Foil, foils
-from demo.layout import Group, Placed, arrange, facts_between, visible_boxes
-from demo.phrases import loose_phrase
-from demo.taxonomy import Leaf, Taxonomy, load
+from hyco.demo import backdrops, captions, holdout
+from hyco.demo.art import Art
+from hyco.demo.foils import Foil, foils
+from hyco.demo.layout import Group, Placed, arrange, facts_between, visible_boxes
+from hyco.demo.phrases import loose_phrase
+from hyco.demo.taxonomy import Leaf, Taxonomy, load
 
 Box = tuple[float, float, float, float]
 SPLITS = ("train", "heldout")

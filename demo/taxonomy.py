@@ -96,7 +96,7 @@ def _leaf(line: str, parent: str) -> Leaf:
 @cache
 def load() -> Taxonomy:
     """Read taxonomy.txt into a tree; ids are names with underscores."""
-    text = (files("demo") / "taxonomy.txt").read_text(encoding="utf-8")
+    text = (files("hyco.demo") / "taxonomy.txt").read_text(encoding="utf-8")
     parents: dict[str, str] = {}
     leaves: dict[str, Leaf] = {}
     path = [ROOT]

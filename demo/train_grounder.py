@@ -1,8 +1,8 @@
-"""Train the embedded grounder: python -m demo.train_grounder --out demo/weights/grounder --seed 0.
+"""Train the embedded grounder: python -m hyco.demo.train_grounder --out demo/weights/grounder --seed 0.
 
-Draws scenes, trains on them, writes the model in the transformers format and the training facts to figures.json; python
--m demo.grounder_figures then adds the measured quality. After a kill the same command resumes from the last checkpoint,
-about a minute back. Needs the `dev` extra (scipy does the matching).
+Draws scenes, trains on them, writes the model in the transformers format and the training facts to figures.json;
+`python -m hyco.demo.grounder_figures` then adds the measured quality. After a kill the same command resumes from the
+last checkpoint, about a minute back. Needs the `dev` extra (scipy does the matching).
 
 The recipe: AdamW, warm-up, constant, cosine over the last 40 %;
 forward in bfloat16 but for the last tenth; one single-threaded process per core with averaged gradients, which on two
@@ -29,11 +29,11 @@ import torch.distributed as dist
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from transformers import GroundingDinoProcessor
 
-from demo.grounder import IMAGE_SIZE, build_model, build_processor, save
-from demo.grounder_loss import LossConfig, grounding_loss, hit_rate
-from demo.grounder_prompts import batch_of, load_lessons, world_words
-from demo.scenes import World
-from storage.files import atomic_directory
+from hyco.demo.grounder import IMAGE_SIZE, build_model, build_processor, save
+from hyco.demo.grounder_loss import LossConfig, grounding_loss, hit_rate
+from hyco.demo.grounder_prompts import batch_of, load_lessons, world_words
+from hyco.demo.scenes import World
+from hyco.storage.files import atomic_directory
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 

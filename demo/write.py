@@ -17,13 +17,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from demo import holdout
-from demo.scenes import SPLITS, Mention, Scene, World
-from demo.taxonomy import load
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.runtime.executor import open_executor
-from pipeline.runtime.progress import Progress
-from storage.sample import content_key
+from hyco.demo import holdout
+from hyco.demo.scenes import SPLITS, Mention, Scene, World
+from hyco.demo.taxonomy import load
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.runtime.executor import open_executor
+from hyco.pipeline.runtime.progress import Progress
+from hyco.storage.sample import content_key
 
 SHARD = 500
 QUALITY = 92
@@ -40,7 +40,7 @@ _world = cache(World)
 
 def generator_digest() -> str:
     """16 hex digits that change whenever the code or the taxonomy that draws scenes does."""
-    folder = files("demo")
+    folder = files("hyco.demo")
     together = hashlib.sha256()
     for name in _SOURCES:
         together.update((folder / name).read_bytes())

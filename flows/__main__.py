@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import flows.cli  # noqa: F401  registers deploy, worker and notify
-import pipeline.cli  # noqa: F401  registers the verbs that need no Prefect
-from flows.runtime.server import ensure_server, reach, start, wait_for
-from flows.runtime.settings import use_home
-from pipeline.cli import curation, registry
-from pipeline.cli.app import (
+import hyco.flows.cli
+import hyco.pipeline.cli  # noqa: F401  registers the verbs that need no Prefect
+from hyco.flows.runtime.server import ensure_server, reach, start, wait_for
+from hyco.flows.runtime.settings import use_home
+from hyco.pipeline.cli import curation, registry
+from hyco.pipeline.cli.app import (
     AssessSource,
     Assignments,
     Boxes,
@@ -35,14 +35,14 @@ from pipeline.cli.app import (
     say,
     show_metrics,
 )
-from pipeline.cli.serve import serving
-from pipeline.runtime.executor import LOCAL
-from pipeline.runtime.listen import listen
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.stop import TerminatedError, terminable, told
+from hyco.pipeline.cli.serve import serving
+from hyco.pipeline.runtime.executor import LOCAL
+from hyco.pipeline.runtime.listen import listen
+from hyco.pipeline.runtime.progress import Progress
+from hyco.pipeline.runtime.stop import TerminatedError, terminable, told
 
 if TYPE_CHECKING:
-    from storage.home import Home
+    from hyco.storage.home import Home
 
 PAGES = 8300  # the port that artifacts link to unless HYCO_SERVE_URL is set
 SHUTDOWN_S = 10.0  # what the server of `hyco ui` may take to end before it is killed with this process
@@ -73,9 +73,9 @@ def journey(
 
     --set takes fields of JourneyConfig: recipe.steps=2000, pack.threshold=0.4, mine.per_phrase=32 ...
     """
-    from pipeline.config import override
-    from pipeline.end_to_end import checked, compose
-    from pipeline.training.cost import require_feasible
+    from hyco.pipeline.config import override
+    from hyco.pipeline.end_to_end import checked, compose
+    from hyco.pipeline.training.cost import require_feasible
 
     grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     config = compose(source, grounder, recipe, True, columns, assess_source=assess_source, taxonomy=taxonomy)
@@ -87,8 +87,8 @@ def journey(
     with terminable():
         address = ensure_server(home)
         say(f"Prefect UI while this runs: {address.removesuffix('/api')}/runs", err=True)
-        from flows.journey import journey as flow
-        from flows.runtime.progress import quiet_terminal
+        from hyco.flows.journey import journey as flow
+        from hyco.flows.runtime.progress import quiet_terminal
 
         if not os.environ.get("HYCO_DEBUG"):
             quiet_terminal(logging.ERROR if Progress.quiet else logging.NOTSET)
@@ -145,7 +145,7 @@ def announce(row: Any, home: str) -> None:
     """Emit an event and an artifact of a promotion, refusal or rollback, if PREFECT_API_URL names a server."""
 
     def emit(opened: "Home") -> None:
-        from flows.reporting.events import decided
+        from hyco.flows.reporting.events import decided
 
         decided(row, opened)
 
@@ -156,7 +156,7 @@ def announce_shelved(back: bool, path: str, source: str, reason: str, home: str)
     """Emit an event of a shard that was set aside or returned, if PREFECT_API_URL names a server."""
 
     def emit(opened: "Home") -> None:
-        from flows.reporting.events import shelved
+        from hyco.flows.reporting.events import shelved
 
         shelved(back, path, source, reason, opened)
 
@@ -166,7 +166,7 @@ def announce_shelved(back: bool, path: str, source: str, reason: str, home: str)
 def _announce(emit: Callable[["Home"], None], home: str) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         return
-    from storage.home import Home
+    from hyco.storage.home import Home
 
     opened = Home(Home(home).store.url)  # absolute: who reads the event may be elsewhere
     try:
@@ -175,7 +175,7 @@ def _announce(emit: Callable[["Home"], None], home: str) -> None:
     except (RuntimeError, OSError) as error:  # what is announced has happened already
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
-    from flows.reporting.events import flush
+    from hyco.flows.reporting.events import flush
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Prefect discourages artifacts outside a flow

@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 from prefect import flow
 
-from flows.reporting import artifacts
-from flows.runtime.concurrency import slot
-from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, named
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.sources.columns import USUAL, Columns
-from storage.home import Home
+from hyco.flows.reporting import artifacts
+from hyco.flows.runtime.concurrency import slot
+from hyco.flows.runtime.progress import ProgressArtifact
+from hyco.flows.runtime.runs import done, named
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.pipeline.evaluation.evaluate import evaluate
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.storage.home import Home
 
 
 @flow(

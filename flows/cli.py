@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from flows.runtime.server import ensure_server, reach
-from flows.runtime.settings import use_home
-from pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app, say
-from pipeline.cli.config_docs import SECTIONS
-from storage.home import Home
-from storage.layout import DEPLOYED
-from storage.store import Store
+from hyco.flows.runtime.server import ensure_server, reach
+from hyco.flows.runtime.settings import use_home
+from hyco.pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app, say
+from hyco.pipeline.cli.config_docs import SECTIONS
+from hyco.storage.home import Home
+from hyco.storage.layout import DEPLOYED
+from hyco.storage.store import Store
 
-SECTIONS["deploy"] = ("flows.deployment.config:DeployConfig", "`hyco deploy --set FIELD=VALUE`")
-SECTIONS["maintain"] = ("flows.maintain:MaintainConfig", "the form of the deployment `maintain`")
+SECTIONS["deploy"] = ("hyco.flows.deployment.config:DeployConfig", "`hyco deploy --set FIELD=VALUE`")
+SECTIONS["maintain"] = ("hyco.flows.maintain:MaintainConfig", "the form of the deployment `maintain`")
 
 
 @app.command()
@@ -57,17 +57,17 @@ def deploy(
     --set takes fields of DeployConfig: retrain.min_new=500, heavy_pool=gpu, watch_every_s=60,
     retrain.journey.recipe.steps=2000 ...
     """
-    from pipeline.config import override
+    from hyco.pipeline.config import override
 
     use_home(home)
     store = Store(home)
     # Before flows.deployment.spec imports Prefect, which reads its settings once. The configurations do not import it.
     address = None if yaml else ensure_server(home)
-    from flows.deployment.config import DeployConfig, first, resolved
-    from flows.deployment.prefect_yaml import text
-    from flows.deployment.spec import blueprint
-    from pipeline.end_to_end import checked, compose
-    from pipeline.registry.retraining import RetrainConfig
+    from hyco.flows.deployment.config import DeployConfig, first, resolved
+    from hyco.flows.deployment.prefect_yaml import text
+    from hyco.flows.deployment.spec import blueprint
+    from hyco.pipeline.end_to_end import checked, compose
+    from hyco.pipeline.registry.retraining import RetrainConfig
 
     stored = None
     if store.exists(DEPLOYED) and not (reset and source and grounder and recipe):
@@ -101,7 +101,7 @@ def deploy(
     if yaml:
         Path(yaml).write_text(text(blueprint(config)))
         return
-    from flows.deployment import reconcile as deploying
+    from hyco.flows.deployment import reconcile as deploying
 
     config = resolved(config, Path.cwd())
     plan = blueprint(config)
@@ -170,9 +170,9 @@ def notify(
     reach(address)
     from prefect.client.orchestration import get_client
 
-    from flows.deployment.watchers import told, watchers
-    from flows.reporting.events import flush, grown
-    from flows.runtime.progress import quiet_terminal
+    from hyco.flows.deployment.watchers import told, watchers
+    from hyco.flows.reporting.events import flush, grown
+    from hyco.flows.runtime.progress import quiet_terminal
 
     quiet_terminal()
     with get_client(sync_client=True) as client:

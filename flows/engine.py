@@ -1,4 +1,4 @@
-"""python -m flows.engine: one flow run in a process that ends with its worker and with its run.
+"""python -m hyco.flows.engine: one flow run in a process that ends with its worker and with its run.
 
 Work pools start this instead of `prefect.engine`. A killed `prefect worker` would leave its flow runs running, and a
 run that the server has marked dead (heartbeats lost, or cancelled by a person) would continue next to its successor.
@@ -10,7 +10,7 @@ import runpy
 import threading
 import time
 
-from pipeline.runtime.parent_death import bind
+from hyco.pipeline.runtime.parent_death import bind
 
 LOOK_EVERY_S = 15.0
 STALE = 75  # exit code: the server had ended the run

@@ -4,15 +4,15 @@ from typing import Any
 
 from prefect import flow
 
-from flows.assess import assess
-from flows.mine import mine
-from flows.pack import pack
-from flows.runtime.runs import done, inside, named
-from flows.train import train
-from pipeline import end_to_end as journeys
-from pipeline.end_to_end import JourneyConfig
-from pipeline.runtime.executor import LOCAL
-from storage.home import Home
+from hyco.flows.assess import assess
+from hyco.flows.mine import mine
+from hyco.flows.pack import pack
+from hyco.flows.runtime.runs import done, inside, named
+from hyco.flows.train import train
+from hyco.pipeline import end_to_end as journeys
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.runtime.executor import LOCAL
+from hyco.storage.home import Home
 
 
 @flow(

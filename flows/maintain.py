@@ -21,11 +21,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import Field
 
-from flows.runtime.runs import done, inside, named
-from pipeline.config import Config
-from pipeline.curation.delete import settle
-from storage.gc import collect
-from storage.home import Home
+from hyco.flows.runtime.runs import done, inside, named
+from hyco.pipeline.config import Config
+from hyco.pipeline.curation.delete import settle
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
 
 _PAGE = 100
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from prefect import flow
 
-from flows.reporting import artifacts
-from flows.runtime.concurrency import slot
-from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, inside, named
-from flows.runtime.task_executor import task_engine
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.runtime.executor import LOCAL, address_of
-from storage.home import Home
+from hyco.flows.reporting import artifacts
+from hyco.flows.runtime.concurrency import slot
+from hyco.flows.runtime.progress import ProgressArtifact
+from hyco.flows.runtime.runs import done, inside, named
+from hyco.flows.runtime.task_executor import task_engine
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.runtime.executor import LOCAL, address_of
+from hyco.storage.home import Home
 
 
 @flow(

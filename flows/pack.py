@@ -5,17 +5,17 @@ from typing import Any
 
 from prefect import flow
 
-from flows.reporting import artifacts
-from flows.reporting import events as signals
-from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, inside, named
-from flows.runtime.task_executor import task_engine
-from pipeline.mining.mine import MineConfig
-from pipeline.packing import pack as packing
-from pipeline.packing.dataset_gate import Check, QualityError
-from pipeline.packing.pack import PackConfig
-from pipeline.runtime.executor import LOCAL
-from storage.home import Home
+from hyco.flows.reporting import artifacts
+from hyco.flows.reporting import events as signals
+from hyco.flows.runtime.progress import ProgressArtifact
+from hyco.flows.runtime.runs import done, inside, named
+from hyco.flows.runtime.task_executor import task_engine
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.packing.dataset_gate import Check, QualityError
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.pipeline.runtime.executor import LOCAL
+from hyco.storage.home import Home
 
 
 @flow(

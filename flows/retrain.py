@@ -5,18 +5,18 @@ from typing import Any, cast
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.assess import assess
-from flows.reporting import events as signals
-from flows.runtime.concurrency import slot
-from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import NOTHING, done, inside, named
-from flows.train import train
-from pipeline import end_to_end as journeys
-from pipeline.evaluation.config import EvaluationSpec
-from pipeline.registry.promotion import challenge
-from pipeline.registry.retraining import RetrainConfig, RetrainDecision, check, recipe_for
-from storage.home import Home
-from storage.model_registry import Decision
+from hyco.flows.assess import assess
+from hyco.flows.reporting import events as signals
+from hyco.flows.runtime.concurrency import slot
+from hyco.flows.runtime.progress import ProgressArtifact
+from hyco.flows.runtime.runs import NOTHING, done, inside, named
+from hyco.flows.train import train
+from hyco.pipeline import end_to_end as journeys
+from hyco.pipeline.evaluation.config import EvaluationSpec
+from hyco.pipeline.registry.promotion import challenge
+from hyco.pipeline.registry.retraining import RetrainConfig, RetrainDecision, check, recipe_for
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
 
 
 @flow(

@@ -6,15 +6,15 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from flows.reporting import artifacts
-from flows.runtime.concurrency import slot
-from flows.runtime.progress import ProgressArtifact
-from flows.runtime.runs import done, inside, named
-from pipeline.end_to_end import run_dir
-from pipeline.training.launch import launch
-from pipeline.training.recipes import Recipe
-from pipeline.training.run_dir import prepare
-from storage.home import Home
+from hyco.flows.reporting import artifacts
+from hyco.flows.runtime.concurrency import slot
+from hyco.flows.runtime.progress import ProgressArtifact
+from hyco.flows.runtime.runs import done, inside, named
+from hyco.pipeline.end_to_end import run_dir
+from hyco.pipeline.training.launch import launch
+from hyco.pipeline.training.recipes import Recipe
+from hyco.pipeline.training.run_dir import prepare
+from hyco.storage.home import Home
 
 
 def _not_a_mistake(task: Any, run: Any, state: Any) -> bool:

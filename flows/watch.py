@@ -28,13 +28,13 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
-from flows.mine import mine
-from flows.pack import pack
-from flows.reporting import artifacts
-from flows.reporting import events as signals
-from flows.runtime.runs import NOTHING, done, inside, named, rename
-from pipeline import end_to_end as journeys
-from pipeline.registry.retraining import (
+from hyco.flows.mine import mine
+from hyco.flows.pack import pack
+from hyco.flows.reporting import artifacts
+from hyco.flows.reporting import events as signals
+from hyco.flows.runtime.runs import NOTHING, done, inside, named, rename
+from hyco.pipeline import end_to_end as journeys
+from hyco.pipeline.registry.retraining import (
     RetrainConfig,
     RetrainDecision,
     check,
@@ -43,9 +43,9 @@ from pipeline.registry.retraining import (
     unpublished,
     unsettled,
 )
-from pipeline.runtime.executor import LOCAL
-from storage.checkpoint import open_checkpoints
-from storage.home import Home
+from hyco.pipeline.runtime.executor import LOCAL
+from hyco.storage.checkpoint import open_checkpoints
+from hyco.storage.home import Home
 
 RETRAIN = "retrain/retrain"
 UNDER_WAY = [

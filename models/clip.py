@@ -17,13 +17,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.encoders.packing import together
-from models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
-from models.encoders.text import TextConfig, TextTransformer
-from models.encoders.vit import VisionConfig, VisionTransformer
-from models.files import read_json, read_safetensors
-from models.hyperbolic import lorentz, product
-from models.losses.objective import Geometry, scores
+from hyco.models.encoders.packing import together
+from hyco.models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
+from hyco.models.encoders.text import TextConfig, TextTransformer
+from hyco.models.encoders.vit import VisionConfig, VisionTransformer
+from hyco.models.files import read_json, read_safetensors
+from hyco.models.hyperbolic import lorentz, product
+from hyco.models.losses.objective import Geometry, scores
 
 ImageConfig = VisionConfig | PoincareResNetConfig
 """Configurations of image towers, told apart by `kind`."""

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from torch import nn
 
-from models.clip import DualEncoder
+from hyco.models.clip import DualEncoder
 
 LAYERS = ("qkv", "attention_out", "mlp_in", "mlp_out")
 

@@ -15,3 +15,8 @@ In addition: datasets (labelled sets), classification (image classifiers), exper
 ui (pages);
 embedder (the public API of a trained model), config, presets, and end_to_end (all stages in sequence).
 """
+
+if not __name__.startswith("hyco."):
+    from hyco.old_names import answer
+
+    answer(__name__)

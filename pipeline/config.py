@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import pydantic
 import pydantic_core
 
-from pipeline.config_fields import fields_of, follow, nearest_field, nearest_value
-from pipeline.config_fields import nearest as nearest
+from hyco.pipeline.config_fields import fields_of, follow, nearest_field, nearest_value
+from hyco.pipeline.config_fields import nearest as nearest
 
 C = typing.TypeVar("C", bound="Config")
 

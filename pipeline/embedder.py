@@ -20,12 +20,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from models.hyperbolic import lorentz, product
-from pipeline.imaging.crop import letterbox, whole
-from pipeline.imaging.decode import decode, rgb_of
-from pipeline.runtime.device import resolve_device
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.models.hyperbolic import lorentz, product
+from hyco.pipeline.imaging.crop import letterbox, whole
+from hyco.pipeline.imaging.decode import decode, rgb_of
+from hyco.pipeline.runtime.device import resolve_device
 
 Report = Callable[[int], None]
 T = TypeVar("T")

@@ -18,17 +18,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.embedder import Embedder, batched
-from pipeline.imaging.crop import whole
-from pipeline.imaging.decode import ImageError, decode
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.sources.source import open_source
-from storage.files import sha256_of
-from storage.home import Home
-from storage.sample import Failure, Sample, TrainingSample
-from storage.sealed import read_table, write_table
-from storage.store import Store
-from storage.versions import read_ref
+from hyco.pipeline.embedder import Embedder, batched
+from hyco.pipeline.imaging.crop import whole
+from hyco.pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.files import sha256_of
+from hyco.storage.home import Home
+from hyco.storage.sample import Failure, Sample, TrainingSample
+from hyco.storage.sealed import read_table, write_table
+from hyco.storage.store import Store
+from hyco.storage.versions import read_ref
 
 _METADATA = b"hyco"
 _FAILURES = b"failures"

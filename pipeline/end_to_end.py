@@ -5,20 +5,20 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from models.checkpoints import read_checkpoint
-from pipeline.config import Config, ConfigError, digest
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.evaluation.mined_boxes import phrase_quality
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig
-from pipeline.packing.pack import PackConfig
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.source import open_source
-from pipeline.training.init_from import start_path
-from pipeline.training.recipes import DEMO, PHOTOS, Recipe, by_name
-from storage.folder import Folder
-from storage.home import Home
-from storage.versions import Version
+from hyco.models.checkpoints import read_checkpoint
+from hyco.pipeline.config import Config, ConfigError, digest
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.pipeline.evaluation.mined_boxes import phrase_quality
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.source import open_source
+from hyco.pipeline.training.init_from import start_path
+from hyco.pipeline.training.recipes import DEMO, PHOTOS, Recipe, by_name
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.versions import Version
 
 
 class JourneyConfig(Config):

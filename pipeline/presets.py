@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pipeline.config import nearest
-from pipeline.evaluation.config import AssessConfig
-from pipeline.training.recipes import Recipe
+from hyco.pipeline.config import nearest
+from hyco.pipeline.evaluation.config import AssessConfig
+from hyco.pipeline.training.recipes import Recipe
 
 Preset = Literal["smoke", "small", "full"]
 PRESETS: tuple[Preset, ...] = ("smoke", "small", "full")

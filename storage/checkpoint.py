@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from storage.files import TEMPORARY, atomic_directory, sha256_of
-from storage.folder import Folder
+from hyco.storage.files import TEMPORARY, atomic_directory, sha256_of
+from hyco.storage.folder import Folder
 
 _NAME = re.compile(r"step-(\d{9,})")
 _RECORD = "complete.json"

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from storage.layout import DELETIONS, ERASED
-from storage.objects import OBJECT, DamagedError, name_sha256
-from storage.sealed import seal, unseal
-from storage.store import Store
+from hyco.storage.layout import DELETIONS, ERASED
+from hyco.storage.objects import OBJECT, DamagedError, name_sha256
+from hyco.storage.sealed import seal, unseal
+from hyco.storage.store import Store
 
 OPTED_OUT = "opted_out"
 """Code of a sample that a source holds and a deletion names: counted, and no failure."""

@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from storage.layout import CACHE
-from storage.sealed import read_table, write_table
-from storage.store import Store
+from hyco.storage.layout import CACHE
+from hyco.storage.sealed import read_table, write_table
+from hyco.storage.store import Store
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

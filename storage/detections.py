@@ -5,8 +5,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from storage.sample import Failure
-from storage.sealed import read_table, write_table
+from hyco.storage.sample import Failure
+from hyco.storage.sealed import read_table, write_table
 
 SCHEMA = pa.schema(
     [

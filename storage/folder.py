@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from storage import faults
-from storage.files import TEMPORARY
-from storage.local_cache import cache_root
-from storage.store import Store, file_mark
+from hyco.storage import faults
+from hyco.storage.files import TEMPORARY
+from hyco.storage.local_cache import cache_root
+from hyco.storage.store import Store, file_mark
 
 
 class Folder:

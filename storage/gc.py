@@ -1,11 +1,11 @@
 """Garbage collection: objects of killed workers and deleted versions, and unfinished files."""
 
-from storage.deletions import Deletions
-from storage.layout import KEPT, RECORDED
-from storage.local_cache import forget
-from storage.objects import OBJECT, DamagedError, name_sha256, objects_in
-from storage.sealed import unseal
-from storage.store import Store
+from hyco.storage.deletions import Deletions
+from hyco.storage.layout import KEPT, RECORDED
+from hyco.storage.local_cache import forget
+from hyco.storage.objects import OBJECT, DamagedError, name_sha256, objects_in
+from hyco.storage.sealed import unseal
+from hyco.storage.store import Store
 
 LEASE_S = 24 * 3600.0
 """Default minimum age, in seconds, of an unreferenced file that is deleted: far longer than any unit of work."""

@@ -7,15 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage import layout
-from storage.deletions import Deletions
-from storage.folder import Folder
-from storage.manifest import Manifest
-from storage.model_registry import Registry
-from storage.shelf import Shelf
-from storage.store import Store
-from storage.summary import summarise, whole
-from storage.versions import Version, Versions
+from hyco.storage import layout
+from hyco.storage.deletions import Deletions
+from hyco.storage.folder import Folder
+from hyco.storage.manifest import Manifest
+from hyco.storage.model_registry import Registry
+from hyco.storage.shelf import Shelf
+from hyco.storage.store import Store
+from hyco.storage.summary import summarise, whole
+from hyco.storage.versions import Version, Versions
 
 
 class UnitResults(Manifest):

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from storage.store import Store
+from hyco.storage.store import Store
 
 BEAT_S = 10.0
 PATIENCE_S = 45.0

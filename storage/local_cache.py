@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from storage import faults
-from storage.files import TEMPORARY
-from storage.objects import DamagedError, check_sha256, read_object
-from storage.store import Store
+from hyco.storage import faults
+from hyco.storage.files import TEMPORARY
+from hyco.storage.objects import DamagedError, check_sha256, read_object
+from hyco.storage.store import Store
 
 LIMIT_GB = 50.0
 _BLOCK = 1 << 20

@@ -4,9 +4,9 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from storage.objects import DamagedError, objects_in
-from storage.sealed import seal, unseal
-from storage.store import Store
+from hyco.storage.objects import DamagedError, objects_in
+from hyco.storage.sealed import seal, unseal
+from hyco.storage.store import Store
 
 _UNIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _REMOTE_READS = 16

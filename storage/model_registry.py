@@ -23,12 +23,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.files import atomic_directory, sha256_of
-from storage.folder import Folder
-from storage.layout import ASSESSED, LOG, MODEL_RUNS, MODELS, REPORTS, log_path
-from storage.objects import DamagedError
-from storage.sealed import is_sealed_table, read_table, seal, seal_table, unseal
-from storage.store import Store
+from hyco.storage.files import atomic_directory, sha256_of
+from hyco.storage.folder import Folder
+from hyco.storage.layout import ASSESSED, LOG, MODEL_RUNS, MODELS, REPORTS, log_path
+from hyco.storage.objects import DamagedError
+from hyco.storage.sealed import is_sealed_table, read_table, seal, seal_table, unseal
+from hyco.storage.store import Store
 
 PROOF = "proof.json"  # in a folder of evaluation results: the sha256 of its files
 PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled_back"

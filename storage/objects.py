@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from storage.layout import OBJECTS, REPORTS
-from storage.store import Store
+from hyco.storage.layout import OBJECTS, REPORTS
+from hyco.storage.store import Store
 
 OBJECT = re.compile(rf"(?:.+/)?{OBJECTS}/([0-9a-f]{{64}})\.\w+|{REPORTS}/([0-9a-f]{{64}})\.html")
 _BLOCK = 1 << 20

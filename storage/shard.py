@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from storage.sample import Part, TrainingSample, check_key, short
-from storage.tar import TornTarError, read_members, write_end, write_member
+from hyco.storage.sample import Part, TrainingSample, check_key, short
+from hyco.storage.tar import TornTarError, read_members, write_end, write_member
 
 _MOST_PARTS = 1000  # parent000 ... parent999
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
-from storage.layout import SHELVED, shelved_path
-from storage.objects import DamagedError
-from storage.sealed import seal, unseal
-from storage.store import Store
+from hyco.storage.layout import SHELVED, shelved_path
+from hyco.storage.objects import DamagedError
+from hyco.storage.sealed import seal, unseal
+from hyco.storage.store import Store
 
 
 class Named(Protocol):

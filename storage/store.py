@@ -24,8 +24,8 @@ import fsspec
 import fsspec.utils
 from fsspec.implementations.local import LocalFileSystem
 
-from storage import faults
-from storage.files import fsync_directory, sha256_of
+from hyco.storage import faults
+from hyco.storage.files import fsync_directory, sha256_of
 
 Paths = list[str]  # defined here because Store.list hides the builtin inside the class
 

@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from storage.derived import Derived
-from storage.layout import DETECTIONS, OBJECTS, PACKS
-from storage.manifest import Manifest
-from storage.objects import objects_in
+from hyco.storage.derived import Derived
+from hyco.storage.layout import DETECTIONS, OBJECTS, PACKS
+from hyco.storage.manifest import Manifest
+from hyco.storage.objects import objects_in
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 SETTLED_S = 2.0

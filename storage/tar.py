@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from storage.sample import short
+from hyco.storage.sample import short
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from storage.deletions import Deletions
-from storage.derived import Derived
-from storage.layout import QUARANTINE, VERSIONS
-from storage.versions import Version, Versions
+from hyco.storage.deletions import Deletions
+from hyco.storage.derived import Derived
+from hyco.storage.layout import QUARANTINE, VERSIONS
+from hyco.storage.versions import Version, Versions
 
 _SCHEMA = pa.schema(
     {

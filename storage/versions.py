@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from storage.deletions import Deletions
-from storage.layout import EXPERIMENTS, LABELS, LATEST, VERSIONS, quarantine_path, version_path
-from storage.local_cache import open_cached
-from storage.objects import DamagedError, open_object
-from storage.sample import TrainingSample
-from storage.sealed import seal, unseal
-from storage.shard import read_shard
-from storage.store import Object, Store
+from hyco.storage.deletions import Deletions
+from hyco.storage.layout import EXPERIMENTS, LABELS, LATEST, VERSIONS, quarantine_path, version_path
+from hyco.storage.local_cache import open_cached
+from hyco.storage.objects import DamagedError, open_object
+from hyco.storage.sample import TrainingSample
+from hyco.storage.sealed import seal, unseal
+from hyco.storage.shard import read_shard
+from hyco.storage.store import Object, Store
 
 _NAME = re.compile(r"v-[0-9a-f]{12}")
 _LABEL = re.compile(r"(?!latest$|v-[0-9a-f]*$)[a-z0-9][a-z0-9_-]{0,63}")

@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from tests.test_imports import FILES, OURS, ROOT
+from tests.test_imports import FILES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # The development environment has no MLflow: a stand-in is enough for its tests.
@@ -62,7 +62,7 @@ def offences(code: str, extra: frozenset[str] | set[str] = frozenset()) -> list[
     """What a module imports against the rules; `extra`: the packages of an extra that it belongs to."""
     found = []
     for top, lazy, guarded in imported(ast.parse(code)):
-        if top in OURS:
+        if top == "hyco":
             found += [f"{top} is ours and has a fallback"] if guarded else []
             continue
         from_where = distributions(top)
@@ -98,7 +98,7 @@ def test_what_is_declared_is_pinned() -> None:
         "import onnxruntime",  # an extra is imported where it is needed
         "def f():\n    import sqlglot",
         "try:\n    import simplejpeg\nexcept ImportError:\n    simplejpeg = None",
-        "try:\n    from pipeline.imaging.decode import decode\nexcept ImportError:\n    decode = None",
+        "try:\n    from hyco.pipeline.imaging.decode import decode\nexcept ImportError:\n    decode = None",
         "with contextlib.suppress(ImportError):\n    from torch.utils.tensorboard import SummaryWriter",
     ],
 )

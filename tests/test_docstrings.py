@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-import models
+from hyco import models
 
 ENTRY = re.compile(r"    (\w+(?:, \w+)*): ")
 
@@ -17,7 +17,7 @@ def own_docstring(thing: type) -> str:
 
 
 def classes():
-    for module in pkgutil.walk_packages(models.__path__, "models."):
+    for module in pkgutil.walk_packages(models.__path__, "hyco.models."):
         for thing in vars(importlib.import_module(module.name)).values():
             if (
                 inspect.isclass(thing)

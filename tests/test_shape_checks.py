@@ -18,7 +18,7 @@ def annotated() -> list[str]:
         for path in (ROOT / top).rglob("*.py")
     )
     return sorted(
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        ".".join(("hyco", *path.relative_to(ROOT).with_suffix("").parts))
         for path in files
         if "from jaxtyping import" in path.read_text()
     )
@@ -27,14 +27,16 @@ def annotated() -> list[str]:
 def test_every_annotated_module_is_loaded_through_the_check():
     """A module imported before a hook is installed is never checked: 25 of 32 once were not."""
     names = annotated()
-    assert {"models.clip", "pipeline.evaluation.report.charts", "demo.grounder_loss"} <= set(names)
+    assert {"hyco.models.clip", "hyco.pipeline.evaluation.report.charts", "hyco.demo.grounder_loss"} <= set(
+        names
+    )
     loaders = {name: type(importlib.import_module(name).__spec__.loader).__name__ for name in names}  # pyright: ignore[reportOptionalMemberAccess]
     missing = [name for name, loader in loaders.items() if loader != "_JaxtypingLoader"]
     assert not missing, f"add to --jaxtyping-packages in pyproject.toml: {missing}"
 
 
 def test_a_wrong_shape_is_refused_and_an_int_is_a_float():
-    from pipeline.evaluation.report import charts, horopca
+    from hyco.pipeline.evaluation.report import charts, horopca
 
     with pytest.raises(jaxtyping.TypeCheckError, match="busemann"):
         horopca.busemann(torch.ones(3, 2), torch.ones(3))

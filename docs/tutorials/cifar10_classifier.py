@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic import nn as hnn
-from pipeline.datasets import open_labelled
+from hyco.models.hyperbolic import nn as hnn
+from hyco.pipeline.datasets import open_labelled
 
 WIDTHS = (16, 32, 64)
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.encoders.vit import VisionConfig, VisionTransformer
-from models.hyperbolic import lorentz
-from models.hyperbolic import nn as hnn
-from pipeline.datasets import open_labelled
+from hyco.models.encoders.vit import VisionConfig, VisionTransformer
+from hyco.models.hyperbolic import lorentz
+from hyco.models.hyperbolic import nn as hnn
+from hyco.pipeline.datasets import open_labelled
 
 PER_CLASS = 2
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic import isometry, lorentz, mean
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.nn.pooling import midpoint as tangent_midpoint
-from models.resnets import published_poincare_resnet as published
-from models.resnets.poincare_resnet import PoincareResNet
-from models.resnets.resnet import EuclideanResNet
+from hyco.models.hyperbolic import isometry, lorentz, mean
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.nn.pooling import midpoint as tangent_midpoint
+from hyco.models.resnets import published_poincare_resnet as published
+from hyco.models.resnets.poincare_resnet import PoincareResNet
+from hyco.models.resnets.resnet import EuclideanResNet
 
 C = 0.1
 
@@ -192,8 +192,8 @@ def start(data: str, steps: int = 150, batch: int = 64) -> None:
     """First steps of a ResNet-8 from each initialisation, on 9,000 images; accuracy on 1,000 others."""
     import numpy as np
 
-    from pipeline.classification.in_memory import load_images
-    from pipeline.datasets import open_labelled
+    from hyco.pipeline.classification.in_memory import load_images
+    from hyco.pipeline.datasets import open_labelled
 
     found = open_labelled(data, "train")
     index = np.random.default_rng(0).permutation(len(found))[:10_000]
@@ -230,9 +230,9 @@ def start(data: str, steps: int = 150, batch: int = 64) -> None:
 
 def train(data: str, steps: int, out: str) -> None:
     """Poincare ResNet-20 by the paper's recipe, cut to `steps`, and its accuracy on the test split."""
-    from pipeline.classification.config import fit_recipe
-    from pipeline.classification.evaluate import EvaluateConfig, evaluate
-    from pipeline.classification.train import fit
+    from hyco.pipeline.classification.config import fit_recipe
+    from hyco.pipeline.classification.evaluate import EvaluateConfig, evaluate
+    from hyco.pipeline.classification.train import fit
 
     config = fit_recipe("poincare", "poincare_resnet20", data).replace(steps=steps)
     done = fit(out, config)

@@ -22,9 +22,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic import lorentz, poincare
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.optim import RiemannianAdam, parameter_groups
+from hyco.models.hyperbolic import lorentz, poincare
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.optim import RiemannianAdam, parameter_groups
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

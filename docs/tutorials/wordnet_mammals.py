@@ -29,9 +29,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic import poincare
-from models.hyperbolic.optim import RiemannianSGD, parameter_groups
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import poincare
+from hyco.models.hyperbolic.optim import RiemannianSGD, parameter_groups
 
 NOUNS = Path("data/wordnet/data.noun")
 LABELS = """mammal placental carnivore canine dog feline bear pinniped ungulate even-toed_ungulate odd-toed_ungulate

@@ -8,9 +8,18 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from flows.deployment.config import DeployConfig
-from flows.reporting.events import AWAY, DECIDED, GIVEN_UP, GROWN, PUBLISHED, QUARANTINED, RETURNED, SHELVED
-from storage.model_registry import REFUSED
+from hyco.flows.deployment.config import DeployConfig
+from hyco.flows.reporting.events import (
+    AWAY,
+    DECIDED,
+    GIVEN_UP,
+    GROWN,
+    PUBLISHED,
+    QUARANTINED,
+    RETURNED,
+    SHELVED,
+)
+from hyco.storage.model_registry import REFUSED
 
 TELLS = "hyco: tell of "
 A_DAY = timedelta(days=1)

@@ -5,16 +5,16 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from flows.deployment.work_pools import PoolType
-from pipeline.config import Config
-from pipeline.end_to_end import JourneyConfig, packing_for
-from pipeline.mining.mine import MineConfig
-from pipeline.presets import Preset
-from pipeline.registry.retraining import RetrainConfig
-from pipeline.runtime.executor import LOCAL, RAY
-from pipeline.sources.listing import absolute_source
-from pipeline.training.recipes import demo
-from storage.layout import SOURCE
+from hyco.flows.deployment.work_pools import PoolType
+from hyco.pipeline.config import Config
+from hyco.pipeline.end_to_end import JourneyConfig, packing_for
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.presets import Preset
+from hyco.pipeline.registry.retraining import RetrainConfig
+from hyco.pipeline.runtime.executor import LOCAL, RAY
+from hyco.pipeline.sources.listing import absolute_source
+from hyco.pipeline.training.recipes import demo
+from hyco.storage.layout import SOURCE
 
 IMAGE_PULL_S = 600.0  # time to pull a container image before its run begins
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo" / "weights" / "grounder"

@@ -24,8 +24,8 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 
-from flows.deployment.spec import RENAMED, Blueprint, Deployed
-from pipeline.config import digest, place
+from hyco.flows.deployment.spec import RENAMED, Blueprint, Deployed
+from hyco.pipeline.config import digest, place
 
 Path = tuple[str, ...]
 Terms = dict[Path, Any]
@@ -302,7 +302,7 @@ def _create(
 @functools.cache
 def schema_of(name: str) -> dict[str, Any]:
     """The typed form of a flow's parameters."""
-    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    flow = getattr(importlib.import_module(f"hyco.flows.{name}"), name)
     schema = json.loads(json.dumps(parameter_schema(flow).model_dump()))
     place(schema["properties"], ("run_dir", "version", "run", "force"))
     for inner in schema["definitions"].values():

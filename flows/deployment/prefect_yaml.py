@@ -1,6 +1,6 @@
 """prefect.yaml, for users who prefer `prefect deploy --all` to `hyco deploy`.
 
-python -m flows.deployment.prefect_yaml > prefect.yaml   regenerates the repository's own
+python -m hyco.flows.deployment.prefect_yaml > prefect.yaml   regenerates the repository's own
 """
 
 import sys
@@ -8,18 +8,18 @@ from typing import Any
 
 import yaml
 
-from flows.deployment.config import DeployConfig
-from flows.deployment.deployments import GRACE_S, schema_of
-from flows.deployment.spec import Blueprint, blueprint
-from pipeline.end_to_end import JourneyConfig, packing_for
-from pipeline.mining.mine import MineConfig
-from pipeline.registry.retraining import RetrainConfig
-from pipeline.training.recipes import demo
+from hyco.flows.deployment.config import DeployConfig
+from hyco.flows.deployment.deployments import GRACE_S, schema_of
+from hyco.flows.deployment.spec import Blueprint, blueprint
+from hyco.pipeline.end_to_end import JourneyConfig, packing_for
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.registry.retraining import RetrainConfig
+from hyco.pipeline.training.recipes import demo
 
 WORLD = "var/demo/scenes"
 HEAD = """\
 # What `hyco deploy` deploys, for `prefect deploy --all`; made by `hyco deploy --yaml FILE`. The repository's own is the
-# embedded world (make demo): python -m flows.deployment.prefect_yaml > prefect.yaml
+# embedded world (make demo): python -m hyco.flows.deployment.prefect_yaml > prefect.yaml
 # Work pools, limits and automations are made by `hyco deploy` alone; without pools `prefect deploy --all` exits with 1.
 """
 

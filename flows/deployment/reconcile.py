@@ -14,9 +14,9 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
-from flows.deployment.automations import TELLS, automations, messages
-from flows.deployment.deployments import Drift, Kept, deployments, leftovers
-from flows.deployment.spec import QUEUES, Blueprint, Pool
+from hyco.flows.deployment.automations import TELLS, automations, messages
+from hyco.flows.deployment.deployments import Drift, Kept, deployments, leftovers
+from hyco.flows.deployment.spec import QUEUES, Blueprint, Pool
 
 
 def apply(plan: Blueprint, before: Blueprint | None = None) -> list[str]:

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flows.deployment.config import DeployConfig
-from flows.deployment.work_pools import template
-from flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
-from pipeline.config import Config
-from pipeline.end_to_end import JourneyConfig
-from pipeline.presets import PRESETS, asked, sized
-from pipeline.runtime.executor import RAY
+from hyco.flows.deployment.config import DeployConfig
+from hyco.flows.deployment.work_pools import template
+from hyco.flows.runtime.concurrency import CPU_LIMIT, GPU_LIMIT
+from hyco.pipeline.config import Config
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.presets import PRESETS, asked, sized
+from hyco.pipeline.runtime.executor import RAY
 
 QUEUES = {"quick": 1, "work": 2}  # name and priority: checks go before long work
 TAGS = {  # what starts a deployment: its own schedule and events, or a person; a step of the whole, or all of it
@@ -39,7 +39,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Deployed:
-    """One deployment: `flow` names the module and function flows.FLOW.FLOW."""
+    """One deployment: `flow` names the module and function hyco.flows.FLOW.FLOW."""
 
     flow: str
     name: str
@@ -61,7 +61,7 @@ class Deployed:
     @property
     def entrypoint(self) -> str:
         """The module path of the flow: the installed package is imported, so files in flows/ shadow no module."""
-        return f"flows.{self.flow}.{self.flow}"
+        return f"hyco.flows.{self.flow}.{self.flow}"
 
 
 @dataclass(frozen=True)

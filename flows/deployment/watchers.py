@@ -9,7 +9,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
 
-from flows.reporting.events import GROWN
+from hyco.flows.reporting.events import GROWN
 
 SOON_S = 5  # what Prefect's services take from an event to a run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from flows.runtime.settings import HEARTBEAT_S
+from hyco.flows.runtime.settings import HEARTBEAT_S
 
 PoolType = Literal["process", "docker", "kubernetes"]
 
@@ -47,7 +47,7 @@ def template(
     if kind == "process":
         return _filled(
             {name: f"{{{{ {name} }}}}" for name in (*_NAMED, "stream_output", "working_dir")},
-            command=f"{_python()} -m flows.engine",
+            command=f"{_python()} -m hyco.flows.engine",
             stream_output=True,
             working_dir=directory,
             env={**_ENV, **env},
@@ -59,7 +59,7 @@ def template(
         job["container_create_kwargs"] = {"shm_size": "8g", "device_requests": asked}
         return _filled(
             job,
-            command="python -m flows.engine",
+            command="python -m hyco.flows.engine",
             image=image,
             image_pull_policy="IfNotPresent",
             networks=list(networks),
@@ -69,7 +69,7 @@ def template(
     return _filled(
         {name: f"{{{{ {name} }}}}" for name in (*_NAMED, "namespace")}
         | {"job_manifest": _manifest(gpu, claim)},
-        command="python -m flows.engine",
+        command="python -m hyco.flows.engine",
         namespace="default",
         image=image,
         image_pull_policy="IfNotPresent",

@@ -8,14 +8,14 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from pipeline.mining.mine import MineConfig
-from pipeline.packing.dataset_gate import Check
-from pipeline.ui import artifact_pages as stories
-from storage.folder import Folder
-from storage.home import Home
-from storage.model_registry import Decision
-from storage.shelf import Shelved
-from storage.versions import Version
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.packing.dataset_gate import Check
+from hyco.pipeline.ui import artifact_pages as stories
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
+from hyco.storage.shelf import Shelved
+from hyco.storage.versions import Version
 
 
 def _harmless(tell: Callable[..., None]) -> Callable[..., None]:

@@ -5,11 +5,11 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
-from flows.reporting import artifacts
-from storage.home import Home
-from storage.model_registry import PROMOTED, REFUSED, ROLLED_BACK, Decision
-from storage.shelf import Shelved
-from storage.versions import Version
+from hyco.flows.reporting import artifacts
+from hyco.storage.home import Home
+from hyco.storage.model_registry import PROMOTED, REFUSED, ROLLED_BACK, Decision
+from hyco.storage.shelf import Shelved
+from hyco.storage.versions import Version
 
 GROWN = (
     "hyco.source.grown"  # for programs that add shards to emit; the schedule finds the shards too, but later

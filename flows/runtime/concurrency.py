@@ -12,7 +12,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment
 
-from pipeline.runtime.device import resolve_device
+from hyco.pipeline.runtime.device import resolve_device
 
 GPU_LIMIT, CPU_LIMIT = "hyco-gpu", "hyco-train-cpu"
 LEASE_S = 60.0  # how long a dead process keeps its slot

@@ -10,7 +10,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging.configuration import setup_logging
 from prefect.logging.handlers import PrefectConsoleHandler
 
-from pipeline.runtime.stop import stopping
+from hyco.pipeline.runtime.stop import stopping
 
 ARTIFACT_EVERY_S = 5.0
 
@@ -40,7 +40,7 @@ def quiet_terminal(level: int = logging.NOTSET) -> None:
 
 
 class ProgressArtifact:
-    """A listener for `pipeline.runtime.progress.Progress` that updates one Prefect progress artifact.
+    """A listener for `hyco.pipeline.runtime.progress.Progress` that updates one Prefect progress artifact.
 
     May be called from any thread. It writes at most once every ARTIFACT_EVERY_S seconds, and always at the end. When
     the server does not answer, the work continues.

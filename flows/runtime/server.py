@@ -15,8 +15,8 @@ import urllib.error
 import urllib.request
 from typing import IO
 
-from flows.runtime.settings import spare_loopback, use_home
-from pipeline.runtime.listen import listen
+from hyco.flows.runtime.settings import spare_loopback, use_home
+from hyco.pipeline.runtime.listen import listen
 
 STARTUP_S = 120.0
 
@@ -56,7 +56,7 @@ def start(listening: socket.socket, log: IO[bytes] | None = None) -> tuple[subpr
     """
     port = int(listening.getsockname()[1])
     process = subprocess.Popen(
-        guarded([sys.executable, "-m", "flows.runtime.server_app", str(listening.fileno())]),
+        guarded([sys.executable, "-m", "hyco.flows.runtime.server_app", str(listening.fileno())]),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -93,7 +93,7 @@ def reach(address: str) -> None:
 
 def guarded(command: list[str]) -> list[str]:
     """The same command, made to end with this process."""
-    return [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid()), *command]
+    return [sys.executable, "-m", "hyco.pipeline.runtime.parent_death", str(os.getpid()), *command]
 
 
 def environment(port: int) -> dict[str, str]:

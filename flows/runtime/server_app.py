@@ -1,6 +1,6 @@
 """The process of `hyco ui`: Prefect's server on a given socket, with safe SQLite writes and a short log.
 
-python -m flows.runtime.server_app FD   serves on the listening socket with that file descriptor
+python -m hyco.flows.runtime.server_app FD   serves on the listening socket with that file descriptor
 
 Prefect 3.8 begins most of its SQLite transactions DEFERRED: they read, then write. Where another connection has written
 in between, SQLite refuses the write at once ("database is locked"), whatever timeout is set, and where two of them wait

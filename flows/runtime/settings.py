@@ -6,7 +6,7 @@ Imports no Prefect, because Prefect reads these variables once, when it is impor
 import os
 from pathlib import Path
 
-from storage.layout import PREFECT
+from hyco.storage.layout import PREFECT
 
 # Every flow run sends a heartbeat this often, so that the automations can recognise dead runs.
 HEARTBEAT_S = 30

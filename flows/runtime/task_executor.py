@@ -10,9 +10,9 @@ from typing import Any, Self
 from prefect import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.reporting import artifacts
-from flows.runtime.tasks import PASSING, shard, worker_count
-from pipeline.runtime.executor import LOCAL, Executor, open_executor
+from hyco.flows.reporting import artifacts
+from hyco.flows.runtime.tasks import PASSING, shard, worker_count
+from hyco.pipeline.runtime.executor import LOCAL, Executor, open_executor
 
 MAX_TASKS = 500  # of one flow run: the server loses task runs when it gets thousands at once
 

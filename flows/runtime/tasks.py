@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from pipeline.runtime.executor import WorkerDiedError, address_of
+from hyco.pipeline.runtime.executor import WorkerDiedError, address_of
 
 PASSING = (WorkerDiedError, ConnectionError, TimeoutError)  # a killed worker, a transient storage fault
 

@@ -5,7 +5,7 @@ Hyper3-CLIP directories, OpenCLIP's directories and state dicts, and this projec
 published names. Nothing is unpickled: torch files are read with weights_only=True.
 """
 
-from models.checkpoints.load import Checkpoint, read_checkpoint, read_weights
-from models.checkpoints.meru import to_published
+from hyco.models.checkpoints.load import Checkpoint, read_checkpoint, read_weights
+from hyco.models.checkpoints.meru import to_published
 
 __all__ = ["Checkpoint", "read_checkpoint", "read_weights", "to_published"]

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints.names import Tensors
-from models.clip import ClipConfig
-from models.encoders.block import Activation
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
-from models.files import read_json
+from hyco.models.checkpoints.names import Tensors
+from hyco.models.clip import ClipConfig
+from hyco.models.encoders.block import Activation
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
+from hyco.models.files import read_json
 
 ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 # Statistics of OpenAI's training images, which nearly every CLIP uses.

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoints.huggingface import blocks, pixels_of, text_config
-from models.checkpoints.names import TIMM, Tensors, block_names, both, side_of
-from models.clip import ClipConfig
-from models.encoders.vit import VisionConfig
+from hyco.models.checkpoints.huggingface import blocks, pixels_of, text_config
+from hyco.models.checkpoints.names import TIMM, Tensors, block_names, both, side_of
+from hyco.models.clip import ClipConfig
+from hyco.models.encoders.vit import VisionConfig
 
 VISION, TEXT = "vision_encoder.backbone", "text_encoder.backbone"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints.huggingface import from_huggingface
-from models.checkpoints.hyper3 import from_hyper3
-from models.checkpoints.meru import from_published
-from models.checkpoints.openclip import from_openclip
-from models.clip import ClipConfig, DualEncoder, config_from_dict, load_weights
-from models.encoders.block import Activation
-from models.encoders.tokenizer import CLIP_MERGES
-from models.files import read_json, read_safetensors
+from hyco.models.checkpoints.huggingface import from_huggingface
+from hyco.models.checkpoints.hyper3 import from_hyper3
+from hyco.models.checkpoints.meru import from_published
+from hyco.models.checkpoints.openclip import from_openclip
+from hyco.models.clip import ClipConfig, DualEncoder, config_from_dict, load_weights
+from hyco.models.encoders.block import Activation
+from hyco.models.encoders.tokenizer import CLIP_MERGES
+from hyco.models.files import read_json, read_safetensors
 
 # Names that wrappers put around a state dict, and around every name in it.
 BOXES = ("model", "state_dict")

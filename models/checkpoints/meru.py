@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints.names import RESBLOCK, TIMM, Tensors, block_names, both, heads_of, side_of
-from models.clip import ClipConfig, DualEncoder
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig, VisionTransformer
+from hyco.models.checkpoints.names import RESBLOCK, TIMM, Tensors, block_names, both, heads_of, side_of
+from hyco.models.clip import ClipConfig, DualEncoder
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig, VisionTransformer
 
 # Attention heads cannot be read from shapes. ViT-S has 12 there (as in MoCo v3), timm's B and L have 12 and 16.
 VISION_HEADS = {384: 12, 768: 12, 1024: 16}

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from models.checkpoints.huggingface import OPENAI_MEAN, OPENAI_STD
-from models.checkpoints.names import RESBLOCK, Tensors, block_names, both, heads_of, side_of
-from models.clip import ClipConfig
-from models.encoders.block import Activation
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
+from hyco.models.checkpoints.huggingface import OPENAI_MEAN, OPENAI_STD
+from hyco.models.checkpoints.names import RESBLOCK, Tensors, block_names, both, heads_of, side_of
+from hyco.models.clip import ClipConfig
+from hyco.models.encoders.block import Activation
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
 
 HEAD = 64
 # Keys of an architecture's description, with the values that Hyco's towers support (None: any value).

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.encoders.packing import Packing
+from hyco.models.encoders.packing import Packing
 
 Activation = Literal["gelu", "quick_gelu"]
 

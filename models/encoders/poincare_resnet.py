@@ -1,6 +1,6 @@
 """Poincare ResNet as an image tower: its pooled tangent vector is the feature that the dual encoder lifts.
 
-van Spengler et al. 2023; the network itself is `models.resnets.poincare_resnet`.
+van Spengler et al. 2023; the network itself is `hyco.models.resnets.poincare_resnet`.
 Legend: B batch, C channels, H W space, D width.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.resnets.poincare_resnet import PoincareResNet
+from hyco.models.resnets.poincare_resnet import PoincareResNet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.encoders.block import Activation, Block
-from models.encoders.packing import pack
+from hyco.models.encoders.block import Activation, Block
+from hyco.models.encoders.packing import pack
 
 
 @dataclass(frozen=True, kw_only=True)

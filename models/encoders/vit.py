@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.encoders.block import Activation, Block
+from hyco.models.encoders.block import Activation, Block
 
 
 @dataclass(frozen=True, kw_only=True)

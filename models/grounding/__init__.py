@@ -1,5 +1,5 @@
 """Grounding: images and phrases in; boxes out, each with a score and its phrase."""
 
-from models.grounding.detector import Detection, Detector, Reader
+from hyco.models.grounding.detector import Detection, Detector, Reader
 
 __all__ = ["Detection", "Detector", "Reader"]

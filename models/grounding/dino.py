@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.grounding.batching import Halving, buckets
-from models.grounding.detector import Detection, best_boxes, check_asked, join
-from models.grounding.prompt import Prompt, build_prompts
+from hyco.models.grounding.batching import Halving, buckets
+from hyco.models.grounding.detector import Detection, best_boxes, check_asked, join
+from hyco.models.grounding.prompt import Prompt, build_prompts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.grounding.detector import digest_of
-from models.grounding.dino import DinoDetector
-from models.grounding.groundingdino_weights import carry_over
-from models.grounding.transformers_dino import (
+from hyco.models.grounding.detector import digest_of
+from hyco.models.grounding.dino import DinoDetector
+from hyco.models.grounding.groundingdino_weights import carry_over
+from hyco.models.grounding.transformers_dino import (
     check_tokenizer,
     encoder,
     known_tokens,

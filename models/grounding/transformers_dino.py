@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.grounding.detector import digest_of
-from models.grounding.dino import DinoDetector, Preprocessing
-from models.grounding.fast_dino import accelerate
-from models.grounding.prompt import CLS, QUESTION, SEP, STOP, known_token
+from hyco.models.grounding.detector import digest_of
+from hyco.models.grounding.dino import DinoDetector, Preprocessing
+from hyco.models.grounding.fast_dino import accelerate
+from hyco.models.grounding.prompt import CLS, QUESTION, SEP, STOP, known_token
 
 MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
 _SETTINGS = (

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.grounding.boxes import nms
-from models.grounding.detector import Detection, check_asked, digest_of, join
-from models.grounding.vocabulary import SYNONYMS, Vocabulary, coco_names
+from hyco.models.grounding.boxes import nms
+from hyco.models.grounding.detector import Detection, check_asked, digest_of, join
+from hyco.models.grounding.vocabulary import SYNONYMS, Vocabulary, coco_names
 
 STRIDES = (8, 16, 32)
 FILL = 114

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic import lorentz
+from hyco.models.hyperbolic import lorentz
 
 RATE = 0.05
 NEAR = 0.3  # of the noise that separates the directions of siblings at the start

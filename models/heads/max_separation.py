@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic import lorentz
+from hyco.models.hyperbolic import lorentz
 
 RUNNING_SUM_FROM = (
     128  # number of classes from which the running sum is faster (tests/perf/bench_separation.py)

@@ -7,7 +7,7 @@ as |x| |y| does (radius 44 each), float64 to radius 354.
 import torch
 from torch import Tensor
 
-from models.hyperbolic.ops import (
+from hyco.models.hyperbolic.ops import (
     CurvatureLike,
     expand_c,
     has_direction,

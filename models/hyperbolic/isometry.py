@@ -6,7 +6,7 @@ What is no point of a ball, c|x|^2 >= 1, becomes NaN.
 
 from torch import Tensor
 
-from models.hyperbolic.ops import (
+from hyco.models.hyperbolic.ops import (
     CurvatureLike,
     ball_square,
     expand_c,

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from models.hyperbolic.chord import across, ahead, beyond_one, chord
-from models.hyperbolic.ops import (
+from hyco.models.hyperbolic.chord import across, ahead, beyond_one, chord
+from hyco.models.hyperbolic.ops import (
     CurvatureLike,
     asinhc,
     expand_c,
@@ -30,7 +30,7 @@ from models.hyperbolic.ops import (
     unit,
     wide,
 )
-from models.hyperbolic.poincare import rotate
+from hyco.models.hyperbolic.poincare import rotate
 
 MAX_RADIUS = math.asinh(2.0**15)
 """Largest sqrt(c)|v| that `exp0` lifts; further out float32 has no digits left for distances."""

@@ -7,8 +7,8 @@ point.
 import torch
 from torch import Tensor
 
-from models.hyperbolic import lorentz
-from models.hyperbolic.ops import (
+from hyco.models.hyperbolic import lorentz
+from hyco.models.hyperbolic.ops import (
     CurvatureLike,
     asinhc,
     ball_square,

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic import isometry, poincare
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.batchnorm import _BatchNorm
-from models.hyperbolic.nn.conv import _Conv
-from models.hyperbolic.nn.embedding import Embedding
-from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import HyperbolicModule
+from hyco.models.hyperbolic import isometry, poincare
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.batchnorm import _BatchNorm
+from hyco.models.hyperbolic.nn.conv import _Conv
+from hyco.models.hyperbolic.nn.embedding import Embedding
+from hyco.models.hyperbolic.nn.linear import Linear
+from hyco.models.hyperbolic.nn.module import HyperbolicModule
 
 HYPLL_ANGLE = 2 * math.atanh(1 - 4e-3)
 """6.2, the angle at which HypLL projects float32 points back into the ball, as `max_angle` of our layers."""

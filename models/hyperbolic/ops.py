@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.hyperbolic.transforms import scalar, transformed
+from hyco.models.hyperbolic.transforms import scalar, transformed
 
 CurvatureLike = float | Tensor
 """c > 0 means curvature -c: a float, a 0-dim tensor, or a tensor that broadcasts with the batch shape

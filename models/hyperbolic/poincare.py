@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.hyperbolic.ops import (
+from hyco.models.hyperbolic.ops import (
     CurvatureLike,
     asinhc,
     atanhc,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.hyperbolic import lorentz
-from models.hyperbolic.ops import CurvatureLike
+from hyco.models.hyperbolic import lorentz
+from hyco.models.hyperbolic.ops import CurvatureLike
 
 Reduce = str
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import _standard_normal
 
-from models.hyperbolic.lorentz import add, exp0, log0
-from models.hyperbolic.ops import CurvatureLike, log_sinhc, promote, square_norm
+from hyco.models.hyperbolic.lorentz import add, exp0, log0
+from hyco.models.hyperbolic.ops import CurvatureLike, log_sinhc, promote, square_norm
 
 
 class WrappedNormal(Distribution):

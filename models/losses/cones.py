@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.hyperbolic.ops import has_direction
-from models.losses.entailment import cone_excess
-from models.losses.spaces import Block, Sphere
+from hyco.models.hyperbolic.ops import has_direction
+from hyco.models.losses.entailment import cone_excess
+from hyco.models.losses.spaces import Block, Sphere
 
 COLLINEAR = {torch.float32: 1e-2, torch.float64: 1e-13}
 """Of |y|^2: an a^2 below it has lost two of the seven digits of float32, or nearly all of float64's."""

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.losses.cones import Cones
-from models.losses.spaces import Block, Hyperboloids, Sphere
+from hyco.models.losses.cones import Cones
+from hyco.models.losses.spaces import Block, Hyperboloids, Sphere
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.hyperbolic.ops import has_direction
+from hyco.models.hyperbolic.ops import has_direction
 
 
 def cone_excess(general: Tensor, specific: Tensor, curvature: Tensor, eta: float, k: float) -> Tensor:

@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, product
-from models.hyperbolic.ops import promote
-from models.losses.contrastive import PairLoss, contrast
-from models.losses.entailment import angle_and_distance, cone_excess
-from models.losses.rows import (
+from hyco.models.hyperbolic import lorentz, product
+from hyco.models.hyperbolic.ops import promote
+from hyco.models.losses.contrastive import PairLoss, contrast
+from hyco.models.losses.entailment import angle_and_distance, cone_excess
+from hyco.models.losses.rows import (
     BOXES,
     NODES,
     UNIONS,

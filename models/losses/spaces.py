@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.hyperbolic import lorentz
+from hyco.models.hyperbolic import lorentz
 
 NEAR = 1e-2  # of u_x u_y + u_x + u_y: below it a float32 product has lost two of its seven digits
 

@@ -1,4 +1,4 @@
-"""Lorentz ResNet-18: the network of `models.resnets.resnet` with linear growth (van der Klis et al. 2026).
+"""Lorentz ResNet-18: the network of `hyco.models.resnets.resnet` with linear growth (van der Klis et al. 2026).
 
 Between its layers a point is its space part on the unit hyperboloid, not a tangent vector. In these coordinates
 `LorentzConv2d` without bias is torch's own convolution, the Lorentz activation is torch's ReLU, and the residual sum of
@@ -8,10 +8,10 @@ classes, D width of the last stage.
 
 from torch import Tensor, nn
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.nn.functional import to_space, to_tangent
-from models.hyperbolic.nn.module import full_precision
-from models.resnets.resnet import EUCLIDEAN, Layers, ResNet
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.nn.functional import to_space, to_tangent
+from hyco.models.hyperbolic.nn.module import full_precision
+from hyco.models.resnets.resnet import EUCLIDEAN, Layers, ResNet
 
 
 class SpaceBatchNorm2d(hnn.BatchNorm2d):

@@ -1,8 +1,8 @@
-"""Poincare ResNet (van Spengler et al., ICCV 2023): the network of `models.resnets.resnet` in hyperbolic layers.
+"""Poincare ResNet (van Spengler et al., ICCV 2023): the network of `hyco.models.resnets.resnet` in hyperbolic layers.
 
 Pixels are tangent vectors at the origin, so their lift exp_0 is part of the first layer; every convolution, batch
-norm and residual sum takes and returns tangent vectors (`models.hyperbolic.nn`), and ReLU and the pooling act on them
-directly. Legend: B batch, H W space, K classes, D width of the last stage.
+norm and residual sum takes and returns tangent vectors (`hyco.models.hyperbolic.nn`), and ReLU and the pooling act
+on them directly. Legend: B batch, H W space, K classes, D width of the last stage.
 """
 
 import warnings
@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
-from models.hyperbolic.nn.module import accepts_lean, full_precision
-from models.resnets.published_poincare_resnet import published_layers
-from models.resnets.resnet import Layers, ResNet
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
+from hyco.models.hyperbolic.nn.module import accepts_lean, full_precision
+from hyco.models.resnets.published_poincare_resnet import published_layers
+from hyco.models.resnets.resnet import Layers, ResNet
 
 
 def poincare_layers(
     c: float | Curvature, init: str = "identity", fused: bool = True, max_angle: float = FEATURE_ANGLE
 ) -> Layers:
-    """The layers of `models.hyperbolic.nn`, all of one curvature."""
+    """The layers of `hyco.models.hyperbolic.nn`, all of one curvature."""
     return Layers(
         conv=lambda i, o, k, s: hnn.Conv2d(
             i, o, k, s, k // 2, c=c, init=init, fused=fused, max_angle=max_angle
@@ -44,7 +44,7 @@ class PoincareResNet(ResNet):
         init: of the convolutions; "identity" preserves norms, "normal" is that of HNN++.
         fused: hand-written backward passes; False: plain autograd.
         max_angle: of the points that go into convolutions and head, see `hnn.Conv2d`.
-        compat: old spelling of `models.resnets.published_poincare_resnet.PublishedPoincareResNet`; warns.
+        compat: old spelling of `hyco.models.resnets.published_poincare_resnet.PublishedPoincareResNet`; warns.
 
     Raises:
         ValueError: see `ResNet`; compat with a curvature that is not a plain number.
@@ -74,7 +74,7 @@ class PoincareResNet(ResNet):
         else:
             warnings.warn(
                 "PoincareResNet(compat=True) goes with the next release: use "
-                "models.resnets.published_poincare_resnet.PublishedPoincareResNet",
+                "hyco.models.resnets.published_poincare_resnet.PublishedPoincareResNet",
                 FutureWarning,
                 stacklevel=2,
             )

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic import mean, poincare
-from models.hyperbolic.isometry import lorentz_to_poincare, poincare_to_lorentz
-from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.module import full_precision
-from models.resnets.resnet import Layers, ResNet
+from hyco.models.hyperbolic import mean, poincare
+from hyco.models.hyperbolic.isometry import lorentz_to_poincare, poincare_to_lorentz
+from hyco.models.hyperbolic.nn.flatten import beta_ratio
+from hyco.models.hyperbolic.nn.module import full_precision
+from hyco.models.resnets.resnet import Layers, ResNet
 
 
 def clip(x: Tensor, c: float) -> Tensor:

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.classification.long_tail import Draw, Profile
-from pipeline.config import Config, ConfigError, nearest
+from hyco.pipeline.classification.long_tail import Draw, Profile
+from hyco.pipeline.config import Config, ConfigError, nearest
 
 Model = Literal[
     "poincare_resnet20", "poincare_resnet32", "poincare_resnet44", "poincare_resnet56",

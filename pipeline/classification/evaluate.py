@@ -14,12 +14,12 @@ from pydantic import Field
 from safetensors.numpy import save_file
 from torch import nn
 
-from pipeline.classification.adversarial import fgsm, pgd
-from pipeline.classification.config import FitConfig
-from pipeline.classification.in_memory import Images, load_images
-from pipeline.classification.long_tail import shots
-from pipeline.classification.model import Classifier, curvature_of, load_classifier
-from pipeline.classification.ood import (
+from hyco.pipeline.classification.adversarial import fgsm, pgd
+from hyco.pipeline.classification.config import FitConfig
+from hyco.pipeline.classification.in_memory import Images, load_images
+from hyco.pipeline.classification.long_tail import shots
+from hyco.pipeline.classification.model import Classifier, curvature_of, load_classifier
+from hyco.pipeline.classification.ood import (
     OF_FEATURES,
     Detected,
     ScoreName,
@@ -29,15 +29,15 @@ from pipeline.classification.ood import (
     mean_of_sets,
     scorers,
 )
-from pipeline.classification.strange import GROUPS, Strange, load_strange, open_strange
-from pipeline.classification.train import training_images
-from pipeline.config import Config
-from pipeline.datasets import open_labelled
-from pipeline.evaluation.coverage import MIN_COVERAGE
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.document import new, put, write_numbers
-from pipeline.runtime.device import resolve_device
-from pipeline.runtime.progress import Progress
+from hyco.pipeline.classification.strange import GROUPS, Strange, load_strange, open_strange
+from hyco.pipeline.classification.train import training_images
+from hyco.pipeline.config import Config
+from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.evaluation.coverage import MIN_COVERAGE
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.document import new, put, write_numbers
+from hyco.pipeline.runtime.device import resolve_device
+from hyco.pipeline.runtime.progress import Progress
 
 
 class EvaluateConfig(Config):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.datasets import LabelledSet
-from pipeline.imaging.crop import whole
-from pipeline.imaging.decode import ImageError, decode
-from pipeline.sources.source import Source
-from storage.sample import Failure
+from hyco.pipeline.datasets import LabelledSet
+from hyco.pipeline.imaging.crop import whole
+from hyco.pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.sources.source import Source
+from hyco.storage.sample import Failure
 
 
 @dataclass(frozen=True)

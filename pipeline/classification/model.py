@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.clip import load_weights
-from models.heads.balanced_prototypes import BalancedPrototypes, embed_hierarchy
-from models.heads.cosine import CosineHead, nonl, ntce
-from models.heads.max_separation import MaximumSeparation, equal_radius
-from models.resnets.poincare_resnet import PoincareResNet
-from models.resnets.resnet import EuclideanResNet
-from pipeline.classification.config import FitConfig
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from storage.store import Store
+from hyco.models.clip import load_weights
+from hyco.models.heads.balanced_prototypes import BalancedPrototypes, embed_hierarchy
+from hyco.models.heads.cosine import CosineHead, nonl, ntce
+from hyco.models.heads.max_separation import MaximumSeparation, equal_radius
+from hyco.models.resnets.poincare_resnet import PoincareResNet
+from hyco.models.resnets.resnet import EuclideanResNet
+from hyco.pipeline.classification.config import FitConfig
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.storage.store import Store
 
 MLR_SLOPE = (
     4.0  # hyperbolic logistic regression at the origin: logits 4 <z, u> + ... (Shimizu et al. 2021, eq. 6)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.hyperbolic import lorentz
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 
 ScoreName = Literal["energy", "max_softmax", "knn", "mahalanobis", "distance"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)

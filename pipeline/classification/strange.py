@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.classification.in_memory import Images, load_captioned, load_images
-from pipeline.datasets import LabelledSet, open_labelled
-from pipeline.datasets.files import FolderFiles
-from pipeline.datasets.layouts import Labelled
-from pipeline.evaluation.coverage import Coverage, absent
-from pipeline.sources.source import Source, open_source
+from hyco.pipeline.classification.in_memory import Images, load_captioned, load_images
+from hyco.pipeline.datasets import LabelledSet, open_labelled
+from hyco.pipeline.datasets.files import FolderFiles
+from hyco.pipeline.datasets.layouts import Labelled
+from hyco.pipeline.evaluation.coverage import Coverage, absent
+from hyco.pipeline.sources.source import Source, open_source
 
 GROUPS = ("near", "far")
 CAPTIONED, OPENOOD = "captioned", "openood"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline.classification.evaluate import EvaluateConfig
-from pipeline.classification.ood import SCORES
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.classification.evaluate import EvaluateConfig
+from hyco.pipeline.classification.ood import SCORES
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
 
 Arm = tuple[str, str, str]  # model, head, training set
 BALANCED = "balanced"

@@ -17,23 +17,23 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.classification.config import FitConfig
-from pipeline.classification.in_memory import Epoch, Images, load_images, statistics
-from pipeline.classification.long_tail import long_tail
-from pipeline.classification.model import (
+from hyco.pipeline.classification.config import FitConfig
+from hyco.pipeline.classification.in_memory import Epoch, Images, load_images, statistics
+from hyco.pipeline.classification.long_tail import long_tail
+from hyco.pipeline.classification.model import (
     LOSSES,
     Classifier,
     class_prototypes,
     make_classifier,
     save_classifier,
 )
-from pipeline.config import Config
-from pipeline.datasets import LabelledSet, open_labelled
-from pipeline.datasets.layouts import Labelled
-from pipeline.runtime.device import autocasts, resolve_device
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.runtime.stop import StopRequest, stop_request
-from pipeline.training.run_dir import (
+from hyco.pipeline.config import Config
+from hyco.pipeline.datasets import LabelledSet, open_labelled
+from hyco.pipeline.datasets.layouts import Labelled
+from hyco.pipeline.runtime.device import autocasts, resolve_device
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.runtime.stop import StopRequest, stop_request
+from hyco.pipeline.training.run_dir import (
     environment,
     exclusive_lock,
     finished,
@@ -41,7 +41,7 @@ from pipeline.training.run_dir import (
     write_config,
     write_result,
 )
-from pipeline.training.run_protocol import (
+from hyco.pipeline.training.run_protocol import (
     decay_groups,
     learning_rate,
     load_checkpoint,
@@ -50,9 +50,9 @@ from pipeline.training.run_protocol import (
     set_rate,
     summary,
 )
-from pipeline.training.step_log import StepLog, read_log
-from storage.checkpoint import Checkpoints
-from storage.files import atomic_directory
+from hyco.pipeline.training.step_log import StepLog, read_log
+from hyco.storage.checkpoint import Checkpoints
+from hyco.storage.files import atomic_directory
 
 SCALARS = ("log_radius", "log_c")  # temperature and curvature carry no weight decay
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import HomeUrl, app, show
+from hyco.pipeline.cli.app import HomeUrl, app, show
 
 
 @app.command()
@@ -21,8 +21,8 @@ def adopt(
     Nothing is mined or packed: every shard is read, verified and hashed. On the filesystem of the home it gets a
     second name there (a hard link) and takes no further space: do not write to it afterwards.
     """
-    from pipeline.packing.adopt import adopt as adopt_shards
-    from storage.home import Home
+    from hyco.pipeline.packing.adopt import adopt as adopt_shards
+    from hyco.storage.home import Home
 
     version = adopt_shards(source, Home(home), holdout, copy)
     show({"version": version.name, "counts": version.counts})

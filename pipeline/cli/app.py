@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.mining.grounder import HELP as GROUNDERS
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.stop import StoppedError, TerminatedError, told
+from hyco.pipeline.mining.grounder import HELP as GROUNDERS
+from hyco.pipeline.runtime.progress import Progress
+from hyco.pipeline.runtime.stop import StoppedError, TerminatedError, told
 
 if TYPE_CHECKING:
-    from pipeline.sources.columns import Columns
+    from hyco.pipeline.sources.columns import Columns
 
 OLD_VERBS = {"grown": "notify", "collect": "gc", "refuse": "reject"}
 """Verbs of earlier releases: they work, and --help lists only the present ones."""
@@ -167,9 +167,9 @@ def mining_of(
     grounder: str, image: str | None, caption: str | None, boxes: str | None
 ) -> tuple[str, "Columns"]:
     """The grounder and the columns that the options of a command name; ValueError without grounder and boxes."""
-    from pipeline.mining.grounder import SOURCE
-    from pipeline.sources.boxes import preset
-    from pipeline.sources.columns import Columns
+    from hyco.pipeline.mining.grounder import SOURCE
+    from hyco.pipeline.sources.boxes import preset
+    from hyco.pipeline.sources.columns import Columns
 
     if not grounder and not boxes:
         raise ValueError(
@@ -216,8 +216,8 @@ def show_metrics(metrics: dict[str, Any], folder: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.evaluation.report.page import gaps
-    from pipeline.evaluation.report.summary import COLUMNS, rows
+    from hyco.pipeline.evaluation.report.page import gaps
+    from hyco.pipeline.evaluation.report.summary import COLUMNS, rows
 
     table = Table(*COLUMNS)
     for row in rows(metrics):

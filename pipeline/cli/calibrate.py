@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import (
+from hyco.pipeline.cli.app import (
     Assignments,
     CaptionColumn,
     Grounder,
@@ -42,10 +42,10 @@ def calibrate(
 
     --set takes fields of MineConfig: per_phrase=32, nouns.edition=2 ...
     """
-    from pipeline.config import override
-    from pipeline.evaluation.calibrate import Wanted, calibrate
-    from pipeline.mining.absence import AbsenceConfig
-    from pipeline.mining.mine import MineConfig
+    from hyco.pipeline.config import override
+    from hyco.pipeline.evaluation.calibrate import Wanted, calibrate
+    from hyco.pipeline.mining.absence import AbsenceConfig
+    from hyco.pipeline.mining.mine import MineConfig
 
     given: list[tuple[Wanted, float | None]] = [
         ("recall", recall), ("precision", precision), ("absent", absent_rate)

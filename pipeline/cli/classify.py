@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import Assignments, HomeUrl, app, show
+from hyco.pipeline.cli.app import Assignments, HomeUrl, app, show
 
 
 @app.command()
@@ -53,11 +53,11 @@ def fit(
 
     --set takes fields of FitConfig: widths=[16,32,64], known=6, steps=390, schedule=cosine, radius=learned ...
     """
-    from pipeline.classification.config import fit_recipe
-    from pipeline.classification.evaluate import EvaluateConfig, evaluate, open_all
-    from pipeline.classification.train import fit as train
-    from pipeline.config import digest, override
-    from storage.home import Home
+    from hyco.pipeline.classification.config import fit_recipe
+    from hyco.pipeline.classification.evaluate import EvaluateConfig, evaluate, open_all
+    from hyco.pipeline.classification.train import fit as train
+    from hyco.pipeline.config import digest, override
+    from hyco.storage.home import Home
 
     given = [f"head={head}", f"imbalance={imbalance}", *([f"epochs={epochs}"] if epochs else [])]
     given += [f"hierarchy={json.dumps(hierarchy)}"] if hierarchy else []

@@ -15,35 +15,35 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.app import app
-from pipeline.config_fields import nearest
+from hyco.pipeline.cli.app import app
+from hyco.pipeline.config_fields import nearest
 
 SECTIONS: dict[str, tuple[str, str]] = {
     "mine": (
-        "pipeline.mining.mine:MineConfig",
+        "hyco.pipeline.mining.mine:MineConfig",
         "`hyco mine --set FIELD=VALUE`, and `mine.FIELD` of the section journey",
     ),
-    "pack": ("pipeline.packing.pack:PackConfig", "`hyco pack --set pack.FIELD=VALUE`"),
+    "pack": ("hyco.pipeline.packing.pack:PackConfig", "`hyco pack --set pack.FIELD=VALUE`"),
     "recipe": (
-        "pipeline.training.recipes:Recipe",
+        "hyco.pipeline.training.recipes:Recipe",
         "`hyco train --set FIELD=VALUE`, and `recipe.FIELD` of the section journey, on top of a recipe's own values",
     ),
     "assess": (
-        "pipeline.evaluation.config:AssessConfig",
+        "hyco.pipeline.evaluation.config:AssessConfig",
         "`hyco assess --set FIELD=VALUE`, and `assess.FIELD` of the section journey",
     ),
     "journey": (
-        "pipeline.end_to_end:JourneyConfig",
+        "hyco.pipeline.end_to_end:JourneyConfig",
         "`hyco journey --set FIELD=VALUE` and `hyco pack --set ...`",
     ),
-    "retrain": ("pipeline.registry.retraining:RetrainConfig", "`hyco deploy --set retrain.FIELD=VALUE`"),
-    "fit": ("pipeline.classification.config:FitConfig", "`hyco fit --set FIELD=VALUE`"),
+    "retrain": ("hyco.pipeline.registry.retraining:RetrainConfig", "`hyco deploy --set retrain.FIELD=VALUE`"),
+    "fit": ("hyco.pipeline.classification.config:FitConfig", "`hyco fit --set FIELD=VALUE`"),
     "evaluate": (
-        "pipeline.classification.evaluate:EvaluateConfig",
+        "hyco.pipeline.classification.evaluate:EvaluateConfig",
         "`--ood` and `--attacked` of `hyco fit`, or in Python",
     ),
     "study": (
-        "pipeline.experiments.classification_study:StudyConfig",
+        "hyco.pipeline.experiments.classification_study:StudyConfig",
         "the studies of pipeline/experiments/classification_study.py",
     ),
 }

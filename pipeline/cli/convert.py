@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.cli.app import HomeUrl, app, show
+from hyco.pipeline.cli.app import HomeUrl, app, show
 
 Out = Annotated[str, typer.Option(help="Directory to write; must be new or empty.")]
 
@@ -41,7 +41,7 @@ def import_(
     ] = None,
 ) -> None:
     """Convert a foreign checkpoint into a model directory of Hyco."""
-    from pipeline.export.export import import_checkpoint
+    from hyco.pipeline.export.export import import_checkpoint
 
     show(
         import_checkpoint(
@@ -78,6 +78,6 @@ def export(
 
     The directory holds weights, tokenizer, preprocessor and model card.
     """
-    from pipeline.export import export as exporting
+    from hyco.pipeline.export import export as exporting
 
     show(exporting.export(run, out, home=home, onnx=onnx, published=published, licence=licence))

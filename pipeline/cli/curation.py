@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import AsJson, HomeUrl, app, say, show
+from hyco.pipeline.cli.app import AsJson, HomeUrl, app, say, show
 
 # flows/__main__.py adds the function that emits an event for a shard that was set aside or returned.
 announcers: list[Callable[[bool, str, str, str, str], None]] = []
@@ -32,8 +32,8 @@ def shelve(
     The file is not touched. Mining, packing, evaluation and retraining leave it out until it is returned with --back,
     or until its file is replaced or removed. It is named in status, pages and notifications meanwhile.
     """
-    from pipeline.curation import shelve as shelf
-    from storage.home import Home
+    from hyco.pipeline.curation import shelve as shelf
+    from hyco.storage.home import Home
 
     opened = Home(home).require()
     if shard is None:
@@ -59,9 +59,9 @@ def diff(
 
     Reads the shards that only one of them has. `hyco serve` shows the same with pictures at /versions/A/diff/B.
     """
-    from pipeline.curation.compare import as_json as plain
-    from pipeline.curation.compare import compare, lines
-    from storage.home import Home
+    from hyco.pipeline.curation.compare import as_json as plain
+    from hyco.pipeline.curation.compare import compare, lines
+    from hyco.storage.home import Home
 
     found = compare(Home(home).require(), a, b)
     if as_json:
@@ -84,8 +84,8 @@ def card(
 
     Front matter as the Hugging Face hub reads it, splits, counts, configuration, scores and phrases.
     """
-    from pipeline.ui.version_card import card as made
-    from storage.home import Home
+    from hyco.pipeline.ui.version_card import card as made
+    from hyco.storage.home import Home
 
     opened = Home(home).require()
     text = made(opened, opened.versions.load(version))
@@ -119,8 +119,8 @@ def delete(
 
     An image that is not in the home is kept out of it too. Interrupted, `hyco gc` or the same command finishes.
     """
-    from pipeline.curation import delete as deletion
-    from storage.home import Home
+    from hyco.pipeline.curation import delete as deletion
+    from hyco.storage.home import Home
 
     opened = Home(home).require()
     keys, urls = list(key or []), list(url or [])

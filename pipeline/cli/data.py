@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.app import (
+from hyco.pipeline.cli.app import (
     AsJson,
     AssessSource,
     Assignments,
@@ -22,11 +22,11 @@ from pipeline.cli.app import (
     say,
     show,
 )
-from pipeline.runtime.executor import LOCAL
-from pipeline.runtime.stop import terminable
+from hyco.pipeline.runtime.executor import LOCAL
+from hyco.pipeline.runtime.stop import terminable
 
 if TYPE_CHECKING:
-    from pipeline.mining.mine import MineConfig
+    from hyco.pipeline.mining.mine import MineConfig
 
 
 @app.command()
@@ -49,9 +49,9 @@ def mine(
 
     --set takes fields of MineConfig: per_phrase=32, nouns.batch_size=64 ...
     """
-    from pipeline.mining.mine import mine_all
-    from pipeline.runtime.executor import open_executor
-    from storage.home import Home
+    from hyco.pipeline.mining.mine import mine_all
+    from hyco.pipeline.runtime.executor import open_executor
+    from hyco.storage.home import Home
 
     config = _mining(source, grounder, image_column, caption_column, boxes, assignments)
     with terminable(), open_executor(workers, engine=engine, gpus=gpus) as executor:
@@ -67,8 +67,8 @@ def _mining(
     assignments: list[str] | None,
 ) -> "MineConfig":
     """The configuration that the options of mine and plan name."""
-    from pipeline.config import override
-    from pipeline.mining.mine import MineConfig
+    from hyco.pipeline.config import override
+    from hyco.pipeline.mining.mine import MineConfig
 
     grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     return override(MineConfig(source=source, grounder=grounder, columns=columns), assignments or [])
@@ -93,8 +93,8 @@ def plan(
     """
     import dataclasses
 
-    from pipeline.mining.price import lines, price
-    from storage.home import Home
+    from hyco.pipeline.mining.price import lines, price
+    from hyco.storage.home import Home
 
     config = _mining(source, grounder, image_column, caption_column, boxes, assignments)
     found = price(config, Home(home), seconds)
@@ -137,11 +137,11 @@ def pack(
 
     --set takes fields of JourneyConfig: pack.threshold=0.4, pack.holdout=0.2 ...
     """
-    from pipeline.config import override
-    from pipeline.end_to_end import checked, compose
-    from pipeline.packing import pack as packing
-    from pipeline.runtime.executor import open_executor
-    from storage.home import Home
+    from hyco.pipeline.config import override
+    from hyco.pipeline.end_to_end import checked, compose
+    from hyco.pipeline.packing import pack as packing
+    from hyco.pipeline.runtime.executor import open_executor
+    from hyco.storage.home import Home
 
     grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     composed = compose(source, grounder, recipe, columns=columns, assess_source=assess_source)
@@ -160,7 +160,7 @@ def pack(
         }
     )
     if latest and name is None and before is not None and before.digests != version.digests:
-        from pipeline.curation.describe import differences
+        from hyco.pipeline.curation.describe import differences
 
         told = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in differences(before, version).items())
         say(f"latest was {before.name} and is now {version.name}, of another configuration ({told}): "
@@ -171,8 +171,8 @@ def pack(
 @app.command()
 def versions(home: HomeUrl = "var", as_json: AsJson = False) -> None:
     """List the dataset versions with their configuration, oldest first."""
-    from pipeline.ui import status as listing
-    from storage.home import Home
+    from hyco.pipeline.ui import status as listing
+    from hyco.storage.home import Home
 
     found = listing.versions(Home(home).require())
     if as_json:
@@ -200,12 +200,12 @@ def verify(
     Exit code 1 when a file is damaged or the version is in quarantine. --repair moves the damaged files to
     HOME/damaged; the commands that made them make them again.
     """
-    from storage.home import Home
+    from hyco.storage.home import Home
 
     opened = Home(home)
     if repair:
-        from pipeline.integrity.repair import remedy
-        from pipeline.integrity.repair import repair as set_aside
+        from hyco.pipeline.integrity.repair import remedy
+        from hyco.pipeline.integrity.repair import repair as set_aside
 
         found = set_aside(opened)
         for damage in found:
@@ -215,7 +215,7 @@ def verify(
         if not found:
             typer.echo(f"{home}: nothing is damaged")
         return
-    from pipeline.integrity.verify import verify as prove
+    from hyco.pipeline.integrity.verify import verify as prove
 
     problems = prove(opened, None if version == "all" else version)
     for problem in problems:
@@ -230,7 +230,7 @@ def verify(
         return
     found = opened.versions.load(version)
     if reasons := opened.versions.quarantined(found.name):
-        from pipeline.packing.dataset_gate import verdict
+        from hyco.pipeline.packing.dataset_gate import verdict
 
         for row in verdict(reasons):
             typer.echo(f"quarantined: {row['check']} {row['value']} (limit {row['limit']}): {row['verdict']}")
@@ -244,7 +244,7 @@ def release(
     version: Annotated[str, typer.Argument(help="Version name, or the start of it.")], home: HomeUrl = "var"
 ) -> None:
     """Take a dataset version out of quarantine and make it latest."""
-    from storage.home import Home
+    from hyco.storage.home import Home
 
     versions = Home(home).versions
     name = versions.load(version).name
@@ -256,8 +256,8 @@ def release(
 @app.command()
 def status(home: HomeUrl = "var", as_json: AsJson = False) -> None:
     """List what a home holds: mined units, dataset versions, runs."""
-    from pipeline.ui import status as listing
-    from storage.home import Home
+    from hyco.pipeline.ui import status as listing
+    from hyco.storage.home import Home
 
     if as_json:
         show(listing.holdings(Home(home)))
@@ -275,9 +275,9 @@ def gc(
 
     Files that held deleted images (`hyco delete`) go whatever their age.
     """
-    from pipeline.curation.delete import settle
-    from storage.gc import collect
-    from storage.home import Home
+    from hyco.pipeline.curation.delete import settle
+    from hyco.storage.gc import collect
+    from hyco.storage.home import Home
 
     opened = Home(home)
     settle(opened)

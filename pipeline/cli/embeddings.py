@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.app import HomeUrl, app, plain_home, show
+from hyco.pipeline.cli.app import HomeUrl, app, plain_home, show
 
 if TYPE_CHECKING:
-    from storage.home import Home
+    from hyco.storage.home import Home
 
 Model = Annotated[
     str | None,
@@ -32,8 +32,8 @@ def embed(
 
     After an interruption the same command continues.
     """
-    from pipeline.embeddings import embed_source
-    from storage.home import Home
+    from hyco.pipeline.embeddings import embed_source
+    from hyco.storage.home import Home
 
     show(embed_source(source, _model_dir(model, Home(home)), out, device))
 
@@ -54,11 +54,11 @@ def search(
 
     The images of a version are embedded once and stored in HOME/embeddings.
     """
-    from pipeline.embeddings import Embeddings, embed_version
-    from storage import layout
-    from storage.files import sha256_of
-    from storage.folder import Folder
-    from storage.home import Home
+    from hyco.pipeline.embeddings import Embeddings, embed_version
+    from hyco.storage import layout
+    from hyco.storage.files import sha256_of
+    from hyco.storage.folder import Folder
+    from hyco.storage.home import Home
 
     path, folder = Path(where), model
     if not path.is_file():
@@ -85,7 +85,7 @@ def search(
 
 
 def _model_dir(model: str | None, home: "Home") -> Path:
-    from pipeline.export.export import find_model
+    from hyco.pipeline.export.export import find_model
 
     if model is not None:
         return find_model(model, home)[1]

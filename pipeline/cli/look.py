@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import Boxes, CaptionColumn, ImageColumn, app
+from hyco.pipeline.cli.app import Boxes, CaptionColumn, ImageColumn, app
 
 
 @app.command()
@@ -18,11 +18,11 @@ def look(
 
     Reads the first rows only, for about a second. Exit code 1 when none of them can be mined.
     """
-    from pipeline.sources.boxes import preset
-    from pipeline.sources.columns import Columns
-    from pipeline.sources.look import lines
-    from pipeline.sources.look import look as look_at
-    from pipeline.sources.source import open_source
+    from hyco.pipeline.sources.boxes import preset
+    from hyco.pipeline.sources.columns import Columns
+    from hyco.pipeline.sources.look import lines
+    from hyco.pipeline.sources.look import look as look_at
+    from hyco.pipeline.sources.source import open_source
 
     columns = Columns(image=image_column, caption=caption_column, boxes=preset(boxes) if boxes else None)
     found = look_at(open_source(source, columns=columns))

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.app import AsJson, AssessSource, HomeUrl, TaxonomyFile, app, show
+from hyco.pipeline.cli.app import AsJson, AssessSource, HomeUrl, TaxonomyFile, app, show
 
 if TYPE_CHECKING:
-    from storage.folder import Folder
-    from storage.home import Home
+    from hyco.storage.folder import Folder
+    from hyco.storage.home import Home
 
 Run = Annotated[str, typer.Argument(help="Directory of the run, or its name in HOME/runs.")]
 
@@ -25,9 +25,9 @@ def champion(home: HomeUrl = "var", as_json: AsJson = False) -> None:
 
     The output is JSON, with --json or without.
     """
-    from pipeline.curation.flags import flags
-    from storage.home import Home
-    from storage.model_registry import champion_of
+    from hyco.pipeline.curation.flags import flags
+    from hyco.storage.home import Home
+    from hyco.storage.model_registry import champion_of
 
     opened = Home(home)
     registry = opened.registry
@@ -54,8 +54,8 @@ def champion(home: HomeUrl = "var", as_json: AsJson = False) -> None:
 @app.command()
 def registry(home: HomeUrl = "var", as_json: AsJson = False) -> None:
     """List promotions, refusals and rollbacks, oldest first."""
-    from pipeline.curation.flags import flags
-    from storage.home import Home
+    from hyco.pipeline.curation.flags import flags
+    from hyco.storage.home import Home
 
     opened = Home(home)
     rows = opened.registry.rows()
@@ -90,13 +90,13 @@ def promote(
 
     Both are evaluated on the same images. Exit code 1 when the gate refuses the run.
     """
-    from pipeline.evaluation.config import EvaluationSpec
-    from pipeline.evaluation.evaluate import evaluate
-    from pipeline.registry.model_gate import GateConfig
-    from pipeline.registry.promotion import challenge
-    from pipeline.training.run_dir import read_config
-    from storage.home import Home
-    from storage.model_registry import PROMOTED
+    from hyco.pipeline.evaluation.config import EvaluationSpec
+    from hyco.pipeline.evaluation.evaluate import evaluate
+    from hyco.pipeline.registry.model_gate import GateConfig
+    from hyco.pipeline.registry.promotion import challenge
+    from hyco.pipeline.training.run_dir import read_config
+    from hyco.storage.home import Home
+    from hyco.storage.model_registry import PROMOTED
 
     opened = Home(home)
     folder = _finished(opened, run)
@@ -122,8 +122,8 @@ def reject(
     home: HomeUrl = "var",
 ) -> None:
     """Record that a run is not to be promoted."""
-    from pipeline.registry.promotion import refuse
-    from storage.home import Home
+    from hyco.pipeline.registry.promotion import refuse
+    from hyco.storage.home import Home
 
     opened = Home(home)
     row = refuse(_finished(opened, run), opened, reason)
@@ -141,8 +141,8 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "by hand",
 ) -> None:
     """Restore an earlier champion, byte for byte."""
-    from pipeline.registry.promotion import rollback as go_back
-    from storage.home import Home
+    from hyco.pipeline.registry.promotion import rollback as go_back
+    from hyco.storage.home import Home
 
     row = go_back(Home(home), to, reason)
     _announce(row, home)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.app import HomeUrl, app, say
+from hyco.pipeline.cli.app import HomeUrl, app, say
 
 if TYPE_CHECKING:
     import uvicorn
@@ -34,10 +34,10 @@ def serve(
 
     Ctrl-C ends it.
     """
-    from pipeline.runtime.listen import listen
-    from pipeline.ui.hosts import own_hosts
-    from pipeline.ui.server import create_app
-    from storage.home import Home
+    from hyco.pipeline.runtime.listen import listen
+    from hyco.pipeline.ui.hosts import own_hosts
+    from hyco.pipeline.ui.server import create_app
+    from hyco.storage.home import Home
 
     hosts = own_hosts(host, os.environ.get("HYCO_SERVE_URL", ""), allow_host or ())
     application = create_app(Home(home), hosts)
@@ -55,9 +55,9 @@ def serving(home: str, port: int) -> Iterator[str]:
         FileNotFoundError: there is no such home.
         ValueError: the port is taken.
     """
-    from pipeline.runtime.listen import listen
-    from pipeline.ui.server import create_app
-    from storage.home import Home
+    from hyco.pipeline.runtime.listen import listen
+    from hyco.pipeline.ui.server import create_app
+    from hyco.storage.home import Home
 
     application = create_app(Home(home))
     with listen("127.0.0.1", port) as listening:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.app import (
+from hyco.pipeline.cli.app import (
     AsJson,
     AssessSource,
     Assignments,
@@ -21,8 +21,8 @@ from pipeline.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from storage.folder import Folder
-    from storage.home import Home
+    from hyco.storage.folder import Folder
+    from hyco.storage.home import Home
 
 
 @app.command()
@@ -59,14 +59,14 @@ def train(
 
     --set takes fields of Recipe: steps=2000, optimiser.lr=0.001 ...
     """
-    from pipeline.config import override
-    from pipeline.end_to_end import enlarged, run_dir
-    from pipeline.training.cost import require_feasible
-    from pipeline.training.launch import launch
-    from pipeline.training.nodes import Nodes
-    from pipeline.training.recipes import by_name
-    from pipeline.training.run_dir import prepare
-    from storage.home import Home
+    from hyco.pipeline.config import override
+    from hyco.pipeline.end_to_end import enlarged, run_dir
+    from hyco.pipeline.training.cost import require_feasible
+    from hyco.pipeline.training.launch import launch
+    from hyco.pipeline.training.nodes import Nodes
+    from hyco.pipeline.training.recipes import by_name
+    from hyco.pipeline.training.run_dir import prepare
+    from hyco.storage.home import Home
 
     opened = Home(home)
     options = ["execution.compile=true"] if compiled else []
@@ -97,8 +97,8 @@ def profile(
     The steps follow the run's last checkpoint, and the run itself stays as it is. RUN/profile/trace.json.gz opens in
     https://ui.perfetto.dev or chrome://tracing.
     """
-    from pipeline.training.profiling import profile_run
-    from storage.home import Home
+    from hyco.pipeline.training.profiling import profile_run
+    from hyco.storage.home import Home
 
     found = profile_run(Home(home).run(run), steps, device)
     if as_json:
@@ -152,12 +152,12 @@ def assess(
 
     --set takes fields of AssessConfig: max_images=1000, suite_images=1000, min_coverage=0.5 ...
     """
-    from pipeline import end_to_end as journey
-    from pipeline.config import override
-    from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-    from pipeline.evaluation.evaluate import evaluate, evaluate_model
-    from pipeline.training.run_dir import read_config
-    from storage.home import Home
+    from hyco.pipeline import end_to_end as journey
+    from hyco.pipeline.config import override
+    from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+    from hyco.pipeline.evaluation.evaluate import evaluate, evaluate_model
+    from hyco.pipeline.training.run_dir import read_config
+    from hyco.storage.home import Home
 
     opened = Home(home)
     config = override(AssessConfig(), assignments or [])
@@ -203,6 +203,6 @@ def assess(
 
 def _assessed(home: "Home", run: str) -> "Folder":
     """Return an evaluated run or model, given as a path or URL or by its name in HOME/runs."""
-    from storage.folder import Folder
+    from hyco.storage.folder import Folder
 
     return Folder(run) if (Path(run) / "metrics.json").is_file() else home.run(run)

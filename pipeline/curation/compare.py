@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.curation.describe import differences
-from pipeline.packing.dataset_gate import SCORE_BINS, score_histogram
-from storage.home import Home
-from storage.sample import Part, TrainingSample
-from storage.versions import ShardRef, Version, read_ref
+from hyco.pipeline.curation.describe import differences
+from hyco.pipeline.packing.dataset_gate import SCORE_BINS, score_histogram
+from hyco.storage.home import Home
+from hyco.storage.sample import Part, TrainingSample
+from hyco.storage.versions import ShardRef, Version, read_ref
 
 PHRASES = 20
 _Told = tuple[str, tuple[str, ...], frozenset[tuple[Any, ...]]]

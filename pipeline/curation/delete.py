@@ -2,7 +2,7 @@
 
 A deletion is a record in the home's log (storage.deletions) and in force from that instant. `settle` then brings the
 home into line. It may be killed at any instant and repeated, and two may run at once: what takes the place of an object
-is decided by creating one file, and every step reads that decision. `storage.gc.collect` deletes the bytes.
+is decided by creating one file, and every step reads that decision. `hyco.storage.gc.collect` deletes the bytes.
 The user's own source files are never touched.
 """
 
@@ -14,21 +14,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.curation.erase_derived import erase_derived
-from pipeline.curation.erase_records import MinedEraser, adjust_pack
-from pipeline.end_to_end import mined_of
-from pipeline.packing import pack as packing
-from pipeline.packing.dataset_gate import QualityConfig, QualityError, gate, scores_of
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.sources.source import Unit
-from storage.deletions import Tombstones, url_hash
-from storage.home import Home
-from storage.layout import CHECKED, SHARDS
-from storage.objects import read_object
-from storage.sample import TrainingSample, check_key, content_key
-from storage.sealed import seal, unseal
-from storage.shard import read_shard, write_shard
-from storage.versions import ShardRef, Version, shard_ref
+from hyco.pipeline.curation.erase_derived import erase_derived
+from hyco.pipeline.curation.erase_records import MinedEraser, adjust_pack
+from hyco.pipeline.end_to_end import mined_of
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.packing.dataset_gate import QualityConfig, QualityError, gate, scores_of
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.deletions import Tombstones, url_hash
+from hyco.storage.home import Home
+from hyco.storage.layout import CHECKED, SHARDS
+from hyco.storage.objects import read_object
+from hyco.storage.sample import TrainingSample, check_key, content_key
+from hyco.storage.sealed import seal, unseal
+from hyco.storage.shard import read_shard, write_shard
+from hyco.storage.versions import ShardRef, Version, shard_ref
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _KINDS = ("key", "sha256", "url")

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.mining.mine import MineConfig
-from pipeline.packing.pack import PackConfig
-from storage.versions import Version
+from hyco.pipeline.config import Config
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.storage.versions import Version
 
 _STAGES: dict[str, type[Config]] = {"mine": MineConfig, "pack": PackConfig}
 _ALWAYS = ("pack.threshold", "pack.image_size", "mine.grounder", "adopt.source")

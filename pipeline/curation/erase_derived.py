@@ -4,12 +4,12 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from pipeline.evaluation import answers
-from storage.deletions import Tombstones
-from storage.folder import Folder
-from storage.home import Home
-from storage.layout import ASSESSED, CACHE, DAMAGED, EMBEDDINGS, REPORTS, RUNS
-from storage.sealed import read_table
+from hyco.pipeline.evaluation import answers
+from hyco.storage.deletions import Tombstones
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.layout import ASSESSED, CACHE, DAMAGED, EMBEDDINGS, REPORTS, RUNS
+from hyco.storage.sealed import read_table
 
 _IMAGES = re.compile(r'<meta name="hyco-images" content="([a-z0-9_ ]*)">')
 

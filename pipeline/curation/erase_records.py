@@ -6,18 +6,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.mining.mine import MineConfig
-from pipeline.packing.copies import REASONS, LeftOut, left_out, marked
-from pipeline.packing.filters import FILTERED
-from pipeline.packing.image_hashes import Place
-from pipeline.packing.pack import PackConfig
-from pipeline.sources.source import Unit
-from storage.deletions import OPTED_OUT, Tombstones
-from storage.detections import read_detections, read_failures, write_detections, write_failures
-from storage.home import Home, UnitResults
-from storage.objects import name_sha256, open_object, read_object
-from storage.sealed import read_table, write_table
-from storage.versions import Version
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.packing.copies import REASONS, LeftOut, left_out, marked
+from hyco.pipeline.packing.filters import FILTERED
+from hyco.pipeline.packing.image_hashes import Place
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.deletions import OPTED_OUT, Tombstones
+from hyco.storage.detections import read_detections, read_failures, write_detections, write_failures
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.objects import name_sha256, open_object, read_object
+from hyco.storage.sealed import read_table, write_table
+from hyco.storage.versions import Version
 
 
 class MinedEraser:

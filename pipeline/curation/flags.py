@@ -3,10 +3,10 @@
 import contextlib
 from pathlib import Path
 
-from pipeline.training.run_dir import read_config
-from storage.folder import Folder
-from storage.home import Home
-from storage.model_registry import Decision, Registry
+from hyco.pipeline.training.run_dir import read_config
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision, Registry
 
 _GENERATIONS = 100
 

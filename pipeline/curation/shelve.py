@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.source import Source, Unit, open_source
-from storage.home import Home
-from storage.layout import DEPLOYED
-from storage.sealed import unseal
-from storage.shelf import Shelved
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.source import Source, Unit, open_source
+from hyco.storage.home import Home
+from hyco.storage.layout import DEPLOYED
+from hyco.storage.sealed import unseal
+from hyco.storage.shelf import Shelved
 
 
 def shelve(home: Home, shard: str, reason: str, source: str | None = None) -> Shelved:

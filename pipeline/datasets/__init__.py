@@ -11,13 +11,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.datasets.adapters import ADAPTERS, Adapter
-from pipeline.datasets.files import Files, TarFiles, archives, open_places
-from pipeline.datasets.layouts import Labelled
-from pipeline.datasets.paper_splits import PAPER_READERS
-from pipeline.datasets.parquet import LAYOUT, parquet_files, read_parquet
-from pipeline.datasets.shards import LAYOUT as SHARDS
-from pipeline.datasets.shards import read_shards, shard_files
+from hyco.pipeline.datasets.adapters import ADAPTERS, Adapter
+from hyco.pipeline.datasets.files import Files, TarFiles, archives, open_places
+from hyco.pipeline.datasets.layouts import Labelled
+from hyco.pipeline.datasets.paper_splits import PAPER_READERS
+from hyco.pipeline.datasets.parquet import LAYOUT, parquet_files, read_parquet
+from hyco.pipeline.datasets.shards import LAYOUT as SHARDS
+from hyco.pipeline.datasets.shards import read_shards, shard_files
 
 SPLITS = ("train", "test", "all")
 

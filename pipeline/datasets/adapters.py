@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.datasets import published
-from pipeline.datasets import small_images as small
-from pipeline.datasets.files import Files
-from pipeline.datasets.layouts import Labelled, image_folder
+from hyco.pipeline.datasets import published
+from hyco.pipeline.datasets import small_images as small
+from hyco.pipeline.datasets.files import Files
+from hyco.pipeline.datasets.layouts import Labelled, image_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ decides between several hypernyms of a synset, which WordNet does not.
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.datasets.wordnet import PLACES, Node, is_wnid
+from hyco.pipeline.datasets.wordnet import PLACES, Node, is_wnid
 
 NAMES = ("imagenet_isa.txt", "wordnet.is_a.txt", "is_a.txt")
 

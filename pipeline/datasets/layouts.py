@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.datasets.dataset_card import card
-from pipeline.datasets.files import IMAGES, Files, missing
-from pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.datasets.dataset_card import card
+from hyco.pipeline.datasets.files import IMAGES, Files, missing
+from hyco.pipeline.imaging.decode import ImageError, decode
 
 PARTS = {
     "train": ("train", "training", "trainval"),

@@ -10,9 +10,9 @@ system lists them, and cannot be repeated: here the hash of their name draws the
 import hashlib
 from functools import partial
 
-from pipeline.datasets.files import Files
-from pipeline.datasets.layouts import Labelled, class_folders, of_files
-from pipeline.datasets.published import caltech_parts
+from hyco.pipeline.datasets.files import Files
+from hyco.pipeline.datasets.layouts import Labelled, class_folders, of_files
+from hyco.pipeline.datasets.published import caltech_parts
 
 SIZES = {"eurosat": 27_000, "resisc45": 31_500}
 SPANS = {

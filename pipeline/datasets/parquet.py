@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.datasets.dataset_card import card
-from pipeline.datasets.layouts import PARTS, Labelled
-from pipeline.datasets.wordnet import common_names, read_wnids
+from hyco.pipeline.datasets.dataset_card import card
+from hyco.pipeline.datasets.layouts import PARTS, Labelled
+from hyco.pipeline.datasets.wordnet import common_names, read_wnids
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "pixel_values")
 LABEL_COLUMNS = ("fine_label", "label", "labels", "cls", "target", "class")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.dataset_card import cards
-from pipeline.datasets.edge_list import is_edge_list
+from hyco.pipeline.datasets.dataset_card import cards
+from hyco.pipeline.datasets.edge_list import is_edge_list
 
 MAX_BYTES = 8 << 20  # a larger file is no list of prompts
 ENDS = (".json", ".toml", ".py")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.files import Files
-from pipeline.datasets.layouts import Labelled, hashed, image_folder, in_split, is_image, of_files
-from pipeline.datasets.small_images import lines
-from pipeline.datasets.wordnet import common_names
+from hyco.pipeline.datasets.files import Files
+from hyco.pipeline.datasets.layouts import Labelled, hashed, image_folder, in_split, is_image, of_files
+from hyco.pipeline.datasets.small_images import lines
+from hyco.pipeline.datasets.wordnet import common_names
 
 CALTECH_TRAIN = 30  # images per class, the protocol of Fei-Fei et al. 2004
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.files import TarFiles
-from pipeline.datasets.layouts import PARTS, Labelled, is_image
-from pipeline.datasets.wordnet import read_wnids
+from hyco.pipeline.datasets.files import TarFiles
+from hyco.pipeline.datasets.layouts import PARTS, Labelled, is_image
+from hyco.pipeline.datasets.wordnet import read_wnids
 
 LAYOUT = "classnames.txt and SPLIT/*.tar with KEY.jpg, KEY.cls"
 

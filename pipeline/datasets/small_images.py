@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.datasets.dataset_card import card
-from pipeline.datasets.files import Files, missing
-from pipeline.datasets.layouts import Labelled, is_image, joined, of_files
-from pipeline.datasets.layouts import image_folder as _image_folder
-from pipeline.datasets.wordnet import common_names
+from hyco.pipeline.datasets.dataset_card import card
+from hyco.pipeline.datasets.files import Files, missing
+from hyco.pipeline.datasets.layouts import Labelled, is_image, joined, of_files
+from hyco.pipeline.datasets.layouts import image_folder as _image_folder
+from hyco.pipeline.datasets.wordnet import common_names
 
 CIFAR_SIDE, STL_SIDE = 32, 96
 

@@ -1,6 +1,6 @@
 """Derive the tree of a set of ImageNet classes from WordNet 3.0 and write it as a taxonomy.json.
 
-    python -m pipeline.datasets.wordnet_tree --wordnet data.noun.xz --out tree.json
+    python -m hyco.pipeline.datasets.wordnet_tree --wordnet data.noun.xz --out tree.json
 
 Without --wnids: the 1,000 classes of ILSVRC 2012, for which WordNet's tree has 1,375 nodes. --edges takes the tree of
 an edge list instead, such as the published one, with WordNet's names.
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.edge_list import tree_of_edges
-from pipeline.datasets.wordnet import IMAGENET, WordNet, common_names, read_wnids
+from hyco.pipeline.datasets.edge_list import tree_of_edges
+from hyco.pipeline.datasets.wordnet import IMAGENET, WordNet, common_names, read_wnids
 
 
 def tree_of(wordnet: WordNet, wnids: Sequence[str], edges: str | None = None) -> dict[str, Any]:
@@ -34,7 +34,9 @@ def tree_of(wordnet: WordNet, wnids: Sequence[str], edges: str | None = None) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command of the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.datasets.wordnet_tree", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m hyco.pipeline.datasets.wordnet_tree", description=__doc__
+    )
     parser.add_argument("--wordnet", required=True, help="data.noun of WordNet 3.0, plain, .xz or .gz")
     parser.add_argument("--wnids", default=str(IMAGENET), help="file of wnids; ImageNet's 1,000 by default")
     parser.add_argument("--edges", help="edge list (lines PARENT CHILD) to take the tree from")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storage.store import Store
+from hyco.storage.store import Store
 
 FILE = "answers.json"
 

@@ -15,18 +15,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.grounding.boxes import competed, iou, nms
-from models.grounding.detector import Detection
-from pipeline.imaging.decode import ImageError, decode
-from pipeline.mining import grounder as ground
-from pipeline.mining.absence import Absence, AbsenceConfig
-from pipeline.mining.known_detections import phrases_to_ask
-from pipeline.mining.mine import MineConfig
-from pipeline.mining.noun_phrases import NounExtractor
-from pipeline.runtime.progress import Progress
-from pipeline.sources.records import objects_of
-from pipeline.sources.source import open_source
-from storage.sample import Sample
+from hyco.models.grounding.boxes import competed, iou, nms
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining.absence import Absence, AbsenceConfig
+from hyco.pipeline.mining.known_detections import phrases_to_ask
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.mining.noun_phrases import NounExtractor
+from hyco.pipeline.runtime.progress import Progress
+from hyco.pipeline.sources.records import objects_of
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.sample import Sample
 
 Wanted = Literal["recall", "precision", "absent"]
 _CHUNK = 64

@@ -4,18 +4,18 @@ from typing import Any
 
 import torch
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation import sections
-from pipeline.evaluation.config import AssessConfig
-from pipeline.evaluation.coverage import Coverage, as_numbers
-from pipeline.evaluation.embedded import embed, work
-from pipeline.evaluation.held_out import HeldOut
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.document import MEASURED
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.report import pictures
-from pipeline.evaluation.scenes import limit_regions
-from pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation import sections
+from hyco.pipeline.evaluation.config import AssessConfig
+from hyco.pipeline.evaluation.coverage import Coverage, as_numbers
+from hyco.pipeline.evaluation.embedded import embed, work
+from hyco.pipeline.evaluation.held_out import HeldOut
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.document import MEASURED
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.report import pictures
+from hyco.pipeline.evaluation.scenes import limit_regions
+from hyco.pipeline.runtime.progress import Listener, Progress
 
 
 def measure_captioned(

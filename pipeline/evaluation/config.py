@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config import Config, digest
-from pipeline.evaluation.coverage import MIN_COVERAGE
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.source import open_source
-from storage.home import Home
+from hyco.pipeline.config import Config, digest
+from hyco.pipeline.evaluation.coverage import MIN_COVERAGE
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.home import Home
 
 
 class AssessConfig(Config):

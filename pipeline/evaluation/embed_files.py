@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.embedder import Embedder, whole
-from pipeline.evaluation.coverage import Coverage, absent
-from pipeline.imaging.decode import ImageError, decode
-from pipeline.runtime.progress import Progress
+from hyco.pipeline.embedder import Embedder, whole
+from hyco.pipeline.evaluation.coverage import Coverage, absent
+from hyco.pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.runtime.progress import Progress
 
 READERS = 4
 AHEAD = 64  # images decoded and waiting

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.embedder import Embedder, Report, whole
-from pipeline.evaluation.metrics.geometry import Points
-from pipeline.evaluation.metrics.retrieval import Pairing, same_text
-from pipeline.evaluation.scenes import Region, Scene
-from pipeline.imaging.crop import crop_box, letterbox
-from pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.embedder import Embedder, Report, whole
+from hyco.pipeline.evaluation.metrics.geometry import Points
+from hyco.pipeline.evaluation.metrics.retrieval import Pairing, same_text
+from hyco.pipeline.evaluation.scenes import Region, Scene
+from hyco.pipeline.imaging.crop import crop_box, letterbox
+from hyco.pipeline.imaging.decode import ImageError, decode
 
 
 @dataclass(frozen=True, slots=True)

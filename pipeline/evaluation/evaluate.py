@@ -10,24 +10,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation import answers, sections
-from pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model
-from pipeline.evaluation.captioned import measure_captioned
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.evaluation.held_out import held_out, training_samples
-from pipeline.evaluation.metrics.document import MEASURED, finite, new, write_numbers
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.provenance import lineage, provenance
-from pipeline.evaluation.report import examples as exhibits
-from pipeline.evaluation.report import report
-from pipeline.evaluation.report.compare_runs import read_beside, summary
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.runtime.progress import Listener
-from pipeline.training.run_dir import RunDir
-from pipeline.training.step_log import read_log
-from storage.folder import Folder
-from storage.home import Home
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation import answers, sections
+from hyco.pipeline.evaluation.benchmarks.standalone import add_suite, evaluate_model
+from hyco.pipeline.evaluation.captioned import measure_captioned
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.pipeline.evaluation.held_out import held_out, training_samples
+from hyco.pipeline.evaluation.metrics.document import MEASURED, finite, new, write_numbers
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.provenance import lineage, provenance
+from hyco.pipeline.evaluation.report import examples as exhibits
+from hyco.pipeline.evaluation.report import report
+from hyco.pipeline.evaluation.report.compare_runs import read_beside, summary
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.runtime.progress import Listener
+from hyco.pipeline.training.run_dir import RunDir
+from hyco.pipeline.training.step_log import read_log
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
 
 SHOWN_OF = 400  # training images of which the report shows some
 

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from pipeline.evaluation.coverage import Coverage
-from pipeline.evaluation.scenes import Scene
-from pipeline.mining.detections_table import noting
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.source import open_source
-from storage.home import Home
-from storage.sample import Failure, TrainingSample
-from storage.store import Store
-from storage.versions import Version, read_ref
+from hyco.pipeline.evaluation.coverage import Coverage
+from hyco.pipeline.evaluation.scenes import Scene
+from hyco.pipeline.mining.detections_table import noting
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.home import Home
+from hyco.storage.sample import Failure, TrainingSample
+from hyco.storage.store import Store
+from hyco.storage.versions import Version, read_ref
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models.grounding.boxes import iou
-from pipeline.mining.mine import MineConfig, results
-from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
-from pipeline.sources.records import objects_of
-from pipeline.sources.source import UnitGoneError, open_source
-from storage.detections import read_detections
-from storage.home import Home
-from storage.objects import open_object
+from hyco.models.grounding.boxes import iou
+from hyco.pipeline.mining.mine import MineConfig, results
+from hyco.pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts
+from hyco.pipeline.sources.records import objects_of
+from hyco.pipeline.sources.source import UnitGoneError, open_source
+from hyco.storage.detections import read_detections
+from hyco.storage.home import Home
+from hyco.storage.objects import open_object
 
 
 def phrase_quality(

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from pipeline.training.run_dir import current_commit
-from storage.versions import Version
+from hyco.pipeline.training.run_dir import current_commit
+from hyco.storage.versions import Version
 
 
 def provenance(run: dict[str, Any], dataset: Version) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.metrics.retrieval import same_text
-from pipeline.sources.records import Box, box_of, objects_of
-from storage.sample import Sample, TrainingSample
+from hyco.pipeline.evaluation.metrics.retrieval import same_text
+from hyco.pipeline.sources.records import Box, box_of, objects_of
+from hyco.storage.sample import Sample, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)

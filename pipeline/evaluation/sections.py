@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.config import AssessConfig
-from pipeline.evaluation.embedded import Embedded
-from pipeline.evaluation.metrics.attribution import Concepts, attribute, by_depth, separation
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.boxes import measure_boxes
-from pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
-from pipeline.evaluation.metrics.document import put
-from pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES, Cone, geometry_report
-from pipeline.evaluation.metrics.hierarchy import tree_metrics
-from pipeline.evaluation.metrics.order import order_of
-from pipeline.evaluation.metrics.parts import part_retrieval
-from pipeline.evaluation.metrics.retrieval import both_ways
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.metrics.walks import Walks, traverse
-from pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors, vectors_of
-from pipeline.evaluation.report.examples import Answered
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.config import AssessConfig
+from hyco.pipeline.evaluation.embedded import Embedded
+from hyco.pipeline.evaluation.metrics.attribution import Concepts, attribute, by_depth, separation
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.boxes import measure_boxes
+from hyco.pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
+from hyco.pipeline.evaluation.metrics.document import put
+from hyco.pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES, Cone, geometry_report
+from hyco.pipeline.evaluation.metrics.hierarchy import tree_metrics
+from hyco.pipeline.evaluation.metrics.order import order_of
+from hyco.pipeline.evaluation.metrics.parts import part_retrieval
+from hyco.pipeline.evaluation.metrics.retrieval import both_ways
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.metrics.walks import Walks, traverse
+from hyco.pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors, vectors_of
+from hyco.pipeline.evaluation.report.examples import Answered
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Ablation: the models of the family trained on the same samples, evaluated, and compared.
 
-    python -m pipeline.experiments.ablation --world demo --home var/demo
+    python -m hyco.pipeline.experiments.ablation --world demo --home var/demo
 
 Each run is a directory HOME/runs/ablation-... of `hyco train` and `hyco assess`: a killed ablation resumes where it
 stopped, and finished runs are not repeated. The document is written from the metrics
@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.config import ConfigError, nearest
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.experiments.comparison import Runs, section
-from pipeline.experiments.grid import GridRun, command, run_grid, write_section
-from pipeline.training.recipes import Recipe, by_name
-from pipeline.training.run_dir import finished, prepare
-from pipeline.training.train import train
-from storage.home import Home
+from hyco.pipeline.config import ConfigError, nearest
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.pipeline.evaluation.evaluate import evaluate
+from hyco.pipeline.evaluation.metrics.document import read_metrics
+from hyco.pipeline.experiments.comparison import Runs, section
+from hyco.pipeline.experiments.grid import GridRun, command, run_grid, write_section
+from hyco.pipeline.training.recipes import Recipe, by_name
+from hyco.pipeline.training.run_dir import finished, prepare
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
 
 MODELS = ("clip", "clip_boxes", "meru", "lorentz_boxes", "hycoclip", "phyclip")
 FURTHER = ("clip_box_pairs",)
@@ -217,7 +217,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
     seeds = len(runs) // len(by_model)
     seen, held = recipe.steps * recipe.batch_size, first["assessed"]
     note = (
-        f"`python -m pipeline.experiments.ablation --world {name} --steps {recipe.steps}`: "
+        f"`python -m hyco.pipeline.experiments.ablation --world {name} --steps {recipe.steps}`: "
         f"recipes `{WORLDS[name].recipe}*`, "
         f"{recipe.steps} steps of {recipe.batch_size}, so every run saw {seen:,} images "
         f"({first['train']['epochs']:.1f} epochs); {seeds} seed{'s' * (seeds != 1)}; on "
@@ -229,7 +229,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare CLIP, CLIP + part queries, MERU, hyperboloid + boxes, HyCoCLIP and PHyCLIP; writes docs/ablation.md."""
-    parser = argparse.ArgumentParser(prog="pipeline.experiments.ablation", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="hyco.pipeline.experiments.ablation", description=main.__doc__)
     parser.add_argument("--world", choices=list(WORLDS), default="demo", help="recipes and data")
     parser.add_argument("--home", help="home of the dataset version and the runs; var/WORLD by default")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="path of the document")

@@ -1,6 +1,6 @@
 """The study of docs/classification.md: nets x heads x balanced and long-tailed; training, evaluation, tables.
 
-    python -m pipeline.experiments.classification_study cpu --data cifar10:DIR --ood tiny_imagenet:DIR \
+    python -m hyco.pipeline.experiments.classification_study cpu --data cifar10:DIR --ood tiny_imagenet:DIR \
         --home var/classification --doc docs/classification.md
 
 Every training is a run of `hyco fit` in HOME/fits, resumed where it stopped; finished runs are not repeated. The heads
@@ -18,16 +18,16 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.classification.config import FitConfig, Head, Model, poincare, separation
-from pipeline.classification.evaluate import EvaluateConfig, evaluate
-from pipeline.classification.strange import open_strange
-from pipeline.classification.tables import tables
-from pipeline.classification.train import fit
-from pipeline.config import Config, ConfigError, override
-from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.experiments.grid import GridRun, command, run_grid, write_section
-from pipeline.training.run_dir import finished
-from storage.home import Home
+from hyco.pipeline.classification.config import FitConfig, Head, Model, poincare, separation
+from hyco.pipeline.classification.evaluate import EvaluateConfig, evaluate
+from hyco.pipeline.classification.strange import open_strange
+from hyco.pipeline.classification.tables import tables
+from hyco.pipeline.classification.train import fit
+from hyco.pipeline.config import Config, ConfigError, override
+from hyco.pipeline.evaluation.metrics.document import read_metrics
+from hyco.pipeline.experiments.grid import GridRun, command, run_grid, write_section
+from hyco.pipeline.training.run_dir import finished
+from hyco.storage.home import Home
 
 
 class StudyConfig(Config):
@@ -172,7 +172,7 @@ def _measured(run_dir: Path, asked: EvaluateConfig) -> dict[str, Any] | None:
 def main(arguments: list[str] | None = None) -> int:
     """Train, evaluate and tabulate a study; the same command resumes where it stopped."""
     parser = argparse.ArgumentParser(
-        prog="pipeline.experiments.classification_study", description=main.__doc__
+        prog="hyco.pipeline.experiments.classification_study", description=main.__doc__
     )
     parser.add_argument("study", choices=STUDIES, help="name of the study")
     parser.add_argument("--data", required=True, help="labelled set NAME:DIR")

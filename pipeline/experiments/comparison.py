@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.metrics.catalog import Metric, find
+from hyco.pipeline.evaluation.metrics.catalog import Metric, find
 
 Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by seed
 

@@ -1,7 +1,7 @@
 """The goal of the entailment cones: which recipes of the embedded world reach it, at equal samples.
 
-    python -m pipeline.experiments.cone_goal --home var/demo                    # the table
-    python -m pipeline.experiments.cone_goal --home var/demo --phase search     # the arms that were tried
+    python -m hyco.pipeline.experiments.cone_goal --home var/demo                    # the table
+    python -m hyco.pipeline.experiments.cone_goal --home var/demo --phase search     # the arms that were tried
 
 The search has seeds and held-out scenes of its own, which the table does not use. Every run is a directory of `hyco
 train` and `hyco assess` below HOME/runs, so that a killed command resumes where it stopped. A part of the goal is
@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from models.encoders.vit import VisionConfig
-from pipeline.config import ConfigError, nearest
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.experiments.ablation import Run, metrics_of, perform_all, shortened
-from pipeline.experiments.comparison import NAMES, NODES, Runs, difference, value_at, wrapped
-from pipeline.experiments.grid import command, write_section
-from pipeline.training.recipes import Recipe, by_name
-from storage.home import Home
+from hyco.models.encoders.vit import VisionConfig
+from hyco.pipeline.config import ConfigError, nearest
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.pipeline.experiments.ablation import Run, metrics_of, perform_all, shortened
+from hyco.pipeline.experiments.comparison import NAMES, NODES, Runs, difference, value_at, wrapped
+from hyco.pipeline.experiments.grid import command, write_section
+from hyco.pipeline.training.recipes import Recipe, by_name
+from hyco.storage.home import Home
 
 BASELINE = "clip_boxes"
 PATCH, BATCH, STEPS = 12, 64, 240
@@ -140,10 +140,11 @@ def document(phase: str, runs: list[Run], out: Path) -> None:
     seeds = min(map(len, by_arm.values()))
     option = " --phase search" if phase == "search" else ""
     note = (
-        f"`python -m pipeline.experiments.cone_goal{option} --steps {recipe.steps} --seeds {seeds}`: recipes `demo*` "
-        f"with patches of {PATCH} pixels in float32, {recipe.steps} steps of {recipe.batch_size}, so every run saw "
-        f"{recipe.steps * recipe.batch_size:,} images; seeds {recipe.seed} to {recipe.seed + seeds - 1}; data version "
-        f"{first['train']['version']}; {first['assessed']['images']:,} held-out images with "
+        f"`python -m hyco.pipeline.experiments.cone_goal{option} --steps {recipe.steps} --seeds {seeds}`: "
+        f"recipes `demo*` with patches of {PATCH} pixels in float32, {recipe.steps} steps of {recipe.batch_size}, "
+        f"so every run saw {recipe.steps * recipe.batch_size:,} images; seeds {recipe.seed} to "
+        f"{recipe.seed + seeds - 1}; data version {first['train']['version']}; "
+        f"{first['assessed']['images']:,} held-out images with "
         f"{first['assessed']['captions']:,} captions and {first['assessed']['parts']:,} parts."
     )
     write_section(out, marks(phase), section(phase, note, by_arm), PREFACE)
@@ -269,7 +270,7 @@ def _verdicts(runs: Runs, arm: str) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Which recipes reach the goal of the entailment cones; writes a section of docs/ablation.md."""
-    parser = argparse.ArgumentParser(prog="pipeline.experiments.cone_goal", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="hyco.pipeline.experiments.cone_goal", description=main.__doc__)
     parser.add_argument("--home", default="var/demo", help="home of the dataset version and the runs")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="path of the document")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Heads on frozen towers: what the rows of an objective do to the cones, in less than a minute per arm.
 
-    python -m pipeline.experiments.cone_probe RUN --home var/demo
+    python -m hyco.pipeline.experiments.cone_probe RUN --home var/demo
 
 The towers are those of a finished run. Every arm trains a residual layer and a projection for each modality on the
 features of 2,000 training images, and is measured on the search's held-out scenes, never on the table's. A probe finds
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz
-from models.losses import objective as objectives
-from models.losses.rows import (
+from hyco.models.hyperbolic import lorentz
+from hyco.models.losses import objective as objectives
+from hyco.models.losses.rows import (
     BOX_BOX,
     BOX_PAIRS,
     NODES,
@@ -33,19 +33,19 @@ from models.losses.rows import (
     cones_objective,
     hycoclip_objective,
 )
-from pipeline.embedder import Embedder
-from pipeline.evaluation.embedded import Embedded, embed
-from pipeline.evaluation.held_out import of_source, training_samples
-from pipeline.evaluation.metrics.attribution import separation
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.geometry import Cone, geometry_report
-from pipeline.evaluation.metrics.retrieval import both_ways
-from pipeline.evaluation.scenes import Scene
-from pipeline.experiments.comparison import NODES as NAMES
-from pipeline.experiments.cone_goal import CONES, PHASES
-from pipeline.experiments.grid import command, write_section
-from pipeline.training.run_dir import finished
-from storage.home import Home
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.embedded import Embedded, embed
+from hyco.pipeline.evaluation.held_out import of_source, training_samples
+from hyco.pipeline.evaluation.metrics.attribution import separation
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.geometry import Cone, geometry_report
+from hyco.pipeline.evaluation.metrics.retrieval import both_ways
+from hyco.pipeline.evaluation.scenes import Scene
+from hyco.pipeline.experiments.comparison import NODES as NAMES
+from hyco.pipeline.experiments.cone_goal import CONES, PHASES
+from hyco.pipeline.experiments.grid import command, write_section
+from hyco.pipeline.training.run_dir import finished
+from hyco.storage.home import Home
 
 IMAGES, BATCH, STEPS, RATE, DECAY, RAMP = 2000, 128, 200, 2e-3, 0.1, 50
 SIX = tuple(ContrastRow(query=query, key=key, weight=1 / 6) for query, key in (*BOX_PAIRS, *BOX_BOX))
@@ -296,8 +296,10 @@ def probe(
             "saturated: phrase / part / caption", "radius: phrase / part / caption / image")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows]
     begin = "<!-- cone probe: written by pipeline.experiments.cone_probe -->"
-    text = f"`python -m pipeline.experiments.cone_probe {run}`: {STEPS} steps of {BATCH}, one seed, in percent.\n\n"
-    write_section(out, (begin, "<!-- end of cone probe -->"), text + "\n".join(lines), "# Cones that hold\n")
+    text = f"`python -m hyco.pipeline.experiments.cone_probe {run}`: {STEPS} steps of {BATCH}, one seed, in percent."
+    write_section(
+        out, (begin, "<!-- end of cone probe -->"), text + "\n\n" + "\n".join(lines), "# Cones that hold\n"
+    )
 
 
 def _short(cone: str) -> str:
@@ -306,7 +308,7 @@ def _short(cone: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Probe objectives with heads on the frozen towers of a run; writes a table into docs/ablation.md."""
-    parser = argparse.ArgumentParser(prog="pipeline.experiments.cone_probe", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="hyco.pipeline.experiments.cone_probe", description=main.__doc__)
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("--home", default="var/demo", help="home of its dataset version and of the scenes")
     parser.add_argument("--out", type=Path, default=Path("docs/ablation.md"), help="path of the document")

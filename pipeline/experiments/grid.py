@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.runtime.stop import TerminatedError, terminable, told
-from storage.store import Store
+from hyco.pipeline.runtime.stop import TerminatedError, terminable, told
+from hyco.storage.store import Store
 
 
 @dataclass(frozen=True)

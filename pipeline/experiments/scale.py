@@ -1,7 +1,7 @@
 """Where the time of a large mining goes: the real planner, manifest and executor with units that find nothing.
 
-    python -m pipeline.experiments.scale simulate --units 100000             and --engine ray:HOST:PORT
-    python -m pipeline.experiments.scale estimate --home HOME ...               prices GRIT-20M from a home's records
+    python -m hyco.pipeline.experiments.scale simulate --units 100000             and --engine ray:HOST:PORT
+    python -m hyco.pipeline.experiments.scale estimate --home HOME ...     prices GRIT-20M from a home's records
 
 A unit of the simulation is a file of a few bytes. Its worker commits two small objects and a record, as mining does,
 and reads no image. `make scale` runs the simulation; docs/scale.md has the tables.
@@ -20,16 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.experiments.grid import command
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig, plan, summary
-from pipeline.runtime.executor import LOCAL, open_executor
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.run_units import run_units
-from pipeline.sources.reading_rules import READING
-from pipeline.sources.records import NOT_DOWNLOADED
-from pipeline.sources.source import Unit
-from storage.home import Home
+from hyco.pipeline.experiments.grid import command
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig, plan, summary
+from hyco.pipeline.runtime.executor import LOCAL, open_executor
+from hyco.pipeline.runtime.progress import Progress
+from hyco.pipeline.runtime.run_units import run_units
+from hyco.pipeline.sources.reading_rules import READING
+from hyco.pipeline.sources.records import NOT_DOWNLOADED
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.home import Home
 
 IMAGES = 1000  # that a unit says it has
 
@@ -151,7 +151,7 @@ def main() -> int:
 
     def work() -> None:
         if asked.verb == "estimate":
-            from pipeline.experiments.scale_estimate import estimate  # imports torch; workers need not
+            from hyco.pipeline.experiments.scale_estimate import estimate  # imports torch; workers need not
 
             print(
                 estimate(
@@ -175,6 +175,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from pipeline.experiments import scale  # a worker cannot import what is defined in __main__
+    from hyco.pipeline.experiments import scale  # a worker cannot import what is defined in __main__
 
     sys.exit(scale.main())

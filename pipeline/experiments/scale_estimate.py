@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.encoders.vit import VisionConfig
-from pipeline.training.recipes import Recipe, hycoclip_vit_b
-from storage.home import Home
+from hyco.models.encoders.vit import VisionConfig
+from hyco.pipeline.training.recipes import Recipe, hycoclip_vit_b
+from hyco.storage.home import Home
 
 REQUESTS = {"mine": 20, "pack": 66}
 """Requests to an S3 home per unit of 12 images in four or five shards, see tests/pipeline/experiments/test_scale.py."""

@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoints import read_checkpoint, to_published
-from models.clip import DualEncoder
-from models.encoders.block import Activation
-from models.encoders.tokenizer import CLIP_MERGES, Tokenizer
-from models.encoders.vit import VisionConfig
-from models.files import read_json
-from pipeline.config import digest
-from pipeline.embedder import Embedder, save_model
-from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.export.model_card import model_card
-from pipeline.export.onnx import require_onnx, write_onnx
-from pipeline.training.run_dir import RunConfig
-from storage.files import atomic_directory
-from storage.folder import Folder
-from storage.home import Home
+from hyco.models.checkpoints import read_checkpoint, to_published
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.block import Activation
+from hyco.models.encoders.tokenizer import CLIP_MERGES, Tokenizer
+from hyco.models.encoders.vit import VisionConfig
+from hyco.models.files import read_json
+from hyco.pipeline.config import digest
+from hyco.pipeline.embedder import Embedder, save_model
+from hyco.pipeline.evaluation.metrics.document import read_metrics
+from hyco.pipeline.export.model_card import model_card
+from hyco.pipeline.export.onnx import require_onnx, write_onnx
+from hyco.pipeline.training.run_dir import RunConfig
+from hyco.storage.files import atomic_directory
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
 
 PUBLISHED = "published.pth"
 _MODEL_FILES = (

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from models.clip import DualEncoder
-from pipeline.evaluation.report.summary import markdown_table
+from hyco.models.clip import DualEncoder
+from hyco.pipeline.evaluation.report.summary import markdown_table
 
 USE = """```python
-from pipeline.embedder import Embedder
+from hyco.pipeline.embedder import Embedder
 
 model = Embedder.load("DIR")  # this directory
 texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])

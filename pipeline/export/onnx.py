@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.clip import DualEncoder
+from hyco.models.clip import DualEncoder
 
 TOLERANCE = 1e-4
 """Tolerance: largest difference, as a fraction of the largest number of the output."""

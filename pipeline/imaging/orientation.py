@@ -46,7 +46,7 @@ def with_orientation(data: bytes, orientation: int) -> bytes:
     """Return an encoded image with an EXIF orientation; an image with EXIF of its own comes back unchanged.
 
     Args:
-        data: a JPEG, PNG or WebP that `pipeline.imaging.decode.inspect` accepts; others come back unchanged.
+        data: a JPEG, PNG or WebP that `hyco.pipeline.imaging.decode.inspect` accepts; others come back unchanged.
         orientation: 1-8, as EXIF counts.
     """
     if orientation == 1 or has_exif(data):

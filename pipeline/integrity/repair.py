@@ -7,10 +7,10 @@ the same hyco mine and hyco pack redo only that unit.
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.integrity.verify import Damage, verify
-from storage.home import Home
-from storage.layout import DAMAGED
-from storage.store import Store
+from hyco.pipeline.integrity.verify import Damage, verify
+from hyco.storage.home import Home
+from hyco.storage.layout import DAMAGED
+from hyco.storage.store import Store
 
 
 def repair(home: Home) -> list[Damage]:

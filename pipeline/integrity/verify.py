@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.deletions import Erased
-from storage.derived import problem
-from storage.home import Home, UnitResults
-from storage.layout import (
+from hyco.storage.deletions import Erased
+from hyco.storage.derived import problem
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.layout import (
     ASSESSED,
     CACHE,
     DELETIONS,
@@ -22,12 +22,12 @@ from storage.layout import (
     quarantine_path,
     version_path,
 )
-from storage.manifest import Manifest
-from storage.model_registry import REFUSED, Decision, Registry, files_damage, folder_damage
-from storage.objects import DamagedError, name_sha256
-from storage.sealed import unseal
-from storage.store import Store
-from storage.versions import Version, Versions
+from hyco.storage.manifest import Manifest
+from hyco.storage.model_registry import REFUSED, Decision, Registry, files_damage, folder_damage
+from hyco.storage.objects import DamagedError, name_sha256
+from hyco.storage.sealed import unseal
+from hyco.storage.store import Store
+from hyco.storage.versions import Version, Versions
 
 Seen = set[str]
 

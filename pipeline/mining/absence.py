@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from models.grounding.detector import Detection
-from pipeline.config import Config
-from pipeline.datasets.wordnet import WordNet
-from pipeline.mining.noun_phrases import Phrase, singulars
-from pipeline.sources.records import objects_of
-from storage.sample import Sample
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.config import Config
+from hyco.pipeline.datasets.wordnet import WordNet
+from hyco.pipeline.mining.noun_phrases import Phrase, singulars
+from hyco.pipeline.sources.records import objects_of
+from hyco.storage.sample import Sample
 
 BINS = 1000
 """Bins of the histogram of scores in [0, 1]."""

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.mining.noun_phrases import Phrase
-from pipeline.sources.records import NOT_DOWNLOADED, objects_of
-from storage.deletions import OPTED_OUT
-from storage.sample import Failure, Sample
+from hyco.pipeline.mining.noun_phrases import Phrase
+from hyco.pipeline.sources.records import NOT_DOWNLOADED, objects_of
+from hyco.storage.deletions import OPTED_OUT
+from hyco.storage.sample import Failure, Sample
 
 if TYPE_CHECKING:
-    from models.grounding.detector import Detection
+    from hyco.models.grounding.detector import Detection
 
 
 @dataclass(slots=True)

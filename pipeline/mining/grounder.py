@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipeline.config import nearest
+from hyco.pipeline.config import nearest
 
 if TYPE_CHECKING:
     import torch
 
-    from models.grounding.detector import Detector
+    from hyco.models.grounding.detector import Detector
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -43,17 +43,20 @@ BACKENDS = {
     "transformers": Backend(
         "DIR_OR_HUB_NAME",
         "Grounding DINO or MM-Grounding-DINO",
-        "models.grounding.transformers_dino",
+        "hyco.models.grounding.transformers_dino",
         "TransformersDino",
         hub=True,
     ),
     "groundingdino": Backend(
-        "DIR", "Grounding DINO by groundingdino-py", "models.grounding.groundingdino_py", "GroundingDinoPy"
+        "DIR",
+        "Grounding DINO by groundingdino-py",
+        "hyco.models.grounding.groundingdino_py",
+        "GroundingDinoPy",
     ),
     "onnx": Backend(
         "FILE",
         "YOLOX, a closed vocabulary, on a CPU",
-        "models.grounding.yolox_onnx",
+        "hyco.models.grounding.yolox_onnx",
         "YoloxOnnx",
         options=("per_phrase",),
     ),
@@ -109,7 +112,7 @@ def open_detector(
         raise ValueError(f"per_phrase is {per_phrase}: give at least 1")
     options: dict[str, Any] = {"per_phrase": per_phrase, "batch_size": batch_size}
     if "device" in backend.options:
-        from pipeline.runtime.device import resolve_device
+        from hyco.pipeline.runtime.device import resolve_device
 
         options["device"] = resolve_device(device)
         options["autocast"] = _autocast(dtype, options["device"])

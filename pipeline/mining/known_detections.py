@@ -22,16 +22,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from models.grounding.detector import Detection
-from pipeline.mining.grounder import SOURCE
-from pipeline.mining.noun_phrases import Phrase
-from pipeline.runtime.progress import Progress
-from storage.derived import Derived
-from storage.detections import read_detections
-from storage.home import Home, UnitResults
-from storage.objects import open_object
-from storage.sealed import unseal
-from storage.store import Store
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.mining.grounder import SOURCE
+from hyco.pipeline.mining.noun_phrases import Phrase
+from hyco.pipeline.runtime.progress import Progress
+from hyco.storage.derived import Derived
+from hyco.storage.detections import read_detections
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.objects import open_object
+from hyco.storage.sealed import unseal
+from hyco.storage.store import Store
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

@@ -20,32 +20,32 @@ import pyarrow as pa
 import pyarrow.compute
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from models.grounding.detector import Reader
-from pipeline.config import Config, ConfigError, digest
-from pipeline.mining import grounder as ground
-from pipeline.mining.absence import Absence, AbsenceConfig
-from pipeline.mining.detections_table import Clock, Rows, noting, remedy
-from pipeline.mining.known_detections import KnownDetections
-from pipeline.mining.mine_chunk import chunks, mine_chunk, take_boxes
-from pipeline.mining.noun_phrases import NounConfig, NounExtractor
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.runtime.run_units import run_units
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.reading_rules import READING
-from pipeline.sources.records import NOT_DOWNLOADED, Limits
-from pipeline.sources.source import Source, Unit, look_again, open_source, open_unit
-from storage.deletions import OPTED_OUT
-from storage.detections import write_detections, write_failures
-from storage.home import Home, UnitResults
-from storage.sample import Failure
-from storage.sealed import seal
-from storage.summary import COUNTS, total, whole
+from hyco.models.grounding.detector import Reader
+from hyco.pipeline.config import Config, ConfigError, digest
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining.absence import Absence, AbsenceConfig
+from hyco.pipeline.mining.detections_table import Clock, Rows, noting, remedy
+from hyco.pipeline.mining.known_detections import KnownDetections
+from hyco.pipeline.mining.mine_chunk import chunks, mine_chunk, take_boxes
+from hyco.pipeline.mining.noun_phrases import NounConfig, NounExtractor
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.runtime.run_units import run_units
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.reading_rules import READING
+from hyco.pipeline.sources.records import NOT_DOWNLOADED, Limits
+from hyco.pipeline.sources.source import Source, Unit, look_again, open_source, open_unit
+from hyco.storage.deletions import OPTED_OUT
+from hyco.storage.detections import write_detections, write_failures
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.sample import Failure
+from hyco.storage.sealed import seal
+from hyco.storage.summary import COUNTS, total, whole
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 
 if TYPE_CHECKING:
-    from models.grounding.detector import Detector
-    from pipeline.runtime.executor import Executor
+    from hyco.models.grounding.detector import Detector
+    from hyco.pipeline.runtime.executor import Executor
 
 Report = Callable[[int], None]
 

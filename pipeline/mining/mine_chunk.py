@@ -9,15 +9,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from models.grounding.detector import Detection, Detector, Reader
-from pipeline.imaging.decode import ImageError, decode, inspect
-from pipeline.mining.absence import Absence, best_scores, histogram
-from pipeline.mining.detections_table import Clock, Rows
-from pipeline.mining.known_detections import KnownDetections
-from pipeline.mining.noun_phrases import NounExtractor, Phrase
-from pipeline.sources.language import FOREIGN, LANGUAGES, language_fraction
-from pipeline.sources.records import Limits
-from storage.sample import Failure, Sample
+from hyco.models.grounding.detector import Detection, Detector, Reader
+from hyco.pipeline.imaging.decode import ImageError, decode, inspect
+from hyco.pipeline.mining.absence import Absence, best_scores, histogram
+from hyco.pipeline.mining.detections_table import Clock, Rows
+from hyco.pipeline.mining.known_detections import KnownDetections
+from hyco.pipeline.mining.noun_phrases import NounExtractor, Phrase
+from hyco.pipeline.sources.language import FOREIGN, LANGUAGES, language_fraction
+from hyco.pipeline.sources.records import Limits
+from hyco.storage.sample import Failure, Sample
 
 S = TypeVar("S")
 R = TypeVar("R")

@@ -20,9 +20,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config import Config, ConfigError
-from pipeline.mining.alt_text import pieces, readable
-from pipeline.mining.mistaken_verbs import repaired
+from hyco.pipeline.config import Config, ConfigError
+from hyco.pipeline.mining.alt_text import pieces, readable
+from hyco.pipeline.mining.mistaken_verbs import repaired
 
 RULES = {1: "grit-1", 2: "grit-2", 3: "grit-3"}
 """Version of the rules in this file by edition: change it whenever their result changes."""
@@ -159,7 +159,7 @@ class NounExtractor:
                 f"the configuration was made with noun rules {config.rules}, but here they are {now}: the list has "
                 "changed since; start again to mine with these"
             )
-        from pipeline.mining.caption_parser import load_parser
+        from hyco.pipeline.mining.caption_parser import load_parser
 
         self.nlp = load_parser(config.model)
         starred = abstract_nouns(config.abstract)

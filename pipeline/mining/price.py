@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow.compute
 
-from pipeline.mining.grounder import SOURCE
-from pipeline.mining.known_detections import KnownDetections, phrases_to_ask
-from pipeline.mining.mine import MineConfig, busy_seconds, done_units, results
-from pipeline.mining.noun_phrases import NounExtractor
-from pipeline.sources.source import Source, Unit, UnitGoneError, open_source
-from storage.home import Home
-from storage.summary import total
+from hyco.pipeline.mining.grounder import SOURCE
+from hyco.pipeline.mining.known_detections import KnownDetections, phrases_to_ask
+from hyco.pipeline.mining.mine import MineConfig, busy_seconds, done_units, results
+from hyco.pipeline.mining.noun_phrases import NounExtractor
+from hyco.pipeline.sources.source import Source, Unit, UnitGoneError, open_source
+from hyco.storage.home import Home
+from hyco.storage.summary import total
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from pipeline.config import digest
-from pipeline.imaging.decode import ImageError, inspect
-from pipeline.packing.dataset_gate import QualityConfig, gate
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.sources.listing import Listing, absolute_source, list_source
-from storage.home import Home
-from storage.layout import SHARDS
-from storage.shard import read_shard
-from storage.store import Object, Store
-from storage.versions import ShardRef, Version, shard_ref
+from hyco.pipeline.config import digest
+from hyco.pipeline.imaging.decode import ImageError, inspect
+from hyco.pipeline.packing.dataset_gate import QualityConfig, gate
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.sources.listing import Listing, absolute_source, list_source
+from hyco.storage.home import Home
+from hyco.storage.layout import SHARDS
+from hyco.storage.shard import read_shard
+from hyco.storage.store import Object, Store
+from hyco.storage.versions import ShardRef, Version, shard_ref
 
 _READERS = 4
 

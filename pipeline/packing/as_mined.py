@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.sources.source import Unit
-from storage.deletions import OPTED_OUT
-from storage.detections import read_failures
-from storage.objects import open_object
-from storage.sample import Failure, Sample
-from storage.store import Store
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.deletions import OPTED_OUT
+from hyco.storage.detections import read_failures
+from hyco.storage.objects import open_object
+from hyco.storage.sample import Failure, Sample
+from hyco.storage.store import Store
 
 _NAMES = 3
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.imaging.perceptual_hash import near_pairs
-from pipeline.packing.filters import FILTERED
-from pipeline.packing.image_hashes import Hashes, Place, evaluation_units, hashes_of
-from pipeline.packing.repeats import detections_of, mark, repeats, usable_keys
-from pipeline.packing.select_parts import SelectionConfig
-from pipeline.packing.source_columns import refused as refused_by
-from pipeline.sources.source import Unit
-from storage.home import Home
+from hyco.pipeline.imaging.perceptual_hash import near_pairs
+from hyco.pipeline.packing.filters import FILTERED
+from hyco.pipeline.packing.image_hashes import Hashes, Place, evaluation_units, hashes_of
+from hyco.pipeline.packing.repeats import detections_of, mark, repeats, usable_keys
+from hyco.pipeline.packing.select_parts import SelectionConfig
+from hyco.pipeline.packing.source_columns import refused as refused_by
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.home import Home
 
 REPEATED, NEAR, CONTAMINATED = "repeated", "near_duplicates", "contaminated"
 WHERE = f"{FILTERED}_where"

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import Config
-from pipeline.mining.absence import accepted_fraction
-from storage.home import Home
-from storage.versions import Version
+from hyco.pipeline.config import Config
+from hyco.pipeline.mining.absence import accepted_fraction
+from hyco.storage.home import Home
+from hyco.storage.versions import Version
 
 SCORE_BINS = 20
 _REPAIR = (

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute
 from pydantic import Field, field_validator
 
-from pipeline.config import Config
-from pipeline.packing.where import Where
-from pipeline.sources.language import LANGUAGES, language_fraction
+from hyco.pipeline.config import Config
+from hyco.pipeline.packing.where import Where
+from hyco.pipeline.sources.language import LANGUAGES, language_fraction
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import digest
-from pipeline.imaging.decode import ImageError, decode
-from pipeline.imaging.perceptual_hash import BYTES, VERSION, perceptual_hash
-from pipeline.runtime.executor import Executor
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.runtime.run_units import run_units
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.listing import EmptySourceError
-from pipeline.sources.records import Limits
-from pipeline.sources.source import Unit, open_source, open_unit
-from pipeline.sources.tar_rows import IMAGES
-from storage.home import Home, UnitResults
-from storage.objects import read_object
-from storage.sample import content_key
-from storage.sealed import read_table, write_table
+from hyco.pipeline.config import digest
+from hyco.pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.imaging.perceptual_hash import BYTES, VERSION, perceptual_hash
+from hyco.pipeline.runtime.executor import Executor
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.runtime.run_units import run_units
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.listing import EmptySourceError
+from hyco.pipeline.sources.records import Limits
+from hyco.pipeline.sources.source import Unit, open_source, open_unit
+from hyco.pipeline.sources.tar_rows import IMAGES
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.objects import read_object
+from hyco.storage.sample import content_key
+from hyco.storage.sealed import read_table, write_table
 
 BARE = "images of "
 """Begins the path of a unit of images without captions."""

@@ -17,29 +17,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.config import Config, digest
-from pipeline.imaging.crop import crop_box, shrink_to_short_side
-from pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
-from pipeline.packing.as_mined import AsMined
-from pipeline.packing.copies import REPEATED, WHERE, LeftOut, left_out, marked
-from pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
-from pipeline.packing.filters import FILTERED, image_counts
-from pipeline.packing.image_hashes import Place, evaluation_units, hash_all
-from pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts, without_captions
-from pipeline.packing.source_columns import read_columns
-from pipeline.runtime.executor import Executor, InProcess
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.runtime.run_units import run_units
-from pipeline.sources.records import Limits
-from pipeline.sources.source import Unit, look_again, open_source, open_unit
-from storage.deletions import Tombstones
-from storage.detections import read_detections, write_failures
-from storage.home import Home, UnitResults
-from storage.layout import SHARDS
-from storage.objects import open_object
-from storage.sample import Failure, Part, Sample, TrainingSample
-from storage.shard import write_shard
-from storage.versions import ShardRef, Version, check_label, shard_ref
+from hyco.pipeline.config import Config, digest
+from hyco.pipeline.imaging.crop import crop_box, shrink_to_short_side
+from hyco.pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
+from hyco.pipeline.packing.as_mined import AsMined
+from hyco.pipeline.packing.copies import REPEATED, WHERE, LeftOut, left_out, marked
+from hyco.pipeline.packing.dataset_gate import Check, QualityConfig, gate, scores_of
+from hyco.pipeline.packing.filters import FILTERED, image_counts
+from hyco.pipeline.packing.image_hashes import Place, evaluation_units, hash_all
+from hyco.pipeline.packing.select_parts import AcceptedPart, SelectionConfig, select_parts, without_captions
+from hyco.pipeline.packing.source_columns import read_columns
+from hyco.pipeline.runtime.executor import Executor, InProcess
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.runtime.run_units import run_units
+from hyco.pipeline.sources.records import Limits
+from hyco.pipeline.sources.source import Unit, look_again, open_source, open_unit
+from hyco.storage.deletions import Tombstones
+from hyco.storage.detections import read_detections, write_failures
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.layout import SHARDS
+from hyco.storage.objects import open_object
+from hyco.storage.sample import Failure, Part, Sample, TrainingSample
+from hyco.storage.shard import write_shard
+from hyco.storage.versions import ShardRef, Version, check_label, shard_ref
 
 SPLITS = ("train", "val")
 EXAMPLES = 20  # images left out that the record of a unit names

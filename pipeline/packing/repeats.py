@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.packing.select_parts import SelectionConfig, select_parts
-from pipeline.sources.source import Unit
-from storage.detections import read_detections
-from storage.objects import open_object
-from storage.store import Store
+from hyco.pipeline.packing.select_parts import SelectionConfig, select_parts
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.detections import read_detections
+from hyco.storage.objects import open_object
+from hyco.storage.store import Store
 
 _READS = 8
 

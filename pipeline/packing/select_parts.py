@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute
 from pydantic import Field
 
-from models.grounding.boxes import competed, nms
-from pipeline.config import Config
-from pipeline.packing.filters import FilterConfig, caption_filter, passing_captions, passing_images, slim
-from storage.sample import Sample
+from hyco.models.grounding.boxes import competed, nms
+from hyco.pipeline.config import Config
+from hyco.pipeline.packing.filters import FilterConfig, caption_filter, passing_captions, passing_images, slim
+from hyco.storage.sample import Sample
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

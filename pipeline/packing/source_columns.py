@@ -10,16 +10,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import digest
-from pipeline.packing.image_hashes import Place
-from pipeline.packing.where import Where
-from pipeline.runtime.executor import Executor
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.runtime.run_units import run_units
-from pipeline.sources.source import Unit, open_unit
-from storage.home import Home, UnitResults
-from storage.objects import read_object
-from storage.sealed import read_table, write_table
+from hyco.pipeline.config import digest
+from hyco.pipeline.packing.image_hashes import Place
+from hyco.pipeline.packing.where import Where
+from hyco.pipeline.runtime.executor import Executor
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.runtime.run_units import run_units
+from hyco.pipeline.sources.source import Unit, open_unit
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.objects import read_object
+from hyco.storage.sealed import read_table, write_table
 
 _SCHEMA = pa.schema([("key", pa.string()), ("name", pa.string()), ("values", pa.string())])
 _NAMED = 12  # fields of a source, in a message

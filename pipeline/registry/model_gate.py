@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from pipeline.config import Config
-from pipeline.evaluation.metrics.catalog import find
+from hyco.pipeline.config import Config
+from hyco.pipeline.evaluation.metrics.catalog import find
 
 
 class GateConfig(Config):

@@ -10,15 +10,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.config import EvaluationSpec
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.registry.model_gate import GateConfig, Verdict, judge
-from pipeline.runtime.progress import Listener
-from pipeline.training.run_dir import RunDir, current_commit, read_config
-from storage.folder import Folder
-from storage.home import Home
-from storage.model_registry import (
+from hyco.pipeline.evaluation.config import EvaluationSpec
+from hyco.pipeline.evaluation.evaluate import evaluate
+from hyco.pipeline.evaluation.metrics.document import read_metrics
+from hyco.pipeline.registry.model_gate import GateConfig, Verdict, judge
+from hyco.pipeline.runtime.progress import Listener
+from hyco.pipeline.training.run_dir import RunDir, current_commit, read_config
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.model_registry import (
     PROMOTED,
     REFUSED,
     ROLLED_BACK,

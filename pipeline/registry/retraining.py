@@ -15,18 +15,18 @@ import pyarrow as pa
 import pyarrow.compute
 from pydantic import Field
 
-from pipeline.config import Config, digest
-from pipeline.end_to_end import JourneyConfig
-from pipeline.mining import mine as mining
-from pipeline.packing import pack as packing
-from pipeline.registry.model_gate import GateConfig
-from pipeline.sources.listing import EmptySourceError
-from pipeline.sources.source import Unit
-from pipeline.training.recipes import Recipe
-from storage.home import Home
-from storage.model_registry import ROLLED_BACK
-from storage.store import Store
-from storage.version_heads import Head, erased_keys, heads, latest, quarantined, shard_keys, with_heirs
+from hyco.pipeline.config import Config, digest
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.registry.model_gate import GateConfig
+from hyco.pipeline.sources.listing import EmptySourceError
+from hyco.pipeline.sources.source import Unit
+from hyco.pipeline.training.recipes import Recipe
+from hyco.storage.home import Home
+from hyco.storage.model_registry import ROLLED_BACK
+from hyco.storage.store import Store
+from hyco.storage.version_heads import Head, erased_keys, heads, latest, quarantined, shard_keys, with_heirs
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, Self
 
-from pipeline.config_fields import nearest
-from pipeline.runtime.calls import WorkerDiedError
-from pipeline.runtime.local_executor import InProcess, LocalExecutor
+from hyco.pipeline.config_fields import nearest
+from hyco.pipeline.runtime.calls import WorkerDiedError
+from hyco.pipeline.runtime.local_executor import InProcess, LocalExecutor
 
 __all__ = ["Executor", "InProcess", "LocalExecutor", "WorkerDiedError", "address_of", "open_executor"]
 
@@ -71,7 +71,7 @@ def open_executor(
     if workers == 0:
         return InProcess()
     if address is not None:
-        from pipeline.runtime.ray_executor import RayExecutor
+        from hyco.pipeline.runtime.ray_executor import RayExecutor
 
         return RayExecutor(address, workers, threads or 1, gpus, timeout_s=timeout_s)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
-from pipeline.runtime.calls import Report, WorkerDiedError, environment, name_of
+from hyco.pipeline.runtime.calls import Report, WorkerDiedError, environment, name_of
 
 
 class InProcess:
@@ -221,7 +221,13 @@ class LocalExecutor:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.runtime.worker", str(theirs.fileno()), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-m",
+                    "hyco.pipeline.runtime.worker",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **environment(self.threads, next(self._numbers) % self.workers)},

@@ -1,6 +1,6 @@
 """Processes that end with their parent, however it ends: a killed worker must leave no process running.
 
-python -m pipeline.runtime.parent_death PARENT COMMAND ...   becomes COMMAND, which ends with process PARENT
+python -m hyco.pipeline.runtime.parent_death PARENT COMMAND ...   becomes COMMAND, which ends with process PARENT
 """
 
 import ctypes

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.runtime.calls import Answer, Report, WorkerDiedError, answer, environment, name_of
-from pipeline.runtime.ray_cluster import connect, disconnect, gpus_of, room, told
+from hyco.pipeline.runtime.calls import Answer, Report, WorkerDiedError, answer, environment, name_of
+from hyco.pipeline.runtime.ray_cluster import connect, disconnect, gpus_of, room, told
 
 LOOK_S = 0.5  # how often the reports of a running call are fetched
 REPORTS = 1000  # reports that an actor holds; a call that makes more of them waits until they are fetched

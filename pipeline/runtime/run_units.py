@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from pipeline.runtime.calls import WorkerDiedError
-from pipeline.sources.source import UnitGoneError
+from hyco.pipeline.runtime.calls import WorkerDiedError
+from hyco.pipeline.sources.source import UnitGoneError
 
 
 def run_units(

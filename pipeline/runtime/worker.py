@@ -1,4 +1,4 @@
-"""A worker process of the local executor, which starts it as `python -m pipeline.runtime.worker FD PARENT`.
+"""A worker process of the local executor, which starts it as `python -m hyco.pipeline.runtime.worker FD PARENT`.
 
 Started as a separate program, not forked and not with multiprocessing's spawn: the parent's threads and locks are not
 copied, and its main module (pytest, Prefect, a notebook) is not imported again.
@@ -12,8 +12,8 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.runtime.calls import answer
-from pipeline.runtime.parent_death import die_with
+from hyco.pipeline.runtime.calls import answer
+from hyco.pipeline.runtime.parent_death import die_with
 
 
 def main() -> None:

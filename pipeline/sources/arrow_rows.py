@@ -6,11 +6,11 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.records import Limits, SourceRecord
-from pipeline.sources.table_rows import Row, columns_of, holds_bytes, is_json, torn, value_of
-from pipeline.sources.tar_rows import Admit
-from storage.store import Store
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.records import Limits, SourceRecord
+from hyco.pipeline.sources.table_rows import Row, columns_of, holds_bytes, is_json, torn, value_of
+from hyco.pipeline.sources.tar_rows import Admit
+from hyco.storage.store import Store
 
 _FILE = b"ARROW1"
 _END = b"\xff\xff\xff\xff\0\0\0\0"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pipeline.config import Config, ConfigError, nearest
+from hyco.pipeline.config import Config, ConfigError, nearest
 
 Captions = list[Any]
 Objects = list[dict[str, Any]]

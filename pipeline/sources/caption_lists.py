@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.sources.columns import Columns
-from pipeline.sources.image_files import FILES
-from pipeline.sources.records import (
+from hyco.pipeline.sources.columns import Columns
+from hyco.pipeline.sources.image_files import FILES
+from hyco.pipeline.sources.records import (
     CAPTION_OPTION,
     CAPTIONS,
     IMAGE_OPTION,
@@ -22,9 +22,9 @@ from pipeline.sources.records import (
     depth_of,
     parse_json,
 )
-from pipeline.sources.table_rows import NUMBERED
-from pipeline.sources.tar_rows import IMAGES
-from storage.sample import short
+from hyco.pipeline.sources.table_rows import NUMBERED
+from hyco.pipeline.sources.tar_rows import IMAGES
+from hyco.storage.sample import short
 
 _DELIMITERS = ",\t;|"
 _SHOWN = 50  # annotations whose fields a message names

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pipeline.config import Config
-from pipeline.sources.boxes import BoxFields
+from hyco.pipeline.config import Config
+from hyco.pipeline.sources.boxes import BoxFields
 
 
 class Columns(Config):

@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.sources.caption_lists import Entry, csv_entries, json_entries
-from pipeline.sources.columns import Columns
-from pipeline.sources.image_files import image_file
-from pipeline.sources.known_hashes import KnownHashes
-from pipeline.sources.listing import BESIDE, kind_of
-from pipeline.sources.records import (
+from hyco.pipeline.sources.caption_lists import Entry, csv_entries, json_entries
+from hyco.pipeline.sources.columns import Columns
+from hyco.pipeline.sources.image_files import image_file
+from hyco.pipeline.sources.known_hashes import KnownHashes
+from hyco.pipeline.sources.listing import BESIDE, kind_of
+from hyco.pipeline.sources.records import (
     Limits,
     RecordError,
     SourceRecord,
 )
-from pipeline.sources.tar_rows import IMAGES, TEXTS, Admit, Run, sample_row
-from storage.sample import short
-from storage.store import Store, content_mark
+from hyco.pipeline.sources.tar_rows import IMAGES, TEXTS, Admit, Run, sample_row
+from hyco.storage.sample import short
+from hyco.storage.store import Store, content_mark
 
 PER_UNIT = 1000
 """Entries of one unit, the last one excepted."""

@@ -3,9 +3,9 @@
 import stat
 from pathlib import Path
 
-from pipeline.sources.records import Limits, RecordError
-from storage.sample import short
-from storage.store import Store
+from hyco.pipeline.sources.records import Limits, RecordError
+from hyco.storage.sample import short
+from hyco.storage.store import Store
 
 FILES = (
     *("file", "image", "file_name", "filename", "path"),

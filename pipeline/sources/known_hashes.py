@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from storage.derived import Derived
-from storage.files import sha256_of
-from storage.store import Store, file_mark
+from hyco.storage.derived import Derived
+from hyco.storage.files import sha256_of
+from hyco.storage.store import Store, file_mark
 
 SETTLED_S = 2.0
 """Minimum age of a file, in seconds, before its hash is kept: longer than a tick of any filesystem's clock."""

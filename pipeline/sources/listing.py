@@ -13,8 +13,8 @@ from pathlib import Path
 import braceexpand
 import fsspec.utils
 
-from pipeline.sources.tar_rows import IMAGES, TEXTS
-from storage.store import Store
+from hyco.pipeline.sources.tar_rows import IMAGES, TEXTS
+from hyco.storage.store import Store
 
 BESIDE = "*"
 """Kind of a folder of images with a text file beside each; the paths of its units end so."""

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.imaging.decode import ImageError, inspect
-from pipeline.imaging.orientation import told_orientation
-from pipeline.sources.gathered import PER_UNIT, units_of
-from pipeline.sources.listing import BESIDE
-from pipeline.sources.readers import READERS
-from pipeline.sources.records import NOT_DOWNLOADED, RecordError, clean
-from pipeline.sources.source import Labels, Source, Spool
-from storage.sample import short
+from hyco.pipeline.imaging.decode import ImageError, inspect
+from hyco.pipeline.imaging.orientation import told_orientation
+from hyco.pipeline.sources.gathered import PER_UNIT, units_of
+from hyco.pipeline.sources.listing import BESIDE
+from hyco.pipeline.sources.readers import READERS
+from hyco.pipeline.sources.records import NOT_DOWNLOADED, RecordError, clean
+from hyco.pipeline.sources.source import Labels, Source, Spool
+from hyco.storage.sample import short
 
 KINDS = {
     ".tar": "tars (webdataset, img2dataset)",

@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.records import Limits, SourceRecord
-from pipeline.sources.table_rows import Row, columns_of, holds_bytes, is_json, texts_of, torn, value_of
-from pipeline.sources.tar_rows import Admit
-from storage.store import Store
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.records import Limits, SourceRecord
+from hyco.pipeline.sources.table_rows import Row, columns_of, holds_bytes, is_json, texts_of, torn, value_of
+from hyco.pipeline.sources.tar_rows import Admit
+from hyco.storage.store import Store
 
 _BATCH = 32
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pipeline.sources.arrow_rows import arrow_rows
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.image_files import FILES, beside, image_file
-from pipeline.sources.parquet_rows import parquet_rows
-from pipeline.sources.records import (
+from hyco.pipeline.sources.arrow_rows import arrow_rows
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.image_files import FILES, beside, image_file
+from hyco.pipeline.sources.parquet_rows import parquet_rows
+from hyco.pipeline.sources.records import (
     IMAGE_OPTION,
     Limits,
     RecordError,
@@ -16,8 +16,8 @@ from pipeline.sources.records import (
     failed_download,
     parse_object,
 )
-from pipeline.sources.tar_rows import Admit, tar_rows
-from storage.store import Store
+from hyco.pipeline.sources.tar_rows import Admit, tar_rows
+from hyco.storage.store import Store
 
 _LONGEST_LINE = (
     Limits().max_text

@@ -11,15 +11,15 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.imaging.orientation import has_exif, told_orientation
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.markup import plain_text
-from pipeline.sources.parquet_rows import caption_texts
-from pipeline.sources.readers import lines
-from pipeline.sources.records import CAPTIONS, Limits, RecordError, parse_object
-from pipeline.sources.table_rows import columns_of
-from pipeline.sources.tar_rows import IMAGES, TEXTS, repeats_names, uncompressed
-from storage.tar import Member, read_members
+from hyco.pipeline.imaging.orientation import has_exif, told_orientation
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.markup import plain_text
+from hyco.pipeline.sources.parquet_rows import caption_texts
+from hyco.pipeline.sources.readers import lines
+from hyco.pipeline.sources.records import CAPTIONS, Limits, RecordError, parse_object
+from hyco.pipeline.sources.table_rows import columns_of
+from hyco.pipeline.sources.tar_rows import IMAGES, TEXTS, repeats_names, uncompressed
+from hyco.storage.tar import Member, read_members
 
 READING = 3
 """Version of the rules: 2 since mark-up is undone and a name that comes again in a tar begins a new sample; 3 since

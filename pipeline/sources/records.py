@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import Config
-from pipeline.imaging.decode import MAX_BYTES, MAX_PIXELS
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.markup import plain_text
-from storage.sample import short
+from hyco.pipeline.config import Config
+from hyco.pipeline.imaging.decode import MAX_BYTES, MAX_PIXELS
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.markup import plain_text
+from hyco.storage.sample import short
 
 NOT_DOWNLOADED = "not_downloaded"
 """Code of img2dataset's own failed rows: they are counted, and are no failures of the shard."""

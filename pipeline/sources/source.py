@@ -19,22 +19,22 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.imaging.decode import ImageError, inspect
-from pipeline.imaging.orientation import told_orientation, with_orientation
-from pipeline.sources.boxes import BoxFields, objects_from
-from pipeline.sources.caption_lists import Entry
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.gathered import rows as gathered_rows
-from pipeline.sources.gathered import units_of
-from pipeline.sources.known_hashes import KnownHashes
-from pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
-from pipeline.sources.readers import READERS, jsonl_sizes
-from pipeline.sources.reading_rules import differs
-from pipeline.sources.records import Limits, RecordError, SourceRecord, clean, join_objects
-from pipeline.sources.tar_rows import Admit
-from storage.deletions import NONE, OPTED_OUT
-from storage.sample import Failure, Sample, content_key, short
-from storage.store import Store, content_mark
+from hyco.pipeline.imaging.decode import ImageError, inspect
+from hyco.pipeline.imaging.orientation import told_orientation, with_orientation
+from hyco.pipeline.sources.boxes import BoxFields, objects_from
+from hyco.pipeline.sources.caption_lists import Entry
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.gathered import rows as gathered_rows
+from hyco.pipeline.sources.gathered import units_of
+from hyco.pipeline.sources.known_hashes import KnownHashes
+from hyco.pipeline.sources.listing import BESIDE, kind_of, list_source, store_of
+from hyco.pipeline.sources.readers import READERS, jsonl_sizes
+from hyco.pipeline.sources.reading_rules import differs
+from hyco.pipeline.sources.records import Limits, RecordError, SourceRecord, clean, join_objects
+from hyco.pipeline.sources.tar_rows import Admit
+from hyco.storage.deletions import NONE, OPTED_OUT
+from hyco.storage.sample import Failure, Sample, content_key, short
+from hyco.storage.store import Store, content_mark
 
 _MEMORY = 64 << 20
 _HASHERS = 4

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.sources.columns import Columns
-from pipeline.sources.image_files import FILES, image_file
-from pipeline.sources.records import (
+from hyco.pipeline.sources.columns import Columns
+from hyco.pipeline.sources.image_files import FILES, image_file
+from hyco.pipeline.sources.records import (
     CAPTION_OPTION,
     CAPTIONS,
     IMAGE_OPTION,
@@ -23,8 +23,8 @@ from pipeline.sources.records import (
     depth_of,
     failed_download,
 )
-from pipeline.sources.tar_rows import IMAGES, Admit
-from storage.store import Store
+from hyco.pipeline.sources.tar_rows import IMAGES, Admit
+from hyco.storage.store import Store
 
 NUMBERED = re.compile(r"(?:caption|text|sentence)_?\d+")
 """Caption columns that are used where there is none of the usual names."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.records import (
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.records import (
     Limits,
     RecordError,
     SourceRecord,
@@ -22,9 +22,9 @@ from pipeline.sources.records import (
     failed_download,
     parse_object,
 )
-from storage.sample import short
-from storage.store import Store
-from storage.tar import Member, TornTarError, read_members
+from hyco.storage.sample import short
+from hyco.storage.store import Store
+from hyco.storage.tar import Member, TornTarError, read_members
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "img", "image"))
 TEXTS = ("txt", "caption", "text", "cap")

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.config import Config
-from pipeline.imaging.crop import letterbox
-from pipeline.imaging.decode import ImageError, decode
-from pipeline.imaging.resize import Box, cut_and_resize
-from storage.sample import Part, TrainingSample
+from hyco.pipeline.config import Config
+from hyco.pipeline.imaging.crop import letterbox
+from hyco.pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.imaging.resize import Box, cut_and_resize
+from hyco.storage.sample import Part, TrainingSample
 
 Range = tuple[float, float]
 Strength = Annotated[float, Field(ge=0)]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.clip import DualEncoder
-from models.losses import objective as objectives
-from pipeline.runtime.device import autocasts, resolve_device
-from pipeline.training.recipes import Recipe
+from hyco.models.clip import DualEncoder
+from hyco.models.losses import objective as objectives
+from hyco.pipeline.runtime.device import autocasts, resolve_device
+from hyco.pipeline.training.recipes import Recipe
 
 WORTH_MEASURING = 1_000_000
 """Minimum number of samples of a training that is measured before it starts: fewer take hours at most."""

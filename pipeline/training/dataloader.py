@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.encoders.tokenizer import Tokenizer
-from pipeline.training.augment import DataConfig, choose, render
-from storage.local_cache import open_cached
-from storage.objects import DamagedError, check_sha256
-from storage.sample import TrainingSample
-from storage.shard import read_shard
-from storage.store import Store
-from storage.versions import ShardRef
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.training.augment import DataConfig, choose, render
+from hyco.storage.local_cache import open_cached
+from hyco.storage.objects import DamagedError, check_sha256
+from hyco.storage.sample import TrainingSample
+from hyco.storage.shard import read_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import ShardRef
 
 Position = dict[str, int]
 Index = np.ndarray  # int64 [n, 2]: shard, sample within it

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.checkpoints import read_checkpoint
-from models.clip import DualEncoder, load_weights
-from models.encoders.tokenizer import Tokenizer
-from models.lora import adapt_, freeze_, require_peft
-from pipeline.training.recipes import Recipe
-from storage.folder import Folder
+from hyco.models.checkpoints import read_checkpoint
+from hyco.models.clip import DualEncoder, load_weights
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.models.lora import adapt_, freeze_, require_peft
+from hyco.pipeline.training.recipes import Recipe
+from hyco.storage.folder import Folder
 
 OF_SOME_ROWS = ("log_scale_", "sigmoid_bias")  # left out where the recipe's rows do not use them
 # Parameters that do not depend on the space; alphas, curvature and temperature do.

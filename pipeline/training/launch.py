@@ -1,4 +1,4 @@
-"""Training in separate processes, under torchrun: `torchrun -m pipeline.training.train DIR`, on one node or several.
+"""Training in separate processes, under torchrun (`-m hyco.pipeline.training.train DIR`), on one node or several.
 
 The parent only reads lines, so a flow that supervises a training holds no model and no GPU memory, and training ends
 when the flow does.
@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pipeline.runtime.stop import GRACE_S, StoppedError, TerminatedError, terminable, where
-from pipeline.training.nodes import Nodes
-from pipeline.training.run_dir import RunDir, finished
-from storage.folder import Folder
+from hyco.pipeline.runtime.stop import GRACE_S, StoppedError, TerminatedError, terminable, where
+from hyco.pipeline.training.nodes import Nodes
+from hyco.pipeline.training.run_dir import RunDir, finished
+from hyco.storage.folder import Folder
 
 USER_ERROR = "hyco: error:"  # start of the line in which pipeline.training.train reports a user's mistake
 # "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", printed by pipeline.runtime.progress
@@ -58,8 +58,8 @@ def launch(
     # Gloo would search for the interface of the machine's host name.
     reach = nodes.environment() if nodes else {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     command = [sys.executable, "-m", "torch.distributed.run", *meet, f"--nproc-per-node={processes}"]
-    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "pipeline.training.train", str(folder)]
-    guard = [sys.executable, "-m", "pipeline.runtime.parent_death", str(os.getpid())]
+    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "hyco.pipeline.training.train", str(folder)]
+    guard = [sys.executable, "-m", "hyco.pipeline.runtime.parent_death", str(os.getpid())]
     with terminable():
         process = subprocess.Popen(
             [*guard, *command],

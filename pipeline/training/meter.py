@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from models.clip import ClipConfig, image_tower
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
+from hyco.models.clip import ClipConfig, image_tower
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
 
 SIDE = {"cuda": 8192, "cpu": 768}
 """Rows and columns of the measured matrix product."""

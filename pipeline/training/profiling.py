@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.runtime.device import resolve_device
-from pipeline.training.dataloader import on_device
-from pipeline.training.meter import now
-from pipeline.training.run_dir import RunConfig, RunDir, read_config
-from pipeline.training.setup import assemble, step_gradient, update
-from storage.folder import Folder
+from hyco.pipeline.runtime.device import resolve_device
+from hyco.pipeline.training.dataloader import on_device
+from hyco.pipeline.training.meter import now
+from hyco.pipeline.training.run_dir import RunConfig, RunDir, read_config
+from hyco.pipeline.training.setup import assemble, step_gradient, update
+from hyco.storage.folder import Folder
 
 WARM_UP = 3  # steps before the trace: allocation, and compilation where it is on
 LARGEST = 3

@@ -11,11 +11,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.clip import ClipConfig
-from models.encoders.poincare_resnet import PoincareResNetConfig
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
-from models.losses.objective import (
+from hyco.models.clip import ClipConfig
+from hyco.models.encoders.poincare_resnet import PoincareResNetConfig
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
+from hyco.models.losses.objective import (
     Geometry,
     ObjectiveConfig,
     angle_objective,
@@ -28,8 +28,8 @@ from models.losses.objective import (
     siglip_objective,
     uncha_objective,
 )
-from pipeline.config import Config, ConfigError, nearest
-from pipeline.training.augment import DataConfig
+from hyco.pipeline.config import Config, ConfigError, nearest
+from hyco.pipeline.training.augment import DataConfig
 
 
 class OptimiserConfig(Config):

@@ -17,21 +17,21 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from models.lora import merge_
-from pipeline.config import Config, ConfigError, digest, essence
-from pipeline.embedder import save_model
-from pipeline.runtime.device import autocasts, machine_of
-from pipeline.training.init_from import resolved
-from pipeline.training.recipes import Recipe
-from pipeline.training.run_protocol import speed, summary
-from pipeline.training.step_log import read_log
-from storage.files import atomic_directory
-from storage.folder import Folder
-from storage.home import Home
-from storage.lease import Lease
-from storage.local_cache import cache_identity
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.models.lora import merge_
+from hyco.pipeline.config import Config, ConfigError, digest, essence
+from hyco.pipeline.embedder import save_model
+from hyco.pipeline.runtime.device import autocasts, machine_of
+from hyco.pipeline.training.init_from import resolved
+from hyco.pipeline.training.recipes import Recipe
+from hyco.pipeline.training.run_protocol import speed, summary
+from hyco.pipeline.training.step_log import read_log
+from hyco.storage.files import atomic_directory
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.lease import Lease
+from hyco.storage.local_cache import cache_identity
 
 RunDir = str | Path | Folder
 LOGS = ("log.jsonl", "tensorboard")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from models.clip import load_weights
-from storage.checkpoint import Checkpoints, Content
+from hyco.models.clip import load_weights
+from hyco.storage.checkpoint import Checkpoints, Content
 
 ENDS = 20  # number of logged steps over which the first and the last loss are averaged
 

@@ -12,21 +12,21 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from models.losses import objective as objectives
-from pipeline.runtime.device import autocasts
-from pipeline.training import strategy
-from pipeline.training.dataloader import START, Batch, Batches, Position, ShardFile, shard_file
-from pipeline.training.ema import WeightAverage
-from pipeline.training.init_from import start_path, started
-from pipeline.training.recipes import OptimiserConfig, Recipe
-from pipeline.training.run_dir import LOGS, RunConfig
-from pipeline.training.run_protocol import decay_groups, load_checkpoint
-from pipeline.training.step import Gradient, Scalars, gradient
-from storage.checkpoint import Checkpoints, open_checkpoints
-from storage.folder import Folder
-from storage.home import Home
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.models.losses import objective as objectives
+from hyco.pipeline.runtime.device import autocasts
+from hyco.pipeline.training import strategy
+from hyco.pipeline.training.dataloader import START, Batch, Batches, Position, ShardFile, shard_file
+from hyco.pipeline.training.ema import WeightAverage
+from hyco.pipeline.training.init_from import start_path, started
+from hyco.pipeline.training.recipes import OptimiserConfig, Recipe
+from hyco.pipeline.training.run_dir import LOGS, RunConfig
+from hyco.pipeline.training.run_protocol import decay_groups, load_checkpoint
+from hyco.pipeline.training.step import Gradient, Scalars, gradient
+from hyco.storage.checkpoint import Checkpoints, open_checkpoints
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
 
 TOKENIZER_CAPTIONS = 200_000  # maximum number of texts for training a tokenizer
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.clip import DualEncoder
+from hyco.models.clip import DualEncoder
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """images [B, S, S, 3], tokens [B, N], image_boxes [P, S, S, 3], token_boxes [P, M]; parts in the order of samples."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.hyperbolic import product
-from pipeline.training.sinks import open_sinks
-from storage.folder import Folder
-from storage.store import Store
+from hyco.models.hyperbolic import product
+from hyco.pipeline.training.sinks import open_sinks
+from hyco.storage.folder import Folder
+from hyco.storage.store import Store
 
 QUANTILES = (0.05, 0.5, 0.95)
 

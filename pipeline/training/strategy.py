@@ -8,7 +8,7 @@ import torch.fx.experimental._config
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.encoders.text import TextTransformer
+from hyco.models.encoders.text import TextTransformer
 
 VARIANTS = 64
 """Maximum number of compiled variants of a block: towers, with and without gradient, all tokens or one."""

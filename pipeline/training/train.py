@@ -1,6 +1,6 @@
 """Training, top to bottom: one process, or several under torchrun; resumes by itself.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m pipeline.training.train HOME/runs/NAME
+    python -m torch.distributed.run --nproc-per-node 2 -m hyco.pipeline.training.train HOME/runs/NAME
 
 HOME is a directory, which all nodes must see, or an fsspec URL.
 
@@ -25,14 +25,14 @@ import torch.distributed.nn.functional
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.runtime.device import resolve_device
-from pipeline.runtime.parent_death import die_with
-from pipeline.runtime.progress import Listener, Progress
-from pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
-from pipeline.training.dataloader import on_device
-from pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
-from pipeline.training.recipes import Recipe
-from pipeline.training.run_dir import (
+from hyco.pipeline.runtime.device import resolve_device
+from hyco.pipeline.runtime.parent_death import die_with
+from hyco.pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
+from hyco.pipeline.training.dataloader import on_device
+from hyco.pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
+from hyco.pipeline.training.recipes import Recipe
+from hyco.pipeline.training.run_dir import (
     LOGS,
     RunConfig,
     RunDir,
@@ -42,8 +42,8 @@ from pipeline.training.run_dir import (
     open_run,
     prepare,
 )
-from pipeline.training.run_protocol import learning_rate, require_finite, save_checkpoint, set_rate
-from pipeline.training.setup import (
+from hyco.pipeline.training.run_protocol import learning_rate, require_finite, save_checkpoint, set_rate
+from hyco.pipeline.training.setup import (
     assemble,
     barrier,
     checkpoint_state,
@@ -51,10 +51,10 @@ from pipeline.training.setup import (
     step_gradient,
     update,
 )
-from pipeline.training.sinks import require
-from pipeline.training.step_log import StepLog, flat, radii
-from storage.folder import Folder
-from storage.home import Home
+from hyco.pipeline.training.sinks import require
+from hyco.pipeline.training.step_log import StepLog, flat, radii
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
 
 __all__ = ["main", "make_optimiser", "prepare", "train"]
 
@@ -258,7 +258,7 @@ def _any(here: bool, group: Any) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train the run that a directory's config.json describes. SIGTERM saves a checkpoint and ends with 0."""
-    parser = argparse.ArgumentParser(prog="pipeline.training.train", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="hyco.pipeline.training.train", description=main.__doc__)
     parser.add_argument("run", help="directory or URL of a run with a config.json")
     parser.add_argument("--home", help="location of the data, if it differs from the prepared run's")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

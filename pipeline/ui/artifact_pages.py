@@ -12,28 +12,28 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.curation.describe import brief
-from pipeline.curation.flags import flags
-from pipeline.evaluation.metrics.document import upgrade
-from pipeline.evaluation.mined_boxes import phrase_quality
-from pipeline.evaluation.report.page import gaps
-from pipeline.evaluation.report.summary import rows as metric_rows
-from pipeline.mining.absence import accepted_fraction
-from pipeline.mining.mine import MineConfig, results
-from pipeline.packing.dataset_gate import SCORE_BINS, Check, score_histogram, verdict
-from pipeline.sources.records import objects_of
-from pipeline.sources.source import open_source
-from pipeline.training.step_log import read_log
-from pipeline.ui.lineage import MOST
-from pipeline.ui.markdown import bars, number, plain, serve_url, served, table
-from pipeline.ui.pages import HomePages
-from storage.detections import read_detections, read_failures
-from storage.folder import Folder
-from storage.home import Home
-from storage.manifest import Manifest
-from storage.model_registry import Decision
-from storage.objects import open_object
-from storage.versions import Version
+from hyco.pipeline.curation.describe import brief
+from hyco.pipeline.curation.flags import flags
+from hyco.pipeline.evaluation.metrics.document import upgrade
+from hyco.pipeline.evaluation.mined_boxes import phrase_quality
+from hyco.pipeline.evaluation.report.page import gaps
+from hyco.pipeline.evaluation.report.summary import rows as metric_rows
+from hyco.pipeline.mining.absence import accepted_fraction
+from hyco.pipeline.mining.mine import MineConfig, results
+from hyco.pipeline.packing.dataset_gate import SCORE_BINS, Check, score_histogram, verdict
+from hyco.pipeline.sources.records import objects_of
+from hyco.pipeline.sources.source import open_source
+from hyco.pipeline.training.step_log import read_log
+from hyco.pipeline.ui.lineage import MOST
+from hyco.pipeline.ui.markdown import bars, number, plain, serve_url, served, table
+from hyco.pipeline.ui.pages import HomePages
+from hyco.storage.detections import read_detections, read_failures
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.manifest import Manifest
+from hyco.storage.model_registry import Decision
+from hyco.storage.objects import open_object
+from hyco.storage.versions import Version
 
 SCORE = 0.35  # packing's default threshold
 NOISE = 0.1  # a grounder gives every phrase many boxes of low score

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.evaluation.report.charts import HEIGHT, WIDTH
-from pipeline.evaluation.report.curves import curves
-from pipeline.evaluation.report.report import chart_style
-from pipeline.training.run_dir import RunDir
-from pipeline.training.step_log import read_log
-from storage.folder import Folder
+from hyco.pipeline.evaluation.report.charts import HEIGHT, WIDTH
+from hyco.pipeline.evaluation.report.curves import curves
+from hyco.pipeline.evaluation.report.report import chart_style
+from hyco.pipeline.training.run_dir import RunDir
+from hyco.pipeline.training.step_log import read_log
+from hyco.storage.folder import Folder
 
 COLUMNS, TITLE, LEGEND, GAP = (
     3,

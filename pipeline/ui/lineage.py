@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.evaluation.report.report import chart_style
-from storage.model_registry import Decision
+from hyco.pipeline.evaluation.report.report import chart_style
+from hyco.storage.model_registry import Decision
 
 COLUMNS = ("source", "detections", "version", "run", "decision")
 MOST = 12

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.home import Home
+from hyco.storage.home import Home
 
 SERVE_URL = "http://127.0.0.1:8300"
 LONGEST = 120

@@ -9,22 +9,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.curation.compare import compare
-from pipeline.curation.describe import brief, settings
-from pipeline.curation.flags import flags
-from pipeline.evaluation.report.examples import clip, mined_samples, picture
-from pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
-from pipeline.ui import run_pages, trend
-from pipeline.ui.status import run_state
-from pipeline.ui.version_card import card
-from storage.detections import read_failures
-from storage.folder import Folder
-from storage.home import Home
-from storage.layout import log_path
-from storage.model_registry import Decision, champion_of
-from storage.objects import open_object
-from storage.sample import TrainingSample
-from storage.versions import Version, read_ref
+from hyco.pipeline.curation.compare import compare
+from hyco.pipeline.curation.describe import brief, settings
+from hyco.pipeline.curation.flags import flags
+from hyco.pipeline.evaluation.report.examples import clip, mined_samples, picture
+from hyco.pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
+from hyco.pipeline.ui import run_pages, trend
+from hyco.pipeline.ui.status import run_state
+from hyco.pipeline.ui.version_card import card
+from hyco.storage.detections import read_failures
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.layout import log_path
+from hyco.storage.model_registry import Decision, champion_of
+from hyco.storage.objects import open_object
+from hyco.storage.sample import TrainingSample
+from hyco.storage.versions import Version, read_ref
 
 SAMPLES = 24
 SHARDS = 4  # shards for the samples

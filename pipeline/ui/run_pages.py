@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation import answers
-from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.evaluation.report.charts import line_chart, number, share
-from pipeline.evaluation.report.compare_runs import beside_table, summary
-from pipeline.evaluation.report.curves import MINUS, line
-from pipeline.evaluation.report.page import duration
-from pipeline.evaluation.report.tables import tables
-from pipeline.training.step_log import flat, read_log
-from pipeline.ui.status import run_state
-from storage.folder import Folder
-from storage.model_registry import Decision
+from hyco.pipeline.evaluation import answers
+from hyco.pipeline.evaluation.metrics.document import read_metrics
+from hyco.pipeline.evaluation.report.charts import line_chart, number, share
+from hyco.pipeline.evaluation.report.compare_runs import beside_table, summary
+from hyco.pipeline.evaluation.report.curves import MINUS, line
+from hyco.pipeline.evaluation.report.page import duration
+from hyco.pipeline.evaluation.report.tables import tables
+from hyco.pipeline.training.step_log import flat, read_log
+from hyco.pipeline.ui.status import run_state
+from hyco.storage.folder import Folder
+from hyco.storage.model_registry import Decision
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError)
 SHOWN = 40  # images that two runs answered differently

@@ -30,12 +30,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from pipeline.evaluation.metrics.document import csv_text, upgrade
-from pipeline.evaluation.report import report
-from pipeline.ui import curves, lineage
-from pipeline.ui.hosts import OwnHostsOnly, own_hosts
-from pipeline.ui.pages import HomePages
-from storage.home import Home
+from hyco.pipeline.evaluation.metrics.document import csv_text, upgrade
+from hyco.pipeline.evaluation.report import report
+from hyco.pipeline.ui import curves, lineage
+from hyco.pipeline.ui.hosts import OwnHostsOnly, own_hosts
+from hyco.pipeline.ui.pages import HomePages
+from hyco.storage.home import Home
 
 T = TypeVar("T")
 HERE = Path(__file__).parent

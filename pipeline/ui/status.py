@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.curation.describe import brief
-from storage.folder import Folder
-from storage.home import Home
-from storage.summary import total
-from storage.version_heads import erased_keys, heads, latest, quarantined
+from hyco.pipeline.curation.describe import brief
+from hyco.storage.folder import Folder
+from hyco.storage.home import Home
+from hyco.storage.summary import total
+from hyco.storage.version_heads import erased_keys, heads, latest, quarantined
 
 
 def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
@@ -102,7 +102,7 @@ def run_state(folder: Folder) -> str:
 
 def _fit_state(folder: Folder) -> str:
     if folder.exists("metrics.json"):
-        from pipeline.evaluation.metrics.document import read_metrics  # torch: for homes with fits only
+        from hyco.pipeline.evaluation.metrics.document import read_metrics  # torch: for homes with fits only
 
         try:
             found = read_metrics(folder.fetch("metrics.json") / "metrics.json")

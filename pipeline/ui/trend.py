@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pipeline.evaluation.metrics.catalog import find
-from pipeline.evaluation.report.charts import tick_text, ticks
-from pipeline.evaluation.report.report import chart_style
-from pipeline.evaluation.report.tables import title, value_text
-from storage.model_registry import PROMOTED, REFUSED, Decision
+from hyco.pipeline.evaluation.metrics.catalog import find
+from hyco.pipeline.evaluation.report.charts import tick_text, ticks
+from hyco.pipeline.evaluation.report.report import chart_style
+from hyco.pipeline.evaluation.report.tables import title, value_text
+from hyco.storage.model_registry import PROMOTED, REFUSED, Decision
 
 COLUMNS, WIDTH, HEIGHT, GAP, TITLE = 2, 520, 170, 28, 34
 LEFT, RIGHT, TOP, BOTTOM = 50, 16, 10, 26

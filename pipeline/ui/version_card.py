@@ -4,12 +4,12 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from pipeline.curation.describe import settings
-from pipeline.packing.dataset_gate import left_out_of, score_histogram
-from pipeline.ui.markdown import bars, plain, table
-from storage.home import Home
-from storage.sample import TrainingSample
-from storage.versions import Version, read_ref
+from hyco.pipeline.curation.describe import settings
+from hyco.pipeline.packing.dataset_gate import left_out_of, score_histogram
+from hyco.pipeline.ui.markdown import bars, plain, table
+from hyco.storage.home import Home
+from hyco.storage.sample import TrainingSample
+from hyco.storage.versions import Version, read_ref
 
 SAMPLES = 2000  # whose phrases are counted
 PHRASES = 20

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from models.grounding.detector import Detection
-from pipeline.mining import grounder as ground
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig
-from pipeline.mining.noun_phrases import NounConfig, Phrase
-from pipeline.packing.pack import PackConfig
-from pipeline.sources.source import Unit
-from storage.home import Home
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.mining.noun_phrases import NounConfig, Phrase
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.pipeline.sources.source import Unit
+from hyco.storage.home import Home
 
 NOUN = "block"
 PACK = PackConfig(image_size=16, threshold=0.1, min_area_px=None, shard_size=4, holdout=0.2)

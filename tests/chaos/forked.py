@@ -16,11 +16,11 @@ from pathlib import Path
 
 import s3fs  # noqa: F401  (imported before the fork, not after each)
 
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.packing.pack import pack
-from pipeline.runtime.executor import InProcess, open_executor
-from storage.home import Home
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.packing.pack import pack
+from hyco.pipeline.runtime.executor import InProcess, open_executor
+from hyco.storage.home import Home
 from tests.chaos.cheap import PACK, config, mine_on_a_cluster
 
 PASSING = 75  # EX_TEMPFAIL

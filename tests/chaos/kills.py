@@ -17,10 +17,10 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from storage.gc import collect, referenced
-from storage.shard import read_shard
-from storage.store import Store
-from storage.versions import Versions
+from hyco.storage.gc import collect, referenced
+from hyco.storage.shard import read_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.chaos.forked import PASSING
 from tests.factories.files import named, tarred
 

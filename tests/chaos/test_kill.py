@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from demo import taxonomy
-from demo.write import write_shard
-from storage.detections import read_detections
-from storage.store import Store
-from storage.versions import Versions
+from hyco.demo import taxonomy
+from hyco.demo.write import write_shard
+from hyco.storage.detections import read_detections
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage.home import Home
+from hyco.storage.home import Home
 from tests.flows.operations import PATIENCE, Operation, left
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800 * PATIENCE)]
@@ -38,7 +38,7 @@ def flow_process(run: dict[str, Any]) -> int | None:
     for entry in Path("/proc").iterdir():
         try:
             command = (entry / "cmdline").read_text() if entry.name.isdigit() else ""
-            if "flows.engine" in command and mark in (entry / "environ").read_text():
+            if "hyco.flows.engine" in command and mark in (entry / "environ").read_text():
                 return int(entry.name)
         except (OSError, UnicodeDecodeError):
             continue

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import mine_all
-from pipeline.packing.pack import pack
-from pipeline.runtime.executor import InProcess, open_executor
-from storage.home import Home
-from storage.store import Store
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import mine_all
+from hyco.pipeline.packing.pack import pack
+from hyco.pipeline.runtime.executor import InProcess, open_executor
+from hyco.storage.home import Home
+from hyco.storage.store import Store
 from tests.chaos import cheap
 from tests.chaos.forked import PASSING
 from tests.chaos.kills import KillCounts, Reference, Workers, check, write_source

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.training.step_log import read_log
-from storage.home import Home
+from hyco.pipeline.training.step_log import read_log
+from hyco.storage.home import Home
 from tests.chaos.test_kill import ROOT, SMALL, journey, kill_when, scenes  # noqa: F401  a fixture
 from tests.factories.s3 import bucket
 
@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def hyco(*words: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "flows", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "hyco.flows", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.store import Store
+from hyco.storage.store import Store
 from tests.chaos.faulty_s3 import FaultyS3
 from tests.chaos.kills import KillCounts, Workers, kill_at_random, write_source
 

@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from demo.captions import Sentence, render
-from demo.foils import KINDS, foils
-from demo.layout import Group
-from demo.phrases import Saying
-from demo.scenes import World
-from demo.taxonomy import load
-from demo.write import sample_meta
+from hyco.demo.captions import Sentence, render
+from hyco.demo.foils import KINDS, foils
+from hyco.demo.layout import Group
+from hyco.demo.phrases import Saying
+from hyco.demo.scenes import World
+from hyco.demo.taxonomy import load
+from hyco.demo.write import sample_meta
 
 TREE = load()
 WORLD = World(48)

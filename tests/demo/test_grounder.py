@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from demo.grounder import FIXED_IDS, IMAGE_SIZE, SCORE_THRESHOLD, vocabulary
-from demo.grounder_figures import Question, curve, judge, measure, questions
-from demo.grounder_loss import corners, phrase_of_token, phrase_scores
-from demo.grounder_prompts import prompt_text
-from models.grounding.detector import Detection
-from pipeline.mining.grounder import open_detector
+from hyco.demo.grounder import FIXED_IDS, IMAGE_SIZE, SCORE_THRESHOLD, vocabulary
+from hyco.demo.grounder_figures import Question, curve, judge, measure, questions
+from hyco.demo.grounder_loss import corners, phrase_of_token, phrase_scores
+from hyco.demo.grounder_prompts import prompt_text
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.mining.grounder import open_detector
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights" / "grounder"
 RECALL, PRECISION = 0.90, 0.85  # what the demo promises; measured at one threshold for every scene

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from demo.grounder import build_model, build_processor
-from demo.grounder_loss import (
+from hyco.demo.grounder import build_model, build_processor
+from hyco.demo.grounder_loss import (
     LossConfig,
     Target,
     corners,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from demo import train_grounder
-from demo.grounder_loss import corners
-from demo.grounder_prompts import (
+from hyco.demo import train_grounder
+from hyco.demo.grounder_loss import corners
+from hyco.demo.grounder_prompts import (
     Lesson,
     Named,
     batch_of,
@@ -26,8 +26,8 @@ from demo.grounder_prompts import (
     target_of,
     without_article,
 )
-from demo.scenes import World
-from demo.train_grounder import Recipe, rate_at
+from hyco.demo.scenes import World
+from hyco.demo.train_grounder import Recipe, rate_at
 
 DUCK, CAR, CARS = (0.1, 0.2, 0.4, 0.5), (0.6, 0.6, 0.9, 0.8), (0.55, 0.1, 0.8, 0.3)
 TINY = Recipe(steps=3, scenes=6, processes=1, batch=2, warmup=2, refine_steps=2, refine_scenes=4)
@@ -148,7 +148,7 @@ def alive(group: int) -> list[int]:
 def test_a_run_survives_kill_9(tmp_path):
     """Two processes; the parent is killed, its helper goes with it, the same command finishes the job."""
     options = "--every 0 --steps 9 --scenes 12 --batch 2 --warmup 2 --refine-steps 3 --refine-scenes 4"
-    command = [sys.executable, "-W", "ignore", "-m", "demo.train_grounder", *options.split()]
+    command = [sys.executable, "-W", "ignore", "-m", "hyco.demo.train_grounder", *options.split()]
     command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     run = subprocess.Popen(command, start_new_session=True)
     state, deadline = tmp_path / "work" / "state.pt", time.monotonic() + 120

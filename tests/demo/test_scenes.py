@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import spacy
 
-from demo import holdout
-from demo.layout import SHORTEST, VISIBLE
-from demo.scenes import World
+from hyco.demo import holdout
+from hyco.demo.layout import SHORTEST, VISIBLE
+from hyco.demo.scenes import World
 
 WORLD = World()
 
@@ -39,7 +39,7 @@ def test_a_scene_depends_on_nothing_but_seed_and_split():
     assert _digest(fresh.scene(5, "train")) == _digest(WORLD.scene(5, "train"))
     assert _digest(WORLD.scene(5, "train")) != _digest(WORLD.scene(5, "heldout"))
     code = (
-        "import hashlib; from demo.scenes import World; s = World().scene(5, 'train');"
+        "import hashlib; from hyco.demo.scenes import World; s = World().scene(5, 'train');"
         "print(hashlib.sha256(s.image.tobytes() + repr(s.phrases).encode()).hexdigest())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from demo import taxonomy
-from demo.art import RAMPS, Art, read_svg, recolour
+from hyco.demo import taxonomy
+from hyco.demo.art import RAMPS, Art, read_svg, recolour
 
 TREE = taxonomy.load()
 

@@ -6,10 +6,10 @@ import tarfile
 
 import pytest
 
-from demo import write as module
-from demo.__main__ import main
-from demo.write import write, write_shard
-from pipeline.sources.source import open_source
+from hyco.demo import write as module
+from hyco.demo.__main__ import main
+from hyco.demo.write import write, write_shard
+from hyco.pipeline.sources.source import open_source
 
 
 def _bytes(folder):

@@ -4,6 +4,9 @@ tests/services runs the same topology as processes and the Dockerfile's steps in
 """
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,8 @@ import yaml
 from prefect.settings import Settings
 from prefect.settings.legacy import Setting, _get_settings_fields
 
-from flows.deployment.config import first
-from flows.runtime.server import environment
-from pipeline.config import override
+from hyco.flows.runtime.server import environment
+from hyco.pipeline.training.recipes import by_name
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker/compose.yaml").read_text()
@@ -30,13 +32,14 @@ def test_every_secret_comes_from_the_environment() -> None:
     asked = set(re.findall(r"\$\{([A-Z_]+)", TEXT))
     told = set(re.findall(r"^#? ?([A-Z_]+)=", (ROOT / "docker/.env.example").read_text(), re.MULTILINE))
     assert asked == told
-    for name in ("HYCO_AUTH", "POSTGRES_PASSWORD", "REDIS_PASSWORD"):
+    for name in ("HYCO_AUTH", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "HYCO_GROUNDER", "HYCO_RECIPE"):
         assert f"${{{name}:?" in TEXT, f"{name} must be refused when it is not set"
     assert not re.search(r"PASSWORD: (?!\$)|AUTH(_STRING)?: (?!\$)", TEXT)
 
 
 def test_only_the_loopback_is_open() -> None:
-    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    own = {name: service for name, service in SERVICES.items() if "profiles" not in service}
+    published = [port for service in own.values() for port in service.get("ports", [])]
     assert published == ["127.0.0.1:4200:4200", "127.0.0.1:8300:8300"]
 
 
@@ -44,7 +47,8 @@ def test_only_the_loopback_is_open() -> None:
 def test_what_stays_up_is_watched_and_restarted(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
-    if name not in ("services", "server"):  # the server's image brings its own; the services listen nowhere
+    assert service["logging"]["options"]["max-size"], "a log without a limit fills the disk"
+    if name != "server":  # its image brings one
         assert service["healthcheck"]["test"]
 
 
@@ -76,12 +80,33 @@ def test_logs_and_artifacts_of_deleted_runs_are_removed(name: str) -> None:
 
 def test_the_folder_that_is_mounted_is_watched_by_the_pool_that_is_chosen() -> None:
     command = SERVICES["deploy"]["command"]
-    assert "heavy_pool=${HYCO_HEAVY_POOL:-cpu}" in command
+    assert "--set=heavy_pool=${HYCO_HEAVY_POOL:-cpu}" in command
     (place,) = [mount.split(":")[-2] for mount in SERVICES["deploy"]["volumes"] if "HYCO_SOURCES" in mount]
-    assert f"retrain.journey.mine.source={place}" in command
-    settings = [word.replace("${HYCO_HEAVY_POOL:-cpu}", "gpu") for word in command if "=" in word]
-    made = override(first("/data"), settings)
-    assert made.heavy_pool == "gpu" and made.retrain.journey.mine.source == "/sources"
+    assert f"--source={place}" in command
+
+
+def test_grounder_and_recipe_are_those_of_the_environment(tmp_path: Path) -> None:
+    """Nobody mines photographs with the grounder of the drawings because a line was left out."""
+    told = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / "docker/.env.example").read_text(), re.MULTILINE))
+    assert told["HYCO_GROUNDER"].startswith("transformers:/weights/")
+    mounts = SERVICES["cpu-worker"]["volumes"]
+    assert any(mount.endswith(":/weights:ro") for mount in mounts)
+    assert by_name(told["HYCO_RECIPE"])
+    out = tmp_path / "prefect.yaml"
+    (tmp_path / "sources").mkdir()
+    shutil.copytree(ROOT / "demo/weights/grounder", tmp_path / "weights/grounding-dino-tiny")
+    words = [
+        re.sub(
+            "([=:])/",
+            rf"\g<1>{tmp_path}/",
+            re.sub(r"\$\{(\w+)[^}]*\}", lambda m: told.get(m[1], "gpu"), word),
+        )
+        for word in SERVICES["deploy"]["command"][1:]
+    ]
+    command = [sys.executable, "-m", "hyco.flows", *words, "--home", str(tmp_path), "--yaml", str(out)]
+    subprocess.run(command, check=True, timeout=120, cwd=ROOT)
+    text = out.read_text()
+    assert f"{tmp_path}/weights/grounding-dino-tiny" in text and f"{tmp_path}/sources" in text
 
 
 def test_an_index_of_torch_alone_is_asked_for_torch_alone() -> None:

@@ -10,8 +10,8 @@ import pytest
 import typer
 import yaml
 
-import pipeline.cli  # noqa: F401  registers the verbs
-from pipeline.cli.app import app
+import hyco.pipeline.cli  # noqa: F401  registers the verbs
+from hyco.pipeline.cli.app import app
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
 

@@ -21,14 +21,14 @@ def test_every_file_that_is_named_exists(name: str) -> None:
 
 def test_the_plug_in_points_exist() -> None:
     for module, names in {
-        "pipeline.mining.grounder": ("BACKENDS", "Backend"),
-        "models.grounding.detector": ("best_boxes", "digest_of", "check_asked", "Reader", "Detection"),
-        "pipeline.training.recipes": ("_siblings",),
-        "models.losses.objective": ("ContrastRow", "EntailmentRow", "ObjectiveConfig", "loss"),
-        "pipeline.datasets.adapters": ("ADAPTERS",),
-        "pipeline.datasets.dataset_card": ("Card",),
-        "pipeline.packing.dataset_gate": ("dataset_check", "Subject", "Check"),
-        "models.hyperbolic.nn": ("HyperbolicModule",),
+        "hyco.pipeline.mining.grounder": ("BACKENDS", "Backend"),
+        "hyco.models.grounding.detector": ("best_boxes", "digest_of", "check_asked", "Reader", "Detection"),
+        "hyco.pipeline.training.recipes": ("_siblings",),
+        "hyco.models.losses.objective": ("ContrastRow", "EntailmentRow", "ObjectiveConfig", "loss"),
+        "hyco.pipeline.datasets.adapters": ("ADAPTERS",),
+        "hyco.pipeline.datasets.dataset_card": ("Card",),
+        "hyco.pipeline.packing.dataset_gate": ("dataset_check", "Subject", "Check"),
+        "hyco.models.hyperbolic.nn": ("HyperbolicModule",),
     }.items():
         found = importlib.import_module(module)
         assert [name for name in names if not hasattr(found, name)] == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.imaging.decode import encode_jpeg
 
 Members = Iterable[tuple[str, bytes | str]] | Mapping[str, bytes | str]
 

@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.grounding.detector import Detection
-from pipeline.imaging.decode import ImageError, encode_jpeg
-from pipeline.mining import grounder as ground
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.packing import pack as packing
-from pipeline.packing.dataset_gate import QualityConfig, QualityError
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.runtime.executor import InProcess
-from storage.home import Home
-from storage.layout import MODEL_RUNS, REPORTS
-from storage.model_registry import (
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.imaging.decode import ImageError, encode_jpeg
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.packing.dataset_gate import QualityConfig, QualityError
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.storage.home import Home
+from hyco.storage.layout import MODEL_RUNS, REPORTS
+from hyco.storage.model_registry import (
     Decision,
     digest_of,
     file_entry,
     fingerprint,
     prove_folder,
 )
-from storage.store import Store
-from storage.versions import Version
+from hyco.storage.store import Store
+from hyco.storage.versions import Version
 from tests.factories.files import named, tarred
 
 SEED = 7

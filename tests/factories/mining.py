@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.grounding.detector import Detection
-from pipeline.mining import grounder as ground
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig
-from storage.detections import read_detections, read_failures
-from storage.store import Store
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.storage.detections import read_detections, read_failures
+from hyco.storage.store import Store
 from tests.factories.files import named, tarred
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}

@@ -23,6 +23,7 @@ class RayCluster:
         from ray._private.node import Node
         from ray.cluster_utils import Cluster
 
+        handler = signal.getsignal(signal.SIGTERM)  # which a node takes for itself
         with pytest.MonkeyPatch.context() as patch:  # four processes less, and six seconds
             patch.setattr(Node, "start_api_server", lambda self, **options: None)
             patch.setattr(Node, "start_monitor", lambda self: None)
@@ -30,6 +31,7 @@ class RayCluster:
                 initialize_head=True, head_node_args={**_SMALL, "num_cpus": 0, "_system_config": _QUICK}
             )
         self.nodes: list[Any] = [self.add_node(cpus) for _ in range(nodes)]
+        signal.signal(signal.SIGTERM, handler)
 
     @property
     def address(self) -> str:
@@ -38,7 +40,11 @@ class RayCluster:
 
     def add_node(self, cpus: int = 4) -> Any:
         """Start a node and return it."""
-        return self._cluster.add_node(**_SMALL, num_cpus=cpus)
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            return self._cluster.add_node(**_SMALL, num_cpus=cpus)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
     def kill_node(self, node: Any) -> None:
         """kill -9 of everything that belongs to a node at once, as when its power fails."""

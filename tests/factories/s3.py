@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import s3fs
 
-from storage import store as stores
+from hyco.storage import store as stores
 from tests.chaos.faulty_s3 import FaultyS3
 
 

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from models.clip import ClipConfig
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
-from models.losses.objective import hycoclip_objective
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.training.augment import DataConfig
-from pipeline.training.dataloader import ShardFile
-from pipeline.training.recipes import OptimiserConfig, Recipe
-from storage.sample import Part, TrainingSample, content_key
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.models.clip import ClipConfig
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
+from hyco.models.losses.objective import hycoclip_objective
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.training.augment import DataConfig
+from hyco.pipeline.training.dataloader import ShardFile
+from hyco.pipeline.training.recipes import OptimiserConfig, Recipe
+from hyco.storage.sample import Part, TrainingSample, content_key
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
 

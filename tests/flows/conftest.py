@@ -8,8 +8,8 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.runtime.server import start, wait_for
-from pipeline.runtime.listen import listen
+from hyco.flows.runtime.server import start, wait_for
+from hyco.pipeline.runtime.listen import listen
 
 OWN_SERVER = {"test_retrain.py"}  # these start a server, as an installation has it
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.write import write_shard
-from flows.runtime.server import guarded
+from hyco.demo.write import write_shard
+from hyco.flows.runtime.server import guarded
 
 ROOT = Path(__file__).parents[2]
 GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
@@ -74,7 +74,7 @@ class Operation:
     def start_server(self) -> subprocess.Popen[bytes]:
         """Start the server, on its own database, and wait until it answers."""
         process = self.start(
-            "server", sys.executable, "-m", "flows", "ui", "--home", str(self.home), *self._port()
+            "server", sys.executable, "-m", "hyco.flows", "ui", "--home", str(self.home), *self._port()
         )
         self.wait("the server answers", lambda: self.ask("GET", "/health") is True, 180)
         return process
@@ -88,7 +88,7 @@ class Operation:
 
     def hyco(self, *arguments: str, code: int = 0) -> str:
         """Run a command of hyco to its end and return what it printed; it must exit with `code`."""
-        command = [sys.executable, "-m", "flows", *arguments]
+        command = [sys.executable, "-m", "hyco.flows", *arguments]
         ran = subprocess.run(
             command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=300 * PATIENCE
         )

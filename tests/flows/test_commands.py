@@ -13,11 +13,11 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
-from flows.__main__ import main as hyco
-from flows.deployment.config import EMBEDDED
-from flows.deployment.deployments import Drift
-from flows.deployment.watchers import Watcher, told
-from flows.runtime.settings import use_home
+from hyco.flows.__main__ import main as hyco
+from hyco.flows.deployment.config import EMBEDDED
+from hyco.flows.deployment.deployments import Drift
+from hyco.flows.deployment.watchers import Watcher, told
+from hyco.flows.runtime.settings import use_home
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def test_a_worker_takes_its_leave_when_it_is_asked_to(deploy, tmp_path):
     env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONUNBUFFERED": "1"}
     log = tmp_path / "worker.log"
     with log.open("wb") as file:
-        command = [sys.executable, "-m", "flows", "worker", "--home", str(tmp_path)]
+        command = [sys.executable, "-m", "hyco.flows", "worker", "--home", str(tmp_path)]
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file)
     try:
         deadline = time.monotonic() + 90

@@ -5,7 +5,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, Crashed, Running
 
-from flows import engine
+from hyco.flows import engine
 
 
 class ExitedError(BaseException):

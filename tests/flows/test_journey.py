@@ -10,12 +10,12 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.utilities.callables import parameter_schema
 
-from demo import taxonomy
-from demo.write import write_shard
-from flows.journey import journey
-from flows.mine import mine
-from pipeline.config import override
-from pipeline.end_to_end import compose
+from hyco.demo import taxonomy
+from hyco.demo.write import write_shard
+from hyco.flows.journey import journey
+from hyco.flows.mine import mine
+from hyco.pipeline.config import override
+from hyco.pipeline.end_to_end import compose
 
 GROUNDER = f"transformers:{Path(__file__).parents[2] / 'demo' / 'weights' / 'grounder'}"
 SMALL = ["steps=6", "batch_size=16", "log_every=1", "optimiser.warmup_steps=2"]
@@ -80,7 +80,7 @@ def test_a_second_mining_does_nothing(ran: Any, monkeypatch: pytest.MonkeyPatch)
     home = ran[0]
     records = {path: path.stat().st_mtime_ns for path in home.glob("detections/*/records/*")}
     config = compose(str(home.parent / "scenes" / "train"), GROUNDER, "demo").mine
-    monkeypatch.setattr("pipeline.mining.mine.mine_shard", None)
+    monkeypatch.setattr("hyco.pipeline.mining.mine.mine_shard", None)
     assert mine(config, str(home))["images"] == 60
     assert {path: path.stat().st_mtime_ns for path in home.glob("detections/*/records/*")} == records
 
@@ -96,7 +96,7 @@ def test_the_form_of_the_journey_shows_typed_fields() -> None:
 def test_what_the_report_needs_of_mining_is_read_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = MagicMock()
     for name in ("mine", "pack", "train", "assess", "journeys", "Home"):
-        monkeypatch.setattr(f"flows.journey.{name}", getattr(stages, name))
+        monkeypatch.setattr(f"hyco.flows.journey.{name}", getattr(stages, name))
     journey.fn(MagicMock(), "home")
     names = [call[0] for call in stages.method_calls]
     assert names.index("mine") < names.index("journeys.mining_report") < names.index("train")

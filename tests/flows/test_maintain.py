@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 
-from flows import maintain
+from hyco.flows import maintain
 
 
 class Server:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.home import Home
-from storage.model_registry import fingerprint
-from storage.store import Store
-from storage.versions import Versions
+from hyco.storage.home import Home
+from hyco.storage.model_registry import fingerprint
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.flows.operations import PATIENCE, Operation, left
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200 * PATIENCE)]

@@ -14,23 +14,23 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed
 
-from flows.deployment.reconcile import apply
-from flows.deployment.spec import blueprint
-from flows.maintain import MaintainConfig, maintain
-from flows.watch import attempts_without_progress, start, watch
-from pipeline.config import digest
-from pipeline.end_to_end import run_dir
-from pipeline.mining import mine as mining
-from pipeline.packing import pack as packing
-from pipeline.packing.pack import pack_digest
-from pipeline.registry.retraining import RetrainDecision
-from storage.checkpoint import Checkpoints
-from storage.detections import SCHEMA, write_detections
-from storage.home import Home
-from storage.model_registry import Decision
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.flows.deployment.reconcile import apply
+from hyco.flows.deployment.spec import blueprint
+from hyco.flows.maintain import MaintainConfig, maintain
+from hyco.flows.watch import attempts_without_progress, start, watch
+from hyco.pipeline.config import digest
+from hyco.pipeline.end_to_end import run_dir
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.packing.pack import pack_digest
+from hyco.pipeline.registry.retraining import RetrainDecision
+from hyco.storage.checkpoint import Checkpoints
+from hyco.storage.detections import SCHEMA, write_detections
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.training import sample
 from tests.flows.deployment.test_reconcile import config
 
@@ -173,17 +173,17 @@ def test_with_a_steady_feeder_a_look_ends_and_makes_a_version(tmp_path, monkeypa
 
     def pack(mine, config, home, mined_only=False, engine="local"):
         feed(age_s=60), feed()
-        monkeypatch.setattr("pipeline.packing.pack.pack_shard", packed)
+        monkeypatch.setattr("hyco.pipeline.packing.pack.pack_shard", packed)
         monkeypatch.setattr(
-            "pipeline.packing.pack.gate",
+            "hyco.pipeline.packing.pack.gate",
             lambda home, version, *_: home.versions.point(version.name) or [],
         )
         packing.pack(mine, config, Home(home), mined_only=mined_only)
 
     feed(age_s=60)
-    monkeypatch.setattr("flows.watch.mine", mine)
-    monkeypatch.setattr("flows.watch.pack", pack)
-    monkeypatch.setattr("flows.watch.MOST_ROUNDS", 3)
+    monkeypatch.setattr("hyco.flows.watch.mine", mine)
+    monkeypatch.setattr("hyco.flows.watch.pack", pack)
+    monkeypatch.setattr("hyco.flows.watch.MOST_ROUNDS", 3)
     found = watch(asked, home)
     assert found["rounds"] == 3 and len(Versions(Store(home)).names()) == 3, "every round makes a version"
     assert used == [path for paths in settled for path in paths], "each unit once, in the look that listed it"

@@ -21,7 +21,7 @@ except ModuleNotFoundError:
 if found is None:
     pytest.skip("groundingdino-py is not installed: make test-groundingdino", allow_module_level=True)
 
-from models.grounding.groundingdino_py import GroundingDinoPy, build, digest, import_package
+from hyco.models.grounding.groundingdino_py import GroundingDinoPy, build, digest, import_package
 
 import_package()  # mends torchvision, without which transformers' model cannot be imported either
 
@@ -38,7 +38,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
     GroundingDinoImageProcessorPil,
 )
 
-from models.grounding.transformers_dino import TransformersDino  # noqa: E402
+from hyco.models.grounding.transformers_dino import TransformersDino  # noqa: E402
 
 CPU = torch.device("cpu")
 TOLERANCE = 2e-4

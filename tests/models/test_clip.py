@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.clip import ClipConfig, DualEncoder, load_weights
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
-from models.losses.objective import hycoclip_objective, loss
+from hyco.models.clip import ClipConfig, DualEncoder, load_weights
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
+from hyco.models.losses.objective import hycoclip_objective, loss
 from tests.oracle import hycoclip_loss as oracle
 
 TINY = ClipConfig(

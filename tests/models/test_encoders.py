@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.clip import ClipConfig, DualEncoder
-from models.encoders.block import FEW_VALUES, attend
-from models.encoders.text import TextConfig, TextTransformer
-from models.encoders.vit import VisionConfig, VisionTransformer, sincos_positions
+from hyco.models.clip import ClipConfig, DualEncoder
+from hyco.models.encoders.block import FEW_VALUES, attend
+from hyco.models.encoders.text import TextConfig, TextTransformer
+from hyco.models.encoders.vit import VisionConfig, VisionTransformer, sincos_positions
 
 SMALL = VisionConfig(image_size=16, patch_size=4, width=32, depth=2, heads=4)
 TEXT = TextConfig(vocab_size=600, context_length=12, width=32, depth=2, heads=4, end_token=599)

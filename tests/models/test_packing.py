@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.encoders.packing import pack, together
-from models.encoders.text import TextConfig, TextTransformer
+from hyco.models.encoders.packing import pack, together
+from hyco.models.encoders.text import TextConfig, TextTransformer
 
 START, END = 38, 39
 TEXT = TextConfig(vocab_size=40, context_length=16, width=32, depth=3, heads=4, end_token=END)
@@ -130,6 +130,8 @@ def test_an_exported_tower_computes_padded_texts_of_any_number_and_length():
 def test_attention_runs_by_length_on_a_cpu_and_in_one_block_elsewhere(monkeypatch, device, count):
     """A tower on another device takes tokens of the CPU, where they are packed."""
     tower, seen = TextTransformer(TEXT).to(device), []
-    monkeypatch.setattr("models.encoders.text.pack", lambda *a, **k: seen.append(pack(*a, **k)) or seen[-1])
+    monkeypatch.setattr(
+        "hyco.models.encoders.text.pack", lambda *a, **k: seen.append(pack(*a, **k)) or seen[-1]
+    )
     tokens = texts(*((1,) * n for n in range(1, 9)))
     assert tower(tokens).device.type == device and len(seen[0].groups) == count

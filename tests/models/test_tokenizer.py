@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from models.encoders.tokenizer import Tokenizer
+from hyco.models.encoders.tokenizer import Tokenizer
 
 CAPTIONS = [
     f"two small red {thing}s below a {thing} house" for thing in ("duck", "car", "banana", "kite")

@@ -5,8 +5,8 @@ from hypll.manifolds.poincare_ball import Curvature, PoincareBall
 from hypll.tensors import ManifoldTensor, TangentTensor
 from torch.nn import functional as F
 
-from models.hyperbolic import poincare
-from models.hyperbolic.nn.flatten import beta_ratio
+from hyco.models.hyperbolic import poincare
+from hyco.models.hyperbolic.nn.flatten import beta_ratio
 
 
 def fully_connected(x, z, r, c):

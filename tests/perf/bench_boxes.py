@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.runtime.executor import open_executor
-from pipeline.sources.boxes import preset
-from pipeline.sources.columns import Columns
-from storage.home import Home
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.runtime.executor import open_executor
+from hyco.pipeline.sources.boxes import preset
+from hyco.pipeline.sources.columns import Columns
+from hyco.storage.home import Home
 from tests.perf.runner import Case
 
 ROWS = int(os.environ.get("HYCO_BENCH_ROWS", "100000"))

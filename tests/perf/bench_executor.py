@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from pipeline.runtime.executor import Executor, LocalExecutor
+from hyco.pipeline.runtime.executor import Executor, LocalExecutor
 from tests.perf.runner import Case
 
 UNIT_MS, UNITS, REST_S = 50.0, 80, 4.0
@@ -54,7 +54,7 @@ def measured(engine: str) -> tuple[float, float, list[int]]:
     if engine == "local":
         with LocalExecutor(1) as executor:
             return run(executor, [])
-    from pipeline.runtime.ray_executor import RayExecutor
+    from hyco.pipeline.runtime.ray_executor import RayExecutor
     from tests.factories.ray_cluster import RayCluster
 
     with RayCluster(nodes=1) as cluster, RayExecutor(cluster.address, 1) as executor:

@@ -21,7 +21,7 @@ SHARDS = 100
 _RUN = """
 import json, os, sys, time
 from pathlib import Path
-from flows.runtime.server import ensure_server
+from hyco.flows.runtime.server import ensure_server
 source, home, how = sys.argv[1:]
 
 def spent():
@@ -40,12 +40,12 @@ def spent():
 
 if how == "flow":
     ensure_server(home)
-    from flows.mine import mine
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.runtime.executor import open_executor
-from pipeline.sources.boxes import preset
-from pipeline.sources.columns import Columns
-from storage.home import Home
+    from hyco.flows.mine import mine
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.runtime.executor import open_executor
+from hyco.pipeline.sources.boxes import preset
+from hyco.pipeline.sources.columns import Columns
+from hyco.storage.home import Home
 config = MineConfig(source=source, grounder="source", columns=Columns(boxes=preset("grit")))
 begin, began = spent(), time.perf_counter()
 if how == "flow":

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from demo.write import write
-from models.grounding.boxes import iou
-from models.grounding.transformers_dino import TransformersDino
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.mining.noun_phrases import NounExtractor, Phrase
-from pipeline.runtime.executor import InProcess
-from storage.detections import read_detections
-from storage.home import Home
+from hyco.demo.write import write
+from hyco.models.grounding.boxes import iou
+from hyco.models.grounding.transformers_dino import TransformersDino
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.mining.noun_phrases import NounExtractor, Phrase
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.storage.detections import read_detections
+from hyco.storage.home import Home
 from tests.perf.runner import Case
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

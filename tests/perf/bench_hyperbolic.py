@@ -12,7 +12,7 @@ import torch
 from hypll.tensors import ManifoldTensor, TangentTensor
 from torch import Tensor, nn
 
-from models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import nn as hnn
 from tests.oracle.hyperbolic_layers import hypll_ball
 from tests.perf.runner import Case, saved_megabytes
 

@@ -21,15 +21,15 @@ import torch
 import webdataset
 from PIL import Image
 
-from models.encoders.tokenizer import Tokenizer
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.runtime.executor import InProcess
-from pipeline.training.augment import DataConfig, draw, random_box
-from pipeline.training.dataloader import START, Batches, ShardFile
-from storage.home import Home
-from storage.sample import TrainingSample
-from storage.shard import read_shard
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.training.augment import DataConfig, draw, random_box
+from hyco.pipeline.training.dataloader import START, Batches, ShardFile
+from hyco.storage.home import Home
+from hyco.storage.sample import TrainingSample
+from hyco.storage.shard import read_shard
 from tests.perf.runner import Case
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

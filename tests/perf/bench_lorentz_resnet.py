@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from models.hyperbolic import nn as hnn
-from models.resnets.lorentz_resnet import LorentzResNet
-from models.resnets.resnet import EuclideanResNet
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.resnets.lorentz_resnet import LorentzResNet
+from hyco.models.resnets.resnet import EuclideanResNet
 from tests.perf.bench_poincare_resnet import step
 from tests.perf.runner import Case, saved_megabytes
 

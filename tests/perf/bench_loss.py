@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz
-from models.losses.objective import (
+from hyco.models.hyperbolic import lorentz
+from hyco.models.losses.objective import (
     NODES,
     ObjectiveConfig,
     angle_objective,

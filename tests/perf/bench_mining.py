@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.imaging.decode import encode_jpeg
 from tests.factories.files import named, tarred
 from tests.perf.runner import Case
 
@@ -33,9 +33,9 @@ GROUNDER = "transformers:demo/weights/grounder"
 _MINE = """
 import hashlib, json, sys
 from pathlib import Path
-from pipeline.mining.mine import MineConfig, mine_shard, plan
-from storage.detections import read_detections
-from storage.store import Store
+from hyco.pipeline.mining.mine import MineConfig, mine_shard, plan
+from hyco.storage.detections import read_detections
+from hyco.storage.store import Store
 source, home, grounder, pixels = sys.argv[1:]
 config = MineConfig(source=source, grounder=grounder, device="cpu", **({"chunk_pixels": int(pixels)} if pixels else {}))
 record = mine_shard(config, home, plan(config, home).pending[0])
@@ -52,8 +52,8 @@ _HOLD = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from models.grounding.detector import Detection
-from pipeline.mining import mine
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.mining import mine
 source, home, grounder = sys.argv[1:]
 
 class Finder:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
-from models.resnets.poincare_resnet import PoincareResNet
-from models.resnets.resnet import EuclideanResNet, ResNet
+from hyco.models.resnets.poincare_resnet import PoincareResNet
+from hyco.models.resnets.resnet import EuclideanResNet, ResNet
 from tests.perf.runner import Case, saved_megabytes
 
 

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from storage.sealed import seal
+from hyco.storage.sealed import seal
 from tests.perf.runner import Case
 
 UNITS, SHARDS, VERSIONS = 100_000, 10_000, 10
@@ -93,22 +93,22 @@ def folder() -> Path:
 
 def imported() -> None:
     """Import what both ways use: it is in the memory of both, and in the seconds of neither."""
-    import pipeline.mining.price
-    import pipeline.registry.retraining
-    import pipeline.ui.status  # noqa: F401
+    import hyco.pipeline.mining.price
+    import hyco.pipeline.registry.retraining
+    import hyco.pipeline.ui.status  # noqa: F401
 
 
 def configuration(made: Path) -> Any:
     """The configuration that the home was mined and packed with and is watched with, as a deployment stores it."""
-    from pipeline.registry.retraining import RetrainConfig
+    from hyco.pipeline.registry.retraining import RetrainConfig
 
     return RetrainConfig.model_validate_json((made / "config.json").read_text())
 
 
 def ours_watch(made: Path) -> Any:
     """What a check of the watch flow asks."""
-    from pipeline.registry.retraining import check, grown, unsettled
-    from storage.home import Home
+    from hyco.pipeline.registry.retraining import check, grown, unsettled
+    from hyco.storage.home import Home
 
     config, home = configuration(made), Home(made / "home")
     decision = check(config, home)
@@ -119,8 +119,8 @@ def ours_watch(made: Path) -> Any:
 
 def ours_status(made: Path) -> Any:
     """What `hyco status` tells."""
-    from pipeline.ui.status import holdings
-    from storage.home import Home
+    from hyco.pipeline.ui.status import holdings
+    from hyco.storage.home import Home
 
     found = holdings(Home(made / "home"))
     return [found["mined"], [[one["name"], one["latest"]] for one in found["versions"]]]
@@ -128,8 +128,8 @@ def ours_status(made: Path) -> Any:
 
 def ours_plan(made: Path) -> Any:
     """What `hyco plan` tells of the units."""
-    from pipeline.mining.price import price
-    from storage.home import Home
+    from hyco.pipeline.mining.price import price
+    from hyco.storage.home import Home
 
     found = price(configuration(made).journey.mine, Home(made / "home"))
     return [found.units, found.units_new]
@@ -137,9 +137,9 @@ def ours_plan(made: Path) -> Any:
 
 def earlier_watch(made: Path) -> Any:
     """The same, reading everything."""
-    from pipeline.packing.pack import pack_digest
-    from pipeline.sources.listing import has_files
-    from storage.home import Home
+    from hyco.pipeline.packing.pack import pack_digest
+    from hyco.pipeline.sources.listing import has_files
+    from hyco.storage.home import Home
 
     config, home = configuration(made), Home(made / "home")
     mine, pack = config.journey.mine, config.journey.pack
@@ -162,7 +162,7 @@ def earlier_watch(made: Path) -> Any:
 
 def earlier_status(made: Path) -> Any:
     """The same, reading everything."""
-    from storage.home import Home
+    from hyco.storage.home import Home
 
     home, mined = Home(made / "home"), []
     for one in home.all_detections():
@@ -177,7 +177,7 @@ def earlier_status(made: Path) -> Any:
 
 def earlier_plan(made: Path) -> Any:
     """The same, reading everything."""
-    from storage.home import Home
+    from hyco.storage.home import Home
 
     units, done = earlier_units(configuration(made), Home(made / "home"))
     return [len(units), len([unit for unit in units if unit.name not in done])]
@@ -185,8 +185,8 @@ def earlier_plan(made: Path) -> Any:
 
 def earlier_units(config: Any, home: Any) -> tuple[list[Any], set[str]]:
     """The units of the source and the names of those that are done."""
-    from pipeline.config import digest
-    from storage.objects import objects_in
+    from hyco.pipeline.config import digest
+    from hyco.storage.objects import objects_in
 
     mined, units = home.detections(digest(config.journey.mine)), earlier_listing(config.journey.mine)
     earlier_records(mined)  # looked through for older reading rules
@@ -197,7 +197,7 @@ def earlier_units(config: Any, home: Any) -> tuple[list[Any], set[str]]:
 
 def earlier_listing(mine: Any) -> list[Any]:
     """The units of the source, hashed in this process."""
-    from pipeline.sources.source import open_source
+    from hyco.pipeline.sources.source import open_source
 
     return open_source(mine.source, mine.limits, mine.columns).units()
 
@@ -209,7 +209,7 @@ def earlier_records(manifest: Any) -> dict[str, Any]:
 
 def earlier_versions(home: Any) -> list[dict[str, Any]]:
     """Every version, proven."""
-    from storage.layout import version_path
+    from hyco.storage.layout import version_path
 
     found = [earlier_unseal(home.store.read_bytes(version_path(name))) for name in home.versions.names()]
     return sorted(found, key=lambda one: (one["created"], one["name"]))
@@ -228,14 +228,14 @@ def earlier_unseal(data: bytes) -> dict[str, Any]:
 
 def write(made: Path) -> None:
     """Write the source, and the home as mining and packing leave it."""
-    from pipeline.config import digest
-    from pipeline.end_to_end import compose
-    from pipeline.mining import grounder
-    from pipeline.packing.pack import pack_digest
-    from pipeline.registry.retraining import RetrainConfig
-    from storage.home import Home
-    from storage.layout import SHARDS as OBJECTS
-    from storage.versions import ShardRef
+    from hyco.pipeline.config import digest
+    from hyco.pipeline.end_to_end import compose
+    from hyco.pipeline.mining import grounder
+    from hyco.pipeline.packing.pack import pack_digest
+    from hyco.pipeline.registry.retraining import RetrainConfig
+    from hyco.storage.home import Home
+    from hyco.storage.layout import SHARDS as OBJECTS
+    from hyco.storage.versions import ShardRef
 
     (made / "source").mkdir(parents=True)
     (made / "source/000000.tar").touch()

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.hyperbolic import lorentz
-from pipeline.evaluation.metrics.order import LorentzOrder
-from pipeline.evaluation.metrics.retrieval import CHUNK, first_hit
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.evaluation.metrics.order import LorentzOrder
+from hyco.pipeline.evaluation.metrics.retrieval import CHUNK, first_hit
 from tests.perf.runner import Case
 
 IMAGES, CAPTIONS, DIM = 5000, 5, 512

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from models.heads.max_separation import RUNNING_SUM_FROM, separation_logits, separation_matrix
+from hyco.models.heads.max_separation import RUNNING_SUM_FROM, separation_logits, separation_matrix
 from tests.oracle.separation import looped_matrix
 from tests.perf.runner import Case
 

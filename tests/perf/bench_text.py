@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.encoders.packing import together
-from models.encoders.text import TextConfig, TextTransformer
-from models.encoders.tokenizer import Tokenizer
-from pipeline.mining.noun_phrases import NounExtractor
-from pipeline.training.recipes import by_name
+from hyco.models.encoders.packing import together
+from hyco.models.encoders.text import TextConfig, TextTransformer
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.mining.noun_phrases import NounExtractor
+from hyco.pipeline.training.recipes import by_name
 from tests.perf.runner import Case, saved_megabytes
 
 FLICKR = Path(__file__).parents[3] / "shared/data/flickr8k/00000.tar"

@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import torch
 
-from pipeline.training import strategy
+from hyco.pipeline.training import strategy
 from tests.perf import gpu_steps
 from tests.perf.gpu_steps import OurStep, PublishedStep
 from tests.perf.runner import Case, saved_megabytes

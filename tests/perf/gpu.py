@@ -21,7 +21,7 @@ from tests.perf.bare import stand_in
 
 stand_in()
 
-from pipeline.training.meter import matmul_rate, now, peak_memory  # noqa: E402
+from hyco.pipeline.training.meter import matmul_rate, now, peak_memory  # noqa: E402
 from tests.perf import gpu_steps as steps  # noqa: E402
 
 SECTIONS = ("steps", "pieces", "loss", "largest", "grounder")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.clip import ClipConfig, DualEncoder
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
-from models.losses.objective import ObjectiveConfig, clip_objective, hycoclip_objective, loss
-from pipeline.training import strategy
-from pipeline.training.meter import Meter, backward_factor, now
-from pipeline.training.step import Scalars, gradient
+from hyco.models.clip import ClipConfig, DualEncoder
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
+from hyco.models.losses.objective import ObjectiveConfig, clip_objective, hycoclip_objective, loss
+from hyco.pipeline.training import strategy
+from hyco.pipeline.training.meter import Meter, backward_factor, now
+from hyco.pipeline.training.step import Scalars, gradient
 from tests.perf.plain_model import PlainHyCoClip, four_matrices
 
 ROUNDS = 5

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.clip import DualEncoder
-from models.encoders.text import TextTransformer
-from models.encoders.vit import VisionTransformer
-from models.hyperbolic import lorentz
-from models.losses.objective import ObjectiveConfig
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.text import TextTransformer
+from hyco.models.encoders.vit import VisionTransformer
+from hyco.models.hyperbolic import lorentz
+from hyco.models.losses.objective import ObjectiveConfig
 
 
 class PlainTower(nn.Module):

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.resnets.lorentz_resnet import LorentzResNet
-from models.resnets.poincare_resnet import PoincareResNet
-from models.resnets.resnet import EuclideanResNet
-from pipeline.classification.in_memory import load_images, statistics
-from pipeline.datasets import open_labelled
+from hyco.models.resnets.lorentz_resnet import LorentzResNet
+from hyco.models.resnets.poincare_resnet import PoincareResNet
+from hyco.models.resnets.resnet import EuclideanResNet
+from hyco.pipeline.classification.in_memory import load_images, statistics
+from hyco.pipeline.datasets import open_labelled
 
 STEPS, BATCH, SEEDS, IMAGES, HELD_OUT, SHIFT = 320, 32, 3, 8_000, 2_000, 4
 STAGES = (16, 32, 64, 128)

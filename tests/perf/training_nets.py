@@ -15,9 +15,9 @@ from hypll.utils.math import beta_func
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import MAX_ANGLE
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE
 
 RECALIBRATED = "ours, recalibrated"
 CAPS = {"ours": None, RECALIBRATED: None, "clip at 4": 4.0, "no cap (12)": MAX_ANGLE}

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 import pytest
 from pydantic import Field, model_validator
 
-from pipeline.config import Config, ConfigError, digest, override
+from hyco.pipeline.config import Config, ConfigError, digest, override
 
 
 class Inner(Config):

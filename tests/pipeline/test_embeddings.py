@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from flows.__main__ import main
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from models.hyperbolic import product
-from models.losses.objective import scores
-from pipeline import embeddings
-from pipeline.embedder import Embedder
-from pipeline.embeddings import Embeddings, embed_source, embed_version
-from storage.home import Home
+from hyco.flows.__main__ import main
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.models.hyperbolic import product
+from hyco.models.losses.objective import scores
+from hyco.pipeline import embeddings
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.embeddings import Embeddings, embed_source, embed_version
+from hyco.storage.home import Home
 from tests.factories.mining import write_tar
 from tests.factories.training import make_home, sample, tiny_recipe
 

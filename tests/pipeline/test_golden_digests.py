@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.classification.config import fit_recipe
-from pipeline.config import Config, digest
-from pipeline.end_to_end import JourneyConfig, packing_for
-from pipeline.evaluation.evaluate import AssessConfig
-from pipeline.mining.mine import MineConfig
-from pipeline.mining.noun_phrases import NounConfig
-from pipeline.packing.pack import PackConfig
-from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.retraining import RetrainConfig
-from pipeline.sources.records import Limits
-from pipeline.training.recipes import RECIPES
+from hyco.pipeline.classification.config import fit_recipe
+from hyco.pipeline.config import Config, digest
+from hyco.pipeline.end_to_end import JourneyConfig, packing_for
+from hyco.pipeline.evaluation.evaluate import AssessConfig
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.mining.noun_phrases import NounConfig
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.pipeline.registry.model_gate import GateConfig
+from hyco.pipeline.registry.retraining import RetrainConfig
+from hyco.pipeline.sources.records import Limits
+from hyco.pipeline.training.recipes import RECIPES
 
 # A model and weights that are not there keep the digests they were given, on every machine.
 NOUNS = NounConfig(model="absent_model", rules="grit-1-golden")

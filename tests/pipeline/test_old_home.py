@@ -16,18 +16,18 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from flows.deployment.config import DeployConfig
-from models.grounding.detector import Detection
-from pipeline.__main__ import main
-from pipeline.config import digest
-from pipeline.mining import grounder as ground
-from pipeline.mining import mine as mining
-from pipeline.mining.grounder import open_detector
-from pipeline.mining.mine import MineConfig
-from pipeline.ui.server import create_app
-from storage.detections import read_detections
-from storage.home import Home
-from storage.versions import Version
+from hyco.flows.deployment.config import DeployConfig
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.__main__ import main
+from hyco.pipeline.config import digest
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.grounder import open_detector
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.detections import read_detections
+from hyco.storage.home import Home
+from hyco.storage.versions import Version
 
 ROOT = Path(__file__).parents[2]
 GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"

@@ -22,13 +22,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from storage.manifest import Manifest
-from storage.store import Store
+from hyco.storage.manifest import Manifest
+from hyco.storage.store import Store
 
 
 def mine_cheaply(config: Any, home: str, unit: Any, report: Any = lambda done: None) -> dict[str, Any]:
     """Stand in for pipeline.mining.mine.mine_shard: the same record, no work."""
-    from pipeline.mining.mine import prefix
+    from hyco.pipeline.mining.mine import prefix
 
     now = time.time()
     counts = dict.fromkeys(("images", "captions", "phrases", "boxes", "phrases_with_boxes"), 1)
@@ -108,12 +108,12 @@ def main() -> int:
 
 def measure(options: argparse.Namespace, folder: Path) -> int:
     """Mine the shards and print what came of it."""
-    from flows.runtime.server import ensure_server
+    from hyco.flows.runtime.server import ensure_server
 
     api = ensure_server(str(folder / "home"))
-    from flows.mine import mine
-    from flows.runtime import task_executor as task_engine
-    from pipeline.mining import mine as mining
+    from hyco.flows.mine import mine
+    from hyco.flows.runtime import task_executor as task_engine
+    from hyco.pipeline.mining import mine as mining
     from tests.services import many_shards
 
     if options.tasks:

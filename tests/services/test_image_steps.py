@@ -117,7 +117,9 @@ def build(root: Path, steps: list[dict[str, str]]) -> tuple[dict[str, str], str 
             place = root / environment["WORKDIR"].lstrip("/") / target
             for source in sources:
                 if (ROOT / source).is_dir():
-                    shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+                    shutil.copytree(
+                        ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True
+                    )
                 else:
                     shutil.copy2(ROOT / source, place)
         elif kind == "RUN":
@@ -131,7 +133,7 @@ def build(root: Path, steps: list[dict[str, str]]) -> tuple[dict[str, str], str 
 # has a CPU torch, beside which its torchvision cannot be imported.
 DOES = {
     "server": ["prefect version", "python -c 'import prefect_redis.messaging, asyncpg'"],
-    "cpu": ["hyco --help", "python -c 'import onnxruntime, torch, flows.mine'", "touch /data/written"],
+    "cpu": ["hyco --help", "python -c 'import onnxruntime, torch, hyco.flows.mine'", "touch /data/written"],
     "gpu": ["hyco --help", "python -c 'import cv2, torch'", "touch /data/written"],
 }
 

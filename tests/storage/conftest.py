@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.store import Store
+from hyco.storage.store import Store
 
 
 @pytest.fixture(scope="session")

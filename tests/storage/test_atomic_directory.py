@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.checkpoint import Checkpoints
-from storage.files import atomic_directory
-from storage.gc import collect
-from storage.home import Home
-from storage.store import Store
+from hyco.storage.checkpoint import Checkpoints
+from hyco.storage.files import atomic_directory
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
+from hyco.storage.store import Store
 
 
 class Disk:

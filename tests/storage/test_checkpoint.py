@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.checkpoint import Checkpoints, verify_checkpoint
+from hyco.storage.checkpoint import Checkpoints, verify_checkpoint
 
 
 def save(checkpoints: Checkpoints, step: int, text: bytes = b"state") -> Path:

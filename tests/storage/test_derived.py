@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage import derived
-from storage.derived import Derived, problem
-from storage.store import Store
+from hyco.storage import derived
+from hyco.storage.derived import Derived, problem
+from hyco.storage.store import Store
 
 SCHEMA = pa.schema({"id": pa.string(), "value": pa.int64()})
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.detections import (
+from hyco.storage.detections import (
     FAILURES,
     SCHEMA,
     read_detections,
@@ -13,7 +13,7 @@ from storage.detections import (
     write_detections,
     write_failures,
 )
-from storage.sample import Failure
+from hyco.storage.sample import Failure
 
 ROW: dict[str, Any] = {
     "key": "k",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from storage import faults
-from storage import store as stores
-from storage.manifest import Manifest
-from storage.store import Store
+from hyco.storage import faults
+from hyco.storage import store as stores
+from hyco.storage.manifest import Manifest
+from hyco.storage.store import Store
 from tests.chaos.faulty_s3 import FaultyS3
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from storage import lease as leases
-from storage.checkpoint import Checkpoints, open_checkpoints
-from storage.folder import Folder
-from storage.lease import Lease
-from storage.store import Store
+from hyco.storage import lease as leases
+from hyco.storage.checkpoint import Checkpoints, open_checkpoints
+from hyco.storage.folder import Folder
+from hyco.storage.lease import Lease
+from hyco.storage.store import Store
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import layout
-from storage.home import Home
+from hyco.storage import layout
+from hyco.storage.home import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from storage import local_cache
-from storage.gc import collect
-from storage.home import Home
-from storage.local_cache import ObjectCache, cache_limit, cache_root, open_cached
-from storage.objects import DamagedError
+from hyco.storage import local_cache
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
+from hyco.storage.local_cache import ObjectCache, cache_limit, cache_root, open_cached
+from hyco.storage.objects import DamagedError
 
 KB = 1000
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from storage.home import Home
-from storage.model_registry import SCHEMA, Decision, MovedError, digest_of, fingerprint
+from hyco.storage.home import Home
+from hyco.storage.model_registry import SCHEMA, Decision, MovedError, digest_of, fingerprint
 
 
 def model(folder, weights=b"weights"):
@@ -86,7 +86,7 @@ def test_a_kept_model_has_its_bytes_and_damage_is_named(tmp_path):
 def test_a_copy_killed_half_way_leaves_no_model(tmp_path):
     model(tmp_path / "run", b"x" * 1000)
     script = (
-        "import os, sys, storage.model_registry as r\n"
+        "import os, sys, hyco.storage.model_registry as r\n"
         "original, done = r.shutil.copyfile, []\n"
         "def killed(source, target):\n"
         "    if done: os.kill(os.getpid(), 9)\n"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import storage.tar
-from storage.sample import Part, TrainingSample, content_key
-from storage.shard import read_shard, write_shard
-from storage.tar import TornTarError, read_members, write_end, write_member
+import hyco.storage.tar
+from hyco.storage.sample import Part, TrainingSample, content_key
+from hyco.storage.shard import read_shard, write_shard
+from hyco.storage.tar import TornTarError, read_members, write_end, write_member
 from tests.factories.files import named, tar_bytes
 
 
@@ -245,16 +245,16 @@ def test_headers_are_those_of_tarfile() -> None:
             expected = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
         except ValueError as error:
             with pytest.raises(ValueError, match=re.escape(str(error))):
-                storage.tar._header(info.name, size)
+                hyco.storage.tar._header(info.name, size)
             continue
-        assert storage.tar._header(info.name, size) == expected
+        assert hyco.storage.tar._header(info.name, size) == expected
         damaged = bytearray(expected)
         damaged[draw.randrange(512)] ^= 1 << draw.randrange(8)
         for header in (expected, bytes(damaged)):
             try:
                 read = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             except tarfile.HeaderError:
-                assert storage.tar._plain(header) is None
+                assert hyco.storage.tar._plain(header) is None
                 continue
-            plain = storage.tar._plain(header)
+            plain = hyco.storage.tar._plain(header)
             assert plain is None or (*plain, tarfile.REGTYPE) == (read.name, read.size, read.type)

@@ -7,9 +7,10 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from storage.gc import collect
-from storage.manifest import Manifest
-from storage.store import Store
+from hyco.storage.gc import collect
+from hyco.storage.manifest import Manifest
+from hyco.storage.store import Store
+from hyco.storage.store import _sha256 as real_sha256
 
 
 def writer(data: bytes):
@@ -212,7 +213,7 @@ def test_a_crash_at_any_instruction_shows_nothing_torn(
         patch.setattr(os, "link", fragile("link", os.link))
         patch.setattr(Path, "replace", fragile("replace", Path.replace))
         patch.setattr(Path, "unlink", fragile("unlink", Path.unlink))
-        patch.setattr("storage.store._sha256", fragile("sha256", __import__("storage.store").store._sha256))
+        patch.setattr("hyco.storage.store._sha256", fragile("sha256", real_sha256))
         try:
             work()
             crashed = False

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from storage import summary
-from storage.home import Home, UnitResults
-from storage.objects import DamagedError
-from storage.sealed import seal
-from storage.store import Store
-from storage.summary import total
-from storage.version_heads import heads, latest, quarantined, shard_keys
-from storage.versions import ShardRef
+from hyco.storage import summary
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.objects import DamagedError
+from hyco.storage.sealed import seal
+from hyco.storage.store import Store
+from hyco.storage.summary import total
+from hyco.storage.version_heads import heads, latest, quarantined, shard_keys
+from hyco.storage.versions import ShardRef
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.sample import Part, TrainingSample, content_key
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import ShardRef, Version, Versions, shard_ref
+from hyco.storage.sample import Part, TrainingSample, content_key
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import ShardRef, Version, Versions, shard_ref
 
 
 def add_shard(store: Store, first: int, count: int = 2) -> ShardRef:

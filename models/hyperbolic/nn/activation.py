@@ -5,9 +5,9 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import ELU, GELU, Dropout, LeakyReLU, ReLU, SiLU, Tanh
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import to_space, to_tangent
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.functional import to_space, to_tangent
+from hyco.models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
 __all__ = ["ELU", "GELU", "Dropout", "LeakyReLU", "LorentzActivation", "ReLU", "SiLU", "Tanh"]
 

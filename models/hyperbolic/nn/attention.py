@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.attention_ops import attend, attend_plain
-from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
-from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import (
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.attention_ops import attend, attend_plain
+from hyco.models.hyperbolic.nn.flatten import beta_ratio
+from hyco.models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
+from hyco.models.hyperbolic.nn.linear import Linear
+from hyco.models.hyperbolic.nn.module import (
     Device,
     HyperbolicModule,
     accepts_lean,
@@ -18,8 +18,8 @@ from models.hyperbolic.nn.module import (
     full_precision,
     placed,
 )
-from models.hyperbolic.nn.projection_ops import project
-from models.hyperbolic.transforms import transformed
+from hyco.models.hyperbolic.nn.projection_ops import project
+from hyco.models.hyperbolic.transforms import transformed
 
 
 class MultiheadAttention(HyperbolicModule):

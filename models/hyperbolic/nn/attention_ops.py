@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.nn.functional import (
+from hyco.models.hyperbolic.nn.functional import (
     Rate,
     cosh_sinhc,
     norm_and_shrink,
     normalise,
     to_tangent,
 )
-from models.hyperbolic.nn.projection_ops import lift, lift_slopes
-from models.hyperbolic.ops import asinhc, asinhc_slope, square_norm, wide
+from hyco.models.hyperbolic.nn.projection_ops import lift, lift_slopes
+from hyco.models.hyperbolic.ops import asinhc, asinhc_slope, square_norm, wide
 
 LEAST = 0.5
 """Least Lorentz norm of a mean: it is at least 1, the sum of its shares, up to rounding."""

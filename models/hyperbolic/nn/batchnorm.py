@@ -10,15 +10,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.mean import frechet_mean, frechet_variance
-from models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
-from models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm
-from models.hyperbolic.nn.functional import Rate, normalise, radial_part, to_space
-from models.hyperbolic.nn.hyperplane_ops import check_max_angle
-from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
-from models.hyperbolic.ops import square_norm, wide
-from models.hyperbolic.transforms import transformed
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.mean import frechet_mean, frechet_variance
+from hyco.models.hyperbolic.nn.batchnorm_fused import batch_norm_fused
+from hyco.models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm
+from hyco.models.hyperbolic.nn.functional import Rate, normalise, radial_part, to_space
+from hyco.models.hyperbolic.nn.hyperplane_ops import check_max_angle
+from hyco.models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from hyco.models.hyperbolic.ops import square_norm, wide
+from hyco.models.hyperbolic.transforms import transformed
 
 NORM_ANGLE = 6
 """Default of `max_angle` of batch norms. At 12, the limit of float32, nets at high rates die; see

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.nn import batchnorm_near
-from models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
+from hyco.models.hyperbolic.nn import batchnorm_near
+from hyco.models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
 
 TINY = 1e-30
 """Smallest squared angle: sinh of its root is the root itself."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.hyperbolic.nn.batchnorm_ops import (
+from hyco.models.hyperbolic.nn.batchnorm_ops import (
     Ends,
     Place,
     Statistics,
@@ -27,8 +27,8 @@ from models.hyperbolic.nn.batchnorm_ops import (
     place,
     sum_points,
 )
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
-from models.hyperbolic.ops import wide
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
+from hyco.models.hyperbolic.ops import wide
 
 TINY = 1e-30
 """Smallest squared angle: sinh of its root is the root itself."""

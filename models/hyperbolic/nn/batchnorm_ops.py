@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, radial_part, to_space
-from models.hyperbolic.ops import asinhc, cosh, sinh, sinhc, square_norm, wide
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, radial_part, to_space
+from hyco.models.hyperbolic.ops import asinhc, cosh, sinh, sinhc, square_norm, wide
 
 
 class Statistics(NamedTuple):

@@ -8,12 +8,12 @@ log(t - <s, v>) for the point (t, s); the distance is the angle over sqrt(c).
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import Rate, cosh_sinhc, to_tangent
-from models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT
-from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision, placed
-from models.hyperbolic.nn.residual import residual_add
-from models.hyperbolic.ops import safe_sqrt, sqrt_c, unit, wide
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.functional import Rate, cosh_sinhc, to_tangent
+from hyco.models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT
+from hyco.models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision, placed
+from hyco.models.hyperbolic.nn.residual import residual_add
+from hyco.models.hyperbolic.ops import safe_sqrt, sqrt_c, unit, wide
 
 
 def busemann(u: Tensor, weight: Tensor, rate: Rate) -> Tensor:

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from models.hyperbolic import isometry, lorentz, poincare
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from hyco.models.hyperbolic import isometry, lorentz, poincare
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
 SPACES = ("tangent", "poincare", "lorentz", "klein")
 

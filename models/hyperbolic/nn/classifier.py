@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE, check_max_angle, planes, scores
-from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
-from models.hyperbolic.ops import asinh, sqrt_c, square_norm
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.functional import Rate
+from hyco.models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE, check_max_angle, planes, scores
+from hyco.models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
+from hyco.models.hyperbolic.ops import asinh, sqrt_c, square_norm
 
 
 def mlr(

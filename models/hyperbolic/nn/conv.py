@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.nn.hyperplane_ops import (
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.flatten import beta_ratio
+from hyco.models.hyperbolic.nn.functional import Rate
+from hyco.models.hyperbolic.nn.hyperplane_ops import (
     FEATURE_ANGLE,
     check_max_angle,
     hyperplane_outputs,
     hyperplane_outputs_plain,
     planes,
 )
-from models.hyperbolic.nn.linear import init_planes_
-from models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
-from models.hyperbolic.ops import square_norm
+from hyco.models.hyperbolic.nn.linear import init_planes_
+from hyco.models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from hyco.models.hyperbolic.ops import square_norm
 
 Sizes = int | tuple[int, ...]
 

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, poincare
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.module import Device, HyperbolicModule, full_precision, placed
-from models.hyperbolic.ops import expand_c
+from hyco.models.hyperbolic import lorentz, poincare
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.module import Device, HyperbolicModule, full_precision, placed
+from hyco.models.hyperbolic.ops import expand_c
 
 GEOMETRIES = {"poincare": poincare, "lorentz": lorentz}
 

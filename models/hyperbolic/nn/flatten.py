@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic.nn.functional import Rate, to_space, to_tangent
-from models.hyperbolic.transforms import fx_leaf
+from hyco.models.hyperbolic.nn.functional import Rate, to_space, to_tangent
+from hyco.models.hyperbolic.transforms import fx_leaf
 
 EULER = 0.5772156649015329
 

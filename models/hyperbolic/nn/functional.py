@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.ops import (
+from hyco.models.hyperbolic.ops import (
     above,
     asinhc,
     asinhc_slope,
@@ -21,7 +21,7 @@ from models.hyperbolic.ops import (
     sinhc_slope,
     square_norm,
 )
-from models.hyperbolic.transforms import transformed
+from hyco.models.hyperbolic.transforms import transformed
 
 MAX_ANGLE = 12
 """Maximum hyperbolic angle of input points; points beyond are moved back to it along their ray.

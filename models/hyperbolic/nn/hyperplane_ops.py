@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part, radial_slope
-from models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
-from models.hyperbolic.transforms import transformed
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part, radial_slope
+from hyco.models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
+from hyco.models.hyperbolic.transforms import transformed
 
 FEATURE_ANGLE = 3
 """Default of `max_angle`: the maximum angle of the input points of linear layers, convolutions and MLR.

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.lorentz_linear import products
-from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
-from models.hyperbolic.ops import asinh, sqrt_c
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.lorentz_linear import products
+from hyco.models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
+from hyco.models.hyperbolic.ops import asinh, sqrt_c
 
 
 class LorentzMLR(_Affine):

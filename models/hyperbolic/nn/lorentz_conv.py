@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.conv import Sizes, _Window, window_sum
-from models.hyperbolic.nn.functional import Rate, to_space, to_tangent
-from models.hyperbolic.nn.lorentz_linear import normals
-from models.hyperbolic.nn.module import Device
-from models.hyperbolic.ops import square_norm
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.conv import Sizes, _Window, window_sum
+from hyco.models.hyperbolic.nn.functional import Rate, to_space, to_tangent
+from hyco.models.hyperbolic.nn.lorentz_linear import normals
+from hyco.models.hyperbolic.nn.module import Device
+from hyco.models.hyperbolic.ops import square_norm
 
 
 def lorentz_convolve(

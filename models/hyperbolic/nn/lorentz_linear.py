@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, to_tangent
-from models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
-from models.hyperbolic.ops import has_direction
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, cosh_sinhc, to_tangent
+from hyco.models.hyperbolic.nn.module import Device, _Affine, check_coordinates, full_precision
+from hyco.models.hyperbolic.ops import has_direction
 
 
 def normals(weight: Tensor, bias: Tensor | None, rate: Rate) -> tuple[Tensor, Tensor | None]:

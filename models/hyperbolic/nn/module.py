@@ -9,10 +9,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import Rate
-from models.hyperbolic.ops import promote, sqrt_c
-from models.hyperbolic.transforms import fx_leaf
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.functional import Rate
+from hyco.models.hyperbolic.ops import promote, sqrt_c
+from hyco.models.hyperbolic.transforms import fx_leaf
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=nn.Module)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision, placed
+from hyco.models.hyperbolic.nn.module import (
+    Device,
+    HyperbolicModule,
+    check_coordinates,
+    full_precision,
+    placed,
+)
 
 
 class _Norm(HyperbolicModule):

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.conv import Sizes, sizes
-from models.hyperbolic.nn.functional import cosh_sinhc, normalise, to_tangent
-from models.hyperbolic.nn.module import HyperbolicModule, full_precision
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.conv import Sizes, sizes
+from hyco.models.hyperbolic.nn.functional import cosh_sinhc, normalise, to_tangent
+from hyco.models.hyperbolic.nn.module import HyperbolicModule, full_precision
 
 MaxPool2d = nn.MaxPool2d
 """The maximum of each coordinate of the tangent vectors: torch's own layer, since they are ordinary

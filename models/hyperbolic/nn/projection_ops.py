@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_part, radial_slope
-from models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT, MAX_OFFSET
-from models.hyperbolic.ops import asinh, asinhc, asinhc_slope, has_direction, square_norm
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_part, radial_slope
+from hyco.models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT, MAX_OFFSET
+from hyco.models.hyperbolic.ops import asinh, asinhc, asinhc_slope, has_direction, square_norm
 
 
 def lift(u: Tensor, rate: Rate, max_angle: float = MAX_ANGLE) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.functional import (
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.functional import (
     MAX_ANGLE,
     Rate,
     cosh_sinhc,
@@ -18,9 +18,9 @@ from models.hyperbolic.nn.functional import (
     radial_slope,
     to_tangent,
 )
-from models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
-from models.hyperbolic.ops import above, asinhc, asinhc_slope
-from models.hyperbolic.transforms import fx_leaf, transformed
+from hyco.models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
+from hyco.models.hyperbolic.ops import above, asinhc, asinhc_slope
+from hyco.models.hyperbolic.transforms import fx_leaf, transformed
 
 
 @fx_leaf

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.attention import MultiheadAttention
-from models.hyperbolic.nn.linear import Linear
-from models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision
-from models.hyperbolic.nn.norm import LayerNorm
-from models.hyperbolic.nn.residual import ResidualAdd
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.attention import MultiheadAttention
+from hyco.models.hyperbolic.nn.linear import Linear
+from hyco.models.hyperbolic.nn.module import Device, HyperbolicModule, check_coordinates, full_precision
+from hyco.models.hyperbolic.nn.norm import LayerNorm
+from hyco.models.hyperbolic.nn.residual import ResidualAdd
 
 
 class RotaryPositions(nn.Module):

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.hyperbolic import lorentz, poincare
-from models.hyperbolic.optim.groups import PointsMixin, geometry, move_, riemannian_gradient
+from hyco.models.hyperbolic import lorentz, poincare
+from hyco.models.hyperbolic.optim.groups import PointsMixin, geometry, move_, riemannian_gradient
 
 
 class RiemannianAdam(PointsMixin, torch.optim.Adam):

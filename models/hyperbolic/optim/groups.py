@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.hyperbolic import lorentz, poincare
+from hyco.models.hyperbolic import lorentz, poincare
 
 GEOMETRIES = {"poincare": poincare, "lorentz": lorentz}
 

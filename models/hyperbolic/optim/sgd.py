@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from models.hyperbolic.optim.groups import PointsMixin, move_, riemannian_gradient
+from hyco.models.hyperbolic.optim.groups import PointsMixin, move_, riemannian_gradient
 
 
 class RiemannianSGD(PointsMixin, torch.optim.SGD):

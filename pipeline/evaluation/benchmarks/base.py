@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.protocol import HYCO, Protocol
-from pipeline.evaluation.coverage import MIN_COVERAGE
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.runtime.progress import Progress
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.protocol import HYCO, Protocol
+from hyco.pipeline.evaluation.coverage import MIN_COVERAGE
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.runtime.progress import Progress
 
 COCO_FOLDERS = ("coco", "coco2017", "mscoco")
 

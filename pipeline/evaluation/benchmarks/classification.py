@@ -12,23 +12,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pipeline.datasets import LabelledSet, open_labelled
-from pipeline.datasets.adapters import ADAPTERS
-from pipeline.datasets.dataset_card import Card, cards
-from pipeline.datasets.edge_list import find_edges, tree_of_edges
-from pipeline.datasets.wordnet import PLACES, WordNet, find_wordnet, is_wnid
-from pipeline.embedder import Embedder, batched, whole
-from pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_called
-from pipeline.evaluation.benchmarks.protocol import names_of
-from pipeline.evaluation.coverage import Coverage, as_numbers
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.hierarchy import tree_metrics
-from pipeline.evaluation.metrics.linear_probe import probe
-from pipeline.evaluation.metrics.prompt_regimes import prompt_sensitivity, regimes
-from pipeline.evaluation.metrics.prototypes import prototype_probe
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.metrics.zero_shot import rank_and_answer, set_accuracy, vectors_of
-from pipeline.runtime.progress import Progress
+from hyco.pipeline.datasets import LabelledSet, open_labelled
+from hyco.pipeline.datasets.adapters import ADAPTERS
+from hyco.pipeline.datasets.dataset_card import Card, cards
+from hyco.pipeline.datasets.edge_list import find_edges, tree_of_edges
+from hyco.pipeline.datasets.wordnet import PLACES, WordNet, find_wordnet, is_wnid
+from hyco.pipeline.embedder import Embedder, batched, whole
+from hyco.pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_called
+from hyco.pipeline.evaluation.benchmarks.protocol import names_of
+from hyco.pipeline.evaluation.coverage import Coverage, as_numbers
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.hierarchy import tree_metrics
+from hyco.pipeline.evaluation.metrics.linear_probe import probe
+from hyco.pipeline.evaluation.metrics.prompt_regimes import prompt_sensitivity, regimes
+from hyco.pipeline.evaluation.metrics.prototypes import prototype_probe
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.metrics.zero_shot import rank_and_answer, set_accuracy, vectors_of
+from hyco.pipeline.runtime.progress import Progress
 
 READERS = 4  # threads that decode
 ON_WORDNET = ("imagenet", "tiny_imagenet")

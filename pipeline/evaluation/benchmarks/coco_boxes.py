@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.dataset_card import PLAIN
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
-from pipeline.evaluation.coverage import as_numbers
-from pipeline.evaluation.embed_files import ahead, decoded, files_there, load_image, read_json
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.boxes import measure_boxes
-from pipeline.evaluation.metrics.zero_shot import vectors_of
-from pipeline.imaging.crop import crop_box
+from hyco.pipeline.datasets.dataset_card import PLAIN
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
+from hyco.pipeline.evaluation.coverage import as_numbers
+from hyco.pipeline.evaluation.embed_files import ahead, decoded, files_there, load_image, read_json
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.boxes import measure_boxes
+from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
+from hyco.pipeline.imaging.crop import crop_box
 
 Box = tuple[float, float, float, float]
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
-from pipeline.evaluation.coverage import Coverage, as_numbers
-from pipeline.evaluation.embed_files import embed_files, read_json
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
+from hyco.pipeline.evaluation.coverage import Coverage, as_numbers
+from hyco.pipeline.evaluation.embed_files import embed_files, read_json
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.compositional import accuracy_by_kind, prefers
 
 SUGARCREPE = (
     "add_att",

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_with
-from pipeline.evaluation.benchmarks.retrieval import CaptionSet
-from pipeline.evaluation.coverage import as_numbers
-from pipeline.evaluation.embed_files import embed_files, read_lines
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.entailment import entailment, entailment_pairs, pair_scores
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_with
+from hyco.pipeline.evaluation.benchmarks.retrieval import CaptionSet
+from hyco.pipeline.evaluation.coverage import as_numbers
+from hyco.pipeline.evaluation.embed_files import embed_files, read_lines
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.entailment import entailment, entailment_pairs, pair_scores
 
 LISTS = ("hierarcaps_test.csv", "data/hierarcaps_test.csv")
 IMAGES = ("test_imgs", "assets/test_imgs", "images", "val2014")

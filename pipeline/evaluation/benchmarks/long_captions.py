@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks import retrieval
-from pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_with
-from pipeline.evaluation.benchmarks.retrieval import CaptionSet
-from pipeline.evaluation.embed_files import read_json, read_lines
-from pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks import retrieval
+from hyco.pipeline.evaluation.benchmarks.base import Evaluation, Setting, folder_with
+from hyco.pipeline.evaluation.benchmarks.retrieval import CaptionSet
+from hyco.pipeline.evaluation.embed_files import read_json, read_lines
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
 
 DOCCI_LIST = "docci_descriptions.jsonlines"
 DCI_BASES = ("", "densely_captioned_images/", "data/densely_captioned_images/")

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from pipeline.datasets.dataset_card import PLAIN
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
-from pipeline.evaluation.coverage import as_numbers
-from pipeline.evaluation.embed_files import embed_files, read_json, read_lines
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.multilabel import DIFFICULT, multilabel
-from pipeline.evaluation.metrics.zero_shot import vectors_of
+from hyco.pipeline.datasets.dataset_card import PLAIN
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
+from hyco.pipeline.evaluation.coverage import as_numbers
+from hyco.pipeline.evaluation.embed_files import embed_files, read_json, read_lines
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.multilabel import DIFFICULT, multilabel
+from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
 
 VOC_FOLDERS = ("voc2007", "vocdevkit", "voc", "pascal_voc")
 VOC_BASES = ("", "VOC2007/", "VOCdevkit/VOC2007/")

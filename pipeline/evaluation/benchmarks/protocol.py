@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.datasets import LabelledSet
-from pipeline.datasets.prompt_files import PromptFiles, SetTexts, read_prompt_file, read_published
-from pipeline.imaging.crop import stretch, whole
+from hyco.pipeline.datasets import LabelledSet
+from hyco.pipeline.datasets.prompt_files import PromptFiles, SetTexts, read_prompt_file, read_published
+from hyco.pipeline.imaging.crop import stretch, whole
 
 Way = Literal["hyco", "published"]
 
@@ -91,13 +91,18 @@ def names_of(test: LabelledSet, given: SetTexts) -> tuple[tuple[str, ...], ...]:
     """The given names of the set's classes.
 
     Raises:
-        ValueError: another number of classes, or names whose order is not that of the set's classes.
+        ValueError: another number of classes, an empty name, or names whose order is not that of the set's classes.
     """
     names, source = given.names, " and ".join(given.origin)
     if len(names) != len(test.classes):
         raise ValueError(
             f"{source} names {len(names)} classes of {test.name}, and its images have {len(test.classes)}"
         )
+    for number, of_class in enumerate(names, start=1):
+        if not of_class or not all(name.strip() for name in of_class):
+            raise ValueError(
+                f"{source} has an empty name for class {number} of {test.name} ({test.classes[number - 1]!r}): name it"
+            )
     if odd := _misplaced(test, names):
         here, there = odd
         raise ValueError(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
-from pipeline.evaluation.coverage import Coverage, as_numbers
-from pipeline.evaluation.embed_files import embed_files, read_json, read_lines
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.order import order_of
-from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
+from hyco.pipeline.evaluation.coverage import Coverage, as_numbers
+from hyco.pipeline.evaluation.embed_files import embed_files, read_json, read_lines
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.order import order_of
+from hyco.pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 
 FLICKR_FOLDERS = (
     "Images",

@@ -8,22 +8,22 @@ from typing import Any
 
 import torch
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation import answers
-from pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
-from pipeline.evaluation.benchmarks.protocol import Protocol
-from pipeline.evaluation.benchmarks.suite import run_suite
-from pipeline.evaluation.captioned import measure_captioned
-from pipeline.evaluation.config import EvaluationSpec
-from pipeline.evaluation.held_out import of_source
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.document import finite, new, put, write_numbers
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.report import report
-from pipeline.evaluation.report.compare_runs import read_beside, summary
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.runtime.progress import Listener
-from pipeline.training.run_dir import current_commit
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation import answers
+from hyco.pipeline.evaluation.benchmarks.classification import mean_of_paper_sets
+from hyco.pipeline.evaluation.benchmarks.protocol import Protocol
+from hyco.pipeline.evaluation.benchmarks.suite import run_suite
+from hyco.pipeline.evaluation.captioned import measure_captioned
+from hyco.pipeline.evaluation.config import EvaluationSpec
+from hyco.pipeline.evaluation.held_out import of_source
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.document import finite, new, put, write_numbers
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.report import report
+from hyco.pipeline.evaluation.report.compare_runs import read_beside, summary
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.runtime.progress import Listener
+from hyco.pipeline.training.run_dir import current_commit
 
 
 def add_suite(

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks import (
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks import (
     classification,
     coco_boxes,
     compositional,
@@ -21,11 +21,11 @@ from pipeline.evaluation.benchmarks import (
     multilabel,
     retrieval,
 )
-from pipeline.evaluation.benchmarks.base import Evaluation, Setting
-from pipeline.evaluation.benchmarks.protocol import HYCO, Protocol
-from pipeline.evaluation.coverage import MIN_COVERAGE
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.runtime.progress import Listener, Progress
+from hyco.pipeline.evaluation.benchmarks.base import Evaluation, Setting
+from hyco.pipeline.evaluation.benchmarks.protocol import HYCO, Protocol
+from hyco.pipeline.evaluation.coverage import MIN_COVERAGE
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.runtime.progress import Listener, Progress
 
 UNPUBLISHED = "no paper evaluates on it in this way: use --protocol hyco"
 TABLES = (  # each has a table EVALUATIONS

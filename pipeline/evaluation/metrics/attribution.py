@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from models.hyperbolic import lorentz, product
-from pipeline.evaluation.metrics.average_precision import expected_precision
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.geometry import (
+from hyco.models.hyperbolic import lorentz, product
+from hyco.pipeline.evaluation.metrics.average_precision import expected_precision
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.geometry import (
     Cone,
     Points,
     cone_report,
@@ -37,7 +37,7 @@ from pipeline.evaluation.metrics.geometry import (
     radius_summary,
     shuffle,
 )
-from pipeline.evaluation.metrics.order import Score
+from hyco.pipeline.evaluation.metrics.order import Score
 
 RIDGE = 1.0
 PASSING = 0.1  # of the shuffled pairs

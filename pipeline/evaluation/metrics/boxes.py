@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.evaluation.metrics.average_precision import expected_precision, plain_average, precision_at
-from pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
-from pipeline.evaluation.metrics.order import Score
+from hyco.pipeline.evaluation.metrics.average_precision import expected_precision, plain_average, precision_at
+from hyco.pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.order import Score
 
 CHUNK = 8192  # boxes scored at once
 

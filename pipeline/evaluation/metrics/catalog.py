@@ -7,7 +7,7 @@ comparison of models, the pages in Prefect and the terminal read only its row.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.evaluation.metrics.retrieval import KS
+from hyco.pipeline.evaluation.metrics.retrieval import KS
 
 
 @dataclass(frozen=True, slots=True)

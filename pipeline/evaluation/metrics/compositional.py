@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.order import Score
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.order import Score
 
 CHUNK = 128
 

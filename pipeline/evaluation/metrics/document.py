@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.coverage import complete
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.catalog import WAYS, Metric, find
-from storage.store import Store
+from hyco.pipeline.evaluation.coverage import complete
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.catalog import WAYS, Metric, find
+from hyco.storage.store import Store
 
 SCHEMA = 2
 COLUMNS: tuple[str, ...] = ("name", "value", "low", "high", "chance", "n", "source", "of", "gallery")

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.hyperbolic import product
-from pipeline.evaluation.metrics.average_precision import expected_precision
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.order import Score
-from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
+from hyco.models.hyperbolic import product
+from hyco.pipeline.evaluation.metrics.average_precision import expected_precision
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.order import Score
+from hyco.pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 
 CHUNK, ROWS = 8192, 256  # pairs, and images against all texts, scored at once
 NEGATIVES = 100  # of an image, as published

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.hyperbolic import lorentz, product
+from hyco.models.hyperbolic import lorentz, product
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NODES = ("text_box", "image_box", "text", "image")

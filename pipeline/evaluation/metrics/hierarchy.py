@@ -9,8 +9,8 @@ LCA 1. All are tables over leaf pairs, so that an evaluation is one table lookup
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
 
 NAMES = ("tie", "lca", "jaccard", "p_h", "r_h")
 

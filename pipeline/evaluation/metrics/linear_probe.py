@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.heads.max_separation import MaximumSeparation
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.zero_shot import rank_of_truth, set_accuracy
+from hyco.models.heads.max_separation import MaximumSeparation
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.zero_shot import rank_of_truth, set_accuracy
 
 Head = Callable[[int, int], nn.Module]
 """(classes, width) -> a module from features [N, width] to logits [N, classes]; a row of HEADS."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.evaluation.metrics.average_precision import expected_precision, plain_average, precision_at
-from pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.average_precision import expected_precision, plain_average, precision_at
+from hyco.pipeline.evaluation.metrics.bootstrap import BLOCK, Bootstrap, MetricResult
 
 DIFFICULT = -1
 RECALLS = np.arange(11) / 10

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.hyperbolic.chord import beyond_one, chord
-from pipeline.embedder import Embedder
+from hyco.models.hyperbolic.chord import beyond_one, chord
+from hyco.pipeline.embedder import Embedder
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Scores [Q, G] of points [Q, D] and [G, D]; larger is nearer."""

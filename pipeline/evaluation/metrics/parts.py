@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.order import LorentzOrder, Score
-from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.order import LorentzOrder, Score
+from hyco.pipeline.evaluation.metrics.retrieval import Pairing, both_ways
 
 
 def part_retrieval(

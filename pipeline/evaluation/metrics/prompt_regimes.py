@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.datasets.dataset_card import PLAIN
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.datasets.dataset_card import PLAIN
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 
 BARE = "{}"
 ALL = "all"

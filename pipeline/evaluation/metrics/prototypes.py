@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.heads.max_separation import HyperbolicPrototypes
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.linear_probe import fit, sweep
-from pipeline.evaluation.metrics.zero_shot import rank_of_truth, set_accuracy
+from hyco.models.heads.max_separation import HyperbolicPrototypes
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.linear_probe import fit, sweep
+from hyco.pipeline.evaluation.metrics.zero_shot import rank_of_truth, set_accuracy
 
 
 def prototype_probe(

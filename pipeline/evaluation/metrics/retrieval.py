@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.order import LorentzOrder, Plain, Score, wrong_before
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.order import LorentzOrder, Plain, Score, wrong_before
 
 KS = (1, 5, 10)
 CHUNK = 4_000_000  # scores held at once: 16 MB

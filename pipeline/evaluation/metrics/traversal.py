@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.hyperbolic import product
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.order import Score
-from pipeline.evaluation.metrics.retrieval import CHUNK
+from hyco.models.hyperbolic import product
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.order import Score
+from hyco.pipeline.evaluation.metrics.retrieval import CHUNK
 
 STEPS = 50
 

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.embedded import Embedded
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.retrieval import same_text
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, walk
-from pipeline.evaluation.metrics.zero_shot import vectors_of
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.embedded import Embedded
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.retrieval import same_text
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, walk
+from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.order import Score
-from pipeline.evaluation.metrics.taxonomy import Taxonomy, fill
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.order import Score
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy, fill
 
 BLOCK = 4096  # images scored at once
 

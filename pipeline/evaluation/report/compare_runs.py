@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.metrics.catalog import find
-from pipeline.evaluation.metrics.document import context, measured, read_metrics
-from pipeline.evaluation.report.charts import number
-from pipeline.evaluation.report.tables import interval_text, title, value_text
-from storage.folder import Folder
+from hyco.pipeline.evaluation.metrics.catalog import find
+from hyco.pipeline.evaluation.metrics.document import context, measured, read_metrics
+from hyco.pipeline.evaluation.report.charts import number
+from hyco.pipeline.evaluation.report.tables import interval_text, title, value_text
+from hyco.storage.folder import Folder
 
 
 def read_beside(runs: Sequence[str | Path]) -> list[dict[str, Any]]:

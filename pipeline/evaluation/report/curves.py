@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.evaluation.report.charts import Line, line_chart, number
-from pipeline.training.step_log import flat
+from hyco.pipeline.evaluation.report.charts import Line, line_chart, number
+from hyco.pipeline.training.step_log import flat
 
 MINUS = "\N{MINUS SIGN}"
 NODE_NAMES = {"image": "image", "text": "caption", "image_box": "part", "text_box": "phrase"}

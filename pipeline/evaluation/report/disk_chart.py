@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup, escape
 
-from pipeline.evaluation.report.charts import tick_text, ticks
+from hyco.pipeline.evaluation.report.charts import tick_text, ticks
 
 SIDE = 440
 FULL = 0.85  # with points beyond it, the entire disk is drawn with its rim

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from models.grounding.boxes import iou
-from pipeline.embedder import Embedder
-from pipeline.evaluation.embedded import Embedded
-from pipeline.evaluation.metrics.hierarchy import meeting_depth
-from pipeline.evaluation.metrics.retrieval import same_text
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.imaging.crop import shrink_to_short_side
-from pipeline.imaging.decode import decode, encode_jpeg
-from storage.sample import Part, TrainingSample
+from hyco.models.grounding.boxes import iou
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.embedded import Embedded
+from hyco.pipeline.evaluation.metrics.hierarchy import meeting_depth
+from hyco.pipeline.evaluation.metrics.retrieval import same_text
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.imaging.crop import shrink_to_short_side
+from hyco.pipeline.imaging.decode import decode, encode_jpeg
+from hyco.storage.sample import Part, TrainingSample
 
 COLOURS = 6  # --p0 ... --p5 of the page
 LONGEST = 300  # characters of a caption or phrase that the page shows

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.hyperbolic import lorentz
+from hyco.models.hyperbolic import lorentz
 
 STEPS = 60
 FITTED = 250  # number of points for fitting the directions; all are projected

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.evaluation.coverage import incomplete
-from pipeline.evaluation.metrics.catalog import find
-from pipeline.evaluation.metrics.document import context, measured
-from pipeline.evaluation.report.charts import PER_CENT, number, plain_share, share
-from pipeline.evaluation.report.compare_runs import beside_table
-from pipeline.evaluation.report.curves import curves
-from pipeline.evaluation.report.panels import (
+from hyco.pipeline.evaluation.coverage import incomplete
+from hyco.pipeline.evaluation.metrics.catalog import find
+from hyco.pipeline.evaluation.metrics.document import context, measured
+from hyco.pipeline.evaluation.report.charts import PER_CENT, number, plain_share, share
+from hyco.pipeline.evaluation.report.compare_runs import beside_table
+from hyco.pipeline.evaluation.report.curves import curves
+from hyco.pipeline.evaluation.report.panels import (
     Exhibits,
     class_rows,
     depth_rows,
@@ -20,7 +20,7 @@ from pipeline.evaluation.report.panels import (
     tree_panel,
     walks_panel,
 )
-from pipeline.evaluation.report.tables import (
+from hyco.pipeline.evaluation.report.tables import (
     bar,
     data_sets,
     gain,

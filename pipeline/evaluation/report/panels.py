@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.evaluation.answers import Answers, by_class
-from pipeline.evaluation.metrics.document import measured
-from pipeline.evaluation.report.charts import number, ridges, share
-from pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
-from pipeline.evaluation.report.disk_chart import disk_chart
-from pipeline.evaluation.report.projection import View
+from hyco.pipeline.evaluation.answers import Answers, by_class
+from hyco.pipeline.evaluation.metrics.document import measured
+from hyco.pipeline.evaluation.report.charts import number, ridges, share
+from hyco.pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
+from hyco.pipeline.evaluation.report.disk_chart import disk_chart
+from hyco.pipeline.evaluation.report.projection import View
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.answers import Answers
-from pipeline.evaluation.config import AssessConfig
-from pipeline.evaluation.embedded import Embedded
-from pipeline.evaluation.metrics.geometry import radii
-from pipeline.evaluation.metrics.hierarchy import family_confusion, where_errors_meet
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.report import examples as show
-from pipeline.evaluation.report.projection import plane_view
-from pipeline.evaluation.report.strips import strips
-from pipeline.evaluation.sections import Measured
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.answers import Answers
+from hyco.pipeline.evaluation.config import AssessConfig
+from hyco.pipeline.evaluation.embedded import Embedded
+from hyco.pipeline.evaluation.metrics.geometry import radii
+from hyco.pipeline.evaluation.metrics.hierarchy import family_confusion, where_errors_meet
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.report import examples as show
+from hyco.pipeline.evaluation.report.projection import plane_view
+from hyco.pipeline.evaluation.report.strips import strips
+from hyco.pipeline.evaluation.sections import Measured
 
 
 def draw(

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, product
-from pipeline.evaluation.metrics.geometry import Points
-from pipeline.evaluation.report import horopca
+from hyco.models.hyperbolic import lorentz, product
+from hyco.pipeline.evaluation.metrics.geometry import Points
+from hyco.pipeline.evaluation.report import horopca
 
 MOST = 300  # points of each type of node
 

@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.evaluation.report.charts import share
-from pipeline.evaluation.report.page import page
-from pipeline.evaluation.report.panels import Exhibits
-from storage.store import Store
+from hyco.pipeline.evaluation.report.charts import share
+from hyco.pipeline.evaluation.report.page import page
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.storage.store import Store
 
 FOLDER = Path(__file__).parent
 

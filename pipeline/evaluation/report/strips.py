@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.embedded import Embedded, cut_region
-from pipeline.evaluation.metrics.retrieval import same_text
-from pipeline.evaluation.metrics.traversal import STEPS, stretches
-from pipeline.evaluation.metrics.walks import Walks
-from pipeline.evaluation.report.examples import clip, picture
-from pipeline.imaging.decode import decode, encode_jpeg
+from hyco.pipeline.evaluation.embedded import Embedded, cut_region
+from hyco.pipeline.evaluation.metrics.retrieval import same_text
+from hyco.pipeline.evaluation.metrics.traversal import STEPS, stretches
+from hyco.pipeline.evaluation.metrics.walks import Walks
+from hyco.pipeline.evaluation.report.examples import clip, picture
+from hyco.pipeline.imaging.decode import decode, encode_jpeg
 
 MOST = 6  # pictures shown of one walk
 SMALL = 96  # their short side

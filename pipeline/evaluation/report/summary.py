@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.evaluation.report.page import gaps
-from pipeline.evaluation.report.tables import tables
+from hyco.pipeline.evaluation.report.page import gaps
+from hyco.pipeline.evaluation.report.tables import tables
 
 COLUMNS = ("measure", "value", "95 % interval", "chance")
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pipeline.evaluation.benchmarks.suite import evaluations
-from pipeline.evaluation.metrics.catalog import CLASSIFIERS, WAYS, Metric
-from pipeline.evaluation.metrics.document import context, measured
-from pipeline.evaluation.report.charts import PER_CENT, interval_bar, number, share
+from hyco.pipeline.evaluation.benchmarks.suite import evaluations
+from hyco.pipeline.evaluation.metrics.catalog import CLASSIFIERS, WAYS, Metric
+from hyco.pipeline.evaluation.metrics.document import context, measured
+from hyco.pipeline.evaluation.report.charts import PER_CENT, interval_bar, number, share
 
 SPACE = "\N{NO-BREAK SPACE}"
 TABLES = {

@@ -9,13 +9,13 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
-from flows.deployment.automations import TELLS
-from flows.deployment.reconcile import apply, check
-from flows.deployment.spec import blueprint
-from flows.reporting import events
-from pipeline.config import ConfigError
-from storage.home import Home
-from storage.shelf import Shelved
+from hyco.flows.deployment.automations import TELLS
+from hyco.flows.deployment.reconcile import apply, check
+from hyco.flows.deployment.spec import blueprint
+from hyco.flows.reporting import events
+from hyco.pipeline.config import ConfigError
+from hyco.storage.home import Home
+from hyco.storage.shelf import Shelved
 from tests.flows.deployment.test_reconcile import config
 
 

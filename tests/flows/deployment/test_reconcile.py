@@ -11,19 +11,19 @@ from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolUpdate
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.deployment.automations import automations
-from flows.deployment.config import DeployConfig, first, resolved
-from flows.deployment.deployments import _leaves, _tree, merged, schema_of
-from flows.deployment.prefect_yaml import demo_config, text
-from flows.deployment.reconcile import apply, check, edits, pauses
-from flows.deployment.spec import blueprint
-from flows.deployment.work_pools import template
-from flows.runtime.settings import HEARTBEAT_S
-from pipeline.config import ConfigError
-from pipeline.end_to_end import JourneyConfig
-from pipeline.mining.mine import MineConfig
-from pipeline.registry.retraining import RetrainConfig
-from pipeline.training.recipes import RECIPES, demo, demo_poincare_resnet
+from hyco.flows.deployment.automations import automations
+from hyco.flows.deployment.config import DeployConfig, first, resolved
+from hyco.flows.deployment.deployments import _leaves, _tree, merged, schema_of
+from hyco.flows.deployment.prefect_yaml import demo_config, text
+from hyco.flows.deployment.reconcile import apply, check, edits, pauses
+from hyco.flows.deployment.spec import blueprint
+from hyco.flows.deployment.work_pools import template
+from hyco.flows.runtime.settings import HEARTBEAT_S
+from hyco.pipeline.config import ConfigError
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.registry.retraining import RetrainConfig
+from hyco.pipeline.training.recipes import RECIPES, demo, demo_poincare_resnet
 
 ROOT = Path(__file__).parents[3]
 
@@ -240,7 +240,7 @@ def test_templates_ask_for_a_gpu_and_declare_every_variable(kind, gpu):
     assert names <= set(made["variables"]["properties"]) | {"name"}
     env = made["variables"]["properties"]["env"]["default"]
     assert env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
-    assert made["variables"]["properties"]["command"]["default"].endswith("-m flows.engine")
+    assert made["variables"]["properties"]["command"]["default"].endswith("-m hyco.flows.engine")
     asks = "'nvidia.com/gpu': 1" in text or "'capabilities': [['gpu']]" in text
     assert asks == (gpu and kind != "process")
 
@@ -286,7 +286,7 @@ def test_prefect_yaml_is_the_blueprint(monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = blueprint(demo_config())
     assert (ROOT / "prefect.yaml").read_text() == text(plan), (
-        "run: python -m flows.deployment.prefect_yaml > prefect.yaml"
+        "run: python -m hyco.flows.deployment.prefect_yaml > prefect.yaml"
     )
     entries = yaml.safe_load(text(plan))["deployments"]
     assert [entry["entrypoint"] for entry in entries] == [one.entrypoint for one in plan.deployments]

@@ -5,9 +5,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.states import Completed
 
-from flows.deployment.deployments import _create, schema_of
-from flows.deployment.reconcile import _pools, apply, check, edits
-from flows.deployment.spec import RENAMED, blueprint
+from hyco.flows.deployment.deployments import _create, schema_of
+from hyco.flows.deployment.reconcile import _pools, apply, check, edits
+from hyco.flows.deployment.spec import RENAMED, blueprint
 from tests.flows.deployment.test_reconcile import bare, config  # noqa: F401
 
 FIRST_PAGE = 10  # rows of Prefect's page of deployments

@@ -8,17 +8,17 @@ import pytest
 from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_API_URL
 
-from flows.__main__ import announce
-from flows.pack import pack
-from flows.reporting import artifacts
-from pipeline.mining.mine import MineConfig
-from pipeline.packing.dataset_gate import Check, QualityError
-from pipeline.packing.pack import PackConfig
-from storage.home import Home
-from storage.model_registry import Decision
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.flows.__main__ import announce
+from hyco.flows.pack import pack
+from hyco.flows.reporting import artifacts
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.packing.dataset_gate import Check, QualityError
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.training import sample
 
 
@@ -43,7 +43,7 @@ def test_a_quarantine_is_told_with_the_whole_verdict(tmp_path: Path, monkeypatch
     def refuse(*args: Any) -> None:
         raise QualityError(name, checks)
 
-    monkeypatch.setattr("flows.pack.packing.pack", refuse)
+    monkeypatch.setattr("hyco.flows.pack.packing.pack", refuse)
     mine = MineConfig(source=str(tmp_path), grounder="transformers:none", weights="w1")
     with pytest.raises(QualityError, match="quarantined"):
         pack(mine, PackConfig(), str(tmp_path))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from prefect.client.orchestration import get_client
 
-from flows.assess import assess
-from flows.retrain import retrain
-from flows.runtime import concurrency as slots
-from flows.train import train
-from pipeline.registry.retraining import RetrainDecision
-from pipeline.training.recipes import demo
+from hyco.flows.assess import assess
+from hyco.flows.retrain import retrain
+from hyco.flows.runtime import concurrency as slots
+from hyco.flows.train import train
+from hyco.pipeline.registry.retraining import RetrainDecision
+from hyco.pipeline.training.recipes import demo
 from tests.flows.deployment.test_reconcile import config
 
 
@@ -70,19 +70,19 @@ def test_training_assessment_and_judging_hold_what_they_use(
 
     versions = SimpleNamespace(load=lambda name: SimpleNamespace(name="v-1"))
     for name, stand_in in {
-        "flows.train.Home.versions": versions,
-        "flows.train.prepare": lambda *given: None,
-        "flows.train.training": work("train", {}),
-        "flows.assess.evaluate": work("assess", {}),
-        "flows.retrain.check": lambda *given: RetrainDecision("v-1", 1, "key", True, "due"),
-        "flows.retrain.recipe_for": lambda *given: demo(),
-        "flows.retrain._mining": lambda *given: None,
-        "flows.retrain.judge": work(
+        "hyco.flows.train.Home.versions": versions,
+        "hyco.flows.train.prepare": lambda *given: None,
+        "hyco.flows.train.training": work("train", {}),
+        "hyco.flows.assess.evaluate": work("assess", {}),
+        "hyco.flows.retrain.check": lambda *given: RetrainDecision("v-1", 1, "key", True, "due"),
+        "hyco.flows.retrain.recipe_for": lambda *given: demo(),
+        "hyco.flows.retrain._mining": lambda *given: None,
+        "hyco.flows.retrain.judge": work(
             "judge", SimpleNamespace(kind="", reason="", model="", run="", version="")
         ),
-        "flows.retrain.signals.decided": lambda *given: None,
-        "flows.reporting.artifacts.trained": lambda *given: None,
-        "flows.reporting.artifacts.assessed": lambda *given: None,
+        "hyco.flows.retrain.signals.decided": lambda *given: None,
+        "hyco.flows.reporting.artifacts.trained": lambda *given: None,
+        "hyco.flows.reporting.artifacts.assessed": lambda *given: None,
     }.items():
         monkeypatch.setattr(name, stand_in)
     train(demo(), str(tmp_path), processes=2)

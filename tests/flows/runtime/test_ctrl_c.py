@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.write import write_shard
+from hyco.demo.write import write_shard
 
 ROOT = Path(__file__).parents[3]
 GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
@@ -29,7 +29,7 @@ class Command:
         env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows", *words],
+                [sys.executable, "-m", "hyco.flows", *words],
                 cwd=ROOT,
                 env={**env, "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,

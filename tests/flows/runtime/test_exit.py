@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.home import Home
-from storage.model_registry import Decision
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
 
 ROOT = Path(__file__).parents[3]
 VERBS = ("champion", "registry", "rollback")
@@ -40,7 +40,7 @@ def exits(home: Path, verb: str, runs: int) -> Counter[int]:
     environment["PYTHONPATH"] = str(ROOT)
 
     def run(number: int) -> int:
-        command = [sys.executable, "-m", "flows", verb, "--home", str(home)]
+        command = [sys.executable, "-m", "hyco.flows", verb, "--home", str(home)]
         if verb == "rollback":
             command += ["--to", next(models)]
         return subprocess.run(

@@ -7,8 +7,8 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from flows.runtime.progress import for_the_terminal
-from flows.runtime.runs import NOTHING, done, in_one_line, inside, named, rename
+from hyco.flows.runtime.progress import for_the_terminal
+from hyco.flows.runtime.runs import NOTHING, done, in_one_line, inside, named, rename
 
 
 @flow(flow_run_name=named(lambda given: f"count {inside(given, 'place')}"))

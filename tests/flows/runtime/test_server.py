@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.runtime.server import environment, reach
-from flows.runtime.settings import spare_loopback
+from hyco.flows.runtime.server import environment, reach
+from hyco.flows.runtime.settings import spare_loopback
 
 
 class Guarded(http.server.BaseHTTPRequestHandler):
@@ -116,7 +116,7 @@ def test_the_exceptions_of_others_are_kept(known: str, kept: str, proxied: None,
 def test_a_server_of_our_own_starts_behind_a_proxy(tmp_path: Path, proxied: None) -> None:
     """A process of its own, because Prefect must not be imported yet."""
     script = (
-        "import sys; from flows.runtime.server import ensure_server, reach\n"
+        "import sys; from hyco.flows.runtime.server import ensure_server, reach\n"
         "reach(ensure_server(sys.argv[1]))\n"
         "from prefect.client.orchestration import get_client\n"
         "with get_client(sync_client=True) as client: print(client.hello().status_code)\n"

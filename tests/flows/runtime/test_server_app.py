@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.server.orchestration import core_policy
 
-from flows.runtime.server_app import Counted, begin_immediate, harmless
+from hyco.flows.runtime.server_app import Counted, begin_immediate, harmless
 
 
 async def two_writers(database: Path) -> list[str]:

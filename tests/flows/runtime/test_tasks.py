@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from flows.runtime import task_executor as tasks
-from flows.runtime.task_executor import TaskExecutor
-from pipeline.runtime.executor import WorkerDiedError
-from pipeline.runtime.run_units import run_units
+from hyco.flows.runtime import task_executor as tasks
+from hyco.flows.runtime.task_executor import TaskExecutor
+from hyco.pipeline.runtime.executor import WorkerDiedError
+from hyco.pipeline.runtime.run_units import run_units
 
 
 @dataclass(frozen=True)

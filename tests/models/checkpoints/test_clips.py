@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoints import read_checkpoint
-from models.clip import DualEncoder
+from hyco.models.checkpoints import read_checkpoint
+from hyco.models.clip import DualEncoder
 from tests.models.checkpoints.layouts import openclip, token_rows, transformers_clip
 from tests.oracle.clip_towers import openclip_images, openclip_texts
 

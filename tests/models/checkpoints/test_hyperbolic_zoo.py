@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoints import read_checkpoint, to_published
-from models.clip import ClipConfig, DualEncoder, config_from_dict
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
+from hyco.models.checkpoints import read_checkpoint, to_published
+from hyco.models.clip import ClipConfig, DualEncoder, config_from_dict
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
 from tests.models.checkpoints.layouts import VOCABULARY, hyper3, phyclip, token_rows, uncha
 from tests.oracle import clip_towers as plain
 

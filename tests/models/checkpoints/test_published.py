@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from models.checkpoints import read_checkpoint, to_published
-from models.clip import ClipConfig, DualEncoder
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
+from hyco.models.checkpoints import read_checkpoint, to_published
+from hyco.models.clip import ClipConfig, DualEncoder
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
 from tests.models.checkpoints.layouts import published, token_rows
 from tests.oracle.clip_towers import published_images, published_texts
 

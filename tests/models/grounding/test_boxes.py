@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.grounding.boxes import area, enclosing, intersection, iou, nms
+from hyco.models.grounding.boxes import area, enclosing, intersection, iou, nms
 
 
 def plain_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -73,6 +73,6 @@ def test_torch_equals_numpy_and_passes_gradients_on() -> None:
 
 
 def test_numpy_boxes_need_no_torch() -> None:
-    code = "import sys, numpy as np; from models.grounding.boxes import iou, nms; b = np.ones((2, 4))\n"
+    code = "import sys, numpy as np; from hyco.models.grounding.boxes import iou, nms; b = np.ones((2, 4))\n"
     code += "iou(b, b), nms(b, b[:, 0], 0.5); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,8 +11,8 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     GroundingDinoMultiscaleDeformableAttention,
 )
 
-from models.grounding import fast_dino
-from models.grounding.fast_dino import DeformableAttention, OneDnnLinear, accelerate
+from hyco.models.grounding import fast_dino
+from hyco.models.grounding.fast_dino import DeformableAttention, OneDnnLinear, accelerate
 from tests.factories.grounder import save_tiny
 
 SHAPES = [(5, 7), (3, 4), (1, 1)]

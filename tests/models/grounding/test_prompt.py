@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.grounding.batching import Halving, buckets
-from models.grounding.prompt import CLS, QUESTION, SEP, STOP, build_prompts, known_token
+from hyco.models.grounding.batching import Halving, buckets
+from hyco.models.grounding.prompt import CLS, QUESTION, SEP, STOP, build_prompts, known_token
 
 
 def test_a_prompt_is_phrases_with_a_full_stop_after_each():

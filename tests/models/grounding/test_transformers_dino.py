@@ -12,9 +12,9 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
     GroundingDinoImageProcessorPil,
 )
 
-from models.grounding.detector import Reader
-from models.grounding.dino import DinoDetector, Preprocessing
-from models.grounding.transformers_dino import TransformersDino, digest
+from hyco.models.grounding.detector import Reader
+from hyco.models.grounding.dino import DinoDetector, Preprocessing
+from hyco.models.grounding.transformers_dino import TransformersDino, digest
 from tests.factories.grounder import save_tiny
 
 CPU = torch.device("cpu")

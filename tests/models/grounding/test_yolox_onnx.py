@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from models.grounding.vocabulary import Vocabulary, coco_names
-from models.grounding.yolox_onnx import YoloxOnnx, digest, letterbox
+from hyco.models.grounding.vocabulary import Vocabulary, coco_names
+from hyco.models.grounding.yolox_onnx import YoloxOnnx, digest, letterbox
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 REAL = SHARED / "detectors" / "yolox_nano.onnx"
@@ -133,7 +133,7 @@ def test_other_spellings_and_other_classes():
 def test_every_synonym_means_one_class():
     import json
 
-    from models.grounding.vocabulary import SYNONYMS
+    from hyco.models.grounding.vocabulary import SYNONYMS
 
     table = json.loads(SYNONYMS.read_text())
     words = [word for name, others in table["synonyms"].items() for word in (name, *others)]
@@ -165,8 +165,8 @@ def test_wrong_files_are_named_with_the_way_out(tmp_path):
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/detectors")
 def test_real_photographs():
-    from pipeline.imaging.decode import decode
-    from pipeline.sources.source import open_source
+    from hyco.pipeline.imaging.decode import decode
+    from hyco.pipeline.sources.source import open_source
 
     detector = YoloxOnnx(REAL, per_phrase=4)
     source = open_source(SHARED / "flickr8k")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.heads.balanced_prototypes import (
+from hyco.models.heads.balanced_prototypes import (
     BalancedPrototypes,
     depths_of,
     distortion,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.heads.cosine import CosineHead, nonl, ntce
+from hyco.models.heads.cosine import CosineHead, nonl, ntce
 from tests.oracle import prototype_heads as plain
 
 

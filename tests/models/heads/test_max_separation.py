@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.heads import max_separation as separation
-from models.heads.max_separation import (
+from hyco.models.heads import max_separation as separation
+from hyco.models.heads.max_separation import (
     HyperbolicPrototypes,
     MaximumSeparation,
     equal_radius,
     separation_logits,
     separation_matrix,
 )
-from models.hyperbolic import lorentz
+from hyco.models.hyperbolic import lorentz
 from tests.oracle import separation as twin
 
 LARGE = separation.RUNNING_SUM_FROM + 3

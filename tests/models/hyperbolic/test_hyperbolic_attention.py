@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn import attention_ops
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn import attention_ops
 
 B, N, E, H = 2, 16, 64, 4
 

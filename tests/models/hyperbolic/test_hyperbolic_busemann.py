@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.nn.busemann import busemann
+from hyco.models.hyperbolic import lorentz
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.nn.busemann import busemann
 from tests.oracle import lorentz_layers
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}

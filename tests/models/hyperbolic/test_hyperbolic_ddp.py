@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
 
 
 class Words(nn.Module):

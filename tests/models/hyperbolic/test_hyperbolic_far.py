@@ -7,11 +7,11 @@ import mpmath as mp
 import pytest
 import torch
 
-from models.hyperbolic import isometry
-from models.hyperbolic import lorentz as L
-from models.hyperbolic import poincare as P
-from models.hyperbolic.mean import midpoint
-from models.losses.entailment import cone_excess
+from hyco.models.hyperbolic import isometry
+from hyco.models.hyperbolic import lorentz as L
+from hyco.models.hyperbolic import poincare as P
+from hyco.models.hyperbolic.mean import midpoint
+from hyco.models.losses.entailment import cone_excess
 from tests.oracle import hyperbolic_geometry as O
 
 RADII = {torch.float32: (20.0, 23.0, 30.0, 40.0), torch.float64: (100.0, 170.0, 179.0, 300.0)}

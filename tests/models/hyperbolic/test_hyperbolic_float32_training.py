@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, poincare
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.optim import RiemannianAdam, RiemannianSGD, parameter_groups
+from hyco.models.hyperbolic import lorentz, poincare
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.optim import RiemannianAdam, RiemannianSGD, parameter_groups
 
 DEPTH, EDGE, DIMENSIONS, PAIRS = 8, 1.5, 5, 1024
 TABLES = {"lorentz points": ("lorentz", True), "ball points": ("poincare", True), "rows": ("lorentz", False)}

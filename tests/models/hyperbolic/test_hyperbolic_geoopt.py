@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import models.hyperbolic.optim
-from models.hyperbolic import isometry, lorentz, mean, poincare, product
-from models.hyperbolic.optim import RiemannianAdam, RiemannianSGD
-from models.hyperbolic.wrapped_normal import WrappedNormal
+import hyco.models.hyperbolic.optim
+from hyco.models.hyperbolic import isometry, lorentz, mean, poincare, product
+from hyco.models.hyperbolic.optim import RiemannianAdam, RiemannianSGD
+from hyco.models.hyperbolic.wrapped_normal import WrappedNormal
 
 C = 0.7
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -94,7 +94,7 @@ def test_the_wrapped_normal_has_its_spread_in_units_of_distance(ball):
 def test_what_has_no_counterpart():
     """Their names exist and ours do not; points stay on the manifold without `stabilize`."""
     for name in ("SparseRiemannianSGD", "SparseRiemannianAdam", "RiemannianLineSearch"):
-        assert hasattr(geoopt.optim, name) and not hasattr(models.hyperbolic.optim, name)
+        assert hasattr(geoopt.optim, name) and not hasattr(hyco.models.hyperbolic.optim, name)
     assert "stabilize" in inspect.signature(geoopt.optim.RiemannianAdam).parameters
     assert "stabilize" not in inspect.signature(RiemannianAdam).parameters
     table = nn.Parameter(poincare.exp0(torch.randn(50, 3), 1.0))

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from models.hyperbolic import isometry, mean, ops, product
-from models.hyperbolic import lorentz as L
-from models.hyperbolic import nn as hnn
-from models.hyperbolic import poincare as P
-from models.hyperbolic.nn.hyperplane_ops import planes
+from hyco.models.hyperbolic import isometry, mean, ops, product
+from hyco.models.hyperbolic import lorentz as L
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import poincare as P
+from hyco.models.hyperbolic.nn.hyperplane_ops import planes
 
 N, D = 3, 3
 

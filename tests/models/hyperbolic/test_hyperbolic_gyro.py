@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, mean
-from models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import lorentz, mean
+from hyco.models.hyperbolic import nn as hnn
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 

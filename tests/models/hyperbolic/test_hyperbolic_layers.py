@@ -9,13 +9,13 @@ from hypll.tensors import ManifoldTensor
 from torch import nn
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, mean, poincare
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.classifier import mlr
-from models.hyperbolic.nn.flatten import beta_ratio
-from models.hyperbolic.nn.functional import MAX_ANGLE
-from models.resnets.poincare_resnet import PoincareResNet
+from hyco.models.hyperbolic import lorentz, mean, poincare
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.classifier import mlr
+from hyco.models.hyperbolic.nn.flatten import beta_ratio
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE
+from hyco.models.resnets.poincare_resnet import PoincareResNet
 from tests.oracle import hyperbolic_layers as O
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}

@@ -7,8 +7,8 @@ import mpmath as mp
 import pytest
 import torch
 
-from models.hyperbolic import lorentz as L
-from models.hyperbolic import mean
+from hyco.models.hyperbolic import lorentz as L
+from hyco.models.hyperbolic import mean
 from tests.oracle import hyperbolic_geometry as O
 
 RADII = (1e-8, 1e-4, 1e-2, 0.3, 1.0, 4.0, 8.0, 15.0)

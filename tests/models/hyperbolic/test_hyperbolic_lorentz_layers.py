@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import nn as hnn
 from tests.oracle import hyperbolic_layers, lorentz_layers
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}

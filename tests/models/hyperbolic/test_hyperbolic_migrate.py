@@ -8,10 +8,10 @@ import torch
 from hypll.manifolds.poincare_ball import Curvature, PoincareBall
 from torch import nn
 
-from models.hyperbolic import curvature, isometry
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.migrate import HYPLL_ANGLE, load_hypll, recalibrate
-from models.hyperbolic.nn.pooling import midpoint
+from hyco.models.hyperbolic import curvature, isometry
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.migrate import HYPLL_ANGLE, load_hypll, recalibrate
+from hyco.models.hyperbolic.nn.pooling import midpoint
 from tests.oracle.hyperbolic_layers import hypll_run
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
 
 
 class Residual(nn.Module):

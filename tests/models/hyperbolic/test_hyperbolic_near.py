@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypll.tensors import ManifoldTensor, TangentTensor
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn import batchnorm_fused as batch_norm_fused
-from models.hyperbolic.nn.functional import MAX_ANGLE
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn import batchnorm_fused as batch_norm_fused
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE
 from tests.oracle.hyperbolic_layers import hypll_ball
 
 NORMS, SPREADS = (1e-3, 0.3, 1.0, 2.0, 8.0), (1e-4, 1e-2, 0.1, 1.0)

@@ -7,9 +7,9 @@ from hypll.manifolds.poincare_ball.math import stats as hypll_stats
 from torch import nn
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, mean, poincare
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.nn.pooling import midpoint
+from hyco.models.hyperbolic import lorentz, mean, poincare
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.nn.pooling import midpoint
 from tests.models.hyperbolic.test_hyperbolic_layers import (
     CURVATURES,
     EXACT,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.hyperbolic import lorentz, poincare
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.nn.functional import to_space, to_tangent
+from hyco.models.hyperbolic import lorentz, poincare
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.nn.functional import to_space, to_tangent
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.hyperbolic import lorentz, poincare
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.optim import RiemannianAdam, RiemannianSGD, parameter_groups
+from hyco.models.hyperbolic import lorentz, poincare
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.optim import RiemannianAdam, RiemannianSGD, parameter_groups
 
 CASES = [
     (RiemannianSGD, torch.optim.SGD, {"lr": 0.1}),

@@ -6,8 +6,8 @@ import mpmath as mp
 import pytest
 import torch
 
-from models.hyperbolic import isometry, mean
-from models.hyperbolic import poincare as P
+from hyco.models.hyperbolic import isometry, mean
+from hyco.models.hyperbolic import poincare as P
 from tests.oracle import hyperbolic_geometry as O
 
 PLANES, OFFSET, MATRIX = torch.tensor([[1.0, 0.5], [0.2, -1.0]]), torch.tensor([0.1, 0.2]), torch.eye(2)

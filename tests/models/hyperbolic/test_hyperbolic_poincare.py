@@ -10,11 +10,11 @@ import torch
 from hypll.manifolds.poincare_ball.math import diffgeom as hypll
 from hypll.manifolds.poincare_ball.math import linalg as hypll_linalg
 
-from models.hyperbolic import isometry, mean, product
-from models.hyperbolic import lorentz as L
-from models.hyperbolic import nn as hnn
-from models.hyperbolic import poincare as P
-from models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic import isometry, mean, product
+from hyco.models.hyperbolic import lorentz as L
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import poincare as P
+from hyco.models.hyperbolic.curvature import Curvature
 from tests.oracle import hyperbolic_geometry as O
 
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.hyperbolic import isometry, mean
-from models.hyperbolic import lorentz as L
-from models.hyperbolic import poincare as P
+from hyco.models.hyperbolic import isometry, mean
+from hyco.models.hyperbolic import lorentz as L
+from hyco.models.hyperbolic import poincare as P
 
 D = 3
 radius = st.floats(-18, math.log(5.0)).map(math.exp)

@@ -18,9 +18,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils import skip_init
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.optim import RiemannianAdam, parameter_groups
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.optim import RiemannianAdam, parameter_groups
 from tests.models.hyperbolic.test_hyperbolic_modules import MODULES, loss_of, make
 
 

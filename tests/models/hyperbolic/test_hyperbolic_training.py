@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.nn.functional import MAX_ANGLE
-from models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE
+from hyco.models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
 from tests.perf.training_nets import Shape
 from tests.perf.training_study import train
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic import poincare
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import poincare
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import mpmath as mp
 import pytest
 import torch
 
-from models.hyperbolic import lorentz
-from models.hyperbolic.ops import log_sinhc
-from models.hyperbolic.wrapped_normal import WrappedNormal
+from hyco.models.hyperbolic import lorentz
+from hyco.models.hyperbolic.ops import log_sinhc
+from hyco.models.hyperbolic.wrapped_normal import WrappedNormal
 from tests.oracle import hyperbolic_geometry as O
 
 

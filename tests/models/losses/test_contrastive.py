@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.hyperbolic import lorentz, product
-from models.losses.contrastive import PairLoss, contrast
-from models.losses.entailment import cone_excess
+from hyco.models.hyperbolic import lorentz, product
+from hyco.models.losses.contrastive import PairLoss, contrast
+from hyco.models.losses.entailment import cone_excess
 
 
 def pair_by_pair(points, tables, scale, c):

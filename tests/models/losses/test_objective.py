@@ -12,11 +12,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from models.clip import ClipConfig, DualEncoder
-from models.encoders.text import TextConfig
-from models.encoders.vit import VisionConfig
-from models.hyperbolic import lorentz, product
-from models.losses.objective import (
+from hyco.models.clip import ClipConfig, DualEncoder
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.vit import VisionConfig
+from hyco.models.hyperbolic import lorentz, product
+from hyco.models.losses.objective import (
     NODES,
     EntailmentRow,
     ObjectiveConfig,

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from models.hyperbolic import lorentz, product
-from models.losses.objective import (
+from hyco.models.hyperbolic import lorentz, product
+from hyco.models.losses.objective import (
     NODES,
     ContrastRow,
     EntailmentRow,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.nn.functional import to_space, to_tangent
-from models.resnets.lorentz_resnet import LorentzResNet
-from models.resnets.resnet import EuclideanResNet
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.nn.functional import to_space, to_tangent
+from hyco.models.resnets.lorentz_resnet import LorentzResNet
+from hyco.models.resnets.resnet import EuclideanResNet
 
 SMALL = {"depth": 10, "widths": (4, 6, 8, 10), "num_classes": 5}
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from models.clip import ClipConfig, DualEncoder, config_from_dict
-from models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
-from models.encoders.text import TextConfig
-from models.hyperbolic import nn as hnn
-from models.hyperbolic.curvature import Curvature
-from models.hyperbolic.nn.residual import residual_add
-from models.losses.objective import hycoclip_objective, loss
-from models.resnets import published_poincare_resnet as published_net
-from models.resnets.poincare_resnet import PoincareResNet
-from models.resnets.published_poincare_resnet import PublishedPoincareResNet
-from models.resnets.resnet import EuclideanResNet
+from hyco.models.clip import ClipConfig, DualEncoder, config_from_dict
+from hyco.models.encoders.poincare_resnet import PoincareResNetConfig, PoincareResNetTower
+from hyco.models.encoders.text import TextConfig
+from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.residual import residual_add
+from hyco.models.losses.objective import hycoclip_objective, loss
+from hyco.models.resnets import published_poincare_resnet as published_net
+from hyco.models.resnets.poincare_resnet import PoincareResNet
+from hyco.models.resnets.published_poincare_resnet import PublishedPoincareResNet
+from hyco.models.resnets.resnet import EuclideanResNet
 from tests.oracle import poincare_resnet as oracle
 
 SMALL = {"depth": 8, "widths": (4, 6, 8), "num_classes": 5}

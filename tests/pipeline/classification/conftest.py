@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.classification.config import FitConfig
+from hyco.pipeline.classification.config import FitConfig
 
 COLORS = {"blue": (40, 60, 220), "green": (30, 200, 60), "red": (220, 30, 30)}
 SIDE = 10

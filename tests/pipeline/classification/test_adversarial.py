@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.classification.adversarial import fgsm, pgd
+from hyco.pipeline.classification.adversarial import fgsm, pgd
 
 EPS = 8 / 255
 

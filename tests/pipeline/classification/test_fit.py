@@ -14,25 +14,25 @@ import pytest
 import torch
 from typer.main import get_command
 
-from models.heads.balanced_prototypes import embed_hierarchy
-from models.heads.cosine import nonl, ntce
-from models.heads.max_separation import MaximumSeparation, equal_radius
-from pipeline.classification import train
-from pipeline.classification.config import FitConfig, fit_recipe
-from pipeline.classification.evaluate import EvaluateConfig, evaluate
-from pipeline.classification.in_memory import Epoch, statistics
-from pipeline.classification.model import MLR_SLOPE, class_prototypes, load_classifier, make_classifier
-from pipeline.classification.train import fit, make_optimiser, training_images
-from pipeline.cli.app import app
-from pipeline.config import ConfigError
-from pipeline.datasets import open_labelled
-from pipeline.evaluation.metrics.document import read_metrics
-from pipeline.runtime.stop import TerminatedError
-from pipeline.training.run_protocol import learning_rate
-from pipeline.training.step_log import StepLog, read_log
-from pipeline.ui.status import report
-from storage.checkpoint import Checkpoints
-from storage.home import Home
+from hyco.models.heads.balanced_prototypes import embed_hierarchy
+from hyco.models.heads.cosine import nonl, ntce
+from hyco.models.heads.max_separation import MaximumSeparation, equal_radius
+from hyco.pipeline.classification import train
+from hyco.pipeline.classification.config import FitConfig, fit_recipe
+from hyco.pipeline.classification.evaluate import EvaluateConfig, evaluate
+from hyco.pipeline.classification.in_memory import Epoch, statistics
+from hyco.pipeline.classification.model import MLR_SLOPE, class_prototypes, load_classifier, make_classifier
+from hyco.pipeline.classification.train import fit, make_optimiser, training_images
+from hyco.pipeline.cli.app import app
+from hyco.pipeline.config import ConfigError
+from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.evaluation.metrics.document import read_metrics
+from hyco.pipeline.runtime.stop import TerminatedError
+from hyco.pipeline.training.run_protocol import learning_rate
+from hyco.pipeline.training.step_log import StepLog, read_log
+from hyco.pipeline.ui.status import report
+from hyco.storage.checkpoint import Checkpoints
+from hyco.storage.home import Home
 from tests.oracle.classification_metrics import published_draw
 
 ROOT = Path(__file__).parents[3]
@@ -178,7 +178,16 @@ def test_a_broken_run_goes_on_along_the_same_curve(
 
 @pytest.mark.chaos
 def test_kill_9_costs_no_step_of_the_curve(finished: Path, squares: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "fit", "resnet20", "--data", f"folder:{squares}", "--home"]
+    command = [
+        sys.executable,
+        "-m",
+        "hyco.pipeline",
+        "fit",
+        "resnet20",
+        "--data",
+        f"folder:{squares}",
+        "--home",
+    ]
     command += [str(tmp_path), "--run", "killed", "--head", "separation", "--imbalance", "0.5"]
     for name, value in json.loads((finished / "config.json").read_text())["fit"].items():
         if name not in ("model", "data", "head", "imbalance", "known"):
@@ -379,7 +388,7 @@ def test_heads_of_prototypes_are_trained_and_loaded(
     head: str, tiny: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed = partial(embed_hierarchy, steps=10)
-    monkeypatch.setattr("pipeline.classification.model.embed_hierarchy", embed)
+    monkeypatch.setattr("hyco.pipeline.classification.model.embed_hierarchy", embed)
     tree = tmp_path / "taxonomy.json"
     tree.write_text(json.dumps(TREE))
     hierarchy = {"hierarchy": str(tree), "prototype_dim": 4} if head == "balanced" else {}

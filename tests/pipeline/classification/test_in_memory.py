@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.classification.in_memory import Epoch, Images, crops, load_captioned, statistics
-from pipeline.classification.strange import load_strange, open_strange
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.sources.source import open_source
+from hyco.pipeline.classification.in_memory import Epoch, Images, crops, load_captioned, statistics
+from hyco.pipeline.classification.strange import load_strange, open_strange
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.sources.source import open_source
 from tests.oracle import classification_metrics as twin
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.classification.long_tail import Profile, long_tail, long_tail_counts, shots
+from hyco.pipeline.classification.long_tail import Profile, long_tail, long_tail_counts, shots
 from tests.oracle import classification_metrics as twin
 
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]  # IF 0.01, as published

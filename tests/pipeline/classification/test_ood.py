@@ -5,7 +5,7 @@ import pytest
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.classification.ood import (
+from hyco.pipeline.classification.ood import (
     SCORES,
     Seen,
     class_distance,
@@ -17,8 +17,8 @@ from pipeline.classification.ood import (
     nearest_neighbour,
     scorers,
 )
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.ranked import NUMBERS, Ranked
 from tests.oracle import classification_metrics as twin
 
 

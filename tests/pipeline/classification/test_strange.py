@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.classification.config import FitConfig
-from pipeline.classification.evaluate import EvaluateConfig, evaluate
-from pipeline.classification.in_memory import load_images
-from pipeline.classification.model import curvature_of, load_classifier
-from pipeline.classification.ood import SCORES
-from pipeline.classification.strange import BENCHMARKS, load_strange, open_strange
-from pipeline.classification.tables import tables
-from pipeline.classification.train import fit, training_images
-from pipeline.datasets import open_labelled
-from pipeline.evaluation.metrics.ranked import NUMBERS
+from hyco.pipeline.classification.config import FitConfig
+from hyco.pipeline.classification.evaluate import EvaluateConfig, evaluate
+from hyco.pipeline.classification.in_memory import load_images
+from hyco.pipeline.classification.model import curvature_of, load_classifier
+from hyco.pipeline.classification.ood import SCORES
+from hyco.pipeline.classification.strange import BENCHMARKS, load_strange, open_strange
+from hyco.pipeline.classification.tables import tables
+from hyco.pipeline.classification.train import fit, training_images
+from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.evaluation.metrics.ranked import NUMBERS
 from tests.factories.files import lay, picture
 from tests.oracle import classification_metrics as twin
 

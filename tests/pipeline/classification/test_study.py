@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.classification.config import FitConfig
-from pipeline.classification.evaluate import EvaluateConfig
-from pipeline.experiments import classification_study as studies
-from pipeline.experiments.classification_study import StudyConfig, main, marks, run_study
-from pipeline.experiments.grid import write_section
-from storage.home import Home
+from hyco.pipeline.classification.config import FitConfig
+from hyco.pipeline.classification.evaluate import EvaluateConfig
+from hyco.pipeline.experiments import classification_study as studies
+from hyco.pipeline.experiments.classification_study import StudyConfig, main, marks, run_study
+from hyco.pipeline.experiments.grid import write_section
+from hyco.storage.home import Home
 
 
 @pytest.fixture

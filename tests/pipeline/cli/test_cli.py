@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import main
-from storage.store import Store
-from storage.versions import Versions
+from hyco.flows.__main__ import main
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.factories.training import make_home
 
 GROUNDER = f"transformers:{Path(__file__).parents[3] / 'demo' / 'weights' / 'grounder'}"
@@ -148,7 +148,7 @@ def test_a_run_of_another_architecture(packed_home: Path, capsys, monkeypatch) -
 
 def test_a_failing_journey_shows_no_traceback(source: Path, tmp_path: Path) -> None:
     """Run as a program: Prefect logs the tracebacks of failed runs, which belong in its UI and not in the terminal."""
-    command = [sys.executable, "-m", "flows", "journey", "--source", str(source), "--grounder", GROUNDER]
+    command = [sys.executable, "-m", "hyco.flows", "journey", "--source", str(source), "--grounder", GROUNDER]
     command += ["--recipe", "demo", "--home", str(tmp_path / "home"), "--workers", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 2

@@ -10,11 +10,11 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
-import flows.__main__
-from flows.deployment.prefect_yaml import demo_config
-from pipeline.cli.config_docs import SECTIONS, config, describe, to_markdown
-from pipeline.config import Config
-from pipeline.config_fields import paths
+import hyco.flows.__main__
+from hyco.flows.deployment.prefect_yaml import demo_config
+from hyco.pipeline.cli.config_docs import SECTIONS, config, describe, to_markdown
+from hyco.pipeline.config import Config
+from hyco.pipeline.config_fields import paths
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,14 +24,14 @@ def every_config() -> list[type[Config]]:
     for package in ("pipeline", "flows"):
         for file in sorted((ROOT / package).rglob("*.py")):
             if "(Config):" in file.read_text():
-                importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+                importlib.import_module(".".join(("hyco", *file.relative_to(ROOT).with_suffix("").parts)))
 
     def below(kind: type[Config]) -> Iterator[type[Config]]:
         for child in kind.__subclasses__():
             yield child
             yield from below(child)
 
-    return [kind for kind in below(Config) if kind.__module__.partition(".")[0] in ("pipeline", "flows")]
+    return [kind for kind in below(Config) if kind.__module__.startswith(("hyco.pipeline.", "hyco.flows."))]
 
 
 def undescribed(schema: dict[str, Any]) -> Iterator[str]:
@@ -67,7 +67,7 @@ def test_the_names_that_are_shown_can_be_set(section: str) -> None:
 def test_a_section_on_the_terminal(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["hyco", "config", "recipe"])
     with pytest.raises(SystemExit) as left:
-        flows.__main__.main()
+        hyco.flows.__main__.main()
     assert left.value.code == 0
     said = capsys.readouterr().out
     assert "optimiser.warmup_steps  int >= 0, default 4000\n    Steps of the linear warm-up" in said

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import typer.main
 
-from flows.__main__ import main
-from pipeline.cli.app import OLD_VERBS, PANELS, app, summary
-from pipeline.runtime.progress import Progress
-from storage.home import Home
-from storage.model_registry import Decision
-from storage.store import Store
-from storage.versions import Versions
+from hyco.flows.__main__ import main
+from hyco.pipeline.cli.app import OLD_VERBS, PANELS, app, summary
+from hyco.pipeline.runtime.progress import Progress
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.factories.training import make_home
 
 WIDTH = 80

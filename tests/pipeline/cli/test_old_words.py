@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import typer.main
 
-import flows.__main__  # noqa: F401  registers every verb
-from pipeline.cli.app import OLD_VERBS, app
+import hyco.flows.__main__
+from hyco.pipeline.cli.app import OLD_VERBS, app
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def test_promote_is_forced_by_either_word(hyco: Any, context: Any, flag: str, mo
         forced.append(anyway)
         raise RuntimeError("asked")
 
-    monkeypatch.setattr("pipeline.registry.promotion.challenge", challenge)
-    monkeypatch.setattr("pipeline.evaluation.evaluate.evaluate", lambda *given, **rest: {})
-    monkeypatch.setattr("pipeline.training.run_dir.RunConfig.model_validate_json", lambda text: _Known())
+    monkeypatch.setattr("hyco.pipeline.registry.promotion.challenge", challenge)
+    monkeypatch.setattr("hyco.pipeline.evaluation.evaluate.evaluate", lambda *given, **rest: {})
+    monkeypatch.setattr("hyco.pipeline.training.run_dir.RunConfig.model_validate_json", lambda text: _Known())
     run = tmp_path / "runs" / "run"
     (run / "model").mkdir(parents=True)
     (run / "config.json").write_text("{}")

@@ -9,21 +9,21 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from flows.__main__ import main
-from pipeline.curation.compare import as_json, compare
-from pipeline.curation.describe import brief, differences
-from pipeline.end_to_end import JourneyConfig
-from pipeline.integrity.verify import verify
-from pipeline.mining.mine import mine_all
-from pipeline.packing.dataset_gate import QualityConfig, QualityError
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.registry.retraining import RetrainConfig, published
-from pipeline.runtime.executor import InProcess
-from pipeline.ui.server import create_app
-from storage.home import Home
-from storage.sample import Part, TrainingSample
-from storage.shard import write_shard
-from storage.versions import Version, shard_ref
+from hyco.flows.__main__ import main
+from hyco.pipeline.curation.compare import as_json, compare
+from hyco.pipeline.curation.describe import brief, differences
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.integrity.verify import verify
+from hyco.pipeline.mining.mine import mine_all
+from hyco.pipeline.packing.dataset_gate import QualityConfig, QualityError
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.registry.retraining import RetrainConfig, published
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.home import Home
+from hyco.storage.sample import Part, TrainingSample
+from hyco.storage.shard import write_shard
+from hyco.storage.versions import Version, shard_ref
 from tests.factories.mining import config, samples, write_tar
 from tests.factories.training import tiny_recipe
 

@@ -20,36 +20,36 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from flows.__main__ import main
-from pipeline.config import ConfigError
-from pipeline.curation.compare import compare
-from pipeline.curation.delete import Settled, delete, read_list, settle
-from pipeline.curation.flags import flags
-from pipeline.embeddings import _table, _write
-from pipeline.end_to_end import JourneyConfig
-from pipeline.evaluation.held_out import of_source
-from pipeline.evaluation.report.examples import picture as thumbnail
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.evaluation.report.report import render
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.integrity.repair import repair
-from pipeline.integrity.verify import verify
-from pipeline.mining import grounder as ground
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import mine_all, results
-from pipeline.packing.dataset_gate import QualityConfig
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.registry.retraining import RetrainConfig, check, unpublished
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.columns import USUAL
-from pipeline.training.run_dir import RunConfig, environment, prepare, write_config
-from pipeline.ui.server import create_app
-from storage.gc import collect
-from storage.home import Home
-from storage.model_registry import Decision, prove_folder
-from storage.sample import content_key
-from storage.store import Store
-from storage.versions import Version, read_ref
+from hyco.flows.__main__ import main
+from hyco.pipeline.config import ConfigError
+from hyco.pipeline.curation.compare import compare
+from hyco.pipeline.curation.delete import Settled, delete, read_list, settle
+from hyco.pipeline.curation.flags import flags
+from hyco.pipeline.embeddings import _table, _write
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.evaluation.held_out import of_source
+from hyco.pipeline.evaluation.report.examples import picture as thumbnail
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.evaluation.report.report import render
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.integrity.repair import repair
+from hyco.pipeline.integrity.verify import verify
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import mine_all, results
+from hyco.pipeline.packing.dataset_gate import QualityConfig
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.registry.retraining import RetrainConfig, check, unpublished
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.columns import USUAL
+from hyco.pipeline.training.run_dir import RunConfig, environment, prepare, write_config
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision, prove_folder
+from hyco.storage.sample import content_key
+from hyco.storage.store import Store
+from hyco.storage.versions import Version, read_ref
 from tests.factories.files import named, tarred
 from tests.factories.mining import COLOURS, ColourDetector, config
 from tests.factories.training import tiny_recipe

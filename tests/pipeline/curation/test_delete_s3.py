@@ -6,12 +6,12 @@ from random import Random
 
 import pytest
 
-from pipeline.curation.delete import delete, settle
-from pipeline.integrity.verify import verify
-from storage import faults
-from storage.folder import Folder
-from storage.gc import collect
-from storage.home import Home
+from hyco.pipeline.curation.delete import delete, settle
+from hyco.pipeline.integrity.verify import verify
+from hyco.storage import faults
+from hyco.storage.folder import Folder
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
 from tests.chaos.faulty_s3 import FaultyS3
 from tests.factories.s3 import bucket
 from tests.pipeline.curation.test_delete import HELD, KEY, held, made, traces

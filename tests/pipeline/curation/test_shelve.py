@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from flows.__main__ import main
-from pipeline.curation.shelve import shelve, unshelve
-from pipeline.end_to_end import JourneyConfig
-from pipeline.evaluation.config import EvaluationSpec
-from pipeline.evaluation.held_out import of_source
-from pipeline.integrity.repair import repair
-from pipeline.integrity.verify import verify
-from pipeline.mining.mine import mine_all, plan
-from pipeline.packing.dataset_gate import QualityConfig
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.registry.retraining import RetrainConfig, unmined, unpublished
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.columns import USUAL
-from pipeline.ui.server import create_app
-from storage.home import Home
-from storage.shelf import Shelf
-from storage.store import Store
+from hyco.flows.__main__ import main
+from hyco.pipeline.curation.shelve import shelve, unshelve
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.evaluation.config import EvaluationSpec
+from hyco.pipeline.evaluation.held_out import of_source
+from hyco.pipeline.integrity.repair import repair
+from hyco.pipeline.integrity.verify import verify
+from hyco.pipeline.mining.mine import mine_all, plan
+from hyco.pipeline.packing.dataset_gate import QualityConfig
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.registry.retraining import RetrainConfig, unmined, unpublished
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.columns import USUAL
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.home import Home
+from hyco.storage.shelf import Shelf
+from hyco.storage.store import Store
 from tests.factories.mining import config, samples, write_tar
 from tests.factories.training import tiny_recipe
 
@@ -151,9 +151,9 @@ def test_two_who_set_the_same_shard_aside_write_one_record(tmp_path) -> None:
 
 def test_status_of_a_version_without_counts(home, detector, source) -> None:
     """`hyco status` ended with KeyError: 'images'."""
-    from pipeline.ui.status import report
-    from storage.shard import write_shard
-    from storage.versions import shard_ref
+    from hyco.pipeline.ui.status import report
+    from hyco.storage.shard import write_shard
+    from hyco.storage.versions import shard_ref
     from tests.factories.training import sample
 
     opened = Home(home)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.datasets import open_labelled
-from pipeline.datasets.adapters import ADAPTERS
-from pipeline.datasets.dataset_card import card, cards, read_card, tidy
+from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.datasets.adapters import ADAPTERS
+from hyco.pipeline.datasets.dataset_card import card, cards, read_card, tidy
 from tests.factories.files import lay, picture, tarred
 
 

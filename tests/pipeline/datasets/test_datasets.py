@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import open_labelled
+from hyco.pipeline.datasets import open_labelled
 from tests.factories.files import lay, picture, tarred
 
 FOLDERS = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import open_labelled, paper_splits
-from pipeline.datasets.edge_list import find_edges, is_edge_list, tree_of_edges
-from pipeline.datasets.prompt_files import SetTexts, read_prompt_file, read_published
-from pipeline.evaluation.benchmarks.protocol import Protocol
+from hyco.pipeline.datasets import open_labelled, paper_splits
+from hyco.pipeline.datasets.edge_list import find_edges, is_edge_list, tree_of_edges
+from hyco.pipeline.datasets.prompt_files import SetTexts, read_prompt_file, read_published
+from hyco.pipeline.evaluation.benchmarks.protocol import Protocol
 from tests.factories.files import lay, noise
 
 SCRIPT = """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets.wordnet import WordNet, common_names, find_wordnet, read_wnids
-from pipeline.datasets.wordnet_tree import main
+from hyco.pipeline.datasets.wordnet import WordNet, common_names, find_wordnet, read_wnids
+from hyco.pipeline.datasets.wordnet_tree import main
 
 REAL = Path(__file__).parents[4] / "shared/data/wordnet/data.noun.xz"
 # word -> what it is a kind of; "fish" has two, of which the deepest counts, and the first where they are equally deep.
@@ -136,7 +136,7 @@ def test_files(made: tuple[WordNet, dict[str, str]], tmp_path: Path) -> None:
 def test_command(
     made: tuple[WordNet, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.evaluation.metrics.taxonomy import Taxonomy
+    from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
 
     wordnet, wnid = made
     (tmp_path / "wnids.txt").write_text(f"{wnid['crane#1']} {wnid['pike']}\n{wnid['bread']}\n")
@@ -152,7 +152,7 @@ def test_command(
 
 
 def test_the_command_warns_of_nothing() -> None:
-    command = [sys.executable, "-W", "error", "-m", "pipeline.datasets.wordnet_tree", "--help"]
+    command = [sys.executable, "-W", "error", "-m", "hyco.pipeline.datasets.wordnet_tree", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.curation.erase_derived import erase_derived
-from pipeline.evaluation.answers import FILE, Answers, by_class, changed, read, write
-from storage.deletions import Tombstones
-from storage.home import Home
+from hyco.pipeline.curation.erase_derived import erase_derived
+from hyco.pipeline.evaluation.answers import FILE, Answers, by_class, changed, read, write
+from hyco.storage.deletions import Tombstones
+from hyco.storage.home import Home
 
 NAMES = ["cat", "dog", "duck"]
 FIRST = Answers(NAMES, ["a", "b", "c", "d"], [0, 0, 1, 2], [0, 1, 0, 0])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.hyperbolic import lorentz
-from pipeline.evaluation.metrics.attribution import (
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.evaluation.metrics.attribution import (
     Concepts,
     attribute,
     average_precision,
@@ -17,9 +17,9 @@ from pipeline.evaluation.metrics.attribution import (
     membership,
     separation,
 )
-from pipeline.evaluation.metrics.average_precision import expected_precision
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.geometry import Points, shuffle
+from hyco.pipeline.evaluation.metrics.average_precision import expected_precision
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.geometry import Points, shuffle
 from tests.oracle import hycoclip_loss as oracle
 
 FEW = Bootstrap(100)

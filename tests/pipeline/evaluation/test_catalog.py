@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.metrics.bootstrap import MetricResult
-from pipeline.evaluation.metrics.catalog import CATALOG, find
-from pipeline.evaluation.metrics.document import csv_text, measured, new, put, read_metrics, upgrade
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.evaluation.report.report import render
-from pipeline.evaluation.report.summary import rows
-from pipeline.registry.model_gate import GateConfig, judge
+from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
+from hyco.pipeline.evaluation.metrics.catalog import CATALOG, find
+from hyco.pipeline.evaluation.metrics.document import csv_text, measured, new, put, read_metrics, upgrade
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.evaluation.report.report import render
+from hyco.pipeline.evaluation.report.summary import rows
+from hyco.pipeline.registry.model_gate import GateConfig, judge
 
 STORED = Path(__file__).parent / "stored" / "metrics-schema-1.json"  # of a run that an earlier Hyco assessed
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from pipeline.evaluation.metrics.document import upgrade
-from pipeline.evaluation.report.compare_runs import beside_table, read_beside, summary
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.evaluation.report.report import render
+from hyco.pipeline.evaluation.metrics.document import upgrade
+from hyco.pipeline.evaluation.report.compare_runs import beside_table, read_beside, summary
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.evaluation.report.report import render
 
 
 def metrics(name, top1, source="held-out"):

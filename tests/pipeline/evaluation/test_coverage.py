@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import open_labelled
-from pipeline.datasets.wordnet import WordNet
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.classification import class_names
-from pipeline.evaluation.benchmarks.suite import run_suite
-from pipeline.evaluation.coverage import Coverage, incomplete
-from pipeline.evaluation.evaluate import AssessConfig
-from pipeline.evaluation.held_out import of_source
-from pipeline.evaluation.metrics.document import csv_text, upgrade
-from pipeline.evaluation.report.page import page
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.evaluation.report.summary import markdown_table, rows
-from pipeline.evaluation.scenes import Scene
-from pipeline.imaging.decode import encode_jpeg
-from storage.sample import Sample
+from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.datasets.wordnet import WordNet
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.classification import class_names
+from hyco.pipeline.evaluation.benchmarks.suite import run_suite
+from hyco.pipeline.evaluation.coverage import Coverage, incomplete
+from hyco.pipeline.evaluation.evaluate import AssessConfig
+from hyco.pipeline.evaluation.held_out import of_source
+from hyco.pipeline.evaluation.metrics.document import csv_text, upgrade
+from hyco.pipeline.evaluation.report.page import page
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.evaluation.report.summary import markdown_table, rows
+from hyco.pipeline.evaluation.scenes import Scene
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.storage.sample import Sample
 from tests.factories.files import lay
 from tests.pipeline.evaluation.test_evaluate import run, scene, tiny, world, write_source
 from tests.pipeline.evaluation.test_published_sets import FEW, ColourEmbedder, crepe, paint
@@ -165,7 +165,9 @@ def test_files_that_a_list_names_and_that_are_lost(tmp_path: Path, monkeypatch: 
         "meta/train.txt": "pie/0\n",
     }
     root = lay(tmp_path / "food101", lists | {f"images/{name}.jpg": jpeg(1) for name in names[1:]})
-    monkeypatch.setattr("pipeline.evaluation.benchmarks.classification.published", lambda known, test: [])
+    monkeypatch.setattr(
+        "hyco.pipeline.evaluation.benchmarks.classification.published", lambda known, test: []
+    )
     embedder = Embedder(*tiny())
     found = run_suite(embedder, "food101", tmp_path, FEW)["suite"]["food101"]
     assert found["coverage"]["images"] == {"used": 39, "of": 40, "missing": 1, "unusable": 0}
@@ -305,8 +307,8 @@ def test_a_fraction_is_refused_below_and_not_at_the_limit() -> None:
 def test_labelled_images_that_were_not_mined_are_told() -> None:
     import pyarrow as pa
 
-    from pipeline.evaluation.mined_boxes import BoxMatcher
-    from storage.detections import SCHEMA
+    from hyco.pipeline.evaluation.mined_boxes import BoxMatcher
+    from hyco.storage.detections import SCHEMA
 
     tally = BoxMatcher(0.35, 0.6, 0.5)
     label = {"phrase": "a dog", "box": [0.1, 0.1, 0.5, 0.5]}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from models.hyperbolic import lorentz
-from pipeline.evaluation.benchmarks.entailment import read_hierarcaps
-from pipeline.evaluation.benchmarks.suite import run_suite
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.entailment import entailment, entailment_pairs, pair_scores
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.evaluation.benchmarks.entailment import read_hierarcaps
+from hyco.pipeline.evaluation.benchmarks.suite import run_suite
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.entailment import entailment, entailment_pairs, pair_scores
 from tests.oracle import ranking as plain
 from tests.pipeline.evaluation.test_published_sets import ColourEmbedder, paint
 

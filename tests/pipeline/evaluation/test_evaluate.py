@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from models.clip import ClipConfig, DualEncoder
-from models.encoders.text import TextConfig
-from models.encoders.tokenizer import Tokenizer
-from models.encoders.vit import VisionConfig
-from pipeline.embedder import Embedder, whole
-from pipeline.evaluation.embedded import embed, work
-from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
-from pipeline.evaluation.scenes import Region, Scene, limit_regions
-from pipeline.imaging.crop import crop_box, letterbox
-from pipeline.imaging.decode import decode, encode_jpeg
-from storage.home import Home
-from storage.sample import Part, Sample, TrainingSample
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.models.clip import ClipConfig, DualEncoder
+from hyco.models.encoders.text import TextConfig
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.models.encoders.vit import VisionConfig
+from hyco.pipeline.embedder import Embedder, whole
+from hyco.pipeline.evaluation.embedded import embed, work
+from hyco.pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
+from hyco.pipeline.evaluation.scenes import Region, Scene, limit_regions
+from hyco.pipeline.imaging.crop import crop_box, letterbox
+from hyco.pipeline.imaging.decode import decode, encode_jpeg
+from hyco.storage.home import Home
+from hyco.storage.sample import Part, Sample, TrainingSample
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.files import named, tarred
 
 KINDS = {"duck": (230, 200, 40), "hen": (200, 60, 50), "saw": (90, 90, 160), "axe": (40, 140, 80)}

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.metrics.geometry import Cone, Points, cone_report, geometry_report, radii, shuffle
+from hyco.pipeline.evaluation.metrics.geometry import (
+    Cone,
+    Points,
+    cone_report,
+    geometry_report,
+    radii,
+    shuffle,
+)
 from tests.oracle import evaluation_metrics as plain
 
 

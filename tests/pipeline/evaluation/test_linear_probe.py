@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from pipeline.evaluation.metrics.linear_probe import HEADS, PENALTIES, fit, probe, sweep
+from hyco.pipeline.evaluation.metrics.linear_probe import HEADS, PENALTIES, fit, probe, sweep
 from tests.pipeline.evaluation.test_suite import FEW
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from models.encoders.tokenizer import Tokenizer
-from pipeline.evaluation.benchmarks.long_captions import read_dci, read_docci, read_urban
-from pipeline.evaluation.benchmarks.suite import run_suite
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.evaluation.benchmarks.long_captions import read_dci, read_docci, read_urban
+from hyco.pipeline.evaluation.benchmarks.suite import run_suite
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
 from tests.factories.files import lay
 from tests.pipeline.evaluation.test_published_sets import ColourEmbedder, paint
 

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.hierarchy import NAMES, family_confusion, tree_metrics, where_errors_meet
-from pipeline.evaluation.metrics.retrieval import Pairing, both_ways, chance_recall, first_hit
-from pipeline.evaluation.metrics.taxonomy import Taxonomy, fill
-from pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.hierarchy import (
+    NAMES,
+    family_confusion,
+    tree_metrics,
+    where_errors_meet,
+)
+from hyco.pipeline.evaluation.metrics.retrieval import Pairing, both_ways, chance_recall, first_hit
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy, fill
+from hyco.pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors
 from tests.oracle import evaluation_metrics as plain
 
 FEW = Bootstrap(draws=200)
@@ -131,7 +136,7 @@ def test_chunks_change_nothing(monkeypatch):
     images = torch.randn(pairing.images, 4, generator=generator)
     texts = torch.randn(len(pairing.texts), 4, generator=generator)
     whole = both_ways(dot, images, texts, pairing, FEW).numbers
-    monkeypatch.setattr("pipeline.evaluation.metrics.retrieval.CHUNK", 7 * len(pairing.texts))
+    monkeypatch.setattr("hyco.pipeline.evaluation.metrics.retrieval.CHUNK", 7 * len(pairing.texts))
     assert both_ways(dot, images, texts, pairing, FEW).numbers == whole
 
 
@@ -206,7 +211,7 @@ def test_bootstrap_is_seeded_and_blocks_keep_the_count(monkeypatch):
     values = np.random.default_rng(0).random((30, 2))
     assert Bootstrap(draws=50).means(values) == Bootstrap(draws=50).means(values)
     assert Bootstrap(draws=50).means(values) != Bootstrap(draws=50, seed=1).means(values)
-    monkeypatch.setattr("pipeline.evaluation.metrics.bootstrap.BLOCK", 100)
+    monkeypatch.setattr("hyco.pipeline.evaluation.metrics.bootstrap.BLOCK", 100)
     weights = list(Bootstrap(draws=50).weights(30))
     assert [len(block) for block in weights] == [3] * 16 + [2]
     assert all((block.sum(1) == 30).all() for block in weights)

@@ -3,10 +3,10 @@
 
 import pytest
 
-from pipeline.evaluation.mined_boxes import phrase_quality
-from pipeline.mining.mine import mine_all
-from pipeline.runtime.executor import InProcess
-from storage.home import Home
+from hyco.pipeline.evaluation.mined_boxes import phrase_quality
+from hyco.pipeline.mining.mine import mine_all
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.storage.home import Home
 from tests.factories.mining import BOX, config, detector, home, picture, write_tar  # noqa: F401  (fixtures are used by name)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from pipeline.evaluation.benchmarks.multilabel import read_coco_labels, read_voc
-from pipeline.evaluation.benchmarks.suite import run_suite
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.multilabel import DIFFICULT, multilabel
+from hyco.pipeline.evaluation.benchmarks.multilabel import read_coco_labels, read_voc
+from hyco.pipeline.evaluation.benchmarks.suite import run_suite
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.multilabel import DIFFICULT, multilabel
 from tests.oracle import ranking as plain
 from tests.pipeline.evaluation.test_published_sets import ColourEmbedder, coco, paint
 

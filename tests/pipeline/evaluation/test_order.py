@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.hyperbolic import lorentz
-from pipeline.embedder import Embedder
-from pipeline.evaluation.metrics import order
-from pipeline.evaluation.metrics.order import LorentzOrder, order_of
-from pipeline.evaluation.metrics.retrieval import first_hit
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.metrics import order
+from hyco.pipeline.evaluation.metrics.order import LorentzOrder, order_of
+from hyco.pipeline.evaluation.metrics.retrieval import first_hit
 
 DIM = 24
 
@@ -76,7 +76,7 @@ def expected(
 @pytest.mark.parametrize("c, in_order", [(1.0, False), (0.3, True)])
 def test_ranks_are_those_of_float64(monkeypatch, case, many, c, in_order):
     monkeypatch.setattr(order, "MANY", many)
-    monkeypatch.setattr("pipeline.evaluation.metrics.retrieval.CHUNK", 17 * 60)
+    monkeypatch.setattr("hyco.pipeline.evaluation.metrics.retrieval.CHUNK", 17 * 60)
     monkeypatch.setattr(order, "ROWS", 13)
     queries, items = (points / c**0.5 for points in CASES[case])
     random = np.random.default_rng(0)

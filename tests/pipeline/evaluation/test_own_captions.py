@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.evaluate import EvaluationSpec, evaluate_model
-from pipeline.evaluation.report.summary import rows
-from pipeline.training.recipes import demo
-from pipeline.training.run_dir import RunConfig
-from storage.sealed import seal, unseal
-from storage.store import Store
-from storage.versions import Versions
+from hyco.pipeline.evaluation.evaluate import EvaluationSpec, evaluate_model
+from hyco.pipeline.evaluation.report.summary import rows
+from hyco.pipeline.training.recipes import demo
+from hyco.pipeline.training.run_dir import RunConfig
+from hyco.storage.sealed import seal, unseal
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.pipeline.evaluation.test_coverage import LIGHT
 from tests.pipeline.evaluation.test_evaluate import tiny, world, write_run, write_source
 from tests.pipeline.evaluation.test_suite import command

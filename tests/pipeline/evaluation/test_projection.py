@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.hyperbolic import lorentz
-from pipeline.evaluation.metrics.geometry import Points
-from pipeline.evaluation.report import horopca
-from pipeline.evaluation.report.disk_chart import disk_chart
-from pipeline.evaluation.report.projection import plane_view
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.evaluation.metrics.geometry import Points
+from hyco.pipeline.evaluation.report import horopca
+from hyco.pipeline.evaluation.report.disk_chart import disk_chart
+from hyco.pipeline.evaluation.report.projection import plane_view
 
 
 def points(*shape, seed=0):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pipeline.datasets.dataset_card import card
-from pipeline.evaluation.benchmarks.suite import run_suite
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.catalog import find
-from pipeline.evaluation.metrics.prompt_regimes import ALL, BARE, prompt_sensitivity, regimes
+from hyco.pipeline.datasets.dataset_card import card
+from hyco.pipeline.evaluation.benchmarks.suite import run_suite
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.catalog import find
+from hyco.pipeline.evaluation.metrics.prompt_regimes import ALL, BARE, prompt_sensitivity, regimes
 from tests.oracle import ranking as plain
 from tests.pipeline.evaluation.test_published_sets import ColourEmbedder, paint
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cli.app import app, run_app
-from pipeline.datasets import open_labelled
-from pipeline.datasets.prompt_files import SetTexts
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks import suite as suites
-from pipeline.evaluation.benchmarks.protocol import Protocol, names_of
-from pipeline.evaluation.config import EvaluationSpec
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.retrieval import Pairing, both_ways
-from pipeline.evaluation.metrics.zero_shot import mean_per_class, set_accuracy
-from pipeline.imaging.crop import stretch, whole
-from pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.cli.app import app, run_app
+from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.datasets.prompt_files import SetTexts
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks import suite as suites
+from hyco.pipeline.evaluation.benchmarks.protocol import Protocol, names_of
+from hyco.pipeline.evaluation.config import EvaluationSpec
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.retrieval import Pairing, both_ways
+from hyco.pipeline.evaluation.metrics.zero_shot import mean_per_class, set_accuracy
+from hyco.pipeline.imaging.crop import stretch, whole
+from hyco.pipeline.imaging.decode import encode_jpeg
 from tests.factories.files import lay
 from tests.oracle import evaluation_metrics as plain
 from tests.pipeline.evaluation.test_evaluate import tiny
@@ -136,6 +136,9 @@ def test_names_in_another_order_are_refused(places) -> None:
             ValueError, match=r"x lists the classes of cifar10 in another order: '.*' is number"
         ):
             names_of(test, SetTexts(names=tuple((name,) for name in order), origin=("x",)))
+    for empty in ((), ("",), ("Bird", " ")):
+        with pytest.raises(ValueError, match=r"x has an empty name for class 2 of cifar10 \(.*\): name it"):
+            names_of(test, SetTexts(names=(("plane",), empty, ("cat",)), origin=("x",)))
 
 
 def test_the_published_mean_counts_predicted_classes_that_never_occur() -> None:
@@ -284,7 +287,7 @@ def test_the_command_and_its_refusals(places, embedder, tmp_path, monkeypatch, c
 
 
 def test_a_protocol_names_another_evaluation(tmp_path) -> None:
-    from storage.home import Home
+    from hyco.storage.home import Home
     from tests.factories.training import make_home
 
     home, version = Home(tmp_path / "home"), make_home(tmp_path / "home")

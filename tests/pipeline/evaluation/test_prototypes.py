@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.heads.max_separation import HyperbolicPrototypes
-from models.hyperbolic import lorentz
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.linear_probe import PENALTIES, fit
-from pipeline.evaluation.metrics.prototypes import prototype_probe
+from hyco.models.heads.max_separation import HyperbolicPrototypes
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.linear_probe import PENALTIES, fit
+from hyco.pipeline.evaluation.metrics.prototypes import prototype_probe
 
 FEW = Bootstrap(100)
 

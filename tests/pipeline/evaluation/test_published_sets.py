@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks.compositional import read_checklist, read_sugarcrepe
-from pipeline.evaluation.benchmarks.retrieval import read_flickr
-from pipeline.evaluation.benchmarks.suite import run_suite
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.boxes import (
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks.compositional import read_checklist, read_sugarcrepe
+from hyco.pipeline.evaluation.benchmarks.retrieval import read_flickr
+from hyco.pipeline.evaluation.benchmarks.suite import run_suite
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.boxes import (
     classification,
     expected_precision,
     mean_average_precision,
     measure_boxes,
 )
-from pipeline.evaluation.metrics.compositional import prefers
-from pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.evaluation.metrics.compositional import prefers
+from hyco.pipeline.imaging.decode import encode_jpeg
 from tests.oracle import evaluation_metrics as plain
 
 FEW = Bootstrap(draws=100)
@@ -185,7 +185,7 @@ def test_average_precision_is_redrawn_by_image(monkeypatch):
     slow = np.quantile(draws, [0.025, 0.975]) - np.mean(draws) + value
     assert fast == pytest.approx(slow, abs=0.02)  # copies of a box share one precision here, not there
     assert fast[0] < value < fast[1]
-    monkeypatch.setattr("pipeline.evaluation.metrics.boxes.BLOCK", 45 * 7)
+    monkeypatch.setattr("hyco.pipeline.evaluation.metrics.boxes.BLOCK", 45 * 7)
     assert mean_average_precision(scores, truth, images, Bootstrap(draws=400, seed=5))[1] == fast
 
 

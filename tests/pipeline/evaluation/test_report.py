@@ -10,18 +10,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipeline.evaluation.answers import Answers
-from pipeline.evaluation.metrics.document import upgrade
-from pipeline.evaluation.report.charts import Line, line_chart, number, ridges, share, ticks
-from pipeline.evaluation.report.curves import curves
-from pipeline.evaluation.report.examples import mined_samples, pieces
-from pipeline.evaluation.report.page import page
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.evaluation.report.projection import View
-from pipeline.evaluation.report.report import render
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.training.step_log import read_log
-from storage.sample import Part, TrainingSample
+from hyco.pipeline.evaluation.answers import Answers
+from hyco.pipeline.evaluation.metrics.document import upgrade
+from hyco.pipeline.evaluation.report.charts import Line, line_chart, number, ridges, share, ticks
+from hyco.pipeline.evaluation.report.curves import curves
+from hyco.pipeline.evaluation.report.examples import mined_samples, pieces
+from hyco.pipeline.evaluation.report.page import page
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.evaluation.report.projection import View
+from hyco.pipeline.evaluation.report.report import render
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.training.step_log import read_log
+from hyco.storage.sample import Part, TrainingSample
 
 EVIL = "<script>alert(1)</script> \"' onerror=x {{ 7*7 }} \u202e鴨と猫 \U0001f986 &lt;"
 JPEG = encode_jpeg(np.full((40, 60, 3), 90, np.uint8))

@@ -1,8 +1,8 @@
 """EvaluationSpec: what names an evaluation in the registry."""
 
-from pipeline.config import digest
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from storage.home import Home
+from hyco.pipeline.config import digest
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.storage.home import Home
 from tests.factories.training import make_home
 
 

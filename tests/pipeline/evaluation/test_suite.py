@@ -10,22 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cli.app import app, run_app
-from pipeline.datasets import open_labelled
-from pipeline.datasets.dataset_card import card
-from pipeline.datasets.wordnet import WordNet
-from pipeline.embedder import Embedder
-from pipeline.evaluation.benchmarks import suite as suites
-from pipeline.evaluation.benchmarks.base import Evaluation, folder_called
-from pipeline.evaluation.benchmarks.classification import class_names, embed, mean_of_paper_sets
-from pipeline.evaluation.benchmarks.suite import chosen, evaluations
-from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate_model
-from pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
-from pipeline.evaluation.metrics.hierarchy import NAMES, tree_metrics
-from pipeline.evaluation.metrics.taxonomy import Taxonomy
-from pipeline.evaluation.metrics.zero_shot import mean_per_class, rank_and_answer, set_accuracy, vectors_of
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.runtime.progress import Progress
+from hyco.pipeline.cli.app import app, run_app
+from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.datasets.dataset_card import card
+from hyco.pipeline.datasets.wordnet import WordNet
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.benchmarks import suite as suites
+from hyco.pipeline.evaluation.benchmarks.base import Evaluation, folder_called
+from hyco.pipeline.evaluation.benchmarks.classification import class_names, embed, mean_of_paper_sets
+from hyco.pipeline.evaluation.benchmarks.suite import chosen, evaluations
+from hyco.pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate_model
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
+from hyco.pipeline.evaluation.metrics.hierarchy import NAMES, tree_metrics
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.metrics.zero_shot import (
+    mean_per_class,
+    rank_and_answer,
+    set_accuracy,
+    vectors_of,
+)
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.runtime.progress import Progress
 from tests.factories.files import lay
 from tests.pipeline.evaluation.test_evaluate import run, tiny, world
 
@@ -308,7 +313,7 @@ def test_blocks_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     vectors[3] = vectors[1]  # a tie counts against the model
     truth = np.arange(11) % 5
     whole = rank_and_answer(lambda a, b: a @ b.T, points, vectors, truth)
-    monkeypatch.setattr("pipeline.evaluation.metrics.zero_shot.BLOCK", 3)
+    monkeypatch.setattr("hyco.pipeline.evaluation.metrics.zero_shot.BLOCK", 3)
     parts = rank_and_answer(lambda a, b: a @ b.T, points, vectors, truth)
     np.testing.assert_array_equal(whole, parts)
     assert (whole[0][truth == 3] >= 1).all()

@@ -3,11 +3,11 @@
 import csv
 import io
 
-from pipeline.evaluation.metrics.document import COLUMNS, csv_text, upgrade
-from pipeline.evaluation.report.page import page
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.evaluation.report.summary import rows
-from pipeline.evaluation.report.tables import suite_name, tables
+from hyco.pipeline.evaluation.metrics.document import COLUMNS, csv_text, upgrade
+from hyco.pipeline.evaluation.report.page import page
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.evaluation.report.summary import rows
+from hyco.pipeline.evaluation.report.tables import suite_name, tables
 
 
 def metrics() -> dict:

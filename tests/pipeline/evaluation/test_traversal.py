@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.hyperbolic import lorentz
-from pipeline.evaluation.metrics.bootstrap import Bootstrap
-from pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, stretches, walk
+from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, stretches, walk
 
 FEW = Bootstrap(draws=100)
 
@@ -67,7 +67,7 @@ def test_blocks_of_steps_change_nothing(monkeypatch):
     assert (
         whole == torch.cdist(way.flatten(0, 1), torch.cat([pool, pool[:1] * 0])).argmin(1).view(7, 9).numpy()
     ).all()
-    monkeypatch.setattr("pipeline.evaluation.metrics.traversal.CHUNK", 100)
+    monkeypatch.setattr("hyco.pipeline.evaluation.metrics.traversal.CHUNK", 100)
     assert (nearest(score, way, pool, torch.zeros(3)) == whole).all()
 
 

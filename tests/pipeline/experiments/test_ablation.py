@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from pipeline.config import ConfigError
-from pipeline.evaluation.metrics.document import upgrade
-from pipeline.experiments import ablation
-from pipeline.experiments.comparison import MEASURES, difference, section, statements
-from pipeline.experiments.grid import write_section
-from pipeline.training.recipes import by_name
-from storage.home import Home
+from hyco.pipeline.config import ConfigError
+from hyco.pipeline.evaluation.metrics.document import upgrade
+from hyco.pipeline.experiments import ablation
+from hyco.pipeline.experiments.comparison import MEASURES, difference, section, statements
+from hyco.pipeline.experiments.grid import write_section
+from hyco.pipeline.training.recipes import by_name
+from hyco.storage.home import Home
 from tests.factories.training import make_home
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ConfigError
-from pipeline.evaluation.embedded import Embedded
-from pipeline.evaluation.metrics.retrieval import Pairing
-from pipeline.experiments import cone_goal, cone_probe
-from pipeline.experiments.cone_goal import BASELINE, CONES, section, setting
-from pipeline.training.recipes import by_name
-from storage.home import Home
+from hyco.pipeline.config import ConfigError
+from hyco.pipeline.evaluation.embedded import Embedded
+from hyco.pipeline.evaluation.metrics.retrieval import Pairing
+from hyco.pipeline.experiments import cone_goal, cone_probe
+from hyco.pipeline.experiments.cone_goal import BASELINE, CONES, section, setting
+from hyco.pipeline.training.recipes import by_name
+from hyco.storage.home import Home
 
 
 def metrics(true=0.9, shuffled=0.05, saturated=0.0, recall=0.5, tie=3.0, three=0.6, ancestor=0.2):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.experiments.grid import GridRun, command, run_grid, time_left, write_section
+from hyco.pipeline.experiments.grid import GridRun, command, run_grid, time_left, write_section
 
 
 def grid(took: dict[str, float | None], performed: list[str]) -> list[GridRun]:

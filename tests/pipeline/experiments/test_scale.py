@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.experiments.scale import simulate
-from pipeline.experiments.scale_estimate import REQUESTS, estimate, training_flops, unit_costs
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import mine_all
-from pipeline.packing.pack import pack
-from pipeline.runtime.executor import InProcess
-from pipeline.training.recipes import hycoclip_vit_b
-from storage.home import Home
-from storage.store import Store
+from hyco.pipeline.experiments.scale import simulate
+from hyco.pipeline.experiments.scale_estimate import REQUESTS, estimate, training_flops, unit_costs
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import mine_all
+from hyco.pipeline.packing.pack import pack
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.training.recipes import hycoclip_vit_b
+from hyco.storage.home import Home
+from hyco.storage.store import Store
 from tests.chaos import cheap
 from tests.chaos.faulty_s3 import FaultyS3
 from tests.chaos.kills import write_source

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.__main__ import main
-from models.encoders.tokenizer import Tokenizer
-from pipeline.embedder import Embedder
-from pipeline.export import onnx as onnx_towers
-from pipeline.export.export import export, find_model, import_checkpoint
-from pipeline.training.recipes import Recipe
-from pipeline.training.train import train
-from storage.home import Home
+from hyco.flows.__main__ import main
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.export import onnx as onnx_towers
+from hyco.pipeline.export.export import export, find_model, import_checkpoint
+from hyco.pipeline.training.recipes import Recipe
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
 from tests.factories.training import make_home, sample, tiny_recipe
 from tests.models.checkpoints.layouts import published, transformers_clip
 from tests.oracle.clip_towers import published_images, published_texts
@@ -62,7 +62,7 @@ def written(home, tmp_path_factory) -> Path:
 
 FRESH = """
 import sys, numpy as np
-from pipeline.embedder import Embedder
+from hyco.pipeline.embedder import Embedder
 model = Embedder.load(sys.argv[1], "cpu")
 given = np.load(sys.argv[2])
 texts, images = model.encode_text(given["texts"].tolist()), model.encode_image(list(given["images"]))

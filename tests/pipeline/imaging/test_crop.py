@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pipeline.classification import in_memory as classify_images
-from pipeline.imaging.crop import crop_box, letterbox, pixel_box, shrink_to_short_side, whole
+from hyco.pipeline.classification import in_memory as classify_images
+from hyco.pipeline.imaging.crop import crop_box, letterbox, pixel_box, shrink_to_short_side, whole
 
 
 def image(height: int, width: int, value: int = 0) -> np.ndarray:

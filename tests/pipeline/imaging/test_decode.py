@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.embedder import pixels_of
-from pipeline.imaging import decode as images
-from pipeline.imaging.decode import ImageError, decode, encode_jpeg, inspect, is_plain_jpeg
+from hyco.pipeline.embedder import pixels_of
+from hyco.pipeline.imaging import decode as images
+from hyco.pipeline.imaging.decode import ImageError, decode, encode_jpeg, inspect, is_plain_jpeg
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
-from pipeline.imaging.perceptual_hash import BITS, near_pairs, perceptual_hash
+from hyco.pipeline.imaging.perceptual_hash import BITS, near_pairs, perceptual_hash
 
 
 def smooth(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
@@ -43,7 +43,7 @@ def test_a_picture_of_one_colour_has_a_hash() -> None:
 
 @pytest.mark.parametrize("most", [0, 40, 120])
 def test_pairs_are_those_of_every_comparison(monkeypatch, most: int) -> None:
-    monkeypatch.setattr("pipeline.imaging.perceptual_hash._BLOCK", 7)
+    monkeypatch.setattr("hyco.pipeline.imaging.perceptual_hash._BLOCK", 7)
     draw = np.random.default_rng(most)
     first = draw.integers(0, 256, (23, 32), np.uint8)
     first[11], first[22] = first[3], first[3]

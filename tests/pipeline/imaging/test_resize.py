@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.imaging import resize
-from pipeline.imaging.crop import stretch
-from pipeline.imaging.resize import by_pil, cut_and_resize
+from hyco.pipeline.imaging import resize
+from hyco.pipeline.imaging.crop import stretch
+from hyco.pipeline.imaging.resize import by_pil, cut_and_resize
 
 BOXES = [
     (0, 0, 97, 71),

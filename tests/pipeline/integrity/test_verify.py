@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from pipeline.cli import data as commands
-from pipeline.integrity.repair import remedy, repair
-from pipeline.integrity.verify import verify
-from pipeline.packing.dataset_gate import QualityError
-from pipeline.registry.promotion import restore
-from pipeline.training.dataloader import ShardFile
-from storage.gc import collect
-from storage.home import Home
-from storage.layout import DAMAGED, log_path
-from storage.model_registry import SCHEMA
-from storage.objects import DamagedError
-from storage.store import Store
-from storage.versions import Versions
+from hyco.pipeline.cli import data as commands
+from hyco.pipeline.integrity.repair import remedy, repair
+from hyco.pipeline.integrity.verify import verify
+from hyco.pipeline.packing.dataset_gate import QualityError
+from hyco.pipeline.registry.promotion import restore
+from hyco.pipeline.training.dataloader import ShardFile
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
+from hyco.storage.layout import DAMAGED, log_path
+from hyco.storage.model_registry import SCHEMA
+from hyco.storage.objects import DamagedError
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.factories.home import SEED, SmallHome, corruptions, kind_of, may_be_absent, small_home
 
 KINDS = {

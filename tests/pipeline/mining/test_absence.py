@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.grounding.boxes import competed, iou
-from models.grounding.detector import Detection
-from pipeline.cli.app import app
-from pipeline.config import digest
-from pipeline.evaluation.calibrate import Judged, calibrate, judge
-from pipeline.mining.absence import (
+from hyco.models.grounding.boxes import competed, iou
+from hyco.models.grounding.detector import Detection
+from hyco.pipeline.cli.app import app
+from hyco.pipeline.config import digest
+from hyco.pipeline.evaluation.calibrate import Judged, calibrate, judge
+from hyco.pipeline.mining.absence import (
     Absence,
     AbsenceConfig,
     Related,
@@ -19,16 +19,16 @@ from pipeline.mining.absence import (
     best_scores,
     histogram,
 )
-from pipeline.mining.mine import MineConfig, mine_all, summary
-from pipeline.mining.noun_phrases import Phrase
-from pipeline.packing.dataset_gate import QualityConfig, QualityError
-from pipeline.packing.dataset_gate import judge as verdict
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.packing.select_parts import SelectionConfig, select_parts
-from pipeline.runtime.executor import InProcess
-from pipeline.ui import artifact_pages
-from storage.home import Home
-from storage.sample import Sample
+from hyco.pipeline.mining.mine import MineConfig, mine_all, summary
+from hyco.pipeline.mining.noun_phrases import Phrase
+from hyco.pipeline.packing.dataset_gate import QualityConfig, QualityError
+from hyco.pipeline.packing.dataset_gate import judge as verdict
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.packing.select_parts import SelectionConfig, select_parts
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.ui import artifact_pages
+from hyco.storage.home import Home
+from hyco.storage.sample import Sample
 from tests.factories.mining import BOX, COLOURS, picture, rows_of, write_tar
 
 THINGS = ("ball", "cup", "hat", "pen")

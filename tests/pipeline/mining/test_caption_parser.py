@@ -3,8 +3,8 @@
 import pytest
 import spacy
 
-from pipeline.mining.caption_parser import CachedRuler, load_parser
-from pipeline.mining.noun_phrases import NounConfig
+from hyco.pipeline.mining.caption_parser import CachedRuler, load_parser
+from hyco.pipeline.mining.noun_phrases import NounConfig
 
 MODEL = NounConfig().model
 CAPTIONS = [

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from models.grounding.detector import Detection, best_boxes, join
-from pipeline.mining.grounder import BACKENDS, Backend, grounder_digest, open_detector
+from hyco.models.grounding.detector import Detection, best_boxes, join
+from hyco.pipeline.mining.grounder import BACKENDS, Backend, grounder_digest, open_detector
 from tests.factories.grounder import save_tiny
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from models.grounding.dino import DinoDetector
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, results
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.boxes import preset
-from pipeline.sources.columns import Columns
-from storage.home import Home
+from hyco.models.grounding.dino import DinoDetector
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, results
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.boxes import preset
+from hyco.pipeline.sources.columns import Columns
+from hyco.storage.home import Home
 from tests.factories.grounder import save_tiny
 from tests.factories.mining import config, picture, rows_of, samples, write_tar
 

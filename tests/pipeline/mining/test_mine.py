@@ -9,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pipeline.config import digest, override
-from pipeline.mining import grounder as ground
-from pipeline.mining import mine
-from pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, results, summary
-from pipeline.runtime.executor import InProcess, LocalExecutor
-from pipeline.sources.source import Source
-from storage.detections import SCHEMA
-from storage.home import Home
-from storage.manifest import Manifest
-from storage.sealed import unseal
-from storage.store import Store
+from hyco.pipeline.config import digest, override
+from hyco.pipeline.mining import grounder as ground
+from hyco.pipeline.mining import mine
+from hyco.pipeline.mining.mine import MineConfig, mine_all, mine_shard, plan, results, summary
+from hyco.pipeline.runtime.executor import InProcess, LocalExecutor
+from hyco.pipeline.sources.source import Source
+from hyco.storage.detections import SCHEMA
+from hyco.storage.home import Home
+from hyco.storage.manifest import Manifest
+from hyco.storage.sealed import unseal
+from hyco.storage.store import Store
 from tests.factories.grounder import save_tiny
 from tests.factories.mining import BOX, config, picture, rows_of, samples, write_tar
 

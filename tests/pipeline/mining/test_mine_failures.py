@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import digest, override
-from pipeline.imaging.decode import MAX_BYTES
-from pipeline.mining.mine import mine_all, mine_shard, plan, results, summary
-from pipeline.mining.noun_phrases import NounExtractor
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.records import Limits
-from storage.home import Home
-from storage.store import Store
+from hyco.pipeline.config import digest, override
+from hyco.pipeline.imaging.decode import MAX_BYTES
+from hyco.pipeline.mining.mine import mine_all, mine_shard, plan, results, summary
+from hyco.pipeline.mining.noun_phrases import NounExtractor
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.records import Limits
+from hyco.storage.home import Home
+from hyco.storage.store import Store
 from tests.factories.mining import config, failures_of, picture, rows_of, samples, write_tar
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import digest, override
-from pipeline.mining.noun_phrases import NounConfig, NounExtractor, abstract_nouns, singulars
+from hyco.pipeline.config import digest, override
+from hyco.pipeline.mining.noun_phrases import NounConfig, NounExtractor, abstract_nouns, singulars
 
 FLICKR = Path(__file__).parents[4] / "shared" / "data" / "flickr8k" / "00000.tar"
 

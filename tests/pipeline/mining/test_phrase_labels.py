@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import digest
-from pipeline.mining.alt_text import pieces, readable
-from pipeline.mining.noun_phrases import NounConfig, NounExtractor
+from hyco.pipeline.config import digest
+from hyco.pipeline.mining.alt_text import pieces, readable
+from hyco.pipeline.mining.noun_phrases import NounConfig, NounExtractor
 
 LABELS = Path(__file__).parents[2] / "data" / "flickr8k_phrases.json"
 FLICKR = Path(__file__).parents[4] / "shared" / "data" / "flickr8k"

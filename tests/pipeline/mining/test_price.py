@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import mine_all, plan, results
-from pipeline.mining.price import lines, price
-from pipeline.runtime.executor import InProcess
-from storage.home import Home
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import mine_all, plan, results
+from hyco.pipeline.mining.price import lines, price
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.storage.home import Home
 from tests.factories.mining import config, picture, samples, write_tar
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-import storage.store
-from pipeline.cli import app
-from pipeline.cli.app import run_app
-from pipeline.end_to_end import mined_of
-from pipeline.integrity.repair import repair
-from pipeline.integrity.verify import verify
-from pipeline.packing.adopt import adopt
-from pipeline.packing.dataset_gate import QualityConfig, QualityError
-from pipeline.training.train import train
-from storage.home import Home
-from storage.versions import read_ref
+import hyco.storage.store
+from hyco.pipeline.cli import app
+from hyco.pipeline.cli.app import run_app
+from hyco.pipeline.end_to_end import mined_of
+from hyco.pipeline.integrity.repair import repair
+from hyco.pipeline.integrity.verify import verify
+from hyco.pipeline.packing.adopt import adopt
+from hyco.pipeline.packing.dataset_gate import QualityConfig, QualityError
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
+from hyco.storage.versions import read_ref
 from tests.factories.files import noise, tarred
 from tests.factories.training import shard_files, tiny_recipe
 
@@ -79,7 +79,7 @@ def test_a_copy_where_the_filesystem_links_nothing(
 
     linked = adopt(str(shards), Home(str(tmp_path / "one")))
     copied = adopt(str(shards), Home(str(tmp_path / "two")), copy=True)
-    monkeypatch.setattr(storage.store.os, "link", refuse)
+    monkeypatch.setattr(hyco.storage.store.os, "link", refuse)
     home = Home("memory://adopted")
     remote = adopt(str(shards), home)
     assert linked.name == copied.name == remote.name and verify(home, "latest") == []

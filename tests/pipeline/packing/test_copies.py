@@ -11,20 +11,20 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipeline.config import digest
-from pipeline.curation.delete import delete
-from pipeline.packing.copies import NEAR, left_out
-from pipeline.packing.dataset_gate import QualityConfig, QualityError, left_out_of
-from pipeline.packing.image_hashes import Place, hash_all, results
-from pipeline.packing.pack import PackConfig, pack, pack_digest, plan
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.records import Limits
-from pipeline.sources.source import open_source
-from pipeline.ui.server import create_app
-from pipeline.ui.version_card import card
-from storage.gc import collect
-from storage.home import Home
-from storage.sample import content_key
+from hyco.pipeline.config import digest
+from hyco.pipeline.curation.delete import delete
+from hyco.pipeline.packing.copies import NEAR, left_out
+from hyco.pipeline.packing.dataset_gate import QualityConfig, QualityError, left_out_of
+from hyco.pipeline.packing.image_hashes import Place, hash_all, results
+from hyco.pipeline.packing.pack import PackConfig, pack, pack_digest, plan
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.records import Limits
+from hyco.pipeline.sources.source import open_source
+from hyco.pipeline.ui.server import create_app
+from hyco.pipeline.ui.version_card import card
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
+from hyco.storage.sample import content_key
 from tests.factories.files import tarred
 from tests.pipeline.imaging.test_perceptual_hash import smooth
 from tests.pipeline.packing.test_pack import Mined, mine, packing_config, samples_of

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.packing import dataset_gate
-from pipeline.packing.dataset_gate import (
+from hyco.pipeline.packing import dataset_gate
+from hyco.pipeline.packing.dataset_gate import (
     QualityConfig,
     QualityError,
     gate,
@@ -16,12 +16,12 @@ from pipeline.packing.dataset_gate import (
     scores_of,
     verdict,
 )
-from pipeline.training.recipes import by_name
-from pipeline.training.run_dir import prepare
-from storage.home import Home
-from storage.manifest import Manifest
-from storage.store import Store
-from storage.versions import ShardRef, Version, Versions
+from hyco.pipeline.training.recipes import by_name
+from hyco.pipeline.training.run_dir import prepare
+from hyco.storage.home import Home
+from hyco.storage.manifest import Manifest
+from hyco.storage.store import Store
+from hyco.storage.versions import ShardRef, Version, Versions
 
 DIGESTS = {"mine": "m", "pack": "p"}
 LAX = QualityConfig(verify=False)

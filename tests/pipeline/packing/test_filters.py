@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import ConfigError, digest
-from pipeline.curation.delete import delete
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.mining.mine import MineConfig, mine_all
-from pipeline.packing import source_columns
-from pipeline.packing.dataset_gate import QualityConfig
-from pipeline.packing.filters import FilterConfig
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.packing.where import Where
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.boxes import preset
-from pipeline.sources.columns import Columns
-from pipeline.sources.language import language_fraction
-from storage.home import Home
-from storage.sample import TrainingSample
-from storage.shard import read_shard
-from storage.versions import Version
+from hyco.pipeline.config import ConfigError, digest
+from hyco.pipeline.curation.delete import delete
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.mining.mine import MineConfig, mine_all
+from hyco.pipeline.packing import source_columns
+from hyco.pipeline.packing.dataset_gate import QualityConfig
+from hyco.pipeline.packing.filters import FilterConfig
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.packing.where import Where
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.boxes import preset
+from hyco.pipeline.sources.columns import Columns
+from hyco.pipeline.sources.language import language_fraction
+from hyco.storage.home import Home
+from hyco.storage.sample import TrainingSample
+from hyco.storage.shard import read_shard
+from hyco.storage.versions import Version
 from tests.factories.files import named, tarred
 
 ROWS: list[dict[str, Any]] = [

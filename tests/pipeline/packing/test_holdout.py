@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from flows.__main__ import main as hyco
-from flows.deployment.config import first
-from flows.deployment.prefect_yaml import demo_config
-from pipeline.config import ConfigError, digest
-from pipeline.embedder import save_model
-from pipeline.end_to_end import checked, compose, packing_for
-from pipeline.packing.pack import PackConfig
-from pipeline.training.recipes import RECIPES, StartConfig
+from hyco.flows.__main__ import main as hyco
+from hyco.flows.deployment.config import first
+from hyco.flows.deployment.prefect_yaml import demo_config
+from hyco.pipeline.config import ConfigError, digest
+from hyco.pipeline.embedder import save_model
+from hyco.pipeline.end_to_end import checked, compose, packing_for
+from hyco.pipeline.packing.pack import PackConfig
+from hyco.pipeline.training.recipes import RECIPES, StartConfig
 from tests.pipeline.evaluation.test_evaluate import tiny
 
 NAMES = ("demo", "demo_meru", "photos", "hycoclip_vit_s", "meru_vit_s", "clip_vit_s", "phyclip_vit_s")
@@ -22,7 +22,7 @@ DEMO = PackConfig(image_size=96, threshold=0.3, min_area_px=None, quality=92)  #
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.mining.grounder.grounder_digest", lambda spec: "g1")
+    monkeypatch.setattr("hyco.pipeline.mining.grounder.grounder_digest", lambda spec: "g1")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.jsonl").write_text("{}\n")
     return str(tmp_path / "source")
@@ -79,9 +79,9 @@ def test_smaller_crops_than_the_model_sees_are_refused_with_a_remedy_that_works(
     def started(*args, **options):
         raise StartedError
 
-    monkeypatch.setattr("pipeline.packing.pack.pack", started)
-    monkeypatch.setattr("flows.__main__.ensure_server", started)
-    monkeypatch.setattr("flows.deployment.prefect_yaml.text", started)
+    monkeypatch.setattr("hyco.pipeline.packing.pack.pack", started)
+    monkeypatch.setattr("hyco.flows.__main__.ensure_server", started)
+    monkeypatch.setattr("hyco.flows.deployment.prefect_yaml.text", started)
     prefix = "retrain.journey." if verb == "deploy" else ""
     more = {
         "pack": ["--workers", "0"],
@@ -127,7 +127,7 @@ def test_hyco_pack_packs_what_a_journey_packs(source, tmp_path, monkeypatch, wor
     def pack(mine, config, home, executor, **options):
         raise PackedError(digest(config))
 
-    monkeypatch.setattr("pipeline.packing.pack.pack", pack)
+    monkeypatch.setattr("hyco.pipeline.packing.pack.pack", pack)
     command = ["hyco", "pack", "--source", source, "--grounder", "transformers:none", "--recipe", "demo"]
     monkeypatch.setattr(sys, "argv", [*command, "--home", str(tmp_path), "--workers", "0", *words])
     journey = compose(source, "transformers:none", "demo", assess_source="held" if words else None)

@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import Config, digest
-from pipeline.imaging.decode import MAX_BYTES, decode, encode_jpeg, inspect
-from pipeline.packing import pack as packing
-from pipeline.packing.dataset_gate import QualityConfig
-from pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish, split_of
-from pipeline.sources.columns import USUAL, Columns
-from pipeline.sources.records import Limits
-from pipeline.sources.source import Unit, open_source
-from storage.detections import read_failures, write_detections
-from storage.gc import collect
-from storage.home import Home
-from storage.manifest import Manifest
-from storage.sample import TrainingSample
-from storage.shard import read_shard
-from storage.store import Store
-from storage.versions import Version, Versions
+from hyco.pipeline.config import Config, digest
+from hyco.pipeline.imaging.decode import MAX_BYTES, decode, encode_jpeg, inspect
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.packing.dataset_gate import QualityConfig
+from hyco.pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish, split_of
+from hyco.pipeline.sources.columns import USUAL, Columns
+from hyco.pipeline.sources.records import Limits
+from hyco.pipeline.sources.source import Unit, open_source
+from hyco.storage.detections import read_failures, write_detections
+from hyco.storage.gc import collect
+from hyco.storage.home import Home
+from hyco.storage.manifest import Manifest
+from hyco.storage.sample import TrainingSample
+from hyco.storage.shard import read_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Version, Versions
 from tests.factories.files import named, tarred
 
 SIZE = 64
@@ -202,12 +202,11 @@ def test_another_threshold_is_another_version_beside_the_first(made: tuple[Mined
 
 def test_packing_never_touches_a_detector() -> None:
     heavy = "{'torch', 'transformers', 'onnxruntime', 'spacy', 'prefect', "
-    heavy += "'pipeline.mining.mine', 'pipeline.mining.grounder'}"
-    light = (
-        "{'models', 'models.grounding', 'models.grounding.boxes', 'models.grounding.detector'}"  # NumPy alone
-    )
-    code = "import sys, pipeline.packing.pack; here = set(sys.modules)\n"
-    code += f"found = {heavy} & here | {{m for m in here if m.split('.')[0] == 'models'}} - {light}\n"
+    heavy += "'hyco.pipeline.mining.mine', 'hyco.pipeline.mining.grounder'}"
+    light = "{'hyco.models.grounding', 'hyco.models.grounding.boxes', "  # NumPy alone
+    light += "'hyco.models.grounding.detector'}"
+    code = "import sys, hyco.pipeline.packing.pack; here = set(sys.modules)\n"
+    code += f"found = {heavy} & here | {{m for m in here if m.startswith('hyco.models.')}} - {light}\n"
     code += "assert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -384,10 +383,10 @@ def test_kill_9_while_packing(tmp_path: Path) -> None:
 
 def test_another_threshold_calls_no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mine once with a detector that counts its calls, then pack under three thresholds."""
-    from models.grounding.detector import Detection
-    from pipeline.mining import grounder as ground
-    from pipeline.mining.mine import MineConfig, mine_shard
-    from pipeline.mining.mine import plan as plan_mining
+    from hyco.models.grounding.detector import Detection
+    from hyco.pipeline.mining import grounder as ground
+    from hyco.pipeline.mining.mine import MineConfig, mine_shard
+    from hyco.pipeline.mining.mine import plan as plan_mining
 
     class Counting:
         digest = "counting"

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import digest
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish
-from pipeline.sources.source import open_source
-from storage.detections import read_detections, read_failures, write_detections
-from storage.home import Home
-from storage.manifest import Manifest
-from storage.sample import content_key
-from storage.store import Store
+from hyco.pipeline.config import digest
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.packing.pack import PackConfig, pack, pack_shard, plan, publish
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.detections import read_detections, read_failures, write_detections
+from hyco.storage.home import Home
+from hyco.storage.manifest import Manifest
+from hyco.storage.sample import content_key
+from hyco.storage.store import Store
 from tests.factories.files import tarred
 from tests.pipeline.packing.test_pack import SIZE, Mined, mine, packing_config, samples_of, scene
 

@@ -1,8 +1,8 @@
 from typing import Any
 
-from pipeline.config import digest
-from pipeline.packing.select_parts import SelectionConfig, select_parts
-from storage.detections import SCHEMA, _table
+from hyco.pipeline.config import digest
+from hyco.pipeline.packing.select_parts import SelectionConfig, select_parts
+from hyco.storage.detections import SCHEMA, _table
 
 Box = tuple[float, float, float, float]
 

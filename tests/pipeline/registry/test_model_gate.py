@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.config import ConfigError
-from pipeline.evaluation.metrics.document import upgrade
-from pipeline.registry.model_gate import GateConfig, judge
+from hyco.pipeline.config import ConfigError
+from hyco.pipeline.evaluation.metrics.document import upgrade
+from hyco.pipeline.registry.model_gate import GateConfig, judge
 
 
 def metrics(top1=0.5, span=(0.45, 0.55), tie=4.0, tie_span=(3.8, 4.2), images=40):

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from pipeline.cli import registry as commands
-from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
-from pipeline.integrity.repair import repair
-from pipeline.registry import promotion as registries
-from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import challenge, examine, refuse, rollback
-from pipeline.training.run_dir import prepare
-from storage.home import Home
-from storage.model_registry import fingerprint
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.cli import registry as commands
+from hyco.pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
+from hyco.pipeline.integrity.repair import repair
+from hyco.pipeline.registry import promotion as registries
+from hyco.pipeline.registry.model_gate import GateConfig
+from hyco.pipeline.registry.promotion import challenge, examine, refuse, rollback
+from hyco.pipeline.training.run_dir import prepare
+from hyco.storage.home import Home
+from hyco.storage.model_registry import fingerprint
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.mining import write_tar
 from tests.factories.training import sample, tiny_recipe
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.config import digest
-from pipeline.end_to_end import JourneyConfig
-from pipeline.mining import mine as mining
-from pipeline.mining.mine import MineConfig
-from pipeline.packing import pack as packing
-from pipeline.presets import sized
-from pipeline.registry.retraining import (
+from hyco.pipeline.config import digest
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.mining import mine as mining
+from hyco.pipeline.mining.mine import MineConfig
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.presets import sized
+from hyco.pipeline.registry.retraining import (
     RetrainConfig,
     check,
     grown,
@@ -24,21 +24,21 @@ from pipeline.registry.retraining import (
     unpublished,
     unsettled,
 )
-from pipeline.training.recipes import demo
-from storage.detections import SCHEMA, write_detections
-from storage.home import Home
-from storage.manifest import Manifest
-from storage.model_registry import Decision
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.pipeline.training.recipes import demo
+from hyco.storage.detections import SCHEMA, write_detections
+from hyco.storage.home import Home
+from hyco.storage.manifest import Manifest
+from hyco.storage.model_registry import Decision
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.training import sample, tiny_recipe
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """Mining and packing are stood in for; the source, the records and the versions are real."""
-    monkeypatch.setattr("pipeline.mining.grounder.grounder_digest", lambda spec: "g1")
+    monkeypatch.setattr("hyco.pipeline.mining.grounder.grounder_digest", lambda spec: "g1")
     (tmp_path / "source").mkdir()
     mine = MineConfig(source=str(tmp_path / "source"), grounder="transformers:none")
     return RetrainConfig(journey=JourneyConfig(mine=mine, recipe=tiny_recipe()), min_new=10, settle_s=5)

@@ -5,15 +5,15 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
-from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import challenge, rollback
-from pipeline.training.train import train
-from storage.home import Home
-from storage.model_registry import fingerprint
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.pipeline.evaluation.evaluate import AssessConfig, EvaluationSpec, evaluate
+from hyco.pipeline.registry.model_gate import GateConfig
+from hyco.pipeline.registry.promotion import challenge, rollback
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
+from hyco.storage.model_registry import fingerprint
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.training import sample, tiny_recipe
 
 GATE = GateConfig(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.runtime import device as devices
-from pipeline.runtime.device import autocasts, resolve_device
+from hyco.pipeline.runtime import device as devices
+from hyco.pipeline.runtime.device import autocasts, resolve_device
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime.executor import InProcess, LocalExecutor, WorkerDiedError, open_executor
-from pipeline.runtime.ray_executor import REPORTS, RayExecutor
+from hyco.pipeline.runtime.executor import InProcess, LocalExecutor, WorkerDiedError, open_executor
+from hyco.pipeline.runtime.ray_executor import REPORTS, RayExecutor
 from tests.factories.ray_cluster import RayCluster, kill, wait_until
 
 
@@ -313,7 +313,7 @@ def test_workers_die_with_a_driver_that_is_killed(engine, cluster, tmp_path):
     program = f"""
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from pipeline.runtime.executor import open_executor
+        from hyco.pipeline.runtime.executor import open_executor
         from test_executor import sleep_and_tell
         executor = open_executor(1, engine={named!r})
         executor.submit(sleep_and_tell, {str(pid_file)!r})

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from pipeline.runtime.progress import Progress, duration, line
+from hyco.pipeline.runtime.progress import Progress, duration, line
 
 
 class Clock:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.app import app, run_app
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.stop import StoppedError, TerminatedError, stop_request, terminable
-from pipeline.training import launch as launching
-from pipeline.training.launch import launch
-from pipeline.training.step_log import StepLog, read_log
-from pipeline.training.train import train
-from storage.checkpoint import Checkpoints
-from storage.home import Home
+from hyco.pipeline.cli.app import app, run_app
+from hyco.pipeline.runtime.progress import Progress
+from hyco.pipeline.runtime.stop import StoppedError, TerminatedError, stop_request, terminable
+from hyco.pipeline.training import launch as launching
+from hyco.pipeline.training.launch import launch
+from hyco.pipeline.training.step_log import StepLog, read_log
+from hyco.pipeline.training.train import train
+from hyco.storage.checkpoint import Checkpoints
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,7 +82,7 @@ def run_hyco(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 @pytest.mark.parametrize(("number", "kind", "code"), SIGNALS)
 @pytest.mark.parametrize(
     ("module", "name", "verb"),
-    [("pipeline.mining.mine", "mine_all", "mine"), ("pipeline.packing.pack", "pack", "pack")],
+    [("hyco.pipeline.mining.mine", "mine_all", "mine"), ("hyco.pipeline.packing.pack", "pack", "pack")],
 )
 def test_mining_and_packing_say_that_they_were_stopped(
     tmp_path, monkeypatch, capsys, module, name, verb, number, kind, code
@@ -123,7 +123,7 @@ def test_a_second_ctrl_c_ends_a_command_that_is_slow_to_end():
     """In a process of its own: the first Ctrl-C is held up, the second does not wait for it."""
     script = (
         "import os, signal, time\n"
-        "from pipeline.runtime.stop import stopping, terminable, told\n"
+        "from hyco.pipeline.runtime.stop import stopping, terminable, told\n"
         "try:\n"
         "    with terminable():\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
@@ -169,7 +169,7 @@ def hyco_train(home: Path, processes: int) -> subprocess.Popen[str]:
         "checkpoint_steps",
     ):
         words += ["--set", f"{name}={json.dumps(values[name])}"]
-    command = [sys.executable, "-m", "pipeline", *words, "--set", "log_every=1"]
+    command = [sys.executable, "-m", "hyco.pipeline", *words, "--set", "log_every=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.mining.mine import mine_all
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.columns import Columns
-from pipeline.sources.image_files import FILES
-from pipeline.sources.listing import absolute_source
-from pipeline.sources.look import lines, look
-from pipeline.sources.source import UnitGoneError, open_source
-from storage.home import Home
+from hyco.pipeline.mining.mine import mine_all
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.columns import Columns
+from hyco.pipeline.sources.image_files import FILES
+from hyco.pipeline.sources.listing import absolute_source
+from hyco.pipeline.sources.look import lines, look
+from hyco.pipeline.sources.source import UnitGoneError, open_source
+from hyco.storage.home import Home
 from tests.factories.files import lay, named, tar_bytes, tarred
 from tests.factories.mining import COLOURS, config, detector, picture  # noqa: F401  (fixtures are used by name)
 from tests.pipeline.sources.test_source import codes, read
@@ -211,7 +211,7 @@ def test_a_form_is_mined(form: str, tmp_path: Path, detector: Any) -> None:
 
 
 def test_rows_that_are_added_make_new_units_and_leave_the_others(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("pipeline.sources.gathered.PER_UNIT", 2)
+    monkeypatch.setattr("hyco.pipeline.sources.gathered.PER_UNIT", 2)
     csv_header(tmp_path)
     before = open_source(tmp_path).units()
     assert [unit.path for unit in before] == ["captions.csv#0", "captions.csv#1"]

@@ -5,16 +5,16 @@ import shutil
 
 import pytest
 
-from pipeline.evaluation.mined_boxes import phrase_quality
-from pipeline.mining.mine import mine_all, mine_shard, plan, summary
-from pipeline.packing import pack as packing
-from pipeline.packing.dataset_gate import QualityConfig
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.source import UnitGoneError, open_source
-from storage.home import Home
-from storage.store import Store
-from storage.versions import Versions
+from hyco.pipeline.evaluation.mined_boxes import phrase_quality
+from hyco.pipeline.mining.mine import mine_all, mine_shard, plan, summary
+from hyco.pipeline.packing import pack as packing
+from hyco.pipeline.packing.dataset_gate import QualityConfig
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.source import UnitGoneError, open_source
+from hyco.storage.home import Home
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.factories.mining import config, detector, home, samples, source, write_tar  # noqa: F401  (fixtures are used by name)
 
 PACK = PackConfig(image_size=16, threshold=0.1, min_area_px=None, gate=QualityConfig(max_failed=None))

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.imaging.decode import decode, inspect
-from pipeline.imaging.orientation import NAMES, told_orientation, with_orientation
-from pipeline.mining.mine import plan, results
-from pipeline.sources.source import open_source
-from storage.home import Home
+from hyco.pipeline.imaging.decode import decode, inspect
+from hyco.pipeline.imaging.orientation import NAMES, told_orientation, with_orientation
+from hyco.pipeline.mining.mine import plan, results
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.home import Home
 from tests.factories.files import tarred
 from tests.factories.mining import config
 from tests.pipeline.sources.test_source import read
@@ -99,7 +99,7 @@ def test_a_photograph_is_turned_as_its_row_says(tmp_path: Path) -> None:
 
 
 def test_only_units_with_such_photographs_are_mined_again(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("pipeline.mining.mine.ground.grounder_digest", lambda spec: "0123456789abcdef")
+    monkeypatch.setattr("hyco.pipeline.mining.mine.ground.grounder_digest", lambda spec: "0123456789abcdef")
     source, home = tmp_path / "source", Home(str(tmp_path / "home"))
     tarred(source / "turned.tar", members(TURNED, encoded("JPEG")))
     tarred(source / "own.tar", members(TURNED, encoded("JPEG", 6)))

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import parquet_rows
-from pipeline.sources.source import open_source
+from hyco.pipeline.sources import parquet_rows
+from hyco.pipeline.sources.source import open_source
 from tests.factories.files import noise
 from tests.pipeline.sources.test_source import read
 

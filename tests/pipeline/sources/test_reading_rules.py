@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import readers
-from pipeline.sources.source import open_source
-from storage.store import Store
+from hyco.pipeline.sources import readers
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.store import Store
 from tests.factories.files import noise, tarred
 from tests.pipeline.sources.test_source import read
 from tests.pipeline.sources.test_tar_rows import shard

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sources.columns import Columns
-from pipeline.sources.source import open_source
-from storage.store import Store
+from hyco.pipeline.sources.columns import Columns
+from hyco.pipeline.sources.source import open_source
+from hyco.storage.store import Store
 from tests.factories.web import REPO, web
 from tests.pipeline.sources import test_forms as forms
 from tests.pipeline.sources.test_source import read

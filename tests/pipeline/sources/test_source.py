@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import readers
-from pipeline.sources.records import Limits
-from pipeline.sources.source import Source, open_source
-from storage.detections import read_failures, write_failures
-from storage.sample import Failure, Sample, content_key
-from storage.store import Store
+from hyco.pipeline.sources import readers
+from hyco.pipeline.sources.records import Limits
+from hyco.pipeline.sources.source import Source, open_source
+from hyco.storage.detections import read_failures, write_failures
+from hyco.storage.sample import Failure, Sample, content_key
+from hyco.storage.store import Store
 from tests.factories.files import noise, tarred
 
 FLICKR = Path(__file__).parents[4] / "shared/data/flickr8k"

@@ -9,22 +9,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import ConfigError, override
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.mined_boxes import phrase_quality
-from pipeline.evaluation.report.examples import mined_samples
-from pipeline.mining.mine import MineConfig, mine_all, results
-from pipeline.packing.pack import PackConfig, pack
-from pipeline.runtime.executor import InProcess
-from pipeline.sources.boxes import BoxFields, objects_from, preset
-from pipeline.sources.columns import Columns
-from pipeline.sources.look import lines, look
-from pipeline.sources.source import open_source
-from pipeline.training.train import train
-from storage.home import Home
-from storage.sample import Part
-from storage.versions import read_ref
+from hyco.pipeline.config import ConfigError, override
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.pipeline.evaluation.evaluate import evaluate
+from hyco.pipeline.evaluation.mined_boxes import phrase_quality
+from hyco.pipeline.evaluation.report.examples import mined_samples
+from hyco.pipeline.mining.mine import MineConfig, mine_all, results
+from hyco.pipeline.packing.pack import PackConfig, pack
+from hyco.pipeline.runtime.executor import InProcess
+from hyco.pipeline.sources.boxes import BoxFields, objects_from, preset
+from hyco.pipeline.sources.columns import Columns
+from hyco.pipeline.sources.look import lines, look
+from hyco.pipeline.sources.source import open_source
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
+from hyco.storage.sample import Part
+from hyco.storage.versions import read_ref
 from tests.factories.files import lay, tarred
 from tests.factories.mining import BOX, COLOURS, config, detector, picture, rows_of  # noqa: F401  (used by name)
 from tests.factories.training import tiny_recipe

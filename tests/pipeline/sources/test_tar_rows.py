@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sources.source import open_source
+from hyco.pipeline.sources.source import open_source
 from tests.factories.files import noise, tarred
 from tests.pipeline.sources.test_source import read
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.training import cost
-from pipeline.training.recipes import RECIPES, by_name
+from hyco.pipeline.training import cost
+from hyco.pipeline.training.recipes import RECIPES, by_name
 from tests.factories.training import tiny_recipe
 
 

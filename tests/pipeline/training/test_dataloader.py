@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models.encoders.tokenizer import Tokenizer
-from pipeline.imaging.decode import encode_jpeg
-from pipeline.training.augment import DataConfig, draw, jittered, random_box
-from pipeline.training.dataloader import START, Batch, Batches, ShardFile, on_device
-from storage.shard import write_shard
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.imaging.decode import encode_jpeg
+from hyco.pipeline.training.augment import DataConfig, draw, jittered, random_box
+from hyco.pipeline.training.dataloader import START, Batch, Batches, ShardFile, on_device
+from hyco.storage.shard import write_shard
 from tests.factories.training import sample, shard_files
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from models.clip import ClipConfig, DualEncoder, config_from_dict
-from pipeline.config import ConfigError, override
-from pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES
-from pipeline.evaluation.sections import cones_of
-from pipeline.training.recipes import by_name
-from pipeline.training.step_log import read_log
-from pipeline.training.train import train
-from storage.home import Home
+from hyco.models.clip import ClipConfig, DualEncoder, config_from_dict
+from hyco.pipeline.config import ConfigError, override
+from hyco.pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES
+from hyco.pipeline.evaluation.sections import cones_of
+from hyco.pipeline.training.recipes import by_name
+from hyco.pipeline.training.step_log import read_log
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

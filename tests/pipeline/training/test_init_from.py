@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoints import read_checkpoint
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from pipeline.training.init_from import resolved, started
-from pipeline.training.recipes import Recipe, StartConfig
-from pipeline.training.step_log import StepLog, read_log
-from pipeline.training.train import make_optimiser, prepare, train
-from storage.home import Home
+from hyco.models.checkpoints import read_checkpoint
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.training.init_from import resolved, started
+from hyco.pipeline.training.recipes import Recipe, StartConfig
+from hyco.pipeline.training.step_log import StepLog, read_log
+from hyco.pipeline.training.train import make_optimiser, prepare, train
+from hyco.storage.home import Home
 from tests.factories.training import make_home, sample, tiny_recipe
 from tests.models.checkpoints.layouts import transformers_clip
 
@@ -137,7 +137,9 @@ def test_a_killed_run_goes_on_with_its_adapters(clip, home, lora_run, tmp_path, 
         patch.setattr(StepLog, "write", breaking)
         train(run, Home(home), "latest", recipe(clip, **LORA))
     with monkeypatch.context() as patch:  # what the first step learned lies in the checkpoint alone
-        patch.setattr("pipeline.training.init_from.read_checkpoint", lambda *a: pytest.fail("started anew"))
+        patch.setattr(
+            "hyco.pipeline.training.init_from.read_checkpoint", lambda *a: pytest.fail("started anew")
+        )
         train(run)
     assert [line["loss"] for line in read_log(run)] == [line["loss"] for line in read_log(lora_run)]
     ours, theirs = (DualEncoder.from_pretrained(r / "model").state_dict() for r in (run, lora_run))
@@ -146,7 +148,7 @@ def test_a_killed_run_goes_on_with_its_adapters(clip, home, lora_run, tmp_path, 
 
 def test_adapters_count_in_the_last_block_and_merge_into_the_weights(clip):
     """The last block computes one token only, from the weights of its layers: an adapter must not be passed over."""
-    from models.lora import merge_
+    from hyco.models.lora import merge_
 
     model = started(resolved(recipe(clip, **LORA)), Tokenizer.load(clip, 16), fresh=True).eval()
     pixels, tokens = torch.randn(2, 3, 24, 24), Tokenizer.load(clip, 16)(["a red square", "blue"])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.launch import launch
-from pipeline.training.run_dir import prepare
-from storage.home import Home
+from hyco.pipeline.training.launch import launch
+from hyco.pipeline.training.run_dir import prepare
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 ROOT = Path(__file__).parents[3]

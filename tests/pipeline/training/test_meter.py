@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.clip import DualEncoder
-from pipeline.training import run_protocol
-from pipeline.training.meter import (
+from hyco.models.clip import DualEncoder
+from hyco.pipeline.training import run_protocol
+from hyco.pipeline.training.meter import (
     Meter,
     backward_factor,
     counted_flops,
@@ -19,10 +19,10 @@ from pipeline.training.meter import (
     peak_memory,
     text_flops,
 )
-from pipeline.training.recipes import by_name
-from pipeline.training.step_log import read_log
-from pipeline.training.train import train
-from storage.home import Home
+from hyco.pipeline.training.recipes import by_name
+from hyco.pipeline.training.step_log import read_log
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.nodes import Nodes
-from pipeline.training.run_dir import prepare
-from pipeline.training.step_log import read_log
-from storage.home import Home
+from hyco.pipeline.training.nodes import Nodes
+from hyco.pipeline.training.run_dir import prepare
+from hyco.pipeline.training.step_log import read_log
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +59,7 @@ def test_an_address_that_other_nodes_do_not_reach_is_refused(monkeypatch):
 def start(home: Path, run: str, rank: int, port: int) -> subprocess.Popen[bytes]:
     """One node: it runs what `hyco train --nodes 2 --processes 2` runs after preparing the run."""
     code = (
-        "import sys; from pipeline.training.launch import launch; from pipeline.training.nodes import Nodes\n"
+        "import sys; from hyco.pipeline.training.launch import launch; from hyco.pipeline.training.nodes import Nodes\n"
         f"launch({str(home / 'runs' / run)!r}, 2, nodes=Nodes(2, {rank}, '127.0.0.1:{port}'))"
     )
     # The name of this machine need not resolve, and need not be asked for.

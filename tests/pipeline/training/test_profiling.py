@@ -6,10 +6,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli.app import app
-from pipeline.training.profiling import Costs, kind_of, profile_run
-from pipeline.training.train import prepare, train
-from storage.home import Home
+from hyco.pipeline.cli.app import app
+from hyco.pipeline.training.profiling import Costs, kind_of, profile_run
+from hyco.pipeline.training.train import prepare, train
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.clip import DualEncoder
-from models.encoders.vit import VisionConfig, VisionTransformer
-from pipeline.config import ConfigError, digest, essence, override
-from pipeline.training.recipes import (
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.vit import VisionConfig, VisionTransformer
+from hyco.pipeline.config import ConfigError, digest, essence, override
+from hyco.pipeline.training.recipes import (
     RECIPES,
     OptimiserConfig,
     Recipe,
@@ -19,8 +19,8 @@ from pipeline.training.recipes import (
     hycoclip_vit_b,
     hycoclip_vit_s,
 )
-from pipeline.training.run_protocol import learning_rate
-from pipeline.training.train import make_optimiser
+from hyco.pipeline.training.run_protocol import learning_rate
+from hyco.pipeline.training.train import make_optimiser
 
 
 def test_the_papers_recipe_has_the_papers_numbers():

@@ -5,28 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import registry as commands
-from pipeline.end_to_end import JourneyConfig
-from pipeline.evaluation.config import AssessConfig, EvaluationSpec
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.integrity.repair import repair
-from pipeline.integrity.verify import verify
-from pipeline.registry.model_gate import GateConfig
-from pipeline.registry.promotion import challenge, rollback
-from pipeline.registry.retraining import RetrainConfig, recipe_for
-from pipeline.training.run_dir import exclusive_lock
-from pipeline.training.step_log import StepLog, read_log
-from pipeline.training.train import train
-from pipeline.ui.pages import HomePages
-from pipeline.ui.status import report
-from storage import lease as leases
-from storage.checkpoint import RemoteCheckpoints
-from storage.home import Home
-from storage.lease import Lease
-from storage.model_registry import Decision
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.pipeline.cli import registry as commands
+from hyco.pipeline.end_to_end import JourneyConfig
+from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
+from hyco.pipeline.evaluation.evaluate import evaluate
+from hyco.pipeline.integrity.repair import repair
+from hyco.pipeline.integrity.verify import verify
+from hyco.pipeline.registry.model_gate import GateConfig
+from hyco.pipeline.registry.promotion import challenge, rollback
+from hyco.pipeline.registry.retraining import RetrainConfig, recipe_for
+from hyco.pipeline.training.run_dir import exclusive_lock
+from hyco.pipeline.training.step_log import StepLog, read_log
+from hyco.pipeline.training.train import train
+from hyco.pipeline.ui.pages import HomePages
+from hyco.pipeline.ui.status import report
+from hyco.storage import lease as leases
+from hyco.storage.checkpoint import RemoteCheckpoints
+from hyco.storage.home import Home
+from hyco.storage.lease import Lease
+from hyco.storage.model_registry import Decision
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.training import sample, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

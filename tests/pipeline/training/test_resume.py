@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.clip import DualEncoder
-from pipeline.training.recipes import ExecutionConfig, Recipe
-from pipeline.training.run_dir import RunConfig
-from pipeline.training.step_log import StepLog, read_log
-from pipeline.training.train import prepare, train
-from storage.checkpoint import Checkpoints
-from storage.home import Home
+from hyco.models.clip import DualEncoder
+from hyco.pipeline.training.recipes import ExecutionConfig, Recipe
+from hyco.pipeline.training.run_dir import RunConfig
+from hyco.pipeline.training.step_log import StepLog, read_log
+from hyco.pipeline.training.train import prepare, train
+from hyco.storage.checkpoint import Checkpoints
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CURVE = ("step", "loss", "terms", "lr", "curvature", "temperature", "radius", "epoch")
 SIGTERM_AT = """
 import os, signal, sys
-from pipeline.training import train
-from pipeline.training.step_log import StepLog
+from hyco.pipeline.training import train
+from hyco.pipeline.training.step_log import StepLog
 
 write = StepLog.write
 
@@ -117,8 +117,8 @@ def test_how_a_step_is_computed_may_change_between_two_starts(home, tmp_path, mo
 
 
 def test_towers_with_batch_norm_are_not_divided():
-    from pipeline.config import override
-    from pipeline.training.recipes import by_name
+    from hyco.pipeline.config import override
+    from hyco.pipeline.training.recipes import by_name
 
     with pytest.raises(ValueError, match=r"execution.micro_batch 8 needs towers without batch norm"):
         override(by_name("demo_poincare_resnet"), ["execution.micro_batch=8"])
@@ -153,9 +153,9 @@ def test_one_process_then_two_then_one_see_the_same_batches(home, tmp_path, monk
 COMPILED = """
 import sys
 from pathlib import Path
-from pipeline.training.step_log import StepLog
-from pipeline.training.train import train
-from storage.home import Home
+from hyco.pipeline.training.step_log import StepLog
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
 from tests.pipeline.training.test_resume import with_everything
 
 import torch

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.training import sinks
-from pipeline.training.step_log import read_log
-from pipeline.training.train import train
-from storage.home import Home
+from hyco.pipeline.training import sinks
+from hyco.pipeline.training.step_log import read_log
+from hyco.pipeline.training.train import train
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.clip import DualEncoder
-from models.losses import objective as objectives
-from models.losses.objective import ObjectiveConfig, clip_objective, siglip_objective, uncha_objective
-from pipeline.training import strategy
-from pipeline.training.ema import WeightAverage
-from pipeline.training.recipes import Recipe
-from pipeline.training.setup import make_optimiser
-from pipeline.training.step import Gradient, Inputs, gradient
+from hyco.models.clip import DualEncoder
+from hyco.models.losses import objective as objectives
+from hyco.models.losses.objective import ObjectiveConfig, clip_objective, siglip_objective, uncha_objective
+from hyco.pipeline.training import strategy
+from hyco.pipeline.training.ema import WeightAverage
+from hyco.pipeline.training.recipes import Recipe
+from hyco.pipeline.training.setup import make_optimiser
+from hyco.pipeline.training.step import Gradient, Inputs, gradient
 from tests.factories.training import tiny_recipe
 from tests.perf.runner import saved_megabytes
 
@@ -187,7 +187,7 @@ def test_recomputed_activations_give_the_same_gradient_and_keep_less():
 
 
 def test_a_long_gradient_is_clipped_before_the_update():
-    from pipeline.training.setup import Setup, update
+    from hyco.pipeline.training.setup import Setup, update
 
     recipe = recipe_of(None)
     recipe = recipe.replace(optimiser=recipe.optimiser.replace(clip_norm=1e-3, ema=0.9))
@@ -243,7 +243,7 @@ def test_a_step_asks_the_device_one_question_for_each_block_of_scores(micro_batc
     model = model_of(recipe)
     model.textual.layout = "padded"  # texts are packed on the host, and copied from page-locked memory
     blocks = Counter[str]()
-    from models.losses import spaces
+    from hyco.models.losses import spaces
 
     block = spaces.Hyperboloids.block
 
@@ -261,7 +261,7 @@ def test_a_step_asks_the_device_one_question_for_each_block_of_scores(micro_batc
 COMPILED = """
 import copy, json, torch
 from torch._dynamo.utils import counters
-from pipeline.training import strategy
+from hyco.pipeline.training import strategy
 from tests.pipeline.training.test_step import batch, grads, model_of, recipe_of, require_close, step
 
 torch.set_num_threads(1)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.report import report
-from pipeline.evaluation.report.panels import Exhibits
-from pipeline.experiments.grid import write_section
-from pipeline.training.recipes import Recipe
-from pipeline.training.run_dir import RunConfig, finish
-from pipeline.training.step_log import StepLog
-from storage.folder import Folder
-from storage.gc import collect
-from storage.store import Store
+from hyco.pipeline.evaluation.report import report
+from hyco.pipeline.evaluation.report.panels import Exhibits
+from hyco.pipeline.experiments.grid import write_section
+from hyco.pipeline.training.recipes import Recipe
+from hyco.pipeline.training.run_dir import RunConfig, finish
+from hyco.pipeline.training.step_log import StepLog
+from hyco.storage.folder import Folder
+from hyco.storage.gc import collect
+from hyco.storage.store import Store
 from tests.factories.training import tiny_recipe
 from tests.storage.test_atomic_directory import Disk
 
@@ -57,8 +57,8 @@ def test_what_a_killed_writer_leaves_is_collected(tmp_path, monkeypatch, work):
 
 
 def test_the_model_of_a_run_is_durable_before_train_json_says_that_it_is_finished(tmp_path, monkeypatch):
-    from models.clip import DualEncoder
-    from models.encoders.tokenizer import Tokenizer
+    from hyco.models.clip import DualEncoder
+    from hyco.models.encoders.tokenizer import Tokenizer
 
     recipe: Recipe = tiny_recipe()
     tokenizer = Tokenizer.train(["a red square on blue"], 560, 16)

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import pipeline.training.train
-from models.clip import DualEncoder
-from models.encoders.tokenizer import Tokenizer
-from pipeline.training.dataloader import START, Batches
-from pipeline.training.recipes import Recipe
-from pipeline.training.run_dir import exclusive_lock
-from pipeline.training.step_log import StepLog, read_log
-from pipeline.training.train import main, prepare, train
-from storage.home import Home
+import hyco.pipeline.training.train
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.training.dataloader import START, Batches
+from hyco.pipeline.training.recipes import Recipe
+from hyco.pipeline.training.run_dir import exclusive_lock
+from hyco.pipeline.training.step_log import StepLog, read_log
+from hyco.pipeline.training.train import main, prepare, train
+from hyco.storage.home import Home
 from tests.factories.training import make_home, tiny_recipe
 
 CURVE = ("step", "loss", "terms", "lr", "curvature", "temperature", "radius", "epoch")
@@ -122,7 +122,7 @@ def test_undecodable_samples_of_before_an_interruption_are_counted(home, tmp_pat
 
 
 def test_a_finished_run_is_not_trained_again(straight, home, monkeypatch):
-    monkeypatch.setattr(pipeline.training.train, "_train", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(hyco.pipeline.training.train, "_train", lambda *a: pytest.fail("trained again"))
     assert train(straight, Home(home), "latest", tiny_recipe()) == json.loads(
         (straight / "train.json").read_text()
     )
@@ -180,7 +180,7 @@ def test_a_product_logs_the_spread_of_its_curvatures_and_goes_on(home, tmp_path)
 
 
 def test_clip_rows_need_no_boxes_and_have_no_curvature(home, tmp_path):
-    from models.losses.objective import clip_objective
+    from hyco.models.losses.objective import clip_objective
 
     values = tiny_recipe(objective=clip_objective(), steps=3).model_dump()
     values["model"]["geometry"] = "euclid"
@@ -192,7 +192,7 @@ def test_clip_rows_need_no_boxes_and_have_no_curvature(home, tmp_path):
 def launch(run: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen([*command, "-m", "pipeline.training.train", str(run)], env=environment)
+    return subprocess.Popen([*command, "-m", "hyco.pipeline.training.train", str(run)], env=environment)
 
 
 def test_two_processes_killed_with_sigkill_continue(tmp_path):

@@ -8,19 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.evaluation.metrics.document import upgrade
-from pipeline.mining.mine import MineConfig, results, summary
-from pipeline.packing.dataset_gate import Check
-from pipeline.sources.source import open_source
-from pipeline.ui import artifact_pages as stories
-from pipeline.ui import markdown
-from storage.detections import SCHEMA, write_detections, write_failures
-from storage.home import Home
-from storage.model_registry import Decision
-from storage.sample import Failure
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.pipeline.evaluation.metrics.document import upgrade
+from hyco.pipeline.mining.mine import MineConfig, results, summary
+from hyco.pipeline.packing.dataset_gate import Check
+from hyco.pipeline.sources.source import open_source
+from hyco.pipeline.ui import artifact_pages as stories
+from hyco.pipeline.ui import markdown
+from hyco.storage.detections import SCHEMA, write_detections, write_failures
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
+from hyco.storage.sample import Failure
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.files import tarred
 from tests.factories.training import sample
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.ui import curves
+from hyco.pipeline.ui import curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.evaluation.answers import Answers, write
-from pipeline.ui import trend
-from pipeline.ui.server import create_app
-from storage.home import Home
-from storage.model_registry import Decision
+from hyco.pipeline.evaluation.answers import Answers, write
+from hyco.pipeline.ui import trend
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
 
 EVIL = "<script>x</script>"
 
@@ -109,9 +109,8 @@ def test_champions_over_time_are_of_one_exam(client: TestClient, home: Path) -> 
     drawn = client.get("/champions.svg").text
     assert drawn.count("<circle") == 3 and "Zero-shot top-1" in drawn
     assert "Decisions made on other images, left out: 1." in drawn
-    again = Home(home).registry.assessed() / "new-model0"
-    again.mkdir(parents=True)
-    (again / "metrics.json").write_text(json.dumps(metrics(0.25)))
+    again = Home(home).registry.assessment("new-model0")
+    again.write("metrics.json", json.dumps(metrics(0.25)).encode())
     assert client.get("/champions.svg").text.count("<circle") == 4, "evaluated again, beside a challenger"
     assert "No model has been judged yet" in trend.draw([]).decode()
 

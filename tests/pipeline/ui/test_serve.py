@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.ui.server import create_app
-from storage.home import Home
-from storage.model_registry import Decision
-from storage.sample import Part, TrainingSample
-from storage.shard import write_shard
-from storage.store import Store
-from storage.versions import Versions, shard_ref
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
+from hyco.storage.sample import Part, TrainingSample
+from hyco.storage.shard import write_shard
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions, shard_ref
 from tests.factories.training import sample
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.ui.hosts import host_of, own_hosts
-from pipeline.ui.server import create_app
-from storage.home import Home
-from storage.model_registry import Decision
-from storage.store import Store
-from storage.versions import Versions
+from hyco.pipeline.ui.hosts import host_of, own_hosts
+from hyco.pipeline.ui.server import create_app
+from hyco.storage.home import Home
+from hyco.storage.model_registry import Decision
+from hyco.storage.store import Store
+from hyco.storage.versions import Versions
 from tests.pipeline.ui.test_serve import home
 
 __all__ = ["home"]  # a fixture
@@ -63,7 +63,7 @@ def test_a_server_answers_to_its_machine_its_address_and_what_it_is_told(monkeyp
 
 
 def test_the_command_allows_what_its_options_name(home: Path, monkeypatch) -> None:
-    from pipeline.cli.serve import serve
+    from hyco.pipeline.cli.serve import serve
 
     served = []
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: served.append(self.config.app))
@@ -157,7 +157,7 @@ def test_only_what_never_changes_is_kept_for_a_day(home: Path) -> None:
 
 
 def test_the_status_of_a_home_goes_on_past_a_torn_record(home: Path) -> None:
-    from pipeline.ui.status import report
+    from hyco.pipeline.ui.status import report
 
     filled(home)
     (home / "runs/first/metrics.json").unlink()
