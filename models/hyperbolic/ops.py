@@ -295,9 +295,10 @@ def _asinh(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return _exported_asinh(x)
-    root = torch.addcmul(x.new_ones(()), x, x).sqrt_()
+    # Two buffers: on a CPU a new one costs as much as an operation.
+    root = torch.addcmul(x.new_ones(()), x, x).sqrt_().add_(1)
     size = x.abs()
-    return torch.addcmul(size, size, size / (root + 1)).log1p_().copysign_(x)
+    return root.reciprocal_().mul_(size).mul_(size).add_(size).log1p_().copysign_(x)
 
 
 def _asinh_slope(x: Tensor, value: Tensor, by: Tensor) -> Tensor:

@@ -10,7 +10,15 @@ from hyco.models.hyperbolic.nn.attention_ops import attend, attend_plain
 from hyco.models.hyperbolic.nn.flatten import beta_ratio
 from hyco.models.hyperbolic.nn.hyperplane_ops import FEATURE_ANGLE
 from hyco.models.hyperbolic.nn.linear import Linear
-from hyco.models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from hyco.models.hyperbolic.nn.module import (
+    Device,
+    HyperbolicModule,
+    accepts_lean,
+    check_coordinates,
+    full_precision,
+    placed,
+)
+from hyco.models.hyperbolic.nn.projection_ops import project
 from hyco.models.hyperbolic.transforms import transformed
 
 
@@ -21,7 +29,8 @@ class MultiheadAttention(HyperbolicModule):
     -> [B, N, E]. Projections are hyperbolic `Linear`s; heads are beta-splits of their outputs and are beta-concatenated
     again. Near the origin the scores are those of a dot product up to a term in |q| and |k| alone.
 
-    Products of points are made in float64 (float32 on MPS), pair by pair arithmetic in float32: outputs and
+    Products of points are made in float64 (float32 on MPS, and on a CPU where all points are near enough for it), pair
+    by pair arithmetic in float32: outputs and
     gradients of float32 inputs are those of float64 to 1e-5 and 1e-4 (relative; one gradient of a sweep 1.2e-4) for c
     of 0.1 to 3, norms up to 8 and points that lie 1 % of their norm apart or more. Closer together and far out, the
     gradient follows differences that the projections have rounded: 1.5e-2 at norm 8 and 0.01 %, while the output keeps
@@ -115,10 +124,38 @@ class MultiheadAttention(HyperbolicModule):
             )
         # The beta-split and the beta-concatenation of the heads scale tangent vectors; so does a rate.
         rate = self.rate() * beta_ratio(self.head_dim, self.embed_dim)
-        core = attend if self.fused and not transformed() and not query.is_meta else attend_plain
-        projected = self.query(query), self.key(key), self.value(value)
-        joined = core(*projected, self.log_scale.exp(), mask, rate)
+        fast = self.fused and not (transformed() or query.is_meta or torch.compiler.is_exporting())
+        if fast and query is key is value and self._plain(self.query, self.key, self.value):
+            q, k, v = self._project(query, self.query, self.key, self.value).unbind(-2)
+        else:
+            q, k, v = self.query(query), self.key(key), self.value(value)
+        joined = (attend if fast else attend_plain)(q, k, v, self.log_scale.exp(), mask, rate)
+        if fast and self._plain(self.out):
+            return self._project(joined, self.out).squeeze(-2)
         return self.out(joined)
+
+    def _plain(self, *layers: nn.Module) -> bool:
+        """Whether these are the layers that the constructor made, without hooks, so that `project` does their work."""
+        return all(
+            type(layer) is Linear
+            and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+            and not layer._backward_pre_hooks
+            and (layer.fused, layer.max_angle, layer.c, layer.model)
+            == (True, layers[0].max_angle, self.c, self.model)
+            and (layer.bias is None) == (layers[0].bias is None)
+            for layer in layers
+        )
+
+    def _project(self, u: Tensor, first: Linear, *others: Linear) -> Tensor:
+        """Several projections of the same points: [B, N, E] -> [B, N, G, E]."""
+        check_coordinates(u, self.embed_dim)
+        weight: Tensor = first.weight
+        bias: Tensor | None = first.bias
+        if others:
+            weight = torch.cat([weight, *(layer.weight for layer in others)])
+            if bias is not None:
+                bias = torch.cat([bias, *(layer.bias for layer in others if layer.bias is not None)])
+        return project(u, weight, bias, self.rate(), 1 + len(others), first.max_angle)
 
     def extra_repr(self) -> str:
         """Sizes, curvature and model."""

@@ -2,10 +2,13 @@
 
 cosh(angle) = q_t k_t - q_s.k_s and the norm of a weighted sum, T^2 - |S|^2, are differences of numbers up to
 cosh(MAX_ANGLE)^2: at an angle of 12 a point's distance from itself would come out as 6 in float32. The matrix
-products of points are therefore made in float64 (where the device has it). What is done to each of the N M
-pairs stays in float32: 1 is taken off cosh(angle) before it is rounded.
+products of points are therefore made in float64 (where the device has it), unless all points lie within
+`NEAR_TIME`, where float32 has the digits. What is done to each of the N M pairs stays in float32: the products give
+cosh(angle) - 1, not cosh(angle).
 Legend: B batch, H heads, L = B H, N queries, M keys, E features, D = E / H.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,14 +19,17 @@ from hyco.models.hyperbolic.nn.functional import (
     cosh_sinhc,
     norm_and_shrink,
     normalise,
-    radial_part,
-    radial_slope,
     to_tangent,
 )
+from hyco.models.hyperbolic.nn.projection_ops import lift, lift_slopes
 from hyco.models.hyperbolic.ops import asinhc, asinhc_slope, square_norm, wide
 
 LEAST = 0.5
 """Least Lorentz norm of a mean: it is at least 1, the sum of its shares, up to rounding."""
+NEAR_TIME = 40.0
+"""Largest cosh(angle) of points that are multiplied in float32, with errors of up to 6e-6; at 64 they reach 1e-4."""
+BLOCK = 1 << 19
+"""Pairs of points that a CPU works on at a time: four buffers of 2 MB in float32."""
 
 
 def _wide_rate(rate: Rate) -> Rate:
@@ -31,8 +37,8 @@ def _wide_rate(rate: Rate) -> Rate:
 
 
 def _heads(u: Tensor, heads: int) -> Tensor:
-    """[B, N, E] -> [L, N, D] in float64."""
-    return wide(u.unflatten(-1, (heads, -1)).transpose(1, 2)).flatten(0, 1)
+    """[B, N, E] -> [L, N, D]."""
+    return u.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _masked(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -46,7 +52,7 @@ def attend_plain(
     wide_rate, heads = _wide_rate(rate), len(scale)
     points = []
     for u in (query, key, value):
-        u = _heads(u, heads)
+        u = wide(_heads(u, heads))
         t, f = cosh_sinhc(u, wide_rate)
         points.append((t, u * f))
     (q_t, q_s), (k_t, k_s), (v_t, v_s) = points
@@ -77,39 +83,12 @@ def attend(
     return _Attend.apply(query, key, value, scale, mask, rate)[0]
 
 
-def _lift(u: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
-    """Points of tangent vectors, time part first, and sinh(angle) / length: [L, N, D] -> [L, N, 1 + D], [L, N, 1]."""
-    radial = radial_part((rate * rate) * square_norm(u))
-    f = rate * radial
-    s = u * f
-    return torch.cat([(1 + square_norm(s)).sqrt_(), s], -1), f
-
-
-def _lift_slopes(u: Tensor, rate: Rate, point: Tensor, f: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes in u and rate (0-dim) from those in `_lift`'s point."""
-    time = point[..., :1]
-    # time^2 = 1 + f^2 |u|^2, f = rate radial(s), s = rate^2 |u|^2
-    by_time = slopes[..., :1] * (f / time)
-    by_space = torch.addcmul(slopes[..., 1:], u, by_time)
-    square = square_norm(u)
-    s = (rate * rate) * square
-    by_f = (by_space * u).sum(-1, keepdim=True)
-    by_s = by_f * rate * radial_slope(s, f / rate)
-    by_rate = (by_f * f / rate + by_s * square * (2 * rate)).sum()
-    return (by_space * f).addcmul_(u, by_s * (2 * rate * rate)), by_rate
-
-
-def _angles(cosh: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Angles and their sinh from their cosh, which is overwritten: 1 is taken off before it is rounded to dtype."""
-    beyond = cosh.sub_(1).to(dtype).clamp_(min=0)
-    sinh = (beyond + 2).mul_(beyond).sqrt_()
-    return torch.add(beyond, sinh).log1p_(), sinh
-
-
-def _shares(angles: Tensor, scale: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax over the keys: [L, N, M] -> the same."""
-    logits = (angles * angles).unflatten(0, (-1, len(scale))).mul_(scale * -0.5)
-    return _masked(logits, mask).softmax(-1).flatten(0, 1)
+def _mirror(point: Tensor) -> Tensor:
+    """(t, t - 1, -s) of `lift`'s point: its product with another is cosh(angle) - 1, which 1 is not taken off."""
+    mirror = point.neg()
+    mirror[..., 1:2] = point[..., :1]
+    mirror[..., :1] = point[..., :1] + 1
+    return mirror
 
 
 def _join(heads: Tensor, batch: int) -> Tensor:
@@ -117,34 +96,95 @@ def _join(heads: Tensor, batch: int) -> Tensor:
     return heads.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
 
 
-def _mirror(points: Tensor) -> Tensor:
-    """The transposed points with their space part negated: a product with it is cosh(angle)."""
-    return torch.cat([points[..., :1], -points[..., 1:]], -1).transpose(-1, -2)
+def _far(points: Tensor) -> bool:
+    """Whether the products of these points need float64."""
+    if torch.compiler.is_compiling() or points.device.type != "cpu":
+        return True  # the question would wait for the device, and products may be TF32 there
+    precise = torch.get_float32_matmul_precision() == "highest"
+    return not (precise and bool((points[..., 0] < NEAR_TIME - 1).all()))
+
+
+class _Pairs:
+    """The pairs of queries and keys of `attend`, a block of them at a time."""
+
+    def __init__(self, q: Tensor, k: Tensor, scale: Tensor, mask: Tensor | None, dtype: torch.dtype) -> None:
+        self.q, self.k, self.scale, self.dtype = q, _mirror(k), scale, dtype
+        self.shape = (q.shape[0] // len(scale), len(scale), q.shape[1], k.shape[1])
+        self.hidden = None if mask is None else (~mask).expand(self.shape)
+        self.buffers: list[Tensor] = []
+
+    def blocks(self) -> Iterator[tuple[slice, slice, slice]]:
+        """Slices of L, of B and of H: whole batch items, or some heads of one. One block where there is no cache."""
+        batch, heads, n, m = self.shape
+        if torch.compiler.is_compiling() or self.q.device.type != "cpu":
+            yield slice(0, batch * heads), slice(0, batch), slice(0, heads)
+            return
+        count = max(1, BLOCK // max(1, n * m))
+        rows, step = max(1, count // heads), min(heads, count)
+        for b in range(0, batch, rows):
+            for h in range(0, heads, step):
+                last, end = min(batch, b + rows), min(heads, h + step)
+                yield slice(b * heads + h, (last - 1) * heads + end), slice(b, last), slice(h, end)
+
+    def shares(self, at: slice, rows: slice, heads: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Softmax over the keys, angles, their sinh, and a buffer of the products' type: [l, N, M]."""
+        shape = (at.stop - at.start, *self.shape[2:])
+        if not self.buffers:  # for all blocks, of which none is larger than the first
+            self.buffers = [*self.q.new_empty((4, *shape), dtype=self.dtype).unbind(0)]
+            if self.q.dtype != self.dtype:
+                self.buffers[-1] = self.q.new_empty(shape)
+        share, angle, sinh, product = (t[: shape[0]] for t in self.buffers)
+        torch.bmm(self.q[at], self.k[at].transpose(1, 2), out=product)
+        # Not 0, where angle / sinh(angle) would be 0 / 0.
+        beyond = angle.copy_(product).clamp_(min=1e-30)
+        torch.add(beyond, 2, out=sinh).mul_(beyond).sqrt_()
+        angle = beyond.add_(sinh).log1p_()
+        split = (-1, heads.stop - heads.start, *shape[1:])
+        logits = torch.mul(angle, angle, out=share).view(split).mul_(self.scale[heads] * -0.5)
+        if self.hidden is not None:
+            logits.masked_fill_(self.hidden[rows, heads], torch.finfo(self.dtype).min)
+        return torch.softmax(share, -1, out=share), angle, sinh, product
+
+
+def _tangents(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Tangent vectors of the heads' queries, keys and values, one after the other: [L, N + 2 M, D]."""
+    return torch.cat([_heads(u, heads) for u in (query, key, value)], 1)
 
 
 class _Attend(Function):
-    # Products of points are torch.bmm of contiguous tensors, and what is N M in size is overwritten: a fresh
-    # page costs as much as an operation on it.
+    # Products of points are torch.bmm, and what is N M in size is overwritten: a fresh page costs as much as an
+    # operation on it.
 
     @staticmethod
     def forward(query, key, value, scale, mask, rate):
-        batch, wide_rate = query.shape[0], _wide_rate(rate)
-        (q, _), (k, _), (v, _) = (_lift(_heads(u, len(scale)), wide_rate) for u in (query, key, value))
-        cosh = q @ _mirror(k)
-        angles, _ = _angles(cosh, query.dtype)
-        total = cosh.copy_(_shares(angles, scale, mask)) @ v
-        time, space = total[..., :1], total[..., 1:]
-        point = normalise(space, time, LEAST, dim=-1)
-        whole = _join(to_tangent(point, wide_rate), batch)
-        out = whole.to(query.dtype)
-        return out, (whole - out).to(query.dtype), time.contiguous()
+        batch, dtype, n, m = query.shape[0], query.dtype, query.shape[1], key.shape[1]
+        tangents = _tangents(query, key, value, len(scale))
+        points, _ = lift(tangents, rate)
+        far = _far(points)
+        if far:
+            rate = _wide_rate(rate)
+            points, _ = lift(wide(tangents), rate)
+        q, k, v = points.split((n, m, m), 1)
+        pairs, total = _Pairs(q, k, scale, mask, dtype), points.new_empty(q.shape)
+        for block in pairs.blocks():
+            share, _, _, product = pairs.shares(*block)
+            torch.bmm(product.copy_(share), v[block[0]], out=total[block[0]])
+        # The sums are of (t - 1, 1, s).
+        time, space = total[..., :1] + total[..., 1:2], total[..., 2:]
+        length2 = square_norm(space)
+        length = length2.sqrt()
+        norm2 = ((time - length) * (time + length)).clamp_(min=LEAST**2)
+        whole = _join(space * (asinhc(length2 / norm2) * norm2.rsqrt() / rate), batch)
+        out = whole.to(dtype)
+        return out, (whole - out).to(dtype) if far else None, time, far
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         *tensors, rate = inputs
+        out, rest, time, ctx.far = output
         ctx.rate = None if isinstance(rate, Tensor) else rate
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*tensors, *output, rate if isinstance(rate, Tensor) else None)
+        ctx.mark_non_differentiable(*(t for t in (rest, time) if t is not None))
+        ctx.save_for_backward(*tensors, out, rest, time, rate if isinstance(rate, Tensor) else None)
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -153,43 +193,56 @@ class _Attend(Function):
                 "attention is differentiable once; build it with fused=False for second derivatives"
             )
         query, key, value, scale, mask, out, rest, time, rate = ctx.saved_tensors
-        rate = _wide_rate(ctx.rate if rate is None else rate)
-        heads, dtype = len(scale), query.dtype
-        # From the mean's tangent vector to the weighted sum (T, S), mean = S / sqrt(T^2 - |S|^2).
-        by_out = _heads(grad, heads)
-        mean = _heads(out, heads) + _heads(rest, heads)
-        n, shrink = norm_and_shrink(mean, rate, -1)
-        along = (by_out * mean).sum(-1, keepdim=True)
-        by_rate = -along.sum() / rate
-        outer = along * (2 * rate) * asinhc_slope(n, shrink) / (shrink * shrink)
-        by_point = (by_out * (shrink / rate)).addcmul_(mean, outer)
-        point, point_time = mean * (rate / shrink), (1 + n).sqrt_()
-        per_norm = point_time / time  # 1 / sqrt(T^2 - |S|^2)
-        inward = (by_point * point).sum(-1, keepdim=True)
-        by_total = torch.cat([-point_time * inward, by_point.addcmul_(point, inward)], -1).mul_(per_norm)
-        # From shares to angles. The sum of share times slope is 0: the mean does not depend on the size of (T, S).
-        tangents = [_heads(u, heads) for u in (query, key, value)]
-        (q, q_f), (k, k_f), (v, v_f) = (_lift(u, rate) for u in tangents)
-        mirror = _mirror(k)
-        cosh = q @ mirror
-        angles, sinh = _angles(cosh, dtype)
-        share = _shares(angles, scale, mask)
-        by_v = cosh.copy_(share).transpose(-1, -2) @ by_total
-        torch.matmul(by_total, v.transpose(-1, -2), out=cosh)
-        by_logit = share.mul_(cosh)
-        if mask is not None:  # the shares of a row that may look nowhere do not depend on its angles
-            by_logit.unflatten(0, (-1, heads)).masked_fill_(~mask, 0)
-        by_scale = torch.mul(by_logit, angles).mul_(angles).sum((-1, -2)).mul_(-0.5)
-        # d (angle^2 / 2) by cosh is angle / sinh(angle), 1 at 0.
-        angles.add_(1e-30).div_(sinh.add_(1e-30)).mul_(by_logit).unflatten(0, (-1, heads)).mul_(-scale)
-        cosh.copy_(angles)
-        by_q = cosh @ mirror.transpose(-1, -2)
-        by_k = cosh.transpose(-1, -2) @ q
-        by_k[..., 1:].neg_()
-        results = []
-        for u, *rest in zip(tangents, (q, k, v), (q_f, k_f, v_f), (by_q, by_k, by_v), strict=True):
-            by_u, more = _lift_slopes(u, rate, *rest)
-            results.append(_join(by_u, query.shape[0]).to(dtype))
-            by_rate = by_rate + more
-        by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).view_as(scale)
-        return *results, by_scale, None, by_rate if ctx.needs_input_grad[5] else None
+        rate = ctx.rate if rate is None else rate
+        heads, dtype, batch = len(scale), query.dtype, query.shape[0]
+        sizes = query.shape[1], key.shape[1], value.shape[1]
+        tangents, by_out, mean = _tangents(query, key, value, heads), _heads(grad, heads), _heads(out, heads)
+        if ctx.far:
+            rate = _wide_rate(rate)
+            tangents, by_out, mean = wide(tangents), wide(by_out), wide(mean) + _heads(rest, heads)
+        by_total, by_rate = _mean_slopes(by_out, mean, time, rate)
+        points, f = lift(tangents, rate)
+        q, k, v = points.split(sizes, 1)
+        by_q, by_k, by_v = (points.new_empty(p.shape) for p in (q, k, v))
+        pairs, by_scale = _Pairs(q, k, scale, mask, dtype), scale.new_empty(len(points))
+        for block in pairs.blocks():
+            at, rows, some = block
+            share, angle, sinh, product = pairs.shares(*block)
+            torch.bmm(product.copy_(share).transpose(1, 2), by_total[at], out=by_v[at])
+            torch.bmm(by_total[at], v[at].transpose(1, 2), out=product)
+            # The sum of share times slope is 0: the mean does not depend on the size of (T, S).
+            by_logit = share.mul_(product)
+            if (
+                pairs.hidden is not None
+            ):  # the shares of a row that may look nowhere do not depend on its angles
+                by_logit.unflatten(0, (-1, some.stop - some.start)).masked_fill_(pairs.hidden[rows, some], 0)
+            by_angle = by_logit.mul_(angle)
+            torch.sum(angle.mul_(by_angle), (1, 2), out=by_scale[at])
+            # d (angle^2 / 2) by cosh is angle / sinh(angle), 1 at 0.
+            torch.div(by_angle, sinh, out=product)
+            torch.bmm(product, pairs.k[at], out=by_q[at])
+            torch.bmm(product.transpose(1, 2), q[at], out=by_k[at])
+        # Slopes of keys are those of their mirror images; the factor of the logits was left out of the pairs.
+        by_k[..., 0].add_(by_k[..., 1])
+        by_k[..., 2:].neg_()
+        slopes = torch.cat([by_q, by_k, by_v], 1)
+        factor = -scale.repeat(batch, 1, 1).to(slopes.dtype)
+        slopes[:, : sizes[0] + sizes[1]].mul_(factor)
+        by_u, more = lift_slopes(tangents, rate, points, f, slopes[..., :1], slopes[..., 2:])
+        by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).mul_(-0.5).view_as(scale)
+        results = (_join(t, batch).to(dtype) for t in by_u.split(sizes, 1))
+        return *results, by_scale, None, by_rate + more if ctx.needs_input_grad[5] else None
+
+
+def _mean_slopes(by_out: Tensor, mean: Tensor, time: Tensor, rate: Rate) -> tuple[Tensor, Tensor]:
+    """Slopes in the weighted sum of points (t - 1, 1, s) that has this mean, a tangent vector, and in rate (0-dim)."""
+    n, shrink = norm_and_shrink(mean, rate, -1)
+    along = (by_out * mean).sum(-1, keepdim=True)
+    by_rate = -along.sum() / rate
+    outer = along * (2 * rate) * asinhc_slope(n, shrink) / (shrink * shrink)
+    by_point = (by_out * (shrink / rate)).addcmul_(mean, outer)
+    point, point_time = mean * (rate / shrink), (1 + n).sqrt_()
+    per_norm = point_time / time  # 1 / sqrt(T^2 - |S|^2)
+    inward = (by_point * point).sum(-1, keepdim=True)
+    by_time = -point_time * inward
+    return torch.cat([by_time, by_time, by_point.addcmul_(point, inward)], -1).mul_(per_norm), by_rate

@@ -158,19 +158,19 @@ class _Respond(Function):
         d_rate = -(along * shrink).sum() / rate if ctx.needs_input_grad[5] else None
         d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
         d.mul_(w.square_().add_(1).sqrt_())
-        d_power = (d * angle).sum_to_size(power.shape)
+        d_power = torch.mul(d, angle, out=w).sum_to_size(power.shape)
         # sinh is needed below, and a root is cheaper than cosh.
         a = torch.sinh(angle)
-        d.mul_(power).mul_(torch.addcmul(a.new_ones(()), a, a).rsqrt_())
+        d.mul_(power).mul_(torch.mul(a, a, out=w).add_(1).rsqrt_())
         # d is now the slope in a; the products m are (a + time shift) / (radial scale), and enter in sums
         # only.
         slope = a.mul_(d)
         d_shift = d_scale = d_time = None
         d_s = slope.sum_to_size(s.shape)
         if shift is not None:
-            d_time = (d * shift).sum_to_size(s.shape)
+            d_time = torch.mul(d, shift, out=w).sum_to_size(s.shape)
             d_s = d_s + d_time * time
-            d_shift = -(d * time).sum_to_size(shift.shape)
+            d_shift = -torch.mul(d, time, out=w).sum_to_size(shift.shape)
         if scale is not None:
             d_scale = slope.sum_to_size(scale.shape)
             d_scale = (d_scale if shift is None else d_scale - d_shift * shift) / scale

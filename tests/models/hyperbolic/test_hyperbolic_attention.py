@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hyco.models.hyperbolic import nn as hnn
 from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn import attention_ops
 
 B, N, E, H = 2, 16, 64, 4
 
@@ -50,6 +51,71 @@ def test_hand_written_backward_equals_autograd(size, masked):
     for got, want in zip((*ours[:2], *ours[2]), (*theirs[:2], *theirs[2]), strict=True):
         # At an angle of 12, float64 itself has fewer digits.
         assert (got - want).norm() <= (1e-10 if size < 4 else 1e-4) * (1e-3 + want.norm())
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, 0.7, 4.0])
+@pytest.mark.parametrize(("bias", "masked"), [(True, True), (False, False)])
+def test_projections_of_the_same_points_equal_autograd(size, bias, masked):
+    """Self-attention makes its three projections in one product."""
+    torch.manual_seed(0)
+    layer = shaken(hnn.MultiheadAttention(15, 3, bias=bias, c=Curvature(0.7, learnable=True))).double()
+    with torch.no_grad():
+        layer.key.weight[4] = 0  # a hyperplane without a direction
+    plain = copy.deepcopy(layer)
+    plain.fused = False
+    for part in (plain.query, plain.key, plain.value, plain.out):
+        part.fused = False
+    inputs = [size * torch.randn(2, 7, 15, dtype=torch.double)]
+    mask = torch.rand(7, 7) > 0.4 if masked else None
+    ours, theirs = run(layer, inputs, mask), run(plain, inputs, mask)
+    for got, want in zip((*ours[:2], *ours[2]), (*theirs[:2], *theirs[2]), strict=True):
+        assert (got - want).norm() <= (1e-10 if size < 4 else 1e-4) * (1e-3 + want.norm())
+
+
+@pytest.mark.parametrize("block", [1, 2 * 35, 3 * 35, 7 * 35])
+def test_blocks_of_pairs_change_nothing(block, monkeypatch):
+    """A head at a time; some heads of a batch item; a batch item; two of three items."""
+    torch.manual_seed(0)
+    layer = shaken(hnn.MultiheadAttention(12, 3)).double()
+    inputs = [torch.randn(3, n, 12, dtype=torch.double) for n in (5, 7, 7)]
+    mask = torch.rand(3, 3, 5, 7) > 0.4
+    want = run(layer, inputs, mask)
+    monkeypatch.setattr(attention_ops, "BLOCK", block)
+    got = run(layer, inputs, mask)
+    for a, b in zip((*got[:2], *got[2]), (*want[:2], *want[2]), strict=True):
+        assert off(a, b.double()) < 1e-12
+
+
+def test_near_points_are_multiplied_in_float32(monkeypatch):
+    """Far ones, and those of a user who allows less precise products, in float64."""
+    torch.manual_seed(0)
+    layer, seen = hnn.MultiheadAttention(12, 3), []
+    mirror = attention_ops._mirror
+    monkeypatch.setattr(attention_ops, "_mirror", lambda k: seen.append(k.dtype) or mirror(k))
+    u = 0.5 * F.normalize(torch.randn(2, 5, 12), dim=-1)
+    layer(u)
+    far = shaken(hnn.MultiheadAttention(12, 3, max_angle=12))
+    far(16 * u)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        layer(u)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [torch.float32, torch.float64, torch.float64]
+
+
+@pytest.mark.parametrize("name", ["query", "value", "out"])
+def test_hooks_and_replaced_projections_are_called(name):
+    torch.manual_seed(0)
+    layer, calls, u = hnn.MultiheadAttention(12, 3), [], torch.randn(2, 5, 12)
+    want = layer(u)
+    part = layer.get_submodule(name)
+    handle = part.register_forward_hook(lambda *given: calls.append(name))
+    assert torch.allclose(layer(u), want, atol=1e-5) and calls == [name]
+    handle.remove()
+    setattr(layer, name, torch.nn.Sequential(part))
+    assert torch.allclose(layer(u), want, atol=1e-5)
 
 
 def test_gradcheck_and_once_only():
