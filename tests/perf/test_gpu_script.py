@@ -15,7 +15,7 @@ BARE = """
 import sys
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
-PRESENT = set(sys.stdlib_module_names) | {"torch", "torchgen", "functorch", "numpy", "models", "pipeline", "tests"}
+PRESENT = set(sys.stdlib_module_names) | {"torch", "torchgen", "functorch", "numpy", "hyco", "tests"}
 PRESENT |= {"typing_extensions", "filelock", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec", "triton"}
 
 

@@ -142,7 +142,7 @@ def _reader(folder: Path, seed: int) -> None:
 
 
 def test_several_processes_share_a_small_cache(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # with nothing of what other tests left in this process
     workers = [context.Process(target=_reader, args=(tmp_path, seed)) for seed in range(3)]
     for worker in workers:
         worker.start()
