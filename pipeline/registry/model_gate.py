@@ -1,8 +1,8 @@
 """The gate: whether a challenger replaces the champion, by metrics of both on the same images.
 
 A metric is worse when the champion's value lies outside the challenger's bootstrap interval: inside it the difference
-may be due to the choice of images. One worse metric refuses the challenger. A first model has no champion beside it; it
-has to be above chance. Each comparison says the smallest difference that it could have shown.
+may be due to the choice of images. One worse metric refuses the challenger. Every model, a first one without a champion
+too, has to be above chance. Each comparison says the smallest difference that it could have shown.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class GateConfig(Config):
     tolerance: float = Field(default=0.0, ge=0, lt=1)
     """How much worse than its interval allows a metric may be, as a fraction of the champion's value."""
     above_chance: bool = True
-    """Refuse a first model that exceeds chance, beyond its interval, in none of the metrics with a chance level. Off in
+    """Refuse a model that exceeds chance, beyond its interval, in none of the metrics with a chance level. Off in
     the preset smoke, whose 20 steps teach a model nothing.
     """
 
@@ -96,7 +96,7 @@ class Verdict:
 
 
 def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: GateConfig) -> Verdict:
-    """Compare two metrics.json of the same evaluation. Without a champion a challenger passes that is above chance.
+    """Compare two metrics.json of the same evaluation. A challenger passes that is above chance and not worse.
 
     Raises ValueError when the two were evaluated on different images, or no named metric was measured.
     """
@@ -114,19 +114,16 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
             "name others"
         )
     worse = [one for one in kept if one.worse]
+    if worse:
+        return Verdict(False, "worse than the champion: " + "; ".join(map(_tell, worse)), kept)
     if champion is None:
-        missing = [one.metric for one in kept if one.challenger is None]
-        assert not missing
-        return _first(kept, config)
-    if not worse:
-        return Verdict(True, _no_worse(kept), kept)
-    return Verdict(False, "worse than the champion: " + "; ".join(map(_tell, worse)), kept)
+        return _above_chance("the first model: there was no champion to be compared with", kept, config)
+    return _above_chance(_no_worse(kept), kept, config)
 
 
-def _first(kept: tuple[Comparison, ...], config: GateConfig) -> Verdict:
-    """The verdict on a first model: at chance in every metric that has a chance level, it is refused."""
+def _above_chance(reason: str, kept: tuple[Comparison, ...], config: GateConfig) -> Verdict:
+    """The verdict on a model that is not worse: at chance in every metric that has a chance level, it is refused."""
     known = [one for one in kept if one.at_chance is not None]
-    reason = "the first model: there was no champion to be compared with"
     if not known or not all(one.at_chance for one in known):
         return Verdict(True, reason, kept)
     told = "; ".join(f"{_tell(one)}, chance {one.chance:.4g}" for one in known)

@@ -134,6 +134,16 @@ def test_a_first_model_has_to_be_above_chance(top1, span, passed):
         assert forced.passed and "at chance (gate.above_chance is off)" in forced.reason
 
 
+def test_a_challenger_at_chance_is_refused_even_where_the_evaluation_cannot_tell():
+    lost = measured(0.12, (0.05, 0.3))
+    verdict = judge(lost, measured(0.2, (0.11, 0.3)), ONE)
+    assert not verdict.passed and verdict.reason.startswith(
+        "at chance: zero_shot.top1 0.12, interval 0.05 to 0.3"
+    )
+    allowed = judge(lost, measured(0.2, (0.11, 0.3)), ONE.replace(above_chance=False))
+    assert allowed.passed and allowed.reason.startswith("cannot tell whether it is worse than the champion")
+
+
 def test_one_metric_above_chance_is_enough_for_a_first_model():
     found = measured(0.12, (0.05, 0.2))
     found["metrics"]["hierarchy.tie"]["chance"] = 5.0  # less is better, and 4.2 is less
@@ -141,7 +151,7 @@ def test_one_metric_above_chance_is_enough_for_a_first_model():
 
 
 def test_an_evaluation_that_is_too_small_to_tell_is_said_so():
-    small = measured(0.2, (0.05, 0.4))
+    small = measured(0.2, (0.11, 0.4))
     verdict = judge(small, measured(0.25, (0.1, 0.45)), ONE)
     assert verdict.passed and verdict.reason == (
         "cannot tell whether it is worse than the champion: "
