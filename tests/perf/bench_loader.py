@@ -81,6 +81,8 @@ _FOLDER = tempfile.TemporaryDirectory()
 class Untold:
     """Stands for a tokenizer and counts the images whose texts it got."""
 
+    end = 0  # every text is this token alone
+
     def __init__(self) -> None:
         self.images = 0
 
