@@ -3,7 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = {
     "grounding-dino": "transformers",
@@ -94,3 +97,19 @@ def image_settings(folder: Path) -> dict[str, Any]:
     raise ValueError(
         f"{folder} holds no preprocessor_config.json: save the processor there with save_pretrained"
     )
+
+
+def load_network(kind: Any, folder: Path, device: "torch.device") -> Any:
+    """Return a network of transformers in float32, in eval mode and without gradients, from local safetensors.
+
+    Args:
+        kind: class of transformers with `from_pretrained`.
+        folder: the model directory.
+        device: where it computes.
+    """
+    import torch  # here, because whoever reads a digest needs no torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar per worker would hide our own
+    network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    return network.eval().requires_grad_(False).to(device)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hyco.models.grounding.batching import Halving
 from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of
-from hyco.models.grounding.model_folder import files_of, image_settings
+from hyco.models.grounding.model_folder import files_of, image_settings, load_network
 
 MODEL_TYPES = ("owlv2",)
 
@@ -50,15 +50,10 @@ class Owlv2:
         batch_size: int = 16,
     ) -> None:
         from transformers import AutoTokenizer, Owlv2ForObjectDetection
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()  # one bar per worker would hide our own
         self.digest = digest(folder)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.network: Any = Owlv2ForObjectDetection.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        self.network.eval().requires_grad_(False).to(device)
+        self.network = load_network(Owlv2ForObjectDetection, folder, device)
         self.device, self.autocast, self.per_phrase = device, autocast, per_phrase
         self.halving = Halving(batch_size)
         images = image_settings(folder)

@@ -17,7 +17,7 @@ import torch
 
 from hyco.models.grounding.batching import Halving
 from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of, join
-from hyco.models.grounding.model_folder import files_of
+from hyco.models.grounding.model_folder import files_of, load_network
 from hyco.models.grounding.torchvision_import import import_torchvision
 
 MODEL_TYPES = ("sam3", "sam3_video")
@@ -59,14 +59,9 @@ class Sam3:
                 f"the sam3 backend needs torchvision ({error}): `pip install 'hyco[sam3]'`"
             ) from None
         from transformers import Sam3Model, Sam3Processor
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()  # one bar per worker would hide our own
         self.processor: Any = Sam3Processor.from_pretrained(folder, local_files_only=True)
-        self.network: Any = Sam3Model.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        self.network.eval().requires_grad_(False).to(device)
+        self.network = load_network(Sam3Model, folder, device)
         self.device, self.autocast, self.per_phrase = device, autocast, per_phrase
         self.halving = Halving(batch_size)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from hyco.models.grounding.detector import digest_of
 from hyco.models.grounding.dino import DinoDetector, Preprocessing
 from hyco.models.grounding.fast_dino import accelerate
-from hyco.models.grounding.model_folder import files_of, image_settings
+from hyco.models.grounding.model_folder import files_of, image_settings, load_network
 from hyco.models.grounding.prompt import CLS, QUESTION, SEP, STOP, known_token
 
 MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
@@ -50,16 +50,11 @@ class TransformersDino(DinoDetector):
         align: int = 32,
     ) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()  # one bar per worker would hide our own
         name = digest(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         check_tokenizer(folder, tokenizer)
-        self.network = AutoModelForZeroShotObjectDetection.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        self.network.eval().requires_grad_(False).to(device)
+        self.network = load_network(AutoModelForZeroShotObjectDetection, folder, device)
         if device.type == "cpu" and autocast is None:
             accelerate(self.network)
         super().__init__(

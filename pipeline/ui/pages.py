@@ -306,11 +306,7 @@ class HomePages:
 def _object(folder: Folder, name: str) -> dict[str, Any]:
     """The object that a JSON file holds, {} without the file; ValueError for anything else."""
     held = folder.json(name)
-    if held is None:
-        return {}
-    if not isinstance(held, dict):
-        raise ValueError(f"it holds a {type(held).__name__}, not an object")
-    return held
+    return {} if held is None else run_pages.checked(held)
 
 
 def _broken(name: str, why: Exception | str) -> dict[str, str]:

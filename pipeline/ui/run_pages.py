@@ -254,7 +254,7 @@ def _object(path: Path, lost: dict[str, str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return _checked(json.loads(path.read_bytes()))
+        return checked(json.loads(path.read_bytes()))
     except UNREADABLE as error:
         lost[path.name] = str(error)
         return {}
@@ -262,12 +262,13 @@ def _object(path: Path, lost: dict[str, str]) -> dict[str, Any]:
 
 def _text_object(text: str) -> dict[str, Any]:
     try:
-        return _checked(json.loads(text))
+        return checked(json.loads(text))
     except ValueError:
         return {}
 
 
-def _checked(held: Any) -> dict[str, Any]:
+def checked(held: Any) -> dict[str, Any]:
+    """Return an object of a JSON file; ValueError for anything else."""
     if not isinstance(held, dict):
         raise ValueError(f"it holds a {type(held).__name__}, not an object")
     return held

@@ -4,10 +4,20 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import pytest
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the handler of SIGTERM back, which a node that is started takes for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 class RayCluster:
@@ -23,15 +33,13 @@ class RayCluster:
         from ray._private.node import Node
         from ray.cluster_utils import Cluster
 
-        handler = signal.getsignal(signal.SIGTERM)  # which a node takes for itself
-        with pytest.MonkeyPatch.context() as patch:  # four processes less, and six seconds
+        with _own_sigterm(), pytest.MonkeyPatch.context() as patch:  # four processes less, and six seconds
             patch.setattr(Node, "start_api_server", lambda self, **options: None)
             patch.setattr(Node, "start_monitor", lambda self: None)
             self._cluster = Cluster(
                 initialize_head=True, head_node_args={**_SMALL, "num_cpus": 0, "_system_config": _QUICK}
             )
         self.nodes: list[Any] = [self.add_node(cpus) for _ in range(nodes)]
-        signal.signal(signal.SIGTERM, handler)
 
     @property
     def address(self) -> str:
@@ -40,11 +48,8 @@ class RayCluster:
 
     def add_node(self, cpus: int = 4) -> Any:
         """Start a node and return it."""
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
+        with _own_sigterm():
             return self._cluster.add_node(**_SMALL, num_cpus=cpus)
-        finally:
-            signal.signal(signal.SIGTERM, handler)
 
     def kill_node(self, node: Any) -> None:
         """kill -9 of everything that belongs to a node at once, as when its power fails."""
