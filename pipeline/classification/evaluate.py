@@ -27,10 +27,11 @@ from hyco.pipeline.classification.ood import (
     Seen,
     detect,
     mean_of_sets,
+    require_neighbours,
     scorers,
 )
 from hyco.pipeline.classification.strange import GROUPS, Strange, load_strange, open_strange
-from hyco.pipeline.classification.train import training_images
+from hyco.pipeline.classification.train import training_images, training_set
 from hyco.pipeline.config import Config
 from hyco.pipeline.datasets import open_labelled
 from hyco.pipeline.evaluation.coverage import MIN_COVERAGE
@@ -127,6 +128,13 @@ def evaluate(run_dir: str | Path, config: EvaluateConfig, device: str = "auto") 
     )
     write_numbers(run_dir, metrics)
     return metrics
+
+
+def check(config: EvaluateConfig, fit: FitConfig) -> None:
+    """Raise the FileNotFoundError or ValueError of an evaluation after this training: its sets and `neighbours`."""
+    if "knn" in config.scores and (config.ood or fit.known):
+        require_neighbours(config.neighbours, len(training_set(fit).index))
+    open_all(config, fit)
 
 
 def open_all(config: EvaluateConfig, fit: FitConfig) -> list[Strange]:

@@ -90,8 +90,8 @@ def make_head(
     return head
 
 
-def class_prototypes(config: FitConfig, classes: Sequence[str]) -> Tensor | None:
-    """Prototypes [C, D] of these classes for the head "balanced", None for all others; seeded.
+def class_tree(config: FitConfig, classes: Sequence[str]) -> Taxonomy | None:
+    """The hierarchy of these classes for the head "balanced", None for all others.
 
     Raises:
         FileNotFoundError: no such hierarchy.
@@ -112,6 +112,17 @@ def class_prototypes(config: FitConfig, classes: Sequence[str]) -> Tensor | None
             f"{config.hierarchy} has no leaf {lost[0]!r} ({len(lost)} of {len(classes)} classes): the ids of its "
             "leaves have to be the classes of the set"
         )
+    return tree
+
+
+def class_prototypes(config: FitConfig, classes: Sequence[str]) -> Tensor | None:
+    """Prototypes [C, D] of these classes for the head "balanced", None for all others; seeded.
+
+    Raises FileNotFoundError or ValueError as `class_tree`.
+    """
+    tree = class_tree(config, classes)
+    if tree is None:
+        return None
     order = tree.depths().argsort(kind="stable")
     place = {int(node): position for position, node in enumerate(order)}
     parents = [-1 if tree.parents[node] < 0 else place[tree.parents[node]] for node in order.tolist()]

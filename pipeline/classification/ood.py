@@ -61,13 +61,18 @@ def max_softmax(logits: np.ndarray) -> np.ndarray:
     return -np.log1p(np.exp(ordered[:, :-1] - ordered[:, -1:]).sum(1))
 
 
+def require_neighbours(k: int, images: int) -> None:
+    """ValueError for a k above the number of training images."""
+    if k > images:
+        raise ValueError(f"neighbours {k} is more than the {images} training images: lower it")
+
+
 def nearest_neighbour(train: np.ndarray, k: int) -> Callable[[np.ndarray], np.ndarray]:
     """Minus the distance to the k-th nearest of the training features, all of length 1: [N, D] -> [N].
 
     ValueError for a k above the number of training images.
     """
-    if k > len(train):
-        raise ValueError(f"neighbours {k} is more than the {len(train)} training images: lower it")
+    require_neighbours(k, len(train))
     known = _unit(train)
 
     def score(features: np.ndarray) -> np.ndarray:

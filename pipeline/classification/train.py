@@ -6,8 +6,10 @@ the end model/ and train.json, whose presence says that it is finished.
 """
 
 import contextlib
+import hashlib
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,10 +26,11 @@ from hyco.pipeline.classification.model import (
     LOSSES,
     Classifier,
     class_prototypes,
+    class_tree,
     make_classifier,
     save_classifier,
 )
-from hyco.pipeline.config import Config
+from hyco.pipeline.config import Config, digest
 from hyco.pipeline.datasets import LabelledSet, open_labelled
 from hyco.pipeline.datasets.layouts import Labelled
 from hyco.pipeline.runtime.device import autocasts, resolve_device
@@ -84,9 +87,9 @@ def fit(
         listener: gets the state of pipeline.runtime.progress.Progress every few seconds.
 
     Raises:
-        FileNotFoundError: no config.json and no configuration, or absent data.
-        ValueError: another configuration than the run was started with, data that fill no batch, a loss that is not
-            finite.
+        FileNotFoundError: no config.json and no configuration, absent data, or no such hierarchy.
+        ValueError: another configuration than the run was started with, data that fill no batch, a hierarchy that is
+            missing or lacks a class, a loss that is not finite.
         TerminatedError, KeyboardInterrupt: SIGTERM or Ctrl-C (of the main thread) stopped it; the running step was
             finished and a checkpoint saved, from which the next call resumes.
     """
@@ -100,24 +103,58 @@ def fit(
 
 
 def prepare(run_dir: Path, config: FitConfig | None) -> FitConfig:
-    """Write config.json of a new run, or check that the existing one is the same; the data's location may change."""
+    """Write config.json of a new run, or check that the existing one is the same; locations of files may change.
+
+    Data or a hierarchy that the training would refuse are refused before there is a directory.
+    """
     path = run_dir / "config.json"
     known = FitRun.model_validate_json(path.read_bytes()).fit if path.is_file() else None
     if config is None:
         if known is None:
             raise FileNotFoundError(f"{run_dir} has no config.json: give the run a model and data")
         return known
+    if config.hierarchy:
+        config = config.replace(hierarchy=str(Path(config.hierarchy).expanduser().resolve()))
     if known is None:
+        chosen = training_set(config)
+        class_tree(config, [chosen.found.classes[index] for index in chosen.known])
         write_config(run_dir, FitRun(fit=config, environment=environment()))
     else:
-        require_same(run_dir, *(one.replace(data=one.data_name) for one in (known, config)))
+        require_same(run_dir, *map(without_places, (known, config)))
     return config
 
 
-def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
-    """The training images with labels renumbered over the known classes, and facts about them.
+def without_places(config: FitConfig) -> FitConfig:
+    """The configuration with the name of its set for its location, and for its hierarchy the digest of the file."""
+    content = None
+    if config.hierarchy:
+        tree = Path(config.hierarchy).expanduser().resolve()
+        content = hashlib.sha256(tree.read_bytes()).hexdigest() if tree.is_file() else str(tree)
+    return config.replace(data=config.data_name, hierarchy=content)
 
-    Facts: classes (all of the set), known (indices of those trained on, in label order), counts (images of each).
+
+def run_name(config: FitConfig, folder: Path) -> str:
+    """The name of a run in `folder`: it depends on what is trained, not on where the data and the hierarchy are."""
+    stem = f"{config.data_name}-{config.model}-{config.head}-"
+    # Runs of earlier versions were named by the path of the hierarchy as it was given.
+    earlier = stem + digest(config.replace(data=config.data_name))[:8]
+    return earlier if (folder / earlier).is_dir() else stem + digest(without_places(config))[:8]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images of a training: of `known` classes (in label order), those at `index` of a set, with new labels."""
+
+    found: LabelledSet
+    known: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+
+
+def training_set(config: FitConfig) -> TrainingSet:
+    """What a training takes of its set, without reading an image.
+
+    Raises FileNotFoundError or ValueError: absent data, a draw that the set does not have, images that fill no batch.
     """
     found = open_labelled(config.data, "train")
     classes = len(found.classes)
@@ -142,10 +179,24 @@ def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
         raise ValueError(
             f"{len(index)} training images do not fill a batch of {config.batch_size}: lower batch_size, or get more"
         )
-    images = load_images(found, config.image_size, index)
-    images = Images(images.pixels, torch.from_numpy(labels[index].astype(np.int64)))
-    counts = np.bincount(labels[index], minlength=len(known))
-    return images, {"classes": list(found.classes), "known": known.tolist(), "counts": counts.tolist()}
+    return TrainingSet(found, known, index, labels[index].astype(np.int64))
+
+
+def training_images(config: FitConfig) -> tuple[Images, dict[str, Any]]:
+    """The training images with labels renumbered over the known classes, and facts about them.
+
+    Facts: classes (all of the set), known (indices of those trained on, in label order), counts (images of each).
+    """
+    chosen = training_set(config)
+    images = load_images(chosen.found, config.image_size, chosen.index)
+    images = Images(images.pixels, torch.from_numpy(chosen.labels))
+    counts = np.bincount(chosen.labels, minlength=len(chosen.known))
+    facts = {
+        "classes": list(chosen.found.classes),
+        "known": chosen.known.tolist(),
+        "counts": counts.tolist(),
+    }
+    return images, facts
 
 
 def _require_published_order(found: LabelledSet, config: FitConfig) -> None:

@@ -54,9 +54,10 @@ def fit(
     --set takes fields of FitConfig: widths=[16,32,64], known=6, steps=390, schedule=cosine, radius=learned ...
     """
     from hyco.pipeline.classification.config import fit_recipe
-    from hyco.pipeline.classification.evaluate import EvaluateConfig, evaluate, open_all
+    from hyco.pipeline.classification.evaluate import EvaluateConfig, check, evaluate
     from hyco.pipeline.classification.train import fit as train
-    from hyco.pipeline.config import digest, override
+    from hyco.pipeline.classification.train import run_name
+    from hyco.pipeline.config import override
     from hyco.storage.home import Home
 
     given = [f"head={head}", f"imbalance={imbalance}", *([f"epochs={epochs}"] if epochs else [])]
@@ -72,10 +73,9 @@ def fit(
         }
     )
     config = override(fit_recipe(recipe, model, data), [*given, *(assignments or [])])
-    open_all(asked, config)  # an absent set is named before the training, not after it
-    # The name depends on what is trained, not on the directory of the data.
-    mark = digest(config.replace(data=config.data_name))[:8]
-    folder = Home(home).fits / (run or f"{config.data_name}-{model}-{config.head}-{mark}")
+    check(asked, config)  # before the training, not after it
+    fits = Home(home).fits
+    folder = fits / (run or run_name(config, fits))
     trained = train(folder, config, device=device)
     measured = evaluate(folder, asked, device)
     sections = {key: value for key, value in measured.items() if key not in ("config", "run")}
