@@ -2,8 +2,10 @@
 
 In Lorentz geometry an embedding is exp_0(exp(a) W f), a point of the hyperboloid given by its space part
 (MERU, Desai et al. 2023); in a product of k hyperboloids W f is cut into k pieces and each is lifted into its
-own factor (PHyCLIP, ICLR 2026); in Euclidean geometry it is W f / |W f| (CLIP, Radford et al. 2021).
-Legend: B batch, C channels, H W space, N tokens, D embedding dim, F tower width.
+own factor (PHyCLIP, ICLR 2026); in Euclidean geometry it is W f / |W f| (CLIP, Radford et al. 2021). In a polar model
+W f has one more row g: the point is exp_0(exp(a + s tanh(g)) u / sqrt(c)), u = W f / |W f| without that row, a and s
+the middle and half the range of the logarithms of the allowed distances.
+Legend: B batch, C channels, H W space, N tokens, D embedding dim, E projected dim (D, polar D + 1), F tower width.
 """
 
 import json
@@ -28,6 +30,11 @@ from hyco.models.losses.objective import Geometry, scores
 ImageConfig = VisionConfig | PoincareResNetConfig
 """Configurations of image towers, told apart by `kind`."""
 
+RADIUS_GRADIENT = 0.03
+"""Factor of the gradient that a polar model's radii give to the towers. In full, the large gradients of the first
+steps, when all radii are wrong, turn the features of all inputs to one direction.
+"""
+
 IMAGE_CONFIGS = {"vit": VisionConfig, "poincare_resnet": PoincareResNetConfig}
 
 
@@ -37,7 +44,15 @@ class ClipConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
     digest_if_set: ClassVar[frozenset[str]] = frozenset(
-        {"temperatures", "sigmoid_bias", "factor_alphas", "projection_bias"}
+        {
+            "temperatures",
+            "sigmoid_bias",
+            "factor_alphas",
+            "projection_bias",
+            "polar",
+            "image_radii",
+            "text_radii",
+        }
     )
 
     vision: ImageConfig = field(default_factory=VisionConfig, metadata={"discriminator": "kind"})
@@ -54,6 +69,14 @@ class ClipConfig:
     """Number of hyperboloids of geometry "product", each of dim / factors dimensions."""
     factor_alphas: bool = False
     """Whether every factor has an alpha of its own for images and for texts (PHyCLIP), instead of one for all."""
+    polar: bool = False
+    """Whether direction and radius of a point have outputs of their own (geometry "lorentz"): contrast and scores
+    compare directions by their cosine, and the radius is left to the entailment cones.
+    """
+    image_radii: tuple[float, float] = (0.1, 2.0)
+    """Least and greatest sqrt(c)|x| of the images and parts of a polar model."""
+    text_radii: tuple[float, float] = (0.01, 0.1)
+    """Least and greatest sqrt(c)|x| of the captions and phrases of a polar model."""
     curvature: float = 1.0
     """Initial c > 0 of the learned curvature -c."""
     curvature_min: float = 0.1
@@ -97,6 +120,12 @@ class ClipConfig:
             raise ValueError(
                 f"factor_alphas belong to geometry 'product', not '{self.geometry}': set it, or factor_alphas=false"
             )
+        if self.polar and self.geometry != "lorentz":
+            raise ValueError(f"polar needs geometry 'lorentz', not '{self.geometry}': set it, or polar=false")
+        for name in ("image_radii", "text_radii"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} {low}, {high} must be 0 < least <= greatest")
         for name in self.temperatures:
             if not name.isidentifier() or self.temperatures.count(name) > 1:
                 raise ValueError(
@@ -121,10 +150,12 @@ class DualEncoder(nn.Module):
         self.config = config
         self.visual = image_tower(config.vision)
         self.textual = TextTransformer(config.text)
-        self.visual_projection = nn.Linear(config.vision.width, config.dim, bias=config.projection_bias)
-        self.textual_projection = nn.Linear(config.text.width, config.dim, bias=config.projection_bias)
+        self.visual_projection = nn.Linear(config.vision.width, self.projected, bias=config.projection_bias)
+        self.textual_projection = nn.Linear(config.text.width, self.projected, bias=config.projection_bias)
         for projection in (self.visual_projection, self.textual_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            if config.polar:
+                nn.init.zeros_(projection.weight[-1])
             if config.projection_bias:
                 nn.init.zeros_(projection.bias)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
@@ -139,11 +170,22 @@ class DualEncoder(nn.Module):
             scaled = shape if config.factor_alphas else ()
             self.visual_alpha = nn.Parameter(torch.full(scaled, alpha))
             self.textual_alpha = nn.Parameter(torch.full(scaled, alpha))
+            if config.polar:  # the middle of the logarithms of the radii, which stays
+                for scalar, radii in (
+                    (self.visual_alpha, config.image_radii),
+                    (self.textual_alpha, config.text_radii),
+                ):
+                    scalar.requires_grad_(False).fill_(sum(map(math.log, map(math.asinh, radii))) / 2)
             self.log_curvature = nn.Parameter(torch.full(shape, math.log(config.curvature)))
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
+
+    @property
+    def projected(self) -> int:
+        """Outputs of the projections: dim, and the radius of a polar model."""
+        return self.config.dim + self.config.polar
 
     @property
     def curvature(self) -> Tensor:
@@ -173,13 +215,19 @@ class DualEncoder(nn.Module):
         pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
         return (pixels - self.pixel_mean) / self.pixel_std
 
-    def lift(self, projected: Float[Tensor, "*B D"], log_alpha: Tensor | None) -> Float[Tensor, "*B D"]:
-        """Projected features -> points of the space, always in float32."""
+    def lift(
+        self, projected: Float[Tensor, "*B E"], log_alpha: Tensor | None, span: float = 0.0
+    ) -> Float[Tensor, "*B D"]:
+        """Projected features -> points of the space, always in float32; `span` is half the range of log radii."""
         with torch.autocast(projected.device.type, enabled=False):
             projected = projected.float()
             if log_alpha is None:
                 return F.normalize(projected, dim=-1)
             alpha = log_alpha.float().exp()
+            if self.config.polar:
+                direction, height = F.normalize(projected[..., :-1], dim=-1), projected[..., -1:]
+                length = alpha * (span * torch.tanh(height)).exp()
+                return lorentz.exp0(length * direction / self.curvature.sqrt(), self.curvature)
             if alpha.dim():  # one for each factor
                 alpha = alpha.repeat_interleave(projected.shape[-1] // len(alpha))
             scaled = alpha * projected
@@ -187,13 +235,13 @@ class DualEncoder(nn.Module):
                 return product.exp0(scaled, self.curvature, self.config.factors)
             return lorentz.exp0(scaled, self.curvature)
 
-    def project_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+    def project_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         """W f of normalised pixels, before the lift."""
-        return _project(self.visual_projection, self.visual(pixels))
+        return _project(self.visual_projection, self.visual(pixels), self.config.polar)
 
-    def project_text(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+    def project_text(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B E"]:
         """W f of token ids, before the lift. Prompts are averaged here (zero-shot class vectors)."""
-        return _project(self.textual_projection, self.textual(tokens))
+        return _project(self.textual_projection, self.textual(tokens), self.config.polar)
 
     def encode_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Normalised pixels -> space components of Lorentz points, or unit vectors."""
@@ -203,16 +251,24 @@ class DualEncoder(nn.Module):
         """Token ids -> space components of Lorentz points, or unit vectors."""
         return self.lift_text(self.project_text(tokens))
 
-    def lift_image(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    def lift_image(self, projected: Float[Tensor, "*B E"]) -> Float[Tensor, "*B D"]:
         """`lift` with the images' alpha."""
-        return self.lift(projected, None if self.config.geometry == "euclid" else self.visual_alpha)
+        alpha = None if self.config.geometry == "euclid" else self.visual_alpha
+        return self.lift(projected, alpha, _span(self.config.image_radii))
 
-    def lift_text(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    def lift_text(self, projected: Float[Tensor, "*B E"]) -> Float[Tensor, "*B D"]:
         """`lift` with the texts' alpha."""
-        return self.lift(projected, None if self.config.geometry == "euclid" else self.textual_alpha)
+        alpha = None if self.config.geometry == "euclid" else self.textual_alpha
+        return self.lift(projected, alpha, _span(self.config.text_radii))
 
     def score(self, a: Float[Tensor, "Q D"], b: Float[Tensor, "K D"]) -> Float[Tensor, "Q K"]:
-        """Similarity of all pairs: minus distance (never a cosine of Lorentz points), or Euclidean cosine."""
+        """Similarity of all pairs: minus distance, or the cosine of a Euclidean or polar model."""
+        if self.config.polar:
+            return scores("euclid", F.normalize(a, dim=-1), F.normalize(b, dim=-1))
+        return self.nearness(a, b)
+
+    def nearness(self, a: Float[Tensor, "Q D"], b: Float[Tensor, "K D"]) -> Float[Tensor, "Q K"]:
+        """Minus the distance of all pairs in the space, or Euclidean cosine: `score` except in a polar model."""
         return scores(self.config.geometry, a, b, self.curvature)
 
     def forward(
@@ -247,8 +303,9 @@ class DualEncoder(nn.Module):
         if isinstance(self.visual, PoincareResNetTower):
             self.visual.constrain_()
         if self.config.geometry != "euclid":
-            self.visual_alpha.clamp_(max=0)
-            self.textual_alpha.clamp_(max=0)
+            if not self.config.polar:
+                self.visual_alpha.clamp_(max=0)
+                self.textual_alpha.clamp_(max=0)
             self.log_curvature.clamp_(
                 math.log(self.config.curvature_min), math.log(self.config.curvature_max)
             )
@@ -280,7 +337,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> ClipConfig:
     """ClipConfig from its `asdict` form as read from JSON; ValueError naming `source`."""
     values = dict(values)
     try:
-        for name in ("pixel_mean", "pixel_std", "temperatures"):
+        for name in ("pixel_mean", "pixel_std", "temperatures", "image_radii", "text_radii"):
             if name in values:
                 values[name] = tuple(values[name])
         text = TextConfig(**values.pop("text"))
@@ -314,6 +371,16 @@ def _scale_name(temperature: str) -> str:
     return f"log_scale_{temperature}"
 
 
-def _project(projection: nn.Linear, features: Tensor) -> Tensor:
+def _project(projection: nn.Linear, features: Tensor, polar: bool) -> Tensor:
     with torch.autocast(features.device.type, enabled=False):
-        return projection(features.float())
+        features = features.float()
+        if not polar:
+            return projection(features)
+        told = RADIUS_GRADIENT * features + (1 - RADIUS_GRADIENT) * features.detach()
+        return torch.cat([projection(features)[..., :-1], projection(told)[..., -1:]], dim=-1)
+
+
+def _span(radii: tuple[float, float]) -> float:
+    """Half the difference of the logarithms of two distances from the origin, given as radii sqrt(c)|x|."""
+    low, high = map(math.asinh, radii)
+    return math.log(high / low) / 2

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from hyco.models.clip import DualEncoder
 from hyco.models.encoders.tokenizer import Tokenizer
@@ -76,6 +77,11 @@ class Embedder:
         return None if self.curvatures is None else float(self.curvatures.mean())
 
     @property
+    def polar(self) -> bool:
+        """Whether scores compare directions although the space has distances."""
+        return self.model.config.polar
+
+    @property
     def curvatures(self) -> Float[Tensor, " k"] | None:
         """c of each factor, one value for a plain hyperboloid; None in Euclidean geometry."""
         if self.model.config.geometry == "euclid":
@@ -102,14 +108,14 @@ class Embedder:
         return self._finite(torch.cat(out))
 
     @torch.inference_mode()
-    def project_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K D"]:
+    def project_text(self, texts: Sequence[str], report: Report = lambda n: None) -> Float[Tensor, "K E"]:
         """Projected text features before the lift; texts that begin alike share a batch, which computes this once.
 
         ValueError for a single text instead of a list.
         """
         _refuse_one(texts, "texts")
         order = sorted(range(len(texts)), key=lambda i: texts[i].casefold())
-        out = torch.zeros(len(texts), self.model.config.dim, device=self.device)
+        out = torch.zeros(len(texts), self.model.projected, device=self.device)
         for batch in batched(order, 4 * self.batch_size):
             tokens = self.tokenizer([texts[i] for i in batch])  # the tower packs them on the CPU
             out[torch.tensor(batch, device=self.device)] = self.model.project_text(tokens)
@@ -117,7 +123,7 @@ class Embedder:
         return self._finite(out)
 
     @torch.inference_mode()
-    def lift_text(self, features: Float[Tensor, "*K D"]) -> Float[Tensor, "*K D"]:
+    def lift_text(self, features: Float[Tensor, "*K E"]) -> Float[Tensor, "*K D"]:
         """Projected text features -> points."""
         return self.model.lift_text(features)
 
@@ -127,14 +133,15 @@ class Embedder:
 
     @torch.inference_mode()
     def score(self, a: Float[Tensor, "Q D"], b: Float[Tensor, "K D"]) -> Float[Tensor, "Q K"]:
-        """Minus the distance of all pairs (Euclidean models: the cosine); larger is nearer."""
+        """Minus the distance of all pairs (Euclidean and polar models: the cosine); larger is nearer."""
         return self.model.score(a, b)
 
     def index_vectors(self, points: Float[Tensor, "N D"], query: bool = False) -> Float[Tensor, "N E"]:
         """Vectors whose inner products rank pairs as `score` does, for an exact inner-product index.
 
         On the hyperboloid the distance grows with x_t y_t - <x, y>, so an item is [x, x_t] and a query [y, -y_t]:
-        E = D + 1. Euclidean points are unit vectors already: E = D. Only the order is that of `score`.
+        E = D + 1. Euclidean points are unit vectors already, and of polar ones directions are compared: E = D. Only the
+        order is that of `score`.
 
         Args:
             points: what an encode method returned.
@@ -146,6 +153,8 @@ class Embedder:
         curvatures = self.curvatures
         if curvatures is None:
             return points
+        if self.polar:
+            return F.normalize(points, dim=-1)
         if len(curvatures) > 1:
             raise ValueError(
                 f"the model's space is a product of {len(curvatures)} hyperboloids: its score is a mean of distances, "

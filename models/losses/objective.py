@@ -35,6 +35,7 @@ from hyco.models.losses.rows import (
     cones_objective,
     hycoclip_objective,
     meru_objective,
+    polar_cones_objective,
     siglip_objective,
     uncha_objective,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "hycoclip_objective",
     "loss",
     "meru_objective",
+    "polar_cones_objective",
     "scores",
     "siglip_objective",
     "uncha_objective",
@@ -98,6 +100,7 @@ def loss(
     entailment_share: float = 1.0,
     scales: Mapping[str, Tensor] | None = None,
     bias: Tensor | None = None,
+    polar: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss and its unweighted, detached terms ("contrast/image>text", "entail/text_box>text" ...).
 
@@ -113,6 +116,7 @@ def loss(
         entailment_share: factor of all entailment weights, for a recipe that raises them during training.
         scales: inverse temperatures of the rows that name one.
         bias: learned bias of the sigmoid rows, 0-dim.
+        polar: the contrast compares the directions of the points by their cosine.
 
     Raises:
         ValueError: entailment or norm rows in Euclidean geometry, or a row whose temperature or bias is not given.
@@ -132,10 +136,14 @@ def loss(
             unions = {name: torch.cat([points[node] for node in pair]) for name, pair in UNIONS.items()}
             points |= unions
         batch = _Batch(points, owner, scale.detach(), distributed)
+        compared = batch
+        if polar:
+            units = {name: F.normalize(each, dim=-1) for name, each in points.items()}
+            compared = _Batch(units, owner, scale.detach(), distributed)
         named = {"": scale, **(scales or {})}
         total, terms = scale.new_zeros(()), {}
-        space = None if geometry == "euclid" else curvature
-        total = total + _contrasts(batch, config.contrast, named, space, config.pairs_at_once, bias, terms)
+        space = None if polar or geometry == "euclid" else curvature
+        total = total + _contrasts(compared, config.contrast, named, space, config.pairs_at_once, bias, terms)
         total = total + entailment_share * _rejections(batch, config, named, curvature, terms)
         for row in config.entailment:
             if not row.rejects:
@@ -143,7 +151,7 @@ def loss(
                 total = total + entailment_share * row.weight * term
                 terms[_name(row)] = term.detach()
         for row in config.norm:
-            term = _norms(batch.nodes[row.node], curvature, row.radius).sum() / batch.count(row.node)
+            term = _norms(batch.nodes[row.node], curvature, row).sum() / batch.count(row.node)
             total = total + row.weight * term
             terms[f"norm/{row.node}"] = term.detach()
     return total, terms
@@ -356,15 +364,20 @@ def _entailed(
     return each.sum() / (batch.count(row.general) * (_factors(curvature) if geometry == "product" else 1))
 
 
-def _norms(points: Tensor, curvature: Tensor, radius: float) -> Tensor:
-    """|x|^2 - log|x| of every point, or the squared log of what it lacks to `radius`; mean over its factors."""
+def _norms(points: Tensor, curvature: Tensor, row: NormRow) -> Tensor:
+    """|x|^2 - log|x| of every point, or the squared logs of what leaves the row's band; mean over its factors."""
     norm = torch.linalg.vector_norm(product.split(points, _factors(curvature)), dim=-1)
     log = torch.where(
         norm < NORM_LEAST, norm / NORM_LEAST - 1 + math.log(NORM_LEAST), norm.clamp(min=NORM_LEAST).log()
     )
-    if radius:
-        return (math.log(radius) - log - 0.5 * curvature.log()).clamp(min=0).square().mean(-1)
-    return (norm.square() - log).mean(-1)
+    if not (row.radius or row.ceiling):
+        return (norm.square() - log).mean(-1)
+    radius, cost = log + 0.5 * curvature.log(), torch.zeros_like(log)
+    if row.radius:
+        cost = cost + (math.log(row.radius) - radius).clamp(min=0).square()
+    if row.ceiling:
+        cost = cost + (radius - math.log(row.ceiling)).clamp(min=0).square()
+    return cost.mean(-1)
 
 
 def _matrices(

@@ -8,6 +8,7 @@ A node is a set of embeddings of one type: "image" and "text" have one row per s
 row per box.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -20,6 +21,7 @@ BOX_PAIRS: tuple[tuple[Node, Node], ...] = (*WHOLE_PAIRS, ("image_box", "text"),
 BOXES: tuple[Node, ...] = ("image_box", "text_box")
 UNIONS: dict[Compared, tuple[Node, Node]] = {"images": ("image", "image_box"), "texts": ("text", "text_box")}
 BOX_BOX: tuple[tuple[Node, Node], ...] = (("image_box", "text_box"), ("text_box", "image_box"))
+WITHIN_PAIRS: tuple[tuple[Node, Node], ...] = (("image_box", "image"), ("text_box", "text"))
 ANGLE_PAIRS: tuple[tuple[Node, Node], ...] = (("text", "image"), ("text_box", "image_box"))
 UNION_PAIRS: tuple[tuple[Compared, Compared], ...] = (("images", "texts"), ("texts", "images"))
 SIGMOID_PAIRS: tuple[tuple[Node, Node], ...] = (
@@ -27,6 +29,15 @@ SIGMOID_PAIRS: tuple[tuple[Node, Node], ...] = (
     ("image_box", "text"),
     ("text_box", "image"),
 )
+POLAR_APERTURES: dict[Node, float] = {"text_box": 0.005, "text": 0.05, "image_box": 0.05}
+"""K by general node of `polar_cones_objective`."""
+POLAR_BANDS: dict[Node, tuple[float, float]] = {
+    "text_box": (0.0, 0.012),
+    "text": (0.106, 0.0),
+    "image_box": (0.0, 0.12),
+    "image": (1.5, 0.0),
+}
+"""Radii by node below and above which `polar_cones_objective` has a cost, 0 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,24 +154,30 @@ class EntailmentRow:
 class NormRow:
     """Batch mean of |x|^2 - log|x| (ARGENT), lowest at |x| = 1/sqrt(2): neither the origin nor the boundary.
 
-    With a `radius` it is max(0, log(radius / (sqrt(c) |x|)))^2 instead: the cone of a general farther than 2 K from the
-    origin is not saturated. In a product the mean over the factors. Below |x| = 1e-4 the logarithm is continued by its
-    tangent.
+    With a `radius` it is max(0, log(radius / r))^2 instead, r = sqrt(c) |x|: the cone of a general farther than 2 K
+    from the origin is not saturated. With a `ceiling` it is max(0, log(r / ceiling))^2, or the sum of both. In a
+    product the mean over the factors. Below |x| = 1e-4 the logarithm is continued by its tangent.
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-    digest_if_set: ClassVar[frozenset[str]] = frozenset({"radius"})
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"radius", "ceiling"})
 
     node: Node
     """Node whose norms are regularised."""
     weight: float
     """Factor of the term in the loss."""
     radius: float = 0.0
-    """Distance from the origin, in units of the curvature, below which norms cost; 0 for ARGENT's regulariser."""
+    """Distance from the origin, in units of the curvature, below which norms cost; 0 for none."""
+    ceiling: float = 0.0
+    """Distance from the origin, in units of the curvature, above which norms cost; 0 for none. Without a radius and a
+    ceiling the row is ARGENT's regulariser.
+    """
 
     def __post_init__(self) -> None:
         if not self.radius >= 0:
             raise ValueError(f"radius {self.radius} must not be negative; 0 takes ARGENT's regulariser")
+        if self.ceiling and not self.ceiling >= self.radius:
+            raise ValueError(f"ceiling {self.ceiling} must be at least the radius {self.radius}; 0 is none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +321,30 @@ def cones_objective(weight: float = 0.25, aperture: float = 0.1) -> ObjectiveCon
         for row in hycoclip_objective().entailment
     )
     return ObjectiveConfig(contrast=rows, entailment=entailment, aperture=aperture)
+
+
+def polar_cones_objective(
+    weight: float = 0.5,
+    apertures: Mapping[Node, float] = POLAR_APERTURES,
+    bands: Mapping[Node, tuple[float, float]] = POLAR_BANDS,
+    norm: float = 10.0,
+    within: float = 0.0,
+) -> ObjectiveConfig:
+    """From no paper, for a polar model: contrast of directions, boxes against boxes, and membership in the four cones.
+
+    Phrases are nearer the origin than what they contain, and that is nearer than the images, by factors: a wide cone
+    has room for another in it only so. `apertures` are the constants K by general node, `bands` the radii. `within` is
+    the weight of two more rows of contrast, parts over whole images and phrases over captions.
+    """
+    base = cones_objective(weight)
+    contrast = base.contrast
+    if within:
+        contrast += tuple(ContrastRow(query=query, key=key, weight=within) for query, key in WITHIN_PAIRS)
+    rows = tuple(replace(row, aperture=apertures[row.general]) for row in base.entailment)
+    norms = tuple(
+        NormRow(node=node, weight=norm, radius=low, ceiling=high) for node, (low, high) in bands.items()
+    )
+    return replace(base, contrast=contrast, entailment=rows, norm=norms)
 
 
 def siglip_objective() -> ObjectiveConfig:

@@ -193,13 +193,14 @@ def metrics_of(runs: list[Run]) -> Runs:
 
 
 def shortened(recipe: Recipe, steps: int, seed: int) -> Recipe:
-    """A recipe of so many steps: warm-up and ramp keep their fraction of the run."""
+    """A recipe of so many steps: warm-up, start and ramp keep their fraction of the run."""
     share = steps / recipe.steps
     return recipe.replace(
         steps=steps,
         seed=seed,
         optimiser=recipe.optimiser.replace(warmup_steps=round(recipe.optimiser.warmup_steps * share)),
         entailment_ramp=round(recipe.entailment_ramp * share),
+        entailment_start=round(recipe.entailment_start * share),
         keep_checkpoints=1,
     )
 

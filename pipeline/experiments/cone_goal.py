@@ -2,6 +2,7 @@
 
     python -m hyco.pipeline.experiments.cone_goal --home var/demo                    # the table
     python -m hyco.pipeline.experiments.cone_goal --home var/demo --phase search     # the arms that were tried
+    python -m hyco.pipeline.experiments.cone_goal --home var/photos --phase photos   # photographs
 
 The search has seeds and held-out scenes of its own, which the table does not use. Every run is a directory of `hyco
 train` and `hyco assess` below HOME/runs, so that a killed command resumes where it stopped. A part of the goal is
@@ -17,6 +18,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hyco.models.encoders.vit import VisionConfig
+from hyco.models.losses.rows import (
+    POLAR_BANDS,
+    Node,
+    ObjectiveConfig,
+    cones_objective,
+    polar_cones_objective,
+)
 from hyco.pipeline.config import ConfigError, nearest
 from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from hyco.pipeline.experiments.ablation import Run, metrics_of, perform_all, shortened
@@ -26,47 +34,68 @@ from hyco.pipeline.training.recipes import Recipe, by_name
 from hyco.storage.home import Home
 
 BASELINE = "clip_boxes"
-PATCH, BATCH, STEPS = 12, 64, 240
+PATCHES, BATCH, STEPS = 4, 64, 240  # patches on a side, so of 12 pixels in the demo and of 16 on photographs
 
 
 def setting(recipe: Recipe, steps: int, seed: int) -> Recipe:
-    """A recipe of the demo at half the cost: patches of 12 pixels, batches of 64, in float32.
-
-    In float32, since bfloat16 is slow on CPUs without instructions for it.
-    """
+    """A recipe of the demo or of photographs at less cost: larger patches, batches of 64."""
     vision = recipe.model.vision
     assert isinstance(vision, VisionConfig)
     return shortened(recipe, steps, seed).replace(
         batch_size=BATCH,
-        precision="float32",
-        model=replace(recipe.model, vision=replace(vision, patch_size=PATCH)),
+        model=replace(recipe.model, vision=replace(vision, patch_size=vision.image_size // PATCHES)),
     )
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What is compared on which scenes.
+    """What is compared on which images.
 
     Attributes:
-        arms: recipes of the world by the name of an arm.
-        heldout: captioned images for the evaluation, below the home.
+        arms: names of arms.
+        heldout: captioned images for the evaluation, below the home; None takes the val split.
         first_seed: seed of the first of the runs.
         seeds: default number of runs per arm.
+        photos: recipes `photos_ARM` instead of `demo_ARM`.
     """
 
     arms: tuple[str, ...]
-    heldout: str
+    heldout: str | None
     first_seed: int
     seeds: int
+    photos: bool = False
 
 
+def box_box() -> Recipe:
+    """CLIP + part queries with boxes against boxes."""
+    recipe = by_name(f"demo_{BASELINE}")
+    return recipe.replace(objective=ObjectiveConfig(contrast=cones_objective().contrast))
+
+
+def late(start: float, ramp: float, **options: Any) -> Recipe:
+    """Polar cones whose membership rises from `start` over `ramp` of the steps, with options of the objective."""
+    recipe = by_name("demo_polar_cones")
+    return recipe.replace(
+        objective=polar_cones_objective(**options),
+        entailment_start=round(start * recipe.steps),
+        entailment_ramp=round(ramp * recipe.steps),
+    )
+
+
+NARROWER: dict[Node, tuple[float, float]] = POLAR_BANDS | {"text": (0.111, 0.0)}
 ARMS: dict[str, Callable[[], Recipe]] = {
-    name: partial(by_name, f"demo_{name}") for name in (BASELINE, "argent", "angle", "cones")
-} | {"hycoclip": partial(by_name, "demo")}
+    **{name: partial(by_name, f"demo_{name}") for name in (BASELINE, "argent", "angle", "cones")},
+    "hycoclip": partial(by_name, "demo"),
+    "box_box": box_box,
+    "polar_cones": partial(by_name, "demo_polar_cones"),
+    "polar_late": partial(late, 0.2, 0.3),
+    "polar_within": partial(late, 0.15, 0.25, weight=1.0, bands=NARROWER, within=1 / 6),
+}
 
 PHASES = {
     "table": Phase((BASELINE, "cones"), "scenes/heldout", 0, 3),
     "search": Phase(tuple(ARMS), "validation/heldout/00002.tar", 100, 1),
+    "photos": Phase((BASELINE, "polar_cones"), None, 0, 1, photos=True),
 }
 
 
@@ -77,7 +106,8 @@ def plan(home: Home, version: str, arms: tuple[str, ...], phase: str, steps: int
         for arm in arms:
             if arm not in ARMS:
                 raise ConfigError(f"unknown arm '{arm}'{nearest(arm, ARMS)}")
-            recipe = setting(ARMS[arm](), steps, seed)
+            made = by_name(f"photos_{arm}") if PHASES[phase].photos else ARMS[arm]()
+            recipe = setting(made, steps, seed)
             name = f"cones-{phase}-{arm}-{steps}x{BATCH}-s{seed}-{version.removeprefix('v-')[:8]}"
             runs.append(Run(arm, recipe, home.runs.absolute() / name))
     return runs
@@ -104,8 +134,8 @@ def compare(
     version = home.versions.load("latest").name
     spec = EvaluationSpec(
         version=version,
-        assess_source=str(home.folder / chosen.heldout),
-        taxonomy=str(home.folder / "scenes/taxonomy.json"),
+        assess_source=str(home.folder / chosen.heldout) if chosen.heldout else None,
+        taxonomy=None if chosen.photos else str(home.folder / "scenes/taxonomy.json"),
         config=AssessConfig(device=device),
     )
     arms = arms or chosen.arms
@@ -129,8 +159,18 @@ CONES = ("text>image", "text_box>image_box", "image_box>image", "text_box>text")
 TRUE, SHUFFLED, SATURATED = 0.8, 0.1, 0.05
 NO_LOSS = ("retrieval.image_to_text.r5", "retrieval.text_to_image.r5", "zero_shot.top1")
 THREE_LEVELS, ANCESTOR, TIE = "traversal.names.three_levels", "traversal.names.ancestor", "hierarchy.tie"
-TITLES = NAMES | {"argent": "ARGENT", "angle": "cones with negatives", "cones": "membership"}
+TITLES = NAMES | {
+    "box_box": "CLIP + part queries, boxes against boxes",
+    "argent": "ARGENT",
+    "angle": "cones with negatives",
+    "cones": "membership",
+}
 PREFACE = "# Cones that hold\n"
+
+
+def titled(arm: str) -> str:
+    """Name of an arm in the tables."""
+    return TITLES.get(arm, arm.replace("_", " "))
 
 
 def document(phase: str, runs: list[Run], out: Path) -> None:
@@ -138,10 +178,12 @@ def document(phase: str, runs: list[Run], out: Path) -> None:
     by_arm = metrics_of(runs)
     recipe, first = runs[0].recipe, next(iter(by_arm.values()))[0]
     seeds = min(map(len, by_arm.values()))
-    option = " --phase search" if phase == "search" else ""
+    option = "" if phase == "table" else f" --phase {phase}"
+    world, vision = "photos" if PHASES[phase].photos else "demo", recipe.model.vision
+    assert isinstance(vision, VisionConfig)
     note = (
-        f"`python -m hyco.pipeline.experiments.cone_goal{option} --steps {recipe.steps} --seeds {seeds}`: "
-        f"recipes `demo*` with patches of {PATCH} pixels in float32, {recipe.steps} steps of {recipe.batch_size}, "
+        f"`python -m hyco.pipeline.experiments.cone_goal{option} --steps {recipe.steps} --seeds {seeds}`: recipes "
+        f"`{world}*` with patches of {vision.patch_size} pixels, {recipe.steps} steps of {recipe.batch_size}, "
         f"so every run saw {recipe.steps * recipe.batch_size:,} images; seeds {recipe.seed} to "
         f"{recipe.seed + seeds - 1}; data version {first['train']['version']}; "
         f"{first['assessed']['images']:,} held-out images with "
@@ -158,14 +200,19 @@ def marks(phase: str) -> tuple[str, str]:
 
 def section(phase: str, note: str, runs: Runs) -> str:
     """The markdown of a phase: the figures of every arm, and what each reaches of the goal."""
-    title = {"table": "Cones that hold: the goal", "search": "Cones that hold: the arms of the search"}[phase]
+    title = {
+        "table": "Cones that hold: the goal",
+        "search": "Cones that hold: the arms of the search",
+        "photos": "Cones that hold: photographs",
+    }[phase]
     parts = [f"### {title}", wrapped(note), _figures(runs)]
     parts += [
         "True / shuffled pairs inside their cones, and in brackets the true pairs that the best threshold on the score "
         "keeps if a tenth of the shuffled pairs pass it, %:",
         _cones(runs),
     ]
-    verdicts = [line for arm in runs if arm != BASELINE for line in _verdicts(runs, arm)]
+    compared = () if PHASES[phase].photos else tuple(arm for arm in runs if arm != BASELINE)
+    verdicts = [line for arm in compared for line in _verdicts(runs, arm)]
     return "\n\n".join([*map(wrapped, parts[:2]), *_unwrapped(parts[2:]), "\n".join(verdicts)])
 
 
@@ -205,7 +252,7 @@ def _figures(runs: Runs) -> str:
         cells = [_cell(_metric(seeds, name)) for name in (NO_LOSS[2], *NO_LOSS[:2])]
         chance = _cell(_metric(seeds, ANCESTOR, "chance"))
         cells += [_cell(_metric(seeds, TIE), 1, 2), _cell(_metric(seeds, THREE_LEVELS))]
-        rows.append([TITLES[arm], *cells, f"{_cell(_metric(seeds, ANCESTOR))} / {chance}"])
+        rows.append([titled(arm), *cells, f"{_cell(_metric(seeds, ANCESTOR))} / {chance}"])
     return _table(head, rows)
 
 
@@ -213,7 +260,7 @@ def _cones(runs: Runs) -> str:
     names = [" > ".join(NODES[n] for n in cone.split(">")) for cone in CONES]
     rows = []
     for arm, seeds in runs.items():
-        row = [TITLES[arm]]
+        row = [titled(arm)]
         for cone in CONES:
             inside = (
                 _cell(_held(seeds, f"geometry.satisfied.{cone}.{kind}"), digits=0)
@@ -225,10 +272,11 @@ def _cones(runs: Runs) -> str:
             _cell(_held(seeds, f"geometry.saturated.{n}"), digits=0)
             for n in ("text_box", "image_box", "text")
         ]
+        widths = ("text_box>image_box", "image_box>image", "text>image")
+        row.append(" / ".join(_cell(_held(seeds, f"geometry.satisfied.{c}.aperture"), 1, 0) for c in widths))
         rows.append(row)
-    return _table(
-        ("arm", *names, *(f"saturated {NODES[n]} %" for n in ("text_box", "image_box", "text"))), rows
-    )
+    saturated = (f"saturated {NODES[n]} %" for n in ("text_box", "image_box", "text"))
+    return _table(("arm", *names, *saturated, "mean half-aperture: phrase / part / caption, degrees"), rows)
 
 
 def _verdicts(runs: Runs, arm: str) -> list[str]:
@@ -263,7 +311,7 @@ def _verdicts(runs: Runs, arm: str) -> list[str]:
         change = difference(runs, TIE, BASELINE, arm)
         parts["TIE better than the baseline's"] = [] if change.high < 0 else [change.text(TIE)]
     return [
-        wrapped(f"{TITLES[arm]}: {what}: {'missed: ' + ', '.join(missed) if missed else 'reached'}.", "- ")
+        wrapped(f"{titled(arm)}: {what}: {'missed: ' + ', '.join(missed) if missed else 'reached'}.", "- ")
         for what, missed in parts.items()
     ]
 

@@ -153,18 +153,20 @@ class Heads(nn.Module):
 
     def loss(self, nodes: dict[str, Tensor], owner: Tensor, share: float) -> Tensor:
         """Loss of a batch of points; the contrast of a polar arm is that of their directions."""
-        config, scale, cone = self.arm.objective, self.log_scale.exp(), {"cone": self.log_cone.exp()}
-        scales = {name: cone[name] for name in config.temperatures}
-        c, total = self.log_c.exp(), scale.new_zeros(())
-        if self.arm.polar:
-            plain = ObjectiveConfig(contrast=config.contrast)
-            units = {name: F.normalize(points, dim=-1) for name, points in nodes.items()}
-            total, _ = objectives.loss(units, owner, scale, c, plain, "euclid")
-            config = replace(config, contrast=())
-        own, _ = objectives.loss(
-            nodes, owner, scale, c, config, self.arm.geometry, entailment_share=share, scales=scales
-        )
-        return total + own
+        config, cone = self.arm.objective, self.log_cone.exp()
+        scales = dict.fromkeys(config.temperatures, cone)
+        c, geometry, polar = self.log_c.exp(), self.arm.geometry, self.arm.polar
+        return objectives.loss(
+            nodes,
+            owner,
+            self.log_scale.exp(),
+            c,
+            config,
+            geometry,
+            entailment_share=share,
+            scales=scales,
+            polar=polar,
+        )[0]
 
     def place(self, features: Embedded) -> Embedded:
         """The points of all nodes, given their features."""
@@ -251,6 +253,8 @@ def row(name: str, heads: Heads, held: Embedded) -> str:
         euclid = heads.arm.geometry == "euclid"
 
         def score(a: Tensor, b: Tensor) -> Tensor:
+            if heads.arm.polar:
+                return objectives.scores("euclid", F.normalize(a, dim=-1), F.normalize(b, dim=-1))
             return objectives.scores(heads.arm.geometry, a, b, c[0])
 
         found = both_ways(score, placed.images, placed.texts, placed.captions, Bootstrap(100)).numbers

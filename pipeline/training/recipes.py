@@ -5,9 +5,9 @@ and hyperbolic SigLIP use one trainer with different rows of the objective and d
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ from hyco.models.losses.objective import (
     cones_objective,
     hycoclip_objective,
     meru_objective,
+    polar_cones_objective,
     siglip_objective,
     uncha_objective,
 )
@@ -111,6 +112,7 @@ class Recipe(Config):
         {"execution", "log_to", "log_every", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints"}
     )
     foremost: ClassVar[tuple[str, ...]] = ("steps", "batch_size", "optimiser", "seed", "precision")
+    digest_if_set: ClassVar[frozenset[str]] = frozenset({"entailment_start"})
 
     name: str
     """Name of the function of pipeline/training/recipes.py that made it."""
@@ -140,6 +142,8 @@ class Recipe(Config):
     """Steps over which the entailment weights rise linearly from 0; 0 uses them in full from the first step,
     as in the paper.
     """
+    entailment_start: int = Field(default=0, ge=0)
+    """Steps before the entailment weights begin to rise: the contrast comes first."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights and of the order, captions, parts and crops of the samples."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -159,7 +163,8 @@ class Recipe(Config):
 
     def entailment_share(self, step: int) -> float:
         """Factor of the entailment weights after `step` steps."""
-        return min(1.0, step / self.entailment_ramp) if self.entailment_ramp else 1.0
+        late = step - self.entailment_start
+        return min(1.0, max(0, late) / self.entailment_ramp) if self.entailment_ramp else float(late >= 0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -300,10 +305,26 @@ FACTOR_DIM = 8
 """Dimensions of a PHyCLIP factor; an embedding of 512 has 64 of them."""
 
 
-def _family(base: Recipe, name: str, objective: ObjectiveConfig, geometry: Geometry) -> Recipe:
-    """The same towers and schedule under another objective or in another space."""
+POLAR = {"polar": True, "image_radii": (0.103, 2.0), "text_radii": (0.0103, 0.112)}
+"""Model of the polar recipes: no part and no phrase is so near the origin that its cone is a half-space."""
+
+
+def _family(
+    base: Recipe,
+    name: str,
+    objective: ObjectiveConfig,
+    geometry: Geometry,
+    space: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The same towers and schedule under another objective or in another space; `space` changes the model further."""
     factors = base.model.dim // FACTOR_DIM if geometry == "product" else 1
-    model = replace(base.model, geometry=geometry, factors=factors, temperatures=objective.temperatures)
+    changes = {
+        "geometry": geometry,
+        "factors": factors,
+        "temperatures": objective.temperatures,
+        **(space or {}),
+    }
+    model = replace(base.model, **changes)
     if objective.uses_bias:
         # SigLIP's temperature; at the start, with points 1 from the origin and so START_DISTANCE from each other, the
         # probability of a pair is that of a right one among the batch (their bias of -10 is for cosines).
@@ -315,9 +336,11 @@ def _family(base: Recipe, name: str, objective: ObjectiveConfig, geometry: Geome
 def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], Recipe]]:
     """The other members of the family in one size; `stem` has a placeholder for the member's name."""
 
-    def named(family: str, objective: ObjectiveConfig, geometry: Geometry):
+    def named(
+        family: str, objective: ObjectiveConfig, geometry: Geometry, space: Mapping[str, Any] | None = None
+    ):
         name = stem.format(family)
-        return name, lambda: _family(base(), name, objective, geometry)
+        return name, lambda: _family(base(), name, objective, geometry, space)
 
     return dict(
         [
@@ -334,6 +357,7 @@ def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], R
             named("uncha", uncha_objective(), "lorentz"),
             named("angle", angle_objective(), "lorentz"),
             named("cones", cones_objective(), "lorentz"),
+            named("polar_cones", polar_cones_objective(), "lorentz", POLAR),
             named("siglip", siglip_objective(), "lorentz"),
         ]
     )

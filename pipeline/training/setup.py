@@ -131,6 +131,7 @@ def step_gradient(setup: Setup, net: nn.Module, recipe: Recipe, batch: Batch, st
             entailment_share=recipe.entailment_share(step),
             scales=scalars.scales,
             bias=scalars.bias,
+            polar=recipe.model.polar,
         )
 
     inputs = (batch.images, batch.tokens, batch.image_boxes, batch.token_boxes)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from hyco.models.clip import ClipConfig, DualEncoder, load_weights
+from hyco.models.clip import RADIUS_GRADIENT, ClipConfig, DualEncoder, load_weights
 from hyco.models.encoders.text import TextConfig
 from hyco.models.encoders.vit import VisionConfig
+from hyco.models.hyperbolic import lorentz
 from hyco.models.losses.objective import hycoclip_objective, loss
 from tests.oracle import hycoclip_loss as oracle
 
@@ -235,3 +236,58 @@ def test_impossible_configs_are_refused():
         ClipConfig(curvature=20.0)
     with pytest.raises(ValueError, match=r"temperature 0\.001"):
         ClipConfig(temperature=0.001)
+
+
+POLAR = replace(TINY, polar=True, image_radii=(0.1, 2.0), text_radii=(0.01, 0.1))
+
+
+def test_a_polar_model_has_radii_between_its_bounds_and_compares_directions():
+    torch.manual_seed(0)
+    model = DualEncoder(POLAR)
+    with torch.no_grad():
+        texts = model.encode_text(TOKENS)
+        assert texts.norm(dim=-1).tolist() == pytest.approx([(0.01 * 0.1) ** 0.5] * 3, rel=0.01), "the middle"
+        model.log_curvature.fill_(math.log(4))
+        for height, bounds in ((30.0, (0.1, 2.0)), (-30.0, (0.01, 0.1))):
+            projected = torch.cat([torch.randn(5, 16), torch.full((5, 1), height)], 1)
+            for lift, found in zip((model.lift_text, model.lift_image), bounds[::-1], strict=True):
+                far = 2.0 if lift == model.lift_image else 0.1
+                near = 0.1 if lift == model.lift_image else 0.01
+                radius = 2 * lift(projected).norm(dim=-1)  # sqrt(c) |x|
+                assert radius.tolist() == pytest.approx([far if height > 0 else near] * 5, rel=1e-4), found
+        a, b = texts, model.encode_image(model.normalise(images(3)))
+        cosine = torch.cosine_similarity(a[:, None], b[None], dim=-1)
+        torch.testing.assert_close(model.score(a, b), cosine)
+        torch.testing.assert_close(model.nearness(a, b), -lorentz.pairwise_distance(a, b, 4.0))
+
+
+def test_the_radii_of_a_polar_model_hardly_change_its_towers():
+    """The direction's gradient reaches the towers in full, that of the radius by a small factor."""
+    model = DualEncoder(POLAR)
+    with torch.no_grad():
+        model.textual_projection.weight[-1].normal_(generator=torch.Generator().manual_seed(0))
+    full = torch.autograd.grad(model.encode_text(TOKENS)[:, 0].sum(), model.textual.norm.weight)[0]
+    by_radius = torch.autograd.grad(model.project_text(TOKENS)[:, -1].sum(), model.textual.norm.weight)[0]
+    features = model.textual(TOKENS)
+    plain = torch.autograd.grad(
+        (features @ model.textual_projection.weight[-1]).sum(), model.textual.norm.weight
+    )[0]
+    torch.testing.assert_close(by_radius, RADIUS_GRADIENT * plain)
+    assert full.abs().max() > 0
+
+
+def test_a_polar_model_is_stored_and_loaded(tmp_path):
+    DualEncoder(POLAR).save_pretrained(tmp_path)
+    assert DualEncoder.from_pretrained(tmp_path).config == POLAR
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"geometry": "euclid"}, "polar needs geometry 'lorentz', not 'euclid'"),
+        ({"text_radii": (0.2, 0.1)}, r"text_radii 0\.2, 0\.1 must be 0 < least <= greatest"),
+    ],
+)
+def test_a_polar_model_needs_a_hyperboloid_and_radii_in_order(changes, said):
+    with pytest.raises(ValueError, match=said):
+        replace(POLAR, **changes)

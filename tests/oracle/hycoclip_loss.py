@@ -275,6 +275,28 @@ def cones(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tenso
     return entropies + 0.25 * inside
 
 
+def floor(points: list[Tensor], radius: float, c: Tensor) -> Tensor:
+    """Mean of the squared logarithm of what a radius lacks."""
+    return torch.stack([torch.relu(torch.log(radius / (c.sqrt() * x.norm()))) ** 2 for x in points]).mean()
+
+
+def ceiling(points: list[Tensor], radius: float, c: Tensor) -> Tensor:
+    """Mean of the squared logarithm of what a radius exceeds."""
+    return torch.stack([torch.relu(torch.log(c.sqrt() * x.norm() / radius)) ** 2 for x in points]).mean()
+
+
+def polar_cones(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
+    """As `cones` with cosines in place of distances, K by general, weight 1/2, and floors of the four radii."""
+    i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
+    own, same = list(range(len(i))), list(range(len(ib)))
+    rows = [(i, t, own), (t, i, own), (ib, t, owner), (tb, i, owner), (ib, tb, same), (tb, ib, same)]
+    entropies = sum(cross_entropy(q, k, right, cosine, scale, c) for q, k, right in rows) / 6
+    inside = member(t, i, own, box, c, k=0.05) + member(tb, ib, same, box, c, k=0.005)
+    inside = inside + member(ib, i, owner, box, c, k=0.05) + member(tb, t, owner, box, c, k=0.005)
+    bands = ceiling(tb, 0.012, c) + floor(t, 0.106, c) + ceiling(ib, 0.12, c) + floor(i, 1.5, c)
+    return entropies + inside / 2 + 10 * bands
+
+
 def pairs(image, text, image_box, text_box, score, scale, c) -> Tensor:
     """CLIP's two cross-entropies, with the parts and phrases as further pairs."""
     left, right = [*image, *image_box], [*text, *text_box]

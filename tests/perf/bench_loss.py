@@ -21,8 +21,10 @@ from hyco.models.losses.objective import (
     angle_objective,
     argent_objective,
     clip_objective,
+    cones_objective,
     hycoclip_objective,
     loss,
+    polar_cones_objective,
     siglip_objective,
     uncha_objective,
 )
@@ -37,6 +39,8 @@ ROWS = {
     "angle": (angle_objective(), 1.3),
     "SigLIP": (siglip_objective(), 1.3),
     "UNCHA-lite": (uncha_objective(), 1.45),
+    "membership": (cones_objective(), 3.0),
+    "polar membership": (polar_cones_objective(), 3.0),
 }
 
 
@@ -105,7 +109,10 @@ class Batch:
         """Another objective on the same points; its named temperature is the scale, its bias 10."""
         scales = dict.fromkeys(objective.temperatures, self.scale)
         bias = self.scale.new_tensor(10.0)
-        total, _ = loss(self.points, self.own, self.scale, self.c, objective, scales=scales, bias=bias)
+        polar = objective == ROWS["polar membership"][0]
+        total, _ = loss(
+            self.points, self.own, self.scale, self.c, objective, scales=scales, bias=bias, polar=polar
+        )
         return self._step(total)
 
     def our_cosines(self) -> float:

@@ -74,6 +74,17 @@ def test_inner_products_of_index_vectors_rank_as_the_score_does(geometry, length
     assert (ranked - best).abs().max() < 1e-5, "the same hundred in the same order, near ties apart"
 
 
+def test_index_vectors_of_a_polar_model_rank_as_its_cosines():
+    config = dataclasses.replace(embedder().model.config, polar=True, text_radii=(0.01, 0.1))
+    towers = Embedder(DualEncoder(config), embedder().tokenizer)
+    texts, images = (torch.randn(n, config.dim + 1) for n in (20, 50))
+    found = towers.lift_text(texts), towers.model.lift_image(images)
+    products = towers.index_vectors(found[0], query=True) @ towers.index_vectors(found[1]).T
+    torch.testing.assert_close(products, towers.score(*found))
+    texts, again = ["a red square", "two dots"], towers.encode_text(["a red square", "two dots"])
+    torch.testing.assert_close(towers.lift_text(towers.project_text(texts)), again)
+
+
 def test_a_product_of_hyperboloids_has_no_index_vectors():
     towers = embedder("product", 4)
     with pytest.raises(ValueError, match=r"product of 4 .* score\(\)"):

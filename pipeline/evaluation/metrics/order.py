@@ -49,9 +49,10 @@ class Scored:
 
 
 def order_of(embedder: Embedder) -> "Score | LorentzOrder":
-    """How a model's points compare: by distance on its hyperboloid, otherwise by its score."""
+    """How a model's points compare: by distance on its hyperboloid, otherwise (also if it is polar) by its score."""
     c = embedder.curvatures
-    return embedder.score if c is None or len(c) > 1 else LorentzOrder(float(c))
+    plain = c is None or len(c) > 1 or embedder.polar
+    return embedder.score if plain else LorentzOrder(float(c))
 
 
 class Plain:

@@ -56,8 +56,10 @@ def traverse(
     known = {same_text(text) for text in captions}
     fresh = [n for n, text in enumerate(phrases) if same_text(text) not in known]
     texts = (*captions, *(phrases[n] for n in fresh))
-    text = nearest(embedder.score, way, torch.cat([embedded.texts, embedded.phrase_points[fresh]]), root)
-    picture = nearest(embedder.score, way, torch.cat([embedded.images, embedded.crops]), root)
+    text = nearest(
+        embedder.model.nearness, way, torch.cat([embedded.texts, embedded.phrase_points[fresh]]), root
+    )
+    picture = nearest(embedder.model.nearness, way, torch.cat([embedded.images, embedded.crops]), root)
 
     called = {same_text(text) for text in phrases}
     is_phrase = np.array([same_text(text) in called for text in texts])
@@ -73,7 +75,7 @@ def traverse(
         names, above = _names(tree)
         nodes = [n for n in range(len(tree.ids)) if n != tree.root()]
         vectors = vectors_of(embedder, [tree.names[n] for n in nodes], tree.prompts)
-        name = nearest(embedder.score, way, vectors, root)
+        name = nearest(embedder.model.nearness, way, vectors, root)
         single = _single(embedded, chosen, tree, nodes)
         asked = np.flatnonzero(single >= 0)
         if len(asked):

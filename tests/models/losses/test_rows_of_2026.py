@@ -27,12 +27,14 @@ from hyco.models.losses.objective import (
     clip_objective,
     cones_objective,
     loss,
+    polar_cones_objective,
     siglip_objective,
     uncha_objective,
 )
 from tests.models.losses.test_objective import BATCHES, curvatures, lift, tangents
 from tests.oracle import hycoclip_loss as twin
 
+POLAR = polar_cones_objective()
 PART = EntailmentRow(general="image_box", specific="image", weight=0.5, loss="contrastive")
 ROWS = {
     "argent": (argent_objective(), twin.argent),
@@ -41,6 +43,7 @@ ROWS = {
     "siglip": (siglip_objective(), twin.siglip),
     "cones": (cones_objective(), twin.cones),
     "pairs": (clip_box_pairs_objective(), twin.distance_pairs),
+    "polar_cones": (POLAR, twin.polar_cones),
     "part": (replace(clip_objective(), entailment=(PART,)), twin.part_rejection),
 }
 LEARNED = (2.0, -0.4, 1.2, 3.0)  # log scale, log curvature, log scale of the named temperature, bias
@@ -55,7 +58,16 @@ def ours(vectors, owner, config, dtype, learned=LEARNED, geometry="lorentz", dis
     scales = dict.fromkeys(config.temperatures, named.exp())
     own = torch.tensor(owner, dtype=torch.long)
     total, terms = loss(
-        lifted, own, s.exp(), c.exp(), config, geometry, distributed, scales=scales, bias=bias
+        lifted,
+        own,
+        s.exp(),
+        c.exp(),
+        config,
+        geometry,
+        distributed,
+        scales=scales,
+        bias=bias,
+        polar=config.norm == POLAR.norm,
     )
     total.backward()
     zeros = [torch.zeros_like(x) if x.grad is None else x.grad for x in (*leaves.values(), *scalars)]
@@ -197,6 +209,11 @@ def test_a_floor_of_the_norms_costs_the_squared_log_of_what_is_missing():
     total.backward()
     assert points.grad is not None and bool(points.grad.isfinite().all())
     assert points.grad[0, 0] < 0 and not points.grad[1].any()
+    band = replace(config, norm=(NormRow(node="image", weight=1.0, radius=0.4, ceiling=0.5),))
+    wider, _ = loss(nodes, own, torch.tensor(1.0), c, band)
+    assert wider.item() == pytest.approx(total.item() + math.log(0.6 / 0.5) ** 2 / 3, rel=1e-5)
+    with pytest.raises(ValueError, match=r"ceiling 0\.1 must be at least the radius 0\.4"):
+        NormRow(node="image", weight=1.0, radius=0.4, ceiling=0.1)
     with pytest.raises(ValueError, match=r"radius -0\.1 must not be negative"):
         NormRow(node="text", weight=1.0, radius=-0.1)
 

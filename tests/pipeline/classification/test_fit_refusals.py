@@ -32,7 +32,7 @@ def test_a_refused_hierarchy_leaves_no_run(
 ) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"nodes": TREE["nodes"][:3]}))
     given = str(tmp_path / hierarchy) if hierarchy else None
-    with pytest.raises((ValueError, FileNotFoundError), match="hierarchy|no taxonomy|no leaf 'green'"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"hierarchy|no taxonomy|no leaf 'green'"):
         fit(tmp_path / "run", balanced.replace(hierarchy=given))
     assert not (tmp_path / "run").exists()
 

@@ -123,14 +123,17 @@ def test_the_width_covers_the_rounding_of_every_score():
 class Placed(Embedder):
     """An embedder with nothing but a space."""
 
-    curvatures = None
+    curvatures, polar = None, False
 
-    def __init__(self, curvatures):
-        self.curvatures = curvatures
+    def __init__(self, curvatures, polar):
+        self.curvatures, self.polar = curvatures, polar
 
 
-@pytest.mark.parametrize("curvatures, of_space", [([0.7], True), ([1.0, 2.0], False), (None, False)])
-def test_models_rank_by_distance_on_one_hyperboloid_and_by_score_elsewhere(curvatures, of_space):
-    embedder = Placed(None if curvatures is None else torch.tensor(curvatures))
+@pytest.mark.parametrize(
+    "curvatures, polar, of_space",
+    [([0.7], False, True), ([0.7], True, False), ([1.0, 2.0], False, False), (None, False, False)],
+)
+def test_models_rank_by_distance_on_one_hyperboloid_and_by_score_elsewhere(curvatures, polar, of_space):
+    embedder = Placed(None if curvatures is None else torch.tensor(curvatures), polar)
     found = order_of(embedder)
     assert found == (LorentzOrder(embedder.curvatures.item()) if of_space else embedder.score)

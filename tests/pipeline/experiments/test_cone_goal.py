@@ -23,7 +23,7 @@ def metrics(true=0.9, shuffled=0.05, saturated=0.0, recall=0.5, tie=3.0, three=0
             for name, value in values.items()
         },
         "geometry": {
-            "satisfied": {cone: {"true": true, "shuffled": shuffled} for cone in CONES},
+            "satisfied": {cone: {"true": true, "shuffled": shuffled, "aperture": 61.0} for cone in CONES},
             "saturated": dict.fromkeys(("text_box", "image_box", "text", "image"), saturated),
         },
         "attribution": {"separation": {cone: {"score": 0.7} for cone in CONES}},
@@ -68,7 +68,11 @@ def test_arms_differ_in_their_rows_and_the_search_has_seeds_and_scenes_of_its_ow
     first = recipes[BASELINE]
     for recipe in recipes.values():
         assert recipe.steps * recipe.batch_size == first.steps * first.batch_size
-        assert (recipe.optimiser, recipe.data, recipe.precision) == (first.optimiser, first.data, "float32")
+        assert (recipe.optimiser, recipe.data, recipe.precision) == (
+            first.optimiser,
+            first.data,
+            first.precision,
+        )
         assert recipe.model.vision == first.model.vision
     assert first.optimiser.warmup_steps == round(by_name("demo").optimiser.warmup_steps * 100 / 1200)
     table, search = cone_goal.PHASES["table"], cone_goal.PHASES["search"]

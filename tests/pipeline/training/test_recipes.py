@@ -138,6 +138,11 @@ def test_entailment_ramp_rises_to_one():
     ramp = demo().replace(entailment_ramp=10)
     assert [ramp.entailment_share(step) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert hycoclip_vit_s().entailment_share(0) == 1.0  # the paper has none
+    late = ramp.replace(entailment_start=20)
+    assert [late.entailment_share(step) for step in (0, 20, 25, 30)] == [0.0, 0.0, 0.5, 1.0]
+    at_once = late.replace(entailment_ramp=0)
+    assert [at_once.entailment_share(step) for step in (0, 19, 20)] == [0.0, 0.0, 1.0]
+    assert digest(ramp) == digest(ramp.replace(entailment_start=0)) != digest(late)
 
 
 def test_digest_ignores_how_often_things_are_written():
