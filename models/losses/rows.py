@@ -33,11 +33,15 @@ POLAR_APERTURES: dict[Node, float] = {"text_box": 0.005, "text": 0.05, "image_bo
 """K by general node of `polar_cones_objective`."""
 POLAR_BANDS: dict[Node, tuple[float, float]] = {
     "text_box": (0.0, 0.012),
-    "text": (0.106, 0.0),
+    "text": (0.116, 0.0),
     "image_box": (0.0, 0.12),
     "image": (1.5, 0.0),
 }
 """Radii by node below and above which `polar_cones_objective` has a cost, 0 for none."""
+POLAR_NORMS: dict[Node, float] = {"text_box": 20.0, "text": 10.0, "image_box": 10.0, "image": 10.0}
+"""Weights by node of these costs."""
+POLAR_STRESSED = {("image", "text"): 1 / 3, ("text", "image"): 1 / 3, ("text_box", "image"): 1 / 3}
+"""Weights of the rows of contrast that retrieval and zero-shot classification ask, instead of 1/6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,24 +331,29 @@ def polar_cones_objective(
     weight: float = 0.5,
     apertures: Mapping[Node, float] = POLAR_APERTURES,
     bands: Mapping[Node, tuple[float, float]] = POLAR_BANDS,
-    norm: float = 10.0,
-    within: float = 0.0,
+    norms: Mapping[Node, float] = POLAR_NORMS,
+    within: float = 1 / 6,
+    stressed: Mapping[tuple[str, str], float] = POLAR_STRESSED,
 ) -> ObjectiveConfig:
     """From no paper, for a polar model: contrast of directions, boxes against boxes, and membership in the four cones.
 
     Phrases are nearer the origin than what they contain, and that is nearer than the images, by factors: a wide cone
-    has room for another in it only so. `apertures` are the constants K by general node, `bands` the radii. `within` is
-    the weight of two more rows of contrast, parts over whole images and phrases over captions.
+    has room for another in it only so. `apertures` are the constants K by general node, `bands` and `norms` the radii
+    and the weights of keeping them. `within` is the weight of two more rows of contrast: parts over whole images and
+    phrases over captions; `stressed` has the rows of contrast, (query, key), of another weight than 1/6.
     """
     base = cones_objective(weight)
-    contrast = base.contrast
+    contrast = tuple(
+        replace(row, weight=stressed.get((row.query, row.key), row.weight)) for row in base.contrast
+    )
     if within:
         contrast += tuple(ContrastRow(query=query, key=key, weight=within) for query, key in WITHIN_PAIRS)
     rows = tuple(replace(row, aperture=apertures[row.general]) for row in base.entailment)
-    norms = tuple(
-        NormRow(node=node, weight=norm, radius=low, ceiling=high) for node, (low, high) in bands.items()
+    kept = tuple(
+        NormRow(node=node, weight=norms[node], radius=low, ceiling=high)
+        for node, (low, high) in bands.items()
     )
-    return replace(base, contrast=contrast, entailment=rows, norm=norms)
+    return replace(base, contrast=contrast, entailment=rows, norm=kept)
 
 
 def siglip_objective() -> ObjectiveConfig:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from hyco.models.encoders.vit import VisionConfig
 from hyco.models.losses.rows import (
     POLAR_BANDS,
+    POLAR_NORMS,
     Node,
     ObjectiveConfig,
     cones_objective,
@@ -34,7 +35,7 @@ from hyco.pipeline.training.recipes import Recipe, by_name
 from hyco.storage.home import Home
 
 BASELINE = "clip_boxes"
-PATCHES, BATCH, STEPS = 4, 64, 240  # patches on a side, so of 12 pixels in the demo and of 16 on photographs
+PATCHES, BATCH, STEPS = 4, 64, 1600  # patches on a side, so of 12 pixels in the demo and of 16 on photographs
 
 
 def setting(recipe: Recipe, steps: int, seed: int) -> Recipe:
@@ -72,28 +73,46 @@ def box_box() -> Recipe:
     return recipe.replace(objective=ObjectiveConfig(contrast=cones_objective().contrast))
 
 
-def late(start: float, ramp: float, **options: Any) -> Recipe:
-    """Polar cones whose membership rises from `start` over `ramp` of the steps, with options of the objective."""
+EARLIER: dict[str, Any] = {
+    "weight": 1.0,
+    "bands": POLAR_BANDS | {"text": (0.111, 0.0)},
+    "norms": POLAR_NORMS | {"text_box": 10.0},
+    "stressed": {},
+}
+"""Options of the polar arms before the last."""
+CAPTIONS: dict[Node, float] = POLAR_NORMS | {"text_box": 5.0, "text": 20.0}
+NAMED = {("text_box", "image"): 1 / 3}
+
+
+def earlier(start: float = 0.15, ramp: float = 0.25, least: float = 0.103, **options: Any) -> Recipe:
+    """Polar cones as before the last arm, with options of the objective.
+
+    Membership rises from `start` over `ramp` of the steps; `least` is the least radius of a part.
+    """
     recipe = by_name("demo_polar_cones")
     return recipe.replace(
-        objective=polar_cones_objective(**options),
+        model=replace(recipe.model, image_radii=(least, 2.0), text_radii=(0.0103, 0.112)),
+        objective=polar_cones_objective(**(EARLIER | options)),
         entailment_start=round(start * recipe.steps),
         entailment_ramp=round(ramp * recipe.steps),
     )
 
 
-NARROWER: dict[Node, tuple[float, float]] = POLAR_BANDS | {"text": (0.111, 0.0)}
 ARMS: dict[str, Callable[[], Recipe]] = {
     **{name: partial(by_name, f"demo_{name}") for name in (BASELINE, "argent", "angle", "cones")},
     "hycoclip": partial(by_name, "demo"),
     "box_box": box_box,
     "polar_cones": partial(by_name, "demo_polar_cones"),
-    "polar_late": partial(late, 0.2, 0.3),
-    "polar_within": partial(late, 0.15, 0.25, weight=1.0, bands=NARROWER, within=1 / 6),
+    "polar_late": partial(
+        earlier, 0.2, 0.3, weight=0.5, bands=POLAR_BANDS | {"text": (0.106, 0.0)}, within=0.0
+    ),
+    "polar_within": earlier,
+    "polar_names": partial(earlier, norms=CAPTIONS, least=0.107, stressed=NAMED),
+    "polar_half": partial(earlier, norms=CAPTIONS, least=0.107, stressed=NAMED, weight=0.5),
 }
 
 PHASES = {
-    "table": Phase((BASELINE, "cones"), "scenes/heldout", 0, 3),
+    "table": Phase((BASELINE, "polar_cones"), "scenes/heldout", 0, 3),
     "search": Phase(tuple(ARMS), "validation/heldout/00002.tar", 100, 1),
     "photos": Phase((BASELINE, "polar_cones"), None, 0, 1, photos=True),
 }
@@ -164,6 +183,11 @@ TITLES = NAMES | {
     "argent": "ARGENT",
     "angle": "cones with negatives",
     "cones": "membership",
+    "polar_cones": "polar cones",
+    "polar_late": "polar, six rows of contrast, membership .5",
+    "polar_within": "polar, eight rows, membership 1",
+    "polar_names": "the same, phrase > image doubled, captions held more",
+    "polar_half": "the same, membership .5",
 }
 PREFACE = "# Cones that hold\n"
 

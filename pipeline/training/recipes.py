@@ -305,7 +305,7 @@ FACTOR_DIM = 8
 """Dimensions of a PHyCLIP factor; an embedding of 512 has 64 of them."""
 
 
-POLAR = {"polar": True, "image_radii": (0.103, 2.0), "text_radii": (0.0103, 0.112)}
+POLAR = {"polar": True, "image_radii": (0.11, 2.0), "text_radii": (0.0103, 0.118)}
 """Model of the polar recipes: no part and no phrase is so near the origin that its cone is a half-space."""
 
 
@@ -330,7 +330,13 @@ def _family(
         # probability of a pair is that of a right one among the batch (their bias of -10 is for cosines).
         bias = round(START_DISTANCE / SIGLIP_TEMPERATURE - math.log(base.batch_size), 1)
         model = replace(model, temperature=SIGLIP_TEMPERATURE, sigmoid_bias=bias)
-    return base.replace(name=name, objective=objective, model=model)
+    recipe = base.replace(name=name, objective=objective, model=model)
+    if (
+        model.polar
+    ):  # the radii and the contrast come first, and the membership is whole before half of the run
+        start, ramp = round(0.15 * base.steps), round(0.25 * base.steps)
+        recipe = recipe.replace(entailment_start=start, entailment_ramp=ramp)
+    return recipe
 
 
 def _siblings(base: Callable[[], Recipe], stem: str) -> dict[str, Callable[[], Recipe]]:

@@ -286,14 +286,17 @@ def ceiling(points: list[Tensor], radius: float, c: Tensor) -> Tensor:
 
 
 def polar_cones(image, text, image_box, text_box, owner, scale, c, box, bias) -> Tensor:
-    """As `cones` with cosines in place of distances, K by general, weight 1/2, and floors of the four radii."""
+    """Eight cross-entropies of cosines, membership with K by general, and the bands of the four radii."""
     i, t, ib, tb = (list(points) for points in (image, text, image_box, text_box))
     own, same = list(range(len(i))), list(range(len(ib)))
-    rows = [(i, t, own), (t, i, own), (ib, t, owner), (tb, i, owner), (ib, tb, same), (tb, ib, same)]
-    entropies = sum(cross_entropy(q, k, right, cosine, scale, c) for q, k, right in rows) / 6
+    twice = [(i, t, own), (t, i, own), (tb, i, owner)]
+    rows = [(ib, t, owner), (ib, tb, same), (tb, ib, same), (ib, i, owner), (tb, t, owner)]
+    entropies = (
+        sum(cross_entropy(q, k, right, cosine, scale, c) for q, k, right in (*twice, *twice, *rows)) / 6
+    )
     inside = member(t, i, own, box, c, k=0.05) + member(tb, ib, same, box, c, k=0.005)
     inside = inside + member(ib, i, owner, box, c, k=0.05) + member(tb, t, owner, box, c, k=0.005)
-    bands = ceiling(tb, 0.012, c) + floor(t, 0.106, c) + ceiling(ib, 0.12, c) + floor(i, 1.5, c)
+    bands = 2 * ceiling(tb, 0.012, c) + floor(t, 0.116, c) + ceiling(ib, 0.12, c) + floor(i, 1.5, c)
     return entropies + inside / 2 + 10 * bands
 
 

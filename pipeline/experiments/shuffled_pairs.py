@@ -1,0 +1,114 @@
+"""Shuffled pairs that are true all the same: how often the scenes' own objects say so.
+
+    python -m hyco.pipeline.experiments.shuffled_pairs var/demo/scenes/heldout
+
+The geometry report asks whether cones hold true pairs and reject shuffled ones. A shuffled part may lie in an image
+that shows such a thing too. Here a pair is true if the objects say so: a part lies in an image with a thing of its kind
+and colour; a phrase names a part of its kind, and of its colour where it names one; a caption fits an image if the
+image has what all of its phrases name; a phrase fits a caption that has a phrase of that kind, and of its colour. The
+words of relation, number and size are not looked at, so the rates are upper bounds.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyco.pipeline.evaluation.metrics.geometry import shuffle
+from hyco.pipeline.evaluation.metrics.retrieval import same_text
+from hyco.pipeline.experiments.grid import command
+from hyco.pipeline.sources.source import open_source
+
+Thing = tuple[str, str | None]
+"""Kind and colour; None for a colour that is not named, or of a thing that has its own."""
+
+
+def rates(scenes: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, tuple[int, int]]:
+    """(shuffled pairs that are true, shuffled pairs) by "general>specific", of the json of scenes with objects."""
+    parts: list[Thing] = []
+    captions, phrases = _Numbers(), _Numbers()
+    said, named = dict[int, set[Thing]](), dict[int, Thing]()
+    pairs: dict[str, list[tuple[int, int]]] = {
+        name: [] for name in ("text>image", "text_box>image_box", "image_box>image", "text_box>text")
+    }
+    shown: list[set[Thing]] = []
+    for image, scene in enumerate(scenes):
+        own = [captions.of(text) for text in scene["captions"]]
+        pairs["text>image"] += [(caption, image) for caption in own]
+        boxes: dict[tuple[float, ...], int] = {}
+        shown.append({(entry["leaf"], entry["color"]) for entry in scene["objects"]})
+        for entry in scene["objects"]:
+            thing, place = (entry["leaf"], entry["color"]), tuple(entry["box"])
+            if place not in boxes:
+                boxes[place] = len(parts)
+                parts.append(thing)
+                pairs["image_box>image"].append((boxes[place], image))
+            phrase, caption = phrases.of(entry["phrase"]), own[entry["caption"]]
+            named[phrase] = _named(entry)
+            said.setdefault(caption, set()).add(named[phrase])
+            pairs["text_box>image_box"].append((phrase, boxes[place]))
+            pairs["text_box>text"].append((phrase, caption))
+    tests = {
+        "text>image": lambda g, s: bool(said.get(g)) and all(_fits(thing, shown[s]) for thing in said[g]),
+        "text_box>image_box": lambda g, s: _fits(named[g], {parts[s]}),
+        "image_box>image": lambda g, s: parts[g] in shown[s],
+        "text_box>text": lambda g, s: _fits(named[g], said.get(s, set())),
+    }
+    found = {}
+    for name, true in pairs.items():
+        false = shuffle(np.array(true), seed) if true else np.zeros((0, 2), np.int64)
+        found[name] = (
+            sum(tests[name](general, specific) for general, specific in false.tolist()),
+            len(false),
+        )
+    return found
+
+
+class _Numbers(Counter[str]):
+    """Numbers of texts in the order in which they are met."""
+
+    def of(self, text: str) -> int:
+        return self.setdefault(same_text(text), len(self))
+
+
+def _named(entry: Mapping[str, Any]) -> Thing:
+    color = entry["color"]
+    return entry["leaf"], color if color and color in entry["phrase"].lower().split() else None
+
+
+def _fits(thing: Thing, there: Iterable[Thing]) -> bool:
+    kind, color = thing
+    return any(kind == other and color in (None, own) for other, own in there)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print how many shuffled pairs of each kind are true by the objects of the scenes."""
+    parser = argparse.ArgumentParser(
+        prog="hyco.pipeline.experiments.shuffled_pairs", description=main.__doc__
+    )
+    parser.add_argument("source", type=Path, help="scenes of the embedded world, with objects in their json")
+    given = parser.parse_args(arguments)
+
+    def count() -> None:
+        opened = open_source(str(given.source))
+        scenes = [
+            {**sample.meta, "captions": sample.captions}
+            for unit in opened.units()
+            for sample in opened.samples(unit, lambda failure: None)
+        ]
+        if lost := next((number for number, meta in enumerate(scenes) if "objects" not in meta), None):
+            raise ValueError(
+                f"{given.source}: sample {lost} has no objects; give scenes of the embedded world"
+            )
+        for name, (true, pairs) in rates(scenes).items():
+            print(f"{name}: {true} of {pairs} shuffled pairs are true ({true / max(pairs, 1):.2%})")
+
+    return command(count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
