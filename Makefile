@@ -109,7 +109,7 @@ ablation: $(BASE) ## CLIP, CLIP + boxes, MERU, hyperboloid + boxes, HyCoCLIP, PH
 
 CONES ?=
 
-cones: $(BASE) ## the goal of the entailment cones, docs/ablation.md: 6 trainings, 3 CPU minutes each; CONES='--phase search' for the arms
+cones: $(BASE) ## the goal of the entailment cones, docs/ablation.md: 6 trainings, 4 CPU minutes each; CONES='--phase search' for the arms
 	@$(BIN)/python -m hyco.demo scenes --out $(HOME_DIR)/scenes
 	@$(BIN)/python -m hyco.demo scenes --out $(HOME_DIR)/validation --train 1 --heldout 1500
 	@$(BIN)/hyco mine --home $(HOME_DIR) --source $(HOME_DIR)/scenes/train --grounder transformers:demo/weights/grounder

@@ -203,6 +203,8 @@ def document(phase: str, runs: list[Run], out: Path) -> None:
     recipe, first = runs[0].recipe, next(iter(by_arm.values()))[0]
     seeds = min(map(len, by_arm.values()))
     option = "" if phase == "table" else f" --phase {phase}"
+    if set(by_arm) != set(PHASES[phase].arms):
+        option += f" --arms {','.join(by_arm)}"
     world, vision = "photos" if PHASES[phase].photos else "demo", recipe.model.vision
     assert isinstance(vision, VisionConfig)
     note = (
@@ -315,11 +317,11 @@ def _verdicts(runs: Runs, arm: str) -> list[str]:
         missed = [c for c, v in held.items() if (v > limit if kind == "shuffled" else v < limit)]
         sign = "at most" if kind == "shuffled" else "at least"
         parts[f"{kind} pairs {sign} {limit:.0%}"] = [
-            f"{' > '.join(NODES[n] for n in c.split('>'))} {held[c]:.0%}" for c in missed
+            f"{' > '.join(NODES[n] for n in c.split('>'))} {held[c]:.1%}" for c in missed
         ]
     full = {n: max(_held(seeds, f"geometry.saturated.{n}")) for n in ("text_box", "image_box", "text")}
     parts[f"saturated cones at most {SATURATED:.0%}"] = [
-        f"{NODES[n]} {v:.0%}" for n, v in full.items() if v > SATURATED
+        f"{NODES[n]} {v:.1%}" for n, v in full.items() if v > SATURATED
     ]
     three = min(_metric(seeds, THREE_LEVELS), default=0.0)
     parts["three depths in half of the walks"] = [] if three >= 0.5 else [f"{three:.0%}"]

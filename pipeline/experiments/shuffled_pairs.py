@@ -7,6 +7,9 @@ that shows such a thing too. Here a pair is true if the objects say so: a part l
 and colour; a phrase names a part of its kind, and of its colour where it names one; a caption fits an image if the
 image has what all of its phrases name; a phrase fits a caption that has a phrase of that kind, and of its colour. The
 words of relation, number and size are not looked at, so the rates are upper bounds.
+
+A text that is a caption here and a phrase there is one point, which cannot be as near the origin as phrases and as far
+as captions: how many there are is printed too.
 """
 
 import argparse
@@ -68,6 +71,17 @@ def rates(scenes: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, tuple
     return found
 
 
+def both(scenes: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Fraction of the captions that are also a phrase, and of the phrases that are also a caption, word for word."""
+    captions = [same_text(text) for scene in scenes for text in scene["captions"]]
+    phrases = [same_text(entry["phrase"]) for scene in scenes for entry in scene["objects"]]
+    texts = [set(captions), set(phrases)]
+    return (
+        sum(text in texts[1] for text in captions) / max(len(captions), 1),
+        sum(text in texts[0] for text in phrases) / max(len(phrases), 1),
+    )
+
+
 class _Numbers(Counter[str]):
     """Numbers of texts in the order in which they are met."""
 
@@ -106,6 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
             )
         for name, (true, pairs) in rates(scenes).items():
             print(f"{name}: {true} of {pairs} shuffled pairs are true ({true / max(pairs, 1):.2%})")
+        captions, phrases = both(scenes)
+        print(
+            f"{captions:.1%} of the captions are also a phrase, {phrases:.1%} of the phrases also a caption"
+        )
 
     return command(count)
 

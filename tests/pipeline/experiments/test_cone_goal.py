@@ -44,9 +44,9 @@ def test_an_arm_that_reaches_everything_is_said_to():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"true": 0.79}, "true pairs at least 80%: missed: caption > image 79%, phrase > part 79%"),
-        ({"shuffled": 0.11}, "shuffled pairs at most 10%: missed: caption > image 11%"),
-        ({"saturated": 0.06}, "saturated cones at most 5%: missed: phrase 6%, part 6%, caption 6%"),
+        ({"true": 0.79}, "true pairs at least 80%: missed: caption > image 79.0%, phrase > part 79.0%"),
+        ({"shuffled": 0.11}, "shuffled pairs at most 10%: missed: caption > image 11.0%"),
+        ({"saturated": 0.06}, "saturated cones at most 5%: missed: phrase 6.0%, part 6.0%, caption 6.0%"),
         ({"three": 0.49}, "three depths in half of the walks: missed: 49%"),
         ({"ancestor": 0.055}, "an ancestor named above chance: missed: 4.5% against 5.0%"),
         ({"recall": 0.3}, "no loss in retrieval.image_to_text.r5: missed: -20.0 [-20.0, -20.0]"),
@@ -60,7 +60,7 @@ def test_every_part_of_the_goal_can_be_missed(changed, said):
 def test_the_worst_seed_decides_and_the_table_shows_the_range():
     runs = {BASELINE: [metrics()] * 2, "cones": [metrics(true=0.86), metrics(true=0.7)]}
     text = section("table", "note", runs)
-    assert "caption > image 70%" in text and "78 (70-86) / 5 (5-5) [70 (70-70)]" in text
+    assert "caption > image 70.0%" in text and "78 (70-86) / 5 (5-5) [70 (70-70)]" in text
 
 
 def test_arms_differ_in_their_rows_and_the_search_has_seeds_and_scenes_of_its_own():

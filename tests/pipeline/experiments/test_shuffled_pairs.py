@@ -1,6 +1,6 @@
 """Shuffled pairs that are true: against scenes where every shuffled pair is known."""
 
-from hyco.pipeline.experiments.shuffled_pairs import main, rates
+from hyco.pipeline.experiments.shuffled_pairs import both, main, rates
 
 
 def scene(*things, captions=None):
@@ -35,6 +35,11 @@ def test_a_caption_needs_all_its_things():
     duck, car = ("duck", None, "a duck"), ("car", None, "a car")
     found = rates([scene(duck, captions="a duck"), scene(duck, car)])
     assert found["text>image"] == (1, 2), "the duck's caption fits both, the other one only its own"
+
+
+def test_texts_of_both_kinds_are_counted():
+    duck, car = ("duck", None, "a duck"), ("car", None, "a car")
+    assert both([scene(duck, captions="A  duck"), scene(duck, car)]) == (1 / 2, 2 / 3)
 
 
 def test_a_source_without_objects_is_refused(tmp_path, capsys):
