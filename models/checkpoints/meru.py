@@ -250,6 +250,7 @@ def _require_published(config: ClipConfig) -> VisionConfig:
         ("vision.patch_bias", vision.patch_bias, (True,)),
         ("vision.pooling", vision.pooling, ("class",)),
         ("projection_bias", config.projection_bias, (False,)),
+        ("polar", config.polar, (False,)),
         ("text.activation", text.activation, ("gelu",)),
         ("text.norm_eps", text.norm_eps, (1e-5,)),
         # Their feature is at the highest id of a text.

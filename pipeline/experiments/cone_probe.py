@@ -291,7 +291,9 @@ def probe(
     embedder, version = Embedder.load(str(run / "model")), home.versions.load(done["version"])
     samples = islice(training_samples(home.store, version, "train"), IMAGES)
     features = features_of(embedder, [Scene.of_training(sample) for sample in samples])
-    held = features_of(embedder, of_source(str(home.folder / PHASES["search"].heldout), 500).scenes)
+    heldout = PHASES["search"].heldout
+    assert heldout, "the search has images of its own"
+    held = features_of(embedder, of_source(str(home.folder / heldout), 500).scenes)
     rows = []
     for number, name in enumerate(arms, 1):
         rows.append(row(name, train(ARMS[name], features), held))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hyco.models.checkpoints import read_checkpoint
@@ -15,7 +16,8 @@ from hyco.storage.folder import Folder
 
 OF_SOME_ROWS = ("log_scale_", "sigmoid_bias")  # left out where the recipe's rows do not use them
 # Parameters that do not depend on the space; alphas, curvature and temperature do.
-OF_EVERY_SPACE = ("visual.", "textual.", "visual_projection.", "textual_projection.")
+PROJECTIONS = ("visual_projection.", "textual_projection.")
+OF_EVERY_SPACE = ("visual.", "textual.", *PROJECTIONS)
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -83,7 +85,10 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
                 "another run"
             )
         own = model.state_dict()
-        spaces = [(c.geometry, c.factors, c.factor_alphas) for c in (found.config, recipe.model)]
+        spaces = [
+            (c.geometry, c.factors, c.factor_alphas, c.polar, c.image_radii, c.text_radii)
+            for c in (found.config, recipe.model)
+        ]
         same = spaces[0] == spaces[1]
         taken = {
             name: value
@@ -91,6 +96,10 @@ def started(recipe: Recipe, tokenizer: Tokenizer, fresh: bool) -> DualEncoder:
             if name.startswith(OF_EVERY_SPACE)
             or (same and (name in own or not name.startswith(OF_SOME_ROWS)))
         }
+        if recipe.model.polar != found.config.polar:  # the last output of a polar projection is the radius
+            for name in (name for name in taken if name.startswith(PROJECTIONS)):
+                directions = taken[name][: recipe.model.dim]
+                taken[name] = torch.cat([directions, own[name][recipe.model.dim :]])
         load_weights(model, own | taken, start.checkpoint)
     if start.learn == "heads":
         freeze_(model)

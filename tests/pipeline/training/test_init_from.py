@@ -92,6 +92,22 @@ def test_scalars_of_rows_that_the_recipe_does_not_have_are_left_out(clip, tmp_pa
     assert "log_scale_box" not in model.state_dict()
 
 
+def test_a_polar_model_starts_from_the_directions_of_another(clip, tmp_path):
+    """Its radii start in the middle; and a model with a radius gives its directions to one without."""
+    from_clip = recipe(clip)
+    polar = from_clip.replace(model=dataclasses.replace(from_clip.model, polar=True))
+    words = Tokenizer.load(clip, 16)
+    model = started(resolved(polar), words, fresh=True)
+    plain, pixels = read_checkpoint(clip).model(), torch.randn(2, 3, 24, 24)
+    found = model.project_image(pixels)
+    torch.testing.assert_close(found[:, :-1], plain.project_image(pixels))
+    assert not found[:, -1].any()
+    model.save_pretrained(tmp_path)
+    words.save(tmp_path)
+    back = started(resolved(recipe(tmp_path)), words, fresh=True)
+    torch.testing.assert_close(back.project_image(pixels), plain.project_image(pixels))
+
+
 def test_only_adapters_projections_and_scalars_learn(clip, lora_run):
     model = started(resolved(recipe(clip, **LORA)), Tokenizer.load(clip, 16), fresh=True)
     learned = {name for name, value in model.named_parameters() if value.requires_grad}
