@@ -80,7 +80,7 @@ EARLIER: dict[str, Any] = {
     "stressed": {},
 }
 """Options of the polar arms before the last."""
-CAPTIONS: dict[Node, float] = POLAR_NORMS | {"text_box": 5.0, "text": 20.0}
+CAPTIONS: dict[Node, float] = {**POLAR_NORMS, "text_box": 5.0, "text": 20.0}
 NAMED = {("text_box", "image"): 1 / 3}
 
 
