@@ -9,6 +9,7 @@ from hyco.pipeline.mining.phrase_words import (
     BEINGS,
     COLOURS,
     GERUND_THINGS,
+    MATERIALS,
     PLACE_ADVERBS,
     RELATIVE,
     TRANSITIVE,
@@ -117,29 +118,27 @@ def _is_their_verb(being: Any, token: Any, following: str) -> bool:
 
 
 def split_pairs(of: Chunks) -> None:
-    """Split "a yellow helmet and red jacket" at its "and"."""
+    """Split "a yellow helmet and red jacket" and "a lake and picnic table" at the "and"."""
     doc, kept = of.doc, []
     for first, last, root in of.chunks:
-        at = next(
-            (
-                place
-                for place in range(first + 2, last - 1)
-                if doc[place].tag_ == "CC"
-                and doc[place - 1].tag_ in _NOUNS
-                and doc[place - 1].lower_ not in COLOURS
-                and doc[place - 2].tag_ in ("JJ", "NN")
-                and doc[place + 1].tag_ == "JJ"
-                and doc[last].tag_ in _NOUNS
-                and not any(doc[inner].tag_ == "CC" for inner in range(place + 1, last))
-            ),
-            None,
-        )
+        at = next((place for place in range(first + 1, last) if _joins_two(first, place, last, doc)), None)
         if at is None:
             kept.append((first, last, root))
         else:
             of.sure.add(at - 1)
             kept += [(first, at - 1, doc[at - 1]), (at + 1, last, root if root.i > at else doc[last])]
     of.replace(kept)
+
+
+def _joins_two(first: int, place: int, last: int, doc: Any) -> bool:
+    """Whether a conjunction inside a chunk joins two things, and not two words about one ("a glass and steel door")."""
+    if doc[place].tag_ != "CC" or any(doc[inner].tag_ == "CC" for inner in range(place + 1, last)):
+        return False
+    left, right = doc[place - 1], doc[place + 1]
+    if left.tag_ not in _NOUNS or left.lower_ in COLOURS | MATERIALS or doc[last].tag_ not in _NOUNS:
+        return False
+    described = place - 2 >= first and doc[place - 2].tag_ in ("JJ", "NN") and right.tag_ == "JJ"
+    return described or (doc[first].tag_ in ("DT", "CD", "PRP$") and right.lower_ not in COLOURS | MATERIALS)
 
 
 def join_colours(of: Chunks) -> None:

@@ -26,7 +26,7 @@ from hyco.pipeline.mining.alt_text import pieces, readable
 from hyco.pipeline.mining.chunks import Chunk, Chunks
 from hyco.pipeline.mining.expressions import grow, is_margin
 from hyco.pipeline.mining.mistaken_verbs import repair_verbs
-from hyco.pipeline.mining.phrase_words import AREAS, BACKS, RELATIVE
+from hyco.pipeline.mining.phrase_words import AREAS, BACKS, LOTS, PRONOUNS, RELATIVE
 
 RULES = {1: "grit-1", 2: "grit-2", 3: "grit-3", 4: "grit-4"}
 """Version of the rules in this file by edition: change it whenever their result changes."""
@@ -263,9 +263,9 @@ class NounExtractor:
         noun = root.pos_ in ("NOUN", "PROPN") or sure
         if not noun or not any(letter.isalpha() for letter in word):
             return False
-        if "absent" in rules and root.doc[first].lower_ == "no":
-            return False
-        if "areas" in rules and word in AREAS | BACKS and _says_which(root, first):
+        if "absent" in rules and (root.doc[first].lower_ == "no" or root.doc[first].lower_ in PRONOUNS):
+            return root.doc[first].lower_ != "no" and root.doc[first + 1].tag_ == "POS"
+        if "areas" in rules and word in AREAS | BACKS | LOTS and _says_which(root, first):
             return True
         if "gerunds" in rules and mistaken_chunks.names_an_action(root):
             return False
@@ -305,6 +305,8 @@ def _measured(chunks: list[Chunk], doc: Any, measures: frozenset[str]) -> list[C
 def _says_which(root: Any, first: int) -> bool:
     """Whether an adjective or noun says what kind of place it is ("a grassy area"), or whose back."""
     before = root.doc[first : root.i]
+    if root.lower_ in LOTS:
+        return len(before) > 0 and before[-1].tag_ == "NN"
     if root.lower_ in BACKS:
         return any(token.tag_ in ("PRP$", "POS") for token in before)
     return any(token.tag_[:2] in ("JJ", "NN", "VB") and token.lower_ not in RELATIVE for token in before)

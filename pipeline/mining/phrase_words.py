@@ -43,8 +43,8 @@ GERUND_THINGS = _words(
 """Words in -ing that name a thing; others name what somebody does ("skating")."""
 PLACE_ADVERBS = _words(
     "abroad ahead airborne alone alongside apart aside away downhill downstairs headfirst indoor indoors inside "
-    "nearby offstage onstage outdoor outdoors outside overhead sideways together underneath underwater uphill "
-    "upright upstairs"
+    "nearby offstage onstage outdoor outdoors outside overhead sideways together underfoot underneath underwater "
+    "uphill upright upstairs"
 )
 """Adverbs that the tagger takes for nouns or adjectives at the end of a chunk."""
 COLOURS = _words(
@@ -54,12 +54,12 @@ COLOURS = _words(
 )
 AREAS = _words(
     "area areas background backgrounds environment environments location locations place places region regions "
-    "setting settings surrounding surroundings top tops"
+    "setting settings step surrounding surroundings top tops"
 )
 """Words that name a thing once an adjective or a noun says which ("a grassy area", "a pink top")."""
 RELATIVE = _words(
-    "different fourth far first last left lower many other own particular present right same second several such third "
-    "upper various"
+    "bottom different far first fourth last left lower many other own particular present right same second several such third "
+    "top upper various"
 )
 """Adjectives that do not say what kind of thing it is."""
 BACKS = _words("back backs")
@@ -75,3 +75,13 @@ TRANSITIVE = _words(
 """Words in -ing behind a noun whose object follows."""
 SAME_FORM = _words("become come cut hit hurt let put run set")
 """Past participles that are also the plain form of the verb."""
+MATERIALS = _words(
+    "brick bronze butter cardboard cement chrome concrete cotton dirt fur glass grass gold iron jelly leather metal paper pepper "
+    "plastic rock rubber salt silver steel stone straw tile track wood wool"
+)
+"""Nouns that tell with another noun of what one thing consists ("a glass and steel door")."""
+LOTS = _words("lot lots")
+"""Words that name a thing once a noun stands before them ("a parking lot")."""
+PRONOUNS = _words(
+    "anybody anyone anything everybody everyone everything nobody nothing somebody someone something"
+)
