@@ -153,7 +153,7 @@ def join_colours(of: Chunks) -> None:
         ):
             start = first - 2
             colour = doc[start].lower_ in COLOURS
-            while start and doc[start].tag_ in ("JJ", "RB") and doc[start - 1].tag_ in ("JJ", "RB"):
+            while start and doc[start - 1].tag_ in ("JJ", "RB"):
                 start -= 1
             determined = start > 0 and doc[start - 1].tag_ in ("DT", "CD", "PRP$")
             start = start - determined if colour and (determined or start == 0) else first

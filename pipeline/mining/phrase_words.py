@@ -58,8 +58,8 @@ AREAS = _words(
 )
 """Words that name a thing once an adjective or a noun says which ("a grassy area", "a pink top")."""
 RELATIVE = _words(
-    "bottom different far first fourth last left lower many other own particular present right same second several such third "
-    "top upper various"
+    "bottom different far first fourth last left lower many other own particular present right same second several "
+    "such third top upper various"
 )
 """Adjectives that do not say what kind of thing it is."""
 BACKS = _words("back backs")
@@ -76,8 +76,8 @@ TRANSITIVE = _words(
 SAME_FORM = _words("become come cut hit hurt let put run set")
 """Past participles that are also the plain form of the verb."""
 MATERIALS = _words(
-    "brick bronze butter cardboard cement chrome concrete cotton dirt fur glass grass gold iron jelly leather metal paper pepper "
-    "plastic rock rubber salt silver steel stone straw tile track wood wool"
+    "brick bronze butter cardboard cement chrome concrete cotton dirt fur glass grass gold iron jelly leather metal "
+    "paper pepper plastic rock rubber salt silver steel stone straw tile track wood wool"
 )
 """Nouns that tell with another noun of what one thing consists ("a glass and steel door")."""
 LOTS = _words("lot lots")
