@@ -74,9 +74,7 @@ class PackConfig(SelectionConfig):
     quality: int = Field(default=90, ge=1, le=100)
     """JPEG quality of the images written."""
     resize: Resizer = "pillow"
-    """Whose bicubic resizing crops and images get. "torch" takes a sixth of the time on a CPU with AVX2 and differs by
-    at most 2 of 255 on photographs.
-    """
+    """Whose bicubic resizing is used; "torch" takes a sixth of the time (AVX2) and differs by 2 of 255 at most."""
     keep_partless: bool = False
     """Whether images without an accepted part are kept. The published HyCoCLIP data has none, and training
     draws a part of every image.

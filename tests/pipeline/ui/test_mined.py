@@ -43,7 +43,7 @@ def test_pages_show_every_mined_image_in_both_directions(mined, monkeypatch):
     listed = client.get("/detections").text
     assert f'href="/detections/{digest(config)}"' in listed and config.source in listed and ">10<" in listed
     assert "/detections" in client.get("/").text
-    found, query = [], ""
+    found, query, page = [], "", ""
     while query is not None:
         page = client.get(f"/detections/{digest(config)}{query}").text
         found.append(keys_of(page))
@@ -69,9 +69,11 @@ def test_filters_see_boxes_below_every_threshold(mined):
 
 def test_a_mark_is_honoured_by_the_packing(mined):
     client, config, home = mined
-    key, value = re.search(
+    form = re.search(
         r'name="key" value="(\w+)".*?name="part" value="([^"]+)"', shown(client, config), re.DOTALL
-    ).groups()
+    )
+    assert form
+    key, value = form.groups()
     back = f"/detections/{digest(config)}?at=0"
     answer = client.post("/marks", data={"key": key, "part": value, "back": back}, headers=SAME)
     assert answer.status_code == 303 and answer.headers["location"] == back
