@@ -26,13 +26,8 @@ from hyco.pipeline.classification.in_memory import load_images, statistics
 from hyco.pipeline.datasets import open_labelled
 
 STEPS, BATCH, SEEDS, IMAGES, HELD_OUT, SHIFT = 320, 32, 3, 8_000, 2_000, 4
-SHORT = 160
-"""Steps of nets of depth 8."""
 STAGES = (16, 32, 64, 128)
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "Poincaré ResNet-8, identity": lambda: PoincareResNet(depth=8, init="identity"),
-    "Poincaré ResNet-8, normal": lambda: PoincareResNet(depth=8, init="normal"),
-    "ResNet-8": lambda: EuclideanResNet(depth=8),
     "Poincaré ResNet-20, identity": lambda: PoincareResNet(init="identity"),
     "Poincaré ResNet-20, normal": lambda: PoincareResNet(init="normal"),
     "ResNet-20": EuclideanResNet,
@@ -53,13 +48,13 @@ def images(data: str, split: str, count: int) -> tuple[Tensor, Tensor]:
 def train(name: str, seed: int, known: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float:
     """Accuracy on the held-out images, in per cent."""
     torch.manual_seed(seed)
-    net, steps = NETS[name](), SHORT if "ResNet-8" in name else STEPS
+    net = NETS[name]()
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / steps)
+        optimiser, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
     )
     draw = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
+    for _ in range(STEPS):
         index = torch.randint(len(known[0]), (BATCH,), generator=draw)
         pixels = F.pad(known[0][index], (SHIFT,) * 4)
         top, left = torch.randint(2 * SHIFT + 1, (2,), generator=draw).tolist()
@@ -91,13 +86,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", required=True, help="NAME:DIR of CIFAR-10")
     parser.add_argument("--store", type=Path, default=Path("var/resnet_study.json"))
     parser.add_argument("--doc", type=Path, default=Path("docs/classification.md"))
-    parser.add_argument("--only", default="", help="measure the nets whose name contains this")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found = json.loads(options.store.read_text()) if options.store.exists() else {}
     splits = None
     for seed, name in itertools.product(range(SEEDS), NETS):
-        if f"{name}/{seed}" in found or options.only not in name:
+        if f"{name}/{seed}" in found:
             continue
         splits = splits or (images(options.data, "train", IMAGES), images(options.data, "test", HELD_OUT))
         start = time.process_time()
