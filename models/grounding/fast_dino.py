@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyco.models.onednn import has_onednn
+from hyco.models.hyperbolic.onednn import has_onednn
 
 _ATTENTION = ("GroundingDinoMultiscaleDeformableAttention", "MMGroundingDinoMultiscaleDeformableAttention")
 # Layers in which an activation directly follows a linear layer: the names of the two.

@@ -13,8 +13,8 @@ from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_part, r
 from hyco.models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT, MAX_OFFSET
 from hyco.models.hyperbolic.nn.native import projection as native
 from hyco.models.hyperbolic.nn.native.library import concrete, usable
+from hyco.models.hyperbolic.onednn import product
 from hyco.models.hyperbolic.ops import asinh, asinhc, asinhc_slope, has_direction, square_norm
-from hyco.models.onednn import product
 
 
 def lift(u: Tensor, rate: Rate, max_angle: float = MAX_ANGLE) -> tuple[Tensor, Tensor]:

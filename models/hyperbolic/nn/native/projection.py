@@ -6,7 +6,7 @@ from torch import Tensor
 from hyco.models.hyperbolic.nn.functional import Rate
 from hyco.models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT, MAX_OFFSET
 from hyco.models.hyperbolic.nn.native.library import address, kernels
-from hyco.models.onednn import product
+from hyco.models.hyperbolic.onednn import product
 
 
 def outputs(
