@@ -96,7 +96,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _load(_built(flags))
-    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError, RuntimeError) as error:
         log.info("hyperbolic attention without its C++ kernels, at half the speed: %s", error)
         return None
 
