@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hyco.pipeline.runtime.device import resolve_device
+from hyco.pipeline.runtime.memory import keep_freed_memory
 from hyco.pipeline.runtime.parent_death import die_with
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
@@ -267,6 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         # torchrun starts workers in their own sessions: they would outlive it. It may have died already, before torch
         # was imported; then the parent is another process.
         die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
+    keep_freed_memory()
     try:
         train(options.run, Home(options.home) if options.home else None, device=options.device)
     except (ValueError, OSError) as error:
