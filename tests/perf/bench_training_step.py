@@ -4,7 +4,8 @@ Forward and backward pass and optimiser, with one part per image. The published 
 context length, one pass for each of the four nodes, eager, unfused AdamW, the loss by four matrices. Ours is the
 trainer's: in the recipe's precision, where the CPU has bfloat16, and in float32. The texts are those of the demo's
 scenes, of Flickr8k for ViT-S/16, and random with GRIT's lengths for the small towers. As in the trainer's process, the
-C library keeps freed memory, for both sides. The other cases ask what the options of the trainer cost: compiled blocks, in pieces (GradCache), and activations that are computed again.
+C library keeps freed memory, for both sides. The other cases ask what the options of the trainer cost: compiled blocks,
+in pieces (GradCache), and activations that are computed again.
 """
 
 import random
