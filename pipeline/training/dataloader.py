@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hyco.models.encoders.tokenizer import Tokenizer
-from hyco.pipeline.training.augment import DataConfig, choose, render
+from hyco.pipeline.training.augment import Choice, DataConfig, choose, render
 from hyco.storage.local_cache import open_cached
 from hyco.storage.objects import DamagedError, check_sha256
 from hyco.storage.sample import TrainingSample
@@ -261,6 +262,7 @@ class Batches:
         own = slice(first - lanes[0] * self.lane_batch, first - lanes[0] * self.lane_batch + self.batch_size)
         slots = [(lane, slot) for lane in lanes for slot in range(self.lane_batch)][own]
         fetched: set[int] = set()
+        finish: Callable[[], Batch] | None = None
         for parts in zip(*(self._lane(lane, position) for lane in lanes), strict=True):
             near = set[int]().union(*(part[0] for part in parts))
             if near != fetched:
@@ -272,7 +274,11 @@ class Batches:
             if number == self.per_epoch:
                 after = {"epoch": epoch + 1, "batch": 0}
             views = [(epoch, lane, number, slot) for lane, slot in slots]
-            yield self._batch(rows, views, after, decoders)
+            # The decoders begin the next batch while this thread makes the tokens of the one before.
+            ahead = self._batch(rows, views, after, decoders)
+            if finish:
+                yield finish()
+            finish = ahead
 
     def _lane(self, lane: int, position: Position) -> Iterator[tuple[set[int], Index, int, int]]:
         """A lane's part of every batch: the shards needed soon, the samples, the epoch and the number in it, from 1."""
@@ -319,7 +325,8 @@ class Batches:
 
     def _batch(
         self, rows: Index, visits: list[tuple[int, ...]], after: Position, decoders: ThreadPoolExecutor
-    ) -> Batch:
+    ) -> Callable[[], Batch]:
+        """Start decoding a batch; the result waits for it and returns the batch."""
         samples = [self._cache[shard].result()[index] for shard, index in rows.tolist()]
         rngs = [_rng(_VIEW, self.seed, *visit) for visit in visits]
         choices = [
@@ -338,7 +345,21 @@ class Batches:
                 for slot in range(first, min(first + _STRETCH, len(samples)))
             ]  # fmt: skip
 
-        drawn = [done for some in decoders.map(stretch, range(0, len(samples), _STRETCH)) for done in some]
+        decoded = decoders.map(stretch, range(0, len(samples), _STRETCH))
+        return partial(self._finished, samples, choices, ends, images, parts, decoded, after, rows)
+
+    def _finished(
+        self,
+        samples: list[TrainingSample],
+        choices: list[Choice],
+        ends: list[int],
+        images: np.ndarray,
+        parts: np.ndarray,
+        decoded: Iterator[list[bool]],
+        after: Position,
+        rows: Index,
+    ) -> Batch:
+        drawn = [done for some in decoded for done in some]
         good = [slot for slot, done in enumerate(drawn) if done]
         if not good:
             raise ValueError(
