@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hyco.models.encoders.tokenizer import Tokenizer
-from hyco.pipeline.training.augment import Choice, DataConfig, choose, render
+from hyco.pipeline.training.augment import DataConfig, choose, render
 from hyco.storage.local_cache import open_cached
 from hyco.storage.objects import DamagedError, check_sha256
 from hyco.storage.sample import TrainingSample
@@ -262,7 +261,6 @@ class Batches:
         own = slice(first - lanes[0] * self.lane_batch, first - lanes[0] * self.lane_batch + self.batch_size)
         slots = [(lane, slot) for lane in lanes for slot in range(self.lane_batch)][own]
         fetched: set[int] = set()
-        finish: Callable[[], Batch] | None = None
         for parts in zip(*(self._lane(lane, position) for lane in lanes), strict=True):
             near = set[int]().union(*(part[0] for part in parts))
             if near != fetched:
@@ -274,11 +272,7 @@ class Batches:
             if number == self.per_epoch:
                 after = {"epoch": epoch + 1, "batch": 0}
             views = [(epoch, lane, number, slot) for lane, slot in slots]
-            # The decoders begin the next batch while this thread makes the tokens of the one before.
-            ahead = self._batch(rows, views, after, decoders)
-            if finish:
-                yield finish()
-            finish = ahead
+            yield self._batch(rows, views, after, decoders)
 
     def _lane(self, lane: int, position: Position) -> Iterator[tuple[set[int], Index, int, int]]:
         """A lane's part of every batch: the shards needed soon, the samples, the epoch and the number in it, from 1."""
@@ -325,8 +319,7 @@ class Batches:
 
     def _batch(
         self, rows: Index, visits: list[tuple[int, ...]], after: Position, decoders: ThreadPoolExecutor
-    ) -> Callable[[], Batch]:
-        """Start decoding a batch; the result waits for it and returns the batch."""
+    ) -> Batch:
         samples = [self._cache[shard].result()[index] for shard, index in rows.tolist()]
         rngs = [_rng(_VIEW, self.seed, *visit) for visit in visits]
         choices = [
@@ -345,21 +338,7 @@ class Batches:
                 for slot in range(first, min(first + _STRETCH, len(samples)))
             ]  # fmt: skip
 
-        decoded = decoders.map(stretch, range(0, len(samples), _STRETCH))
-        return partial(self._finished, samples, choices, ends, images, parts, decoded, after, rows)
-
-    def _finished(
-        self,
-        samples: list[TrainingSample],
-        choices: list[Choice],
-        ends: list[int],
-        images: np.ndarray,
-        parts: np.ndarray,
-        decoded: Iterator[list[bool]],
-        after: Position,
-        rows: Index,
-    ) -> Batch:
-        drawn = [done for some in decoded for done in some]
+        drawn = [done for some in decoders.map(stretch, range(0, len(samples), _STRETCH)) for done in some]
         good = [slot for slot, done in enumerate(drawn) if done]
         if not good:
             raise ValueError(
