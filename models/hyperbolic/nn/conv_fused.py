@@ -160,13 +160,15 @@ class _Convolve(Function):
         by_rate = by_planes[2]
         p, split, space = _Planes(*p), (groups, -1), grad.shape[2:]
         grad, power = grad.flatten(2).unflatten(1, split), p.power.view(*split, 1)
-        d, slope, spare, d_power, d_rate = respond_backward(grad, angle, power, n, value, rate, (1, 2))
+        d, slope, spare, d_power, d_rate = respond_backward(
+            grad, angle, power, n, value, rate, (1, 2), by_rate
+        )
         d_time = d_shift = d_square = None
         if p.shift is not None:
             d_time = torch.mul(d, p.shift.view(*split, 1), out=spare).sum(2, keepdim=True)
             d_shift = torch.mul(d, time, out=spare).sum((0, 3)).flatten()
         if by_u or by_rate:
-            d_s = square_slope(s, radial, time, slope.sum(2, keepdim=True), d_time, max_angle)
+            d_s = square_slope(s, radial, time, slope.sum(2, keepdim=True), d_time, max_angle, by_rate)
             d_rate = d_rate + (d_s * s).sum() * (2 / rate) if by_rate else None
             d_square = window_spread(d_s.squeeze(2).unflatten(2, space), windows, u.shape[2:])
             d_square.mul_(2 * (rate * gain) ** 2)

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part
+from hyco.models.hyperbolic.nn.functional import (
+    MAX_ANGLE,
+    Rate,
+    cheap_asinhc_slope,
+    cheap_radial_slope,
+    free,
+    radial_and_time,
+    radial_part,
+)
 from hyco.models.hyperbolic.ops import asinh, asinhc, asinhc_value, has_direction, safe_sqrt
 from hyco.models.hyperbolic.transforms import transformed
 
@@ -142,8 +150,11 @@ class _Respond(Function):
             return (None,) * 8
         differentiable_once()
         s, scale, shift, power, angle, n, value, radial, time, rate = ctx.saved_tensors
-        rate = ctx.rate if rate is None else rate
-        d, slope, spare, d_power, d_rate = respond_backward(grad, angle, power, n, value, rate, ctx.dims)
+        # The scale, the shift and s depend on the rate, too.
+        rate, exact = ctx.rate if rate is None else rate, ctx.needs_input_grad[5]
+        d, slope, spare, d_power, d_rate = respond_backward(
+            grad, angle, power, n, value, rate, ctx.dims, exact
+        )
         # The products m are (a + time shift) / (radial scale), and enter in sums only.
         d_shift = d_scale = d_time = None
         d_s = slope.sum_to_size(s.shape)
@@ -154,7 +165,7 @@ class _Respond(Function):
             d_scale = slope.sum_to_size(scale.shape)
             d_scale = (d_scale if shift is None else d_scale - d_shift * shift) / scale
             d.mul_(scale)
-        d_s = square_slope(s, radial, time, d_s, d_time, ctx.max_angle)
+        d_s = square_slope(s, radial, time, d_s, d_time, ctx.max_angle, exact)
         return d.mul_(radial), d_s, d_scale, d_shift, d_power, d_rate, None, None
 
 
@@ -182,17 +193,26 @@ def respond(
 
 
 def respond_backward(
-    grad: Tensor, angle: Tensor, power: Tensor, n: Tensor, value: Tensor, rate: Rate, dims: tuple[int, ...]
+    grad: Tensor,
+    angle: Tensor,
+    power: Tensor,
+    n: Tensor,
+    value: Tensor,
+    rate: Rate,
+    dims: tuple[int, ...],
+    exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Slopes in a of `respond`, these times a, an empty buffer of their size, and slopes in power and rate (0-dim)."""
+    """Slopes in a of `respond`, these times a, an empty buffer of their size, and slopes in power and rate (0-dim).
+
+    exact: see `functional.cheap_asinhc_slope`.
+    """
     one, shrink = grad.new_ones(()), value / rate
     w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
     d = grad * w
     along = d.sum(dims, keepdim=True)
-    d_rate = -(along * shrink).sum() / rate if isinstance(rate, Tensor) else None
-    # The slope of asinh|w| / |w| in |w|^2 has an error of a rounding unit over |w|^2, and is multiplied by w twice.
-    turn = (1 + n).rsqrt_().sub_(value).mul_(along).div_(n.clamp(min=8 * torch.finfo(n.dtype).eps))
-    d = torch.mul(grad, shrink, out=d).addcmul_(w, turn / rate)
+    d_rate = -(along * shrink).sum() / rate if exact else None
+    turn = cheap_asinhc_slope(n, value, exact).mul_(along).mul_(2 / rate)
+    d = torch.mul(grad, shrink, out=d).addcmul_(w, turn)
     d.mul_(torch.addcmul(one, w, w, out=w).sqrt_())
     d_power = torch.mul(d, angle, out=w).sum_to_size(power.shape)
     # sinh is needed below, and a root is cheaper than cosh.
@@ -203,15 +223,17 @@ def respond_backward(
 
 
 def square_slope(
-    s: Tensor, radial: Tensor, time: Tensor, by_product: Tensor, by_time: Tensor | None, max_angle: float
+    s: Tensor,
+    radial: Tensor,
+    time: Tensor,
+    by_product: Tensor,
+    by_time: Tensor | None,
+    max_angle: float,
+    exact: bool,
 ) -> Tensor:
     """Slope in s of a = radial m - time shift, from the sums over k of d_k a_k and of d_k shift_k."""
-    # The slope of cosh(min(sqrt s, max_angle)) in s is half of `radial` where points are free, and zero beyond.
-    free = torch.ops.aten.hardtanh_backward(time, s, -1, max_angle**2)
-    # As in `respond_backward`: the error of the difference over s is multiplied by two lengths of sqrt(s).
-    slope = free.div_(radial).sub_(1).div_(s.clamp(min=8 * torch.finfo(s.dtype).eps))
+    slope = cheap_radial_slope(s, radial, time, max_angle, exact).div_(radial)
     if by_time is None:
-        return slope.mul_(by_product).mul_(0.5)
+        return slope.mul_(by_product)
     slope.mul_(torch.addcmul(by_product, by_time, time))
-    free = torch.ops.aten.hardtanh_backward(radial, s, -1, max_angle**2)
-    return slope.addcmul_(by_time, free, value=-1).mul_(0.5)
+    return slope.addcmul_(by_time, free(radial, s, max_angle), value=-0.5)
