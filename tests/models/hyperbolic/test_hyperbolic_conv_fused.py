@@ -140,8 +140,9 @@ def test_residual_sum_equals_plain_autograd(scale, opposite, dtype):
     x[1, :, 0] = y[1, :, 0] = 0
     exact = dtype == torch.float64
     # The curvature's gradient of near or opposite points is a difference that leaves little of its terms.
-    curvature = float("inf") if scale < 1e-3 else 1e-2 if opposite else 5e-5
-    same_in_float64(layer, [x, y], 1e-7 if exact else curvature, 1e-11 if exact else 5e-6)
+    curvature = 1e-7 if exact else 1e-2 if opposite else 5e-5
+    curvature = float("inf") if scale < 1e-3 else curvature
+    same_in_float64(layer, [x, y], curvature, 1e-11 if exact else 5e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
