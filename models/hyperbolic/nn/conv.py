@@ -73,7 +73,7 @@ def convolve(
         beta_ratio(fan_in, u.shape[1]),
         Geometry(tuple(weight.shape[2:]), stride, padding, dilation),
     )
-    # A compiler makes its own backward pass of the layer's parts, and so do torch's transforms.
+    # Compilers and torch's transforms differentiate the layer's parts one by one.
     if fused and not (torch.compiler.is_compiling() or transformed() or u.is_meta):
         return convolve_fused(u, weight, bias, rate, gain, windows, groups, max_angle)
     scales, powers, shifts = planes(weight, bias, rate, gain)
