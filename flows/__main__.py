@@ -6,6 +6,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -131,6 +132,10 @@ def _pages(home: str, port: int, beside: contextlib.ExitStack) -> str:
     """Serve the home's pages, unless somebody else does; return where they are."""
     if known := os.environ.get("HYCO_SERVE_URL"):
         return f"pages of {home}: where HYCO_SERVE_URL says, {known}"
+    if "://" not in home:
+        Path(home).mkdir(
+            parents=True, exist_ok=True
+        )  # what `hyco deploy` makes later is shown without a restart
     try:
         address = beside.enter_context(serving(home, port))
     except FileNotFoundError as error:

@@ -128,10 +128,13 @@ def main() -> None:
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(counted)
     guarded = OwnServerOnly(application, listening.getsockname()[1])
-    config = uvicorn.Config(guarded, timeout_keep_alive=5, timeout_graceful_shutdown=5, log_level="warning")
+    # Prefect configures logging again whenever a module of it is first imported that does so. It keeps the handlers,
+    # and with them the filter, as long as nobody has configured logging in between: uvicorn does, unless log_config is
+    # None. Its loggers have Prefect's handlers without it.
+    config = uvicorn.Config(
+        guarded, timeout_keep_alive=5, timeout_graceful_shutdown=5, log_level="warning", log_config=None
+    )
     server = Server(config)
-    for handler in logging.getLogger("uvicorn").handlers:  # uvicorn's configuration has just made them
-        handler.addFilter(counted)
     for number in (
         signal.SIGTERM,
         signal.SIGINT,

@@ -2,6 +2,10 @@
 
 import asyncio
 import logging
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +86,35 @@ def test_a_hundred_of_them_are_one_line(capsys):
 
 def test_the_message_that_is_looked_for_is_that_of_the_installed_prefect():
     assert "already in terminal state" in Path(core_policy.__file__).read_text()
+
+
+def test_the_filter_outlives_what_prefect_imports_later(tmp_path: Path) -> None:
+    """A process of its own, because it configures logging."""
+    script = (
+        "import logging, sys\n"
+        "from hyco.flows.runtime import server_app\n"
+        "def run(self, sockets):\n"
+        "    import prefect.main  # the server does so some time after it has begun\n"
+        "    for name in ('prefect.server.events.actions', 'uvicorn.error'):\n"
+        "        logging.getLogger(name).warning('Action failed: already in terminal state %s', name)\n"
+        "        logging.getLogger(name).warning('worth a look: %s', name)\n"
+        "server_app.Server.run = run\n"
+        "server_app.main()\n"
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(listening.fileno())],
+            env={**own, "PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"},
+            pass_fds=[listening.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stderr.splitlines()
+    assert [line.split("worth a look: ")[-1] for line in said[:-1]] == [
+        "prefect.server.events.actions",
+        "uvicorn.error",
+    ]
+    assert said[-1] == "hyco ui: in the last 0 min: 2 x an automation found its run ended already"
