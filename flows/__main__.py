@@ -181,7 +181,9 @@ def _announce(emit: Callable[["Home"], None], home: str) -> None:
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
     from hyco.flows.reporting.events import flush
+    from hyco.flows.runtime.progress import quiet_terminal
 
+    quiet_terminal()  # what Prefect still has to send is its own affair
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Prefect discourages artifacts outside a flow
         emit(opened)
