@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.server.orchestration import core_policy
 
-from hyco.flows.runtime.server_app import Counted, begin_immediate, harmless
+from hyco.flows.runtime.server_app import Counted, OwnServerOnly, begin_immediate, harmless
 
 
 async def two_writers(database: Path) -> list[str]:
@@ -118,3 +118,25 @@ def test_the_filter_outlives_what_prefect_imports_later(tmp_path: Path) -> None:
         "uvicorn.error",
     ]
     assert said[-1] == "hyco ui: in the last 0 min: 2 x an automation found its run ended already"
+
+
+@pytest.mark.parametrize(
+    ("pages", "also"),
+    [("", ""), ("https://pages.example.org/hyco/", " https://pages.example.org"), ("not an address", "")],
+)
+def test_images_come_from_this_machine_or_the_pages_of_the_home(pages: str, also: str) -> None:
+    """Prefect's pages of blocks and events load the blocks' logos from a public host."""
+    sent: list[dict] = []
+
+    async def application(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    asyncio.run(OwnServerOnly(application, 4200, pages)({"type": "http"}, None, send))
+    ((name, policy),) = sent[0]["headers"]
+    assert name == b"content-security-policy"
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.decode().split(";"))
+    assert rules["img-src"] == f"'self' data: blob: http://127.0.0.1:* http://localhost:*{also}"
+    assert "http://127.0.0.1:4200" in rules["connect-src"]
