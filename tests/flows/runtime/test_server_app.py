@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.server.orchestration import core_policy
+from sqlalchemy.exc import OperationalError
 
 from hyco.flows.runtime.server_app import Counted, OwnServerOnly, begin_immediate, harmless
 
@@ -30,7 +31,7 @@ async def two_writers(database: Path) -> list[str]:
                 await session.execute(sa.text("SELECT count(*) FROM t"))
                 await asyncio.sleep(0.2)  # as long as the other takes to read too
                 await session.execute(sa.text(f"INSERT INTO t VALUES ({number})"))
-        except sa.exc.OperationalError as error:
+        except OperationalError as error:
             return str(error.orig)
         return ""
 
@@ -47,7 +48,7 @@ def test_prefect_fails_a_write_after_a_read_and_we_do_not(tmp_path, monkeypatch)
     assert asyncio.run(two_writers(tmp_path / "ours.db")) == ["", ""]
 
 
-LOCKED = sa.exc.OperationalError("INSERT", {}, Exception("database is locked"))
+LOCKED = OperationalError("INSERT", {}, Exception("database is locked"))
 
 
 def record(text: str, error: Exception | None = None) -> logging.LogRecord:
