@@ -6,6 +6,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -131,6 +132,10 @@ def _pages(home: str, port: int, beside: contextlib.ExitStack) -> str:
     """Serve the home's pages, unless somebody else does; return where they are."""
     if known := os.environ.get("HYCO_SERVE_URL"):
         return f"pages of {home}: where HYCO_SERVE_URL says, {known}"
+    if "://" not in home:
+        Path(home).mkdir(
+            parents=True, exist_ok=True
+        )  # what `hyco deploy` makes later is shown without a restart
     try:
         address = beside.enter_context(serving(home, port))
     except FileNotFoundError as error:
@@ -176,7 +181,9 @@ def _announce(emit: Callable[["Home"], None], home: str) -> None:
         typer.echo(f"no event and no artifact: {error}", err=True)
         return
     from hyco.flows.reporting.events import flush
+    from hyco.flows.runtime.progress import quiet_terminal
 
+    quiet_terminal()  # what Prefect still has to send is its own affair
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Prefect discourages artifacts outside a flow
         emit(opened)

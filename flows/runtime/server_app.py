@@ -9,6 +9,7 @@ reads: docs/decisions.md has the measurement.
 """
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from prefect.server.api.server import create_app
@@ -33,20 +35,26 @@ def begin_immediate(config: AioSqliteConfiguration, session: Any, with_for_updat
 
 
 class OwnServerOnly:
-    """Forbids the pages of an application to load scripts from, or send anything to, another server.
+    """Forbids the pages of an application to load anything from, or send anything to, another server.
 
-    Prefect's second UI (/v2) asks an analytics host on every page. Images may come from elsewhere: `hyco serve` has
-    those of the artifacts.
+    Prefect's second UI (/v2) asks an analytics host on every page, and the pages of blocks and events load the logos of
+    blocks from a public host. Images of artifacts come from the home's pages: on this machine, or at `pages`.
     """
 
-    def __init__(self, application: Any, port: int) -> None:
+    def __init__(self, application: Any, port: int, pages: str = "") -> None:
         self.application = application
         own = " ".join(
             f"{kind}://{name}:{port}" for kind in ("http", "ws") for name in ("127.0.0.1", "localhost")
         )
         code = "'self' 'unsafe-inline' 'unsafe-eval' blob:"
+        elsewhere = urlsplit(pages)
+        images = " ".join(
+            ["'self' data: blob: http://127.0.0.1:* http://localhost:*"]
+            + ([f"{elsewhere.scheme}://{elsewhere.netloc}"] if elsewhere.netloc else [])
+        )
         policy = (
-            f"connect-src 'self' {own}; script-src {code}; worker-src 'self' blob:; frame-ancestors 'self'"
+            f"connect-src 'self' {own}; script-src {code}; worker-src 'self' blob:; img-src {images}; "
+            "frame-ancestors 'self'"
         )
         self.header = (b"content-security-policy", policy.encode())
 
@@ -127,11 +135,14 @@ def main() -> None:
     for name in [None, *logging.root.manager.loggerDict]:
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(counted)
-    guarded = OwnServerOnly(application, listening.getsockname()[1])
-    config = uvicorn.Config(guarded, timeout_keep_alive=5, timeout_graceful_shutdown=5, log_level="warning")
+    guarded = OwnServerOnly(application, listening.getsockname()[1], os.environ.get("HYCO_SERVE_URL", ""))
+    # Prefect configures logging again whenever a module of it is first imported that does so. It keeps the handlers,
+    # and with them the filter, as long as nobody has configured logging in between: uvicorn does, unless log_config is
+    # None. Its loggers have Prefect's handlers without it.
+    config = uvicorn.Config(
+        guarded, timeout_keep_alive=5, timeout_graceful_shutdown=5, log_level="warning", log_config=None
+    )
     server = Server(config)
-    for handler in logging.getLogger("uvicorn").handlers:  # uvicorn's configuration has just made them
-        handler.addFilter(counted)
     for number in (
         signal.SIGTERM,
         signal.SIGINT,

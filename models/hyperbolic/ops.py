@@ -252,7 +252,8 @@ def _sinhc(s: Tensor) -> Tensor:
     return sinh(u) / u
 
 
-def _asinhc(s: Tensor) -> Tensor:
+def asinhc_value(s: Tensor) -> Tensor:
+    """`asinhc` without a gradient."""
     if torch.compiler.is_exporting():
         u = _positive_root(s)
         return _exported_asinh(u) / u
@@ -287,7 +288,7 @@ def log_sinhc(s: Tensor) -> Tensor:
 
 def asinhc(s: Tensor) -> Tensor:
     """asinh(u)/u as a function of s = u^2."""
-    return scalar(s, _asinhc, asinhc_slope)
+    return scalar(s, asinhc_value, asinhc_slope)
 
 
 def tanhc(s: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ def measure_captioned(
         "parts": len(embedded.crops),
         "undecodable": embedded.undecodable,
     }
+    if columns := found.columns.model_dump(mode="json", exclude_defaults=True):
+        metrics["assessed"]["columns"] = columns
     return shown
 
 

@@ -1,9 +1,11 @@
 """The held-out scenes for an evaluation, and how many of the listed ones can be used."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from hyco.pipeline.evaluation.coverage import Coverage
 from hyco.pipeline.evaluation.scenes import Scene
@@ -11,9 +13,11 @@ from hyco.pipeline.mining.detections_table import noting
 from hyco.pipeline.sources.columns import USUAL, Columns
 from hyco.pipeline.sources.source import open_source
 from hyco.storage.home import Home
-from hyco.storage.sample import Failure, TrainingSample
+from hyco.storage.sample import Failure, Sample, TrainingSample
 from hyco.storage.store import Store
 from hyco.storage.versions import Version, read_ref
+
+VAL = "val split of "  # begins the name of a version's held-out scenes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class HeldOut:
         missing: samples without their image; `unusable`: samples that cannot be used for another reason.
         files: number of files of the source, of which `unread` were not needed.
         first: the fault of the first unusable sample.
+        columns: the columns that were read instead of the usual ones.
     """
 
     name: str
@@ -37,6 +42,7 @@ class HeldOut:
     files: int = 0
     unread: int = 0
     first: str = ""
+    columns: Columns = USUAL
 
     def coverage(self, undecodable: int = 0) -> list[Coverage]:
         """Coverage of images, source files and labels; `undecodable` of the scenes could not be decoded."""
@@ -61,7 +67,7 @@ def held_out(
     val = training_samples(home.store, dataset, "val")
     scenes = [Scene.of_training(sample) for sample in islice(val, most)]
     listed = sum(shard.samples for shard in dataset.shards.get("val", []))
-    return HeldOut(f"val split of {dataset.name}", scenes, listed)
+    return HeldOut(f"{VAL}{dataset.name}", scenes, listed)
 
 
 def of_source(source: str, most: int, columns: Columns = USUAL, home: Home | None = None) -> HeldOut:
@@ -95,7 +101,45 @@ def of_source(source: str, most: int, columns: Columns = USUAL, home: Home | Non
         len(units),
         len(units) - read,
         failures[0].message if failures else "",
+        columns,
     )
+
+
+def pictures_of(home: Home, assessed: dict[str, Any], keys: set[str]) -> dict[str, bytes]:
+    """The images with these keys among those of an evaluation, by key; one that is gone or deleted is left out.
+
+    The scenes are read in the order of the evaluation, as far as it read them.
+
+    Args:
+        home: where the dataset versions, shelved shards and deletions are.
+        assessed: the section of the metrics that says what was evaluated.
+        keys: the keys of the images.
+
+    Raises:
+        FileNotFoundError, ValueError: the source or the version cannot be read any more.
+    """
+    found: dict[str, bytes] = {}
+    most = int(assessed["images"]) + int(assessed.get("undecodable", 0))
+    with closing(_again(home, assessed)) as samples:
+        for sample in islice(samples, most):
+            if sample.key in keys:
+                found[sample.key] = sample.image
+                if len(found) == len(keys):
+                    break
+    return found
+
+
+def _again(home: Home, assessed: dict[str, Any]) -> Generator[Sample | TrainingSample]:
+    source, deleted = str(assessed["source"]), home.deletions.tombstones()
+    if source.startswith(VAL):
+        for sample in training_samples(home.store, home.versions.load(source.removeprefix(VAL)), "val"):
+            if not deleted.names(sample.meta, sample.key):
+                yield sample
+        return
+    opened = open_source(source, columns=Columns(**assessed.get("columns", {})))
+    opened.deleted = deleted
+    for unit in home.shelf.without(opened.units()):
+        yield from opened.samples(unit, lambda failure: None)
 
 
 def training_samples(store: Store, dataset: Version, split: str) -> Iterator[TrainingSample]:

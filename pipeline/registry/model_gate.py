@@ -158,8 +158,9 @@ def _power(kept: tuple[Comparison, ...]) -> str:
 
 
 def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The counts of the evaluated images. The source is left out: EvaluationSpec.digest compares it by its bytes."""
-    return {name: value for name, value in (metrics.get("assessed") or {}).items() if name != "source"}
+    """The counts of the evaluated images. EvaluationSpec.digest compares the source, by its bytes, and the columns."""
+    told = metrics.get("assessed") or {}
+    return {name: value for name, value in told.items() if name not in ("source", "columns")}
 
 
 def _compare(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,10 @@ import numpy as np
 from hyco.pipeline.curation.compare import compare
 from hyco.pipeline.curation.describe import brief, settings
 from hyco.pipeline.curation.flags import flags
+from hyco.pipeline.evaluation.answers import FILE
 from hyco.pipeline.evaluation.report.examples import clip, mined_samples, picture
+from hyco.pipeline.imaging.crop import shrink_to_short_side
+from hyco.pipeline.imaging.decode import decode, encode_jpeg
 from hyco.pipeline.packing.dataset_gate import SCORE_BINS, left_out_of, score_histogram, verdict
 from hyco.pipeline.ui import run_pages, trend
 from hyco.pipeline.ui.status import run_state
@@ -46,6 +50,8 @@ class HomePages:
         self.versions = home.versions
         # A version never changes, except by a deletion.
         self._samples_of = lru_cache(maxsize=8)(lambda name, deletions: self._samples(name))
+        self._changed = lru_cache(maxsize=4)(self._read_changed)
+        self._reading = Lock()  # a browser asks for the pictures of a page all at once
         self._compared = lru_cache(maxsize=4)(lambda a, b, deletions: compare(self.home, a, b, EXAMPLES))
 
     def samples(self, name: str) -> list[TrainingSample]:
@@ -198,6 +204,21 @@ class HomePages:
     def comparison(self, a: str, b: str) -> dict[str, Any]:
         """The content of the page that compares two runs; KeyError when there is none of a name."""
         return run_pages.comparison(self.run(a), self.run(b))
+
+    def changed(self, a: str, b: str, key: str) -> bytes:
+        """The image with this key that two runs answered differently, as a small JPEG; KeyError without it."""
+        folders = [self.run(name) for name in (a, b)]
+        times = [folder.store.modified(name) for folder in folders for name in (FILE, "metrics.json")]
+        with self._reading:
+            return self._changed(a, b, tuple(times), self.home.deletions.number())[key]
+
+    def _read_changed(
+        self, a: str, b: str, times: tuple[float | None, ...], deletions: int
+    ) -> dict[str, bytes]:
+        found = run_pages.changed_pictures(self.run(a), self.run(b), self.home)
+        return {
+            key: encode_jpeg(shrink_to_short_side(decode(data), THUMBNAIL), 84) for key, data in found.items()
+        }
 
     def decision(self, number: int) -> dict[str, Any]:
         """The content of the page of a decision; KeyError when there is none of that number."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hyco.pipeline.evaluation import answers
+from hyco.pipeline.evaluation.held_out import pictures_of
 from hyco.pipeline.evaluation.metrics.document import read_metrics
 from hyco.pipeline.evaluation.report.charts import line_chart, number, share
 from hyco.pipeline.evaluation.report.compare_runs import beside_table, summary
@@ -15,6 +16,7 @@ from hyco.pipeline.evaluation.report.tables import tables
 from hyco.pipeline.training.step_log import flat, read_log
 from hyco.pipeline.ui.status import run_state
 from hyco.storage.folder import Folder
+from hyco.storage.home import Home
 from hyco.storage.model_registry import Decision
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OSError)
@@ -87,6 +89,16 @@ def comparison(one: Folder, other: Folder) -> dict[str, Any]:
         "charts": list(_charts(logs, (first.name, second.name))),
         "errors": _errors(first, second),
     }
+
+
+def changed_pictures(one: Folder, other: Folder, home: Home) -> dict[str, bytes]:
+    """The images that the comparison of two runs shows, by key, as far as they can still be read."""
+    first, second = one.fetch(*READ), other.fetch(*READ)
+    changed = _errors(first, second)
+    lists = (changed or {}).get("lists", ())
+    assessed = read_metrics(second / "metrics.json").get("assessed")
+    keys = {row[0] for _, rows in lists for row in rows}
+    return pictures_of(home, assessed, keys) if assessed and keys else {}
 
 
 def decision_page(row: Decision, flag: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@
     /runs/NAME                          its numbers, curves and decisions
     /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv, answers.json beside it
     /runs/A/compare/B                   numbers, options, curves and answers of two runs beside each other
+    /runs/A/compare/B/KEY.jpg           an image that the two answered differently, read from what was evaluated
     /decisions/N                        a decision: each metric beside the champion's; report.html, kept with it
     /detections                         what was mined, packed or not; /detections/DIGEST: all its images, filtered
     /marks                              what is marked as bad; POST marks and takes back
@@ -141,6 +142,11 @@ def create_app(home: Home, hosts: Iterable[str] | None = None, writable: bool = 
         asked = request.path_params
         return page("compare.html.j2", **_found(lambda: known.comparison(asked["a"], asked["b"])))
 
+    def changed(request: Request) -> Response:
+        asked = request.path_params
+        image = _found(lambda: known.changed(asked["a"], asked["b"], asked["key"]))
+        return Response(image, media_type="image/jpeg", headers=FRESH)
+
     def decision(request: Request) -> Response:
         return page("decision.html.j2", **_found(lambda: known.decision(request.path_params["number"])))
 
@@ -177,6 +183,7 @@ def create_app(home: Home, hosts: Iterable[str] | None = None, writable: bool = 
             Route("/runs/{name}", run),
             Route("/runs/{name}/{file}", run_file),
             Route("/runs/{a}/compare/{b}", comparison),
+            Route("/runs/{a}/compare/{b}/{key}.jpg", changed),
             Route("/decisions/{number:int}", decision),
             Route("/decisions/{number:int}/{file}", decision_file),
             Route("/detections", detections),

@@ -122,9 +122,10 @@ def _chart(name: str, rows: Sequence[Decision]) -> Markup | None:
             f'<circle cx="{x}" cy="{y}" r="4" style="fill:{fill};stroke:var(--{tone})" stroke-width="1.6">'
             f"<title>{escape(tip)}</title></circle>"
         )
+    one_day = points[0][2].time[:10] == points[-1][2].time[:10]
     for n, anchor in {points[0][0]: "start", points[-1][0]: "end"}.items():
         x = LEFT if anchor == "start" else WIDTH - RIGHT
-        when = escape(held[n][1].time[:10])
+        when = escape(held[n][1].time[: 16 if one_day else 10].replace("T", " "))
         parts.append(f'<text x="{x}" y="{HEIGHT - 6}" text-anchor="{anchor}">{when}</text>')
     return Markup("".join(parts))
 

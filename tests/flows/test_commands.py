@@ -1,11 +1,14 @@
 """`hyco deploy` applies every option wherever the configuration comes from; `hyco worker` ends as its worker does."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
+from hyco.flows.__main__ import _pages
 from hyco.flows.__main__ import main as hyco
 from hyco.flows.deployment.config import EMBEDDED
 from hyco.flows.deployment.deployments import Drift
@@ -78,6 +82,17 @@ def test_a_broken_deploy_json_is_named_and_replaced_by_what_the_line_says(deploy
         assert f"{tmp_path}/deploy.json cannot be read" in said
         assert "give --source, --grounder, --recipe and --reset" in said
     assert deploy(*full, "--reset")["retrain"]["journey"]["mine"]["source"] == str(tmp_path)
+
+
+def test_a_home_that_is_not_there_yet_has_pages(tmp_path, monkeypatch):
+    """`hyco ui` comes first; with PREFECT_HOME elsewhere nothing else makes the folder."""
+    monkeypatch.delenv("HYCO_SERVE_URL", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with contextlib.ExitStack() as beside:
+        assert f"http://127.0.0.1:{port}/" in _pages(str(tmp_path / "new"), port, beside)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+            assert answer.status == 200
 
 
 def test_flow_runs_of_a_terminal_send_heartbeats(tmp_path, monkeypatch):

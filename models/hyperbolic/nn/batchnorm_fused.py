@@ -21,12 +21,12 @@ from torch.autograd import Function
 
 from hyco.models.hyperbolic.nn import batchnorm_near
 from hyco.models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average
-from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise
+from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate
 
 TINY = 1e-30
 """Smallest squared angle: sinh of its root is the root itself."""
 
-LOST = 2.5e-7
+LOST = 5e-7
 """Relative error of the squared angles from the mean, as estimated, beyond which `batchnorm_near` is used."""
 
 
@@ -245,10 +245,10 @@ def _lost(size: Tensor, spread: Tensor, gain: Tensor) -> bool:
     """Whether rounding moves the squared angles, or the result's time part, by more than LOST of their mean.
 
     The cosh of an angle less 1 is a difference of numbers of this size: the product of the time parts, less 1. The
-    time part is a sum of numbers of the size of the gain, and enters with an eighth of its error.
+    time part is a sum of numbers of the size of the gain, and enters with a quarter of its error.
     """
     eps = torch.finfo(size.dtype).eps
-    return not bool((eps * size <= LOST * spread) & (eps * gain <= 8 * LOST))
+    return not bool((eps * size <= LOST * spread) & (eps * gain <= 4 * LOST))
 
 
 def _sum_points(x: Tensor, less: Tensor, f: Tensor, together: bool) -> Tensor:
@@ -259,8 +259,10 @@ def _sum_points(x: Tensor, less: Tensor, f: Tensor, together: bool) -> Tensor:
 
 
 def _mean(sums: Tensor) -> Tensor:
-    """Midpoint [C] of the points of `_sum_points`."""
-    return normalise(sums[:-2], sums[-2] + sums[-1], sums[-1])
+    """Midpoint [C] of the points of `_sum_points`: `normalise` without its gradient."""
+    space, count = sums[:-2], sums[-1]
+    total, n = sums[-2] + count, torch.linalg.vector_norm(space)
+    return space * torch.maximum((total - n).mul_(total + n), count * count).rsqrt_()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

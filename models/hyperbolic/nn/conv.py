@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyco.models.hyperbolic.curvature import Curvature
+from hyco.models.hyperbolic.nn.conv_fused import Geometry, convolve_fused, window_sum
 from hyco.models.hyperbolic.nn.flatten import beta_ratio
 from hyco.models.hyperbolic.nn.functional import Rate
 from hyco.models.hyperbolic.nn.hyperplane_ops import (
@@ -26,6 +27,7 @@ from hyco.models.hyperbolic.nn.hyperplane_ops import (
 from hyco.models.hyperbolic.nn.linear import init_planes_
 from hyco.models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
 from hyco.models.hyperbolic.ops import square_norm
+from hyco.models.hyperbolic.transforms import transformed
 
 Sizes = int | tuple[int, ...]
 
@@ -57,22 +59,31 @@ def convolve(
     groups: int = 1,
     fused: bool = True,
     max_angle: float = FEATURE_ANGLE,
-    **geometry,
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> Tensor:
     """Hyperbolic convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K, *space'].
 
     With groups, each group of output coordinates sees only its own coordinates of every input point.
     """
     fan_in = weight[0].numel()
-    gain = beta_ratio(fan_in, u.shape[1])
+    gain, windows = (
+        beta_ratio(fan_in, u.shape[1]),
+        Geometry(tuple(weight.shape[2:]), stride, padding, dilation),
+    )
+    # Compilers and torch's transforms differentiate the layer's parts one by one.
+    if fused and not (torch.compiler.is_compiling() or transformed() or u.is_meta):
+        return convolve_fused(u, weight, bias, rate, gain, windows, groups, max_angle)
     scales, powers, shifts = planes(weight, bias, rate, gain)
     # A kernel is smaller than its images: scaling it before the convolution saves a pass over them.
     directions = weight * scales.view(-1, *(1,) * (weight.dim() - 1))
     space = (1,) * (u.dim() - 2)
     # Sums over the channels of each group first: the box sum then costs 1/C of the convolution.
     square = square_norm(u.unflatten(1, (groups, -1)), 2).squeeze(2) if groups > 1 else square_norm(u, 1)
-    s = (rate * rate * gain * gain) * window_sum(square, weight.shape[2:], **geometry)
-    m = convolution(u, directions, groups=groups, **geometry)
+    s = (rate * rate * gain * gain) * window_sum(square, windows)
+    m = convolution(u, directions, None, stride, padding, dilation, groups)
     outputs = hyperplane_outputs if fused else hyperplane_outputs_plain
     if groups == 1:
         powers, shifts = powers.view(-1, *space), None if shifts is None else shifts.view(-1, *space)
@@ -80,36 +91,6 @@ def convolve(
     m, powers = m.unflatten(1, (groups, -1)), powers.view(groups, -1, *space)
     shifts = None if shifts is None else shifts.view(groups, -1, *space)
     return outputs(m, s.unsqueeze(2), None, shifts, powers, rate, (1, 2), max_angle).flatten(1, 2)
-
-
-def window_sum(
-    x: Tensor,
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    """Sum of each window of each channel, [B, C, *space] -> [B, C, *space']: a convolution with ones.
-
-    Computed dimension by dimension, by slices: the backward pass of torch's convolution of single channels takes thirty
-    times as long on a CPU.
-    """
-    for dim, (size, step, around, apart) in enumerate(
-        zip(kernel_size, stride, padding, dilation, strict=True), start=2
-    ):
-        if around:
-            x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (around, around))
-        span = x.shape[dim] - apart * (size - 1)
-        if span < 1:
-            raise ValueError(
-                f"a kernel of {size} with dilation {apart} does not fit into the {x.shape[dim]} positions of "
-                f"dimension {dim}, padding included; padding={(size - 1) * apart // 2} is enough"
-            )
-        taps = [x.narrow(dim, i * apart, span) for i in range(size)]
-        x = sum(taps[1:], taps[0])
-        if step > 1:
-            x = x[(slice(None),) * dim + (slice(None, None, step),)]
-    return x
 
 
 class _Window(HyperbolicModule):

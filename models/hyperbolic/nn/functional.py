@@ -109,6 +109,32 @@ def radial_slope(s: Tensor, value: Tensor, max_angle: float = MAX_ANGLE) -> Tens
     return torch.lerp(sinhc_slope(inside, value), value / (-2 * beyond), above(s, limit))
 
 
+# The next two cost a quarter of `radial_slope` and `asinhc_slope`, which they are with exact=True, and have an error of
+# a rounding unit over s. They are for gradients that multiply them by two lengths of sqrt(s), after which a rounding
+# unit is left. That of a curvature has s itself as a factor, and needs the exact ones.
+
+
+def cheap_radial_slope(
+    s: Tensor, radial: Tensor, time: Tensor, max_angle: float = MAX_ANGLE, exact: bool = False
+) -> Tensor:
+    """Derivative of the first of `radial_and_time` in s, from both."""
+    if exact:
+        return radial_slope(s, radial, max_angle)
+    return free(time, s, max_angle).sub_(radial).div_(s.clamp(min=8 * torch.finfo(s.dtype).eps)).mul_(0.5)
+
+
+def cheap_asinhc_slope(s: Tensor, value: Tensor, exact: bool = False) -> Tensor:
+    """Derivative of `asinhc` in s, from its value."""
+    if exact:
+        return asinhc_slope(s, value)
+    return (1 + s).rsqrt_().sub_(value).div_(s.clamp(min=8 * torch.finfo(s.dtype).eps)).mul_(0.5)
+
+
+def free(x: Tensor, s: Tensor, max_angle: float = MAX_ANGLE) -> Tensor:
+    """x where points of squared angle s are within max_angle, else 0; one pass, without torch.where."""
+    return torch.ops.aten.hardtanh_backward(x, s, -1, max_angle**2)
+
+
 def normalise(space: Tensor, total: Tensor, least: float | Tensor = 1.0, dim: int = 0) -> Tensor:
     """Unit-hyperboloid space part of the centroid, from summed space parts, summed time parts and summed weights.
 

@@ -4,8 +4,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_and_time, radial_part, radial_slope
-from hyco.models.hyperbolic.ops import above, asinh, asinhc, asinhc_slope, has_direction, safe_sqrt
+from hyco.models.hyperbolic.nn.functional import (
+    MAX_ANGLE,
+    Rate,
+    cheap_asinhc_slope,
+    cheap_radial_slope,
+    free,
+    radial_and_time,
+    radial_part,
+)
+from hyco.models.hyperbolic.ops import asinh, asinhc, asinhc_value, has_direction, safe_sqrt
 from hyco.models.hyperbolic.transforms import transformed
 
 FEATURE_ANGLE = 3
@@ -109,14 +117,12 @@ def hyperplane_outputs(
         dims: the dimensions of m that hold the coordinates of one output point.
         max_angle: see `FEATURE_ANGLE`.
     """
-    if transformed():
+    if transformed() or torch.compiler.is_exporting():
         return hyperplane_outputs_plain(m, s, scale, shift, power, rate, dims, max_angle)
     return _Respond.apply(m, s, scale, shift, power, rate, dims, max_angle)[0]
 
 
 class _Respond(Function):
-    # Both passes reuse buffers: new memory pages take half of the time of such a chain on a CPU.
-
     @staticmethod
     def forward(m, s, scale, shift, power, rate, dims, max_angle):
         radial, time = radial_and_time(s, max_angle)
@@ -125,11 +131,7 @@ class _Respond(Function):
             a.mul_(scale)
         if shift is not None:
             a.addcmul_(time, shift, value=-1)
-        angle = asinh(a)
-        w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
-        n = w.square().sum(dims, keepdim=True)
-        value = asinhc(n)
-        return w.mul_(value / rate), angle, n, value, radial, time
+        return *respond(a, power, rate, dims), radial, time
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -146,36 +148,92 @@ class _Respond(Function):
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         if grad is None:
             return (None,) * 8
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this layer is differentiable once; build it with fused=False for second derivatives"
-            )
+        differentiable_once()
         s, scale, shift, power, angle, n, value, radial, time, rate = ctx.saved_tensors
-        rate = ctx.rate if rate is None else rate
-        w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
-        shrink = value / rate
-        along = (grad * w).sum(ctx.dims, keepdim=True)
-        d_rate = -(along * shrink).sum() / rate if ctx.needs_input_grad[5] else None
-        d = (grad * shrink).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
-        d.mul_(w.square_().add_(1).sqrt_())
-        d_power = torch.mul(d, angle, out=w).sum_to_size(power.shape)
-        # sinh is needed below, and a root is cheaper than cosh.
-        a = torch.sinh(angle)
-        d.mul_(power).mul_(torch.mul(a, a, out=w).add_(1).rsqrt_())
-        # d is now the slope in a; the products m are (a + time shift) / (radial scale), and enter in sums
-        # only.
-        slope = a.mul_(d)
+        # The scale, the shift and s depend on the rate, too.
+        rate, exact = ctx.rate if rate is None else rate, ctx.needs_input_grad[5]
+        d, slope, spare, d_power, d_rate = respond_backward(
+            grad, angle, power, n, value, rate, ctx.dims, exact
+        )
+        # The products m are (a + time shift) / (radial scale), and enter in sums only.
         d_shift = d_scale = d_time = None
         d_s = slope.sum_to_size(s.shape)
         if shift is not None:
-            d_time = torch.mul(d, shift, out=w).sum_to_size(s.shape)
-            d_s = d_s + d_time * time
-            d_shift = -torch.mul(d, time, out=w).sum_to_size(shift.shape)
+            d_time = torch.mul(d, shift, out=spare).sum_to_size(s.shape)
+            d_shift = -torch.mul(d, time, out=spare).sum_to_size(shift.shape)
         if scale is not None:
             d_scale = slope.sum_to_size(scale.shape)
             d_scale = (d_scale if shift is None else d_scale - d_shift * shift) / scale
             d.mul_(scale)
-        d_s = d_s / radial * radial_slope(s, radial, ctx.max_angle)
-        if d_time is not None:
-            d_s = torch.addcmul(d_s, d_time * radial, 1 - above(s, ctx.max_angle**2), value=-0.5)
+        d_s = square_slope(s, radial, time, d_s, d_time, ctx.max_angle, exact)
         return d.mul_(radial), d_s, d_scale, d_shift, d_power, d_rate, None, None
+
+
+def differentiable_once() -> None:
+    """Raise RuntimeError where the backward pass that calls it is itself to be differentiated."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "this layer is differentiable once; build it with fused=False for second derivatives"
+        )
+
+
+# The chains below reuse buffers: new memory pages take half of the time of such a chain on a CPU.
+
+
+def respond(
+    a: Tensor, power: Tensor, rate: Rate, dims: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tangent vectors in the memory of a, and asinh a, |w|^2 and asinh|w| / |w| of w = sinh(power asinh a)."""
+    spare = torch.addcmul(a.new_ones(()), a, a).sqrt_().add_(1)
+    angle = a.abs().addcmul_(torch.div(a, spare, out=spare), a).log1p_().copysign_(a)
+    w = torch.mul(angle, power, out=a).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
+    n = torch.mul(w, w, out=spare).sum(dims, keepdim=True)
+    value = asinhc_value(n)
+    return w.mul_(value / rate), angle, n, value
+
+
+def respond_backward(
+    grad: Tensor,
+    angle: Tensor,
+    power: Tensor,
+    n: Tensor,
+    value: Tensor,
+    rate: Rate,
+    dims: tuple[int, ...],
+    exact: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Slopes in a of `respond`, these times a, an empty buffer of their size, and slopes in power and rate (0-dim).
+
+    exact: see `functional.cheap_asinhc_slope`.
+    """
+    one, shrink = grad.new_ones(()), value / rate
+    w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_()
+    d = grad * w
+    along = d.sum(dims, keepdim=True)
+    d_rate = -(along * shrink).sum() / rate if exact else None
+    turn = cheap_asinhc_slope(n, value, exact).mul_(along).mul_(2 / rate)
+    d = torch.mul(grad, shrink, out=d).addcmul_(w, turn)
+    d.mul_(torch.addcmul(one, w, w, out=w).sqrt_())
+    d_power = torch.mul(d, angle, out=w).sum_to_size(power.shape)
+    # sinh is needed below, and a root is cheaper than cosh.
+    a = torch.sinh(angle, out=w)
+    spare = torch.addcmul(one, a, a)
+    d.mul_(power).mul_(spare.rsqrt_())
+    return d, a.mul_(d), spare, d_power, d_rate
+
+
+def square_slope(
+    s: Tensor,
+    radial: Tensor,
+    time: Tensor,
+    by_product: Tensor,
+    by_time: Tensor | None,
+    max_angle: float,
+    exact: bool,
+) -> Tensor:
+    """Slope in s of a = radial m - time shift, from the sums over k of d_k a_k and of d_k shift_k."""
+    slope = cheap_radial_slope(s, radial, time, max_angle, exact).div_(radial)
+    if by_time is None:
+        return slope.mul_(by_product)
+    slope.mul_(torch.addcmul(by_product, by_time, time))
+    return slope.addcmul_(by_time, free(radial, s, max_angle), value=-0.5)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyco.models.hyperbolic.curvature import Curvature
-from hyco.models.hyperbolic.nn.conv import Sizes, _Window, window_sum
+from hyco.models.hyperbolic.nn.conv import Sizes, _Window
+from hyco.models.hyperbolic.nn.conv_fused import Geometry, window_sum
 from hyco.models.hyperbolic.nn.functional import Rate, to_space, to_tangent
 from hyco.models.hyperbolic.nn.lorentz_linear import normals
 from hyco.models.hyperbolic.nn.module import Device
@@ -26,7 +27,10 @@ def lorentz_convolve(
     bias: Tensor | None,
     rate: Rate,
     groups: int = 1,
-    **geometry,
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> Tensor:
     """Lorentz convolution by torch's `convolution`: [B, C, *space], [K, C/groups, *kernel] -> [B, K, *space'].
 
@@ -34,10 +38,10 @@ def lorentz_convolve(
     """
     space, time = normals(weight, bias, rate)
     s = to_space(u, rate, 1)
-    y = convolution(s, space, groups=groups, **geometry)
+    y = convolution(s, space, None, stride, padding, dilation, groups)
     if time is not None:
         square = square_norm(s.unflatten(1, (groups, -1)), 2).squeeze(2)
-        t = (1 + window_sum(square, weight.shape[2:], **geometry)).sqrt()
+        t = (1 + window_sum(square, Geometry(tuple(weight.shape[2:]), stride, padding, dilation))).sqrt()
         y = torch.addcmul(
             y.unflatten(1, (groups, -1)), t.unsqueeze(2), time.view(groups, -1, *(1,) * (u.dim() - 2))
         )

@@ -11,15 +11,16 @@ from torch.autograd import Function
 
 from hyco.models.hyperbolic.curvature import Curvature
 from hyco.models.hyperbolic.nn.functional import (
-    MAX_ANGLE,
     Rate,
+    cheap_asinhc_slope,
+    cheap_radial_slope,
     cosh_sinhc,
+    free,
     radial_and_time,
-    radial_slope,
     to_tangent,
 )
 from hyco.models.hyperbolic.nn.module import HyperbolicModule, accepts_lean, full_precision
-from hyco.models.hyperbolic.ops import above, asinhc, asinhc_slope
+from hyco.models.hyperbolic.ops import asinhc_value
 from hyco.models.hyperbolic.transforms import fx_leaf, transformed
 
 
@@ -51,15 +52,16 @@ class _ResidualAdd(Function):
 
     @staticmethod
     def forward(x, y, rate, dim):
-        scale = rate * rate
-        p, q = x.square().sum(dim, keepdim=True).mul_(scale), y.square().sum(dim, keepdim=True).mul_(scale)
-        d = (x * y).sum(dim, keepdim=True).mul_(scale)
+        scale, buffer = rate * rate, x * x
+        p = buffer.sum(dim, keepdim=True).mul_(scale)
+        q = torch.mul(y, y, out=buffer).sum(dim, keepdim=True).mul_(scale)
+        d = torch.mul(x, y, out=buffer).sum(dim, keepdim=True).mul_(scale)
         (x_f, x_t), (y_f, y_t) = radial_and_time(p), radial_and_time(q)
         # s / rate = a x + b y
-        a = x_f * torch.addcdiv(y_t, x_f * y_f * d, 1 + x_t)
-        out = torch.addcmul(y * y_f, x, a)
-        n = out.square().sum(dim, keepdim=True).mul_(scale)
-        value = asinhc(n)
+        a = torch.addcdiv(y_t, x_f * y_f * d, 1 + x_t).mul_(x_f)
+        out = (y * y_f).addcmul_(x, a)
+        n = torch.mul(out, out, out=buffer).sum(dim, keepdim=True).mul_(scale)
+        value = asinhc_value(n)
         return out.mul_(value), p, q, d, x_f, x_t, y_f, y_t, a, n, value
 
     @staticmethod
@@ -81,30 +83,33 @@ class _ResidualAdd(Function):
             )
         x, y, p, q, d, x_f, x_t, y_f, y_t, a, n, value, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
-        scale = rate * rate
-        along_x = (grad * x).sum(ctx.dim, keepdim=True)
-        along_y = (grad * y).sum(ctx.dim, keepdim=True)
+        scale, exact = rate * rate, ctx.needs_input_grad[2]
+        buffer = grad * x
+        along_x = buffer.sum(ctx.dim, keepdim=True)
+        along_y = torch.mul(grad, y, out=buffer).sum(ctx.dim, keepdim=True)
         # The slope in s / rate is value grad + rate turn s; its products with x and y follow from p, q and d.
-        along = a * along_x + y_f * along_y
-        turn = asinhc_slope(n, value).mul_(2 * along)
-        d_a = value * along_x + turn * (a * p + y_f * d)
-        d_y_f = value * along_y + turn * (a * d + y_f * q)
+        turn = cheap_asinhc_slope(n, value, exact).mul_((a * along_x).addcmul_(y_f, along_y)).mul_(2)
+        d_a = (a * p).addcmul_(y_f, d).mul_(turn).addcmul_(value, along_x)
+        d_y_f = (a * d).addcmul_(y_f, q).mul_(turn).addcmul_(value, along_y)
         # a = x_f (y_t + x_f y_f d / (1 + x_t))
         share = x_f / (1 + x_t)
-        together = share * y_f * d
-        d_d = d_a * x_f * share * y_f
-        d_y_f += d_a * x_f * share * d
-        d_p = d_a * ((y_t + 2 * together) * radial_slope(p, x_f))
-        d_p -= (d_a * together * share * x_f / 2).mul_(1 - above(p, MAX_ANGLE**2))
-        d_q = d_y_f * radial_slope(q, y_f)
-        d_q += (d_a * x_f * y_f / 2).mul_(1 - above(q, MAX_ANGLE**2))
+        d_d = (d_a * x_f).mul_(share)
+        d_y_f.addcmul_(d_d, d)
+        d_d.mul_(y_f)
+        together = (share * y_f).mul_(d)
+        d_p = torch.add(y_t, together, alpha=2).mul_(cheap_radial_slope(p, x_f, x_t, exact=exact)).mul_(d_a)
+        d_p.sub_(free(d_d * d, p).mul_(share), alpha=0.5)
+        d_q = d_y_f.mul_(cheap_radial_slope(q, y_f, y_t, exact=exact))
+        d_q.add_(free(d_a.mul_(x_f).mul_(y_f), q), alpha=0.5)
         d_rate = None
-        if ctx.needs_input_grad[2]:
+        if exact:
             # n contains rate^2, as p, q and d do.
             d_rate = (d_p * p + d_q * q + d_d * d + turn * n / 2).sum() * (2 / rate)
-        cross = (turn * a * y_f + d_d) * scale
-        d_x = (grad * (a * value)).addcmul_(x, (turn * a * a + 2 * d_p) * scale).addcmul_(y, cross)
-        d_y = (grad * (y_f * value)).addcmul_(y, (turn * y_f * y_f + 2 * d_q) * scale).addcmul_(x, cross)
+        cross = (turn * a).mul_(y_f).add_(d_d).mul_(scale)
+        d_x = torch.mul(grad, a * value, out=buffer).addcmul_(y, cross)
+        d_x.addcmul_(x, (a * a).mul_(turn).add_(d_p, alpha=2).mul_(scale))
+        d_y = (grad * (y_f * value)).addcmul_(x, cross)
+        d_y.addcmul_(y, (y_f * y_f).mul_(turn).add_(d_q, alpha=2).mul_(scale))
         return d_x, d_y, d_rate, None
 
 

@@ -1,16 +1,19 @@
 """Pages of the Prefect UI: a quarantined version has one too, and a page that cannot be made stops no work."""
 
+import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.artifacts import Artifact
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL
 
-from hyco.flows.__main__ import announce
+from hyco.flows.__main__ import announce, announce_shelved
 from hyco.flows.pack import pack
-from hyco.flows.reporting import artifacts
+from hyco.flows.reporting import artifacts, events
 from hyco.pipeline.mining.mine import MineConfig
 from hyco.pipeline.packing.dataset_gate import Check, QualityError
 from hyco.pipeline.packing.pack import PackConfig
@@ -73,6 +76,21 @@ def test_a_decision_about_a_run_that_lies_elsewhere_is_told_of_its_home(tmp_path
     announce(row, str(home))
     assert data_of("decision").startswith("# Refused: " + "r" * 16)
     assert (home / "prefect").is_dir() and not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("named_server")
+def test_what_prefect_still_has_to_send_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = PrefectConsoleHandler(stream := io.StringIO())
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    monkeypatch.setattr(logging.getLogger("prefect.EventsWorker"), "handlers", [handler])
+
+    def late() -> None:
+        logging.getLogger("prefect.EventsWorker").warning("Still processing items: 1 items remaining...")
+        logging.getLogger("prefect.EventsWorker").warning("something else")
+
+    monkeypatch.setattr(events, "flush", late)
+    announce_shelved(False, "7.tar", "/data", "torn", str(tmp_path))
+    assert stream.getvalue() == "something else\n"
 
 
 @pytest.mark.usefixtures("named_server")

@@ -123,6 +123,6 @@ def test_a_server_of_our_own_starts_behind_a_proxy(tmp_path: Path, proxied: None
     )
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], env=own, capture_output=True, text=True, timeout=110
+        [sys.executable, "-c", script, str(tmp_path)], env=own, capture_output=True, text=True, timeout=200
     )
     assert done.stdout.strip() == "200", done.stderr[-2000:]

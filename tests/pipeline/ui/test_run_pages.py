@@ -1,6 +1,7 @@
 """Pages of runs, comparisons and decisions, and the champions over time."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,7 @@ def test_champions_over_time_are_of_one_exam(client: TestClient, home: Path) -> 
     drawn = client.get("/champions.svg").text
     assert drawn.count("<circle") == 3 and "Zero-shot top-1" in drawn
     assert "Decisions made on other images, left out: 1." in drawn
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d</text>", drawn), "on one day the axis has the time"
     again = Home(home).registry.assessment("new-model0")
     again.write("metrics.json", json.dumps(metrics(0.25)).encode())
     assert client.get("/champions.svg").text.count("<circle") == 4, "evaluated again, beside a challenger"
