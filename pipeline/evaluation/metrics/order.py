@@ -51,8 +51,9 @@ class Scored:
 def order_of(embedder: Embedder) -> "Score | LorentzOrder":
     """How a model's points compare: by distance on its hyperboloid, otherwise (also if it is polar) by its score."""
     c = embedder.curvatures
-    plain = c is None or len(c) > 1 or embedder.polar
-    return embedder.score if plain else LorentzOrder(float(c))
+    if c is None or len(c) > 1 or embedder.polar:
+        return embedder.score
+    return LorentzOrder(float(c))
 
 
 class Plain:
