@@ -9,6 +9,7 @@ died of it, so that the unit that kills servers is the one that is named; a call
 """
 
 import contextlib
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -103,8 +104,7 @@ def quick_call(function: Callable[..., Any], *args: Any) -> Any:
 
 def _sent(function: Callable[..., Any], args: tuple[Any, ...], ask: Callable[..., Any]) -> Any:
     """Send a call to one server after another until one has begun it."""
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     for _ in range(RESENT):
         if not _mine.actors:
             break
