@@ -56,13 +56,15 @@ class Servers:
         actors: their handles; a dead one is removed.
         limit_s: a call that takes longer is ended with its server; None sets no limit.
         first: which one is asked first, so that workers spread over them.
-    waited_s: seconds in which calls of this process waited for their turn, or for a server to start.
+        waited_s: seconds in which calls of this process waited for their turn, or for a server to start.
+        served: whether there were any.
     """
 
     actors: list[Any] = field(default_factory=list)
     limit_s: float | None = None
     first: int = 0
     waited_s: float = 0.0
+    served: bool = False
 
 
 class _AwayError(Exception):
@@ -76,11 +78,12 @@ def use(actors: list[Any], limit_s: float | None) -> None:
     """Let the calls of this process go to these servers."""
     number = int(os.environ.get("HYCO_WORKER_NUMBER", "0"))
     _mine.actors, _mine.limit_s, _mine.first = list(actors), limit_s, number
+    _mine.served = bool(actors)
 
 
 def has_servers() -> bool:
-    """Return whether this process is a worker with servers."""
-    return bool(_mine.actors)
+    """Return whether this process is a worker with servers, dead or alive: it has no GPU of its own."""
+    return _mine.served
 
 
 def waited_s() -> float:
@@ -132,15 +135,16 @@ def _turn(ray: Any, actor: Any, function: Callable[..., Any], args: tuple[Any, .
     sent = time.monotonic()
     coming = actor.serve.options(num_returns="streaming").remote(function, args)
     _until_begun(ray, actor, coming)
-    name = name_of(function, args)
     if _mine.limit_s and not ray.wait([coming], timeout=_mine.limit_s)[0]:
         with contextlib.suppress(Exception):
             ray.kill(actor, no_restart=False)
-        raise WorkerDiedError(f"a server was killed (longer than {_mine.limit_s:g} s) in {name}")
+        what = f"a server was killed (longer than {_mine.limit_s:g} s) in {name_of(function, args)}"
+        raise WorkerDiedError(what)
     try:
         found, took = ray.get(next(coming))
     except ray.exceptions.RayActorError as error:
-        raise WorkerDiedError(f"a server died in {name}: {type(error).__name__}") from None
+        what = f"a server died in {name_of(function, args)}: {type(error).__name__}"
+        raise WorkerDiedError(what) from None
     _mine.waited_s += max(0.0, time.monotonic() - sent - took)
     return found
 

@@ -163,3 +163,14 @@ def test_without_a_gpu_or_with_servers_0_workers_hold_their_own(cluster: RayClus
             executor = stack.enter_context(RayExecutor(cluster.address, 1, servers=servers))
             assert executor.servers == []
             assert executor.submit(served.has_servers).result(60) is False
+
+
+def test_a_worker_whose_servers_are_all_gone_does_not_load_a_model_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(served, "_mine", served.Servers())
+    served.use(["a server"], None)
+    served._mine.actors.clear()
+    assert served.has_servers()
+    with pytest.raises(WorkerDiedError, match=r"no server is left for .*double"):
+        served.call(double, 1)
