@@ -19,6 +19,7 @@ from hyco.models.hyperbolic.ops import (
     asinhc,
     expand_c,
     has_direction,
+    one_minus_exp,
     promote,
     safe_atan2,
     safe_norm,
@@ -237,7 +238,7 @@ def _sinh_ratio(t: float | Tensor, s: Tensor) -> Tensor:
     """
     far, near = s > 1, s.clamp(max=1)
     u = torch.where(far, s, 1.0).sqrt()
-    apart = torch.exp((t - 1) * u) * torch.expm1(-2 * t * u) / torch.expm1(-2 * u)
+    apart = torch.exp((t - 1) * u) * one_minus_exp(2 * t * u) / one_minus_exp(2 * u)
     return torch.where(far, apart, t * sinhc(t * t * near) / sinhc(near))
 
 

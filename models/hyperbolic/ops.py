@@ -139,6 +139,15 @@ def cosh(x: Tensor) -> Tensor:
     return (torch.exp(x) + torch.exp(-x)) / 2 if _exports_float64(x) else torch.cosh(x)
 
 
+def one_minus_exp(x: Tensor) -> Tensor:
+    """1 - exp(-x) for x >= 0, elementwise, also of small x.
+
+    Not by torch.expm1: Inductor computes it as exp(x) - 1 on CPUs, which is 0 for small x.
+    """
+    half = torch.tanh(x / 2)
+    return 2 * half / (1 + half)
+
+
 def _exports_float64(x: Tensor) -> bool:
     return torch.compiler.is_exporting() and x.dtype == torch.float64
 
@@ -259,7 +268,10 @@ def _tanhc(s: Tensor) -> Tensor:
 
 def _atanhc(s: Tensor) -> Tensor:
     u = _positive_root(s)
-    return torch.atanh(u) / u
+    if torch.compiler.is_exporting():
+        return torch.atanh(u) / u
+    # Not torch.atanh: Inductor computes it as log((1 + u) / (1 - u)) / 2 on CPUs, which is 0 for small u.
+    return (2 * u / (1 - u)).log1p_() / (2 * u)
 
 
 def sinhc(s: Tensor) -> Tensor:

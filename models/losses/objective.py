@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hyco.models.hyperbolic import lorentz, product
-from hyco.models.hyperbolic.ops import promote
+from hyco.models.hyperbolic.ops import one_minus_exp, promote
 from hyco.models.losses.contrastive import PairLoss, contrast
 from hyco.models.losses.entailment import angle_and_distance, cone_excess
 from hyco.models.losses.rows import (
@@ -351,7 +351,7 @@ def _entailed(
     else:
         each, distance = angle_and_distance(general, specific, curvature)
         if row.adaptive:
-            each = -torch.expm1(-distance) * each
+            each = one_minus_exp(distance) * each
         each = F.huber_loss(each, torch.zeros_like(each), reduction="none", delta=row.delta)
     return each.sum() / (batch.count(row.general) * (_factors(curvature) if geometry == "product" else 1))
 

@@ -19,6 +19,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from torch.nn.utils import skip_init
 
 from hyco.models.hyperbolic import nn as hnn
+from hyco.models.hyperbolic import ops
 from hyco.models.hyperbolic.curvature import Curvature
 from hyco.models.hyperbolic.optim import RiemannianAdam, parameter_groups
 from tests.models.hyperbolic.test_hyperbolic_modules import MODULES, loss_of, make
@@ -433,3 +434,12 @@ def test_the_padding_row_is_the_origin_and_stays_there(points, padding_idx):
     assert not table.weight[2].any() and not torch.equal(table.weight[0], before[0])
     with pytest.raises(ValueError, match="padding_idx must be a row of the 5; got 5"):
         hnn.Embedding(5, 3, 5)
+
+
+def test_inductor_keeps_small_numbers():
+    """On CPUs Inductor's atanh and expm1 of small numbers have no correct digit."""
+    x = torch.logspace(-12, -2, 48)
+    found = torch.compile(lambda x: (ops.atanhc(x), ops.one_minus_exp(x)))(x)
+    s, x = x.double().sqrt(), x.double()
+    for one, true in zip(found, (torch.atanh(s) / s, -torch.expm1(-x)), strict=True):
+        assert ((one - true).abs() / true).max() <= 1e-6
