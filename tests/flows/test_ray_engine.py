@@ -16,6 +16,8 @@ from hyco.flows.deployment.spec import blueprint
 from hyco.flows.mine import mine
 from hyco.flows.pack import pack
 from hyco.pipeline.end_to_end import JourneyConfig, compose
+from hyco.pipeline.packing.pack import pack as pack_here
+from hyco.pipeline.runtime.executor import InProcess
 from hyco.storage.home import Home
 from tests.factories.ray_cluster import RayCluster
 from tests.flows.deployment.test_reconcile import config as deployment
@@ -78,8 +80,8 @@ def test_flows_and_commands_on_ray_make_the_version_of_this_machine(
     assert {name: far[name] for name in far if name not in timed} == {
         name: mined[name] for name in mined if name not in timed
     }
-    local = hyco("pack", tmp_path / "command", source, "--workers", "1")
-    assert local["version"] == packed["version"]
+    here = pack_here(config.mine, config.pack, Home(tmp_path / "command"), InProcess())
+    assert here.name == packed["version"]
     assert Home(tmp_path / "flows").versions.latest() == packed["version"]
 
 
