@@ -1,10 +1,11 @@
-"""Pack: detections to a dataset version, one task per shard, without a detector."""
+"""Pack: detections to a dataset version, one task per shard; a detector runs only where boxes are verified."""
 
 import dataclasses
 from typing import Any
 
 from prefect import flow
 
+from hyco.flows.mine import mine as mine_flow
 from hyco.flows.reporting import artifacts
 from hyco.flows.reporting import events as signals
 from hyco.flows.runtime.progress import ProgressArtifact
@@ -14,6 +15,7 @@ from hyco.pipeline.mining.mine import MineConfig
 from hyco.pipeline.packing import pack as packing
 from hyco.pipeline.packing.dataset_gate import Check, QualityError
 from hyco.pipeline.packing.pack import PackConfig
+from hyco.pipeline.packing.verified import verifying
 from hyco.pipeline.runtime.executor import LOCAL
 from hyco.storage.home import Home
 
@@ -31,6 +33,7 @@ def pack(
     mined_only: bool = False,
     latest: bool = True,
     name: str | None = None,
+    verify: str = "",
     engine: str = LOCAL,
 ) -> dict[str, Any]:
     """Apply thresholds, cut crops, write training shards and publish a version; emits hyco.dataset.published.
@@ -42,9 +45,15 @@ def pack(
         mined_only: leave out units that were added to the source after it was mined.
         latest: whether a version that passes the gate becomes latest; an experiment does not.
         name: a name for the version, an experiment: it does not become latest.
+        verify: a second grounder that must confirm every box, such as sam3 or owlv2_base; empty takes that of the
+            configuration (config.verify.grounder). It is run for shards that it has not seen.
         engine: where the shards are packed: local, ray or ray:HOST:PORT.
     """
     opened, checks = Home(home), list[Check]()
+    if verify:
+        config = config.replace(verify=config.verify.replace(grounder=verify, weights=""))
+    if config.verify.grounder:
+        mine_flow(verifying(mine, config.verify), home, engine=engine)
     try:
         with task_engine("pack", engine, gpus=0.0) as executor:
             progress = ProgressArtifact("pack-progress", "pack")

@@ -192,7 +192,8 @@ def _deployed(
     config: DeployConfig, flow: str, name: str, parameters: dict[str, Any], description: str, **rest: Any
 ) -> Deployed:
     on_ray = config.heavy_pool == RAY and flow in ON_A_CLUSTER
-    pool = config.heavy_pool if flow in HEAVY or on_ray else "cpu"
+    verifies = flow == "pack" and bool(config.retrain.journey.pack.verify.grounder)  # runs a detector too
+    pool = config.heavy_pool if flow in HEAVY or verifies or on_ray else "cpu"
     given = {**parameters, "home": config.home, **({"engine": config.engine} if on_ray else {})}
     return Deployed(flow, name, pool, given, description, tags=("hyco", TAGS[flow]), **rest)
 

@@ -3,11 +3,12 @@
 Legend: B batch, N tokens, D width; T and U, nodes and distinct texts of packed texts (models/encoders/packing.py).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hyco.models.encoders.packing import Packing
@@ -47,6 +48,52 @@ def attend(
     if seen is not None:
         weight = weight.masked_fill(~seen, -torch.inf)
     return weight.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def attend_to_selves(qkv: Float[Tensor, "B N 3 A d"], causal: bool) -> Float[Tensor, "B N A d"]:
+    """`attend` of all tokens, from their queries, keys and values side by side."""
+    many = qkv.numel() // 3 > FEW_VALUES
+    if (
+        many
+        and qkv.device.type == "cpu"
+        and qkv.dtype == torch.bfloat16
+        and not torch.compiler.is_compiling()
+    ):
+        return _WrittenOut.apply(qkv, causal)  # pyright: ignore[reportReturnType]
+    return attend(*(each.transpose(1, 2) for each in qkv.unbind(2)), causal).transpose(1, 2)
+
+
+class _WrittenOut(torch.autograd.Function):
+    """`attend` in bfloat16 with its own backward pass: one copy for all heads where autograd makes four, no float32.
+
+    The softmax itself is computed in float32; its weights are kept in bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, causal: bool) -> Tensor:
+        b, n, _, heads, d = qkv.shape
+        parts = qkv.permute(2, 0, 3, 1, 4).reshape(3, b * heads, n, d)
+        weight = torch.empty(b * heads, n, n, dtype=qkv.dtype)
+        weight.baddbmm_(parts[0], parts[1].mT, beta=0, alpha=d**-0.5)
+        if causal:
+            weight.masked_fill_(~torch.ones(n, n, dtype=torch.bool).tril(), -torch.inf)
+        weight = torch.softmax(weight, -1)
+        ctx.save_for_backward(parts, weight)
+        return torch.bmm(weight, parts[2]).view(b, heads, n, d).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        parts, weight = ctx.saved_tensors
+        b, n, heads, d = grad.shape
+        q, k, v = parts
+        grad = grad.transpose(1, 2).reshape(b * heads, n, d)
+        by_parts = torch.empty_like(parts)
+        torch.bmm(weight.mT, grad, out=by_parts[2])
+        slopes = torch._softmax_backward_data(torch.bmm(grad, v.mT), weight, -1, weight.dtype)
+        by_parts[0].baddbmm_(slopes, k, beta=0, alpha=d**-0.5)
+        by_parts[1].baddbmm_(slopes.mT, q, beta=0, alpha=d**-0.5)
+        return by_parts.view(3, b, heads, n, d).permute(1, 3, 0, 2, 4).contiguous(), None
 
 
 class Block(nn.Module):
@@ -113,18 +160,14 @@ class Block(nn.Module):
     def _attend_rows(self, x: Tensor, normed: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
         """The queries' tokens [B, M, D], and what they attend to [B, M, heads, D / heads]."""
         b, n, d = x.shape
-        causal, seen = self.causal, None
+        heads = (self.heads, d // self.heads)
         if at is None:
-            q, k, v = self.qkv(normed).chunk(3, -1)
-        else:
-            row = torch.arange(b, device=x.device)
-            q, keys_values = self._one_query(normed, (row, at))
-            k, v = keys_values.chunk(2, -1)
-            x = x[row, at][:, None]
-            if causal:
-                causal, seen = False, (torch.arange(n, device=x.device) <= at[:, None])[:, None, None]
-        q, k, v = (y.view(b, -1, self.heads, d // self.heads).transpose(1, 2) for y in (q, k, v))
-        return x, attend(q, k, v, causal, seen).transpose(1, 2)
+            return x, attend_to_selves(self.qkv(normed).view(b, n, 3, *heads), self.causal)
+        row = torch.arange(b, device=x.device)
+        q, keys_values = self._one_query(normed, (row, at))
+        q, k, v = (y.view(b, -1, *heads).transpose(1, 2) for y in (q, *keys_values.chunk(2, -1)))
+        seen = (torch.arange(n, device=x.device) <= at[:, None])[:, None, None] if self.causal else None
+        return x[row, at][:, None], attend(q, k, v, causal=False, seen=seen).transpose(1, 2)
 
     def _attend_packed(
         self, x: Tensor, normed: Tensor, at: Tensor | None, packing: Packing
@@ -135,7 +178,7 @@ class Block(nn.Module):
         if at is None:
             blocks = packing.spread(self.qkv(normed))
             qkv = (block.view(*size, 3, *heads) for block, size in zip(blocks, packing.groups, strict=True))
-            attended = [attend(*block.permute(2, 0, 3, 1, 4), causal=True).transpose(1, 2) for block in qkv]
+            attended = [attend_to_selves(block, causal=True) for block in qkv]
             return x, torch.cat([one.reshape(-1, d) for one in attended]).index_select(0, packing.place)
         query, keys_values = self._one_query(normed, (at,))
         blocks = packing.spread(keys_values)

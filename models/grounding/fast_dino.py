@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyco.models.hyperbolic.onednn import has_onednn
+
 _ATTENTION = ("GroundingDinoMultiscaleDeformableAttention", "MMGroundingDinoMultiscaleDeformableAttention")
 # Layers in which an activation directly follows a linear layer: the names of the two.
 _ACTIVATED = {
@@ -46,12 +48,6 @@ def accelerate(network: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and has_onednn():
                 setattr(module, name, OneDnnLinear(child))
-
-
-@functools.cache
-def has_onednn() -> bool:
-    """Return whether this build of PyTorch has the fused linear layer of oneDNN."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class OneDnnLinear(nn.Module):

@@ -30,6 +30,11 @@ _BPE = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.jso
 """What stands for tokenizer.json in older uploads of byte-pair tokenizers (OWLv2)."""
 
 
+def types_of(backend: str) -> tuple[str, ...]:
+    """Return the model types that a backend reads."""
+    return tuple(kind for kind, name in BACKENDS.items() if name == backend)
+
+
 def settings_of(folder: Path, types: Sequence[str]) -> list[Path]:
     """Return the files beside the weights that determine the output of the model in `folder`.
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from hyco.models.grounding.batching import Halving
 from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of
-from hyco.models.grounding.model_folder import files_of, image_settings, load_network
+from hyco.models.grounding.model_folder import files_of, image_settings, load_network, types_of
 
-MODEL_TYPES = ("owlv2",)
+MODEL_TYPES = types_of("owlv2")
 
 
 def digest(folder: Path) -> str:

@@ -17,10 +17,10 @@ import torch
 
 from hyco.models.grounding.batching import Halving
 from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of, join
-from hyco.models.grounding.model_folder import files_of, load_network
+from hyco.models.grounding.model_folder import files_of, load_network, types_of
 from hyco.models.grounding.torchvision_import import import_torchvision
 
-MODEL_TYPES = ("sam3", "sam3_video")
+MODEL_TYPES = types_of("sam3")
 
 
 def digest(folder: Path) -> str:

@@ -87,8 +87,8 @@ class _Angles(Block):
 class Cones(Sphere):
     """Minus the mean over k hyperboloids of the exterior angle of a key at a query."""
 
-    def __init__(self, c: Tensor, points: Sequence[Tensor]) -> None:
-        super().__init__(points, len(c))
+    def __init__(self, c: Tensor, points: Sequence[Tensor], deferred: bool = False) -> None:
+        super().__init__(points, len(c), deferred)
         self.root_c = c.sqrt()
         self.sets = [_Points.of(each, self.root_c) for each in points]
 
@@ -96,7 +96,7 @@ class Cones(Sphere):
         """Scores of the queries of a span and all keys of a pair of sets."""
         x, y = self.sets[pair[0]].rows(span), self.sets[pair[1]]
         along, across, b, square = _sides(x, y)
-        lost, apart = _lost(x, y, across, square), None
+        lost, apart = self._lost(x, y, across, square), None
         if lost is not None:
             factor, row, column = lost.nonzero(as_tuple=True)
             if len(factor) <= max(lost.shape[1:]):
@@ -106,7 +106,7 @@ class Cones(Sphere):
                 x = _Points.of(self.points[pair[0]][slice(*span)].double(), wide)
                 y = _Points.of(self.points[pair[1]].double(), wide)
                 along, across, b, square = _sides(x, y)
-                lost = _lost(x, y, across, square)
+                lost = self._lost(x, y, across, square)
         a = across.sqrt_()
         angle = torch.atan2(a, b)
         k2 = torch.div(a, square)
@@ -121,6 +121,19 @@ class Cones(Sphere):
         mean = angle[0] if self.factors == 1 else angle.mean(0)
         scores = mean.to(scale.dtype).mul_(-scale)
         return _Angles(span, scale, scores, x.unit, y.x, None, None, None, x, y, k1, k2, along, apart)
+
+    def _lost(self, x: _Points, y: _Points, across: Tensor, square: Tensor) -> Tensor | None:
+        """Pairs [k, q, K] whose a^2 or S is lost to cancellation, or overflows; None without such pairs."""
+        least = COLLINEAR[across.dtype] * y.length.square().mT
+        least_square = COINCIDENT[across.dtype] * x.length.square()
+        times = y.time.square().mT
+        # First by one pass over each matrix, with a bound that is at least the pair's own.
+        some = ~(across.amin(1, keepdim=True) > least).all()
+        some |= ~(square.amin(2, keepdim=True) > least_square * times.amax(2, keepdim=True)).all()
+        if self.ordinary(some):
+            return None
+        lost = ~(across > least) | ~(square > least_square * times)
+        return lost if bool(lost.any()) else None
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
         """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores over the scale."""
@@ -169,17 +182,3 @@ def _sides(x: _Points, y: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     across = torch.addcmul(y.length.square().mT, along, along, value=-1).clamp_(min=0)
     b = (along * x.time).addcmul_(x.length, y.time.mT, value=-1)
     return along, across, b, torch.addcmul(across, b, b)
-
-
-def _lost(x: _Points, y: _Points, across: Tensor, square: Tensor) -> Tensor | None:
-    """Pairs [k, q, K] whose a^2 or S is lost to cancellation, or overflows; None without such pairs."""
-    least = COLLINEAR[across.dtype] * y.length.square().mT
-    least_square = COINCIDENT[across.dtype] * x.length.square()
-    times = y.time.square().mT
-    # First by one pass over each matrix, with a bound that is at least the pair's own.
-    some = ~(across.amin(1, keepdim=True) > least).all()
-    some |= ~(square.amin(2, keepdim=True) > least_square * times.amax(2, keepdim=True)).all()
-    if not bool(some):
-        return None
-    lost = ~(across > least) | ~(square > least_square * times)
-    return lost if bool(lost.any()) else None

@@ -21,6 +21,13 @@ from torch.nn import functional as F
 from hyco.models.losses.cones import Cones
 from hyco.models.losses.spaces import Block, Hyperboloids, Sphere
 
+DEFERRED = {"cuda"}
+"""Types of devices that are asked once, at the end, whether a pair of points needs float64, and not for every block.
+
+By then the whole loss is in the device's queue, so that it computes while the host waits. Where a pair needs it, which
+is rare, all blocks are computed again, and each one asks.
+"""
+
 
 @dataclass(frozen=True)
 class PairLoss:
@@ -96,18 +103,13 @@ class _Contrast(torch.autograd.Function):
         c,
         *points,
     ):
-        curved = Cones if cones else Hyperboloids
-        space = curved(c, points) if len(c) else Sphere(points)
-        by_scale, by_bias = torch.zeros_like(scale), torch.zeros_like(bias)
-        sums = scale.new_zeros(len(tables), 2)
-        total = scale.new_zeros(())
-        with _full_precision():
+        def passed(space: Sphere) -> tuple[Tensor, Tensor, list[Tensor]]:
+            """The total, the sums and the gradients by every input."""
+            by_scale, by_bias = torch.zeros_like(scale), torch.zeros_like(bias)
+            sums, total = scale.new_zeros(len(tables), 2), scale.new_zeros(())
             for number, table in enumerate(tables):
-                own = slice(*table.bias)
-                inverse, to = (
-                    scale[table.scale],
-                    _Slopes(space, table, by_scale[table.scale], by_bias[own], wants),
-                )
+                own, inverse = slice(*table.bias), scale[table.scale]
+                to = _Slopes(space, table, by_scale[table.scale], by_bias[own], wants)
                 if table.sigmoid:
                     _run_sigmoid(to, inverse, bias[own], sums[number], pairs_at_once)
                 else:
@@ -115,8 +117,15 @@ class _Contrast(torch.autograd.Function):
                 total = total + sums[number, 0] * table.weight
                 if table.reverse_weight is not None:
                     total = total + sums[number, 1] * table.reverse_weight
-            if wants:
-                ctx.save_for_backward(by_scale, by_bias, *space.gradients())
+            return total, sums, [by_scale, by_bias, *space.gradients()] if wants else []
+
+        curved, deferred = Cones if cones else Hyperboloids, points[0].device.type in DEFERRED
+        with _full_precision():
+            space = curved(c, points, deferred) if len(c) else Sphere(points)
+            total, sums, found = passed(space)
+            if space.lost is not None and bool(space.lost):
+                total, sums, found = passed(curved(c, points))
+            ctx.save_for_backward(*found)
         ctx.mark_non_differentiable(sums)
         return total, sums
 

@@ -64,10 +64,17 @@ class Block:
 
 
 class Sphere:
-    """Cosines of unit vectors, and the gradient computed from the derivatives of a loss by its scores."""
+    """Cosines of unit vectors, and the gradient computed from the derivatives of a loss by its scores.
 
-    def __init__(self, points: Sequence[Tensor], factors: int = 1) -> None:
+    Attributes:
+        deferred: whether `block` takes every pair for an ordinary one, without asking the device.
+        lost: then, whether one of them was not, so that all blocks have to be computed again; None without blocks.
+    """
+
+    def __init__(self, points: Sequence[Tensor], factors: int = 1, deferred: bool = False) -> None:
         self.points, self.factors = points, factors
+        self.deferred = deferred
+        self.lost: Tensor | None = None
         # Sums per set of the points that it was multiplied with, weighted.
         self.pulled: dict[int, Tensor] = {}
 
@@ -81,6 +88,13 @@ class Sphere:
         everything = (0, len(self.points[pair[1]]))
         self.gather(self.pulled, pair[0], block.span, slopes[None], block.key)
         self.gather(self.pulled, pair[1], everything, slopes.T[None], block.query)
+
+    def ordinary(self, some: Tensor) -> bool:
+        """Whether a block may be taken as it is, given whether it has some other pair (0-dim); waits, or defers it."""
+        if not self.deferred:
+            return not bool(some)
+        self.lost = some if self.lost is None else self.lost | some
+        return True
 
     def gradients(self) -> Iterator[Tensor]:
         """Gradients by the curvatures and every set of points, in this order."""
@@ -112,8 +126,8 @@ class Sphere:
 class Hyperboloids(Sphere):
     """Minus the mean of the distances in k hyperboloids."""
 
-    def __init__(self, c: Tensor, points: Sequence[Tensor]) -> None:
-        super().__init__(points, len(c))
+    def __init__(self, c: Tensor, points: Sequence[Tensor], deferred: bool = False) -> None:
+        super().__init__(points, len(c), deferred)
         self.moment = torch.zeros_like(c)  # sum over all pairs of slope times distance
         self.root_c = c.sqrt()
         self.share = 1 / (self.factors * self.root_c)  # of a factor's distance in the mean
@@ -128,7 +142,8 @@ class Hyperboloids(Sphere):
             self.keys[pair[1]] = _as_key(key)
         rows, keys = self.points[pair[0]][slice(*span)], self.points[pair[1]]
         h = query @ self.keys[pair[1]].transpose(1, 2)
-        index, near_pairs = _close(h, query, key), None
+        some, bound = _some_close(h, query, key)
+        index, near_pairs = None if self.ordinary(some) else _close(h, bound, query, key), None
         many = index is not None and len(index[0]) > max(h.shape[1:])
         if many:
             wide = self.root_c.double()
@@ -217,13 +232,17 @@ def _as_key(chart: Tensor) -> Tensor:
     return key
 
 
-def _close(h: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Index (factor, query, key) of the pairs whose h is lost to cancellation; None without such pairs."""
+def _some_close(h: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether there may be pairs whose h is lost to cancellation (0-dim), and a bound of theirs for each row."""
     u, v = query[..., -2, None], key[..., -2]
     most = v.amax(-1)[:, None, None]
     bound = NEAR * (u * (1 + most) + most)  # at least the bound of each pair of a row
-    if not bool((h.amin(-1, keepdim=True) <= bound).any()):
-        return None
+    return (h.amin(-1, keepdim=True) <= bound).any(), bound
+
+
+def _close(h: Tensor, bound: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Index (factor, query, key) of the pairs whose h is lost to cancellation."""
+    u, v = query[..., -2, None], key[..., -2]
     factor, row, column = (h <= bound).nonzero(as_tuple=True)
     u, v = u[factor, row, 0], v[factor, column]
     close = h[factor, row, column] <= NEAR * (u * (1 + v) + v)

@@ -253,7 +253,8 @@ def _fit(
             due = step % config.checkpoint_steps == 0 or step == steps or stopping
             if due or time.perf_counter() - saved_at > 60 * config.checkpoint_minutes:
                 require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
-                save_checkpoint(checkpoints, step, model, optimiser, {"seconds": seconds}, config.keep)
+                weights, learned = model.state_dict(), optimiser.state_dict()
+                save_checkpoint(checkpoints, step, weights, learned, {"seconds": seconds}, config.keep)
                 saved_at = time.perf_counter()
         complete = step == steps
     finally:

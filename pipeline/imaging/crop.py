@@ -1,20 +1,25 @@
 """Crops of boxes, and whole images resized for training and inference."""
 
 import math
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 WHITE = 255
 
+Resizer = Literal["pillow", "torch"]
+"""Whose bicubic resizing with antialiasing is used; see pipeline.imaging.resize."""
 
-def letterbox(array: np.ndarray, size: int, fill: int = WHITE) -> np.ndarray:
+
+def letterbox(array: np.ndarray, size: int, fill: int = WHITE, by: Resizer = "pillow") -> np.ndarray:
     """Fit an image into a square, keeping its aspect ratio, centred on a plain background.
 
     Args:
         array: uint8 [H, W, 3].
         size: side of the square in pixels; smaller images are enlarged.
         fill: value of the background; white as in the published HyCoCLIP data.
+        by: whose resizing.
 
     Returns:
         uint8 [size, size, 3].
@@ -24,12 +29,16 @@ def letterbox(array: np.ndarray, size: int, fill: int = WHITE) -> np.ndarray:
     new_h, new_w = max(1, round(height * scale)), max(1, round(width * scale))
     square = np.full((size, size, 3), fill, np.uint8)
     top, left = (size - new_h) // 2, (size - new_w) // 2
-    square[top : top + new_h, left : left + new_w] = _resize(array, new_w, new_h)
+    square[top : top + new_h, left : left + new_w] = _resize(array, new_w, new_h, by)
     return square
 
 
 def crop_box(
-    array: np.ndarray, box: tuple[float, float, float, float], size: int, fill: int = WHITE
+    array: np.ndarray,
+    box: tuple[float, float, float, float],
+    size: int,
+    fill: int = WHITE,
+    by: Resizer = "pillow",
 ) -> np.ndarray:
     """Cut a box out of an image and letterbox it.
 
@@ -38,12 +47,13 @@ def crop_box(
         box: x0, y0, x1, y1 as fractions of width and height; clipped to the image, and at least one pixel large.
         size: side of the result in pixels.
         fill: value of the background.
+        by: whose resizing.
 
     Returns:
         uint8 [size, size, 3].
     """
     left, top, right, bottom = pixel_box(box, array.shape[1], array.shape[0])
-    return letterbox(array[top:bottom, left:right], size, fill)
+    return letterbox(array[top:bottom, left:right], size, fill, by)
 
 
 def pixel_box(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
@@ -61,13 +71,13 @@ def pixel_box(box: tuple[float, float, float, float], width: int, height: int) -
     return left, top, right, bottom
 
 
-def shrink_to_short_side(array: np.ndarray, size: int) -> np.ndarray:
+def shrink_to_short_side(array: np.ndarray, size: int, by: Resizer = "pillow") -> np.ndarray:
     """Return uint8 [H, W, 3] scaled down to a shorter side of `size` pixels; unchanged when not larger."""
     height, width = array.shape[:2]
     if min(height, width) <= size:
         return array
     scale = size / min(height, width)
-    return _resize(array, max(1, round(width * scale)), max(1, round(height * scale)))
+    return _resize(array, max(1, round(width * scale)), max(1, round(height * scale)), by)
 
 
 def whole(array: np.ndarray, size: int) -> np.ndarray:
@@ -113,9 +123,15 @@ def stretch(array: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _resize(array: np.ndarray, width: int, height: int) -> np.ndarray:
+def _resize(array: np.ndarray, width: int, height: int, by: Resizer) -> np.ndarray:
     if array.shape[:2] == (height, width):
         return array
+    if by == "torch":
+        from hyco.pipeline.imaging.resize import by_torch  # packing with Pillow does not load PyTorch
+
+        out = np.empty((height, width, 3), np.uint8)
+        by_torch(array, out)
+        return out
     image = Image.fromarray(np.ascontiguousarray(array))
     # PIL's filters widen with the reduction factor, so shrinking does not alias.
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))

@@ -30,12 +30,17 @@ def cut_and_resize(array: UInt8[np.ndarray, "H W 3"], box: Box, out: UInt8[np.nd
     elif not _has_vector_code():
         by_pil(array, box, out)
     else:
-        writeable = array if array.flags.writeable else array.copy()  # PyTorch knows no read-only tensor
-        pixels = torch.from_numpy(writeable[top:bottom, left:right]).permute(2, 0, 1)[None]
-        # The kernel of F.interpolate(mode="bicubic", antialias=True), which could not write in place.
-        torch.ops.aten._upsample_bicubic2d_aa.out(
-            pixels, out.shape[:2], False, out=torch.from_numpy(out).permute(2, 0, 1)[None]
-        )
+        by_torch(array[top:bottom, left:right], out)
+
+
+def by_torch(array: UInt8[np.ndarray, "H W 3"], out: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write an image, resized with PyTorch's integer arithmetic, into `out`: equal bytes on every CPU."""
+    writeable = array if array.flags.writeable else array.copy()  # PyTorch knows no read-only tensor
+    pixels = torch.from_numpy(writeable).permute(2, 0, 1)[None]
+    # The kernel of F.interpolate(mode="bicubic", antialias=True), which could not write in place.
+    torch.ops.aten._upsample_bicubic2d_aa.out(
+        pixels, out.shape[:2], False, out=torch.from_numpy(out).permute(2, 0, 1)[None]
+    )
 
 
 def by_pil(array: UInt8[np.ndarray, "H W 3"], box: Box, out: UInt8[np.ndarray, "h w 3"]) -> None:

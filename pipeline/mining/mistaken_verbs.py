@@ -5,11 +5,12 @@ wants a singular noun. Other signs are an adverb or a plural noun before the wor
 plural nouns in captions.
 """
 
+from collections.abc import Container
 from typing import Any
 
-Chunk = tuple[int, int, Any]
+from hyco.pipeline.mining.chunks import Chunk, Chunks
 
-_SINGULAR = frozenset({"a", "an", "another", "one", "each", "every"})
+SINGULAR = frozenset({"a", "an", "another", "one", "each", "every"})
 _COUNTS = frozenset(
     {"few", "dozen", "couple", "lot", "hundred", "thousand", "number", "variety", "pair", "group"}
 )
@@ -30,30 +31,33 @@ _VERBS = frozenset(
     }
 )
 """Forms of verbs that are hardly ever plural nouns in captions."""
-_PLURAL_MODIFIERS = frozenset({"sports", "clothes", "glasses", "arms", "goods", "savings"})
+PLURAL_MODIFIERS = frozenset({"sports", "clothes", "glasses", "arms", "goods", "savings"})
+"""Plural nouns that stand before a noun."""
 _NOUNS = ("NN", "NNS", "NNP", "NNPS")
 
 
-def repaired(chunks: list[Chunk], doc: Any) -> tuple[list[Chunk], frozenset[int], frozenset[int]]:
-    """Return the chunks without mistaken verbs, the places of these verbs, and of heads that count as nouns."""
-    verbs: set[int] = set()
-    sure: set[int] = set()
+def repair_verbs(of: Chunks, behind: bool = False) -> None:
+    """Cut the chunks at mistaken verbs and add subjects read as part of their verb.
+
+    With `behind` the noun right behind a mistaken verb is none itself ("wears [glasses]").
+    """
+    doc = of.doc
     kept: list[Chunk] = []
-    for start, last, root in chunks:
+    for start, last, root in of.chunks:
         first = start
         while first < last and _is_object(first, doc):
             first += 1  # "man climbing [rock cliff]"
-        while (mistaken := _verb_in(first, last, doc)) is not None:
-            verbs.add(mistaken)
+        while (mistaken := _verb_in(first, last, doc, of.verbs if behind else ())) is not None:
+            of.verbs.add(mistaken)
             if mistaken > first and doc[mistaken - 1].tag_ != "RB":
                 kept.append((first, mistaken - 1, doc[mistaken - 1]))
-                sure.add(mistaken - 1)
+                of.sure.add(mistaken - 1)
             first = mistaken + 1
         if first <= last:
             kept.append((first, last, root if root.i >= first else doc[last]))
     taken = {place for first, last, _ in kept for place in range(first, last + 1)}
     for token in doc:
-        if token.i not in taken and token.i not in verbs and _lost(token, doc):
+        if token.i not in taken and token.i not in of.verbs and _lost(token, doc):
             first = token.i
             while (
                 first
@@ -62,12 +66,12 @@ def repaired(chunks: list[Chunk], doc: Any) -> tuple[list[Chunk], frozenset[int]
             ):
                 first -= 1
             kept.append((first, token.i, token))
-            sure.add(token.i)
+            of.sure.add(token.i)
             taken.update(range(first, token.i + 1))
-    return sorted(kept, key=lambda chunk: chunk[:2]), frozenset(verbs), frozenset(sure)
+    of.replace(kept)
 
 
-def _verb_in(first: int, last: int, doc: Any) -> int | None:
+def _verb_in(first: int, last: int, doc: Any, verbs: Container[int]) -> int | None:
     """The first token of a chunk that is a verb in truth."""
     for place in range(first, last + 1):
         token = doc[place]
@@ -78,14 +82,19 @@ def _verb_in(first: int, last: int, doc: Any) -> int | None:
             continue
         if place > first:
             singular = (
-                doc[first].lower_ in _SINGULAR and doc[first + 1].lower_ not in _COUNTS and place > first + 1
+                doc[first].lower_ in SINGULAR and doc[first + 1].lower_ not in _COUNTS and place > first + 1
             )
             spoken = token.lower_ in _VERBS and doc[first].tag_ != "CD"
             adverb = before.tag_ == "RB" and before.lower_.endswith("ly")
-            plural = before.tag_ == "NNS" and before.lower_ not in _PLURAL_MODIFIERS
+            plural = before.tag_ == "NNS" and before.lower_ not in PLURAL_MODIFIERS
             if (singular and place == last) or spoken or adverb or plural:
                 return place
-        elif before.tag_ in ("NNS", "NNPS", "NNP") and place == last and not before.is_punct:
+        elif (
+            before.tag_ in ("NNS", "NNPS", "NNP")
+            and place == last
+            and not before.is_punct
+            and place - 1 not in verbs
+        ):
             return place  # "wearing Rollerblades [slides]"
     return None
 

@@ -21,11 +21,43 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from hyco.pipeline.config import Config, ConfigError
+from hyco.pipeline.mining import mistaken_chunks
 from hyco.pipeline.mining.alt_text import pieces, readable
-from hyco.pipeline.mining.mistaken_verbs import repaired
+from hyco.pipeline.mining.chunks import Chunk, Chunks
+from hyco.pipeline.mining.expressions import grow, is_margin
+from hyco.pipeline.mining.mistaken_verbs import repair_verbs
+from hyco.pipeline.mining.phrase_words import AREAS, BACKS, LOTS, PRONOUNS, RELATIVE
 
-RULES = {1: "grit-1", 2: "grit-2", 3: "grit-3"}
+RULES = {1: "grit-1", 2: "grit-2", 3: "grit-3", 4: "grit-4"}
 """Version of the rules in this file by edition: change it whenever their result changes."""
+ADDED = {
+    2: ("chunk ends", "measures"),
+    3: ("web text", "verbs", "more measures", "conjuncts"),
+    4: (
+        "recovered",
+        "gerunds",
+        "verbs of beings",
+        "pairs",
+        "colours",
+        "adverbs",
+        "activities",
+        "areas",
+        "absent",
+        "starts",
+        "clauses",
+        "fragments",
+        "nearest",
+    ),
+}
+"""The rules that each edition adds to those before it; docs/shards.md says what each of them changes."""
+_REPAIRS = {
+    "recovered": mistaken_chunks.recover,
+    "gerunds": mistaken_chunks.cut_gerunds,
+    "verbs of beings": mistaken_chunks.cut_verbs,
+    "pairs": mistaken_chunks.split_pairs,
+    "colours": mistaken_chunks.join_colours,
+    "adverbs": mistaken_chunks.strip_adverbs,
+}
 MEASURES = frozenset(
     {
         "array",
@@ -63,21 +95,7 @@ CONCRETE = frozenset({"steps"})
 """Plurals that are things where their singulars are not, in edition 3."""
 
 _LIST = Path(__file__).with_name("abstract_nouns.txt")
-_JOINTS = {"-", "/", "'"}  # punctuation within words: "t-shirt"
-_LINKS = (
-    "ADP",
-    "VERB",
-    "AUX",
-    "SCONJ",
-    "PART",
-    "CCONJ",
-    "DET",
-    "ADV",
-)  # an expression does not end with one of them
-
-
-Chunk = tuple[int, int, Any]
-"""First and last token of a noun chunk, and its head."""
+_ACTIVITIES = Path(__file__).with_name("activity_nouns.txt")
 
 
 class NounConfig(Config):
@@ -99,11 +117,13 @@ class NounConfig(Config):
     """Maximum number of phrases per caption, the first ones; in edition 3 per `max_characters` of a caption."""
     max_phrase_characters: int = Field(default=100, ge=1)
     """Maximum length of a noun chunk, in characters; a longer one is a parser error and is left out."""
-    edition: Literal[1, 2, 3] = 1
+    edition: Literal[1, 2, 3, 4] = 1
     """Edition of the rules. In 2 an expression never ends inside a noun chunk ("a girl in a pink [and white dress]"),
     and a measure or group word is part of the chunk of what it measures ("a pair of scissors", "a herd of cows"). 3
     also reads web alt text (pipeline.mining.alt_text) and long captions whole, repairs verbs that the tagger took for
-    nouns (pipeline.mining.mistaken_verbs), and keeps "and glasses" in "a man with beard and glasses".
+    nouns (pipeline.mining.mistaken_verbs), and keeps "and glasses" in "a man with beard and glasses". 4 repairs
+    further chunks that the parser lost, joined or cut (pipeline.mining.mistaken_chunks), passes over activities ("a
+    wheelie") and what is said to be absent ("no shoes"), and keeps places with an adjective ("a grassy area").
     """
     rules: str = Field(default="", validate_default=True)
     """Version of rules, model and list together, so that a changed list is another configuration. Set
@@ -162,13 +182,13 @@ class NounExtractor:
         from hyco.pipeline.mining.caption_parser import load_parser
 
         self.nlp = load_parser(config.model)
-        starred = abstract_nouns(config.abstract)
-        self.abstract = frozenset(starred)
-        self.always_abstract = frozenset(word for word, alone in starred.items() if not alone)
+        self.rules = frozenset(rule for edition in range(2, config.edition + 1) for rule in ADDED[edition])
+        self.starred = abstract_nouns(config.abstract)
+        self.activities = abstract_nouns(str(_ACTIVITIES)) if not config.abstract else {}
 
     def __call__(self, captions: Iterable[str]) -> list[list[Phrase]]:
         """Return the phrases of each caption, in order of position. Equal captions are parsed once."""
-        if self.config.edition > 2:
+        if "web text" in self.rules:
             return self._whole(list(captions))
         texts = [self._shorten(caption) for caption in captions]
         distinct = list(dict.fromkeys(texts))
@@ -200,25 +220,31 @@ class NounExtractor:
         return cut.rpartition(" ")[0] or cut[:-1]
 
     def _phrases(self, doc: Any) -> list[Phrase]:
+        rules = self.rules
+        found = Chunks(doc, [(chunk.start, chunk.end - 1, chunk.root) for chunk in doc.noun_chunks])
+        if "verbs" in rules:
+            repair_verbs(found, "recovered" in rules)
+        for rule, repair in _REPAIRS.items():
+            if rule in rules:
+                repair(found)
+        chunks = list(found.chunks)
+        if "measures" in rules:
+            chunks = _measured(chunks, doc, MORE_MEASURES if "more measures" in rules else MEASURES)
         spans = []
-        chunks = [(chunk.start, chunk.end - 1, chunk.root) for chunk in doc.noun_chunks]
-        whole = chunks if self.config.edition > 1 else []
-        verbs, sure, inner = frozenset[int](), frozenset[int](), self.config.edition > 2
-        if self.config.edition > 1:
-            if inner:
-                chunks, verbs, sure = repaired(chunks, doc)
-                whole = chunks
-            chunks = _measured(chunks, doc, MEASURES if self.config.edition == 2 else MORE_MEASURES)
         for begin, finish, root in chunks:
             first, last = begin, finish
-            while first < last and _is_margin(doc[first]):
+            while first < last and is_margin(doc[first]):
                 first += 1
-            while last > first and _is_margin(doc[last]):
+            while last > first and is_margin(doc[last]):
                 last -= 1
             long = doc[last].idx + len(doc[last]) - doc[first].idx > self.config.max_phrase_characters
-            if not long and first <= root.i <= last and self._names_a_thing(root, root.i in sure):
-                spans.append((first, last, root, *_grow(root, first, last, whole, verbs, inner)))
-        spans = spans if inner else spans[: self.config.max_phrases]
+            if (
+                not long
+                and first <= root.i <= last
+                and self._names_a_thing(root, first, root.i in found.sure)
+            ):
+                spans.append((first, last, root, *grow(root, first, last, found, rules)))
+        spans = spans if "web text" in rules else spans[: self.config.max_phrases]
         ranges = [(low, high) for _, _, _, low, high in spans]
         phrases = []
         for index, (first, last, root, low, high) in enumerate(spans):
@@ -230,21 +256,26 @@ class NounExtractor:
             )
         return phrases
 
-    def _names_a_thing(self, root: Any, sure: bool = False) -> bool:
-        if self.config.edition > 2 and root.lower_ in CONCRETE:
+    def _names_a_thing(self, root: Any, first: int, sure: bool) -> bool:
+        rules, word = self.rules, root.lower_
+        if "more measures" in rules and word in CONCRETE:
             return True
-        if (root.pos_ not in ("NOUN", "PROPN") and not sure) or not any(
-            letter.isalpha() for letter in root.lower_
-        ):
+        noun = root.pos_ in ("NOUN", "PROPN") or sure
+        if not noun or not any(letter.isalpha() for letter in word):
             return False
-        forms = set(singulars(root.lower_))
-        if any(child.dep_ == "compound" and child.pos_ in ("NOUN", "PROPN") for child in root.children):
-            return not forms & self.always_abstract
-        return not forms & self.abstract
-
-
-def _is_margin(token: Any) -> bool:
-    return token.is_punct or token.is_space or token.is_quote
+        if "absent" in rules and (root.doc[first].lower_ == "no" or root.doc[first].lower_ in PRONOUNS):
+            return root.doc[first].lower_ != "no" and root.doc[first + 1].tag_ == "POS"
+        if "areas" in rules and word in AREAS | BACKS | LOTS and _says_which(root, first):
+            return True
+        if "gerunds" in rules and mistaken_chunks.names_an_action(root):
+            return False
+        compound = any(
+            child.dep_ == "compound" and child.pos_ in ("NOUN", "PROPN") for child in root.children
+        )
+        lists = [self.starred, self.activities] if "activities" in rules else [self.starred]
+        return not any(
+            form in words and not (compound and words[form]) for words in lists for form in singulars(word)
+        )
 
 
 def _placed(phrase: Phrase, start: int, caption: str) -> Phrase:
@@ -271,56 +302,14 @@ def _measured(chunks: list[Chunk], doc: Any, measures: frozenset[str]) -> list[C
     return joined
 
 
-def _grow(
-    root: Any,
-    first: int,
-    last: int,
-    whole: list[Chunk],
-    verbs: frozenset[int] = frozenset(),
-    inner: bool = False,
-) -> tuple[int, int]:
-    """Token range [low, high] of the chunk [first, last] and its head's dependents, without conjuncts or gaps.
-
-    It ends inside none of the chunks of `whole`: one whose head is a dependent is taken whole, before another one the
-    range ends. It stops before the mistaken `verbs`; with `inner` conjuncts of dependents belong to it, not its own.
-    """
-    below = {root.i, *range(first, last + 1)}
-    cut: set[int] = set()  # mistaken verbs below the head: the chunk before one belongs to the expression
-    waiting = [root.doc[place] for place in below] if whole else [root]
-    while waiting:
-        parent = waiting.pop()
-        for child in parent.children:
-            own = not inner or parent.i == root.i or first <= parent.i <= last
-            if child.i in verbs:
-                cut.add(child.i)
-                continue
-            if (
-                (own and child.dep_ in ("conj", "cc", "preconj"))
-                or (child.is_punct and child.text not in _JOINTS)
-                or (inner and child.is_space)
-            ):
-                continue
-            if child.i not in below:
-                below.add(child.i)
-                waiting.append(child)
-    for start, end, head in whole:
-        if head.i in below or (end + 1 in cut and start > last):
-            below.update(range(start, end + 1))
-    low, high = first, last
-    while low - 1 in below:
-        low -= 1
-    while high + 1 in below:
-        high += 1
-    while inner and high > last and (root.doc[high].pos_ == "CCONJ" or root.doc[high].is_space):
-        high -= 1
-    while low < first and root.doc[low].is_space:
-        low += 1
-    for start, end, _ in whole:
-        if last < start <= high < end:
-            high = start - 1
-            while high > last and (root.doc[high].pos_ in _LINKS or _is_margin(root.doc[high])):
-                high -= 1
-    return low, high
+def _says_which(root: Any, first: int) -> bool:
+    """Whether an adjective or noun says what kind of place it is ("a grassy area"), or whose back."""
+    before = root.doc[first : root.i]
+    if root.lower_ in LOTS:
+        return len(before) > 0 and before[-1].tag_ == "NN"
+    if root.lower_ in BACKS:
+        return any(token.tag_ in ("PRP$", "POS") for token in before)
+    return any(token.tag_[:2] in ("JJ", "NN", "VB") and token.lower_ not in RELATIVE for token in before)
 
 
 def _within(ranges: list[tuple[int, int]], index: int) -> bool:
@@ -365,7 +354,10 @@ def rules_version(model: str, abstract: str = "", edition: int = 1) -> str:
         raise ValueError(
             f"the spaCy model {model!r} is not installed: `pip install {model.replace('_', '-')}`"
         ) from None
-    words = "\n".join(f"{word} {starred:d}" for word, starred in sorted(abstract_nouns(abstract).items()))
+    listed = abstract_nouns(abstract)
+    if edition > 3 and not abstract:
+        listed = listed | abstract_nouns(str(_ACTIVITIES))
+    words = "\n".join(f"{word} {starred:d}" for word, starred in sorted(listed.items()))
     return f"{RULES[edition]}.{model}-{release}.{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from hyco.pipeline.config import Config, digest
-from hyco.pipeline.imaging.crop import crop_box, shrink_to_short_side
+from hyco.pipeline.imaging.crop import Resizer, crop_box, shrink_to_short_side
 from hyco.pipeline.imaging.decode import ImageError, decode, encode_jpeg, is_plain_jpeg
 from hyco.pipeline.packing.as_mined import AsMined
 from hyco.pipeline.packing.copies import CONTAMINATED, NEAR, LeftOut, LeftOutParts, left_out, marked
@@ -54,7 +54,11 @@ class PackConfig(SelectionConfig):
     """Options of packing: detections to training shards."""
 
     incidental: ClassVar[frozenset[str]] = frozenset({"gate"})
-    digest_if_set: ClassVar[frozenset[str]] = SelectionConfig.digest_if_set | {"near_duplicates", "exclude"}
+    digest_if_set: ClassVar[frozenset[str]] = SelectionConfig.digest_if_set | {
+        "near_duplicates",
+        "exclude",
+        "resize",
+    }
     foremost: ClassVar[tuple[str, ...]] = ("threshold", "max_parts", "image_size", "holdout")
 
     image_size: int = Field(default=224, ge=16, le=4096)
@@ -69,6 +73,8 @@ class PackConfig(SelectionConfig):
     """Maximum number of samples per shard. A shard never holds samples of two source units."""
     quality: int = Field(default=90, ge=1, le=100)
     """JPEG quality of the images written."""
+    resize: Resizer = "pillow"
+    """Whose bicubic resizing is used; "torch" takes a sixth of the time (AVX2) and differs by 2 of 255 at most."""
     keep_partless: bool = False
     """Whether images without an accepted part are kept. The published HyCoCLIP data has none, and training
     draws a part of every image.
@@ -480,11 +486,11 @@ def _training_sample(
     pixels = decode(sample.image, limits.max_pixels, limits.max_bytes)
     crops: dict[tuple[float, ...], bytes] = {}  # several captions often refer to one box
     for box in {choice.box for choice in choices}:
-        crops[box] = encode_jpeg(crop_box(pixels, box, config.image_size), config.quality)
+        crops[box] = encode_jpeg(crop_box(pixels, box, config.image_size, by=config.resize), config.quality)
     parts = tuple(_part(crops[choice.box], choice) for choice in choices)
     whole = sample.image
     if min(pixels.shape[:2]) > config.image_size or not is_plain_jpeg(whole):
-        whole = encode_jpeg(shrink_to_short_side(pixels, config.image_size), config.quality)
+        whole = encode_jpeg(shrink_to_short_side(pixels, config.image_size, config.resize), config.quality)
     return TrainingSample(sample.key, whole, sample.captions, parts, sample.meta)
 
 

@@ -161,6 +161,8 @@ def holds_bytes(kind: pa.DataType) -> bool:
 
 def is_json(value: Any) -> bool:
     """Return whether JSON can hold a value: finite and not nested too deep."""
+    if value is None or type(value) in (str, int, bool):
+        return True
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):

@@ -77,6 +77,10 @@ class ExecutionConfig(Config):
     """Whether the blocks of the towers are compiled by torch.compile, with any number of rows; needs a C++ compiler.
     The first steps take minutes.
     """
+    sharded: bool = False
+    """Whether several processes divide the parameters, their gradients and the optimiser's state among them (FSDP2)
+    instead of copying them, for towers that are too large otherwise. Needs ViT towers that are learned whole.
+    """
 
 
 class StartConfig(Config):
@@ -191,6 +195,12 @@ class Recipe(Config):
             raise ValueError(
                 f"execution.micro_batch {self.execution.micro_batch} needs towers without batch norm: set it to 0, or "
                 "take a ViT"
+            )
+        if self.execution.sharded and not (
+            isinstance(model.vision, VisionConfig) and self.start.learn == "all"
+        ):
+            raise ValueError(
+                "execution.sharded true needs a ViT and start.learn=all: set execution.sharded=false, or change them"
             )
         if self.optimiser.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.optimiser.warmup_steps} exceeds steps {self.steps}")

@@ -60,20 +60,21 @@ def require_finite(loss: float, step: int, remedy: str) -> None:
 def save_checkpoint(
     checkpoints: Checkpoints,
     step: int,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    optimiser: dict[str, Any],
     state: dict[str, Any],
     keep: int,
     average: dict[str, Tensor] | None = None,
 ) -> None:
     """Save the checkpoint of a step and delete all but the newest `keep`.
 
-    `state` and the step go into state.json, an average of weights into ema.safetensors.
+    `weights` and `optimiser` are state dicts; `state` and the step go into state.json, an average of weights into
+    ema.safetensors.
     """
-    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.cpu().contiguous() for name, value in weights.items()}
     files: dict[str, Content] = {
         "model.safetensors": to_safetensors(weights),
-        "optimiser.pt": lambda file: torch.save(optimiser.state_dict(), file),
+        "optimiser.pt": lambda file: torch.save(optimiser, file),
         "state.json": json.dumps({"step": step, **state}).encode(),
     }
     if average is not None:

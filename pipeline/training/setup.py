@@ -12,17 +12,17 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hyco.models.clip import DualEncoder
+from hyco.models.clip import DualEncoder, load_weights
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.models.losses import objective as objectives
 from hyco.pipeline.runtime.device import autocasts
-from hyco.pipeline.training import strategy
+from hyco.pipeline.training import sharding, strategy
 from hyco.pipeline.training.dataloader import START, Batch, Batches, Position, ShardFile, shard_file
 from hyco.pipeline.training.ema import WeightAverage
 from hyco.pipeline.training.init_from import start_path, started
 from hyco.pipeline.training.recipes import OptimiserConfig, Recipe
 from hyco.pipeline.training.run_dir import LOGS, RunConfig
-from hyco.pipeline.training.run_protocol import decay_groups, load_checkpoint
+from hyco.pipeline.training.run_protocol import decay_groups
 from hyco.pipeline.training.step import Gradient, Scalars, gradient
 from hyco.storage.checkpoint import Checkpoints, open_checkpoints
 from hyco.storage.folder import Folder
@@ -98,20 +98,25 @@ def assemble(
     else:
         text = dataclasses.replace(recipe.model.text, vocab_size=len(tokenizer), end_token=tokenizer.end)
         model = DualEncoder(dataclasses.replace(recipe.model, text=text)).to(device)
+    if found:
+        load_weights(model, load_file(found[1] / "model.safetensors"), str(found[1]))
+    strategy.apply(model, recipe.execution.checkpoint_activations, recipe.execution.compile)
+    if recipe.execution.sharded and ranks > 1:
+        sharding.shard(model, device, ranks)
     optimiser = make_optimiser(model, recipe.optimiser)
     average = WeightAverage(model, recipe.optimiser.ema) if recipe.optimiser.ema else None
     half = torch.bfloat16 if autocasts(recipe.precision, device) else None
     setup = Setup(tokenizer, batches, model, optimiser, average, checkpoints, half)
 
-    # Resume: weights, their average, optimiser and the reader's position.
+    # Resume: the average of the weights, optimiser and the reader's position.
     if found:
         setup.step, saved_in = found
-        load_checkpoint(saved_in, model, optimiser)
+        saved = torch.load(saved_in / "optimiser.pt", map_location=device, weights_only=True)
+        sharding.load_optimiser(optimiser, saved)
         if average:
             average.load(load_file(saved_in / "ema.safetensors"))
         setup.seconds, setup.position = state["seconds"], state["position"]
         setup.substituted = state.get("substituted", 0)  # older checkpoints do not record it
-    strategy.apply(model, recipe.execution.checkpoint_activations, recipe.execution.compile)
     return setup
 
 
@@ -140,9 +145,13 @@ def step_gradient(setup: Setup, net: nn.Module, recipe: Recipe, batch: Batch, st
 
 def update(setup: Setup, recipe: Recipe, step: int) -> None:
     """Take the optimiser step that makes `step` steps from the gradient, and keep scalars and average up to date."""
+    divided = sharding.is_sharded(setup.model)
+    if divided:
+        sharding.average_scalars(setup.model)
     if recipe.optimiser.clip_norm:
         learned = [value for group in setup.optimiser.param_groups for value in group["params"]]
-        nn.utils.clip_grad_norm_(learned, recipe.optimiser.clip_norm)
+        clip = sharding.clip_ if divided else nn.utils.clip_grad_norm_
+        clip(learned, recipe.optimiser.clip_norm)
     setup.optimiser.step()
     setup.optimiser.zero_grad(set_to_none=True)
     setup.model.constrain_()
@@ -152,7 +161,7 @@ def update(setup: Setup, recipe: Recipe, step: int) -> None:
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW of the trained parameters; no decay of norms, biases and scalars: tensors of fewer than two dimensions."""
-    groups = decay_groups(model, config.weight_decay, lambda name, p: p.ndim < 2)
+    groups = sharding.split_groups(decay_groups(model, config.weight_decay, lambda name, p: p.ndim < 2))
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )

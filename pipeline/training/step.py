@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from hyco.models.clip import DualEncoder
@@ -78,7 +79,7 @@ def gradient(
     """Add the gradient of a batch's loss to the parameters, and return what was computed on the way.
 
     Args:
-        net: the model, or its DistributedDataParallel.
+        net: the model, divided or not, or its DistributedDataParallel.
         model: the model itself.
         inputs: the batch of this process.
         counts: number of parts of each sample, on the host.
@@ -147,6 +148,8 @@ def _pieces(inputs: Inputs, counts: Sequence[int], size: int) -> Iterator[Inputs
 
 def _reduced(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
     """Whether the backward pass of a piece averages the gradients of all processes: that of the last piece does."""
+    if isinstance(net, FSDPModule):
+        net.set_requires_gradient_sync(last)
     if isinstance(net, DistributedDataParallel) and not last:
         return net.no_sync()
     return contextlib.nullcontext()

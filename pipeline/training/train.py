@@ -26,9 +26,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hyco.pipeline.runtime.device import resolve_device
+from hyco.pipeline.runtime.memory import keep_freed_memory
 from hyco.pipeline.runtime.parent_death import die_with
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
+from hyco.pipeline.training import sharding
 from hyco.pipeline.training.dataloader import on_device
 from hyco.pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
 from hyco.pipeline.training.recipes import Recipe
@@ -116,7 +118,8 @@ def _train(
     peak = matmul_rate(device, setup.half or torch.float32) if lead else 0.0
 
     net: nn.Module = model
-    if ranks > 1:
+    divided = sharding.is_sharded(model)
+    if ranks > 1 and not divided:
         # Without device_ids it moves no inputs: token ids stay on the CPU.
         net = DistributedDataParallel(model)
     remedy = f"lower optimiser.lr (now {recipe.optimiser.lr}) or raise optimiser.warmup_steps"
@@ -186,16 +189,18 @@ def _train(
             if progress:
                 progress.advance(recipe.batch_size)
 
-            due = step % recipe.checkpoint_steps == 0 or step == recipe.steps
-            due |= time.perf_counter() - saved_at > 60 * recipe.checkpoint_minutes
-            stopping = _any(bool(stop), control)
-            due |= stopping
+            late = lead and time.perf_counter() - saved_at > 60 * recipe.checkpoint_minutes
+            stopping, late = _any([bool(stop), late], control)
+            due = stopping or late or step % recipe.checkpoint_steps == 0 or step == recipe.steps
+            if due and (lead or divided):
+                weights = sharding.whole_weights(model.state_dict(), keep=lead)
+                learned = sharding.whole_optimiser(setup.optimiser, keep=lead)
+                average = sharding.whole_weights(setup.average.weights, keep=lead) if setup.average else None
             if lead and due:
                 require_finite(made.loss.item(), step, remedy)  # no checkpoint of a run that has diverged
                 folder.send(*LOGS)  # before the checkpoint: a log that ends earlier would keep a gap
-                average = setup.average.weights if setup.average else None
                 state, keep = checkpoint_state(setup), recipe.keep_checkpoints
-                save_checkpoint(setup.checkpoints, step, model, setup.optimiser, state, keep, average)
+                save_checkpoint(setup.checkpoints, step, weights, learned, state, keep, average)
                 saved_at = time.perf_counter()
         complete = step == recipe.steps
     finally:
@@ -210,6 +215,9 @@ def _train(
         stop.end(f"at step {step} of {recipe.steps}")
     if setup.average:
         setup.average.move_into(model)
+    if divided:
+        weights = sharding.whole_weights(model.state_dict(), keep=lead)
+        model = sharding.whole_model(model, weights, device) if lead else model
     result = finish(folder, run, model, setup.tokenizer, ranks) if lead else {}
     barrier(ranks)
     return result
@@ -247,13 +255,13 @@ def _processes(device: str) -> Iterator[tuple[int, int, torch.device]]:
         dist.destroy_process_group()
 
 
-def _any(here: bool, group: Any) -> bool:
-    """Whether `flag` is true in any process: all get the same answer, so that all stop after the same step."""
+def _any(here: list[bool], group: Any) -> list[bool]:
+    """Which flags are true in any process: all get the same answer, so that all stop, or save, after the same step."""
     if group is None:
         return here
-    said = torch.tensor(int(here))
+    said = torch.tensor(here, dtype=torch.int32)
     dist.all_reduce(said, dist.ReduceOp.MAX, group=group)
-    return bool(said.item())
+    return [bool(flag) for flag in said.tolist()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -267,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         # torchrun starts workers in their own sessions: they would outlive it. It may have died already, before torch
         # was imported; then the parent is another process.
         die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
+    keep_freed_memory()
     try:
         train(options.run, Home(options.home) if options.home else None, device=options.device)
     except (ValueError, OSError) as error:

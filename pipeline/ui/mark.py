@@ -40,7 +40,7 @@ async def answer(request: Request, marks: Marks, writable: bool) -> Response:
     except OSError as error:
         raise HTTPException(403, f"the home cannot be written to: {error}") from None
     back = form.get("back", "")
-    inside = back.startswith(("/versions/", "/marks")) and "\\" not in back
+    inside = back.startswith(("/versions/", "/detections/", "/marks")) and "\\" not in back
     return RedirectResponse(back if inside else "/marks", status_code=303)
 
 

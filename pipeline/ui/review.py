@@ -9,7 +9,7 @@ links to the next ones.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -138,15 +138,18 @@ class Review:
         boxes = self._before_thresholds(version, refs, samples)
         threshold = (version.config.get("pack") or {}).get("threshold")
         return {
+            "title": f"Samples of {version.name}",
+            "about": "",
+            "here": f"/versions/{version.name}/samples",
             "version": version,
             "split": split,
             "splits": {split: sum(ref.samples for ref in version.shards.get(split, [])) for split in SPLITS},
             "filter": wanted,
             "asked": asked,
             "page": found,
-            "links": _links(found, query),
+            "links": links_of(found, query),
             "samples": [
-                _shown(sample, position, boxes.get(sample.key), wanted, names, threshold)
+                shown(sample, position, boxes.get(sample.key), wanted, names, threshold)
                 for position, sample in samples
             ],
             "most": MOST,
@@ -166,7 +169,13 @@ class Review:
         ]
         found = _page(blocks, lambda failure: code in ("", failure.code), asked, FAILURES)
         query = {"code": code} if code else {}
-        return {"version": version, "code": code, "page": found, "links": _links(found, query), "most": MOST}
+        return {
+            "version": version,
+            "code": code,
+            "page": found,
+            "links": links_of(found, query),
+            "most": MOST,
+        }
 
     def marks(self) -> dict[str, Any]:
         """The content of the page of marks, newest first."""
@@ -235,6 +244,17 @@ class Review:
         return found
 
 
+def page_of(
+    sized: Iterable[tuple[int, Any]],
+    read: Callable[[Any], Iterator[Any]],
+    keep: Callable[[Any], bool],
+    asked: Mapping[str, str],
+    size: int,
+) -> Page[Any]:
+    """The page that a query names by `at` or `before`, of blocks given by their sizes and what `read` reads."""
+    return _page([Block(count, lambda of=of: read(of)) for count, of in sized], keep, asked, size)
+
+
 def _page(blocks: list[Block[Any]], keep: Any, asked: Mapping[str, str], size: int) -> Page[Any]:
     """The page that a query names by `at` or `before`."""
     try:
@@ -247,7 +267,7 @@ def _page(blocks: list[Block[Any]], keep: Any, asked: Mapping[str, str], size: i
         raise ValueError("at and before are numbers of samples, such as at=1000") from None
 
 
-def _links(found: Page[Any], query: dict[str, str]) -> dict[str, str]:
+def links_of(found: Page[Any], query: dict[str, str]) -> dict[str, str]:
     """Queries of the previous, the next and this page."""
     links = {"this": urlencode({**query, "at": found.first})}
     if found.before is not None:
@@ -275,7 +295,7 @@ def _tables_of_failures(results: UnitResults, version: Version, count: Any) -> I
             yield path, size
 
 
-def _shown(
+def shown(
     sample: TrainingSample,
     position: int,
     candidates: list[dict[str, Any]] | None,

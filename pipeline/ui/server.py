@@ -11,6 +11,7 @@
     /runs/NAME/report.html              the report; curves.svg, metrics.json, metrics.csv, answers.json beside it
     /runs/A/compare/B                   numbers, options, curves and answers of two runs beside each other
     /decisions/N                        a decision: each metric beside the champion's; report.html, kept with it
+    /detections                         what was mined, packed or not; /detections/DIGEST: all its images, filtered
     /marks                              what is marked as bad; POST marks and takes back
     /champions.svg                      the metrics of the champions over time
     /lineage.svg                        the lineage of the champion
@@ -39,6 +40,7 @@ from hyco.pipeline.evaluation.report import report
 from hyco.pipeline.ui import curves, lineage
 from hyco.pipeline.ui.hosts import OwnHostsOnly, own_hosts
 from hyco.pipeline.ui.mark import answer
+from hyco.pipeline.ui.mined import Mined
 from hyco.pipeline.ui.pages import HomePages
 from hyco.pipeline.ui.review import Review
 from hyco.storage.home import Home
@@ -68,7 +70,7 @@ def create_app(home: Home, hosts: Iterable[str] | None = None, writable: bool = 
 
     `hosts` are the accepted host names, by default those of `own_hosts()`; `writable` says whether marks are taken.
     """
-    known, reviewed = HomePages(home), Review(home)
+    known, reviewed, mined = HomePages(home), Review(home), Mined(home)
     templates = Environment(
         loader=FileSystemLoader([HERE, report.FOLDER]),
         autoescape=True,
@@ -94,6 +96,13 @@ def create_app(home: Home, hosts: Iterable[str] | None = None, writable: bool = 
     def failures(request: Request) -> Response:
         name, asked = request.path_params["name"], request.query_params
         return page("failures.html.j2", **_found(lambda: reviewed.failures(name, asked)))
+
+    def detections(request: Request) -> Response:
+        return page("mined.html.j2", **_found(mined.configurations))
+
+    def mined_samples(request: Request) -> Response:
+        digest, asked = request.path_params["digest"], request.query_params
+        return page("review.html.j2", **_found(lambda: mined.samples(digest, asked)))
 
     def marks(request: Request) -> Response:
         return page("marks.html.j2", **_found(reviewed.marks))
@@ -170,6 +179,8 @@ def create_app(home: Home, hosts: Iterable[str] | None = None, writable: bool = 
             Route("/runs/{a}/compare/{b}", comparison),
             Route("/decisions/{number:int}", decision),
             Route("/decisions/{number:int}/{file}", decision_file),
+            Route("/detections", detections),
+            Route("/detections/{digest}", mined_samples),
             Route("/marks", marks),
             Route("/marks", mark, methods=["POST"]),
             Route("/champions.svg", champions_svg),

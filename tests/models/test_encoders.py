@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hyco.models.clip import ClipConfig, DualEncoder
-from hyco.models.encoders.block import FEW_VALUES, attend
+from hyco.models.encoders.block import FEW_VALUES, attend, attend_to_selves
 from hyco.models.encoders.text import TextConfig, TextTransformer
 from hyco.models.encoders.vit import VisionConfig, VisionTransformer, sincos_positions
 
@@ -124,6 +124,28 @@ def test_attention_in_bfloat16_on_a_cpu_agrees_with_the_fused_kernel(causal, bat
     fused.square().sum().backward()
     for a, b in zip(half, wide, strict=True):
         assert (a.grad.float() - b.grad).norm() < 0.02 * b.grad.norm()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [(2, 7, 3, 8), (500, 5, 3, 8), (60, 33, 5, 6), (50_001, 1, 1, 1)])
+def test_attention_of_all_tokens_equals_the_reference(causal, size):
+    """bfloat16 on a CPU beside `attend`, and both beside float32: few values, many, odd sizes, one token."""
+    torch.manual_seed(0)
+    b, n, heads, d = size
+    wide = torch.randn(b, n, 3, heads, d, requires_grad=True)
+    half, other = (wide.detach().bfloat16().requires_grad_() for _ in range(2))
+    few = wide.numel() // 3 <= FEW_VALUES
+    weights = torch.randn(b, n, heads, d)
+    ours = attend_to_selves(half, causal)
+    assert (type(ours.grad_fn).__name__ == "_WrittenOutBackward" or few) and ours.dtype == torch.bfloat16
+    theirs = attend(*(part.transpose(1, 2) for part in other.unbind(2)), causal).transpose(1, 2)
+    exact = attend(*(part.transpose(1, 2) for part in wide.unbind(2)), causal).transpose(1, 2)
+    assert ours.shape == theirs.shape == exact.shape == (b, n, heads, d)
+    for out in (ours, theirs, exact):
+        (out.float() * weights).sum().backward()
+    off = [float(((x.float() - exact).norm() / exact.norm()).detach()) for x in (ours, theirs)]
+    slope_off = [float((x.grad.float() - wide.grad).norm() / wide.grad.norm()) for x in (half, other)]
+    assert off[0] <= 1.1 * off[1] < 0.02 and slope_off[0] <= 1.5 * slope_off[1] + 1e-6 < 0.02
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hyco.pipeline.imaging.crop import Resizer
 from hyco.pipeline.imaging.decode import encode_jpeg
 from hyco.pipeline.mining.mine import MineConfig, mine_all
 from hyco.pipeline.packing.pack import PackConfig, pack
@@ -31,6 +33,7 @@ from tests.perf.runner import Case
 ROWS = int(os.environ.get("HYCO_BENCH_ROWS", "100000"))
 SHARD = 5000
 WIDTH, HEIGHT, CROP = 256, 192, 64
+RESIZERS: tuple[Resizer, ...] = ("pillow", "torch")
 CORES = len(os.sched_getaffinity(0))
 CAPTION = "a brown dog beside a red ball on the grass, number "
 
@@ -41,17 +44,21 @@ def cases() -> Iterator[Case]:
     "processor time" is that of all processes divided by the cores: the seconds on a machine without other work.
     """
     goal = ROWS / 1000 * 2 / CORES
-    for name in ("mining", "packing", "both", "processor time"):
-        floor = 1.0 if name == "processor time" else None
-        peer = "1,000 images/s"
+    for by, name in product(RESIZERS, ("mining", "packing", "both", "processor time")):
         yield Case(
-            f"GRIT rows, {name}", peer, "s", lambda name=name: spent()[name], lambda: goal, checked, floor
+            f"GRIT rows, resize={by}, {name}",
+            "1,000 images/s",
+            "s",
+            lambda by=by, name=name: spent(by)[name],
+            lambda: goal,
+            lambda by=by: checked(by),
+            1.0 if name == "processor time" else None,
         )
 
 
 @cache
-def spent() -> dict[str, float]:
-    """Seconds of mining and of packing, and what was made."""
+def spent(by: Resizer) -> dict[str, float]:
+    """Seconds of mining and of packing with one of the resizers, and what was made."""
     with tempfile.TemporaryDirectory() as folder:
         source, home = Path(folder) / "grit", Home(Path(folder) / "home")
         write_rows(source)
@@ -61,7 +68,7 @@ def spent() -> dict[str, float]:
             found = mine_all(mine, home, executor)
         mined = time.perf_counter() - began
         with open_executor(CORES) as executor:
-            version = pack(mine, PackConfig(image_size=CROP), home, executor)
+            version = pack(mine, PackConfig(image_size=CROP, resize=by), home, executor)
         both, processor = time.perf_counter() - began, (_processor_s() - before) / CORES
     parts = version.counts["parts"] / found["images"]
     times = {"mining": mined, "packing": both - mined, "both": both, "processor time": processor}
@@ -74,10 +81,10 @@ def _processor_s() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def checked() -> str:
+def checked(by: Resizer) -> str:
     """Assert that every row was mined and packed, and say with how many parts."""
-    assert spent()["images"] == ROWS
-    return f"{spent()['parts']:.1f} parts"
+    assert spent(by)["images"] == ROWS
+    return f"{spent(by)['parts']:.1f} parts"
 
 
 def write_rows(folder: Path, count: int = ROWS, shard_rows: int = SHARD) -> None:

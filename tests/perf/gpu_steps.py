@@ -137,7 +137,11 @@ class PublishedStep:
 
 def agreement(config: ClipConfig, size: int, device: torch.device) -> str:
     """Assert that both ways compute the same loss and gradients in float32, and say how near."""
-    inputs = draw(config, size, device)
+    return same_step(config, draw(config, size, device))
+
+
+def same_step(config: ClipConfig, inputs: Inputs) -> str:
+    """The same for given inputs."""
     ours, theirs = OurStep(config, inputs, None), PublishedStep(config, inputs, None)
     a, b = ours.grad(), theirs.grad()
     pairs = [(ours.model.log_curvature, theirs.model.log_curvature)]

@@ -126,10 +126,11 @@ class MultiheadAttention(HyperbolicModule):
         rate = self.rate() * beta_ratio(self.head_dim, self.embed_dim)
         fast = self.fused and not (transformed() or query.is_meta or torch.compiler.is_exporting())
         if fast and query is key is value and self._plain(self.query, self.key, self.value):
-            q, k, v = self._project(query, self.query, self.key, self.value).unbind(-2)
+            heads = self._project(query, self.query, self.key, self.value), None, None
+            joined = attend(*heads, self.log_scale.exp(), mask, rate)
         else:
-            q, k, v = self.query(query), self.key(key), self.value(value)
-        joined = (attend if fast else attend_plain)(q, k, v, self.log_scale.exp(), mask, rate)
+            heads = self.query(query), self.key(key), self.value(value)
+            joined = (attend if fast else attend_plain)(*heads, self.log_scale.exp(), mask, rate)
         if fast and self._plain(self.out):
             return self._project(joined, self.out).squeeze(-2)
         return self.out(joined)

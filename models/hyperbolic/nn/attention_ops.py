@@ -21,6 +21,8 @@ from hyco.models.hyperbolic.nn.functional import (
     normalise,
     to_tangent,
 )
+from hyco.models.hyperbolic.nn.native import attention as native
+from hyco.models.hyperbolic.nn.native.library import usable
 from hyco.models.hyperbolic.nn.projection_ops import lift, lift_slopes
 from hyco.models.hyperbolic.ops import asinhc, asinhc_slope, square_norm, wide
 
@@ -66,14 +68,19 @@ def attend_plain(
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, mask: Tensor | None, rate: Rate
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    scale: Tensor,
+    mask: Tensor | None,
+    rate: Rate,
 ) -> Tensor:
     """Attention with the backward pass written by hand: [B, N, E], [B, M, E], [B, M, E] -> [B, N, E].
 
     Args:
-        query: tangent vectors, all heads side by side.
-        key: the same of the keys.
-        value: the same of the values.
+        query: tangent vectors, all heads side by side; or those of queries, keys and values, [B, N, 3, E].
+        key: the same of the keys; None where query has them.
+        value: the same of the values; None where query has them.
         scale: [H, 1, 1], factor of -angle^2 / 2.
         mask: boolean, broadcasting to [B, H, N, M], True where a query may look; or None.
         rate: angle per unit of the heads' tangent vectors, in and out.
@@ -96,12 +103,16 @@ def _join(heads: Tensor, batch: int) -> Tensor:
     return heads.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
 
 
+def _precise() -> bool:
+    """Whether float32 products have all digits of float32."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
 def _far(points: Tensor) -> bool:
     """Whether the products of these points need float64."""
     if torch.compiler.is_compiling() or points.device.type != "cpu":
         return True  # the question would wait for the device, and products may be TF32 there
-    precise = torch.get_float32_matmul_precision() == "highest"
-    return not (precise and bool((points[..., 0] < NEAR_TIME - 1).all()))
+    return not (_precise() and bool((points[..., 0] < NEAR_TIME - 1).all()))
 
 
 class _Pairs:
@@ -151,12 +162,32 @@ def _tangents(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return torch.cat([_heads(u, heads) for u in (query, key, value)], 1)
 
 
+def _three(query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, of one tensor or of three."""
+    if key is None or value is None:
+        query, key, value = query.unbind(-2)
+    return query, key, value
+
+
+def _native(
+    query: Tensor, key: Tensor, value: Tensor, scale: Tensor, mask: Tensor | None, *more: Tensor
+) -> bool:
+    """Whether the kernels take these. They trust the sizes that they are given; torch names those that do not fit."""
+    fit = key.shape == value.shape and query.shape[::2] == key.shape[::2]
+    return fit and (mask is None or mask.device.type == "cpu") and usable(query, key, value, scale, *more)
+
+
 class _Attend(Function):
     # Products of points are torch.bmm, and what is N M in size is overwritten: a fresh page costs as much as an
     # operation on it.
 
     @staticmethod
     def forward(query, key, value, scale, mask, rate):
+        query, key, value = _three(query, key, value)
+        if _native(query, key, value, scale, mask) and _precise():
+            near = native.outputs(query, key, value, scale, mask, rate, NEAR_TIME - 1, LEAST)
+            if near is not None:
+                return near[0], None, near[1], False
         batch, dtype, n, m = query.shape[0], query.dtype, query.shape[1], key.shape[1]
         tangents = _tangents(query, key, value, len(scale))
         points, _ = lift(tangents, rate)
@@ -184,16 +215,25 @@ class _Attend(Function):
         out, rest, time, ctx.far = output
         ctx.rate = None if isinstance(rate, Tensor) else rate
         ctx.mark_non_differentiable(*(t for t in (rest, time) if t is not None))
+        if not torch.compiler.is_compiling():  # as in `_Project`
+            ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, out, rest, time, rate if isinstance(rate, Tensor) else None)
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad is None:
+            return (None,) * 6
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "attention is differentiable once; build it with fused=False for second derivatives"
             )
-        query, key, value, scale, mask, out, rest, time, rate = ctx.saved_tensors
+        *inputs, scale, mask, out, rest, time, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
+        one, (query, key, value) = inputs[1] is None, _three(*inputs)
+        if not ctx.far and _native(query, key, value, scale, mask, grad):
+            by, by_scale, by_rate = native.slopes(grad, query, key, value, scale, mask, rate, out, time, one)
+            by += [None, None] if one else []
+            return *by, by_scale, None, by_rate if ctx.needs_input_grad[5] else None
         heads, dtype, batch = len(scale), query.dtype, query.shape[0]
         sizes = query.shape[1], key.shape[1], value.shape[1]
         tangents, by_out, mean = _tangents(query, key, value, heads), _heads(grad, heads), _heads(out, heads)
@@ -230,7 +270,8 @@ class _Attend(Function):
         slopes[:, : sizes[0] + sizes[1]].mul_(factor)
         by_u, more = lift_slopes(tangents, rate, points, f, slopes[..., :1], slopes[..., 2:])
         by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).mul_(-0.5).view_as(scale)
-        results = (_join(t, batch).to(dtype) for t in by_u.split(sizes, 1))
+        results = [_join(t, batch).to(dtype) for t in by_u.split(sizes, 1)]
+        results = (torch.stack(results, -2), None, None) if one else results
         return *results, by_scale, None, by_rate + more if ctx.needs_input_grad[5] else None
 
 

@@ -5,6 +5,8 @@ transport P and scaled by g = sqrt(softplus(weight) / (variance + eps)) (Lou et 
 van Spengler et al. 2023); see `batch_norm`.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,11 +26,14 @@ NORM_ANGLE = 6
 """Default of `max_angle` of batch norms. At 12, the limit of float32, nets at high rates die; see
 docs/hyperbolic_training.md.
 """
+SMOOTHING, FIRST_MOVEMENT, MOST_MOVEMENT = 0.2, 10.0, 50.0
+"""Weight of the newest batch in `running_movement`, its value at the start, and the maximum of its terms."""
 
 
 class _BatchNorm(HyperbolicModule):
     running_mean: Tensor | None
     running_var: Tensor | None
+    running_movement: Tensor | None
     num_batches_tracked: Tensor | None
     _dims: tuple[int, ...]
 
@@ -63,6 +68,8 @@ class _BatchNorm(HyperbolicModule):
             "running_mean", torch.zeros(num_features, **place) if track_running_stats else None
         )
         self.register_buffer("running_var", torch.ones((), **place) if track_running_stats else None)
+        # How far the batches' means move: their squared distance from the running mean over that of mere noise.
+        self.register_buffer("running_movement", torch.empty((), **place) if track_running_stats else None)
         count = torch.tensor(0, device=device) if track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()
@@ -76,8 +83,19 @@ class _BatchNorm(HyperbolicModule):
         if self.running_mean is not None and self.running_var is not None:
             self.running_mean.zero_()
             self.running_var.fill_(1.0)
+            if self.running_movement is not None:
+                self.running_movement.fill_(FIRST_MOVEMENT)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.zero_()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Checkpoints from before `running_movement` load: means that do not move, until batches show otherwise."""
+        if self.running_movement is not None and f"{prefix}running_mean" in state_dict:
+            still = torch.ones((), dtype=self.running_movement.dtype)
+            state_dict.setdefault(f"{prefix}running_movement", still)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @full_precision
     def forward(self, u: Tensor) -> Tensor:
@@ -135,33 +153,35 @@ class _BatchNorm(HyperbolicModule):
             share = 1 / self.num_batches_tracked.to(mean.dtype)
         else:
             count = size * (dist.get_world_size() if together else 1)
-            share = _share(way.dot(way) - later * later, spread.to(mean.dtype), count, self.momentum)
+            share = self._share(way.dot(way) - later * later, spread.to(mean.dtype), count, self.momentum)
         space = normalise(space + share * way, time + share * later)
         n = torch.linalg.vector_norm(space).clamp(min=1e-15)
         self.running_mean.copy_(space * (n.asinh() / n / rate))
         news = spread.to(self.running_var.dtype) / c - self.running_var
         self.running_var.add_(share * news)
 
+    def _share(self, apart: Tensor, spread: Tensor, count: int, least: float) -> Tensor | float:
+        """Weight of the newest batch: the gain of a Kalman filter, 1 - noise / E[apart], and at least `least`.
+
+        Args:
+            apart: squared angle between the two means (its chord).
+            spread: mean squared angle of the points from their mean.
+            count: samples in the batch. The mean of so many has the variance spread / ((1 + spread) count): that of
+                Euclidean space for near points; of far ones only directions count.
+            least: momentum; 0 stops the statistics.
+        """
+        if least == 0:
+            return 0.0
+        assert self.running_movement is not None
+        noise = spread / ((1 + spread) * count)
+        movement = (apart / noise.clamp(min=1e-30)).clamp(0, MOST_MOVEMENT).to(self.running_movement.dtype)
+        self.running_movement.add_(SMOOTHING * (movement - self.running_movement))
+        return (1 - 1 / self.running_movement.to(apart.dtype)).clamp(min=least)
+
     def extra_repr(self) -> str:
         """Size, constants, curvature and model."""
         own = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, mean={self.mean}"
         return f"{own}, {super().extra_repr()}"
-
-
-def _share(apart: Tensor, spread: Tensor, count: int, least: float) -> Tensor | float:
-    """Weight of the newest batch: `least`, or more where its mean is further from the running one than its noise.
-
-    Args:
-        apart: squared angle between the two means (its chord).
-        spread: mean squared angle of the points from their mean.
-        count: samples in the batch. The mean of so many has the variance spread / ((1 + spread) count): that of
-            Euclidean space for near points; of far ones only directions count.
-        least: momentum; 0 stops the statistics.
-    """
-    if least == 0:
-        return 0.0
-    noise = spread / ((1 + spread) * count)
-    return (1 - 2 * noise / apart.clamp(min=1e-30)).clamp(min=least)
 
 
 class BatchNorm1d(_BatchNorm):
@@ -170,8 +190,8 @@ class BatchNorm1d(_BatchNorm):
     Args:
         num_features: coordinates of a point.
         eps: added to the variance, which is a mean squared distance.
-        momentum: least weight of the newest batch in the running statistics: it gets more where its mean is further
-            from the running mean than the noise of a batch. 0 keeps the statistics; None: the average of all batches.
+        momentum: least weight of the newest batch in the running statistics. It is larger while the means of batches
+            are further from the running mean than their noise. 0 keeps them; None: the average of all batches.
         affine: learn the mean (`bias`, a tangent vector at the origin) and the variance (softplus of `weight`).
         track_running_stats: update running statistics and use them in eval mode.
         c, model: see `HyperbolicModule`.

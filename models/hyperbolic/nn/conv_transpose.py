@@ -97,14 +97,22 @@ class ConvTranspose2d(HyperbolicModule):
         }
         # torch wants [in, out / groups, kh, kw]: swap the two inside each group.
         turned = directions.unflatten(0, (g, -1)).transpose(1, 2).flatten(0, 1)
-        m = F.conv_transpose2d(u, turned, **options).unflatten(1, (g, -1))
-        square = square_norm(u.unflatten(1, (g, -1)), 2).squeeze(2)
+        m = F.conv_transpose2d(u, turned, **options)
         box = torch.ones(g, 1, *self.kernel_size, dtype=u.dtype, device=u.device)
-        s = (rate * rate * gain * gain) * F.conv_transpose2d(square, box, **options).unsqueeze(2)
-        shifts = None if shifts is None else shifts.view(g, -1, 1, 1)
+        # One group needs no dimension of its own. Under dynamic shapes inductor fails to order the strides of a view
+        # of a convolution's output.
+        if g == 1:
+            square, dims, each = square_norm(u, 1), (1,), (-1, 1, 1)
+            s = F.conv_transpose2d(square, box, **options)
+        else:
+            m, dims, each = m.unflatten(1, (g, -1)), (1, 2), (g, -1, 1, 1)
+            square = square_norm(u.unflatten(1, (g, -1)), 2).squeeze(2)
+            s = F.conv_transpose2d(square, box, **options).unsqueeze(2)
+        s = (rate * rate * gain * gain) * s
+        shifts = None if shifts is None else shifts.view(each)
         outputs = hyperplane_outputs if self.fused else hyperplane_outputs_plain
-        out = outputs(m, s, None, shifts, powers.view(g, -1, 1, 1), rate, (1, 2), self.max_angle)
-        return out.flatten(1, 2)
+        out = outputs(m, s, None, shifts, powers.view(each), rate, dims, self.max_angle)
+        return out if g == 1 else out.flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Sizes, geometry, curvature and model."""

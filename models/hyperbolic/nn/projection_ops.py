@@ -11,6 +11,9 @@ from torch.autograd import Function
 
 from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, radial_part, radial_slope
 from hyco.models.hyperbolic.nn.hyperplane_ops import MAX_EXPONENT, MAX_OFFSET
+from hyco.models.hyperbolic.nn.native import projection as native
+from hyco.models.hyperbolic.nn.native.library import concrete, usable
+from hyco.models.hyperbolic.onednn import product
 from hyco.models.hyperbolic.ops import asinh, asinhc, asinhc_slope, has_direction, square_norm
 
 
@@ -70,66 +73,108 @@ def _sizes(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(known, square, 1.0).sqrt(), known
 
 
-def _hyperplanes(
-    weight: Tensor, size: Tensor, offsets: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """Hyperplanes [K, 2 + I], to be multiplied by `lift`'s points, and the factor [K, 1] of the weights in them."""
-    factor = size.reciprocal() if offsets is None else offsets[0] / size
-    time = torch.zeros_like(size) if offsets is None else -offsets[1]
-    planes = torch.cat([time, time, weight * factor], 1)
-    return planes, factor
+def _columns(size: Tensor, known: Tensor, offsets: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Of each hyperplane the factor of its weights, the sinh of its offset, and its power: [3, K]."""
+    cosh, sinh = (torch.ones_like(size), torch.zeros_like(size)) if offsets is None else offsets
+    return torch.cat([cosh / size, sinh, torch.where(known, 2 * size, 0.0)], 1).t()
+
+
+def _planes(weight: Tensor, columns: Tensor) -> Tensor:
+    """Hyperplanes [K, 2 + I], to be multiplied by `lift`'s points."""
+    factor, shift, _ = columns.unsqueeze(-1)
+    return torch.cat([-shift, -shift, weight * factor], 1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T: [N, K], [M, K] -> [N, M]."""
+    return product(a, b) if concrete(a, b) else a @ b.t()
+
+
+def _native(weight: Tensor, bias: Tensor | None, *tensors: Tensor) -> bool:
+    """Whether the kernels take these; they read a bias as far as the weights reach."""
+    return usable(weight, bias, *tensors) and (bias is None or bias.shape == weight.shape[:1])
+
+
+def _outputs(
+    u: Tensor, weight: Tensor, bias: Tensor | None, rate: Rate, groups: int, max_angle: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`native.outputs` with plain torch."""
+    columns = _columns(*_sizes(weight), _offsets(bias, rate))
+    angle = asinh(_product(lift(u, rate, max_angle)[0], _planes(weight, columns)))
+    w = (angle * columns[2]).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_().unflatten(-1, (groups, -1))
+    n = w.square().sum(-1, keepdim=True)
+    value = asinhc(n)
+    return w.mul_(value / rate), angle, n, value
+
+
+def _slopes(
+    grad: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    angle: Tensor,
+    n: Tensor,
+    value: Tensor,
+    rate: Rate,
+    max_angle: float,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """`native.slopes` with plain torch."""
+    (size, known), offsets = _sizes(weight), _offsets(bias, rate)
+    columns = _columns(size, known, offsets)
+    # From the tangent vectors to w = sinh(power angle), as in `hyperplane_outputs`.
+    w = out * (rate / value)
+    along = (grad * w).sum(-1, keepdim=True)
+    d_rate = -(along * value).sum() / (rate * rate)
+    d = (grad * (value / rate)).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
+    d, w = d.mul_(w.square_().add_(1).sqrt_()).flatten(1), w.flatten(1)
+    d_power = torch.mul(d, angle, out=w).sum(0).unsqueeze(-1)
+    d.mul_(columns[2])
+    d.mul_(torch.sinh(angle, out=w).square_().add_(1).rsqrt_())
+    # To points and hyperplanes.
+    point, f = lift(u, rate, max_angle)
+    by_point, by_plane = _product(d, _planes(weight, columns).t()), _product(d.t(), point.t())
+    d_u, more = lift_slopes(u, rate, point, f, by_point[:, :1], by_point[:, 2:], max_angle)
+    d_rate = d_rate + more
+    d_weight = by_plane[:, 2:] * columns[0].unsqueeze(-1)
+    along = (d_weight * weight).sum(-1, keepdim=True)
+    by_size = torch.where(known, 2 * d_power - along / size, 0.0)
+    d_weight.addcmul_(weight, by_size / size)
+    d_bias = None
+    if bias is not None and offsets is not None:
+        cosh, sinh = offsets
+        d_r = (along * sinh / cosh - by_plane[:, :2].sum(-1, keepdim=True) * cosh).squeeze(-1)
+        d_bias, d_rate = d_r * rate, d_rate + (d_r * bias).sum()
+    return d_u, d_weight, d_bias, d_rate
 
 
 class _Project(Function):
     @staticmethod
     def forward(u, weight, bias, rate, groups, max_angle):
-        size, known = _sizes(weight)
-        planes, _ = _hyperplanes(weight, size, _offsets(bias, rate))
-        angle = asinh(lift(u, rate, max_angle)[0] @ planes.t())
-        power = torch.where(known, 2 * size, 0.0).t()
-        w = (angle * power).clamp_(-MAX_EXPONENT, MAX_EXPONENT).sinh_().unflatten(-1, (groups, -1))
-        n = w.square().sum(-1, keepdim=True)
-        value = asinhc(n)
-        return w.mul_(value / rate), angle, n, value, size, known
+        outputs = native.outputs if _native(weight, bias, u) else _outputs
+        return outputs(u, weight, bias, rate, groups, max_angle)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         u, weight, bias, rate, _, ctx.max_angle = inputs
         ctx.rate = None if isinstance(rate, Tensor) else rate
         ctx.mark_non_differentiable(*output[1:])
+        if (
+            not torch.compiler.is_compiling()
+        ):  # the compiler refuses the call, and drops unused zeros by itself
+            ctx.set_materialize_grads(False)
         ctx.save_for_backward(u, weight, bias, *output, rate if isinstance(rate, Tensor) else None)
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if grad is None:
+            return (None,) * 6
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "this layer is differentiable once; build it with fused=False for second derivatives"
             )
-        u, weight, bias, out, angle, n, value, size, known, rate = ctx.saved_tensors
+        u, weight, bias, out, angle, n, value, rate = ctx.saved_tensors
         rate = ctx.rate if rate is None else rate
-        # From the tangent vectors to w = sinh(power angle), as in `hyperplane_outputs`.
-        w = out * (rate / value)
-        along = (grad * w).sum(-1, keepdim=True)
-        d_rate = -(along * value).sum() / (rate * rate)
-        d = (grad * (value / rate)).addcmul_(w, along * (2 / rate) * asinhc_slope(n, value))
-        d, w = d.mul_(w.square_().add_(1).sqrt_()).flatten(1), w.flatten(1)
-        d_power = torch.mul(d, angle, out=w).sum(0).unsqueeze(-1)
-        d.mul_(torch.where(known, 2 * size, 0.0).t())
-        d.mul_(torch.sinh(angle, out=w).square_().add_(1).rsqrt_())
-        # To points and hyperplanes.
-        offsets = _offsets(bias, rate)
-        planes, factor = _hyperplanes(weight, size, offsets)
-        point, f = lift(u, rate, ctx.max_angle)
-        by_point, by_plane = d @ planes, d.t() @ point
-        d_u, more = lift_slopes(u, rate, point, f, by_point[:, :1], by_point[:, 2:], ctx.max_angle)
-        d_rate = d_rate + more
-        by_weight = by_plane[:, 2:]
-        by_factor = (by_weight * weight).sum(-1, keepdim=True)
-        by_size = torch.where(known, 2 * d_power - by_factor * factor / size, 0.0)
-        d_weight = (by_weight * factor).addcmul_(weight, by_size / size)
-        d_bias = None
-        if bias is not None and offsets is not None:
-            cosh, sinh = offsets
-            d_r = (by_factor / size * sinh - by_plane[:, :2].sum(-1, keepdim=True) * cosh).squeeze(-1)
-            d_bias, d_rate = d_r * rate, d_rate + (d_r * bias).sum()
-        return d_u, d_weight, d_bias, d_rate if ctx.needs_input_grad[3] else None, None, None
+        slopes = native.slopes if _native(weight, bias, u, grad) else _slopes
+        *by, by_rate = slopes(grad, u, weight, bias, out, angle, n, value, rate, ctx.max_angle)
+        return *by, by_rate if ctx.needs_input_grad[3] else None, None, None

@@ -1,11 +1,16 @@
 """The fast cut and resize is PIL's bicubic, to the rounding of its weights."""
 
+import hashlib
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from hyco.pipeline.imaging import resize
-from hyco.pipeline.imaging.crop import stretch
-from hyco.pipeline.imaging.resize import by_pil, cut_and_resize
+from hyco.pipeline.imaging.crop import crop_box, shrink_to_short_side, stretch
+from hyco.pipeline.imaging.resize import by_pil, by_torch, cut_and_resize
 
 BOXES = [
     (0, 0, 97, 71),
@@ -63,3 +68,35 @@ def test_a_box_of_the_right_size_is_only_copied():
     image, out = noise(40, 50, 3), np.zeros((20, 30, 3), np.uint8)
     cut_and_resize(image, (5, 6, 35, 26), out)
     assert np.array_equal(out, image[6:26, 5:35])
+
+
+@pytest.mark.parametrize("box", [(0.1, 0.1, 0.6, 0.9), (0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.505, 0.9)])
+@pytest.mark.parametrize("size", [16, 33, 200])
+def test_crops_by_torch_are_those_by_pillow(box, size):
+    image = photograph(71, 97, 3)
+    image.flags.writeable = False  # as decoders return it
+    for ours, theirs in (
+        (crop_box(image, box, size, by="torch"), crop_box(image, box, size)),
+        (shrink_to_short_side(image, size, "torch"), shrink_to_short_side(image, size)),
+    ):
+        assert ours.shape == theirs.shape and np.abs(ours.astype(int) - theirs).max() <= 2
+
+
+def hash_of_resized() -> str:
+    """A hash of images resized by PyTorch to several sizes."""
+    total = hashlib.sha256()
+    for size in ((64, 64), (224, 131), (13, 29), (1, 1)):
+        for make in (noise, photograph):
+            out = np.zeros((*size, 3), np.uint8)
+            by_torch(make(71, 97, 3), out)
+            total.update(out.tobytes())
+    return total.hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_torch_gives_equal_bytes_on_every_cpu(capability):
+    code = "from tests.pipeline.imaging.test_resize import hash_of_resized; print(hash_of_resized())"
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == hash_of_resized()

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyco.models.clip import DualEncoder
+from hyco.models.losses import contrastive, spaces
 from hyco.models.losses import objective as objectives
-from hyco.models.losses.objective import ObjectiveConfig, clip_objective, siglip_objective, uncha_objective
+from hyco.models.losses.objective import (
+    ObjectiveConfig,
+    clip_objective,
+    cones_objective,
+    hycoclip_objective,
+    siglip_objective,
+    uncha_objective,
+)
 from hyco.pipeline.training import strategy
 from hyco.pipeline.training.ema import WeightAverage
 from hyco.pipeline.training.recipes import Recipe
@@ -235,15 +243,18 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("micro_batch", [0, 4])
 @pytest.mark.parametrize("pairs_at_once", [1 << 20, 50])
-def test_a_step_asks_the_device_one_question_for_each_block_of_scores(micro_batch, pairs_at_once):
-    """Whether pairs are so near that float32 has lost their distance; without such pairs nothing else is read."""
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_step_asks_a_gpu_one_question(micro_batch, pairs_at_once, deferred):
+    """Whether pairs are so near that float32 has lost their distance; without such pairs nothing else is read.
+
+    A CPU, where asking costs nothing, is asked for every block of scores.
+    """
     recipe = recipe_of(None)
     objective = dataclasses.replace(recipe.objective, pairs_at_once=pairs_at_once)
     recipe = recipe.replace(objective=objective)
     model = model_of(recipe)
     model.textual.layout = "padded"  # texts are packed on the host, and copied from page-locked memory
     blocks = Counter[str]()
-    from hyco.models.losses import spaces
 
     block = spaces.Hyperboloids.block
 
@@ -254,8 +265,40 @@ def test_a_step_asks_the_device_one_question_for_each_block_of_scores(micro_batc
     inputs = batch()
     with pytest.MonkeyPatch.context() as patch, Calls() as calls:
         patch.setattr(spaces.Hyperboloids, "block", counted)
+        patch.setattr(contrastive, "DEFERRED", {"cpu"} if deferred else set())
         step(model, recipe, inputs, micro_batch=micro_batch)
-    assert blocks["blocks"] >= 3 and calls.counts == {"_local_scalar_dense": blocks["blocks"]}
+    assert blocks["blocks"] >= 3
+    assert calls.counts == {"_local_scalar_dense": 1 if deferred else blocks["blocks"]}
+
+
+@pytest.mark.parametrize("objective", [hycoclip_objective(), cones_objective()])
+@pytest.mark.parametrize("near", [0, 2, 10])
+def test_a_deferred_question_changes_no_result(objective, near):
+    """With no, some and only near pairs: losses, terms and gradients are those of asking for every block."""
+    drawn = torch.Generator().manual_seed(0)
+    names = ("image", "text", "image_box", "text_box")
+    points = {name: torch.randn(10, 8, generator=drawn) for name in names}
+    points["text"][:near] = points["image"][:near] * (1 + 1e-6)
+    points["text_box"][:near] = points["image"][:near]
+    results = []
+    for asked in ({"cpu"}, set()):
+        leaves = {name: value.clone().requires_grad_() for name, value in points.items()}
+        c = torch.tensor(0.7, requires_grad=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(contrastive, "DEFERRED", asked)
+            named = {name: torch.tensor(9.0) for name in objective.temperatures}
+            total, terms = objectives.loss(
+                leaves,
+                torch.arange(10),
+                torch.tensor(12.0),
+                c,
+                objective,
+                scales=named,
+                bias=torch.tensor(0.0),
+            )
+            total.backward()
+        results.append([total, *terms.values(), c.grad, *(leaf.grad for leaf in leaves.values())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 COMPILED = """

@@ -1,0 +1,137 @@
+"""Builds and loads kernels.cpp: once for a user, a version of torch and a kind of processor.
+
+The kernels are called with addresses by ctypes, so they need no part of torch that has to be compiled along: building
+takes two seconds of processor time. A finished library appears in the cache by one rename, so that processes that
+build at the same time, or are killed, do no harm.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hyco.models.hyperbolic.transforms import transformed
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+SWITCH = "HYCO_KERNELS"
+"""Environment variable: 0 leaves the work to plain torch."""
+FLAGS = {
+    "AVX2": "-mavx2 -mfma -mf16c -DCPU_CAPABILITY=AVX2 -DCPU_CAPABILITY_AVX2",
+    "AVX512": "-mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma -mf16c -DCPU_CAPABILITY=AVX512 -DCPU_CAPABILITY_AVX512",
+}
+"""By the kind of processor that torch found (ATEN_CPU_CAPABILITY overrides it)."""
+SECONDS = 300
+"""Longest time that a compiler is waited for."""
+
+_P, _I, _F, _B = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_bool
+_SIGNATURES = {
+    "planes": (None, [_P] * 3 + [_I] * 2 + [_F] * 2),
+    "plane_slopes": (_F, [_P] * 5 + [_I] * 2 + [_F] * 2),
+    "project": (None, [_P] * 8 + [_I] * 4 + [_F] * 3),
+    "project_slopes": (_F, [_P] * 11 + [_I] * 4 + [_F] * 2),
+    "unlift": (_F, [_P] * 3 + [_I] * 2 + [_F] * 2),
+    "lift_heads": (_F, [_P] * 2 + [_I] * 7 + [_F] * 2 + [_B]),
+    "unlift_heads": (_F, [_P] * 4 + [_I] * 9 + [_F] * 2 + [_B]),
+    "means": (None, [_P] * 3 + [_I] * 5 + [_F] * 2),
+    "mean_slopes": (_F, [_P] * 4 + [_I] * 5 + [_F]),
+    "shares": (None, [_P] * 3 + [_I] * 9),
+    "share_slopes": (None, [_P] * 5 + [_I] * 9),
+}
+
+
+def cache_folder() -> Path:
+    """Folder of the built libraries, which may not exist yet: kernels/ in this machine's cache (HYCO_CACHE)."""
+    chosen, caches = os.environ.get("HYCO_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    cache = Path(chosen).expanduser() if chosen else Path(caches or Path.home() / ".cache") / "hyco"
+    return cache / "kernels"
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers begin; null for None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can work on these tensors: real ones, float32, on a CPU, and nobody traces or transforms."""
+    return concrete(*tensors) and library() is not None
+
+
+def concrete(*tensors: Tensor | None) -> bool:
+    """Whether these are dense float32 tensors on the CPU, and nothing records or transforms what is done to them."""
+    if torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing():
+        return False
+    # A mode may record torch's operations or replace them (make_fx, FakeTensorMode, FlopCounterMode).
+    return torch._C._len_torch_dispatch_stack() == 0 and all(t is None or _dense(t) for t in tensors)
+
+
+def _dense(t: Tensor) -> bool:
+    plain = type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.dtype == torch.float32
+    return plain and t.layout == torch.strided and not t.is_neg() and t.numel() > 0
+
+
+def kernels() -> ctypes.CDLL:
+    """The kernels, after `usable` has said that they are there."""
+    found = library()
+    assert found is not None
+    return found
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, built on the first call on a machine; None where they cannot be had or are switched off."""
+    flags = FLAGS.get(torch.backends.cpu.get_cpu_capability())
+    if os.environ.get(SWITCH) == "0" or flags is None or sys.platform != "linux":
+        return None
+    try:
+        return _load(_built(flags))
+    except (OSError, ValueError, subprocess.SubprocessError, RuntimeError) as error:
+        log.info("hyperbolic attention without its C++ kernels, at half the speed: %s", error)
+        return None
+
+
+def _load(file: Path) -> ctypes.CDLL:
+    kernels = ctypes.CDLL(str(file))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(kernels, name)
+        function.restype, function.argtypes = result, arguments
+    return kernels
+
+
+def _built(flags: str) -> Path:
+    """The library for these flags, from the cache or the compiler.
+
+    Raises:
+        OSError, subprocess.SubprocessError, RuntimeError: no compiler, no folder to write to, a failed build.
+    """
+    flags += " -O3 -std=c++20 -fPIC -shared -fopenmp -w"
+    told = "\n".join((SOURCE.read_text(), torch.__version__, str(torch.version.git_version), flags))
+    target = cache_folder() / f"kernels-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++") or ""]
+    if not compiler[0]:
+        raise RuntimeError("no C++ compiler (g++) was found")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    log.info("building the C++ kernels of hyperbolic attention, once: %s", target)
+    home = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder, target.name)
+        command = [*compiler, *flags.split(), f"-I{home / 'include'}", str(SOURCE), "-o", str(made)]
+        command += [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        if result.returncode:
+            raise RuntimeError(f"{compiler[0]} failed: {result.stderr.strip()[:500]}")
+        made.replace(target)
+    return target
