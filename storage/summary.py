@@ -30,6 +30,7 @@ _UNIT = re.compile(r"(?!\.tmp-).+\.json")
 _REMOTE_READS = 16
 _SAVED = 2000  # records read between two additions to the table
 _TEXT, _TEXTS, _NUMBER = pa.string(), pa.list_(pa.string()), pa.float64()
+_MARKS = pa.schema({"id": _TEXT})
 _COMMON = {"id": _TEXT, "unit": _TEXT, "objects": _TEXTS, "detections": _TEXT}
 COUNTS = (
     "images",
@@ -99,32 +100,50 @@ def summarise(manifest: Manifest, folder: str) -> pa.Table:
     return rows
 
 
-def _folder_mark(manifest: Manifest) -> str:
-    """Return the times of a local folder of records: creating or deleting one changes them.
+def _folder_mark(manifest: Manifest, folder: str = "") -> str:
+    """Return the times of a local folder, that of the records: creating or deleting a file in it changes them.
 
     "" for a remote folder, and for one in which something may still happen within the same tick of the clock.
     """
     with contextlib.suppress(OSError):
         if manifest.store.local:
-            stat = os.stat(manifest.store.path(manifest.prefix))  # noqa: PTH116
+            stat = os.stat(manifest.store.path(folder or manifest.prefix))  # noqa: PTH116
             if time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED_S:
                 return f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
     return ""
 
 
 def whole(manifest: Manifest, rows: pa.Table) -> pa.Table:
-    """Return the rows whose objects all exist; lists the folder of the stage's own objects and asks for others."""
+    """Return the rows whose objects all exist, of a summary of all records.
+
+    Lists the folder of the stage's own objects and asks for others. A local folder is not listed while its times, and
+    those of the records, are those of a moment when every object was there.
+    """
+    own = f"{manifest.prefix.rpartition('/')[0]}/{OBJECTS}"
+    mark, kept = (
+        _whole_mark(manifest, own, rows),
+        Derived(manifest.store, f"whole-1/{manifest.prefix}", _MARKS),
+    )
+    if mark and mark in kept.rows()["id"].to_pylist():
+        return rows
     objects = rows["objects"].combine_chunks()
     named = pc.list_flatten(objects)
-    own = f"{manifest.prefix.rpartition('/')[0]}/{OBJECTS}"
     absent = pc.invert(pc.is_in(named, value_set=pa.array(manifest.store.list(own), _TEXT)))
     elsewhere = [path for path in pc.unique(named.filter(absent)).to_pylist() if manifest.store.exists(path)]
+    if mark and not pc.any(absent).as_py() and mark == _whole_mark(manifest, own, rows):
+        kept.add([{"id": mark}])
     absent = pc.and_not(absent, pc.is_in(named, value_set=pa.array(elsewhere, _TEXT)))
     torn = pc.unique(pc.filter(pc.list_parent_indices(objects), absent))
     if not len(torn):
         return rows
     places = pa.array(range(rows.num_rows), torn.type)
     return rows.filter(pc.invert(pc.is_in(places, value_set=torn)))
+
+
+def _whole_mark(manifest: Manifest, own: str, rows: pa.Table) -> str:
+    """Return the times of the folders of records and of objects, and the number of records; "" as _folder_mark."""
+    marks = (_folder_mark(manifest), _folder_mark(manifest, own))
+    return f"{rows.num_rows} {' '.join(marks)}" if all(marks) else ""
 
 
 def total(rows: pa.Table, column: str) -> int:

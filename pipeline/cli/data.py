@@ -41,7 +41,15 @@ def mine(
     engine: Engine = LOCAL,
     gpus: Annotated[
         float | None,
-        typer.Option(help="GPUs per Ray worker; by default 1 where the cluster has any.", min=0),
+        typer.Option(help="GPUs per grounder on Ray; by default 1 where the cluster has any.", min=0),
+    ] = None,
+    grounders: Annotated[
+        int | None,
+        typer.Option(
+            help="Ray actors that hold the detector for all workers; by default one per GPU. "
+            "0: each worker holds its own.",
+            min=0,
+        ),
     ] = None,
     assignments: Assignments = None,
 ) -> None:
@@ -54,7 +62,7 @@ def mine(
     from hyco.storage.home import Home
 
     config = _mining(source, grounder, image_column, caption_column, boxes, assignments)
-    with terminable(), open_executor(workers, engine=engine, gpus=gpus) as executor:
+    with terminable(), open_executor(workers, engine=engine, gpus=gpus, servers=grounders) as executor:
         show(mine_all(config, Home(home), executor))
 
 

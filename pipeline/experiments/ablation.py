@@ -20,7 +20,8 @@ from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from hyco.pipeline.evaluation.evaluate import evaluate
 from hyco.pipeline.evaluation.metrics.document import read_metrics
 from hyco.pipeline.experiments.comparison import Runs, section
-from hyco.pipeline.experiments.grid import GridRun, command, run_grid, write_section
+from hyco.pipeline.experiments.grid import GridRun, add_engine, command, engine_of, run_grid, write_section
+from hyco.pipeline.runtime.executor import Executor
 from hyco.pipeline.training.recipes import Recipe, by_name
 from hyco.pipeline.training.run_dir import finished, prepare
 from hyco.pipeline.training.train import train
@@ -123,6 +124,7 @@ def ablate(
     seeds: int | None = None,
     device: str = "auto",
     say: TextIO = sys.stderr,
+    executor: Executor | None = None,
 ) -> list[Run]:
     """Train and evaluate the unfinished runs, and write the section of this world into `out`.
 
@@ -150,6 +152,7 @@ def ablate(
         len(models),
         lambda done: document(name, done, out),
         say,
+        executor,
     )
     return runs
 
@@ -164,23 +167,32 @@ def perform_all(
     each: int,
     write: Callable[[list[Run]], object],
     say: TextIO,
+    executor: Executor | None = None,
 ) -> None:
     """Train and evaluate the unfinished runs in order; `write` gets the finished ones after each round of `each`."""
-
-    def perform(run: Run) -> None:
-        prepare(
-            run.folder, home, version, run.recipe
-        )  # raises an error if the directory holds another recipe
-        if run.seconds is None:
-            train(run.folder, home, version, run.recipe, device=device)
-            evaluate(run.folder, home, spec)
 
     def after(number: int) -> None:
         if number % each == 0:
             write(runs[:number])
 
-    grid = [GridRun(r.folder, r.model, partial(perform, r), partial(getattr, r, "seconds")) for r in runs]
-    run_grid(title, grid, after, say)
+    grid = [
+        GridRun(
+            r.folder,
+            r.model,
+            partial(perform, r, home, version, spec, device),
+            partial(getattr, r, "seconds"),
+        )
+        for r in runs
+    ]
+    run_grid(title, grid, after, say, executor)
+
+
+def perform(run: Run, home: Home, version: str, spec: EvaluationSpec, device: str) -> None:
+    """Train and evaluate a run unless that is done; an error if its directory holds another recipe."""
+    prepare(run.folder, home, version, run.recipe)
+    if run.seconds is None:
+        train(run.folder, home, version, run.recipe, device=device)
+        evaluate(run.folder, home, spec)
 
 
 def metrics_of(runs: list[Run]) -> Runs:
@@ -238,22 +250,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="of each run; demo 480 of 128 samples, photos 240 of 256")
     parser.add_argument("--seeds", type=int, help="runs of each model; demo 3, photos 1")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_engine(parser)
     given = parser.parse_args(arguments)
-    code = command(
-        lambda: ablate(
-            given.world,
-            Home(given.home or f"var/{given.world}"),
-            given.out,
-            models=tuple(given.models.split(",")),
-            steps=given.steps,
-            seeds=given.seeds,
-            device=given.device,
-        )
-    )
+
+    def work() -> None:
+        with engine_of(given) as executor:
+            ablate(
+                given.world,
+                Home(given.home or f"var/{given.world}"),
+                given.out,
+                models=tuple(given.models.split(",")),
+                steps=given.steps,
+                seeds=given.seeds,
+                device=given.device,
+                executor=executor,
+            )
+
+    code = command(work)
     if code == 0:
         print(f"{given.out} is written")
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from hyco.pipeline.experiments import ablation  # a worker cannot import what is defined in __main__
+
+    sys.exit(ablation.main())

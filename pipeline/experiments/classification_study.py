@@ -25,7 +25,8 @@ from hyco.pipeline.classification.tables import tables
 from hyco.pipeline.classification.train import fit
 from hyco.pipeline.config import Config, ConfigError, override
 from hyco.pipeline.evaluation.metrics.document import read_metrics
-from hyco.pipeline.experiments.grid import GridRun, command, run_grid, write_section
+from hyco.pipeline.experiments.grid import GridRun, add_engine, command, engine_of, run_grid, write_section
+from hyco.pipeline.runtime.executor import Executor
 from hyco.pipeline.training.run_dir import finished
 from hyco.storage.home import Home
 
@@ -117,7 +118,11 @@ STUDIES = {"cpu": cpu, "heads": heads, "normal": normal, "full": full, "long_tai
 
 
 def run_study(
-    study: StudyConfig, home: Home, device: str = "auto", doc: str | Path | None = None
+    study: StudyConfig,
+    home: Home,
+    device: str = "auto",
+    doc: str | Path | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate the unfinished arms; returns the metrics of every arm by run name.
 
@@ -125,30 +130,42 @@ def run_study(
     """
     for spec in study.measure.ood:  # report a missing document before an hour of training, not after
         open_strange(spec, study.base.data_name)
-    folder, results = home.fits, dict[str, Any]()
-
-    def perform(name: str, config: FitConfig) -> None:
-        trained = fit(folder / name, config, device=device)
-        measured = _measured(folder / name, study.measure)
-        measured = measured or evaluate(folder / name, study.measure, device)
-        results[name] = {"fit": json.loads(config.model_dump_json()), "train": trained, "metrics": measured}
+    folder, results, arms = home.fits, dict[str, Any](), list(study.arms())
 
     def seconds(name: str) -> float | None:
         done = finished(folder / name)
         return done["seconds"] if done and _measured(folder / name, study.measure) else None
 
     def after(number: int) -> None:
+        name, config = arms[number - 1]
+        results[name] = {
+            "fit": json.loads(config.model_dump_json()),
+            "train": finished(folder / name),
+            "metrics": _measured(folder / name, study.measure),
+        }
         text = tables(results, folder, study.measure)
         home.store.replace(f"{study.name}.md", text.encode())
         if doc is not None:
             write_section(Path(doc), marks(study.name), text)
 
     runs = [
-        GridRun(folder / name, config.model, partial(perform, name, config), partial(seconds, name))
-        for name, config in study.arms()
+        GridRun(
+            folder / name,
+            config.model,
+            partial(perform, folder / name, config, study.measure, device),
+            partial(seconds, name),
+        )
+        for name, config in arms
     ]
-    run_grid(f"study {study.name}", runs, after)
+    run_grid(f"study {study.name}", runs, after, executor=executor)
     return results
+
+
+def perform(folder: Path, config: FitConfig, measure: EvaluateConfig, device: str) -> None:
+    """Train and evaluate an arm unless that is done."""
+    fit(folder, config, device=device)
+    if _measured(folder, measure) is None:
+        evaluate(folder, measure, device)
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -181,14 +198,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--doc", help="document for the tables")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of StudyConfig")
+    add_engine(parser)
     options = parser.parse_args(arguments)
 
     def work() -> None:
         study = override(STUDIES[options.study](options.data, tuple(options.ood)), options.set)
-        run_study(study, Home(options.home), options.device, options.doc)
+        with engine_of(options) as executor:
+            run_study(study, Home(options.home), options.device, options.doc, executor)
 
     return command(work)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from hyco.pipeline.experiments import classification_study  # a worker cannot import from __main__
+
+    sys.exit(classification_study.main())

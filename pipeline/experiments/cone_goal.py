@@ -30,7 +30,8 @@ from hyco.pipeline.config import ConfigError, nearest
 from hyco.pipeline.evaluation.config import AssessConfig, EvaluationSpec
 from hyco.pipeline.experiments.ablation import Run, metrics_of, perform_all, shortened
 from hyco.pipeline.experiments.comparison import NAMES, NODES, Runs, difference, value_at, wrapped
-from hyco.pipeline.experiments.grid import command, write_section
+from hyco.pipeline.experiments.grid import add_engine, command, engine_of, write_section
+from hyco.pipeline.runtime.executor import Executor
 from hyco.pipeline.training.recipes import Recipe, by_name
 from hyco.storage.home import Home
 
@@ -142,6 +143,7 @@ def compare(
     seeds: int | None = None,
     device: str = "auto",
     say: TextIO = sys.stderr,
+    executor: Executor | None = None,
 ) -> list[Run]:
     """Train and evaluate the unfinished runs, and write the section of this phase into `out`.
 
@@ -170,6 +172,7 @@ def compare(
         len(arms),
         lambda done: document(phase, done, out),
         say,
+        executor,
     )
     return runs
 
@@ -354,22 +357,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each run, of {BATCH} samples")
     parser.add_argument("--seeds", type=int, help="runs of each arm; table 3, search 1")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_engine(parser)
     given = parser.parse_args(arguments)
-    code = command(
-        lambda: compare(
-            Home(given.home),
-            given.out,
-            phase=given.phase,
-            arms=tuple(given.arms.split(",")) if given.arms else None,
-            steps=given.steps,
-            seeds=given.seeds,
-            device=given.device,
-        )
-    )
+
+    def work() -> None:
+        with engine_of(given) as executor:
+            compare(
+                Home(given.home),
+                given.out,
+                phase=given.phase,
+                arms=tuple(given.arms.split(",")) if given.arms else None,
+                steps=given.steps,
+                seeds=given.seeds,
+                device=given.device,
+                executor=executor,
+            )
+
+    code = command(work)
     if code == 0:
         print(f"{given.out} is written")
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from hyco.pipeline.experiments import cone_goal  # a worker cannot import what is defined in __main__
+
+    sys.exit(cone_goal.main())

@@ -1,15 +1,21 @@
 """A resumable grid of runs, and the document for its results.
 
-ablation.py and classification_study.py define the runs and the content of the document.
+ablation.py and classification_study.py define the runs and the content of the document. The runs go one after another
+in this process, or at the same time in the workers of an executor, which see the same home.
 """
 
+import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from hyco.pipeline.runtime.executor import LOCAL, Executor, open_executor
+from hyco.pipeline.runtime.run_units import run_units
 from hyco.pipeline.runtime.stop import TerminatedError, terminable, told
 from hyco.storage.store import Store
 
@@ -22,7 +28,7 @@ class GridRun:
         folder: its directory.
         kind: runs of one kind take about the same time.
         perform: trains and evaluates unless done; called for finished runs too, to check that the directory holds the
-        same configuration.
+        same configuration. For an executor it is a partial of an importable function.
         seconds: duration, None until it is trained and evaluated.
     """
 
@@ -33,9 +39,20 @@ class GridRun:
 
 
 def run_grid(
-    name: str, runs: Sequence[GridRun], after: Callable[[int], object], say: TextIO = sys.stderr
+    name: str,
+    runs: Sequence[GridRun],
+    after: Callable[[int], object],
+    say: TextIO = sys.stderr,
+    executor: Executor | None = None,
 ) -> None:
-    """Perform the runs in order; `after` gets the number of finished ones after each."""
+    """Perform the runs in order; `after` gets the number of finished ones after each.
+
+    With an executor its workers perform them: `after` is called when all runs before have finished too, and a run whose
+    worker was killed goes on from its checkpoint in another one.
+    """
+    if executor is not None:
+        _run_far(name, runs, after, say, executor)
+        return
     for number, run in enumerate(runs, 1):
         if pending := run.seconds() is None:
             left = time_left(runs)
@@ -46,6 +63,66 @@ def run_grid(
         if pending:
             print(f"{name}: took {time.monotonic() - began:.0f} s", file=say, flush=True)
         after(number)
+
+
+def _run_far(
+    name: str, runs: Sequence[GridRun], after: Callable[[int], object], say: TextIO, executor: Executor
+) -> None:
+    finished = [run for run in runs if run.seconds() is not None]
+    for run in finished:
+        run.perform()
+    told = len(finished)
+    reached = 0
+
+    def submit(run: GridRun) -> Future[Any]:
+        return executor.submit(_perform, run.perform, run.folder)
+
+    def tell(folder: Path) -> None:
+        nonlocal told, reached
+        told += 1
+        left = (time_left(runs) or 0.0) / executor.workers
+        until = f", about {left / 60:.0f} min left" if left else ""
+        print(f"{name}: {folder.name} is done, {told} of {len(runs)}{until}", file=say, flush=True)
+        reach()
+
+    def reach() -> None:
+        nonlocal reached
+        while reached < len(runs) and runs[reached].seconds() is not None:
+            reached += 1
+            after(reached)
+
+    reach()
+    run_units(submit, [run for run in runs if run not in finished], tell)
+
+
+def _perform(work: Callable[[], object], folder: Path) -> Path:
+    """Perform a run in a worker and return its directory."""
+    work()
+    return folder
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the runs of a grid are performed."""
+    parser.add_argument(
+        "--engine", default=LOCAL, help="local, ray or ray:HOST:PORT, whose nodes see the same home"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="runs at the same time; local 0, one after another; ray as many as fit"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads of each worker; local its part, ray 1")
+    parser.add_argument(
+        "--gpus", type=float, help="GPUs of each worker on ray; by default 1 where there are any"
+    )
+
+
+@contextlib.contextmanager
+def engine_of(given: argparse.Namespace) -> Iterator[Executor | None]:
+    """Open the executor that these options name; None performs the runs in this process."""
+    if given.engine == LOCAL and not given.workers:
+        yield None
+        return
+    with open_executor(given.workers, given.threads, engine=given.engine, gpus=given.gpus, servers=0) as one:
+        yield one
 
 
 def time_left(runs: Sequence[GridRun]) -> float | None:

@@ -175,6 +175,12 @@ class Clock:
                 return
             yield item
 
+    def move(self, name: str, other: str, seconds: float) -> None:
+        """Count seconds for another task than the one they were counted for; at most as many as that one has."""
+        if (some := min(seconds, self._spent[name])) > 0:
+            self._spent[name] -= some  # type: ignore[assignment]
+            self._spent[other] += some  # type: ignore[assignment]
+
     def seconds(self) -> dict[str, float]:
         """Return seconds by name, and "total"."""
         spent = {**self._spent, "total": time.monotonic() - self._start}

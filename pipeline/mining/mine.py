@@ -25,11 +25,13 @@ from hyco.pipeline.config import Config, ConfigError, digest
 from hyco.pipeline.mining import grounder as ground
 from hyco.pipeline.mining.absence import Absence, AbsenceConfig
 from hyco.pipeline.mining.detections_table import Clock, Rows, noting, remedy
+from hyco.pipeline.mining.far_detector import open_far
 from hyco.pipeline.mining.known_detections import KnownDetections
 from hyco.pipeline.mining.mine_chunk import chunks, mine_chunk, take_boxes
 from hyco.pipeline.mining.noun_phrases import NounConfig, NounExtractor
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.run_units import run_units
+from hyco.pipeline.runtime.served import has_servers, waited_s
 from hyco.pipeline.sources.columns import USUAL, Columns
 from hyco.pipeline.sources.reading_rules import READING
 from hyco.pipeline.sources.records import NOT_DOWNLOADED, Limits
@@ -219,7 +221,7 @@ def mine_shard(
             f"{home.url} is not the home that the mining was planned in ({mined.config} is not there): on a cluster, "
             "it must be the same folder on every node"
         )
-    started, clock = time.time(), Clock()
+    started, clock, waited = time.time(), Clock(), waited_s()
     extractor = detector = None
     known = _known(home.url, config.model_dump_json())
     if config.grounder != ground.SOURCE:
@@ -260,6 +262,7 @@ def mine_shard(
     if home.deletions.number() != source.deleted.number:  # an image was deleted meanwhile
         return mine_shard(config, home, unit, report)
     _check_budget(unit, failures, counts["images"], config.error_budget)
+    clock.move("ground", "wait", waited_s() - waited)
     with clock("write"):
         found_by = detector.digest if detector else origin_of(config)
         rules = extractor.config.rules if extractor else ground.SOURCE
@@ -442,9 +445,15 @@ def _absent_of(counts: Counter[str]) -> dict[str, Any]:
 
 
 def _detector(config: MineConfig) -> "Detector":
-    detector = _open_detector(
-        config.grounder, config.device, config.dtype, config.per_phrase, config.batch_size, config.weights
+    options = (
+        config.grounder,
+        config.device,
+        config.dtype,
+        config.per_phrase,
+        config.batch_size,
+        config.weights,
     )
+    detector = open_far(_open_detector, options) if has_servers() else _open_detector(*options)
     if config.weights not in ("", detector.digest) and not config.weights.startswith("hub:"):
         raise ValueError(
             f"grounder {config.grounder} has digest {detector.digest}, the configuration was made for "

@@ -15,6 +15,7 @@ from hyco.pipeline.mining.absence import Absence, best_scores, histogram
 from hyco.pipeline.mining.detections_table import Clock, Rows
 from hyco.pipeline.mining.known_detections import KnownDetections
 from hyco.pipeline.mining.noun_phrases import NounExtractor, Phrase
+from hyco.pipeline.runtime.calls import WorkerDiedError
 from hyco.pipeline.sources.language import FOREIGN, LANGUAGES, language_fraction
 from hyco.pipeline.sources.records import Limits
 from hyco.storage.sample import Failure, Sample
@@ -233,12 +234,16 @@ def _guarded(work: Callable[[list[S]], list[R]], items: list[S]) -> list[R | Exc
     """
     try:
         return [*work(items)]
+    except WorkerDiedError:  # a server of the cluster: the unit is tried again
+        raise
     except Exception:
         pass
     results: list[R | Exception] = []
     for item in items:
         try:
             results += work([item])
+        except WorkerDiedError:
+            raise
         except Exception as error:
             results.append(error)
     return results

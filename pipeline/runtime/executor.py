@@ -53,6 +53,7 @@ def open_executor(
     timeout_s: float | None = None,
     engine: str = LOCAL,
     gpus: float | None = None,
+    servers: int | None = None,
 ) -> Executor:
     """Return an executor of `workers` processes; 0 works in this process.
 
@@ -61,7 +62,9 @@ def open_executor(
         threads: CPU threads of each; by default the machine's cores divided by the workers, 1 on a cluster.
         timeout_s: a process that takes longer for one call is killed (WorkerDiedError); None sets no limit.
         engine: "local" for this machine, "ray" or "ray:HOST:PORT" for a Ray cluster that runs.
-        gpus: GPUs per worker of a cluster; None takes one where it has any. Local workers share those there are.
+        gpus: GPUs per server of a cluster, or per worker without servers; None takes one where it has any. Local
+            workers share those there are.
+        servers: processes of a cluster that hold a detector each for all workers; None takes one for each GPU.
     """
     address = address_of(engine)
     if workers is not None and workers < 0:
@@ -73,7 +76,7 @@ def open_executor(
     if address is not None:
         from hyco.pipeline.runtime.ray_executor import RayExecutor
 
-        return RayExecutor(address, workers, threads or 1, gpus, timeout_s=timeout_s)
+        return RayExecutor(address, workers, threads or 1, gpus, timeout_s=timeout_s, servers=servers)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or cores
     return LocalExecutor(workers, threads or max(1, cores // workers), timeout_s=timeout_s)

@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -70,9 +71,9 @@ def gpus_of(ray: Any) -> float:
 
 
 def room(ray: Any, threads: int, gpus: float) -> int:
-    """Return how many workers the cluster can hold; ValueError with the remedy when no node can hold one."""
+    """Return how many workers the cluster can hold, or servers, of 0 threads; ValueError when no node can hold one."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = [int(node.get("CPU", 0) // threads) for node in nodes]
+    fits = [int(node.get("CPU", 0) // threads) if threads else sys.maxsize for node in nodes]
     if gpus:
         fits = [
             min(fit, int(node.get("GPU", 0) / gpus + 1e-6)) for fit, node in zip(fits, nodes, strict=True)

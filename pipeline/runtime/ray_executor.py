@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from hyco.pipeline.runtime import served
 from hyco.pipeline.runtime.calls import Answer, Report, WorkerDiedError, answer, environment, name_of
 from hyco.pipeline.runtime.ray_cluster import connect, disconnect, gpus_of, room, told
 
@@ -32,9 +33,10 @@ ROOM_S = 60.0  # how often a command without any worker says that it waits
 class RayWorker:
     """The actor: one thread does a call while another gives its reports away."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, servers: list[Any], limit_s: float | None) -> None:
         if Path(directory).is_dir():
             os.chdir(directory)
+        served.use(servers, limit_s)
         self._reports: queue.Queue[Any] = queue.Queue(REPORTS)
 
     def place(self) -> str:
@@ -82,9 +84,12 @@ class RayExecutor:
         address: HOST:PORT of the cluster; "" for the one that this machine is a node of, or RAY_ADDRESS.
         workers: at least 1; None takes as many as the cluster has room for.
         threads: CPU cores that each reserves, for torch, BLAS and OpenMP.
-        gpus: GPUs that each reserves, a fraction to share one; None takes one where the cluster has any.
+        gpus: GPUs that each server reserves, and without servers each worker; a fraction to share one. None takes one
+            where the cluster has any.
         restarts: maximum number of dead actors that are replaced; by default 8 for each worker.
-        timeout_s: an actor that takes longer for one call is killed; None sets no limit.
+        timeout_s: an actor that takes longer for one call is killed, a server after half of it; None sets no limit.
+        servers: further actors, to which the workers send what needs a GPU (pipeline.runtime.served). None takes as
+            many as the cluster has GPUs for, none where it has no GPU.
 
     Raises:
         ValueError: no cluster answers, or none of its nodes has these CPUs and GPUs; with the remedy.
@@ -98,14 +103,20 @@ class RayExecutor:
         gpus: float | None = None,
         restarts: int | None = None,
         timeout_s: float | None = None,
+        servers: int | None = None,
     ) -> None:
-        if (workers is not None and workers < 1) or threads < 1 or (gpus or 0) < 0:
+        if (workers is not None and workers < 1) or threads < 1 or (gpus or 0) < 0 or (servers or 0) < 0:
             raise ValueError(
-                f"workers is {workers}, threads {threads} and gpus {gpus}: give at least 1, 1 and 0"
+                f"workers is {workers}, threads {threads}, gpus {gpus} and servers {servers}: "
+                "give at least 1, 1, 0 and 0"
             )
         self._ray = connect(address)
         try:
-            self.gpus = gpus_of(self._ray) if gpus is None else gpus
+            each = gpus_of(self._ray) if gpus is None else gpus
+            if each and servers != 0:
+                most = room(self._ray, 0, each)
+                servers = most if servers is None else min(servers, most)
+            self.gpus = 0.0 if servers else each  # of a worker
             fits = room(self._ray, threads, self.gpus)
         except ValueError:
             disconnect()
@@ -113,6 +124,7 @@ class RayExecutor:
         self.workers, self.threads, self.timeout_s = workers or fits, threads, timeout_s
         self.restarts = 8 * self.workers if restarts is None else restarts
         self._class = self._ray.remote(RayWorker)
+        self.servers = [self._start_server(number, each) for number in range(servers or 0)]
         self._waiting: deque[_Call] = deque()
         self._actors: dict[Any, bool] = {}  # whether each has answered
         self._change = threading.Condition()
@@ -141,6 +153,7 @@ class RayExecutor:
         self._end(None)
         for thread in self._threads:
             thread.join()
+        self._end_servers()
         with self._change:
             connected, self._connected = self._connected, False
         if connected:
@@ -236,9 +249,43 @@ class RayExecutor:
         with self._change:
             if self._closed:
                 raise _ClosedError
-            actor = self._class.options(**options).remote(str(Path.cwd()))
+            limit_s = self.timeout_s and self.timeout_s / 2
+            actor = self._class.options(**options).remote(str(Path.cwd()), self.servers, limit_s)
             self._actors[actor] = False
         return actor
+
+    def _start_server(self, number: int, gpus: float) -> Any:
+        """Start an actor that Ray restarts; it reserves no CPU, so that workers never keep it from starting again."""
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "num_gpus": gpus,
+            "max_restarts": 8,
+            "max_task_retries": 0,  # served decides what is sent again
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": environment(self.threads, number)},
+        }
+        kind = self._ray.remote(concurrency_groups={served.QUICK: 1})(served.Server)
+        return kind.options(**options).remote()
+
+    def usage(self) -> list[tuple[float, float, int]]:
+        """Return seconds in calls, seconds since the first began, and calls, of each server that answers."""
+        asked = [one.usage.options(concurrency_group=served.QUICK).remote() for one in self.servers]
+        told = self._ray.wait(asked, num_returns=len(asked), timeout=LOOK_S)[0] if asked else []
+        found = []
+        for one in told:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                found.append(self._ray.get(one))
+        return found
+
+    def _end_servers(self) -> None:
+        """Say how busy the servers were, and end them."""
+        used = [one for one in self.usage() if one[1]]
+        if used:
+            busy = sum(one[0] for one in used) / sum(one[1] for one in used)
+            print(f"hyco: {len(used)} grounders worked {busy:.0%} of the time", file=sys.stderr, flush=True)
+        for actor in self.servers:
+            self._kill(actor)
+        self.servers = []
 
     def _kill(self, actor: Any) -> None:
         with self._change:

@@ -40,11 +40,11 @@ class KnownHashes:
         self._known = self._read()
         self._new: dict[str, str] = {}
 
-    def known(self, stats: Mapping[str, os.stat_result | None]) -> dict[str, str]:
-        """Return the sha256 of the local files that were hashed before and are unchanged, by path."""
+    def known(self, marks: Mapping[str, str]) -> dict[str, str]:
+        """Return the sha256 of the local files that were hashed before and have these marks, by path."""
         if not self._known:
             return {}
-        told = {path: self._known.get(f"{file_mark(stat)} {path}") for path, stat in stats.items() if stat}
+        told = {path: self._known.get(f"{mark} {path}") for path, mark in marks.items()}
         return {path: sha256 for path, sha256 in told.items() if sha256 is not None}
 
     def sha256(self, path: str) -> str:

@@ -34,7 +34,7 @@ from hyco.pipeline.sources.records import Limits, RecordError, SourceRecord, cle
 from hyco.pipeline.sources.tar_rows import Admit
 from hyco.storage.deletions import NONE, OPTED_OUT
 from hyco.storage.sample import Failure, Sample, content_key, short
-from hyco.storage.store import Store, content_mark
+from hyco.storage.store import Store, content_mark, file_mark
 
 _MEMORY = 64 << 20
 _HASHERS = 4
@@ -134,31 +134,32 @@ class Source:
     def listed(self, settle_s: float = 0.0, young: bool = False) -> tuple[list[Unit], list[Unit]]:
         """Return the units as `units` does and, with `young`, those of the files that it leaves out, of one listing."""
         if self.kind in READERS:
-            stats = self._stats()
-            recent = {path for path, stat in stats.items() if settle_s and not _settled(stat, settle_s)}
+            local, recent = self._look(settle_s)
             files = self.files if young or not recent else [path for path in self.files if path not in recent]
-            told: dict[str, str | None] = dict(self.hashes.known(stats)) if self._by_bytes else {}
+            told: dict[str, str | None] = dict(self.hashes.known(local)) if self._by_bytes else {}
             unknown = [path for path in files if path not in told]
             marks = self._marks(files)
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
                 told |= zip(unknown, pool.map(lambda path: self._identity(path, marks), unknown), strict=True)
-            found = [(path, told[path], path not in recent) for path in files]
+            found = ((path, told[path], path not in recent) for path in files)
         else:
-            found = [
+            found = (
                 (path, sha256, not settle_s or self._all_settled(file, entries, settle_s))
                 for file in self.files
                 for path, sha256, entries in units_of(self.store, file, self.columns, self.hashes)
-            ]
-        self.hashes.save()
+            )
+        if young:  # it is read twice
+            found = list(found)
         units: dict[str, Unit] = {}
         for path, sha256, settled in found:
-            if sha256 is not None and settled:
-                units.setdefault(sha256, Unit(sha256[:12], path, sha256))
+            if sha256 is not None and settled and sha256 not in units:
+                units[sha256] = Unit(sha256[:12], path, sha256)
         others = {
             sha256: Unit(sha256[:12], path, sha256)
-            for path, sha256, settled in found
-            if young and not settled and sha256 is not None and sha256 not in units
+            for path, sha256, settled in (found if young else ())
+            if not settled and sha256 is not None and sha256 not in units
         }
+        self.hashes.save()
         return list(units.values()), list(others.values())
 
     @property
@@ -274,17 +275,22 @@ class Source:
             "start again to use what is there now"
         )
 
-    def _stats(self) -> dict[str, os.stat_result | None]:
-        """Return the status of every file of a local source, None for one that is gone; {} of a remote source."""
-        if not self.store.local:
-            return {}
-        stats: dict[str, os.stat_result | None] = {}
-        for path in self.files:
-            try:
-                stats[path] = os.stat(f"{self.store.root}/{path}")  # noqa: PTH116
-            except OSError:
-                stats[path] = None
-        return stats
+    def _look(self, settle_s: float) -> tuple[dict[str, str], set[str]]:
+        """Return the marks of the files of a local source that are there, and the files younger than `settle_s`.
+
+        No status is kept: of 10^5 files they would be half of the time, in the garbage collector.
+        """
+        marks, recent = dict[str, str](), set[str]()
+        if self.store.local:
+            for path in self.files:
+                try:
+                    stat = os.stat(f"{self.store.root}/{path}")  # noqa: PTH116
+                except OSError:
+                    continue
+                marks[path] = file_mark(stat)
+                if settle_s and not _settled(stat, settle_s):
+                    recent.add(path)
+        return marks, recent
 
     def _stat(self, path: str) -> os.stat_result | None:
         """Return the status of a local file; None when it is gone."""

@@ -72,6 +72,7 @@ _QUICK = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 4,
+    "worker_niceness": 0,  # its 15 would let a busy machine starve the workers
 }
 
 

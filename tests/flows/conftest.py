@@ -11,7 +11,7 @@ from prefect.testing.utilities import prefect_test_harness
 from hyco.flows.runtime.server import start, wait_for
 from hyco.pipeline.runtime.listen import listen
 
-OWN_SERVER = {"test_retrain.py"}  # these start a server, as an installation has it
+OWN_SERVER = {"test_retrain.py", "test_retrain_s3.py"}  # these start a server, as an installation has it
 
 
 def _as_hyco_starts_it(server: SubprocessASGIServer) -> "subprocess.Popen[bytes]":

@@ -38,10 +38,15 @@ TINY = [
 
 
 class Operation:
-    """One home with its server and workers; `close` ends everything it started."""
+    """One home with its server and workers; `close` ends everything it started.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home, self.source = folder, folder / "home", folder / "source"
+    Args:
+        folder: of all that it writes.
+        home: URL of the home; without one it is a folder.
+    """
+
+    def __init__(self, folder: Path, home: str | None = None) -> None:
+        self.folder, self.home, self.source = folder, home or folder / "home", folder / "source"
         self.source.mkdir(parents=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -82,9 +87,9 @@ class Operation:
     def _port(self) -> list[str]:
         return ["--port", str(self.port)]
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker of pool cpu."""
-        return self.start("worker", sys.executable, "-m", "prefect", "worker", "start", "--pool", "cpu")
+    def start_worker(self, pool: str = "cpu") -> subprocess.Popen[bytes]:
+        """Start a worker of a pool."""
+        return self.start("worker", sys.executable, "-m", "prefect", "worker", "start", "--pool", pool)
 
     def hyco(self, *arguments: str, code: int = 0) -> str:
         """Run a command of hyco to its end and return what it printed; it must exit with `code`."""

@@ -109,6 +109,25 @@ def test_units_whose_objects_are_gone_are_not_done(home: Home) -> None:
     assert mined.summary().num_rows == 3
 
 
+def test_a_folder_of_objects_that_has_not_changed_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "SETTLED_S", 0.0)
+    mined = Home(tmp_path / "home").detections("d" * 16)
+    held = [record(mined, f"u{number}", number) for number in range(3)]
+    assert mined.whole_summary().num_rows == 3
+    time.sleep(0.05)  # a tick of the clock
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "list", None)
+        assert mined.whole_summary().num_rows == 3
+    mined.store.delete(held[1]["detections"]["path"])
+    assert sorted(mined.whole_summary()["unit"].to_pylist()) == ["u0", "u2"]
+    time.sleep(0.05)
+    assert sorted(mined.whole_summary()["unit"].to_pylist()) == ["u0", "u2"], "nothing is noted of a gap"
+    record(mined, "u3", 3)
+    assert sorted(mined.whole_summary()["unit"].to_pylist()) == ["u0", "u2", "u3"]
+
+
 def test_a_damaged_record_is_named_when_it_is_first_read(tmp_path: Path) -> None:
     mined = Home(tmp_path / "home").detections("d" * 16)
     record(mined, "u0", 1)
