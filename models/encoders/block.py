@@ -60,7 +60,8 @@ def attend_to_selves(qkv: Float[Tensor, "B N 3 A d"], causal: bool) -> Float[Ten
         and not torch.compiler.is_compiling()
     ):
         return _WrittenOut.apply(qkv, causal)  # pyright: ignore[reportReturnType]
-    return attend(*(each.transpose(1, 2) for each in qkv.unbind(2)), causal).transpose(1, 2)
+    q, k, v = (each.transpose(1, 2) for each in qkv.unbind(2))
+    return attend(q, k, v, causal).transpose(1, 2)
 
 
 class _WrittenOut(torch.autograd.Function):

@@ -196,12 +196,12 @@ def _train(
                 weights = sharding.whole_weights(model.state_dict(), keep=lead)
                 learned = sharding.whole_optimiser(setup.optimiser, keep=lead)
                 average = sharding.whole_weights(setup.average.weights, keep=lead) if setup.average else None
-            if lead and due:
-                require_finite(made.loss.item(), step, remedy)  # no checkpoint of a run that has diverged
-                folder.send(*LOGS)  # before the checkpoint: a log that ends earlier would keep a gap
-                state, keep = checkpoint_state(setup), recipe.keep_checkpoints
-                save_checkpoint(setup.checkpoints, step, weights, learned, state, keep, average)
-                saved_at = time.perf_counter()
+                if lead:
+                    require_finite(made.loss.item(), step, remedy)  # no checkpoint of a run that has diverged
+                    folder.send(*LOGS)  # before the checkpoint: a log that ends earlier would keep a gap
+                    state, keep = checkpoint_state(setup), recipe.keep_checkpoints
+                    save_checkpoint(setup.checkpoints, step, weights, learned, state, keep, average)
+                    saved_at = time.perf_counter()
         complete = step == recipe.steps
     finally:
         source.close()
