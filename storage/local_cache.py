@@ -22,6 +22,7 @@ from hyco.storage.store import Store
 
 LIMIT_GB = 50.0
 _BLOCK = 1 << 20
+_LOCK = ".lock"
 
 
 def cache_root() -> Path:
@@ -133,7 +134,7 @@ class ObjectCache:
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:
         """Exclude other processes that count, add or remove files: a renamed one must be counted once."""
-        with (self.folder / ".lock").open("w") as lock:
+        with (self.folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -146,6 +147,8 @@ class ObjectCache:
             held: list[tuple[float, int, Path]] = []
             taken = 0
             for path in self.folder.iterdir():
+                if path.name == _LOCK:  # removed, it would let a second process in
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     stat = path.stat()
                     if path.name.startswith(TEMPORARY):

@@ -124,6 +124,17 @@ def test_the_least_recently_read_go_first_and_the_size_is_bounded(tmp_path: Path
         assert name(3) not in held(tmp_path) and reader.read() == content(3)
 
 
+def test_the_lock_is_never_removed_to_make_room(tmp_path: Path) -> None:
+    cache, store = ObjectCache(tmp_path, 20 * KB), Far()
+    read(cache, store, 1)
+    lock = (tmp_path / ".lock").stat().st_ino
+    for number in (2, 3, 4):
+        for one in held(tmp_path):  # read while the next process waited for the lock
+            os.utime(tmp_path / one, (2**32, 2**32))
+        read(cache, store, number)
+    assert (tmp_path / ".lock").stat().st_ino == lock
+
+
 def test_what_does_not_fit_is_read_without_the_cache(tmp_path: Path) -> None:
     store = Far()
     for limit in (0, 9 * KB):
