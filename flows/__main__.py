@@ -1,6 +1,7 @@
 """The `hyco` command: the verbs of `pipeline`, and those of Prefect, imported only when one of them runs."""
 
 import contextlib
+import functools
 import logging
 import os
 import subprocess
@@ -81,8 +82,9 @@ def journey(
     grounder, columns = mining_of(grounder, image_column, caption_column, boxes)
     config = compose(source, grounder, recipe, True, columns, assess_source=assess_source, taxonomy=taxonomy)
     config = checked(override(config, assignments or []))
-    if cost := require_feasible(config.recipe, config.processes, force):
-        say(f"training: {cost}", err=True)
+    tell = functools.partial(say, err=True)
+    if cost := require_feasible(config.recipe, config.processes, force, tell):
+        tell(f"training: {cost}")
     if workers is not None:
         os.environ["HYCO_WORKERS"] = str(workers)
     with terminable():

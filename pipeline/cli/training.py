@@ -1,5 +1,6 @@
 """Verbs of the model: train, profile and assess."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,14 +74,16 @@ def train(
     chosen = override(by_name(recipe), [*options, *(assignments or [])])
     together = Nodes(nodes, node_rank, rendezvous) if nodes > 1 or node_rank or rendezvous else None
     found = opened.versions.load(version)
-    if cost := require_feasible(chosen, processes * nodes, force):
-        say(f"training: {cost}", err=True)
+    tell = functools.partial(say, err=True)
+    if cost := require_feasible(chosen, processes * nodes, force, tell):
+        tell(f"training: {cost}")
     folder = run_dir(opened, chosen, found.name, run)
+    tell(f"run {folder.name}: {chosen.steps:,} steps of {chosen.batch_size:,} samples on {found.name}")
     size = prepare(folder, opened, found.name, chosen).recipe.model.vision.image_size
     packed = found.config.get("pack", {}).get("image_size", size)
     if small := enlarged(packed, size):
         say(f"note: {small}; hyco pack --set pack.image_size={size} makes a version for it", err=True)
-    trained = launch(folder, processes, on_line=lambda line: say(line, err=True), nodes=together)
+    trained = launch(folder, processes, on_line=tell, nodes=together)
     show({"run_dir": str(folder), **trained})
 
 
