@@ -16,18 +16,22 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export BUILDAH_ISOLATION=chroot
 
-mounts=()
-{
-    echo "[global]"
-    for setting in index_url extra_index_url find_links cert; do
-        name=PIP_${setting^^}
-        [ -z "${!name:-}" ] || echo "${setting//_/-} = ${!name}"
+# The gpu image takes no wheels from PIP_FIND_LINKS: a CPU torch there is preferred to the CUDA build of the index.
+settings() { # the pip.conf of a target, and its mounts
+    local setting name folder
+    {
+        echo "[global]"
+        for setting in index_url extra_index_url find_links cert; do
+            name=PIP_${setting^^}
+            [ "$1 $setting" != "gpu find_links" ] || continue
+            [ -z "${!name:-}" ] || echo "${setting//_/-} = ${!name}"
+        done
+    } > "$work/pip.conf"
+    mounts=(--volume "$work/pip.conf:/etc/pip.conf:ro")
+    for folder in ${PIP_FIND_LINKS:-} ${PIP_CERT:-}; do
+        [ ! -e "$folder" ] || mounts+=(--volume "$folder:$folder:ro")
     done
-} > "$work/pip.conf"
-mounts+=(--volume "$work/pip.conf:/etc/pip.conf:ro")
-for folder in ${PIP_FIND_LINKS:-} ${PIP_CERT:-}; do
-    [ ! -e "$folder" ] || mounts+=(--volume "$folder:$folder:ro")
-done
+}
 
 if ! buildah inspect --type image hyco-base > /dev/null 2>&1; then
     echo "[base] Debian bookworm with python3.11"
@@ -48,6 +52,7 @@ fi
 for target in "${targets[@]}"; do
     echo "[$target] building hyco-$target"
     start=$SECONDS
+    settings "$target"
     buildah bud -q --format docker --layers --from localhost/hyco-base "${mounts[@]}" ${TORCH_INDEX:+--build-arg "TORCH_INDEX=$TORCH_INDEX"} \
         -f docker/Dockerfile --target "$target" -t "hyco-$target" . > /dev/null
     size=$(buildah images --format '{{.Size}}' "localhost/hyco-$target")
