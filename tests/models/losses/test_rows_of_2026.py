@@ -67,7 +67,7 @@ def ours(vectors, owner, config, dtype, learned=LEARNED, geometry="lorentz", dis
         distributed,
         scales=scales,
         bias=bias,
-        polar=config.norm == POLAR.norm,
+        polar=config.norm == POLAR.norm and geometry == "lorentz",
     )
     total.backward()
     zeros = [torch.zeros_like(x) if x.grad is None else x.grad for x in (*leaves.values(), *scalars)]
