@@ -107,6 +107,9 @@ class _BatchNorm(HyperbolicModule):
         if u.dim() not in self._dims or u.shape[1] != self.num_features:
             wanted = f"[B, {self.num_features}{', ...' if max(self._dims) > 2 else ''}]"
             raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
+        together = self.training and dist.is_available() and dist.is_initialized()
+        if not (u.numel() or together):  # no points have no mean, and must not end the running ones
+            return u.clone()
         rate, c = self.rate(), self.curvature()
         # [B, C, N]: positions last, so that all sums over coordinates are small matrix products.
         x = (u.flatten(2) if u.dim() > 2 else u.T.unsqueeze(0)).contiguous()
@@ -115,7 +118,6 @@ class _BatchNorm(HyperbolicModule):
         given = None
         if not self.training and self.running_mean is not None and self.running_var is not None:
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
-        together = self.training and dist.is_available() and dist.is_initialized()
         fused = self.fused
         if given is None and self.mean == "frechet":
             given, fused = self._frechet(x, rate, together), False
