@@ -104,7 +104,9 @@ def changed_pictures(one: Folder, other: Folder, home: Home) -> dict[str, bytes]
         assessed = read_metrics(second / "metrics.json").get("assessed")
         return pictures_of(home, assessed, keys) if assessed and keys else {}
     except UNREADABLE as error:
-        raise ValueError(f"the images that run {second.name} was evaluated on cannot be read: {error}") from None
+        raise ValueError(
+            f"the images that run {second.name} was evaluated on cannot be read: {error}"
+        ) from None
 
 
 def decision_page(row: Decision, flag: str | None) -> dict[str, Any]:
