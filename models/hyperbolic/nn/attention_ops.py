@@ -64,7 +64,7 @@ def attend_plain(
     angle2 = (chord * asinhc(chord / 4).square()).unflatten(0, (query.shape[0], heads))
     share = wide(_masked(angle2 * (-scale / 2), mask).softmax(-1).flatten(0, 1))
     mean = to_tangent(normalise(share @ v_s, share @ v_t, LEAST, dim=-1), wide_rate)
-    return _join(mean, heads).to(query.dtype)
+    return _join(mean, query.shape[0], heads).to(query.dtype)
 
 
 def attend(
@@ -98,9 +98,9 @@ def _mirror(point: Tensor) -> Tensor:
     return mirror
 
 
-def _join(u: Tensor, heads: int) -> Tensor:
+def _join(u: Tensor, batch: int, heads: int) -> Tensor:
     """[L, N, D] -> [B, N, E]."""
-    return u.unflatten(0, (u.shape[0] // heads, heads)).transpose(1, 2).flatten(2)
+    return u.unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
 
 
 def _precise() -> bool:
@@ -205,7 +205,7 @@ class _Attend(Function):
         length2 = square_norm(space)
         length = length2.sqrt()
         norm2 = ((time - length) * (time + length)).clamp_(min=LEAST**2)
-        whole = _join(space * (asinhc(length2 / norm2) * norm2.rsqrt() / rate), len(scale))
+        whole = _join(space * (asinhc(length2 / norm2) * norm2.rsqrt() / rate), len(query), len(scale))
         out = whole.to(dtype)
         return out, (whole - out).to(dtype) if far else None, time, far
 
@@ -270,7 +270,7 @@ class _Attend(Function):
         slopes[:, : sizes[0] + sizes[1]].mul_(factor)
         by_u, more = lift_slopes(tangents, rate, points, f, slopes[..., :1], slopes[..., 2:])
         by_scale = by_scale.view(batch, heads).sum(0).mul_(-0.5).view_as(scale)
-        results = [_join(t, heads).to(dtype) for t in by_u.split(sizes, 1)]
+        results = [_join(t, batch, heads).to(dtype) for t in by_u.split(sizes, 1)]
         results = (torch.stack(results, -2), None, None) if one else results
         return *results, by_scale, None, by_rate + more if ctx.needs_input_grad[5] else None
 
