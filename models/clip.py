@@ -134,6 +134,11 @@ class ClipConfig:
         if min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_std {self.pixel_std} must be positive")
 
+    @property
+    def by_cosine(self) -> bool:
+        """Whether the model's score is a cosine, not minus a distance."""
+        return self.geometry == "euclid" or self.polar
+
 
 def image_tower(config: ImageConfig) -> VisionTransformer | PoincareResNetTower:
     """The image tower of a configuration: normalised pixels [B, 3, H, W] -> [B, config.width]."""

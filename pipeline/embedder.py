@@ -175,7 +175,8 @@ class Embedder:
         Args:
             general: points of what is more general: phrases, parts.
             specific: points of what is more specific: captions, whole images.
-            k: the constant of the half-aperture that the model was trained with (`objective.aperture` of its recipe).
+            k: the constant of the half-aperture that the model was trained with (`objective.aperture` of its recipe, or
+                the row's own `aperture`, as in `polar_cones`).
 
         Raises:
             ValueError: a Euclidean model, which has no cones.

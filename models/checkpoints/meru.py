@@ -257,5 +257,8 @@ def _require_published(config: ClipConfig) -> VisionConfig:
         ("text.end_token", text.end_token, (text.vocab_size - 1,)),
     ):
         if value not in allowed:
-            raise ValueError(f"{name} is {value} and {here} has {' or '.join(map(str, allowed))} only")
+            raise ValueError(
+                f"{name} is {value} and {here} has {' or '.join(map(str, allowed))} only: leave --published out, "
+                "Hyco's own layout holds it"
+            )
     return vision

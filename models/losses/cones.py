@@ -2,12 +2,14 @@
 
 On the unit hyperboloid write a specific y = y_r e + a f at a general x with e = x / |x|, f orthogonal to e, n = |x|.
 The exterior angle is theta = atan2(a, b) with a^2 = |y|^2 - y_r^2 and b = y_r x_t - y_t n; S = a^2 + b^2 = sinh^2 of
-the distance (models/losses/entailment.py). y_r of all pairs is one matrix product. With K1 = b / (a S), K2 = a / S,
+the distance (models/losses/entailment.py). The cosines of all pairs are one matrix product, and y_r = |y| cosine. With
+K1 = b / (a S), K2 = a / S,
     d theta / d y_r = -(K1 y_r + K2 x_t),    d / d(|y|^2 / 2) = K1,    d / d y_t = K2 n,
     d / d n = K2 y_t,    d / d x_t = -K2 y_r,
-so the gradient is two products with one matrix and sums of rows and columns. Both squares cancel where the points are
-nearly collinear with the origin or near each other, and f has no direction there: such pairs are computed one by one
-from `cone_excess`, or, where a block has very many, the block in float64.
+so the gradient is two products with one matrix, the derivatives by the cosines, and sums of rows and columns. Tables
+that compare the directions of the same points (a polar model's contrast) share the three products. Both squares cancel
+where the points are nearly collinear with the origin or near each other, and f has no direction there: such pairs are
+computed one by one from `cone_excess`, or, where a block has very many, the block in float64.
 """
 
 import math
@@ -27,6 +29,10 @@ COINCIDENT = {torch.float32: 1e-4, torch.float64: 1e-13}
 """Of (y_t n)^2: an S below it has lost as many."""
 LEAST_STEP = 1e-6
 """Of y_t n: a smaller negative b of a pair that is lost in float64 is a rounding error, and the points coincide."""
+
+
+_Place = tuple[tuple[int, int], tuple[int, int]]
+"""A pair of sets, and a span of the queries."""
 
 
 @dataclass
@@ -74,28 +80,49 @@ class _Apart:
 
 @dataclass
 class _Angles(Block):
-    """Scores, the points that were multiplied, and K1, K2 and y_r [k, q, K] (K1 = K2 = 0 of pairs in `apart`)."""
+    """Scores, the points, and K1, K2, the cosines and y_r [k, q, K] (K1 = K2 = 0 of pairs in `apart`)."""
 
     x: _Points | None = None
     y: _Points | None = None
     k1: Tensor | None = None
     k2: Tensor | None = None
+    cosine: Tensor | None = None
     along: Tensor | None = None
     apart: _Apart | None = None
 
 
 class Cones(Sphere):
-    """Minus the mean over k hyperboloids of the exterior angle of a key at a query."""
+    """Minus the mean over k hyperboloids of the exterior angle of a key at a query; or the cosine at the origin.
+
+    Blocks of the same pairs that follow each other have one matrix of cosines, and its gradient is multiplied once.
+    """
 
     def __init__(self, c: Tensor, points: Sequence[Tensor], deferred: bool = False) -> None:
         super().__init__(points, len(c), deferred)
         self.root_c = c.sqrt()
         self.sets = [_Points.of(each, self.root_c) for each in points]
+        self.shared: tuple[_Place, Tensor] | None = None  # the newest cosines
+        self.owed: tuple[_Place, Tensor] | None = None  # derivatives by cosines that are not multiplied yet
+        self.by_unit: dict[int, Tensor] = {}  # gradients by unit vectors [k, N, d], and lengths [k, N, 1]
+        self.by_length: dict[int, Tensor] = {}
+
+    def cosines(self, pair: tuple[int, int], span: tuple[int, int], scale: Tensor) -> Block:
+        """Scores of directions: cosines of the queries of a span and all keys of a pair of sets, in one hyperboloid."""
+        assert self.factors == 1, "a polar model lies in one hyperboloid"
+        x, y = self.sets[pair[0]].rows(span), self.sets[pair[1]]
+        return Block(span, scale, self._cosines(pair, span)[0] * scale, x.unit, y.unit)
+
+    def _cosines(self, pair: tuple[int, int], span: tuple[int, int]) -> Tensor:
+        if self.shared is None or self.shared[0] != (pair, span):
+            self.shared = None  # before the next is made
+            self.shared = (pair, span), self.sets[pair[0]].rows(span).unit @ self.sets[pair[1]].unit.mT
+        return self.shared[1]
 
     def block(self, pair: tuple[int, int], span: tuple[int, int], scale: Tensor) -> _Angles:
         """Scores of the queries of a span and all keys of a pair of sets."""
         x, y = self.sets[pair[0]].rows(span), self.sets[pair[1]]
-        along, across, b, square = _sides(x, y)
+        cosine = self._cosines(pair, span)
+        along, across, b, square = _sides(x, y, cosine)
         lost, apart = self._lost(x, y, across, square), None
         if lost is not None:
             factor, row, column = lost.nonzero(as_tuple=True)
@@ -105,7 +132,8 @@ class Cones(Sphere):
                 wide = self.root_c.double()
                 x = _Points.of(self.points[pair[0]][slice(*span)].double(), wide)
                 y = _Points.of(self.points[pair[1]].double(), wide)
-                along, across, b, square = _sides(x, y)
+                cosine = x.unit @ y.unit.mT
+                along, across, b, square = _sides(x, y, cosine)
                 lost = self._lost(x, y, across, square)
         a = across.sqrt_()
         angle = torch.atan2(a, b)
@@ -120,7 +148,7 @@ class Cones(Sphere):
                 angle = torch.where(lost, straight, angle)
         mean = angle[0] if self.factors == 1 else angle.mean(0)
         scores = mean.to(scale.dtype).mul_(-scale)
-        return _Angles(span, scale, scores, x.unit, y.x, None, None, None, x, y, k1, k2, along, apart)
+        return _Angles(span, scale, scores, x.unit, y.x, None, None, None, x, y, k1, k2, cosine, along, apart)
 
     def _lost(self, x: _Points, y: _Points, across: Tensor, square: Tensor) -> Tensor | None:
         """Pairs [k, q, K] whose a^2 or S is lost to cancellation, or overflows; None without such pairs."""
@@ -137,48 +165,97 @@ class Cones(Sphere):
 
     def accumulate_grad(self, pair: tuple[int, int], block: Block, slopes: Tensor) -> None:
         """Add the gradient of a block, given the derivatives [q, K] of the loss by its scores over the scale."""
-        assert isinstance(block, _Angles) and block.k1 is not None and block.k2 is not None
-        x, y, along = block.x, block.y, block.along
-        assert x is not None and y is not None and along is not None
-        weight = slopes[None].to(along.dtype)
+        keys = (0, len(self.points[pair[1]]))
+        if not isinstance(block, _Angles):
+            self._owe(pair, block.span, slopes[None])
+            return
+        x, y, along, cosine = block.x, block.y, block.along, block.cosine
+        assert block.k1 is not None and block.k2 is not None and along is not None and cosine is not None
+        assert x is not None and y is not None
+        weight, share = slopes[None].to(along.dtype), -1 / self.factors
         k1, k2 = block.k1.mul_(weight), block.k2.mul_(weight)
-        by_time = torch.linalg.vecdot(k2, along)[..., None]
-        by_length, by_their_time = k2 @ y.time, k2.mT @ x.length
-        by_square = k1.sum(1)[..., None]
-        turned = k2.mul_(x.time).addcmul_(k1, along)  # minus the derivative by y_r
-        across = turned @ y.x
-        radial = torch.linalg.vecdot(across, x.unit)[..., None] * x.inverse + by_length
-        radial -= by_time * x.length / x.time
-        by_x = across.mul_(-x.inverse).addcmul_(x.unit, radial)
-        by_y = torch.addcmul((turned.mT @ x.unit).neg_(), y.x, by_square + by_their_time / y.time)
-        by_rows = self._add(pair[0], block.span, by_x.to(slopes.dtype))
-        by_keys = self._add(pair[1], (0, len(self.points[pair[1]])), by_y.to(slopes.dtype))
+        by_x = k2 @ y.time - torch.linalg.vecdot(k2, along)[..., None] * x.length / x.time
+        by_y = y.length * (k1.sum(1)[..., None] + k2.mT @ x.length / y.time)
+        by_cosine = k2.mul_(x.time).addcmul_(k1, along).mul_(-share * y.length.mT)
+        by_x = by_x * share
+        by_y = by_y * share + torch.mul(by_cosine, cosine, out=k1).sum(1)[..., None] * y.inverse
+        if along.dtype == slopes.dtype:
+            self._owe(pair, block.span, by_cosine)
+            self._gathered(self.by_length, pair[0], block.span, by_x)
+            self._gathered(self.by_length, pair[1], keys, by_y)
+        else:  # what cancels is summed before float32
+            ends = (by_cosine @ y.unit, by_x, x), (by_cosine.mT @ x.unit, by_y, y)
+            for place, span, (unit, length, own) in zip(pair, (block.span, keys), ends, strict=True):
+                self._add(place, span, _by_points(own, unit, length).to(slopes.dtype))
         if block.apart is not None:
             factor, row, column = block.apart.index
             weights = slopes[row, column].to(block.apart.angle.dtype)
             ends = torch.autograd.grad(block.apart.angle, (block.apart.x, block.apart.y), weights)
-            for part, end, by_end in zip((by_rows, by_keys), (row, column), ends, strict=True):
-                part.index_put_((factor, end), by_end.to(part.dtype), accumulate=True)
+            for place, span, end, by_end in zip(pair, (block.span, keys), (row, column), ends, strict=True):
+                part = self._gathered(self.pulled, place, span)
+                part.index_put_((factor, end), share * by_end.to(part.dtype), accumulate=True)
+
+    def _owe(self, pair: tuple[int, int], span: tuple[int, int], by_cosine: Tensor) -> None:
+        """Add derivatives by the cosines of a block; they are multiplied when another block follows."""
+        if self.owed is not None and self.owed[0] == (pair, span):
+            self.owed[1].add_(by_cosine)
+            return
+        self._pay()
+        self.owed = (pair, span), by_cosine
+
+    def _pay(self) -> None:
+        if self.owed is None:
+            return
+        ((query, key), span), by_cosine = self.owed
+        self.owed = None
+        everything = (0, len(self.points[key]))
+        self.gather(self.by_unit, query, span, by_cosine, self.sets[key].unit)
+        self.gather(self.by_unit, key, everything, by_cosine.mT, self.sets[query].rows(span).unit)
+
+    def _gathered(
+        self, held: dict[int, Tensor], place: int, span: tuple[int, int], values: Tensor | None = None
+    ) -> Tensor:
+        """The part of a span of a set in a sum, which begins with zeros, after adding values to it."""
+        if place not in held:
+            own = self.sets[place]
+            held[place] = torch.zeros_like(own.length if held is self.by_length else own.x)
+        part = held[place][:, slice(*span)]
+        return part if values is None else part.add_(values)
 
     def gradients(self) -> Iterator[Tensor]:
         """Gradients by the curvatures and every set of points, in this order."""
-        share = -1 / self.factors
+        self._pay()
         by_root, by_points = torch.zeros_like(self.root_c), []
         for place, (own, points) in enumerate(zip(self.sets, self.points, strict=True)):
-            by_own = self.pulled.pop(place, None)
-            if by_own is None:
+            total = self.pulled.pop(place, None)
+            if total is not None:
+                by_root += torch.linalg.vecdot(total, own.x).sum(1) / self.root_c
+            unit, length = self.by_unit.pop(place, None), self.by_length.pop(place, None)
+            if length is not None:
+                by_root += (length * own.length).sum((1, 2)) / self.root_c
+            if unit is not None:
+                turned = _by_points(own, unit, length)
+                total = turned if total is None else total.add_(turned)
+            if total is None:
                 by_points.append(torch.zeros_like(points))
                 continue
-            by_root += share * torch.linalg.vecdot(by_own, own.x).sum(1) / self.root_c
-            by_own *= (share * self.root_c)[:, None, None]
-            by_points.append(by_own.transpose(0, 1).reshape(points.shape))
+            total *= self.root_c[:, None, None]
+            by_points.append(total.transpose(0, 1).reshape(points.shape))
         yield by_root / (2 * self.root_c)
         yield from by_points
 
 
-def _sides(x: _Points, y: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sides(x: _Points, y: _Points, cosine: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y_r, a^2, b and S of all pairs, [k, q, K]."""
-    along = x.unit @ y.x.mT
+    along = cosine * y.length.mT
     across = torch.addcmul(y.length.square().mT, along, along, value=-1).clamp_(min=0)
     b = (along * x.time).addcmul_(x.length, y.time.mT, value=-1)
     return along, across, b, torch.addcmul(across, b, b)
+
+
+def _by_points(points: _Points, by_unit: Tensor, by_length: Tensor | None) -> Tensor:
+    """Gradient by the points of a function of their unit vectors and lengths; overwrites by_unit."""
+    radial = -torch.linalg.vecdot(by_unit, points.unit)[..., None] * points.inverse
+    if by_length is not None:
+        radial = radial + by_length
+    return by_unit.mul_(points.inverse).addcmul_(points.unit, radial)

@@ -39,7 +39,8 @@ class PairLoss:
 
     With `sigmoid` a row is the sum of K binary cross-entropies instead, of score + bias (Zhai et al. 2023, SigLIP), or
     with `balanced` the target's, halved, and half the mean of the others'; it has no reverse. `bias` is the first and
-    the last index + 1 of its biases: one, or one per row.
+    the last index + 1 of its biases: one, or one per row. With `cosine` the scores are the cosines of the directions,
+    whatever the others are.
     """
 
     query: int
@@ -53,6 +54,7 @@ class PairLoss:
     scale: int = 0
     balanced: bool = False
     bias: tuple[int, int] = (0, 1)
+    cosine: bool = False
 
     def __post_init__(self) -> None:
         assert self.reverse_target is None or not (self.sigmoid or self.factor is not None)
@@ -75,7 +77,8 @@ def contrast(
         scale: inverse temperatures, [S] or 0-dim.
         curvature: c > 0 of the hyperboloid, or [k] of a product's factors; None for cosines of unit vectors.
         pairs_at_once: maximum number of entries of k x Q x K in memory.
-        cones: scores are minus the exterior angle of the key at the query, not minus their distance.
+        cones: scores are minus the exterior angle of the key at the query, not minus their distance. Tables of cosines
+            need it; such a table and one of angles that follow each other share the products of the same two sets.
         bias: added to the scores of sigmoid tables, [N] or 0-dim; 0 without.
 
     Returns:
@@ -149,6 +152,13 @@ class _Slopes:
     def pair(self) -> tuple[int, int]:
         return self.table.query, self.table.key
 
+    def block(self, span: tuple[int, int], scale: Tensor) -> Block:
+        """Scores of the table's queries of a span."""
+        if self.table.cosine:
+            assert isinstance(self.space, Cones), "cosines among other scores are those of the cones' points"
+            return self.space.cosines(self.pair, span, scale)
+        return self.space.block(self.pair, span, scale)
+
     def add(self, block: Block, slopes: Tensor) -> None:
         """Add the gradient of a block, given the derivatives of the loss by its scores, times the scale."""
         self.by_scale += torch.dot(block.scores.flatten(), slopes.flatten()) / block.scale.square()
@@ -160,6 +170,11 @@ def _spans(space: Sphere, table: PairLoss, pairs_at_once: int) -> list[tuple[int
     count, keys = (len(space.points[place]) for place in (table.query, table.key))
     rows = max(1, pairs_at_once // max(1, keys * space.factors))
     return [(low, min(low + rows, count)) for low in range(0, count, rows)] if keys else []
+
+
+def _softplus(logits: Tensor) -> Tensor:
+    """log(1 + exp(logit)), to all digits of float64."""
+    return F.softplus(logits, threshold=40)
 
 
 def _row_weight(table: PairLoss, span: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -176,13 +191,13 @@ def _run_sigmoid(to: _Slopes, scale: Tensor, bias: Tensor, sums: Tensor, pairs_a
     if table.balanced:
         positive, negative = 0.5, 0.5 / max(1, len(space.points[table.key]) - 1)
     for span in _spans(space, table, pairs_at_once):
-        block, target = space.block(to.pair, span, scale), table.target[slice(*span), None]
+        block, target = to.block(span, scale), table.target[slice(*span), None]
         factor, weight = _row_weight(table, span, sums.dtype)
         rows = slice(*span) if len(bias) > 1 else slice(None)
         logits = block.scores + bias[rows, None]
         own = logits.gather(1, target)
-        others = F.logsigmoid(-logits).sum(1, keepdim=True) - F.logsigmoid(-own)
-        sums[0] -= (factor * (positive * F.logsigmoid(own) + negative * others)).sum()
+        others = _softplus(logits).sum(1, keepdim=True) - _softplus(own)
+        sums[0] += (factor * (positive * _softplus(-own) + negative * others)).sum()
         if to.wanted:
             slopes = logits.sigmoid_().mul_(negative).scatter_(1, target, -positive * torch.sigmoid(-own))
             slopes = slopes.mul_(weight * scale)
@@ -197,7 +212,7 @@ def _run(to: _Slopes, scale: Tensor, sums: Tensor, pairs_at_once: int) -> None:
     keys, spans = len(space.points[table.key]), _spans(space, table, pairs_at_once)
     if table.reverse_target is None or table.reverse_weight is None:
         for span in spans:
-            block, target = space.block(to.pair, span, scale), table.target[slice(*span), None]
+            block, target = to.block(span, scale), table.target[slice(*span), None]
             factor, weight = _row_weight(table, span, sums.dtype)
             logs = torch.log_softmax(block.scores, 1)
             sums[0] -= (logs.gather(1, target) * factor).sum()
@@ -210,7 +225,7 @@ def _run(to: _Slopes, scale: Tensor, sums: Tensor, pairs_at_once: int) -> None:
     row_lse, column_lse = [], scale.new_full((1, keys), -torch.inf)
     kept: tuple[Block, Tensor, Tensor] | None = None
     for span in spans:
-        block = space.block(to.pair, span, scale)
+        block = to.block(span, scale)
         logs, column_logs = (torch.log_softmax(block.scores, dim) for dim in (1, 0))
         sums[0] -= logs.gather(1, table.target[slice(*span), None]).sum()
         row, inside = _inside(table.reverse_target, span)
@@ -225,7 +240,7 @@ def _run(to: _Slopes, scale: Tensor, sums: Tensor, pairs_at_once: int) -> None:
         if kept:
             block, logs, column_logs = kept
         else:
-            block = space.block(to.pair, span, scale)
+            block = to.block(span, scale)
             logs, column_logs = block.scores - lse, block.scores - column_lse
         slopes = logs.exp_().mul_(weight).add_(column_logs.exp_().mul_(reverse_weight))
         slopes.scatter_add_(1, table.target[slice(*span), None], -weight.expand_as(lse))

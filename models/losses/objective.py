@@ -22,6 +22,7 @@ from hyco.models.losses.rows import (
     BOXES,
     NODES,
     UNIONS,
+    Compared,
     ContrastRow,
     EntailmentRow,
     Geometry,
@@ -119,12 +120,15 @@ def loss(
         polar: the contrast compares the directions of the points by their cosine.
 
     Raises:
-        ValueError: entailment or norm rows in Euclidean geometry, or a row whose temperature or bias is not given.
+        ValueError: entailment or norm rows in Euclidean geometry, polar in another than "lorentz", or a row whose
+            temperature or bias is not given.
     """
     if geometry == "euclid" and (config.entailment or config.norm):
         raise ValueError(
             "norm and entailment rows need geometry 'lorentz' or 'product'; drop them or change it"
         )
+    if polar and geometry != "lorentz":
+        raise ValueError(f"polar needs geometry 'lorentz', not '{geometry}': change it, or polar to False")
     if missing := sorted(set(config.temperatures) - set(scales or {})):
         raise ValueError(f"a row names temperature '{missing[0]}': add it to model.temperatures")
     if config.uses_bias and bias is None:
@@ -135,16 +139,19 @@ def loss(
         if any(row.query in UNIONS for row in config.contrast):
             unions = {name: torch.cat([points[node] for node in pair]) for name, pair in UNIONS.items()}
             points |= unions
-        batch = _Batch(points, owner, scale.detach(), distributed)
-        compared = batch
-        if polar:
-            units = {name: F.normalize(each, dim=-1) for name, each in points.items()}
-            compared = _Batch(units, owner, scale.detach(), distributed)
-        named = {"": scale, **(scales or {})}
-        total, terms = scale.new_zeros(()), {}
-        space = None if polar or geometry == "euclid" else curvature
-        total = total + _contrasts(compared, config.contrast, named, space, config.pairs_at_once, bias, terms)
-        total = total + entailment_share * _rejections(batch, config, named, curvature, terms)
+        batch, terms = _Batch(points, owner, scale.detach(), distributed), dict[str, Tensor]()
+        tables = _Tables(batch, {"": scale, **(scales or {})}, bias)
+        if polar:  # the cosines of the directions are also those of the cones
+            tables.add_contrasts(config, cosine=True)
+            tables.add_rejections(config, curvature, entailment_share)
+            total = tables.total(curvature, config.pairs_at_once, terms, cones=True)
+        else:
+            tables.add_contrasts(config)
+            space = None if geometry == "euclid" else curvature
+            total = tables.total(space, config.pairs_at_once, terms)
+            tables = _Tables(batch, {"": scale, **(scales or {})}, bias)
+            tables.add_rejections(config, curvature, entailment_share)
+            total = total + tables.total(curvature, config.pairs_at_once, terms, cones=True)
         for row in config.entailment:
             if not row.rejects:
                 term = _entailed(batch, row, curvature, geometry, config.aperture)
@@ -233,102 +240,114 @@ class _Points:
         return self.places[name]
 
 
-def _contrasts(
-    batch: _Batch,
-    rows: Sequence[ContrastRow],
-    scales: Mapping[str, Tensor],
-    curvature: Tensor | None,
-    pairs_at_once: int,
-    bias: Tensor | None,
-    terms: dict[str, Tensor],
-) -> Tensor:
-    """Weighted sum of the contrastive rows; adds their terms."""
-    scale, names = torch.stack([each.reshape(()) for each in scales.values()]), list(scales)
-    points, tables, read = _Points(batch), [], []
-    for row, reverse in _matrices(rows, two_ways=not batch.distributed):
-        factor = None
-        if row.uncertainty:
-            certain = torch.linalg.vector_norm(batch.nodes[row.query].detach(), dim=-1).sigmoid()
-            factor = certain / batch.mean(row.query, certain).clamp(min=1e-6)
-        read += [(row, len(tables), 0)] + [(reverse, len(tables), 1)] * (reverse is not None)
-        tables.append(
-            PairLoss(
-                query=points.place(row.query, everywhere=False),
-                key=points.place(row.key, everywhere=True),
-                target=batch.target(row.query, row.key),
-                weight=row.weight / batch.count(row.query),
-                reverse_target=batch.own(row.key) if reverse else None,
-                reverse_weight=reverse.weight / batch.count(reverse.query) if reverse else None,
-                factor=factor,
-                sigmoid=row.loss == "sigmoid",
-                scale=names.index(row.temperature),
+class _Tables:
+    """Tables of one call of the fused contrast, and the terms that are read from their sums."""
+
+    def __init__(self, batch: _Batch, scales: Mapping[str, Tensor], bias: Tensor | None) -> None:
+        self.batch, self.points = batch, _Points(batch)
+        self.scale, self.names = torch.stack([each.reshape(()) for each in scales.values()]), list(scales)
+        self.biases = [self.scale.new_zeros(1) if bias is None else bias.reshape(1)]
+        self.tables: list[PairLoss] = []
+        self.read: list[tuple[str, Compared, list[tuple[int, int]]]] = []
+
+    def add_contrasts(self, config: ObjectiveConfig, cosine: bool = False) -> None:
+        """Add the contrastive rows; of cosines as the pairs of sets that the cones compare too."""
+        batch, points = self.batch, self.points
+        preferred = [(r.general, r.specific) for r in config.entailment if r.rejects and cosine]
+        for row, reverse in _matrices(config.contrast, not batch.distributed, preferred):
+            factor = None
+            if row.uncertainty:
+                certain = torch.linalg.vector_norm(batch.nodes[row.query].detach(), dim=-1).sigmoid()
+                factor = certain / batch.mean(row.query, certain).clamp(min=1e-6)
+            for side, one in enumerate((row, reverse)):
+                if one is not None:
+                    self.read.append(
+                        (f"contrast/{one.query}>{one.key}", one.query, [(len(self.tables), side)])
+                    )
+            self.tables.append(
+                PairLoss(
+                    query=points.place(row.query, everywhere=False),
+                    key=points.place(row.key, everywhere=True),
+                    target=batch.target(row.query, row.key),
+                    weight=row.weight / batch.count(row.query),
+                    reverse_target=batch.own(row.key) if reverse else None,
+                    reverse_weight=reverse.weight / batch.count(reverse.query) if reverse else None,
+                    factor=factor,
+                    sigmoid=row.loss == "sigmoid",
+                    scale=self.names.index(row.temperature),
+                    cosine=cosine,
+                )
             )
-        )
-    if not tables:
-        return scale.new_zeros(())
-    total, sums = contrast(points.sets, tables, scale, curvature, pairs_at_once, bias=bias)
-    for row, table, side in read:
-        terms[f"contrast/{row.query}>{row.key}"] = sums[table, side] / batch.count(row.query)
-    return total
 
+    def add_rejections(self, config: ObjectiveConfig, curvature: Tensor, share: float) -> None:
+        """Add the entailment rows that compare with the batch, times a share.
 
-def _rejections(
-    batch: _Batch,
-    config: ObjectiveConfig,
-    scales: Mapping[str, Tensor],
-    curvature: Tensor,
-    terms: dict[str, Tensor],
-) -> Tensor:
-    """Weighted sum of the entailment rows that compare with the batch; adds their terms.
-
-    A part is asked for its whole only: for a whole all of its parts are right, and a cross-entropy has one target.
-    """
-    scale, names = torch.stack([each.reshape(()) for each in scales.values()]), list(scales)
-    points, tables, read = _Points(batch), [], {}
-    offsets = list[Tensor]()
-    for row in (row for row in config.entailment if row.rejects):
-        wide = row.loss == "membership"
-        both = not wide and (row.general in BOXES) == (row.specific in BOXES)
-        weight = row.weight / batch.count(row.general) / (2 if both else 1)
-        place = len(tables)
-        general, specific = (points.place(node, everywhere=False) for node in (row.general, row.specific))
-        target, inverse = batch.target(row.general, row.specific), names.index(row.temperature)
-        if wide:
-            first = sum(map(len, offsets))
-            k = row.aperture or config.aperture
-            offsets.append(scale[inverse] * row.eta * _apertures(batch.nodes[row.general], curvature, k))
-            key, span = points.place(row.specific, everywhere=True), (first, first + len(offsets[-1]))
+        A part is asked for its whole only: for a whole all of its parts are right, and a cross-entropy has one target.
+        """
+        batch, points, tables = self.batch, self.points, self.tables
+        for row in (row for row in config.entailment if row.rejects):
+            wide = row.loss == "membership"
+            both = not wide and (row.general in BOXES) == (row.specific in BOXES)
+            weight = share * row.weight / batch.count(row.general) / (2 if both else 1)
+            place = len(tables)
+            general, specific = (points.place(node, everywhere=False) for node in (row.general, row.specific))
+            target, inverse = batch.target(row.general, row.specific), self.names.index(row.temperature)
+            sides = [(place, 0)]
+            self.read.append((_name(row), row.general, sides))
+            if wide:
+                first, k = sum(map(len, self.biases)), row.aperture or config.aperture
+                apertures = _apertures(batch.nodes[row.general], curvature, k)
+                self.biases.append(self.scale[inverse] * row.eta * apertures)
+                key, span = points.place(row.specific, everywhere=True), (first, first + len(apertures))
+                tables.append(
+                    PairLoss(
+                        general, key, target, weight, sigmoid=True, balanced=True, scale=inverse, bias=span
+                    )
+                )
+                continue
+            if not batch.distributed:
+                back = batch.own(row.general) if both else None
+                tables.append(
+                    PairLoss(general, specific, target, weight, back, weight if both else None, scale=inverse)
+                )
+                sides += [(place, 1)] * both
+                continue
             tables.append(
-                PairLoss(general, key, target, weight, sigmoid=True, balanced=True, scale=inverse, bias=span)
+                PairLoss(general, points.place(row.specific, everywhere=True), target, weight, scale=inverse)
             )
-            read[row] = [(place, 0)]
-            continue
-        if not batch.distributed:
-            back = batch.own(row.general) if both else None
-            tables.append(
-                PairLoss(general, specific, target, weight, back, weight if both else None, scale=inverse)
-            )
-            read[row] = [(place, 0)] + [(place, 1)] * both
-            continue
-        tables.append(
-            PairLoss(general, points.place(row.specific, everywhere=True), target, weight, scale=inverse)
+            if both:
+                # The columns of this process's specifics alone: the rows have the weight 0.
+                everyone = points.place(row.general, everywhere=True)
+                nothing = target.new_zeros(len(points.sets[everyone]))
+                zero, back = torch.zeros_like(weight), batch.own(row.general)
+                tables.append(PairLoss(everyone, specific, nothing, zero, back, weight, scale=inverse))
+                sides.append((place + 1, 1))
+
+    def total(
+        self, curvature: Tensor | None, pairs_at_once: int, terms: dict[str, Tensor], cones: bool = False
+    ) -> Tensor:
+        """Weighted sum of all rows; adds their terms."""
+        if not self.tables:
+            return self.scale.new_zeros(())
+        # Tables of the same sets follow each other.
+        order = sorted(
+            range(len(self.tables)), key=lambda own: (self.tables[own].query, self.tables[own].key)
         )
-        read[row] = [(place, 0)]
-        if both:
-            # The columns of this process's specifics alone: the rows have the weight 0.
-            everyone = points.place(row.general, everywhere=True)
-            nothing = target.new_zeros(len(points.sets[everyone]))
-            zero, back = torch.zeros_like(weight), batch.own(row.general)
-            tables.append(PairLoss(everyone, specific, nothing, zero, back, weight, scale=inverse))
-            read[row].append((place + 1, 1))
-    if not tables:
-        return scale.new_zeros(())
-    bias = torch.cat(offsets) if offsets else None
-    total, sums = contrast(points.sets, tables, scale, curvature, config.pairs_at_once, cones=True, bias=bias)
-    for row, sides in read.items():
-        mean = sum(sums[side] for side in sides) / len(sides)
-        terms[_name(row)] = mean / batch.count(row.general)
-    return total
+        place = {own: found for found, own in enumerate(order)}
+        tables = [self.tables[own] for own in order]
+        total, sums = contrast(
+            self.points.sets,
+            tables,
+            self.scale,
+            curvature,
+            pairs_at_once,
+            cones,
+            bias=torch.cat(self.biases),
+        )
+        for name, node, sides in self.read:
+            mean = sum(sums[place[own], side] for own, side in sides) / len(sides)
+            terms[name] = mean / self.batch.count(node)
+        return total
 
 
 def _apertures(points: Tensor, curvature: Tensor, k: float) -> Tensor:
@@ -381,9 +400,12 @@ def _norms(points: Tensor, curvature: Tensor, row: NormRow) -> Tensor:
 
 
 def _matrices(
-    rows: Sequence[ContrastRow], two_ways: bool
+    rows: Sequence[ContrastRow], two_ways: bool, preferred: Sequence[tuple[str, str]] = ()
 ) -> Iterator[tuple[ContrastRow, ContrastRow | None]]:
-    """The score matrices of the rows; two rows that are each other's transposes have one matrix."""
+    """The score matrices of the rows; two rows that are each other's transposes have one matrix.
+
+    It is the one whose (query, key) is among the preferred ones, if either is.
+    """
     left = list(rows)
     while left:
         row = left.pop(0)
@@ -394,6 +416,8 @@ def _matrices(
             reverse = next((r for r, kind in own if kind == back), None)
         if reverse:
             left.remove(reverse)
+            if (reverse.query, reverse.key) in preferred:
+                row, reverse = reverse, row
         yield row, reverse
 
 

@@ -10,17 +10,21 @@ from hyco.pipeline.embedder import Embedder
 
 model = Embedder.load("DIR")  # this directory
 texts, images = model.encode_text(["a dog", "a cat"]), model.encode_image(["photo.jpg"])
-print(model.score(images, texts))  # minus the distance: larger is nearer
+print(model.score(images, texts))  # {score}: larger is nearer
 ```"""
 
 ONNX = """`image.onnx` takes `pixel_values` [B, 3, {size}, {size}] as preprocessor_config.json makes them and gives
 `image_embeds`; `text.onnx` takes `input_ids` [B, N], N up to {context}, as tokenizer.json makes them (start and end
-token included, padded with the end token) and gives `text_embeds`. Geometry and curvature are in their metadata."""
+token included, padded with the end token) and gives `text_embeds`. Geometry, curvature and the kind of score
+(distance or cosine) are in their metadata."""
 
 SPACES = {
     "euclid": "unit vectors; the score is their cosine",
     "lorentz": "points of a hyperboloid of curvature -{c}, given by their space parts x with time part "
     "sqrt(1/c + |x|^2); the score is minus the geodesic distance, never a cosine",
+    "polar": "points of a hyperboloid of curvature -{c}, given by their space parts x with time part "
+    "sqrt(1/c + |x|^2); the score is the cosine of their directions x / |x|, and their lengths are for the entailment "
+    "cones",
     "product": "points of a product of {k} hyperboloids of curvatures -{c}, given by their space parts; the score is "
     "minus the mean of the factors' distances, never a cosine",
 }
@@ -64,7 +68,7 @@ def model_card(
         f"# {name}",
         "A dual encoder of images and texts, made with Hyco. This card was generated with the model.",
         "## Use",
-        USE,
+        USE.format(score="the cosine" if model.config.by_cosine else "minus the distance"),
         *([ONNX.format(size=vision.image_size, context=text.context_length)] if onnx else []),
         "## Model",
         _table(shape),
@@ -102,7 +106,7 @@ def _space(model: DualEncoder) -> str:
     curvatures = model.curvature.detach().reshape(-1)
     low, high = curvatures.min().item(), curvatures.max().item()
     c = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-    return SPACES[geometry].format(c=c, k=model.config.factors)
+    return SPACES["polar" if model.config.polar else geometry].format(c=c, k=model.config.factors)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -129,7 +133,7 @@ def _limits(model: DualEncoder, metrics: dict[str, Any] | None) -> str:
         f"Texts beyond {config.text.context_length - 2} tokens are cut; images are scaled to "
         f"{config.vision.image_size} pixels, so small things vanish.",
     ]
-    if config.geometry != "euclid":
+    if not config.by_cosine:
         said.append(
             "A cosine of these embeddings, or a vector store that uses one, ranks differently from the model."
         )

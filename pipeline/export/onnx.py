@@ -74,6 +74,7 @@ def write_onnx(model: DualEncoder, folder: Path) -> dict[str, float]:
         assert program is not None
         program.model.metadata_props["hyco.geometry"] = model.config.geometry
         program.model.metadata_props["hyco.curvature"] = repr(model.curvature.detach().reshape(-1).tolist())
+        program.model.metadata_props["hyco.score"] = "cosine" if model.config.by_cosine else "distance"
         program.save(folder / name)
     return {
         IMAGE: _difference(

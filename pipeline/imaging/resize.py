@@ -35,8 +35,9 @@ def cut_and_resize(array: UInt8[np.ndarray, "H W 3"], box: Box, out: UInt8[np.nd
 
 def by_torch(array: UInt8[np.ndarray, "H W 3"], out: UInt8[np.ndarray, "h w 3"]) -> None:
     """Write an image, resized with PyTorch's integer arithmetic, into `out`: equal bytes on every CPU."""
-    writeable = array if array.flags.writeable else array.copy()  # PyTorch knows no read-only tensor
-    pixels = torch.from_numpy(writeable).permute(2, 0, 1)[None]
+    # PyTorch knows no read-only tensor, and none that runs backwards.
+    plain = array if array.flags.writeable and min(array.strides) >= 0 else array.copy()
+    pixels = torch.from_numpy(plain).permute(2, 0, 1)[None]
     # The kernel of F.interpolate(mode="bicubic", antialias=True), which could not write in place.
     torch.ops.aten._upsample_bicubic2d_aa.out(
         pixels, out.shape[:2], False, out=torch.from_numpy(out).permute(2, 0, 1)[None]

@@ -7,17 +7,20 @@ case. The result has the length of the text, so that positions in it are positio
 import re
 from collections.abc import Iterator
 
+# Tried from each of its characters, a long word or gap would take minutes: patterns begin where it begins.
 _FILES = re.compile(
-    r"\S+\.(?:jpe?g|jfif|png|gif|webp|avif|bmp|tiff?|svg|psd|eps|heic|mp4|mov)\b|https?://\S+|www\.\S+"
+    r"(?<!\S)\S+\.(?:jpe?g|jfif|png|gif|webp|avif|bmp|tiff?|svg|psd|eps|heic|mp4|mov)\b|https?://\S+|www\.\S+"
     r"|\b(?:IMG|DSC[NF]?|PICT|MG|PXL|VID)[-_]?\d{3,}[-_\w]*",
     re.IGNORECASE,
 )
 _WHAT = r"(?:photo(?:graph(?:y|ie)?|s)?|image|picture|pic|vector|illustration|clip ?art|footage|video)s?"
+_GAP = r"(?:(?<!\s)\s+)?"
 _LABEL = re.compile(
     rf"^\W*(?:(?:royalty[- ]free|free|hd|editorial|rf)\s+)*(?:stock\s+)?{_WHAT}\s*(?:\#?\d+\s*)?[:|\u2013\u2014]\s*"
     rf"|^\W*(?:(?:royalty[- ]free|free)\s+)*stock\s+{_WHAT}\s*(?:[:|\u2013\u2014-]|of\b)\s*"
-    rf"|\s*[-|\u2013\u2014,]\s*(?:(?:royalty[- ]free|free|editorial)\s+)*stock\s+{_WHAT}\s*$"
-    r"|\s*[-|\u2013\u2014]\s*(?:shutterstock|getty images|alamy|istock|dreamstime|pinterest|etsy|ebay)(?:\.com)?\s*$",
+    rf"|{_GAP}[-|\u2013\u2014,]\s*(?:(?:royalty[- ]free|free|editorial)\s+)*stock\s+{_WHAT}\s*$"
+    rf"|{_GAP}[-|\u2013\u2014]\s*(?:shutterstock|getty images|alamy|istock|dreamstime|pinterest|etsy|ebay)"
+    r"(?:\.com)?\s*$",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")

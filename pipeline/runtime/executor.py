@@ -65,12 +65,19 @@ def open_executor(
         gpus: GPUs per server of a cluster, or per worker without servers; None takes one where it has any. Local
             workers share those there are.
         servers: processes of a cluster that hold a detector each for all workers; None takes one for each GPU.
+
+    Raises:
+        ValueError: numbers that do not fit each other or the engine, or a cluster that cannot be had.
     """
     address = address_of(engine)
     if workers is not None and workers < 0:
         raise ValueError(f"workers is {workers}: give 0 (this process) or more")
     if workers == 0 and address is not None:
         raise ValueError(f"workers is 0 and the engine {engine}: give workers of the cluster, or no engine")
+    if servers and address is None:
+        raise ValueError(
+            f"grounders is {servers} and the engine {engine}: give --engine ray, or leave it out"
+        )
     if workers == 0:
         return InProcess()
     if address is not None:

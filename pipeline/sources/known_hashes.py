@@ -44,8 +44,12 @@ class KnownHashes:
         """Return the sha256 of the local files that were hashed before and have these marks, by path."""
         if not self._known:
             return {}
-        told = {path: self._known.get(f"{mark} {path}") for path, mark in marks.items()}
-        return {path: sha256 for path, sha256 in told.items() if sha256 is not None}
+        known = self._known
+        return {
+            path: sha256
+            for path, mark in marks.items()
+            if (sha256 := known.get(f"{mark} {path}")) is not None
+        }
 
     def sha256(self, path: str) -> str:
         """Return the sha256 of a local file of the source; FileNotFoundError when it is gone."""

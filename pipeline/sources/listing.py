@@ -255,7 +255,7 @@ def _folder(store: Store, place: str, url: str) -> tuple[str, list[str]]:
 def _of_one_kind(paths: list[str], store: Store, url: str) -> tuple[str, list[str]] | None:
     by_kind: dict[str, list[str]] = {}
     for path in paths:
-        kind = kind_of(path)
+        kind = _USUAL.get(path[-4:]) or kind_of(path)
         if kind and (kind not in _OF_LIBRARIES or not _NO_SOURCE.fullmatch(path.rpartition("/")[2])):
             by_kind.setdefault(kind, []).append(path)
     by_kind[".parquet"] = _without_tables(by_kind.get(".parquet", []), by_kind.get(".tar", []), paths, store)

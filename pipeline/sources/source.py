@@ -8,12 +8,13 @@ beyond. Nothing is extracted and no path in the data is followed out of the sour
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -133,34 +134,31 @@ class Source:
 
     def listed(self, settle_s: float = 0.0, young: bool = False) -> tuple[list[Unit], list[Unit]]:
         """Return the units as `units` does and, with `young`, those of the files that it leaves out, of one listing."""
+        there: dict[str, str | None] = {}
+        later: dict[str, str | None] = {}
         if self.kind in READERS:
             local, recent = self._look(settle_s)
-            files = self.files if young or not recent else [path for path in self.files if path not in recent]
-            told: dict[str, str | None] = dict(self.hashes.known(local)) if self._by_bytes else {}
-            unknown = [path for path in files if path not in told]
+            files = [path for path in self.files if path not in recent] if recent else self.files
+            there = self._hashed(files, local)
+            later = self._hashed(sorted(recent), local) if young else {}
+        else:
+            for file in self.files:
+                for path, sha256, entries in units_of(self.store, file, self.columns, self.hashes):
+                    settled = not settle_s or self._all_settled(file, entries, settle_s)
+                    (there if settled else later)[path] = sha256
+        units = _of_hashes(there)
+        others = _of_hashes(later, units) if young else {}
+        self.hashes.save()
+        return list(units.values()), list(others.values())
+
+    def _hashed(self, files: list[str], local: dict[str, str]) -> dict[str, str | None]:
+        """Return the hashes of files, in their order; None for one that is gone."""
+        told: dict[str, str | None] = dict(self.hashes.known(local)) if self._by_bytes else {}
+        if unknown := [path for path in files if path not in told]:
             marks = self._marks(files)
             with ThreadPoolExecutor(_HASHERS) as pool:  # hashing releases the interpreter lock
                 told |= zip(unknown, pool.map(lambda path: self._identity(path, marks), unknown), strict=True)
-            found = ((path, told[path], path not in recent) for path in files)
-        else:
-            found = (
-                (path, sha256, not settle_s or self._all_settled(file, entries, settle_s))
-                for file in self.files
-                for path, sha256, entries in units_of(self.store, file, self.columns, self.hashes)
-            )
-        if young:  # it is read twice
-            found = list(found)
-        units: dict[str, Unit] = {}
-        for path, sha256, settled in found:
-            if sha256 is not None and settled and sha256 not in units:
-                units[sha256] = Unit(sha256[:12], path, sha256)
-        others = {
-            sha256: Unit(sha256[:12], path, sha256)
-            for path, sha256, settled in (found if young else ())
-            if not settled and sha256 is not None and sha256 not in units
-        }
-        self.hashes.save()
-        return list(units.values()), list(others.values())
+        return {path: told[path] for path in files}
 
     @property
     def _by_bytes(self) -> bool:
@@ -282,13 +280,14 @@ class Source:
         """
         marks, recent = dict[str, str](), set[str]()
         if self.store.local:
+            root, now = self.store.root, time.time()
             for path in self.files:
                 try:
-                    stat = os.stat(f"{self.store.root}/{path}")  # noqa: PTH116
+                    stat = os.stat(f"{root}/{path}")  # noqa: PTH116
                 except OSError:
                     continue
                 marks[path] = file_mark(stat)
-                if settle_s and not _settled(stat, settle_s):
+                if settle_s and not _settled(stat, settle_s, now):
                     recent.add(path)
         return marks, recent
 
@@ -303,7 +302,9 @@ class Source:
         paths = [] if file.endswith(BESIDE) else [file]
         for entry in entries:
             paths += [path for path in (entry.image, *entry.texts.values()) if path]
-        return not self.store.local or all(_settled(self._stat(path), settle_s) for path in paths)
+        return not self.store.local or all(
+            _settled(self._stat(path), settle_s, time.time()) for path in paths
+        )
 
     def _marks(self, files: list[str]) -> dict[str, str]:
         """Return the marks of remote files, with one listing of each folder instead of a request for each file."""
@@ -424,12 +425,34 @@ class Spool:
         return key if orientation == 1 else self.admit(with_orientation(self.read(key), orientation))
 
 
-def _settled(stat: os.stat_result | None, settle_s: float) -> bool:
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Make many objects that all live on, without the garbage collector looking through them again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_collector_paused()
+def _of_hashes(told: Mapping[str, str | None], without: Container[str] = ()) -> dict[str, Unit]:
+    """Return the units of paths with their hashes, by hash: of each the first path, and none of those in `without`."""
+    units: dict[str, Unit] = {}
+    for path, sha256 in told.items():
+        if sha256 is not None and sha256 not in units and sha256 not in without:
+            units[sha256] = Unit(sha256[:12], path, sha256)
+    return units
+
+
+def _settled(stat: os.stat_result | None, settle_s: float, now: float) -> bool:
     """Return whether a file is older than `settle_s`; a time far in the future is meaningless and counts as old.
 
     A file that is gone, and an object of a remote store, which appears whole, have no status and are settled.
     """
-    return stat is None or not settle_s or abs(time.time() - stat.st_mtime) >= settle_s
+    return stat is None or not settle_s or abs(now - stat.st_mtime) >= settle_s
 
 
 def _unicode(text: str) -> str:

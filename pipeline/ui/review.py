@@ -8,6 +8,7 @@ A page reads the shards and tables that it needs, by their recorded counts. With
 links to the next ones.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,10 +67,12 @@ class Filter:
         """The filter that a query names; ValueError for a score that is no number."""
 
         def number(name: str, otherwise: float) -> float:
-            try:
-                return float(asked[name]) if asked.get(name, "").strip() else otherwise
-            except ValueError:
-                raise ValueError(f"{name} {asked[name]!r} is no number: give a score from 0 to 1") from None
+            if not (text := asked.get(name, "").strip()):
+                return otherwise
+            with contextlib.suppress(ValueError):
+                if not math.isnan(found := float(text)):
+                    return found
+            raise ValueError(f"{name} {text!r} is no number: give a score from 0 to 1")
 
         texts = {name: asked.get(name, "").strip() for name in ("phrase", "rule", "origin", "key")}
         return cls(

@@ -92,13 +92,21 @@ def comparison(one: Folder, other: Folder) -> dict[str, Any]:
 
 
 def changed_pictures(one: Folder, other: Folder, home: Home) -> dict[str, bytes]:
-    """The images that the comparison of two runs shows, by key, as far as they can still be read."""
+    """The images that the comparison of two runs shows, by key, as far as they can still be read.
+
+    ValueError when what was evaluated is not recorded, or cannot be read from here.
+    """
     first, second = one.fetch(*READ), other.fetch(*READ)
     changed = _errors(first, second)
     lists = (changed or {}).get("lists", ())
-    assessed = read_metrics(second / "metrics.json").get("assessed")
     keys = {row[0] for _, rows in lists for row in rows}
-    return pictures_of(home, assessed, keys) if assessed and keys else {}
+    try:
+        assessed = read_metrics(second / "metrics.json").get("assessed")
+        return pictures_of(home, assessed, keys) if assessed and keys else {}
+    except UNREADABLE as error:
+        raise ValueError(
+            f"the images that run {second.name} was evaluated on cannot be read: {error}"
+        ) from None
 
 
 def decision_page(row: Decision, flag: str | None) -> dict[str, Any]:

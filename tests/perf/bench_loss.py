@@ -40,7 +40,7 @@ ROWS = {
     "SigLIP": (siglip_objective(), 1.3),
     "UNCHA-lite": (uncha_objective(), 1.45),
     "membership": (cones_objective(), 3.0),
-    "polar membership": (polar_cones_objective(), 3.0),
+    "polar membership": (polar_cones_objective(), 2.4),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from hyco.flows.__main__ import main
 from hyco.models.clip import DualEncoder
 from hyco.models.encoders.tokenizer import Tokenizer
-from hyco.models.hyperbolic import product
+from hyco.models.hyperbolic import lorentz, product
 from hyco.models.losses.objective import scores
 from hyco.pipeline import embeddings
 from hyco.pipeline.embedder import Embedder
@@ -21,9 +21,9 @@ from tests.factories.mining import write_tar
 from tests.factories.training import make_home, sample, tiny_recipe
 
 
-def embedder(geometry="lorentz", factors=1, dim=16) -> Embedder:
+def embedder(geometry="lorentz", factors=1, dim=16, **changes) -> Embedder:
     torch.manual_seed(0)
-    config = dataclasses.replace(tiny_recipe().model, geometry=geometry, factors=factors, dim=dim)
+    config = dataclasses.replace(tiny_recipe().model, geometry=geometry, factors=factors, dim=dim, **changes)
     words = Tokenizer.train([text for i in range(20) for text in sample(i).captions], 560, 16)
     return Embedder(DualEncoder(config), words)
 
@@ -37,6 +37,13 @@ def source_row(number):
 def model(tmp_path):
     folder = tmp_path / "model"
     embedder().save(folder)
+    return folder
+
+
+@pytest.fixture
+def polar(tmp_path):
+    folder = tmp_path / "polar"
+    embedder(polar=True, text_radii=(0.01, 0.1)).save(folder)
     return folder
 
 
@@ -75,9 +82,8 @@ def test_inner_products_of_index_vectors_rank_as_the_score_does(geometry, length
 
 
 def test_index_vectors_of_a_polar_model_rank_as_its_cosines():
-    config = dataclasses.replace(embedder().model.config, polar=True, text_radii=(0.01, 0.1))
-    towers = Embedder(DualEncoder(config), embedder().tokenizer)
-    texts, images = (torch.randn(n, config.dim + 1) for n in (20, 50))
+    towers = embedder(polar=True, text_radii=(0.01, 0.1))
+    texts, images = (torch.randn(n, towers.model.projected) for n in (20, 50))
     found = towers.lift_text(texts), towers.model.lift_image(images)
     products = towers.index_vectors(found[0], query=True) @ towers.index_vectors(found[1]).T
     torch.testing.assert_close(products, towers.score(*found))
@@ -113,13 +119,32 @@ def test_entailment_is_positive_inside_the_cone_and_zero_on_its_edge(geometry, f
     assert torch.allclose(towers.entailment(general, further, k=0.2).diagonal(), aperture, atol=1e-3)
 
 
+def test_the_cones_of_a_stored_polar_model_are_those_of_its_points(polar):
+    """The lengths of its points decide, whatever its score compares."""
+    towers = Embedder.load(polar, "cpu")
+    same = embedder(polar=True, text_radii=(0.01, 0.1))
+    texts, pixels = ["a red square", "two dots"], [np.full((20, 20, 3), 90, np.uint8)]
+    points, picture = towers.encode_text(texts), towers.encode_image(pixels)
+    assert torch.equal(points, same.encode_text(texts)) and torch.equal(picture, same.encode_image(pixels))
+    radii = points.norm(dim=-1) * towers.curvature**0.5
+    assert ((radii > 0.01) & (radii < 0.1)).all()
+    c = towers.curvatures
+    for k in (0.005, 0.05):
+        want = lorentz.half_aperture(points, c, k) - lorentz.exterior_angle(points, picture, c)
+        torch.testing.assert_close(towers.entailment(points, picture, k)[:, 0], want)
+    further = picture / picture.norm() * radii[0] * 5
+    assert towers.score(further, points).allclose(towers.score(picture, points))
+    assert not towers.entailment(points, further, 0.005).allclose(towers.entailment(points, picture, 0.005))
+
+
 def test_a_euclidean_model_has_no_cones():
     with pytest.raises(ValueError, match="no entailment cones"):
         embedder("euclid").entailment(torch.zeros(1, 16), torch.zeros(1, 16))
 
 
-def test_search_finds_what_the_score_ranks_first(home, model, tmp_path):
-    out = tmp_path / "x.parquet"
+@pytest.mark.parametrize("kind", ["model", "polar"])
+def test_search_finds_what_the_score_ranks_first(home, kind, tmp_path, request):
+    model, out = request.getfixturevalue(kind), tmp_path / "x.parquet"
     made = embed_version(home, "latest", model, out)
     assert made["images"] == 9 and made["failures"] == {} and not list(tmp_path.glob("*.parts"))
     found = Embeddings(out)
@@ -205,7 +230,9 @@ def test_texts_are_searched_together_as_one_by_one(home, model, tmp_path, monkey
     assert sum(widened) == 2 * 9, "once for each block of texts"
 
 
-def test_the_command_line_embeds_and_searches(home, model, tmp_path, hyco):
+@pytest.mark.parametrize("kind", ["model", "polar"])
+def test_the_command_line_embeds_and_searches(home, kind, tmp_path, hyco, request):
+    model = request.getfixturevalue(kind)
     write_tar(tmp_path / "s.tar", (source_row(i) for i in range(4)))
     out = tmp_path / "x.parquet"
     code, printed, _ = hyco("embed", tmp_path / "s.tar", "--out", out, "--model", model)

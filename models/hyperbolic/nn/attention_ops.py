@@ -61,10 +61,10 @@ def attend_plain(
     # 4 sinh^2(angle / 2): the squared angle is smooth in it, so coincident points are no exception.
     cosh = q_t @ k_t.transpose(-1, -2) - q_s @ k_s.transpose(-1, -2)
     chord = (2 * (cosh - 1)).clamp(min=0).to(query.dtype)
-    angle2 = (chord * asinhc(chord / 4).square()).unflatten(0, (-1, heads))
+    angle2 = (chord * asinhc(chord / 4).square()).unflatten(0, (query.shape[0], heads))
     share = wide(_masked(angle2 * (-scale / 2), mask).softmax(-1).flatten(0, 1))
     mean = to_tangent(normalise(share @ v_s, share @ v_t, LEAST, dim=-1), wide_rate)
-    return _join(mean, query.shape[0]).to(query.dtype)
+    return _join(mean, query.shape[0], heads).to(query.dtype)
 
 
 def attend(
@@ -98,9 +98,9 @@ def _mirror(point: Tensor) -> Tensor:
     return mirror
 
 
-def _join(heads: Tensor, batch: int) -> Tensor:
+def _join(u: Tensor, batch: int, heads: int) -> Tensor:
     """[L, N, D] -> [B, N, E]."""
-    return heads.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
+    return u.unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
 
 
 def _precise() -> bool:
@@ -150,7 +150,7 @@ class _Pairs:
         beyond = angle.copy_(product).clamp_(min=1e-30)
         torch.add(beyond, 2, out=sinh).mul_(beyond).sqrt_()
         angle = beyond.add_(sinh).log1p_()
-        split = (-1, heads.stop - heads.start, *shape[1:])
+        split = (rows.stop - rows.start, heads.stop - heads.start, *shape[1:])
         logits = torch.mul(angle, angle, out=share).view(split).mul_(self.scale[heads] * -0.5)
         if self.hidden is not None:
             logits.masked_fill_(self.hidden[rows, heads], torch.finfo(self.dtype).min)
@@ -188,7 +188,7 @@ class _Attend(Function):
             near = native.outputs(query, key, value, scale, mask, rate, NEAR_TIME - 1, LEAST)
             if near is not None:
                 return near[0], None, near[1], False
-        batch, dtype, n, m = query.shape[0], query.dtype, query.shape[1], key.shape[1]
+        dtype, n, m = query.dtype, query.shape[1], key.shape[1]
         tangents = _tangents(query, key, value, len(scale))
         points, _ = lift(tangents, rate)
         far = _far(points)
@@ -205,7 +205,7 @@ class _Attend(Function):
         length2 = square_norm(space)
         length = length2.sqrt()
         norm2 = ((time - length) * (time + length)).clamp_(min=LEAST**2)
-        whole = _join(space * (asinhc(length2 / norm2) * norm2.rsqrt() / rate), batch)
+        whole = _join(space * (asinhc(length2 / norm2) * norm2.rsqrt() / rate), len(query), len(scale))
         out = whole.to(dtype)
         return out, (whole - out).to(dtype) if far else None, time, far
 
@@ -255,7 +255,7 @@ class _Attend(Function):
             if (
                 pairs.hidden is not None
             ):  # the shares of a row that may look nowhere do not depend on its angles
-                by_logit.unflatten(0, (-1, some.stop - some.start)).masked_fill_(pairs.hidden[rows, some], 0)
+                by_logit.view(pairs.hidden[rows, some].shape).masked_fill_(pairs.hidden[rows, some], 0)
             by_angle = by_logit.mul_(angle)
             torch.sum(angle.mul_(by_angle), (1, 2), out=by_scale[at])
             # d (angle^2 / 2) by cosh is angle / sinh(angle), 1 at 0.
@@ -269,8 +269,8 @@ class _Attend(Function):
         factor = -scale.repeat(batch, 1, 1).to(slopes.dtype)
         slopes[:, : sizes[0] + sizes[1]].mul_(factor)
         by_u, more = lift_slopes(tangents, rate, points, f, slopes[..., :1], slopes[..., 2:])
-        by_scale = by_scale.unflatten(0, (-1, heads)).sum(0).mul_(-0.5).view_as(scale)
-        results = [_join(t, batch).to(dtype) for t in by_u.split(sizes, 1)]
+        by_scale = by_scale.view(batch, heads).sum(0).mul_(-0.5).view_as(scale)
+        results = [_join(t, batch, heads).to(dtype) for t in by_u.split(sizes, 1)]
         results = (torch.stack(results, -2), None, None) if one else results
         return *results, by_scale, None, by_rate + more if ctx.needs_input_grad[5] else None
 

@@ -107,6 +107,11 @@ class _BatchNorm(HyperbolicModule):
         if u.dim() not in self._dims or u.shape[1] != self.num_features:
             wanted = f"[B, {self.num_features}{', ...' if max(self._dims) > 2 else ''}]"
             raise ValueError(f"expected a tensor of shape {wanted}, got {list(u.shape)}")
+        together = (
+            self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        )
+        if not (u.numel() or together):  # no points have no mean, and must not end the running ones
+            return u.clone()
         rate, c = self.rate(), self.curvature()
         # [B, C, N]: positions last, so that all sums over coordinates are small matrix products.
         x = (u.flatten(2) if u.dim() > 2 else u.T.unsqueeze(0)).contiguous()
@@ -115,7 +120,6 @@ class _BatchNorm(HyperbolicModule):
         given = None
         if not self.training and self.running_mean is not None and self.running_var is not None:
             given = Statistics(to_space(wide(self.running_mean), rate), c * self.running_var)
-        together = self.training and dist.is_available() and dist.is_initialized()
         fused = self.fused
         if given is None and self.mean == "frechet":
             given, fused = self._frechet(x, rate, together), False
@@ -152,7 +156,9 @@ class _BatchNorm(HyperbolicModule):
         if self.momentum is None:
             share = 1 / self.num_batches_tracked.to(mean.dtype)
         else:
-            count = size * (dist.get_world_size() if together else 1)
+            count = spread.new_full((), size, dtype=mean.dtype)
+            if together:  # processes may have different numbers of samples, but must move alike
+                dist.all_reduce(count)
             share = self._share(way.dot(way) - later * later, spread.to(mean.dtype), count, self.momentum)
         space = normalise(space + share * way, time + share * later)
         n = torch.linalg.vector_norm(space).clamp(min=1e-15)
@@ -160,14 +166,15 @@ class _BatchNorm(HyperbolicModule):
         news = spread.to(self.running_var.dtype) / c - self.running_var
         self.running_var.add_(share * news)
 
-    def _share(self, apart: Tensor, spread: Tensor, count: int, least: float) -> Tensor | float:
+    def _share(self, apart: Tensor, spread: Tensor, count: Tensor, least: float) -> Tensor | float:
         """Weight of the newest batch: the gain of a Kalman filter, 1 - noise / E[apart], and at least `least`.
 
         Args:
             apart: squared angle between the two means (its chord).
             spread: mean squared angle of the points from their mean.
-            count: samples in the batch. The mean of so many has the variance spread / ((1 + spread) count): that of
-                Euclidean space for near points; of far ones only directions count.
+            count: samples in the batch, of all processes. The mean of so many has the variance
+                spread / ((1 + spread) count): that of Euclidean space for near points; of far ones only directions
+                count.
             least: momentum; 0 stops the statistics.
         """
         if least == 0:

@@ -116,7 +116,7 @@ def place(x: Tensor, rate: Rate, given: Statistics | None, together: bool, max_a
         mean = wide(given.mean)
         at = (mean * (asinhc(mean.dot(mean)) / rate)).to(x.dtype)
     else:
-        at = x.mean((0, 2))
+        at = x.sum((0, 2)) / max(1, x[:, 0].numel())  # one process may have no points
         at = _summed(at) / dist.get_world_size() if together else at
     at = at * (max_angle / (torch.linalg.vector_norm(at) * rate).clamp(min=max_angle))
     length = torch.linalg.vector_norm(wide(at))

@@ -82,10 +82,23 @@ def share(rank):
     return results(net, u[rank::2], label[rank::2])
 
 
+def lonely(u, fused):
+    """Output and statistics of a norm, and its slope in u, of a process that may have no points."""
+    norm, u = hnn.BatchNorm2d(3, fused=fused).double(), u.clone().requires_grad_()
+    out = norm(u)
+    out.square().sum().backward()
+    return {"lonely out": out.detach(), "lonely slope": u.grad, **norm.state_dict(prefix="lonely ")}
+
+
 def worker(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=2)
     found = share(rank)
+    found |= {
+        f"{fused} {k}": v
+        for fused in (True, False)
+        for k, v in lonely(batch()[0][8 - 8 * rank :], fused).items()
+    }
     dist.destroy_process_group()
     if rank == 1:
         torch.save(found, f"{path}/found.pt")
@@ -101,6 +114,7 @@ def test_two_processes_equal_one(tmp_path):
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     want = results(network(), *batch())
+    want |= {f"{fused} {k}": v for fused in (True, False) for k, v in lonely(batch()[0], fused).items()}
     assert found.keys() == want.keys()
     for key, value in want.items():
         assert torch.allclose(found[key], value, rtol=1e-7, atol=1e-10), key

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,3 +199,41 @@ def test_import_builds_nothing(tmp_path):
         [sys.executable, "-c", f"{code}; assert not l.cache_info().currsize"], env=environment, check=True
     )
     assert not list(tmp_path.iterdir())
+
+
+@built
+@pytest.mark.parametrize("kept", [0, 5_000, -100])
+def test_a_library_that_was_cut_off_is_built_again(kept, monkeypatch, tmp_path):
+    """Loading it would end the process. A library without the hash, or of other content, is built again too."""
+    monkeypatch.setenv("HYCO_CACHE", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    builds = []
+
+    def build(command, **options):
+        builds.append(Path(command[-4]))
+        builds[-1].write_bytes(b"a library " * 2_000)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(library.subprocess, "run", build)
+    file = library._built("")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:kept])
+    assert library._built("") == file and file.read_bytes() == whole and len(builds) == 2
+    assert library._built("") == file and len(builds) == 2
+
+
+@built
+def test_a_built_library_is_intact_and_loads(monkeypatch):
+    flags = library.FLAGS[torch.backends.cpu.get_cpu_capability()]
+    assert library._intact(library._built(flags))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("b", "n", "m"), [(0, 5, 5), (2, 0, 0), (2, 0, 4), (0, 3, 4)])
+def test_no_queries_have_no_outputs(b, n, m, fused):
+    layer = hnn.MultiheadAttention(12, 3, fused=fused)
+    inputs = [torch.zeros(b, n, 12)] if n == m else [torch.zeros(b, k, 12) for k in (n, m, m)]
+    for mask in (None, torch.ones(n, m, dtype=torch.bool)):
+        out, *slopes = run(layer, inputs, mask)
+        assert out.shape == (b, n, 12)
+        assert all(not slope.any() for slope in slopes)

@@ -224,3 +224,18 @@ def test_midpoint_equals_hypll_and_its_variance_averages_the_wrong_axis():
     theirs = hypll_stats.frechet_variance(images, tensor_c, mu=zero, vec_dim=1, batch_dim=2)
     d2 = poincare.distance(images.movedim(1, -1), zero.movedim(1, -1), c).square()
     assert torch.allclose(theirs, d2.mean(2)) and theirs.shape != d2.mean(1).shape
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_batch_without_points_changes_nothing(fused):
+    norm = hnn.BatchNorm2d(4, fused=fused)
+    norm(0.1 * torch.randn(3, 4, 2, 2))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    for _ in range(2):
+        u = torch.zeros(0, 4, 2, 2, requires_grad=True)
+        out = norm(u)
+        assert out.shape == u.shape
+        out.sum().backward()
+        assert all(value.grad is None for value in norm.parameters()) and u.grad is not None
+        assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+        norm.eval()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils.flop_counter import FlopCounterMode
 
 from hyco.models.hyperbolic import lorentz, product
 from hyco.models.losses.objective import (
@@ -67,7 +68,7 @@ def ours(vectors, owner, config, dtype, learned=LEARNED, geometry="lorentz", dis
         distributed,
         scales=scales,
         bias=bias,
-        polar=config.norm == POLAR.norm,
+        polar=config.norm == POLAR.norm and geometry == "lorentz",
     )
     total.backward()
     zeros = [torch.zeros_like(x) if x.grad is None else x.grad for x in (*leaves.values(), *scalars)]
@@ -354,3 +355,36 @@ def test_two_processes_give_the_loss_and_gradient_of_one():
                     parts = [r[1][place] for r in ranks]
                     got = (torch.cat(parts) if place < len(NODES) else sum(parts)) / 2
                     torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6, msg=f"{row} {place}")
+
+
+@pytest.mark.parametrize("near", [0, 2, 12])
+def test_cosines_and_cones_of_one_matrix_keep_their_digits(near):
+    """No pair, few pairs and nearly all pairs on one ray, which are taken one by one and as a block in float64."""
+    vectors = tangents(12, 12, seed=near)
+    for general, specific in (("text", "image"), ("text_box", "text")):
+        vectors[specific][:near] = 2.0 * vectors[general][:near] + 1e-3 * vectors[specific][:near]
+    if near == 12:
+        vectors = {name: 0.02 * v + vectors["text"][0] for name, v in vectors.items()}
+    rounded = {name: v.float() for name, v in vectors.items()}
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = {name: v.to(dtype).requires_grad_() for name, v in rounded.items()}
+        scale = torch.tensor(3.0, dtype=dtype)
+        total, _ = loss(leaves, torch.arange(12), scale, scale / 6, POLAR, scales={"cone": scale}, polar=True)
+        found.append((total.detach(), torch.autograd.grad(total, list(leaves.values()))))
+    same(*found, 2e-5)
+
+
+def test_membership_of_a_polar_model_needs_no_matrix_of_its_own():
+    vectors, owner = tangents(40, 40, seed=0), list(range(40))
+    flops = []
+    for config in (POLAR, replace(POLAR, entailment=())):
+        with FlopCounterMode(display=False) as counted:
+            ours(vectors, owner, config, torch.float32)
+        flops.append(counted.get_total_flops())
+    assert flops[0] < 1.5 * flops[1]
+
+
+def test_a_polar_loss_needs_one_hyperboloid():
+    with pytest.raises(ValueError, match="polar needs geometry 'lorentz', not 'euclid'"):
+        loss({}, torch.arange(0), torch.ones(()), 1.0, clip_objective(), "euclid", polar=True)

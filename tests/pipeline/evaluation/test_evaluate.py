@@ -81,7 +81,7 @@ def packed(number):
     )
 
 
-def tiny(geometry="lorentz", factors=1):
+def tiny(geometry="lorentz", factors=1, **changes):
     captions = [text for n in range(40) for text in scene(n)[1]["captions"]]
     tokenizer = Tokenizer.train(captions, 600, 16)
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def tiny(geometry="lorentz", factors=1):
         vocab_size=len(tokenizer), context_length=16, width=32, depth=1, heads=2, end_token=tokenizer.end
     )
     vision = VisionConfig(image_size=SIZE, patch_size=16, width=32, depth=1, heads=2)
-    space = {"dim": 16, "geometry": geometry, "factors": factors}
+    space = {"dim": 16, "geometry": geometry, "factors": factors} | changes
     return DualEncoder(ClipConfig(vision=vision, text=text, **space)), tokenizer
 
 
@@ -286,6 +286,18 @@ def test_a_diverged_model_is_refused_and_a_euclidean_one_has_no_geometry(world):
     assert metrics["traversal"]["texts"]["n"] == 40
     assert metrics["geometry"] is None and "Euclidean" in metrics["skipped"]["geometry"]
     assert 0 <= metrics["metrics"]["zero_shot.top1"]["value"] <= 1
+
+
+def test_a_polar_model_is_measured_and_has_a_page(world):
+    folder = world / "home" / "runs" / "polar"
+    write_run(folder, *tiny(polar=True, text_radii=(0.01, 0.1), image_radii=(0.11, 2.0)))
+    metrics = run(world, name="polar", **labelled(world))
+    radii = metrics["geometry"]["radius"]
+    assert radii["text"]["max"] < 0.1 < 0.11 < radii["image"]["min"] < 2.0
+    root = metrics["metrics"]["traversal.texts.root"]["value"]
+    assert root >= 1 / 50, "the end of every walk; by cosine the root is nearest to nothing"
+    assert metrics["traversal"]["names"]["pool"] == 6 and not metrics["skipped"].keys() & {"geometry"}
+    assert "<svg" in (folder / "report.html").read_text()
 
 
 def test_the_embedder_keeps_order_and_does_not_feel_its_batches():

@@ -1,12 +1,21 @@
 """Walks to the root: their geometry, and what they meet against loops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from hyco.models.clip import DualEncoder
+from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.models.hyperbolic import lorentz
+from hyco.pipeline.embedder import Embedder
+from hyco.pipeline.evaluation.embedded import Embedded
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.retrieval import Pairing
 from hyco.pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, stretches, walk
+from hyco.pipeline.evaluation.metrics.walks import traverse
+from tests.factories.training import sample, tiny_recipe
 
 FEW = Bootstrap(draws=100)
 
@@ -58,6 +67,42 @@ def test_on_a_ray_each_thing_is_met_in_its_turn():
     index = nearest(lambda a, b: -lorentz.pairwise_distance(a, b, 1.0), way, pool, torch.zeros(2))
     assert [stretch[0] for stretch in stretches(index[0])] == [0, 1, 2, 4]
     assert sum(count for _, _, count in stretches(index[0])) == 50
+
+
+def test_a_polar_model_walks_by_distance():
+    """Everything on one ray, where all cosines are 1: an image, a part, a caption and a phrase, by their distances."""
+    config = dataclasses.replace(tiny_recipe().model, polar=True, curvature=2.0)
+    words = Tokenizer.train([text for i in range(20) for text in sample(i).captions], 560, 16)
+    towers = Embedder(DualEncoder(config), words)
+
+    def at(distance):
+        ray = torch.nn.functional.normalize(torch.ones(1, config.dim), dim=-1)
+        return lorentz.exp0(distance * ray, 2.0)
+
+    one = np.zeros(1, np.int64)
+    embedded = Embedded(
+        scenes=(),
+        images=at(2.0),
+        captions=Pairing.of([("a caption",)]),
+        texts=at(0.4),
+        crops=at(1.0),
+        scene_of_crop=one,
+        phrases=Pairing.of([("a phrase",)]),
+        phrase_points=at(0.1),
+        phrase_caption=np.zeros((1, 2), np.int64),
+        label_of_crop=(None,),
+        foils=np.zeros((0, 3), np.int64),
+        foil_kinds=(),
+        foil_points=torch.zeros(0, config.dim),
+        undecodable=0,
+    )
+    assert towers.score(embedded.images, embedded.phrase_points).item() == pytest.approx(1)
+    found, walked = traverse(towers, embedded, None, FEW, most=5, seed=0)
+    # Step k is 2 - 2 k / 49 from the origin; the borders are half way between two items, or an item and the root.
+    assert stretches(walked.text[0]) == [(0, 0, 43), (1, 43, 5), (2, 48, 2)]
+    assert stretches(walked.picture[0]) == [(0, 0, 13), (1, 13, 24), (2, 37, 13)]
+    texts = found.numbers["texts"]
+    assert (texts["distinct"], texts["root"], texts["phrases_near_root"]) == (2, 2 / 50, 5 / 23)
 
 
 def test_blocks_of_steps_change_nothing(monkeypatch):

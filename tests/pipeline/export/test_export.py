@@ -13,6 +13,7 @@ from PIL import Image
 
 from hyco.flows.__main__ import main
 from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.models.losses.objective import polar_cones_objective
 from hyco.pipeline.embedder import Embedder
 from hyco.pipeline.export import onnx as onnx_towers
 from hyco.pipeline.export.export import export, find_model, import_checkpoint
@@ -33,7 +34,7 @@ def pictures(count: int = 3, height: int = 40, width: int = 60) -> list[np.ndarr
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A home with two runs of one step: a hyperboloid and a product of four."""
+    """A home with three runs of one step: a hyperboloid, a product of four, and a polar model."""
     home = tmp_path_factory.mktemp("home")
     make_home(home, counts=(32,))
     optimiser = tiny_recipe().optimiser.replace(warmup_steps=0)
@@ -41,6 +42,10 @@ def home(tmp_path_factory) -> Path:
         asked = tiny_recipe(steps=1, optimiser=optimiser).model_dump()
         asked["model"] |= {"geometry": geometry, "factors": factors}
         train(home / "runs" / geometry, Home(home), "latest", Recipe.model_validate(asked))
+    asked = tiny_recipe(steps=1, optimiser=optimiser).model_dump()
+    asked["model"] |= {"polar": True, "text_radii": (0.0103, 0.118), "temperatures": ("cone",)}
+    asked["objective"] = polar_cones_objective()
+    train(home / "runs" / "polar", Home(home), "latest", Recipe.model_validate(asked))
     return home
 
 
@@ -97,6 +102,7 @@ def test_onnx_towers_take_any_batch_and_length(home, written):
         torch.testing.assert_close(torch.from_numpy(found), trained.model.encode_text(tokens))
     said = image.get_modelmeta().custom_metadata_map
     assert json.loads(said["hyco.curvature"]) == [trained.curvature] and said["hyco.geometry"] == "lorentz"
+    assert said["hyco.score"] == "distance"
 
 
 def test_onnx_that_computes_something_else_fails_the_command(home, written, tmp_path, monkeypatch, capsys):
@@ -174,6 +180,26 @@ def test_a_product_of_factors_goes_out_and_comes_back(home, tmp_path):
     cards = [(tmp_path / name / "README.md").read_text() for name in ("once", "twice")]
     assert cards[0] == cards[1] and "a product of 4 hyperboloids" in cards[0]  # origin and licence came along
     assert (tmp_path / "twice" / "recipe.json").is_file()
+
+
+def test_a_polar_model_goes_out_with_onnx_and_its_card_names_the_cosine(home, tmp_path, capsys, monkeypatch):
+    import onnxruntime
+
+    out = tmp_path / "out"
+    found = export("polar", out, home=str(home), licence="cc0-1.0", onnx=True)
+    assert max(found["onnx_difference"].values()) < 1e-5 and found["reload_difference"] == 0
+    trained, again = (Embedder.load(folder, "cpu") for folder in (home / "runs" / "polar" / "model", out))
+    assert again.polar and torch.equal(again.encode_text(TEXTS), trained.encode_text(TEXTS))
+    text = onnxruntime.InferenceSession(out / "text.onnx")
+    (points,) = text.run(["text_embeds"], {"input_ids": trained.tokenizer(TEXTS).numpy()})
+    torch.testing.assert_close(torch.from_numpy(points), trained.encode_text(TEXTS))
+    assert text.get_modelmeta().custom_metadata_map["hyco.score"] == "cosine"
+    card = (out / "README.md").read_text()
+    assert "the score is the cosine of their directions" in card and "# the cosine: larger" in card
+    assert "minus the" not in card and "ranks differently from the model" not in card
+    assert "leave --published out" in error_of(
+        capsys, monkeypatch, "export", "polar", "--home", str(home), "--out", str(out / "p"), "--published"
+    )
 
 
 def test_a_published_checkpoint_comes_in_and_goes_back_out(words, tmp_path):

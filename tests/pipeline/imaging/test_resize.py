@@ -64,6 +64,13 @@ def test_read_only_images_and_slots_of_a_batch(monkeypatch, vector):
     assert np.abs(batch[1].astype(int) - expected).max() <= 2
 
 
+def test_mirrored_images_are_resized_by_torch():
+    image, out, expected = noise(40, 50, 3)[:, ::-1], *np.zeros((2, 16, 16, 3), np.uint8)
+    resize.by_torch(image, out)
+    resize.by_torch(image.copy(), expected)
+    assert out.any() and np.array_equal(out, expected)
+
+
 def test_a_box_of_the_right_size_is_only_copied():
     image, out = noise(40, 50, 3), np.zeros((20, 30, 3), np.uint8)
     cut_and_resize(image, (5, 6, 35, 26), out)

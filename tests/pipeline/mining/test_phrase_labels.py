@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -186,3 +187,11 @@ def test_readable_keeps_the_length(text):
 
 def test_the_edition_is_part_of_the_digest():
     assert len({digest(NounConfig(edition=edition)) for edition in (1, 2, 3, 4)}) == 4
+
+
+@pytest.mark.parametrize("caption", [20_000 * ".", 20_000 * " ", "a" + 20_000 * "\t" + "b", 6_000 * "a.b"])
+def test_long_words_and_gaps_are_read_at_once(caption):
+    """In a time that grows with their length alone; its square would be half a minute."""
+    began = time.process_time()
+    assert len(readable(caption)) == len(caption)
+    assert time.process_time() - began < 1

@@ -336,5 +336,7 @@ def test_open_executor_shares_the_cores_out_and_refuses_nonsense():
         open_executor(-1)
     with pytest.raises(ValueError, match="engine 'rya': give local, ray or ray:HOST:PORT"):
         open_executor(1, engine="rya")
+    with pytest.raises(ValueError, match="grounders is 2 and the engine local: give --engine ray"):
+        open_executor(1, servers=2)
     with pytest.raises(ValueError, match="workers is 0"):
         open_executor(0, engine="ray:127.0.0.1:1")

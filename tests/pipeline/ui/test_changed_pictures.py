@@ -82,3 +82,22 @@ def test_the_images_of_a_val_split_are_shown(tmp_path: Path, gone: bool) -> None
     if gone:
         (tmp_path / made.path).unlink()
     assert shown(tmp_path, keys) == ([404] * 3 if gone else [200, 404, 200])
+
+
+@pytest.mark.parametrize(
+    "assessed",
+    [
+        "a word",
+        {"source": "held", "images": None},
+        {"source": "held", "images": 3, "columns": None},
+        {"source": "held", "images": 3, "columns": {"unknown": "a"}},
+        {"source": "unreachable", "images": 3},
+    ],
+)
+def test_what_was_evaluated_cannot_be_read(tmp_path: Path, monkeypatch, assessed) -> None:
+    def refuse(*args, **options):
+        raise PermissionError("no credentials")
+
+    monkeypatch.setattr("hyco.pipeline.evaluation.held_out.open_source", refuse)
+    add_runs(tmp_path, KEYS, assessed)
+    assert shown(tmp_path, KEYS) == [404, 404, 404]

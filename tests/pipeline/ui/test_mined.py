@@ -64,7 +64,9 @@ def test_filters_see_boxes_below_every_threshold(mined):
     assert 0 < len(red) < 10
     assert keys_of(shown(client, config, low="0.999")) == []
     assert keys_of(shown(client, config, key=red[0])) == [red[0]]
-    assert client.get(f"/detections/{digest(config)}?low=high").status_code == 404
+    for bad in ("high", "nan"):
+        answer = client.get(f"/detections/{digest(config)}?low={bad}")
+        assert answer.status_code == 404 and f"low '{bad}' is no number" in answer.text
 
 
 def test_a_mark_is_honoured_by_the_packing(mined):

@@ -2,7 +2,8 @@
 
 The kernels are called with addresses by ctypes, so they need no part of torch that has to be compiled along: building
 takes two seconds of processor time. A finished library appears in the cache by one rename, so that processes that
-build at the same time, or are killed, do no harm.
+build at the same time, or are killed, do no harm. It ends with a hash of what is before: a library that was cut off, by
+a full disk or a copy, would end the process that loads it, so it is built again.
 """
 
 import ctypes
@@ -118,7 +119,7 @@ def _built(flags: str) -> Path:
     flags += " -O3 -std=c++20 -fPIC -shared -fopenmp -w"
     told = "\n".join((SOURCE.read_text(), torch.__version__, str(torch.version.git_version), flags))
     target = cache_folder() / f"kernels-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-    if target.exists():
+    if _intact(target):
         return target
     compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++") or ""]
     if not compiler[0]:
@@ -133,5 +134,16 @@ def _built(flags: str) -> Path:
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         if result.returncode:
             raise RuntimeError(f"{compiler[0]} failed: {result.stderr.strip()[:500]}")
+        content = made.read_bytes()
+        made.write_bytes(content + hashlib.sha256(content).digest())
         made.replace(target)
     return target
+
+
+def _intact(file: Path) -> bool:
+    """Whether a library is there with the hash of its content behind it, where loaders do not look."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
