@@ -57,6 +57,13 @@ for target in "${targets[@]}"; do
         -f docker/Dockerfile --target "$target" -t "hyco-$target" . > /dev/null
     size=$(buildah images --format '{{.Size}}' "localhost/hyco-$target")
     echo "[$target] $size in $((SECONDS - start)) s"
+    if [ "$target" = gpu ]; then
+        container=$(buildah from localhost/hyco-gpu)
+        cuda=yes
+        buildah run "$container" -- python -c 'import torch, torchvision; assert torch.version.cuda' || cuda=no
+        buildah rm "$container" > /dev/null
+        [ "$cuda" = yes ] || { echo "[gpu] its torch has no CUDA: buildah rmi hyco-gpu, and build it again" >&2; exit 1; }
+    fi
 done
 
 if [[ " ${targets[*]} " = *" cpu "* ]]; then
