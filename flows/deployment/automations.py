@@ -54,7 +54,7 @@ def messages(block: UUID, look: UUID) -> list[AutomationCore]:
 def automations(config: DeployConfig, ids: dict[str, UUID]) -> list[AutomationCore]:
     """The automations that keep the work going; `ids` maps full names of deployments to their ids."""
     look = ids["watch/watch"]
-    later = timedelta(seconds=config.gather_s)
+    later = timedelta(seconds=config.gathered_s)
     return [
         _absence(
             "hyco: a run without heartbeat is dead",

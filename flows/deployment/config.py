@@ -57,8 +57,8 @@ class DeployConfig(Config):
     """Seconds between scheduled checks of the source; events start them earlier."""
     maintain_cron: str = "17 3 * * *"
     """Cron schedule (UTC) of the maintenance."""
-    gather_s: float = Field(default=20, ge=1)
-    """Seconds for which events are gathered before a check."""
+    gather_s: float | None = Field(default=None, ge=1)
+    """Seconds for which events are gathered before a check; null is 20, and 5 with the preset smoke."""
     dead_after_s: float = Field(default=90, ge=60)
     """Seconds without a heartbeat after which a run is marked Crashed."""
     lost_after_s: float = Field(default=110, ge=60)
@@ -102,6 +102,11 @@ class DeployConfig(Config):
             raise ValueError(
                 f"'{given}' is not a cron schedule; an example is '17 3 * * *', at 3:17 every night"
             ) from None
+
+    @property
+    def gathered_s(self) -> float:
+        """Seconds for which events are gathered before a check."""
+        return self.gather_s if self.gather_s is not None else 5.0 if self.preset == "smoke" else 20.0
 
     @property
     def begin_within_s(self) -> float:

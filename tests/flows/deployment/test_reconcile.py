@@ -221,6 +221,8 @@ def test_a_look_is_later_than_every_event_that_it_stands_for():
     gathering = [one for one in looks if "hyco." in next(iter(one.trigger.expect))]
     assert len(gathering) == 2
     assert all(one.trigger.within <= one.actions[0].schedule_after for one in gathering)
+    assert config().gathered_s == 20 and config(gather_s=7, preset="smoke").gathered_s == 7
+    assert config(preset="smoke").gathered_s == 5, "a decision is wanted within a minute"
 
 
 def test_the_window_of_a_dead_run_holds_several_heartbeats_and_ends_within_two_minutes():
