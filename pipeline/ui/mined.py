@@ -25,6 +25,7 @@ from hyco.storage.home import Home, UnitResults
 from hyco.storage.objects import open_object
 from hyco.storage.sample import Failure, Part, TrainingSample
 from hyco.storage.sealed import unseal
+from hyco.storage.summary import total
 
 BOXES = 100  # boxes of an image that are shown, the best ones
 _ASKED = ("phrase", "low", "high", "rule", "origin", "key", "marked")
@@ -48,15 +49,15 @@ class Mined:
                 versions.setdefault(version.digests.get("mine", ""), []).append(name)
         found = []
         for results in self.home.all_detections():
-            records = list(results.records().values())
-            counts = {name: sum(int(record[name]) for record in records) for name in ("images", "boxes")}
+            records = results.summary()
+            counts = {name: total(records, name) for name in ("images", "boxes")}
             digest = _digest_of(results)
             config = self._config(results)
             told = {name: str(config.get(name, "")) for name in ("source", "grounder")}
             found.append(
                 {
                     "digest": digest,
-                    "units": len(records),
+                    "units": records.num_rows,
                     **counts,
                     **told,
                     "versions": versions.get(digest, []),
