@@ -121,11 +121,13 @@ def _attribution(
     if tree is None or not labelled:
         return MetricResult({"separation": kept})
     concepts = _concepts(embedder, embedded, tree, labelled)
-    k = run.get("recipe", {}).get("objective", {}).get("aperture", 0.1)
+    objective = run.get("recipe", {}).get("objective", {})
+    # A name contains its images as a caption does, and the names below it as a phrase contains captions.
+    k, child_k = (_aperture(objective, *pair) for pair in (("text", "image"), ("text_box", "text")))
     found = attribute(concepts, embedder.score, embedder.curvatures, k, boot)
     found.numbers["separation"] = kept
     if embedder.curvatures is not None:
-        found.numbers["depth"] = by_depth(concepts, embedder.curvatures, k, boot.seed)
+        found.numbers["depth"] = by_depth(concepts, embedder.curvatures, k, child_k, boot.seed)
     return found
 
 
@@ -152,6 +154,12 @@ def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
     return [
         Cone(row["general"], row["specific"], row["eta"], row.get("aperture") or None) for row in rows
     ] or HYCOCLIP_CONES
+
+
+def _aperture(objective: dict[str, Any], general: str, specific: str) -> float:
+    """K of the cone of an objective over that pair; the objective's where it has no such cone of its own."""
+    pairs = {(cone.general, cone.specific): cone.k for cone in cones_of(objective)}
+    return pairs.get((general, specific)) or objective.get("aperture", 0.1)
 
 
 def _classify(
