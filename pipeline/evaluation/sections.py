@@ -121,13 +121,11 @@ def _attribution(
     if tree is None or not labelled:
         return MetricResult({"separation": kept})
     concepts = _concepts(embedder, embedded, tree, labelled)
-    objective = run.get("recipe", {}).get("objective", {})
-    # A name contains its images as a caption does, and the names below it as a phrase contains captions.
-    k, child_k = (_aperture(objective, *pair) for pair in (("text", "image"), ("text_box", "text")))
+    k = aperture_of_names(run.get("recipe", {}).get("objective", {}))
     found = attribute(concepts, embedder.score, embedder.curvatures, k, boot)
     found.numbers["separation"] = kept
     if embedder.curvatures is not None:
-        found.numbers["depth"] = by_depth(concepts, embedder.curvatures, k, child_k, boot.seed)
+        found.numbers["depth"] = by_depth(concepts, embedder.curvatures, k, boot.seed)
     return found
 
 
@@ -156,10 +154,10 @@ def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
     ] or HYCOCLIP_CONES
 
 
-def _aperture(objective: dict[str, Any], general: str, specific: str) -> float:
-    """K of the cone of an objective over that pair; the objective's where it has no such cone of its own."""
-    pairs = {(cone.general, cone.specific): cone.k for cone in cones_of(objective)}
-    return pairs.get((general, specific)) or objective.get("aperture", 0.1)
+def aperture_of_names(objective: dict[str, Any]) -> float:
+    """K of the cones of phrases over captions, since names of the tree are phrases; the objective's without a row's."""
+    own = [cone.k for cone in cones_of(objective) if (cone.general, cone.specific) == ("text_box", "text")]
+    return next(filter(None, own), objective.get("aperture", 0.1))
 
 
 def _classify(

@@ -233,7 +233,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
     seen, held = recipe.steps * recipe.batch_size, first["assessed"]
     note = (
         f"`python -m hyco.pipeline.experiments.ablation --world {name} --steps {recipe.steps}`: "
-        f"recipes `{WORLDS[name].recipe}*`, "
+        f"recipes `{WORLDS[name].stem}*`, "
         f"{recipe.steps} steps of {recipe.batch_size}, so every run saw {seen:,} images "
         f"({first['train']['epochs']:.1f} epochs); {seeds} seed{'s' * (seeds != 1)}; on "
         f"{first['train']['device']}, data version {first['train']['version']}. Evaluated on {held['images']:,} "

@@ -141,7 +141,9 @@ def test_a_polar_model_is_asked_for_the_constant_of_its_cones(polar):
     """With K = .1 every text within .2 of the origin would contain a half-space."""
     towers = Embedder.load(polar, "cpu")
     points = towers.encode_text(["a red square"])
-    with pytest.raises(ValueError, match=r"give k, in `polar_cones` text_box 0\.005, text 0\.05, image_box 0\.05"):
+    with pytest.raises(
+        ValueError, match=r"give k, in `polar_cones` text_box 0\.005, text 0\.05, image_box 0\.05"
+    ):
         towers.entailment(points, points)
     plain = embedder()
     x = plain.encode_text(["a red square"])

@@ -80,10 +80,7 @@ class Concepts:
 def attribute(
     concepts: Concepts, score: Score, curvatures: Float[Tensor, " k"] | None, k: float, boot: Bootstrap
 ) -> MetricResult:
-    """The three questions, for the readings that the space has; intervals over the names.
-
-    `k` is the constant K of the names' cones over images.
-    """
+    """The three questions, for the readings that the space has; intervals over the names."""
     similar = score(concepts.points, concepts.images).double().cpu().numpy()
     readings = {"score": similar}
     numbers: dict = {}
@@ -197,18 +194,15 @@ def _ridge(
     return mean + (at - middle) @ np.linalg.solve(gram, (x - middle).T @ (y - mean))
 
 
-def by_depth(
-    concepts: Concepts, curvatures: Float[Tensor, " k"], k: float, child_k: float, seed: int = 0
-) -> dict:
+def by_depth(concepts: Concepts, curvatures: Float[Tensor, " k"], k: float, seed: int = 0) -> dict:
     """The geometry report of the names at each depth: radii, saturated cones, pairs inside the cones, order.
 
-    "child": the names of that depth in the cones of their parents, of constant K `child_k`; "image": the images under a
-    name in its cone, of constant K `k`; each "true" and "shuffled". A name is saturated by the wider of the two.
-    "order": fraction of the names whose parent has a smaller radius.
+    "child": the names of that depth in the cones of their parents; "image": the images under a name in its cone; each
+    "true" and "shuffled". "order": fraction of the names whose parent has a smaller radius.
     """
     depth, found = concepts.depth(), {}
     radii = factor_radii(concepts.points, curvatures)
-    radius, edge = radii.mean(1), (radii <= 2 * max(k, child_k)).mean(1)
+    radius, edge = radii.mean(1), (radii <= 2 * k).mean(1)
     for d in np.unique(depth):
         rows = np.flatnonzero(depth == d)
         entry: dict = {"radius": radius_summary(radius[rows]), "saturated": float(edge[rows].mean())}
@@ -217,12 +211,12 @@ def by_depth(
             entry["order"] = float((radius[concepts.parent[child]] < radius[child]).mean())
         name, image = np.nonzero(concepts.under[rows])
         kinds = {
-            "child": (np.stack([concepts.parent[child], child], 1), concepts.points, child_k),
-            "image": (np.stack([rows[name], image], 1), concepts.images, k),
+            "child": (np.stack([concepts.parent[child], child], 1), concepts.points),
+            "image": (np.stack([rows[name], image], 1), concepts.images),
         }
-        for kind, (true, specific, width) in kinds.items():
+        for kind, (true, specific) in kinds.items():
             if len(true):
-                entry[kind] = _inside(concepts.points, specific, true, curvatures, width, seed)
+                entry[kind] = _inside(concepts.points, specific, true, curvatures, k, seed)
         found[str(d)] = entry
     return found
 

@@ -13,7 +13,6 @@ from hyco.pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
 from hyco.pipeline.evaluation.report.disk_chart import disk_chart
 from hyco.pipeline.evaluation.report.projection import View
 
-
 FAR = 10
 """Quotient of the radii of pictures and texts from which a walk is said to pass its texts at its end."""
 
@@ -122,8 +121,8 @@ def walks_panel(x: Exhibits, metrics: dict[str, Any]) -> dict[str, Any] | None:
     start = radius["image"]["q50"] if "image" in radius else 0.0
     if 0 < reach < start / FAR:
         lead += (
-            f" Nearly all texts lie within {number(reach)} of the origin and the median picture at {number(start)}, so the "
-            "last of these equal steps decide between texts."
+            f" Nearly all texts lie within {number(reach)} of the origin and the median picture at {number(start)}, so "
+            "the last of these equal steps decide between texts."
         )
     return {"lead": lead, "strips": x.strips}
 

@@ -124,24 +124,24 @@ def test_the_nearest_non_increasing_function():
 
 
 def test_the_report_by_depth_equals_the_oracle():
-    concepts, k, child_k = random_concepts(2, spread=0.15), 0.05, 0.1
-    found, c = by_depth(concepts, C, k, child_k), C.double()[0]
+    concepts, k = random_concepts(2, spread=0.15), 0.1
+    found, c = by_depth(concepts, C, k), C.double()[0]
     points, images = concepts.points.double(), concepts.images.double()
     radius = (c.sqrt() * points.norm(dim=1)).numpy()
 
-    def inside(name: int, point: torch.Tensor, width: float) -> bool:
+    def inside(name: int, point: torch.Tensor) -> bool:
         angle = oracle.exterior_angle(points[name], point, c)
-        return bool(angle <= oracle.half_aperture(points[name], c, width))
+        return bool(angle <= oracle.half_aperture(points[name], c, k))
 
     for depth, rows in (("1", [0, 1]), ("2", [2, 3, 4]), ("3", [5])):
         entry = found[depth]
-        assert entry["saturated"] == pytest.approx(np.mean(radius[rows] <= 2 * child_k))
+        assert entry["saturated"] == pytest.approx(np.mean(radius[rows] <= 2 * k))
         assert entry["radius"]["q50"] == pytest.approx(np.median(radius[rows]), rel=1e-5)
         below = [(n, images[i]) for n in rows for i in range(12) if concepts.under[n, i]]
-        assert entry["image"]["true"] == pytest.approx(np.mean([inside(*pair, k) for pair in below]))
+        assert entry["image"]["true"] == pytest.approx(np.mean([inside(*pair) for pair in below]))
         children = [(PARENT[n], points[n]) for n in rows if PARENT[n] >= 0]
         if children:
-            assert entry["child"]["true"] == pytest.approx(np.mean([inside(*pair, child_k) for pair in children]))
+            assert entry["child"]["true"] == pytest.approx(np.mean([inside(*pair) for pair in children]))
             assert entry["order"] == np.mean([radius[PARENT[n]] < radius[n] for n in rows])
     assert "child" not in found["1"] and math.isfinite(found["1"]["image"]["shuffled"])
 

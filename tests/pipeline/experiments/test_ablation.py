@@ -167,7 +167,12 @@ def test_a_killed_ablation_goes_on_and_repeats_nothing(work):
     with pytest.raises(KeyboardInterrupt):
         ablation.ablate("demo", Home(home), out, **options, say=say)
     started = [name.split("-")[1:4:2] for kind, name in called if kind == "train"]
-    assert started == [["demo_clip", "s0"], ["demo_hycoclip", "s0"], ["demo_clip", "s1"], ["demo_hycoclip", "s1"]]
+    assert started == [
+        ["demo_clip", "s0"],
+        ["demo_hycoclip", "s0"],
+        ["demo_clip", "s1"],
+        ["demo_hycoclip", "s1"],
+    ]
     assert "1 seed;" in out.read_text() and "about 2 min left" in say.getvalue()
     done = len(called)
     runs = ablation.ablate("demo", Home(home), out, **options, say=say)
