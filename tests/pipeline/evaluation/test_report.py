@@ -277,6 +277,17 @@ def test_log_is_read_past_torn_and_repeated_lines(tmp_path):
     assert read_log(tmp_path / "nowhere") == []
 
 
+def test_the_terms_of_polar_cones_are_named_by_their_nodes() -> None:
+    terms = {"member/text_box>image_box": 0.5, "member/image_box>image": 0.4, "norm/text": 2.0}
+    made = curves([{"step": step, "terms": terms} for step in (1, 2, 3)])
+    names = {chart["name"]: [entry["name"] for entry in chart["legend"]] for chart in made}
+    assert names == {
+        "Membership in the cones": ["part holds image", "phrase holds part"],
+        "Cost of the radii": ["caption"],
+    }
+    assert len({entry["tone"] for chart in made for entry in chart["legend"]}) == 3
+
+
 def test_terms_of_a_new_kind_are_drawn() -> None:
     log = [{"step": step, "terms": {"spread/image": 1.0 / step}} for step in (1, 2, 3)]
     (chart,) = curves(log)
