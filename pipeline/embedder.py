@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from hyco.models.clip import DualEncoder
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.models.hyperbolic import lorentz, product
+from hyco.models.losses.rows import POLAR_APERTURES
 from hyco.pipeline.imaging.crop import letterbox, whole
 from hyco.pipeline.imaging.decode import decode, rgb_of
 from hyco.pipeline.runtime.device import resolve_device
@@ -165,7 +166,7 @@ class Embedder:
 
     @torch.inference_mode()
     def entailment(
-        self, general: Float[Tensor, "Q D"], specific: Float[Tensor, "K D"], k: float = 0.1
+        self, general: Float[Tensor, "Q D"], specific: Float[Tensor, "K D"], k: float | None = None
     ) -> Float[Tensor, "Q K"]:
         """How far each specific point lies inside the entailment cone of each general point, in radians.
 
@@ -175,17 +176,25 @@ class Embedder:
         Args:
             general: points of what is more general: phrases, parts.
             specific: points of what is more specific: captions, whole images.
-            k: the constant of the half-aperture that the model was trained with (`objective.aperture` of its recipe, or
-                the row's own `aperture`, as in `polar_cones`).
+            k: the constant K of the half-aperture that the model was trained with (`objective.aperture` of its recipe,
+                or the row's own `aperture`); 0.1 without it. A polar model needs one: POLAR_APERTURES has those of
+                `polar_cones`, by what is general.
 
         Raises:
-            ValueError: a Euclidean model, which has no cones.
+            ValueError: a Euclidean model, which has no cones, or a polar one without k.
         """
         curvatures = self.curvatures
         if curvatures is None:
             raise ValueError(
                 "the model's space is Euclidean and has no entailment cones: compare with score()"
             )
+        if k is None and self.polar:
+            widths = ", ".join(f"{node} {width:g}" for node, width in POLAR_APERTURES.items())
+            raise ValueError(
+                f"the cones of a polar model differ by what is general: give k, in `polar_cones` {widths} "
+                "(objective.entailment of the recipe)"
+            )
+        k = 0.1 if k is None else k
         space = (curvatures, len(curvatures))
         inside = [
             product.half_aperture(row, *space, k) - product.exterior_angle(row, specific, *space)

@@ -20,15 +20,19 @@ def sized(recipe: Recipe, preset: str) -> Recipe:
         return recipe
     if preset == "small":
         steps = max(20, recipe.steps // _SHARE)
-        ramp = recipe.entailment_ramp // _SHARE
+        start, ramp = recipe.entailment_start // _SHARE, recipe.entailment_ramp // _SHARE
         warmup = min(recipe.optimiser.warmup_steps, steps // 5)
         return recipe.replace(
-            steps=steps, entailment_ramp=ramp, optimiser=recipe.optimiser.replace(warmup_steps=warmup)
+            steps=steps,
+            entailment_start=start,
+            entailment_ramp=ramp,
+            optimiser=recipe.optimiser.replace(warmup_steps=warmup),
         )
     if preset == "smoke":
         return recipe.replace(
             steps=min(recipe.steps, 20),
             batch_size=min(recipe.batch_size, 32),
+            entailment_start=0,
             entailment_ramp=0,
             optimiser=recipe.optimiser.replace(warmup_steps=min(recipe.optimiser.warmup_steps, 5)),
             log_every=1,

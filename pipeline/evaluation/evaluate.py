@@ -1,6 +1,6 @@
 """Evaluation of a trained run: zero-shot, retrieval, hierarchy, parts, geometry; metrics.json and report.html.
 
-Scoring is minus the distance everywhere. Every metric has its chance level, and an interval where one can be computed;
+Everything is ranked by the model's score. Every metric has its chance level, and an interval where one can be computed;
 a metric that cannot be measured is null, with the reason under "skipped".
 """
 

@@ -121,7 +121,7 @@ def _attribution(
     if tree is None or not labelled:
         return MetricResult({"separation": kept})
     concepts = _concepts(embedder, embedded, tree, labelled)
-    k = run.get("recipe", {}).get("objective", {}).get("aperture", 0.1)
+    k = aperture_of_names(run.get("recipe", {}).get("objective", {}))
     found = attribute(concepts, embedder.score, embedder.curvatures, k, boot)
     found.numbers["separation"] = kept
     if embedder.curvatures is not None:
@@ -152,6 +152,12 @@ def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
     return [
         Cone(row["general"], row["specific"], row["eta"], row.get("aperture") or None) for row in rows
     ] or HYCOCLIP_CONES
+
+
+def aperture_of_names(objective: dict[str, Any]) -> float:
+    """K of the cones of phrases over captions, since names of the tree are phrases; the objective's without a row's."""
+    own = [cone.k for cone in cones_of(objective) if (cone.general, cone.specific) == ("text_box", "text")]
+    return next(filter(None, own), objective.get("aperture", 0.1))
 
 
 def _classify(

@@ -36,14 +36,16 @@ class World:
     """The setting of a comparison.
 
     Attributes:
-        recipe: its HyCoCLIP recipe; the others are named after it.
+        stem: recipes are named after it, STEM_MODEL.
+        hycoclip: its HyCoCLIP recipe.
         heldout: captioned images for the evaluation, below the home; None takes the val split.
         taxonomy: classes, below the home.
         steps: default number of steps of a run.
         seeds: default number of runs per model.
     """
 
-    recipe: str
+    stem: str
+    hycoclip: str
     heldout: str | None
     taxonomy: str | None
     steps: int
@@ -51,8 +53,8 @@ class World:
 
 
 WORLDS = {
-    "demo": World("demo", "scenes/heldout", "scenes/taxonomy.json", 480, 3),
-    "photos": World("photos", None, None, 240, 1),
+    "demo": World("demo", "demo_hycoclip", "scenes/heldout", "scenes/taxonomy.json", 480, 3),
+    "photos": World("photos", "photos", None, None, 240, 1),
 }
 
 TITLES = {"demo": "The embedded world", "photos": "Flickr8k"}
@@ -76,7 +78,7 @@ def recipe_of(world: World, model: str, steps: int, seed: int) -> Recipe:
     """
     if model not in (*MODELS, *FURTHER):
         raise ConfigError(f"unknown model '{model}'{nearest(model, (*MODELS, *FURTHER))}")
-    return shortened(by_name(world.recipe if model == "hycoclip" else f"{world.recipe}_{model}"), steps, seed)
+    return shortened(by_name(world.hycoclip if model == "hycoclip" else f"{world.stem}_{model}"), steps, seed)
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def document(name: str, runs: list[Run], out: Path) -> None:
     seen, held = recipe.steps * recipe.batch_size, first["assessed"]
     note = (
         f"`python -m hyco.pipeline.experiments.ablation --world {name} --steps {recipe.steps}`: "
-        f"recipes `{WORLDS[name].recipe}*`, "
+        f"recipes `{WORLDS[name].stem}*`, "
         f"{recipe.steps} steps of {recipe.batch_size}, so every run saw {seen:,} images "
         f"({first['train']['epochs']:.1f} epochs); {seeds} seed{'s' * (seeds != 1)}; on "
         f"{first['train']['device']}, data version {first['train']['version']}. Evaluated on {held['images']:,} "

@@ -101,7 +101,7 @@ def earlier(start: float = 0.15, ramp: float = 0.25, least: float = 0.103, **opt
 
 ARMS: dict[str, Callable[[], Recipe]] = {
     **{name: partial(by_name, f"demo_{name}") for name in (BASELINE, "argent", "angle", "cones")},
-    "hycoclip": partial(by_name, "demo"),
+    "hycoclip": partial(by_name, "demo_hycoclip"),
     "box_box": box_box,
     "polar_cones": partial(by_name, "demo_polar_cones"),
     "polar_late": partial(

@@ -39,10 +39,10 @@ PEER = "published way"
 def cases() -> Iterator[Case]:
     """Speed of a step and of its options."""
     for name, make, floors, unit in (
-        ("demo", demo, {"bfloat16": 4.5, "float32": 1.7, "bfloat16, compiled": None}, "ms"),
+        ("demo_hycoclip", demo_hycoclip, {"bfloat16": 4.5, "float32": 1.7, "bfloat16, compiled": None}, "ms"),
         ("ViT-S/16", vit_s, {"bfloat16": 2.0, "float32": 1.5}, "s"),
     ):
-        if name != "demo" and not bench_text.FLICKR.is_file():
+        if name != "demo_hycoclip" and not bench_text.FLICKR.is_file():
             continue
         for kind, floor in floors.items():
             if HALF is None and kind != "float32":
@@ -77,9 +77,9 @@ Made = tuple[ClipConfig, Inputs]
 
 
 @cache
-def demo() -> Made:
+def demo_hycoclip() -> Made:
     """The demo's towers and a batch of its captions, with a phrase of each."""
-    recipe, world, rng = by_name("demo"), World(48), random.Random(0)
+    recipe, world, rng = by_name("demo_hycoclip"), World(48), random.Random(0)
     scenes = [world.scene(seed, "train") for seed in range(SCENES)]
     text = recipe.model.text
     told = [line for scene in scenes for line in (*scene.captions, *(m.phrase for m in scene.phrases))]

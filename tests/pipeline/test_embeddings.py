@@ -137,6 +137,19 @@ def test_the_cones_of_a_stored_polar_model_are_those_of_its_points(polar):
     assert not towers.entailment(points, further, 0.005).allclose(towers.entailment(points, picture, 0.005))
 
 
+def test_a_polar_model_is_asked_for_the_constant_of_its_cones(polar):
+    """With K = .1 every text within .2 of the origin would contain a half-space."""
+    towers = Embedder.load(polar, "cpu")
+    points = towers.encode_text(["a red square"])
+    with pytest.raises(
+        ValueError, match=r"give k, in `polar_cones` text_box 0\.005, text 0\.05, image_box 0\.05"
+    ):
+        towers.entailment(points, points)
+    plain = embedder()
+    x = plain.encode_text(["a red square"])
+    assert torch.equal(plain.entailment(x, x), plain.entailment(x, x, 0.1))
+
+
 def test_a_euclidean_model_has_no_cones():
     with pytest.raises(ValueError, match="no entailment cones"):
         embedder("euclid").entailment(torch.zeros(1, 16), torch.zeros(1, 16))

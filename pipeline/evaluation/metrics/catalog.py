@@ -107,7 +107,7 @@ CATALOG = (
     Metric("hierarchy.p_h", "hierarchical precision", chance=UNIFORM),
     Metric("hierarchy.r_h", "hierarchical recall", chance=UNIFORM),
     Metric("detection.map", "mean average precision of boxes by softmax", chance=SHUFFLED),
-    Metric("detection.map_distance", "mean average precision of boxes by distance", chance=SHUFFLED),
+    Metric("detection.map_distance", "mean average precision of boxes by score", chance=SHUFFLED),
     Metric("multilabel.map", "zero-shot mean average precision of several labels", chance=SHUFFLED),
     Metric("multilabel.map_11", "zero-shot mean average precision of several labels, eleven points"),
     *(

@@ -122,15 +122,17 @@ def geometry_report(
     """Radius, curvature, saturated and satisfied cones and order of the node types: see the module.
 
     The curvature of a product is the mean of its factors'; all of them are listed as "curvatures". Node types without
-    points are left out. A node type is saturated by the widest of its cones.
+    points are left out. A node type is saturated by the widest of its cones, at radii up to its "edge".
 
     `pairs` maps (general, specific) to indices of true pairs. "order" holds for each ordered pair of node types whether
     the mean radius of the first is smaller, and in which fraction of true pairs it is.
     """
     each = {n: factor_radii(points.points, c) for n, points in nodes.items() if len(points.occurrences)}
-    widest = {name: max((cone.k or k for cone in cones if cone.general == name), default=k) for name in each}
     edge = {
-        name: (values <= 2 * widest[name]).mean(1)[nodes[name].occurrences] for name, values in each.items()
+        name: 2 * max((cone.k or k for cone in cones if cone.general == name), default=k) for name in each
+    }
+    saturated = {
+        name: (values <= edge[name]).mean(1)[nodes[name].occurrences] for name, values in each.items()
     }
     radius = {name: values.mean(1) for name, values in each.items()}
     spread = {name: values[nodes[name].occurrences] for name, values in radius.items()}
@@ -162,7 +164,8 @@ def geometry_report(
         **({"curvatures": curvatures} if len(curvatures) > 1 else {}),
         "k": k,
         "radius": {name: radius_summary(spread[name]) for name in NODES if name in spread},
-        "saturated": {name: float(edge[name].mean()) for name in NODES if name in edge},
+        "edge": {name: edge[name] for name in NODES if name in edge},
+        "saturated": {name: float(saturated[name].mean()) for name in NODES if name in saturated},
         "satisfied": satisfied,
         "order": order,
     }

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 400, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 28
 MOST_POINTS = 240
+FAR = 20
 PER_CENT = "\N{NO-BREAK SPACE}%"
 
 
@@ -77,6 +78,16 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(n * step, 12) for n in range(first, last + 1)]
 
 
+def decades(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis that span [low, high]: 1, 2 and 5 times powers of ten, or powers alone."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    marks = [float(f"{m}e{power}") for power in range(first, last + 1) for m in steps]
+    start = max(n for n, mark in enumerate(marks) if mark <= low or n == 0)
+    stop = min(n for n, mark in enumerate(marks) if mark >= high)
+    return marks[start : stop + 1]
+
+
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
     """At most MOST_POINTS points, each the mean of its stretch; non-finite points are left out."""
     points = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)])
@@ -135,42 +146,50 @@ def line_chart(lines: Sequence[Line], label: str, unit: str = "", zero: bool = F
 
 
 def ridges(
-    rows: Sequence[tuple[str, str, Float[np.ndarray, " _"]]],
+    rows: Sequence[tuple[str, str, Float[np.ndarray, " _"], float | None]],
     label: str,
-    edge: float,
-    edge_name: str,
     bins: int = 56,
 ) -> Markup:
-    """Histograms of several groups, one above the other on one axis, with a mark at `edge`.
+    """Histograms of several groups of positive numbers, one above the other on one axis.
 
-    `rows` holds (name, tone, values); each is scaled to its own peak, so shapes are comparable and heights are not.
+    `rows` holds (name, tone, values, edge); each is scaled to its own peak, so shapes are comparable and heights are
+    not. An edge is a radius 2K up to which cones are saturated, a dashed line: through all rows if they have one in
+    common. The axis is logarithmic if a mean is more than FAR times another.
     """
-    rows = [(name, tone, values) for name, tone, values in rows if len(values)]
+    rows = [row for row in rows if len(row[2])]
     if not rows:
         return Markup("")
-    reach = max(float(np.quantile(values, 0.998)) for _, _, values in rows)
-    marks = ticks(0.0, max(reach, edge * 1.1), 5)
-    high = marks[-1]
-    edges = np.linspace(0.0, high, bins + 1)
+    means = [float(values.mean()) for _, _, values, _ in rows]
+    edges = sorted({edge for *_, edge in rows if edge is not None})
+    ends = [float(np.quantile(values, q)) for _, _, values, _ in rows for q in (0.002, 0.998)]
+    logarithmic = max(means) > FAR * min(means) and min(ends) > 0
+    marks = decades(min([*ends, *edges]), max([*ends, *edges])) if logarithmic else []
+    marks = marks or ticks(0.0, max([*ends, *(1.1 * edge for edge in edges)]), 5)
+    place = np.log if logarithmic else np.asarray
+    low, high = (float(place(mark)) for mark in (marks[0], marks[-1]))
     width, left, right, step = 440, 74, 14, 62
     height = step * len(rows) + 50
     base = height - 30
 
+    def at(placed: float) -> float:
+        return round(left + (placed - low) / (high - low) * (width - left - right), 1)
+
     def at_x(value: float) -> float:
-        return round(left + min(value / high, 1.0) * (width - left - right), 1)
+        return at(float(place(min(max(value, marks[0]), marks[-1]))))
 
     parts = []
     for mark in marks:
         parts.append(f'<path class="grid" d="M{at_x(mark)} 20V{base}"/>')
         parts.append(f'<text x="{at_x(mark)}" y="{height - 9}" text-anchor="middle">{tick_text(mark)}</text>')
-    parts.append(f'<path class="edge" d="M{at_x(edge)} 14V{base}"/>')
-    parts.append(f'<text class="edge-name" x="{at_x(edge) + 5}" y="12">{escape(edge_name)}</text>')
-    for index, (name, tone, values) in enumerate(rows):
-        floor, mean = 20 + step * (index + 1), float(values.mean())
-        count, _ = np.histogram(np.clip(values, 0.0, high), edges)
+    if len(edges) == 1:
+        parts += _edge(at_x(edges[0]), 14, base, 12, edges[0])
+    for index, (name, tone, values, edge) in enumerate(rows):
+        floor, mean = 20 + step * (index + 1), means[index]
+        steps = np.linspace(low, high, bins + 1)
+        count, _ = np.histogram(place(np.clip(values, marks[0], marks[-1])), steps)
         tops = [round(floor - share * (step - 10), 1) for share in count / (count.max() or 1)]
         stairs = "".join(
-            f"L{at_x(a)} {y}L{at_x(b)} {y}" for a, b, y in zip(edges[:-1], edges[1:], tops, strict=True)
+            f"L{at(a)} {y}L{at(b)} {y}" for a, b, y in zip(steps[:-1], steps[1:], tops, strict=True)
         )
         span = f"from {number(float(values.min()))} to {number(float(values.max()))}"
         tip = escape(f"{name}: mean {number(mean)}, {span}, {len(values):,} points")
@@ -178,13 +197,22 @@ def ridges(
         parts.append(
             f'<g data-tip="{tip}" tabindex="0">'
             f'<rect x="0" y="{floor - step + 4}" width="{width}" height="{step - 4}" fill="transparent"/>'
-            f'<path class="area" style="--tone:{colour}" d="M{left} {floor}{stairs}L{at_x(high)} {floor}Z"/>'
+            f'<path class="area" style="--tone:{colour}" d="M{left} {floor}{stairs}L{at(high)} {floor}Z"/>'
             f'<path class="mean" style="stroke:{colour}" d="M{at_x(mean)} {floor}v-{step - 8}"/>'
             f'<text class="strong" x="{left - 10}" y="{floor - 17}" text-anchor="end">{escape(name)}</text>'
             f'<text x="{left - 10}" y="{floor - 2}" text-anchor="end">{number(mean)}</text></g>'
             f'<path class="floor" d="M{left} {floor}H{width - right}"/>'
         )
+        if edge is not None and len(edges) > 1:
+            parts += _edge(at_x(edge), floor - step + 8, floor, floor - step + 18, edge)
     return _svg(parts, label, width, height, 'class="chart ridges"')
+
+
+def _edge(x: float, top: float, base: float, words_at: float, edge: float) -> list[str]:
+    return [
+        f'<path class="edge" d="M{x} {top}V{base}"/>',
+        f'<text class="edge-name" x="{x + 5}" y="{words_at}">2K = {edge:g}</text>',
+    ]
 
 
 def interval_bar(

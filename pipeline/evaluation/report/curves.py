@@ -25,8 +25,10 @@ def curves(log: Log) -> list[dict[str, Any]]:
     keys = sorted({key for row in log for key in row})
     contrast = [key for key in keys if key.startswith("terms/contrast/")]
     entail = [key for key in keys if key.startswith("terms/entail/")]
-    other = [key for key in keys if key.startswith("terms/") and key not in (*contrast, *entail)]
-    radius = [f"radius/{node}/mean" for node in NODE_NAMES]
+    member = [key for key in keys if key.startswith("terms/member/")]
+    norm = [key for key in keys if key.startswith("terms/norm/")]
+    known = {*contrast, *entail, *member, *norm}
+    other = [key for key in keys if key.startswith("terms/") and key not in known]
     charts = [
         ("Loss", [line(log, "loss", "total", "accent")], "", "", True),
         (
@@ -44,6 +46,20 @@ def curves(log: Log) -> list[dict[str, Any]]:
             True,
         ),
         (
+            "Membership in the cones",
+            [_pair_line(log, key, " holds ") for key in member],
+            "",
+            "Cross-entropy of the matching pair inside its cone and the others of the batch outside.",
+            True,
+        ),
+        (
+            "Cost of the radii",
+            [_node_line(log, key, key.rpartition("/")[2]) for key in norm],
+            "",
+            "By type of node.",
+            True,
+        ),
+        (
             "Other terms of the loss",
             [line(log, key, key.removeprefix("terms/"), "scalar") for key in other],
             "",
@@ -52,7 +68,7 @@ def curves(log: Log) -> list[dict[str, Any]]:
         ),
         (
             "Mean radius",
-            [_node_line(log, key) for key in radius],
+            [_node_line(log, f"radius/{node}/mean", node) for node in NODE_NAMES],
             "",
             "√c |x| of each type of node.",
             True,
@@ -98,8 +114,7 @@ def _pair_line(log: Log, key: str, verb: str) -> Line:
     return line(log, key, verb.join(NODE_NAMES.get(end, end) for end in ends), tone, dashed)
 
 
-def _node_line(log: Log, key: str) -> Line:
-    node = key.split("/")[1]
+def _node_line(log: Log, key: str, node: str) -> Line:
     return line(log, key, NODE_NAMES.get(node, node), TONES.get(node, "scalar"))
 
 

@@ -13,6 +13,9 @@ from hyco.pipeline.evaluation.report.curves import MINUS, NODE_NAMES, TONES
 from hyco.pipeline.evaluation.report.disk_chart import disk_chart
 from hyco.pipeline.evaluation.report.projection import View
 
+FAR = 10
+"""Quotient of the radii of pictures and texts from which a walk is said to pass its texts at its end."""
+
 
 @dataclass(frozen=True)
 class Exhibits:
@@ -113,6 +116,14 @@ def walks_panel(x: Exhibits, metrics: dict[str, Any]) -> dict[str, Any] | None:
             f"Close to the picture {share(near['value'])} of the nearest texts are phrases, close to the root "
             f"{share(far['value'])}; of all texts, {share(far['chance'])} are."
         )
+    radius = (metrics.get("geometry") or {}).get("radius", {})
+    reach = max((radius[n]["q95"] for n in ("text", "text_box") if n in radius), default=0.0)
+    start = radius["image"]["q50"] if "image" in radius else 0.0
+    if 0 < reach < start / FAR:
+        lead += (
+            f" Nearly all texts lie within {number(reach)} of the origin and the median picture at {number(start)}, so "
+            "the last of these equal steps decide between texts."
+        )
     return {"lead": lead, "strips": x.strips}
 
 
@@ -144,7 +155,9 @@ def space_panel(x: Exhibits, shape: dict[str, Any] | None) -> dict[str, Any] | N
     """Radii, their order and the cones; None without a geometry report."""
     if not shape:
         return None
-    rows = [(NODE_NAMES[n], TONES[n], x.radii[n]) for n in NODE_NAMES if n in x.radii]
+    generals = {pair.split(">")[0] for pair in shape["satisfied"]}
+    edges = {n: shape.get("edge", {}).get(n, 2 * shape["k"]) for n in generals}
+    rows = [(NODE_NAMES[n], TONES[n], x.radii[n], edges.get(n)) for n in NODE_NAMES if n in x.radii]
     rows.sort(key=lambda row: float(row[2].mean()))
     means = {name: entry["mean"] for name, entry in shape["radius"].items()}
     order = []
@@ -154,12 +167,11 @@ def space_panel(x: Exhibits, shape: dict[str, Any] | None) -> dict[str, Any] | N
         text += f"{number(means[first])} against {number(means[second])} on average"
         text += f", and in {share(entry['pairs'])} of the pairs." if "pairs" in entry else "."
         order.append({"holds": entry["holds"], "text": text})
-    edge = 2 * shape["k"]
-    label = "Radius by node type: " + ", ".join(f"{n} mean {number(float(v.mean()))}" for n, _, v in rows)
+    label = "Radius by node type: " + ", ".join(f"{n} mean {number(float(v.mean()))}" for n, _, v, _ in rows)
     return {
         "lead": f"Curvature {MINUS}{number(shape['curvature'])}. General concepts should lie near the origin, "
         "specific ones further out, and every specific one inside the cone of its general one.",
-        "ridges": ridges(rows, label, edge, f"2K = {edge:g}"),
+        "ridges": ridges(rows, label),
         "order": order,
         "cones": [_cone(pair, entry) for pair, entry in shape["satisfied"].items()],
         "nodes": [

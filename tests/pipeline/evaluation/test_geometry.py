@@ -95,6 +95,21 @@ def test_a_product_is_reported_factor_by_factor():
         assert whole["satisfied"]["text>image"][name] == mean("satisfied", "text>image", name)
 
 
+def test_each_node_type_has_the_edge_of_its_own_cones():
+    """As in polar_cones: phrases are saturated up to 2 * .005, captions up to 2 * .05, others by the report's K."""
+    nodes = {
+        n: points(torch.tensor([[r, 0.0]])) for n, r in (("text_box", 0.012), ("text", 0.09), ("image", 2.0))
+    }
+    cones = [
+        Cone("text_box", "text", 1.0, 0.005),
+        Cone("text_box", "image", 1.0, 0.004),
+        Cone("text", "image", 1.0, 0.05),
+    ]
+    report = geometry_report(nodes, {}, 1.0, 0.1, cones)
+    assert report["edge"] == {"text_box": 0.01, "text": 0.1, "image": 0.2}
+    assert report["saturated"] == {"text_box": 0.0, "text": 1.0, "image": 0.0}
+
+
 def test_occurrences_weigh_the_radii():
     nodes = {"text": Points(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), np.array([0, 0, 0, 1]))}
     assert geometry_report(nodes, {}, c=1.0)["radius"]["text"]["mean"] == pytest.approx(1.5)

@@ -12,7 +12,7 @@ import pytest
 
 from hyco.pipeline.evaluation.answers import Answers
 from hyco.pipeline.evaluation.metrics.document import upgrade
-from hyco.pipeline.evaluation.report.charts import Line, line_chart, number, ridges, share, ticks
+from hyco.pipeline.evaluation.report.charts import Line, decades, line_chart, number, ridges, share, ticks
 from hyco.pipeline.evaluation.report.curves import curves
 from hyco.pipeline.evaluation.report.examples import mined_samples, pieces
 from hyco.pipeline.evaluation.report.page import page
@@ -222,6 +222,11 @@ def test_walks_and_the_plane_say_what_they_show():
     assert (
         "5.4 different texts" in shown["walks"]["lead"] and "close to the root 90.0" in shown["walks"]["lead"]
     )
+    assert "last of these equal steps" not in shown["walks"]["lead"]
+    far = metrics()
+    far["geometry"]["radius"]["text"] = dict.fromkeys(far["geometry"]["radius"]["text"], 0.02)
+    lead = page(upgrade(far), exhibits())["walks"]["lead"]
+    assert "within 0.0200 of the origin and the median picture at 0.400, so the last of these" in lead
     assert "HoroPCA" in shown["plane"]["note"] and "20.0" in shown["plane"]["note"]
     assert {"walks", "space"} <= {entry["id"] for entry in shown["sections"]}
     flat = dataclasses.replace(exhibits(), plane=dataclasses.replace(exhibits().plane, flat=True))
@@ -272,6 +277,17 @@ def test_log_is_read_past_torn_and_repeated_lines(tmp_path):
     assert read_log(tmp_path / "nowhere") == []
 
 
+def test_the_terms_of_polar_cones_are_named_by_their_nodes() -> None:
+    terms = {"member/text_box>image_box": 0.5, "member/image_box>image": 0.4, "norm/text": 2.0}
+    made = curves([{"step": step, "terms": terms} for step in (1, 2, 3)])
+    names = {chart["name"]: [entry["name"] for entry in chart["legend"]] for chart in made}
+    assert names == {
+        "Membership in the cones": ["part holds image", "phrase holds part"],
+        "Cost of the radii": ["caption"],
+    }
+    assert len({entry["tone"] for chart in made for entry in chart["legend"]}) == 3
+
+
 def test_terms_of_a_new_kind_are_drawn() -> None:
     log = [{"step": step, "terms": {"spread/image": 1.0 / step}} for step in (1, 2, 3)]
     (chart,) = curves(log)
@@ -286,7 +302,28 @@ def test_charts_hold_their_numbers():
     assert line_chart([Line("a", "image", [1, 2], [float("nan"), 1.0])], "label") == ""
     flat = line_chart([Line("a", "image", [1, 2, 3], [2.0, 2.0, 2.0])], "label")
     assert "nan" not in flat and "inf" not in flat
-    assert "nan" not in ridges([("a", "image", np.zeros(5))], "label", 0.2, "edge")
+    assert "nan" not in ridges([("a", "image", np.zeros(5), 0.2)], "label")
+
+
+def test_one_edge_crosses_all_rows_and_several_stand_in_their_own():
+    """A polar model's radii differ by factors of ten, and so do the edges of its cones: a logarithmic axis."""
+    near, far = np.full(9, 0.012), np.full(9, 1.9)
+    edges = [attributes["d"] for tag, attributes in read(ridges(
+        [("phrase", "text_box", near, 0.01), ("caption", "text", 10 * near, 0.1), ("image", "image", far, None)],
+        "label",
+    )).tags if tag == "path" and attributes.get("class") == "edge"]  # fmt: skip
+    assert len(edges) == 2 and len({edge.split(" ")[0] for edge in edges}) == 2
+    text = read(ridges([("phrase", "text_box", near, 0.01), ("image", "image", far, None)], "label")).text
+    assert "2K = 0.01" in text and "0.02" in text, "decades are marked on a logarithmic axis"
+    plain = ridges([("text", "text", far / 2, 0.2), ("image", "image", far, 0.2)], "label")
+    assert plain.count('class="edge"') == 1 and "0.02" not in read(plain).text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 2.0), (0.0117, 1.99), (3e-5, 40.0), (0.2, 0.3)])
+def test_decades_are_round_and_span(low, high):
+    marks = decades(low, high)
+    assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 10
+    assert {f"{mark:e}"[:8] for mark in marks} <= {"1.000000", "2.000000", "5.000000"}
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.013, 0.0134), (-5, 7e6), (2, 2), (0, 0)])

@@ -127,7 +127,7 @@ def test_shorter_recipes_keep_the_shares_of_their_schedule():
     assert {(r.steps, r.batch_size, r.seed, r.optimiser.warmup_steps) for r in recipes.values()} == {
         (240, 128, 2, 12)
     }
-    assert recipes["hycoclip"].entailment_ramp == 120 and by_name("demo").entailment_ramp == 600
+    assert recipes["hycoclip"].entailment_ramp == 120 and by_name("demo_hycoclip").entailment_ramp == 600
     assert recipes["phyclip"].model.factors == 16 and recipes["clip"].model.geometry == "euclid"
     with pytest.raises(ConfigError, match=r"unknown model 'mru'; did you mean 'meru'"):
         ablation.recipe_of(world, "mru", 240, 0)
@@ -167,7 +167,12 @@ def test_a_killed_ablation_goes_on_and_repeats_nothing(work):
     with pytest.raises(KeyboardInterrupt):
         ablation.ablate("demo", Home(home), out, **options, say=say)
     started = [name.split("-")[1:4:2] for kind, name in called if kind == "train"]
-    assert started == [["demo_clip", "s0"], ["demo", "s0"], ["demo_clip", "s1"], ["demo", "s1"]]
+    assert started == [
+        ["demo_clip", "s0"],
+        ["demo_hycoclip", "s0"],
+        ["demo_clip", "s1"],
+        ["demo_hycoclip", "s1"],
+    ]
     assert "1 seed;" in out.read_text() and "about 2 min left" in say.getvalue()
     done = len(called)
     runs = ablation.ablate("demo", Home(home), out, **options, say=say)

@@ -74,7 +74,7 @@ def test_arms_differ_in_their_rows_and_the_search_has_seeds_and_scenes_of_its_ow
             first.precision,
         )
         assert recipe.model.vision == first.model.vision
-    assert first.optimiser.warmup_steps == round(by_name("demo").optimiser.warmup_steps * 100 / 1200)
+    assert first.optimiser.warmup_steps == round(by_name("demo_clip").optimiser.warmup_steps * 100 / 1200)
     table, search = cone_goal.PHASES["table"], cone_goal.PHASES["search"]
     assert table.heldout != search.heldout
     seeds = [set(range(phase.first_seed, phase.first_seed + phase.seeds)) for phase in (table, search)]

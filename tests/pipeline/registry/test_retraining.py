@@ -258,7 +258,10 @@ def test_training_starts_from_the_champion_if_there_is_one(config, home, tmp_pat
 def test_sizes_of_a_recipe():
     recipe = demo()
     assert sized(recipe, "full") == recipe
-    assert sized(recipe, "small").steps == recipe.steps // 10
+    small = sized(recipe, "small")
+    assert small.steps == recipe.steps // 10
+    for made in (recipe, small, sized(recipe, "smoke")):
+        assert made.entailment_share(made.steps // 2) == 1.0, "the cones train in the second half"
     smoke = sized(recipe, "smoke")
     assert (smoke.steps, smoke.batch_size, smoke.optimiser.warmup_steps) == (20, 32, 5)
     assert len({digest(one) for one in (recipe, smoke, sized(recipe, "small"))}) == 3

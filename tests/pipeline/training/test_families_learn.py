@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from hyco.models.clip import ClipConfig, DualEncoder, config_from_dict
+from hyco.models.losses.rows import POLAR_APERTURES
 from hyco.pipeline.config import ConfigError, override
 from hyco.pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES
-from hyco.pipeline.evaluation.sections import cones_of
+from hyco.pipeline.evaluation.sections import aperture_of_names, cones_of
 from hyco.pipeline.training.recipes import by_name
 from hyco.pipeline.training.step_log import read_log
 from hyco.pipeline.training.train import train
@@ -50,7 +51,7 @@ def test_models_without_named_scalars_have_no_new_weights():
 
 
 def test_scalars_that_no_row_uses_or_has_are_refused():
-    demo, uncha = by_name("demo"), by_name("demo_uncha")
+    demo, uncha = by_name("demo_hycoclip"), by_name("demo_uncha")
     with pytest.raises(ConfigError, match=r"model\.temperatures \['box'\] must be those"):
         demo.replace(model=uncha.model)
     with pytest.raises(ConfigError, match=r"model\.temperatures \[\] must be those.*\['box'\]"):
@@ -73,6 +74,12 @@ def test_the_geometry_report_measures_hinges_or_hycoclips_cones():
     assert tuple(cones_of(objectives["angle"])) == tuple(cones_of(objectives["argent"])) == HYCOCLIP_CONES
     assert [(cone.general, cone.eta) for cone in cones_of(objectives["meru"])] == [("text", 1.0)]
     assert cones_of({}) == HYCOCLIP_CONES
+    polar = asdict(by_name("demo").objective)
+    assert {cone.general: cone.k for cone in cones_of(polar)} == POLAR_APERTURES
+    found = [
+        aperture_of_names(one) for one in (polar, objectives["meru"], objectives["angle"], {"aperture": 0.2})
+    ]
+    assert found == [0.005, 0.1, 0.1, 0.2]
 
 
 def test_the_bias_starts_at_the_share_of_right_pairs():

@@ -10,6 +10,7 @@ import torch
 from hyco.models.clip import DualEncoder
 from hyco.models.encoders.vit import VisionConfig, VisionTransformer
 from hyco.pipeline.config import ConfigError, digest, essence, override
+from hyco.pipeline.end_to_end import run_dir
 from hyco.pipeline.training.recipes import (
     RECIPES,
     OptimiserConfig,
@@ -21,6 +22,7 @@ from hyco.pipeline.training.recipes import (
 )
 from hyco.pipeline.training.run_protocol import learning_rate
 from hyco.pipeline.training.train import make_optimiser
+from hyco.storage.home import Home
 
 
 def test_the_papers_recipe_has_the_papers_numbers():
@@ -71,12 +73,30 @@ def test_every_recipe_builds_and_survives_json(name):
 
 
 def test_families_differ_from_hycoclip_in_rows_and_geometry_only():
-    base, clip, boxes = demo(), by_name("demo_clip"), by_name("demo_clip_boxes")
+    base, clip, boxes = (by_name(f"demo_{member}") for member in ("hycoclip", "clip", "clip_boxes"))
     assert clip.model.geometry == boxes.model.geometry == "euclid" and not clip.objective.uses_boxes
     assert boxes.objective.contrast == base.objective.contrast and not boxes.objective.entailment
     meru = by_name("meru_vit_s")
     assert meru.replace(name="hycoclip_vit_s", objective=hycoclip_vit_s().objective) == hycoclip_vit_s()
     assert [(row.eta, row.weight) for row in meru.objective.entailment] == [(1.0, 0.2)]
+
+
+def test_the_demo_is_polar_cones_on_two_thirds_of_hycoclips_samples():
+    ours, cones, hyco = (by_name(name) for name in ("demo", "demo_polar_cones", "demo_hycoclip"))
+    assert ours.steps * ours.batch_size * 3 == hyco.steps * hyco.batch_size * 2
+    assert (ours.model, ours.objective, ours.data) == (cones.model, cones.objective, cones.data)
+    assert ours.model.polar and not hyco.model.polar and ours.model.vision == hyco.model.vision
+    assert ours.entailment_start / ours.steps == cones.entailment_start / cones.steps
+    assert ours.entailment_ramp / ours.steps == cones.entailment_ramp / cones.steps
+
+
+def test_a_run_begun_while_the_demo_was_hycoclip_is_found_again_and_no_new_one_takes_its_place(tmp_path):
+    """CHANGELOG: --recipe demo_hycoclip --set name=demo."""
+    home, version = Home(str(tmp_path)), "v-c1904b172fc7"
+    before = override(by_name("demo_hycoclip"), ["name=demo"])
+    names = [run_dir(home, recipe, version).name for recipe in (before, demo())]
+    assert names[0] == "demo-c1904b17-55c96a45" and names[1] == f"demo-c1904b17-{digest(demo())[:8]}"
+    assert names[0] != names[1]
 
 
 def test_phyclip_is_hycoclip_in_a_product_of_eight_dimensional_factors():
@@ -105,7 +125,7 @@ def test_the_published_families_have_their_own_budget_alphas_and_sizes():
 
 
 def test_later_options_are_no_part_of_the_digest_while_they_are_not_set():
-    recipe = demo()
+    recipe = by_name("demo_hycoclip")
     names = essence(recipe)
     assert "init" not in names["model"]["vision"] and "letterbox" not in names["data"]
     assert "factor_alphas" not in names["model"]
@@ -129,13 +149,13 @@ def test_what_cannot_work_is_refused_in_one_line():
     with pytest.raises(ConfigError, match="not a multiple of patch_size"):
         override(demo(), ["model.vision.image_size=50"])
     with pytest.raises(ConfigError, match="entailment rows need geometry 'lorentz'"):
-        override(demo(), ["model.geometry=euclid"])
+        override(by_name("demo_hycoclip"), ["model.geometry=euclid"])
     with pytest.raises(ConfigError, match="warmup_steps 40 exceeds steps 10"):
         override(demo(), ["steps=10", "optimiser.warmup_steps=40"])
 
 
 def test_entailment_ramp_rises_to_one():
-    ramp = demo().replace(entailment_ramp=10)
+    ramp = by_name("demo_hycoclip").replace(entailment_ramp=10)
     assert [ramp.entailment_share(step) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert hycoclip_vit_s().entailment_share(0) == 1.0  # the paper has none
     late = ramp.replace(entailment_start=20)
@@ -164,7 +184,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 def test_weight_decay_spares_norms_biases_and_scalars():
     """The published code decays them: `0.0 or wd` is wd."""
     with torch.device("meta"):
-        model = DualEncoder(demo().model)
+        model = DualEncoder(by_name("demo_hycoclip").model)
     optimiser = make_optimiser(model, OptimiserConfig())
     decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
     got = {name: decay[id(p)] for name, p in model.named_parameters()}
