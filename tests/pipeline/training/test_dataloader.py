@@ -223,7 +223,9 @@ def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(shards, 
     del held, views
     for _ in range(20):
         seen(next(stream))
-    assert len(places | parts) <= 2 * (4 + 2 + prefetch)  # of four in hand, ready, waiting to be ready, in the making
+    assert len(places | parts) <= 2 * (
+        4 + 2 + prefetch
+    )  # of four in hand, ready, waiting to be ready, in the making
     stream.close()
 
 
