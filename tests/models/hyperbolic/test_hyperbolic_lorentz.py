@@ -149,7 +149,7 @@ def test_half_precision_is_promoted_and_factors_broadcast():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sizes", [(1, 1), (7, 5), (13, 40), (0, 3), (3, 0)])
 def test_distances_without_a_graph_are_those_with_one(sizes, dtype, c, monkeypatch):
-    """Squared chords to the stated error, in blocks of 1 to 50 queries; for points near the origin, far from it and near each other."""
+    """Squared chords to the stated error, in blocks: points near the origin, far from it and near each other."""
     monkeypatch.setattr(L, "PAIRS_AT_ONCE", 50)
     monkeypatch.setattr(L, "CHARTED_AT_ONCE", 4)
     g = torch.Generator().manual_seed(0)
