@@ -34,6 +34,10 @@ from hyco.storage.versions import ShardRef
 Position = dict[str, int]
 Index = np.ndarray  # int64 [n, 2]: shard, sample within it
 START: Position = {"epoch": 0, "batch": 0}
+SWITCH_SECONDS = 5e-4
+"""For sys.setswitchinterval in a process whose threads read batches. A decoder that needs Python's lock for some 20
+microseconds waits this long for a thread that keeps it; with Python's 5 ms a second decoder gains next to nothing.
+"""
 _STRETCH = 16  # samples per decoding task
 # The purpose of a random stream; first in its seed, so that no two streams are equal.
 _SHARDS, _WITHIN, _WINDOW, _VIEW = range(1, 5)
