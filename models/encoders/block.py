@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hyco.models.encoders.listed import Keys, attend_listed, usable
 from hyco.models.encoders.packing import Packing
 
 Activation = Literal["gelu", "quick_gelu"]
 
 FEW_VALUES = 50_000
+FEW_KEYS = 24
+"""Mean number of tokens of packed texts up to which lists of keys are faster than a product for each length."""
 
 
 def activate(x: Float[Tensor, "*B D"], kind: Activation) -> Float[Tensor, "*B D"]:
@@ -166,6 +169,11 @@ class Block(nn.Module):
             return x, attend_to_selves(self.qkv(normed).view(b, n, 3, *heads), self.causal)
         row = torch.arange(b, device=x.device)
         q, keys_values = self._one_query(normed, (row, at))
+        if usable(q, keys_values):
+            first, count = row * n, at + 1 if self.causal else torch.full_like(at, n)
+            keys = Keys(torch.arange(b * n), first + count - 1, count, once=not self.causal)
+            attended = attend_listed(q, keys_values.flatten(0, 1), self.heads, keys)
+            return x[row, at][:, None], attended
         q, k, v = (y.view(b, -1, *heads).transpose(1, 2) for y in (q, *keys_values.chunk(2, -1)))
         seen = (torch.arange(n, device=x.device) <= at[:, None])[:, None, None] if self.causal else None
         return x[row, at][:, None], attend(q, k, v, causal=False, seen=seen).transpose(1, 2)
@@ -177,11 +185,16 @@ class Block(nn.Module):
         d = x.shape[-1]
         heads = (self.heads, d // self.heads)
         if at is None:
-            blocks = packing.spread(self.qkv(normed))
+            joined = self.qkv(normed)
+            if usable(joined) and len(packing.node) <= FEW_KEYS * len(packing.ends):
+                return x, attend_listed(None, joined, self.heads, packing.keys())
+            blocks = packing.spread(joined)
             qkv = (block.view(*size, 3, *heads) for block, size in zip(blocks, packing.groups, strict=True))
             attended = [attend_to_selves(block, causal=True) for block in qkv]
             return x, torch.cat([one.reshape(-1, d) for one in attended]).index_select(0, packing.place)
         query, keys_values = self._one_query(normed, (at,))
+        if usable(query, keys_values):
+            return x.index_select(0, at), attend_listed(query, keys_values, self.heads, packing.keys(at))
         blocks = packing.spread(keys_values)
         attended, first = [], 0
         for (texts, tokens), block in zip(packing.groups, blocks, strict=True):

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hyco.models.encoders.listed import Keys
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -53,6 +55,13 @@ class Packing:
         if device.type == "cuda":  # only from pinned memory is a copy asynchronous
             indices = {name: index.pin_memory() for name, index in indices.items()}
         return replace(self, **{name: i.to(device, non_blocking=True) for name, i in indices.items()})
+
+    def keys(self, at: Int[Tensor, " Q"] | None = None) -> Keys:
+        """The nodes that each node attends to, or each of the nodes `at`: those from the beginning up to itself."""
+        last, count = self.place, self.positions + 1
+        if at is not None:
+            last, count = last.index_select(0, at), count.index_select(0, at)
+        return Keys(self.node, last, count)
 
     def spread(self, x: Float[Tensor, "T D"]) -> list[Float[Tensor, "_ D"]]:
         """Vectors of the nodes at the places of each group: [T, D] -> [texts * tokens, D] each."""

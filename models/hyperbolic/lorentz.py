@@ -32,6 +32,10 @@ from hyco.models.hyperbolic.ops import (
     wide,
 )
 from hyco.models.hyperbolic.poincare import rotate
+from hyco.models.hyperbolic.transforms import transformed
+
+PAIRS_AT_ONCE, CHARTED_AT_ONCE = 1 << 23, 1 << 12
+"""Pairs, and points, of a block of distances without a graph."""
 
 MAX_RADIUS = math.asinh(2.0**15)
 """Largest sqrt(c)|v| that `exp0` lifts; further out float32 has no digits left for distances."""
@@ -64,13 +68,26 @@ def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     return product.to(dtype)
 
 
+def _needs_graph(*inputs: Tensor | float) -> bool:
+    """Whether a gradient may be asked for, or a transform or a compiler records what is done to these."""
+    if torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing():
+        return True
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
 def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...].
 
     The product runs in float64, which is cheap compared with an encoder: a float32 product is 15-230 % wrong at a
     distance of 1e-3. The absolute error of the squared chord 4 sinh^2(sqrt(c) d / 2) is at most a few times
-    2.2e-16 c |x| |y|; use `distance` for pairs that are close together and far from the origin.
+    2.2e-16 c |x| |y|; use `distance` for pairs that are close together and far from the origin. Where no gradient is
+    asked for, only the result is a matrix of all pairs.
     """
+    one_space = not (isinstance(c, Tensor) and c.dim())
+    if one_space and x.dim() == y.dim() == 2 and not _needs_graph(x, y, c):
+        return _pairwise_in_blocks(x, y, c)
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     wide_c = wide(c) if isinstance(c, Tensor) else c
     spread = expand_c(expand_c(wide_c))
@@ -83,6 +100,38 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     # 2 asinh(sqrt(h / 2)), an eighth of its time. Not sqrt(h (h + 2)), which overflows float32.
     distance = torch.log1p(h + safe_sqrt(h) * (h + 2).sqrt())
     return distance / sqrt_c(spread.to(dtype) if isinstance(spread, Tensor) else spread)
+
+
+def _pairwise_in_blocks(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
+    """`pairwise_distance` of [B, D] and [K, D] without a graph: a product for each block of queries, then in place."""
+    dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
+    c = wide(c) if isinstance(c, Tensor) else c
+    left, right = _chart(x, c, query=True), _chart(y, c, query=False).T
+    out = torch.empty(len(x), len(y), dtype=dtype, device=x.device)
+    rows = max(1, min(len(x), PAIRS_AT_ONCE // max(1, len(y))))
+    product, factor = (torch.empty(rows, len(y), dtype=kind, device=x.device) for kind in (left.dtype, dtype))
+    for queries, h in zip(left.split(rows), out.split(rows), strict=True):
+        one, other = product[: len(h)], factor[: len(h)]
+        h.copy_(torch.mm(queries, right, out=one)).clamp_(min=0)
+        torch.sqrt(torch.add(h, 2, out=other), out=other)
+        other.mul_(h.sqrt())
+        h.add_(other).log1p_().div_(sqrt_c(c))
+    return out
+
+
+def _chart(points: Tensor, c: CurvatureLike, query: bool) -> Tensor:
+    """[-c x, u, 1] of queries and [y, 1 + v, v] of keys, whose product is h of `pairwise_distance`: [N, D + 2]."""
+    dim, like = points.shape[1], wide(points[:0])
+    chart = like.new_empty(len(points), dim + 2)
+    for rows, part in zip(chart.split(CHARTED_AT_ONCE), points.split(CHARTED_AT_ONCE), strict=True):
+        space, beyond, rest = rows.split([dim, 1, 1], dim=1)
+        space.copy_(part)
+        u = beyond_one(c * square_norm(space))
+        beyond.copy_(u if query else 1 + u)
+        rest.copy_(u.new_ones(()) if query else u)
+        if query:
+            space.mul_(-c)
+    return chart
 
 
 def exp0(v: Tensor, c: CurvatureLike, max_radius: float = MAX_RADIUS) -> Tensor:

@@ -51,7 +51,7 @@ class DataConfig(Config):
     threads: int = Field(default=2, ge=1)
     """Decoding threads per process."""
     prefetch: int = Field(default=4, ge=1)
-    """Batches prepared ahead."""
+    """Batches prepared ahead; from 2 on one of them is decoded while the one before is put together."""
 
     @field_validator("crop_scale", "part_crop_scale", "crop_ratio")
     @classmethod

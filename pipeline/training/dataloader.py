@@ -12,6 +12,7 @@ import io
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hyco.models.encoders.tokenizer import Tokenizer
-from hyco.pipeline.training.augment import DataConfig, choose, render
+from hyco.pipeline.training.augment import Choice, DataConfig, choose, render
 from hyco.storage.local_cache import open_cached
 from hyco.storage.objects import DamagedError, check_sha256
 from hyco.storage.sample import TrainingSample
@@ -33,6 +34,10 @@ from hyco.storage.versions import ShardRef
 Position = dict[str, int]
 Index = np.ndarray  # int64 [n, 2]: shard, sample within it
 START: Position = {"epoch": 0, "batch": 0}
+SWITCH_SECONDS = 5e-4
+"""For sys.setswitchinterval in a process whose threads read batches. A decoder that needs Python's lock for some 20
+microseconds waits this long for a thread that keeps it; with Python's 5 ms a second decoder gains next to nothing.
+"""
 _STRETCH = 16  # samples per decoding task
 # The purpose of a random stream; first in its seed, so that no two streams are equal.
 _SHARDS, _WITHIN, _WINDOW, _VIEW = range(1, 5)
@@ -176,6 +181,8 @@ class Batches:
                 f"{self.samples} samples cannot fill a batch of {batch_size} on each of {ranks} ranks; "
                 "use a smaller batch_size or more data"
             )
+        # Batches that decoders work on while another one is put together: one of those prepared ahead.
+        self.ahead = int(config.prefetch > 1)
         self._pixels = _Pixels(image_size * image_size * 3)
         self._cache: dict[int, Future[list[TrainingSample]]] = {}
         self._compared: set[int] = set()
@@ -185,7 +192,7 @@ class Batches:
 
         Errors of the reader (a damaged shard, a missing file) are raised here. One iterator at a time.
         """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(self.config.prefetch)
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(self.config.prefetch - self.ahead)
         stop = threading.Event()
 
         def put(item: Batch | BaseException) -> None:
@@ -261,6 +268,7 @@ class Batches:
         own = slice(first - lanes[0] * self.lane_batch, first - lanes[0] * self.lane_batch + self.batch_size)
         slots = [(lane, slot) for lane in lanes for slot in range(self.lane_batch)][own]
         fetched: set[int] = set()
+        begun: deque[Callable[[], Batch]] = deque()
         for parts in zip(*(self._lane(lane, position) for lane in lanes), strict=True):
             near = set[int]().union(*(part[0] for part in parts))
             if near != fetched:
@@ -272,7 +280,16 @@ class Batches:
             if number == self.per_epoch:
                 after = {"epoch": epoch + 1, "batch": 0}
             views = [(epoch, lane, number, slot) for lane, slot in slots]
-            yield self._batch(rows, views, after, decoders)
+            while begun and not self._here(rows):
+                yield begun.popleft()()
+            begun.append(self._batch(rows, views, after, decoders))
+            if len(begun) > self.ahead:
+                yield begun.popleft()()
+
+    def _here(self, rows: Index) -> bool:
+        """Whether the shards of these samples are read, so that neither a wait nor an error is to come."""
+        reads = [self._cache[shard] for shard in np.unique(rows[:, 0]).tolist()]
+        return all(read.done() and not read.exception() for read in reads)
 
     def _lane(self, lane: int, position: Position) -> Iterator[tuple[set[int], Index, int, int]]:
         """A lane's part of every batch: the shards needed soon, the samples, the epoch and the number in it, from 1."""
@@ -319,7 +336,8 @@ class Batches:
 
     def _batch(
         self, rows: Index, visits: list[tuple[int, ...]], after: Position, decoders: ThreadPoolExecutor
-    ) -> Batch:
+    ) -> Callable[[], Batch]:
+        """Begin to decode a batch; what is returned waits for it. The decoders work on it while another one ends."""
         samples = [self._cache[shard].result()[index] for shard, index in rows.tolist()]
         rngs = [_rng(_VIEW, self.seed, *visit) for visit in visits]
         choices = [
@@ -338,7 +356,26 @@ class Batches:
                 for slot in range(first, min(first + _STRETCH, len(samples)))
             ]  # fmt: skip
 
-        drawn = [done for some in decoders.map(stretch, range(0, len(samples), _STRETCH)) for done in some]
+        decoded = decoders.map(stretch, range(0, len(samples), _STRETCH))
+
+        def finish() -> Batch:
+            drawn = [done for some in decoded for done in some]
+            return self._together(rows, samples, choices, images, parts, drawn, after)
+
+        return finish
+
+    def _together(
+        self,
+        rows: Index,
+        samples: list[TrainingSample],
+        choices: list[Choice],
+        images: np.ndarray,
+        parts: np.ndarray,
+        drawn: list[bool],
+        after: Position,
+    ) -> Batch:
+        """The batch of decoded images; `drawn` says which samples could be decoded."""
+        ends = np.cumsum([len(choice.parts) for choice in choices]).tolist()
         good = [slot for slot, done in enumerate(drawn) if done]
         if not good:
             raise ValueError(

@@ -31,7 +31,7 @@ from hyco.pipeline.runtime.parent_death import die_with
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
 from hyco.pipeline.training import sharding
-from hyco.pipeline.training.dataloader import on_device
+from hyco.pipeline.training.dataloader import SWITCH_SECONDS, on_device
 from hyco.pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
 from hyco.pipeline.training.recipes import Recipe
 from hyco.pipeline.training.run_dir import (
@@ -276,6 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
         # was imported; then the parent is another process.
         die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
     keep_freed_memory()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         train(options.run, Home(options.home) if options.home else None, device=options.device)
     except (ValueError, OSError) as error:

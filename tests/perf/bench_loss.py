@@ -6,6 +6,7 @@ over cosines, a matrix of logits each, without entailment. "HyCoCLIP's loss": ou
 processor time; memory is the peak of what is allocated above the inputs, as torch.profiler counts it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hyco.models.hyperbolic import lorentz
+from hyco.models.hyperbolic import lorentz, product
 from hyco.models.losses.objective import (
     NODES,
     ObjectiveConfig,
@@ -42,6 +43,7 @@ ROWS = {
     "membership": (cones_objective(), 3.0),
     "polar membership": (polar_cones_objective(), 2.4),
 }
+FACTORS = 64  # PHyCLIP's, of 8 dimensions
 
 
 def cases() -> Iterator[Case]:
@@ -69,6 +71,10 @@ def cases() -> Iterator[Case]:
     for family, (objective, most) in ROWS.items():
         name, step = f"{family} loss 768 x 512", partial(batch.rows, objective)
         yield Case(name, "HyCoCLIP's loss", "ms", step, batch.ours, lambda: "n/a", round(1 / most, 3))
+
+    step, floor = batch.own_alphas, round(1 / 40, 3)
+    name = "PHyCLIP, own alphas loss 768 x 512"
+    yield Case(name, "HyCoCLIP's loss", "ms", step, batch.ours, lambda: "n/a", floor)
 
     @cache
     def ours() -> tuple[float, float, float]:
@@ -99,6 +105,13 @@ class Batch:
 
         self.points = {name: lorentz.exp0(vectors(), 1.0).requires_grad_() for name in NODES}
         self.units = {name: F.normalize(vectors(), dim=-1).requires_grad_() for name in NODES}
+        self.tangents = {name: vectors().requires_grad_() for name in NODES}
+        # At the start a point is about 1 from the origin in every factor.
+        self.alphas = {
+            "image": torch.full((FACTORS,), math.log(8.0), requires_grad=True),
+            "text": torch.full((FACTORS,), math.log(8.0), requires_grad=True),
+            "c": torch.zeros(FACTORS, requires_grad=True),
+        }
         self.own = torch.arange(size)
         self.scale, self.c = (torch.tensor(value, requires_grad=True) for value in (SCALE, 1.0))
 
@@ -114,6 +127,18 @@ class Batch:
             self.points, self.own, self.scale, self.c, objective, scales=scales, bias=bias, polar=polar
         )
         return self._step(total)
+
+    def own_alphas(self) -> float:
+        """HyCoCLIP's rows in PHyCLIP's product, from before the lift with an alpha per factor and modality."""
+        curvature = self.alphas["c"].exp()
+        lifted = {}
+        for name, tangents in self.tangents.items():
+            alphas = self.alphas["text" if name.startswith("text") else "image"].exp()
+            scaled = alphas.repeat_interleave(DIM // FACTORS) * tangents
+            lifted[name] = product.exp0(scaled, curvature, FACTORS)
+        for leaf in (*self.alphas.values(), *self.tangents.values()):
+            leaf.grad = None
+        return self._step(loss(lifted, self.own, self.scale, curvature, HYCOCLIP, "product")[0])
 
     def our_cosines(self) -> float:
         return self._step(loss(self.units, self.own, self.scale, self.c, CLIP, "euclid")[0])

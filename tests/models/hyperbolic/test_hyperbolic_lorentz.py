@@ -143,3 +143,25 @@ def test_half_precision_is_promoted_and_factors_broadcast():
         both = f(x.transpose(0, 1), y.transpose(0, 1), c)
         for k in range(3):
             assert torch.allclose(both[k], f(x[:, k], y[:, k], float(c[k])), rtol=1e-4), f
+
+
+@pytest.mark.parametrize("c", [0.3, torch.tensor(2.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 1), (7, 5), (13, 40), (0, 3), (3, 0)])
+def test_distances_without_a_graph_are_those_with_one(sizes, dtype, c, monkeypatch):
+    """Squared chords to the stated error, in blocks: points near the origin, far from it and near each other."""
+    monkeypatch.setattr(L, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(L, "CHARTED_AT_ONCE", 4)
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 6, generator=g, dtype=dtype) * 10 ** torch.randn(n, 1, generator=g) for n in sizes)
+    if min(sizes):
+        y[0] = x[-1] * 1.001
+    x, y = x.to(dtype), y.to(dtype)
+    plain = L.pairwise_distance(x.clone().requires_grad_(), y, c).detach()
+    fast = L.pairwise_distance(x, y, c)
+    assert fast.dtype == dtype and fast.shape == sizes
+    q, want = (4 * torch.sinh(c**0.5 * d.double() / 2) ** 2 for d in (fast, plain))
+    budget = 8 * 2.2e-16 * c * (x.norm(dim=1)[:, None] + y.norm(dim=1)).double() ** 2
+    assert ((q - want).abs() <= budget + 8 * torch.finfo(dtype).eps * want * (1 + c**0.5 * plain)).all()
+    with torch.no_grad():
+        assert L.pairwise_distance(x.clone().requires_grad_(), y, c).equal(fast)

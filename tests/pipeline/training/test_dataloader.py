@@ -199,14 +199,20 @@ def test_an_image_that_cannot_be_decoded_is_replaced_and_counted(tmp_path, token
         take(reader(bad, tokenizer), 1)
 
 
-def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(shards, tokenizer):
-    batches = reader(shards, tokenizer, DataConfig(prefetch=1), batch_size=5)
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(shards, tokenizer, prefetch):
+    batches = reader(shards, tokenizer, DataConfig(prefetch=prefetch), batch_size=5)
     expected = [batch.images.clone() for batch in take(batches, 4)]
     stream = batches.start()
-    held, views, places = [], [], set()
+    held, views, places, parts = [], [], set(), set()
+
+    def seen(batch):
+        places.add(batch.images.data_ptr())
+        parts.add(batch.image_boxes.data_ptr())
+
     for number in range(4):
         batch = next(stream)
-        places.add(batch.images.data_ptr())
+        seen(batch)
         held.append(batch) if number % 2 else views.append(batch.images[1:].flatten(0, 1))
         del batch
     for number, batch in zip((1, 3), held, strict=True):
@@ -215,8 +221,11 @@ def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it(shards, 
         assert torch.equal(view, expected[number][1:].flatten(0, 1))
     assert len(places) == 4
     del held, views
-    places.update(next(stream).images.data_ptr() for _ in range(20))
-    assert len(places) <= 4 + 4  # in hand, ready, waiting to be ready, in the making
+    for _ in range(20):
+        seen(next(stream))
+    assert len(places | parts) <= 2 * (
+        4 + 2 + prefetch
+    )  # of four in hand, ready, waiting to be ready, in the making
     stream.close()
 
 
@@ -230,8 +239,9 @@ def test_errors_of_the_reader_are_raised_where_batches_are_asked_for(shards, tmp
         reader(shards, tokenizer, batch_size=20, ranks=2)
 
 
-def test_closing_ends_the_thread(shards, tokenizer):
-    stream = reader(shards, tokenizer, DataConfig(prefetch=1)).start()
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_closing_ends_the_thread(shards, tokenizer, prefetch):
+    stream = reader(shards, tokenizer, DataConfig(prefetch=prefetch)).start()
     next(stream)
     assert any(thread.name == "batches" for thread in threading.enumerate())
     stream.close()

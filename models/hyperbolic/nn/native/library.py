@@ -1,4 +1,4 @@
-"""Builds and loads kernels.cpp: once for a user, a version of torch and a kind of processor.
+"""Builds and loads C++ kernels: once for a user, a version of torch and a kind of processor.
 
 The kernels are called with addresses by ctypes, so they need no part of torch that has to be compiled along: building
 takes two seconds of processor time. A finished library appears in the cache by one rename, so that processes that
@@ -16,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +38,11 @@ FLAGS = {
 SECONDS = 300
 """Longest time that a compiler is waited for."""
 
+Signatures = Mapping[str, tuple[Any, list[Any]]]
+"""By the name of a function, its result's and its arguments' types of ctypes."""
+
 _P, _I, _F, _B = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_bool
-_SIGNATURES = {
+_SIGNATURES: Signatures = {
     "planes": (None, [_P] * 3 + [_I] * 2 + [_F] * 2),
     "plane_slopes": (_F, [_P] * 5 + [_I] * 2 + [_F] * 2),
     "project": (None, [_P] * 8 + [_I] * 4 + [_F] * 3),
@@ -69,16 +74,16 @@ def usable(*tensors: Tensor | None) -> bool:
     return concrete(*tensors) and library() is not None
 
 
-def concrete(*tensors: Tensor | None) -> bool:
-    """Whether these are dense float32 tensors on the CPU, and nothing records or transforms what is done to them."""
+def concrete(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+    """Whether these are dense tensors of these types on the CPU, and nothing records or transforms what is done."""
     if torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing():
         return False
     # A mode may record torch's operations or replace them (make_fx, FakeTensorMode, FlopCounterMode).
-    return torch._C._len_torch_dispatch_stack() == 0 and all(t is None or _dense(t) for t in tensors)
+    return torch._C._len_torch_dispatch_stack() == 0 and all(t is None or _dense(t, dtypes) for t in tensors)
 
 
-def _dense(t: Tensor) -> bool:
-    plain = type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.dtype == torch.float32
+def _dense(t: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
+    plain = type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.dtype in dtypes
     return plain and t.layout == torch.strided and not t.is_neg() and t.numel() > 0
 
 
@@ -91,33 +96,38 @@ def kernels() -> ctypes.CDLL:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, built on the first call on a machine; None where they cannot be had or are switched off."""
+    """The kernels of hyperbolic layers, see `load`."""
+    return load(SOURCE, _SIGNATURES)
+
+
+def load(source: Path, signatures: Signatures) -> ctypes.CDLL | None:
+    """Functions of a C++ file, built on the first call on a machine; None without a compiler or switched off."""
     flags = FLAGS.get(torch.backends.cpu.get_cpu_capability())
     if os.environ.get(SWITCH) == "0" or flags is None or sys.platform != "linux":
         return None
     try:
-        return _load(_built(flags))
+        return _load(_built(flags, source), signatures)
     except (OSError, ValueError, subprocess.SubprocessError, RuntimeError) as error:
-        log.info("hyperbolic attention without its C++ kernels, at half the speed: %s", error)
+        log.info("plain torch, which is slower, in place of the C++ kernels of %s: %s", source, error)
         return None
 
 
-def _load(file: Path) -> ctypes.CDLL:
+def _load(file: Path, signatures: Signatures) -> ctypes.CDLL:
     kernels = ctypes.CDLL(str(file))
-    for name, (result, arguments) in _SIGNATURES.items():
+    for name, (result, arguments) in signatures.items():
         function = getattr(kernels, name)
         function.restype, function.argtypes = result, arguments
     return kernels
 
 
-def _built(flags: str) -> Path:
-    """The library for these flags, from the cache or the compiler.
+def _built(flags: str, source: Path = SOURCE) -> Path:
+    """The library of a file for these flags, from the cache or the compiler.
 
     Raises:
         OSError, subprocess.SubprocessError, RuntimeError: no compiler, no folder to write to, a failed build.
     """
     flags += " -O3 -std=c++20 -fPIC -shared -fopenmp -w"
-    told = "\n".join((SOURCE.read_text(), torch.__version__, str(torch.version.git_version), flags))
+    told = "\n".join((source.read_text(), torch.__version__, str(torch.version.git_version), flags))
     target = cache_folder() / f"kernels-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if _intact(target):
         return target
@@ -125,11 +135,11 @@ def _built(flags: str) -> Path:
     if not compiler[0]:
         raise RuntimeError("no C++ compiler (g++) was found")
     target.parent.mkdir(parents=True, exist_ok=True)
-    log.info("building the C++ kernels of hyperbolic attention, once: %s", target)
+    log.info("building the C++ kernels of %s, once: %s", source, target)
     home = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder, target.name)
-        command = [*compiler, *flags.split(), f"-I{home / 'include'}", str(SOURCE), "-o", str(made)]
+        command = [*compiler, *flags.split(), f"-I{home / 'include'}", str(source), "-o", str(made)]
         command += [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         if result.returncode:

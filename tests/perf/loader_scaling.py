@@ -1,0 +1,135 @@
+"""python -m tests.perf.loader_scaling: what a second core gives to the loader, to its parts, and to plain C.
+
+Each kind of work runs in one process and in two at the same time, in turns; beside it the loader with two threads in
+one process, from the second epoch on, where its shard is in memory. Printed are the medians of the ratios of images per
+second, the best rounds of both against each other, and how many cores were used: other programs take their part.
+"""
+
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.training.augment import choose, render
+from hyco.pipeline.training.dataloader import START, SWITCH_SECONDS, Batches, ShardFile
+from tests.perf import bench_loader
+
+ROUNDS, BATCHES = 13, 14
+
+
+def works(shard: str) -> dict[str, Callable[[], int]]:
+    """Work by name; each call does some and returns how many images, or blocks, it was."""
+    bench_loader.shard = lambda: Path(shard)
+    samples = bench_loader.samples()
+    size, config = bench_loader.SIZE, bench_loader.CONFIG
+    pixels = np.empty((2, size, size, 3), np.uint8)
+
+    def digests() -> int:
+        for _ in range(40_000):
+            hashlib.sha256(bytes(4096)).digest()
+        return 40_000
+
+    def decoded() -> int:
+        for sample in samples:
+            Image.open(io.BytesIO(sample.image)).convert("RGB").load()
+        return len(samples)
+
+    def views() -> int:
+        made = 0
+        for number, sample in enumerate(samples):
+            rng = np.random.default_rng(number)
+            choice = choose(sample, config, rng)
+            render(sample, choice, config, rng, pixels[0], pixels[1:])
+            made += 1 + len(choice.parts)
+        return made
+
+    def open_shard() -> BinaryIO:
+        return Path(shard).open("rb")
+
+    def loader(threads: int) -> Callable[[], int]:
+        file = ShardFile("packed", len(samples), open_shard)
+        told = cast(Tokenizer, bench_loader.Untold())
+        given = config.replace(threads=threads, prefetch=2)
+        reader = Batches([file], told, given, batch_size=bench_loader.BATCH, image_size=size)
+        stream = reader.start(START)
+
+        def run() -> int:
+            batches = itertools.islice(stream, BATCHES)
+            return sum(len(batch.images) + len(batch.image_boxes) for batch in batches)
+
+        return run
+
+    return {
+        "sha256": digests,
+        "JPEG by PIL": decoded,
+        "decode, crop, resize": views,
+        "loader": loader(1),
+        "2 threads": loader(2),
+    }
+
+
+def serve(pipe: Connection, shard: str) -> None:
+    """Do the work that is asked for and answer with its rate and the cores it used, until None."""
+    torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_SECONDS)  # as the trainer's process does
+    known = works(shard)
+    while (name := pipe.recv()) is not None:
+        wall, processor = time.perf_counter(), time.process_time()
+        done = known[name]()
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        pipe.send((done / wall, processor / wall))
+    os._exit(0)  # the loaders' threads
+
+
+def main() -> None:
+    """Print the table."""
+    shard, spawn = str(bench_loader.shard()), multiprocessing.get_context("spawn")
+    pipes = []
+    for _ in range(2):
+        here, there = spawn.Pipe()
+        spawn.Process(target=serve, args=(there, shard), daemon=True).start()
+        pipes.append(here)
+
+    def rate(name: str, which: list[Connection]) -> tuple[float, float]:
+        for pipe in which:
+            pipe.send(name)
+        each = [pipe.recv() for pipe in which]
+        return sum(one for one, _ in each), sum(cores for _, cores in each)
+
+    names = ("sha256", "JPEG by PIL", "decode, crop, resize", "loader")
+    rows = [(f"{name}, 2 processes", name, name, 2) for name in names]
+    rows.append(("loader, 2 threads", "loader", "2 threads", 1))
+    for title, alone, name, count in rows:
+        for pipe in pipes:  # warm up
+            for warm in (alone, name):
+                rate(warm, [pipe])
+        pairs = [(rate(alone, [pipes[n % 2]]), rate(name, pipes[:count])) for n in range(ROUNDS)]
+        (one, used), (more, both) = (
+            [list(side) for side in zip(*rates, strict=True)] for rates in zip(*pairs, strict=True)
+        )
+        ratio = statistics.median(b / a for a, b in zip(one, more, strict=True))
+        print(
+            f"{title:36s} {ratio:.2f} times one, best {max(more) / max(one):.2f}; "
+            f"{statistics.median(one):.0f} and {statistics.median(more):.0f} per second "
+            f"on {statistics.median(used):.2f} and {statistics.median(both):.2f} cores",
+            flush=True,
+        )
+    for pipe in pipes:
+        pipe.send(None)
+
+
+if __name__ == "__main__":
+    main()
