@@ -121,7 +121,7 @@ def _attribution(
     if tree is None or not labelled:
         return MetricResult({"separation": kept})
     concepts = _concepts(embedder, embedded, tree, labelled)
-    k = run.get("recipe", {}).get("objective", {}).get("aperture", 0.1)
+    k = name_aperture(run.get("recipe", {}).get("objective", {}))
     found = attribute(concepts, embedder.score, embedder.curvatures, k, boot)
     found.numbers["separation"] = kept
     if embedder.curvatures is not None:
@@ -152,6 +152,13 @@ def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
     return [
         Cone(row["general"], row["specific"], row["eta"], row.get("aperture") or None) for row in rows
     ] or HYCOCLIP_CONES
+
+
+def name_aperture(objective: dict[str, Any]) -> float:
+    """K of the cones of names: that of the phrases, or of the captions where no row has phrases as the general."""
+    rows = {row["general"]: row.get("aperture") for row in objective.get("entailment") or ()}
+    own = next((rows[node] for node in ("text_box", "text") if node in rows), None)
+    return own or objective.get("aperture", 0.1)
 
 
 def _classify(

@@ -41,7 +41,7 @@ from hyco.pipeline.imaging.decode import ImageError, decode
 from hyco.pipeline.runtime.progress import Progress
 from hyco.storage.home import Home
 
-KS = (1, 5, 10)
+KS = (1, 10)
 WIDE = 4 / 3
 """Aspect ratio of most photographs of Flickr."""
 TREE = {
@@ -61,7 +61,7 @@ class Row:
         name: of the set.
         change: what is asked in another way.
         metric: title of the figure.
-        values: of every item by "hyco" and "published", times 100 where they are fractions.
+        values: of every item under "hyco" and with the change, times 100 where they are fractions.
         clusters: image of every item; None where an item is an image.
     """
 
@@ -267,7 +267,7 @@ def measured(
     return [row.cells(boot) for row in rows], missing
 
 
-HEAD = ("set", "what the published protocol changes", "figure", "hyco", "published", "difference")
+HEAD = ("set", "what is changed", "figure", "hyco", "changed", "difference")
 
 
 def document(cells: Sequence[Sequence[str]], missing: Sequence[str], told: str) -> str:
@@ -323,14 +323,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def told(given: argparse.Namespace) -> str:
     """The command, for the document."""
-    options = {
-        "assess-source": given.assess_source,
-        "data": given.data and "DIR",
-        "prompts": given.prompts and "FILE",
-    }
-    options |= {"limit": given.limit or None, "name": given.name if given.name != "photos" else None}
+    options = {"assess-source": given.assess_source and "SOURCE", "data": given.data and "DIR"}
+    options |= {"prompts": given.prompts and "FILE", "limit": given.limit or None}
+    options |= {"name": given.name if given.name != "photos" else None}
     words = "".join(f" --{name} {value}" for name, value in options.items() if value)
-    return f"`python -m hyco.pipeline.experiments.protocols {given.run.name} --home {given.home}{words}`:"
+    return f"`python -m hyco.pipeline.experiments.protocols RUN --home HOME{words}`:"
 
 
 if __name__ == "__main__":

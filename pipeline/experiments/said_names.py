@@ -5,31 +5,58 @@
 Is a walk poor because the upper names never occur in a caption, so that training gives them no place? The same walks
 are read with all names and with those alone that occur, singular or plural, as whole words; and for the images whose
 true leaf has an ancestor that occurs, and for the others. Equal steps cross the distances at which texts lie in a few
-steps, so the walks are also taken in steps that shrink by a factor.
+steps, so the walks are also taken in steps that shrink by a factor. The section `attribution` of the evaluation is
+likewise read with both sets of names.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
+from torch import Tensor
 
 from hyco.pipeline.embedder import Embedder
 from hyco.pipeline.evaluation.held_out import of_source
+from hyco.pipeline.evaluation.metrics.attribution import Concepts, attribute
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
 from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
 from hyco.pipeline.evaluation.metrics.traversal import climbs, nearest, root_of, walk
 from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
+from hyco.pipeline.evaluation.sections import name_aperture
 from hyco.pipeline.experiments.grid import command
 from hyco.pipeline.imaging.decode import decode
 from hyco.pipeline.sources.source import open_source
 
 LEAST = 0.005  # of the way, before the root, of the steps that shrink
+READINGS = {
+    "direction": ("norm", "angle", "bias"),
+    "hierarchical_retrieval": ("score", "angle", "norm"),
+    "membership": ("angle", "aperture", "angle_and_norm", "angle_and_bias", "norm"),
+}
+WALKS = (
+    "names",
+    "steps",
+    "true leaf",
+    "walks",
+    "two depths, %",
+    "three depths, %",
+    "at an ancestor, %",
+    "chance, %",
+)
+NORMS = (
+    "names",
+    "parent and child",
+    "parent told by norm / angle / bias (chance), %",
+    "AP of the images under a name by score / angle / norm, %",
+    "AP of all pairs by angle / and aperture / and best norm / and bias / norm alone, %",
+)
 
 
 def occurring(nodes: Sequence[Mapping[str, Any]], captions: Iterable[str]) -> dict[str, int]:
@@ -64,16 +91,95 @@ def levels(index: Int[np.ndarray, "N S"], depth: Int[np.ndarray, " K"]) -> Int[n
     return np.array([len(np.unique(depth[row[row < len(depth)]])) for row in index])
 
 
+@dataclass(frozen=True)
+class _Names:
+    """A model, a tree, and some of its names: `rows` are their nodes, `place` the row of a node."""
+
+    embedder: Embedder
+    tree: Taxonomy
+    rows: Sequence[int]
+
+    @property
+    def place(self) -> dict[int, int]:
+        return {node: n for n, node in enumerate(self.rows)}
+
+    def vectors(self) -> Tensor:
+        """The points of the names."""
+        return vectors_of(self.embedder, [self.tree.names[n] for n in self.rows], self.tree.prompts)
+
+    def parents(self) -> Int[np.ndarray, " K"]:
+        """Row of the nearest name above each name, -1 without one."""
+        return np.array(
+            [
+                next((self.place[up] for up in _up(self.tree.parents, n) if up in self.place), -1)
+                for n in self.rows
+            ]
+        )
+
+
+def walks(
+    names: _Names, start: Tensor, leaf: Sequence[int], said: Sequence[int], least: float, boot: Bootstrap
+) -> Iterator[list[str]]:
+    """Cells of the walks from images to the root: whose true leaf is any, below a said name, or below none."""
+    curvatures, tree, rows, place = names.embedder.curvatures, names.tree, names.rows, names.place
+    above, depth = ancestors(tree.parents, rows), tree.depths()[list(rows)]
+    root = root_of(curvatures, start)
+    index = nearest(
+        names.embedder.model.nearness, walk(start, curvatures, root, least=least), names.vectors(), root
+    )
+    known = np.array([node in place for node in leaf])
+    has = np.array([bool(np.isin(_up(tree.parents, node), said).any()) for node in leaf])
+    for group, mask in (("any", known), ("ancestor occurs", known & has), ("none occurs", known & ~has)):
+        if not mask.any():
+            continue
+        truth = np.array([place[node] for node, kept in zip(leaf, mask, strict=True) if kept])
+        found, met = climbs(index[mask], truth, above, boot), levels(index[mask], depth)
+        at, chance = "-", "-"
+        if "ancestor" in found.numbers:  # no name is met where the root is always nearest
+            low, high = found.intervals["ancestor"]
+            at = f"{100 * found.numbers['ancestor']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            chance = f"{100 * found.numbers['chance']['ancestor']:.1f}"
+        three = f"{100 * (met >= 3).mean():.0f}"
+        yield [group, str(mask.sum()), f"{100 * (met >= 2).mean():.0f}", three, at, chance]
+
+
+def readings(
+    names: _Names, images: Tensor, leaves: Sequence[Sequence[int]], k: float, boot: Bootstrap
+) -> list[str]:
+    """Cells of `attribution`: a parent told from its child, the images under a name, and all pairs in one ranking."""
+    curvatures, place = names.embedder.curvatures, names.place
+    under = np.zeros((len(names.rows), len(images)), bool)
+    for column, own in enumerate(leaves):
+        for node in {node for leaf in own for node in (leaf, *_up(names.tree.parents, leaf))} & place.keys():
+            under[place[node], column] = True
+    concepts = Concepts(names.vectors(), names.parents(), images, under)
+    found = attribute(concepts, names.embedder.score, curvatures, k, boot).numbers
+    cells = [f"{found['direction']['n']} pairs"]
+    for block, keys in READINGS.items():
+        percent = [f"{100 * found[block][key]:.1f}" for key in keys if key in found[block]]
+        guess = found[block].get("chance")
+        cells.append(
+            f"{' / '.join(percent) or '-'} ({100 * next(iter(guess.values())):.1f})" if guess else "-"
+        )
+    return cells
+
+
 def report(
     run: Path, source: str, training: str, taxonomy: Path, most: int = 300, seed: int = 0
 ) -> list[str]:
-    """The lines of a markdown table: the walks of a run among all and among the said names.
+    """Two markdown tables of a run, each among all and among the said names: walks, and what the norm tells.
 
     Raises:
         FileNotFoundError: no model, taxonomy or source.
-        ValueError: a Euclidean model with shrinking steps, no image with a single kind of thing.
+        ValueError: a Euclidean model, no image with a single kind of thing.
     """
-    tree, nodes = Taxonomy.load(taxonomy), json.loads(taxonomy.read_text())["nodes"]
+    tree, nodes = Taxonomy.load(taxonomy), json.loads(taxonomy.read_text(encoding="utf-8"))["nodes"]
+    embedder, boot = Embedder.load(run / "model", "cpu"), Bootstrap(1000)
+    if embedder.curvatures is None:
+        raise ValueError(
+            f"{run} is Euclidean: it has no norms and no origin to walk to; give a hyperbolic model"
+        )
+    objective = json.loads((run / "config.json").read_text(encoding="utf-8"))["recipe"]["objective"]
     opened = open_source(training)
     captions = (
         text
@@ -82,53 +188,37 @@ def report(
         for text in sample.captions
     )
     counts = occurring(nodes, captions)
-    embedder, boot = Embedder.load(run / "model", "cpu"), Bootstrap(1000)
-    scenes = of_source(source, 5000).scenes
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(scenes))[:most])
-    scenes = [scenes[n] for n in chosen if len(set(scenes[n].labels or ())) == 1]
-    if not scenes:
-        raise ValueError(f"{source}: no image shows a single kind of thing, so that no walk has a true leaf")
-    leaf_of = tree.leaves()
-    leaf = [int(leaf_of[tree.class_index(next(iter(set(scene.labels or ()))))]) for scene in scenes]
-    start = embedder.encode_image([decode(scene.image) for scene in scenes])
-    root = root_of(embedder.curvatures, start)
     every = [n for n in range(len(tree.ids)) if n != tree.root()]
-    said = [n for n in every if counts.get(tree.ids[n])]
-    depths = tree.depths()
-    lines = [
-        f"{len(said)} of {len(every)} names occur; by depth "
-        + ", ".join(
-            f"{d}: {sum(depths[n] == d for n in said)} of {sum(depths[n] == d for n in every)}"
-            for d in np.unique(depths[every])
-        ),
-        "| names | true leaf | steps | walks | two depths, % | three depths, % | at an ancestor, % | chance, % |",
-        "|---" * 8 + "|",
-    ]
-    for title, rows in (("all", every), ("that occur", said)):
-        above, place = ancestors(tree.parents, rows), {node: n for n, node in enumerate(rows)}
-        vectors = vectors_of(embedder, [tree.names[n] for n in rows], tree.prompts)
-        known = np.array([node in place for node in leaf])
-        has = np.array([bool(np.isin(_up(tree.parents, node), said).any()) for node in leaf])
+    said, depths = [n for n in every if counts.get(tree.ids[n])], tree.depths()
+    scenes = of_source(source, 5000).scenes
+    chosen = set(np.random.default_rng(seed).permutation(len(scenes))[:most].tolist())
+    class_of = tree.leaves()
+    leaves = [[int(class_of[tree.class_index(label)]) for label in set(s.labels or ())] for s in scenes]
+    single = [n for n, own in enumerate(leaves) if n in chosen and len(own) == 1]
+    if not single:
+        raise ValueError(f"{source}: no image shows a single kind of thing, so that no walk has a true leaf")
+    points = embedder.encode_image([decode(scene.image) for scene in scenes])
+    by_depth = (
+        f"{d}: {sum(depths[n] == d for n in said)} of {sum(depths[n] == d for n in every)}"
+        for d in np.unique(depths[every])
+    )
+    lines = [f"{len(said)} of {len(every)} names occur; by depth {', '.join(by_depth)}", "", *_head(WALKS)]
+    kinds = {"all": _Names(embedder, tree, every), "that occur": _Names(embedder, tree, said)}
+    for title, names in kinds.items():
         for steps, least in (("equal", 0.0), ("shrinking", LEAST)):
-            if least and embedder.curvatures is None:
-                continue
-            way = walk(start, embedder.curvatures, root, least=least)
-            index = nearest(embedder.model.nearness, way, vectors, root)
-            for group, mask in (("any", has | ~has), ("ancestor occurs", has), ("none occurs", ~has)):
-                mask = mask & known
-                if not mask.any():
-                    continue
-                truth = np.array([place[node] for node, kept in zip(leaf, mask, strict=True) if kept])
-                found = climbs(index[mask], truth, above, boot)
-                met, value = levels(index[mask], depths[rows]), found.numbers
-                at, chance = "-", "-"
-                if "ancestor" in value:  # no name is met where the root is always nearest
-                    low, high = found.intervals["ancestor"]
-                    at = f"{100 * value['ancestor']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-                    chance = f"{100 * value['chance']['ancestor']:.1f}"
-                cells = (title, group, steps, str(mask.sum()), f"{100 * (met >= 2).mean():.0f}")
-                lines.append(f"| {' | '.join(cells)} | {100 * (met >= 3).mean():.0f} | {at} | {chance} |")
+            for cells in walks(names, points[single], [leaves[n][0] for n in single], said, least, boot):
+                lines.append(f"| {' | '.join([title, steps, *cells])} |")
+    labelled = [n for n, own in enumerate(leaves) if own]
+    lines += ["", *_head(NORMS)]
+    for title, names in kinds.items():
+        k = name_aperture(objective)
+        cells = readings(names, points[labelled], [leaves[n] for n in labelled], k, boot)
+        lines.append(f"| {' | '.join([title, *cells])} |")
     return lines
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |", "|---" * len(cells) + "|"]
 
 
 def _up(parents: Sequence[int], node: int) -> list[int]:
@@ -140,7 +230,7 @@ def _up(parents: Sequence[int], node: int) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print how walks to the root do among the names that captions say, and among all."""
+    """Print what walks to the root meet and norms tell, among the names that captions say and among all."""
     parser = argparse.ArgumentParser(prog="hyco.pipeline.experiments.said_names", description=main.__doc__)
     parser.add_argument("run", type=Path, help="a finished run")
     parser.add_argument("--home", type=Path, default=Path("var/demo"), help="home with the scenes")

@@ -66,9 +66,9 @@ def test_recalls_are_those_of_each_protocol():
         recalls[name] = both_ways(order_of(model), images, texts, pairing, FEW, in_order=published).numbers
     for change, other in (("a hit is", "own"), ("stretched", "stretched")):
         by_metric = of(rows, change)
-        assert len(by_metric) == 6
+        assert len(by_metric) == 4
         for way, words in (("image_to_text", "image to caption"), ("text_to_image", "caption to image")):
-            for k in (1, 5, 10):
+            for k in (1, 10):
                 ours, theirs = by_metric[f"{words} R@{k}, %"].values
                 assert ours.mean() == pytest.approx(100 * recalls["shared"][way][f"r{k}"])
                 assert theirs.mean() == pytest.approx(100 * recalls[other][way][f"r{k}"])
@@ -79,7 +79,7 @@ def test_recalls_are_those_of_each_protocol():
 def test_square_images_are_made_wide_so_that_the_crop_takes_something_away():
     model = embedder()
     rows = of(captioned(model, scenes(40), "made up"), "stretched")
-    assert all("square images made 4:3" in row.change for row in rows.values()) and len(rows) == 6
+    assert all("square images made 4:3" in row.change for row in rows.values()) and len(rows) == 4
     assert any((row.values[0] != row.values[1]).any() for row in rows.values())
 
 
