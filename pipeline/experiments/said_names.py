@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from hyco.pipeline.embedder import Embedder
 from hyco.pipeline.evaluation.held_out import of_source
 from hyco.pipeline.evaluation.metrics.attribution import Concepts, attribute
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.geometry import radii
 from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
 from hyco.pipeline.evaluation.metrics.traversal import climbs, nearest, root_of, walk
 from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
@@ -50,6 +53,7 @@ WALKS = (
     "at an ancestor, %",
     "chance, %",
 )
+UPPER = ("inner name", "captions", "distance", "its children's, median", "cosine with them, mean")
 NORMS = (
     "names",
     "parent and child",
@@ -143,6 +147,30 @@ def walks(
         yield [group, str(mask.sum()), f"{100 * (met >= 2).mean():.0f}", three, at, chance]
 
 
+def upper(names: _Names, counts: Mapping[str, int]) -> Iterator[list[str]]:
+    """Cells of the inner names: each that occurs, then the median of those that do not.
+
+    Captions that say it, distance from the origin in units of the curvature, the median distance of its children, and
+    the mean cosine with them.
+    """
+    tree, parents, vectors = names.tree, names.parents(), names.vectors()
+    unit, curvatures = F.normalize(vectors, dim=1), names.embedder.curvatures
+    assert curvatures is not None, "report refuses Euclidean models"
+    radius = radii(vectors, curvatures)
+    silent: list[tuple[float, ...]] = []
+    for row, node in enumerate(names.rows):
+        below = np.flatnonzero(parents == row)
+        if len(below):
+            near = float((unit[row] @ unit[torch.from_numpy(below)].T).mean())
+            figures = (float(radius[row]), float(np.median(radius[below])), near)
+            if count := counts.get(tree.ids[node]):
+                yield [tree.names[node][0], str(count), *(f"{x:.2g}" for x in figures)]
+            else:
+                silent.append(figures)
+    if silent:
+        yield [f"{len(silent)} others", "0", *(f"{x:.2g}" for x in np.median(silent, axis=0))]
+
+
 def readings(
     names: _Names, images: Tensor, leaves: Sequence[Sequence[int]], k: float, boot: Bootstrap
 ) -> list[str]:
@@ -167,7 +195,7 @@ def readings(
 def report(
     run: Path, source: str, training: str, taxonomy: Path, most: int = 300, seed: int = 0
 ) -> list[str]:
-    """Two markdown tables of a run, each among all and among the said names: walks, and what the norm tells.
+    """Markdown tables of a run: walks and what the norm tells, among all and the said names; and the inner names.
 
     Raises:
         FileNotFoundError: no model, taxonomy or source.
@@ -214,7 +242,8 @@ def report(
         k = name_aperture(objective)
         cells = readings(names, points[labelled], [leaves[n] for n in labelled], k, boot)
         lines.append(f"| {' | '.join([title, *cells])} |")
-    return lines
+    lines += ["", *_head(UPPER)]
+    return lines + [f"| {' | '.join(cells)} |" for cells in upper(kinds["all"], counts)]
 
 
 def _head(cells: Sequence[str]) -> list[str]:
