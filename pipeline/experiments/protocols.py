@@ -314,11 +314,9 @@ def main(arguments: list[str] | None = None) -> int:
         name = f"protocols, {given.name}"
         marks = f"<!-- {name}: written by pipeline.experiments.protocols -->", f"<!-- end of {name} -->"
         write_section(given.out, marks, document(cells, missing, told(given)))
-
-    code = command(work)
-    if code == 0:
         print(f"{given.out} is written")
-    return code
+
+    return command(work)
 
 
 def told(given: argparse.Namespace) -> str:
