@@ -121,7 +121,7 @@ def _attribution(
     if tree is None or not labelled:
         return MetricResult({"separation": kept})
     concepts = _concepts(embedder, embedded, tree, labelled)
-    k = aperture_of_names(run.get("recipe", {}).get("objective", {}))
+    k = name_aperture(run.get("recipe", {}).get("objective", {}))
     found = attribute(concepts, embedder.score, embedder.curvatures, k, boot)
     found.numbers["separation"] = kept
     if embedder.curvatures is not None:
@@ -154,10 +154,11 @@ def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:
     ] or HYCOCLIP_CONES
 
 
-def aperture_of_names(objective: dict[str, Any]) -> float:
-    """K of the cones of phrases over captions, since names of the tree are phrases; the objective's without a row's."""
-    own = [cone.k for cone in cones_of(objective) if (cone.general, cone.specific) == ("text_box", "text")]
-    return next(filter(None, own), objective.get("aperture", 0.1))
+def name_aperture(objective: dict[str, Any]) -> float:
+    """K of the cones of names: that of the phrases, or of the captions where no row has phrases as the general."""
+    rows = {row["general"]: row.get("aperture") for row in objective.get("entailment") or ()}
+    own = next((rows[node] for node in ("text_box", "text") if node in rows), None)
+    return own or objective.get("aperture", 0.1)
 
 
 def _classify(

@@ -90,14 +90,23 @@ def cone_report(
 ) -> dict[str, float]:
     """Fraction satisfied, and the mean exterior angle and half-aperture (degrees) of N aligned pairs."""
     c = _vector(c, general)
-    general, specific = (product.split(x.double(), len(c)) for x in (general, specific))
-    angle = lorentz.exterior_angle(general, specific, c)
+    angle = exterior_angles(general, specific, c)
+    general = product.split(general.double(), len(c))
     aperture = lorentz.half_aperture(general, c, k if cone.k is None else cone.k)
     return {
         "satisfied": float((angle <= cone.eta * aperture).double().mean()),
         "angle": float(torch.rad2deg(angle).mean()),
         "aperture": float(torch.rad2deg(aperture).mean()),
     }
+
+
+def exterior_angles(
+    general: Float[Tensor, "N D"], specific: Float[Tensor, "N D"], c: float | Float[Tensor, " k"]
+) -> Float[Tensor, "N k"]:
+    """Exterior angle of aligned pairs in each factor, in radians, in float64."""
+    c = _vector(c, general)
+    general, specific = (product.split(x.double(), len(c)) for x in (general, specific))
+    return lorentz.exterior_angle(general, specific, c)
 
 
 def radius_summary(values: Float[np.ndarray, " M"]) -> dict[str, float]:
@@ -125,7 +134,9 @@ def geometry_report(
     points are left out. A node type is saturated by the widest of its cones, at radii up to its "edge".
 
     `pairs` maps (general, specific) to indices of true pairs. "order" holds for each ordered pair of node types whether
-    the mean radius of the first is smaller, and in which fraction of true pairs it is.
+    the mean radius of the first is smaller, and in which fraction of true pairs it is. "constant" is the fraction of
+    true pairs that a constant threshold on the angle keeps if it lets as many shuffled ones pass as the cones do: where
+    it is not below "true", the norm adds nothing to the angle.
     """
     each = {n: factor_radii(points.points, c) for n, points in nodes.items() if len(points.occurrences)}
     edge = {
@@ -142,6 +153,7 @@ def geometry_report(
         if true is None or not len(true):
             continue
         entry: dict = {"eta": cone.eta, "pairs": len(true)}
+        angle: dict[str, Tensor] = {}
         for kind, index in (("true", true), ("shuffled", shuffle(true, seed))):
             if len(index):
                 general = nodes[cone.general].points[torch.from_numpy(index[:, 0])]
@@ -149,6 +161,10 @@ def geometry_report(
                 report = cone_report(cone, general, specific, c, k)
                 entry |= {kind: report["satisfied"], f"{kind}_angle": report["angle"]}
                 entry.setdefault("aperture", report["aperture"])
+                angle[kind] = exterior_angles(general, specific, c)
+        if len(angle) == 2:
+            limit = np.quantile(angle["shuffled"].cpu().numpy(), entry["shuffled"])
+            entry["constant"] = float((angle["true"] <= limit).double().mean())
         satisfied[f"{cone.general}>{cone.specific}"] = entry
     order = {}
     for first, second in ORDERS:

@@ -134,6 +134,34 @@ def recall(
     return MetricResult(numbers, {f"r{k}": span for k, span in zip(ks, spans, strict=True)})
 
 
+def ranks_both_ways(
+    score: Score | LorentzOrder,
+    images: Float[Tensor, "B D"],
+    texts: Float[Tensor, "K D"],
+    pairing: Pairing,
+    *,
+    copies: bool = True,
+    in_order: bool = False,
+) -> tuple[Ranks, Ranks, Int[np.ndarray, " C"]]:
+    """Ranks of the captioned images among the texts and of the texts among the images, and these images' numbers.
+
+    Options and errors as in `both_ways`.
+    """
+    if pairing.images < 2 or len(pairing.texts) < 2:
+        raise ValueError(
+            f"retrieval needs two images and two texts; here are {pairing.images} and {len(pairing.texts)}"
+        )
+    once = pairing.distinct()
+    captioned, query = np.unique(once.image, return_inverse=True)
+    count = np.bincount(pairing.text, minlength=len(pairing.texts)) if copies else None
+    captions = np.stack([query, once.text], 1)
+    to_text = first_hit(
+        score, images[torch.from_numpy(captioned)], texts, captions, multiplicity=count, in_order=in_order
+    )
+    to_image = first_hit(score, texts, images, np.stack([once.text, once.image], 1), in_order=in_order)
+    return to_text, to_image, captioned
+
+
 def both_ways(
     score: Score | LorentzOrder,
     images: Float[Tensor, "B D"],
@@ -155,18 +183,9 @@ def both_ways(
     `in_order` breaks ties by the order of the gallery, see `first_hit`.
     ValueError for fewer than two images or two texts.
     """
-    if pairing.images < 2 or len(pairing.texts) < 2:
-        raise ValueError(
-            f"retrieval needs two images and two texts; here are {pairing.images} and {len(pairing.texts)}"
-        )
-    once = pairing.distinct()
-    captioned, query = np.unique(once.image, return_inverse=True)
-    count = np.bincount(pairing.text, minlength=len(pairing.texts)) if copies else None
-    captions = np.stack([query, once.text], 1)
-    to_text = first_hit(
-        score, images[torch.from_numpy(captioned)], texts, captions, multiplicity=count, in_order=in_order
+    to_text, to_image, captioned = ranks_both_ways(
+        score, images, texts, pairing, copies=copies, in_order=in_order
     )
-    to_image = first_hit(score, texts, images, np.stack([once.text, once.image], 1), in_order=in_order)
     there = recall(to_text, bootstrap, clusters=None if clusters is None else clusters[captioned], ks=ks)
     if copies:
         back = recall(to_image, bootstrap, asked=pairing.text, clusters=pairing.image, ks=ks)

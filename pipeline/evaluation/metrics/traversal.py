@@ -7,6 +7,7 @@ candidate for the nearest. In a model with general concepts near the root, the n
 way.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,19 @@ def walk(
     curvatures: Float[Tensor, " k"] | None,
     root: Float[Tensor, " D"],
     steps: int = STEPS,
+    *,
+    least: float = 0.0,
 ) -> Float[Tensor, "N S D"]:
-    """Points on the way to the root, both ends included."""
-    t = torch.linspace(1, 0, steps, dtype=points.dtype, device=points.device)[:, None]
+    """Points on the way to the root, both ends included.
+
+    With `least`, the steps shrink by a factor instead of being equal, down to this fraction of the way; then the
+    root follows. So the walk spends as many steps between .01 and .1 of the distance as between .1 and 1.
+    """
+    if least:
+        way = torch.logspace(0, math.log10(least), steps - 1, dtype=points.dtype, device=points.device)
+        t = torch.cat([way, way.new_zeros(1)])[:, None]
+    else:
+        t = torch.linspace(1, 0, steps, dtype=points.dtype, device=points.device)[:, None]
     if curvatures is None:
         return F.normalize(t * points[:, None] + (1 - t) * root, dim=-1)
     factors = curvatures.numel()

@@ -1,12 +1,23 @@
 """Norm, angle and bias as readings of what is general: against loops in float64 and constructed spaces."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from hyco.models.hyperbolic import lorentz
+from hyco.models.losses.rows import (
+    POLAR_APERTURES,
+    ObjectiveConfig,
+    clip_objective,
+    hycoclip_objective,
+    meru_objective,
+    polar_cones_objective,
+)
 from hyco.pipeline.evaluation.metrics.attribution import (
     Concepts,
     attribute,
@@ -20,6 +31,7 @@ from hyco.pipeline.evaluation.metrics.attribution import (
 from hyco.pipeline.evaluation.metrics.average_precision import expected_precision
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
 from hyco.pipeline.evaluation.metrics.geometry import Points, shuffle
+from hyco.pipeline.evaluation.sections import name_aperture
 from tests.oracle import hycoclip_loss as oracle
 
 FEW = Bootstrap(100)
@@ -175,3 +187,20 @@ def test_a_euclidean_model_has_the_score_alone():
     concepts = random_concepts(4)
     numbers = attribute(concepts, lambda a, b: a @ b.T, None, 0.1, FEW).numbers
     assert numbers.keys() == {"hierarchical_retrieval"} and "angle" not in numbers["hierarchical_retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "k"),
+    [
+        (polar_cones_objective(), POLAR_APERTURES["text_box"]),
+        (hycoclip_objective(), 0.1),
+        (replace(meru_objective(), aperture=0.2), 0.2),
+        (clip_objective(), 0.1),
+    ],
+)
+def test_the_cone_of_a_name_is_that_of_a_phrase(objective, k):
+    """Where the kinds of general have apertures of their own; in every order of the rows."""
+    told = json.loads(TypeAdapter(ObjectiveConfig).dump_json(objective))
+    assert name_aperture(told) == k
+    assert name_aperture(told | {"entailment": told["entailment"][::-1]}) == k
+    assert name_aperture({}) == 0.1

@@ -66,6 +66,29 @@ def test_a_space_built_in_order_reports_that_order():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.8])
+def test_a_constant_threshold_passes_as_many_shuffled_pairs_as_the_cones(spread):
+    """Equal apertures are a constant threshold; unequal ones that mean nothing are worse than the best one."""
+    draw = torch.Generator().manual_seed(1)
+    direction = torch.nn.functional.normalize(torch.randn(400, 3, generator=draw, dtype=torch.float64), dim=1)
+    radius = 0.25 + spread * torch.rand(400, 1, generator=draw, dtype=torch.float64)
+    noise = torch.randn(400, 3, generator=draw, dtype=torch.float64)
+    nodes = {"text": points(radius * direction), "image": points(2 * direction + 0.6 * noise)}
+    true = np.stack([np.arange(400)] * 2, 1)
+    cone = [Cone("text", "image", 1.0)]
+    entry = geometry_report(nodes, {("text", "image"): true}, 1.0, 0.1, cone)["satisfied"]["text>image"]
+
+    def angles(index):
+        x, y = (nodes[n].points[index[:, side]].numpy() for side, n in enumerate(("text", "image")))
+        return np.array([plain.exterior_angle(a, b, 1.0) for a, b in zip(x, y, strict=True)])
+
+    own, others = angles(true), np.sort(angles(shuffle(true, 0)))
+    passing = round(entry["shuffled"] * len(others))
+    low, high = ((own <= others[place]).mean() for place in (passing - 1, passing))
+    assert entry["shuffled"] > 0.02 and low - 1e-9 <= entry["constant"] <= high + 1e-9
+    assert (entry["constant"] > entry["true"] + 0.01) == bool(spread)
+
+
 def test_a_product_is_reported_factor_by_factor():
     """Two factors: the first as in a plain space, in the second everything lies at a tenth of its radius."""
     generator = torch.Generator().manual_seed(1)

@@ -39,6 +39,15 @@ def test_a_walk_is_even_in_distance_and_keeps_its_direction(c):
     )
 
 
+def test_steps_can_shrink_by_a_factor():
+    start, c = points(6, 5), torch.tensor([0.7], dtype=torch.float64)
+    way = walk(start, c, torch.zeros(5), steps=12, least=0.01)
+    far = lorentz.distance(way, torch.zeros_like(way), 0.7)
+    share = far / far[:, :1]
+    assert torch.allclose(share[:, 1:11] / share[:, :10], torch.tensor(0.01**0.1).double(), atol=1e-7)
+    assert torch.allclose(share[:, 10], torch.tensor(0.01).double(), atol=1e-9) and not way[:, -1].any()
+
+
 def test_in_a_product_every_factor_walks_by_itself():
     start, c = points(5, 12), torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
     way = walk(start, c, torch.zeros(12), steps=7)

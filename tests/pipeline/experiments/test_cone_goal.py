@@ -7,8 +7,9 @@ import torch
 from hyco.pipeline.config import ConfigError
 from hyco.pipeline.evaluation.embedded import Embedded
 from hyco.pipeline.evaluation.metrics.retrieval import Pairing
-from hyco.pipeline.experiments import cone_goal, cone_probe
+from hyco.pipeline.experiments import ablation, cone_goal, cone_probe
 from hyco.pipeline.experiments.cone_goal import BASELINE, CONES, section, setting
+from hyco.pipeline.runtime.stop import TerminatedError
 from hyco.pipeline.training.recipes import by_name
 from hyco.storage.home import Home
 
@@ -84,6 +85,22 @@ def test_arms_differ_in_their_rows_and_the_search_has_seeds_and_scenes_of_its_ow
 def test_an_unknown_arm_is_named(tmp_path):
     with pytest.raises(ConfigError, match="unknown arm 'cone'; did you mean 'cones'"):
         cone_goal.plan(Home(str(tmp_path)), "v-abcdefgh", ("cone",), "table", 10, 1)
+
+
+def test_a_stopped_command_does_not_say_that_the_document_is_written(monkeypatch, capsys):
+    """SIGTERM ends it at a checkpoint with code 0, and the document is not complete."""
+    written = {"is": False}
+
+    def stop(*args, **options):
+        if not written["is"]:
+            raise TerminatedError("at step 3 of 10")
+
+    for module, work in ((cone_goal, "compare"), (ablation, "ablate")):
+        monkeypatch.setattr(module, work, stop)
+        for written["is"] in (False, True):
+            assert module.main(["--home", "there"]) == 0
+            told = capsys.readouterr()
+            assert ("is written" in told.out) == written["is"] == ("stopped" not in told.err)
 
 
 def features(count: int) -> Embedded:

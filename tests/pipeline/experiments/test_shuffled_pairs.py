@@ -1,6 +1,12 @@
 """Shuffled pairs that are true: against scenes where every shuffled pair is known."""
 
-from hyco.pipeline.experiments.shuffled_pairs import both, main, rates
+from hyco.pipeline.evaluation.scenes import Region, Scene
+from hyco.pipeline.experiments.shuffled_pairs import both, main, mined, rates
+
+
+def region(phrase, caption=0):
+    """A mined part without its box."""
+    return Region(((phrase, caption),), image=b"")
 
 
 def scene(*things, captions=None):
@@ -45,3 +51,16 @@ def test_texts_of_both_kinds_are_counted():
 def test_a_source_without_objects_is_refused(tmp_path, capsys):
     assert main([str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_parts_of_photographs_are_classes_or_last_words():
+    """A woman and a man are persons and two words; dogs of any colour are one of each."""
+    for phrases, expected in ((("a woman", "a man"), (2, 0)), (("the Dog", "a brown dog"), (2, 2))):
+        said = [Scene(phrase, b"", (phrase,), (region(phrase),)) for phrase in phrases]
+        for kind, count in zip(mined(said), expected, strict=True):
+            assert set(rates(kind).values()) == {(count, 2)}, phrases
+
+
+def test_scenes_or_a_home(capsys):
+    assert main([]) == 2 and main(["here", "--home", "there"]) == 2
+    assert "and not both" in capsys.readouterr().err

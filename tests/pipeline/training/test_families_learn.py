@@ -9,7 +9,7 @@ from hyco.models.clip import ClipConfig, DualEncoder, config_from_dict
 from hyco.models.losses.rows import POLAR_APERTURES
 from hyco.pipeline.config import ConfigError, override
 from hyco.pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES
-from hyco.pipeline.evaluation.sections import aperture_of_names, cones_of
+from hyco.pipeline.evaluation.sections import name_aperture, cones_of
 from hyco.pipeline.training.recipes import by_name
 from hyco.pipeline.training.step_log import read_log
 from hyco.pipeline.training.train import train
@@ -77,7 +77,7 @@ def test_the_geometry_report_measures_hinges_or_hycoclips_cones():
     polar = asdict(by_name("demo").objective)
     assert {cone.general: cone.k for cone in cones_of(polar)} == POLAR_APERTURES
     found = [
-        aperture_of_names(one) for one in (polar, objectives["meru"], objectives["angle"], {"aperture": 0.2})
+        name_aperture(one) for one in (polar, objectives["meru"], objectives["angle"], {"aperture": 0.2})
     ]
     assert found == [0.005, 0.1, 0.1, 0.2]
 
