@@ -11,6 +11,7 @@ from hyco.storage.home import Home
 from hyco.storage.layout import DEPLOYED
 from hyco.storage.sealed import unseal
 from hyco.storage.shelf import Shelved
+from hyco.storage.version_heads import heads
 
 
 def shelve(home: Home, shard: str, reason: str, source: str | None = None) -> Shelved:
@@ -88,7 +89,7 @@ def _sources(home: Home, source: str | None) -> list[tuple[str, Columns]]:
     for mined in home.all_detections():
         if home.store.exists(mined.config):
             told.append(unseal(home.store.read_bytes(mined.config)))
-    told += [version.config["mine"] for version in home.versions.list() if "mine" in version.config]
+    told += [head.version.config["mine"] for head in heads(home.versions) if "mine" in head.version.config]
     if home.store.exists(DEPLOYED):
         journey = json.loads(home.store.read_bytes(DEPLOYED))["retrain"]["journey"]
         held = {**journey["mine"], "source": journey.get("assess_source")}
