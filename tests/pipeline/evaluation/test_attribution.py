@@ -1,5 +1,6 @@
 """Norm, angle and bias as readings of what is general: against loops in float64 and constructed spaces."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,7 +20,10 @@ from hyco.pipeline.evaluation.metrics.attribution import (
 )
 from hyco.pipeline.evaluation.metrics.average_precision import expected_precision
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.document import new
 from hyco.pipeline.evaluation.metrics.geometry import Points, shuffle
+from hyco.pipeline.evaluation.report.tables import tables
+from hyco.pipeline.evaluation.sections import keep
 from tests.oracle import hycoclip_loss as oracle
 
 FEW = Bootstrap(100)
@@ -115,6 +119,26 @@ def test_thresholds_help_where_names_need_them():
     rising = membership(under, angle, 2 + shift, aperture=0.7 + shift)
     assert rising["aperture"] > 0.99 and rising["angle_and_norm"] < 0.9
     assert falling["norm"] < 0.4 and falling["chance"]["norm"] == pytest.approx(under.mean(), abs=0.01)
+
+
+def test_nothing_to_rank_is_counted_and_a_value_that_is_not_finite_is_refused():
+    angle = np.ones((2, 3))
+    for under in (np.ones((2, 3), bool), np.zeros((2, 3), bool)):
+        assert membership(under, angle, np.ones(2), np.zeros(2)) == {"pairs": 6}
+    under = np.array([[True, False, True]] * 2)
+    for wrong in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="not finite"):
+            membership(under, angle, np.ones(2), aperture=np.array([0.0, wrong]))
+
+
+def test_images_of_one_label_have_a_report():
+    """Every image lies under the same names: no name has a ranking of its own."""
+    concepts = random_concepts(4)
+    concepts = dataclasses.replace(concepts, under=np.array([[True] * 12] * 3 + [[False] * 12] * 3))
+    metrics = new("run", "attribution")
+    keep(metrics, "attribution", attribute(concepts, score, C, 0.1, FEW))
+    (table,) = tables(metrics)
+    assert table["note"] == "0 names of the tree and the images under them" and len(table["rows"]) > 3
 
 
 def test_the_nearest_non_increasing_function():
