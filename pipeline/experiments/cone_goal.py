@@ -372,11 +372,9 @@ def main(arguments: list[str] | None = None) -> int:
                 device=given.device,
                 executor=executor,
             )
-
-    code = command(work)
-    if code == 0:
         print(f"{given.out} is written")
-    return code
+
+    return command(work)
 
 
 if __name__ == "__main__":
