@@ -42,7 +42,9 @@ def shelve(home: Home, shard: str, reason: str, source: str | None = None) -> Sh
         )
     ((opened, unit),) = found.values()
     if not home.shelf.put(unit.name, unit.path, opened.store.url, reason.strip()):
-        raise ValueError(f"shard {unit.path} is set aside already: hyco shelve {unit.path} --back returns it")
+        raise ValueError(
+            f"shard {unit.path} is set aside already: hyco shelve {unit.path} --back --home {home} returns it"
+        )
     return next(entry for entry in home.shelf.entries() if entry.unit == unit.name)
 
 
