@@ -151,7 +151,7 @@ def between(facts: Facts, order: Sequence[int]) -> bool:
 
 
 def _template(
-    speaker: Speaker, order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator
+    order: Sequence[int], facts: Facts, kind: str, rng: np.random.Generator
 ) -> tuple[str, str | None]:
     """A template over the groups of `order`, and its relation; "pair" says one where one is true."""
     if kind == "bare":
@@ -182,7 +182,7 @@ def _sentence(
     kind = str(rng.choice(("list", "placed", "bare"), p=share))
     if len(order) > 1 and rng.random() < 0.72:
         kind = "pair"
-    template, relation = _template(speaker, order, facts, kind, rng)
+    template, relation = _template(order, facts, kind, rng)
     parts: dict[str, tuple[Saying | str, int | None]] = {}
     for letter, number in zip("ABCD", order, strict=False):
         parts[letter] = (speaker.say(number, bare=kind == "bare"), number)

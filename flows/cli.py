@@ -106,9 +106,8 @@ def deploy(
     config = resolved(config, Path.cwd())
     plan = blueprint(config)
     before = blueprint(resolved(stored, Path.cwd())) if stored and not reset else None
-    for line in deploying.edits(plan, before):
-        say(f"note: {line}")
-    lines = deploying.check(plan, before) if check else deploying.apply(plan, before)
+    reconcile = deploying.check if check else deploying.apply
+    lines = reconcile(plan, before, lambda line: say(f"note: {line}"))
     for line in lines:
         say(f"differs: {line}" if check else line)
     if check:

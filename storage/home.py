@@ -13,6 +13,7 @@ from hyco.storage.folder import Folder
 from hyco.storage.manifest import Manifest
 from hyco.storage.marks import Marks
 from hyco.storage.model_registry import Registry
+from hyco.storage.objects import DamagedError
 from hyco.storage.shelf import Shelf
 from hyco.storage.store import Store
 from hyco.storage.summary import summarise, whole
@@ -35,7 +36,14 @@ class UnitResults(Manifest):
         self.config = f"{folder}/{layout.CONFIG}"
 
     def summary(self) -> pa.Table:
-        """Return what every record says, one row each, see storage.summary."""
+        """Return what every record says, one row each, see storage.summary; DamagedError for a damaged record."""
+        rows, damaged = self.readable_summary()
+        for error in damaged:
+            raise error
+        return rows
+
+    def readable_summary(self) -> tuple[pa.Table, list[DamagedError]]:
+        """Return what the readable records say, one row each, and the error of every damaged record."""
         return summarise(self, self.folder)
 
     def whole_summary(self) -> pa.Table:

@@ -81,7 +81,7 @@ class Shelf:
         return [unit for unit in units if unit.name not in away]
 
     def settle(self, source: str, units: dict[str, str], files: set[str]) -> list[Shelved]:
-        """Return to the source what was mended there: another unit is at its path now, or its file is gone.
+        """Return to the source what was repaired there: another unit is at its path now, or its file is gone.
 
         Args:
             source: the URL of the listed source; entries of others stay.
@@ -91,11 +91,11 @@ class Shelf:
         Returns:
             The entries that were taken off the shelf.
         """
-        mended = []
+        repaired = []
         for entry in self.entries() if self.units() else []:
             if entry.source != source or entry.unit in units.values():
                 continue
             file = entry.path.rpartition("#")[0] if "#" in entry.path else entry.path
             if (entry.path in units or not {file, entry.path} & files) and self.back(entry.unit):
-                mended.append(entry)
-        return mended
+                repaired.append(entry)
+        return repaired

@@ -61,10 +61,10 @@ class Store:
         protocol = fsspec.utils.get_protocol(self.url)
         try:
             known = fsspec.get_filesystem_class(protocol)
-        except (ValueError, ImportError) as error:
-            raise ValueError(
-                f"store {self.url!r}: {error}; use a local path, s3://, gs:// or memory://"
-            ) from None
+        except ImportError as error:  # fsspec names the package to install
+            raise ValueError(f"store {self.url!r}: {error}, or use a local path or s3://") from None
+        except ValueError as error:
+            raise ValueError(f"store {self.url!r}: {error}; use a local path, s3:// or gs://") from None
         self.local = issubclass(known, LocalFileSystem)
         if self.local:
             self.url = str(

@@ -21,7 +21,7 @@ import pyarrow.compute
 from hyco.storage.derived import Derived
 from hyco.storage.layout import DETECTIONS, OBJECTS, PACKS
 from hyco.storage.manifest import Manifest
-from hyco.storage.objects import objects_in
+from hyco.storage.objects import DamagedError, objects_in
 
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported
 SETTLED_S = 2.0
@@ -45,13 +45,14 @@ COUNTS = (
     "opted_out",
     "reused",
 )
-
 """Numbers in a mining record; null where an earlier Hyco did not count them."""
 TIMES = ("started", "finished", "seconds")
 SCHEMAS = {
     DETECTIONS: pa.schema(
         {
             **_COMMON,
+            "path": _TEXT,
+            "sha256": _TEXT,
             **dict.fromkeys(COUNTS, pa.int64()),
             **dict.fromkeys(TIMES, _NUMBER),
             "codes": _TEXT,
@@ -60,22 +61,22 @@ SCHEMAS = {
     ),
     PACKS: pa.schema({**_COMMON, "without": _TEXT, "train": _TEXTS}),
 }
-"""Columns by stage: "objects" are the paths that a record names, "codes" the JSON of failed_by_code, "seconds" those of
-all work, "train" the paths of the training shards."""
+"""Columns by stage: "objects" are the paths that a record names, "path" and "sha256" those of the unit in its source,
+"codes" the JSON of failed_by_code, "seconds" those of all work, "train" the paths of the training shards."""
 
 
-def summarise(manifest: Manifest, folder: str) -> pa.Table:
-    """Return a row for each record of a folder of detections or packs, in any order.
+def summarise(manifest: Manifest, folder: str) -> tuple[pa.Table, list[DamagedError]]:
+    """Return a row for each record of a folder of detections or packs, in any order, and the damaged records.
 
-    Raises DamagedError for a new record that is damaged.
+    A damaged record has no row; it is named at each look until it is repaired.
     """
     stage, _, digest = folder.partition("/")
-    kept = Derived(manifest.store, f"records-1/{stage}/{digest}", SCHEMAS[stage])
+    kept = Derived(manifest.store, f"records-2/{stage}/{digest}", SCHEMAS[stage])
     mark, rows = _folder_mark(manifest), kept.rows()
     complete = rows.filter(pc.is_null(rows["unit"]))
     rows = rows.filter(pc.is_valid(rows["unit"]))
     if mark and f"{rows.num_rows} {mark}" in complete["id"].to_pylist():
-        return rows  # the folder has not changed since every record was in the table, and no other
+        return rows, []  # the folder has not changed since every record was in the table, and no other
     start = len(manifest.prefix) + 1
     marks = manifest.store.marks(manifest.prefix, below=False).items()
     ids = {
@@ -86,18 +87,21 @@ def summarise(manifest: Manifest, folder: str) -> pa.Table:
         kept.discard(stale)
         rows = rows.filter(there)
     missing = sorted(ids.keys() - set(rows["id"].to_pylist())) if rows.num_rows < len(ids) else []
-    found = [rows]
+    found, damaged = [rows], list[DamagedError]()
     for first in range(0, len(missing), _SAVED):
         names = missing[first : first + _SAVED]
-        made = [
-            _row(stage, name, ids[name], record) for name, record in _read(manifest, ids, names) if record
-        ]
+        made = []
+        for name, record in _read(manifest, ids, names):
+            if isinstance(record, DamagedError):
+                damaged.append(record)
+            elif record:
+                made.append(_row(stage, name, ids[name], record))
         found.append(pa.Table.from_pylist(made, SCHEMAS[stage]))
         kept.add(found[-1])
     rows = pa.concat_tables(found)
     if mark and rows.num_rows == len(ids) and mark == _folder_mark(manifest):
         kept.add([{"id": f"{rows.num_rows} {mark}"}])
-    return rows
+    return rows, damaged
 
 
 def _folder_mark(manifest: Manifest, folder: str = "") -> str:
@@ -153,11 +157,17 @@ def total(rows: pa.Table, column: str) -> int:
 
 def _read(
     manifest: Manifest, ids: dict[str, str], names: list[str]
-) -> Iterable[tuple[str, dict[str, Any] | None]]:
+) -> Iterable[tuple[str, dict[str, Any] | DamagedError | None]]:
+    def read(name: str) -> dict[str, Any] | DamagedError | None:
+        try:
+            return manifest.record(ids[name])
+        except DamagedError as error:
+            return error
+
     if manifest.store.local:
-        return ((name, manifest.record(ids[name])) for name in names)
+        return ((name, read(name)) for name in names)
     with ThreadPoolExecutor(_REMOTE_READS) as pool:  # a remote read waits for the network
-        return list(zip(names, pool.map(lambda name: manifest.record(ids[name]), names), strict=True))
+        return list(zip(names, pool.map(read, names), strict=True))
 
 
 def _row(stage: str, name: str, unit: str, record: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +181,8 @@ def _row(stage: str, name: str, unit: str, record: dict[str, Any]) -> dict[str, 
         }
     return row | {
         "detections": record["detections"]["path"] if "detections" in record else None,
+        "path": record.get("path", ""),
+        "sha256": record.get("sha256", ""),
         **{count: record.get(count) for count in COUNTS},
         **{time: record.get(time) for time in TIMES[:2]},
         "seconds": record.get("seconds", {}).get("total"),

@@ -74,21 +74,35 @@ def with_heirs(deletions: Deletions, keys: pa.Array) -> pa.Array:
 
 def heads(versions: Versions) -> list[Head]:
     """Return all versions of a home, oldest first; DamagedError for a new one that is damaged."""
+    known, damaged = readable(versions)
+    for error in damaged.values():
+        raise error
+    return known
+
+
+def readable(versions: Versions) -> tuple[list[Head], dict[str, ValueError]]:
+    """Return the versions of a home that can be read, oldest first, and by name the error of every other one."""
     kept = Derived(versions.store, "versions-1", _SCHEMA)
     marks = versions.store.marks(VERSIONS, below=False)
     names = {path.rpartition("/")[2][:-5]: mark for path, mark in marks.items() if path.endswith(".json")}
     ids = {f"{mark} {name}": name for name, mark in names.items() if not name.startswith(".")}
     rows = kept.rows()
     rows = rows.filter(pc.is_in(rows["id"], value_set=pa.array(list(ids), pa.string())))
-    if missing := sorted(ids.keys() - set(rows["id"].to_pylist())):
-        made = pa.Table.from_pylist([_row(name, versions.load(ids[name])) for name in missing], _SCHEMA)
+    new, damaged = list[dict[str, Any]](), dict[str, ValueError]()
+    for name in sorted(ids.keys() - set(rows["id"].to_pylist())):
+        try:
+            new.append(_row(name, versions.load(ids[name])))
+        except ValueError as error:
+            damaged[ids[name]] = error
+    if new:
+        made = pa.Table.from_pylist(new, _SCHEMA)
         kept.add(made)
         rows = pa.concat_tables([rows, made])
     found = [
         Head(Version(**json.loads(head.as_py()), shards={}), *(keys.values for keys in lists))
         for head, *lists in zip(*(rows[name] for name in _SCHEMA.names[1:]), strict=True)
     ]
-    return sorted(found, key=lambda head: (head.version.created, head.name))
+    return sorted(found, key=lambda head: (head.version.created, head.name)), damaged
 
 
 def latest(versions: Versions, known: list[Head]) -> str | None:

@@ -70,7 +70,7 @@ def package_of(path: Path) -> str:
     return "models/hyperbolic" if parts[:2] == ("models", "hyperbolic") else parts[0]
 
 
-# The engine talks to workers it started itself through a pipe; nothing pickled ever rests or travels.
+# The engine talks to workers it started itself through a pipe; nothing pickled is ever stored or sent.
 PIPES = {f"pipeline/runtime/{name}.py" for name in ("calls", "local_executor", "worker")}
 FILES = [path for package in sorted(OURS) for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -2,9 +2,9 @@
 
     .venv/bin/python docs/tutorials/cifar10_classifier.py --data data/cifar10
 
-Trains a hyperbolic convolutional network and its Euclidean twin (the same layers of torch.nn, the same seed, data
-order and optimiser) and prints the accuracy of both on the whole test set. In HypLL's version every activation is a
-ManifoldTensor, the training loop lifts each batch to the ball by hand, and only its own optimisers run. Here:
+Trains a hyperbolic convolutional network and its Euclidean counterpart (the same layers of torch.nn, the same seed,
+data order and optimiser) and prints the accuracy of both on the whole test set. In HypLL's version every activation is
+a ManifoldTensor, the training loop lifts each batch to the ball by hand, and only its own optimisers run. Here:
 
 1. Images go in as they are. A layer reads its input as tangent vectors at the origin.
 2. The layers have torch's names and arguments, plus c: the curvature is -c.
@@ -45,7 +45,7 @@ def hyperbolic(classes: int, c: float) -> nn.Module:
 
 
 def euclidean(classes: int) -> nn.Module:
-    """The twin: c to 0."""
+    """The Euclidean counterpart: c to 0."""
     layers: list[nn.Module] = []
     for before, after in zip((3, *WIDTHS), WIDTHS, strict=False):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
@@ -99,7 +99,7 @@ def train(net: nn.Module, images: Tensor, labels: Tensor, options: argparse.Name
 
 @torch.no_grad()
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of right answers, with the running statistics of the batch norms."""
+    """Fraction of right answers, with the running statistics of the batch norms."""
     net.eval()
     right = sum(
         (net(x).argmax(1) == y).sum().item()

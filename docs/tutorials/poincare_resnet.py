@@ -238,7 +238,7 @@ def train(data: str, steps: int, out: str) -> None:
     done = fit(out, config)
     measured = evaluate(out, EvaluateConfig(data=data))
     print(
-        f"{done['samples_seen']} images in {done['seconds']:.0f} s, {done['samples_per_second']:.0f} a second"
+        f"{done['samples_seen']} images in {done['seconds']:.0f} s, {done['samples_per_second']:.0f} images/s"
     )
     right, span = measured["classification"]["accuracy"], measured["intervals"]["classification.accuracy"]
     print(f"test accuracy {100 * right:.1f} %, 95 % interval {100 * span[0]:.1f} to {100 * span[1]:.1f}")

@@ -41,7 +41,7 @@ class Drift:
 
     name: str
     how: str
-    mend: Callable[[], Any]
+    fix: Callable[[], Any]
 
     @property
     def what(self) -> str:
@@ -50,7 +50,7 @@ class Drift:
 
     @property
     def done(self) -> str:
-        """What was done, once it is mended: "created work pool cpu"."""
+        """What was done, once it is fixed: "created work pool cpu"."""
         verbs = {"missing": "created", "exists twice": "deleted a second", "no longer asked": "deleted"}
         return f"{verbs[self.how]} {self.name}" if self.how in verbs else f"updated {self.what}"
 

@@ -5,7 +5,7 @@ not touched.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -18,36 +18,41 @@ from hyco.flows.deployment.automations import TELLS, automations, messages
 from hyco.flows.deployment.deployments import Drift, Kept, deployments, leftovers
 from hyco.flows.deployment.spec import QUEUES, Blueprint, Pool
 
+Note = Callable[[str], object]
 
-def apply(plan: Blueprint, before: Blueprint | None = None) -> list[str]:
+
+def _ignore(line: str) -> None:
+    """Take no note of what is kept."""
+
+
+def apply(plan: Blueprint, before: Blueprint | None = None, note: Note = _ignore) -> list[str]:
     """Apply the blueprint to the server; return the changes, one line each.
 
     Parameters, schedules and limits that were changed on the server since `before` was deployed are kept, unless the
-    plan differs from `before` there. Without `before` nothing is kept.
+    plan differs from `before` there. Without `before` nothing is kept. `note` gets what is kept, one line each.
     """
     changed = []
     with get_client(sync_client=True) as client:
         for part in PARTS:
-            for found in list(part(client, plan, before)):
-                if isinstance(found, Drift):
-                    found.mend()
-                    changed.append(found.done)
+            for found in _differences(list(part(client, plan, before)), note):
+                found.fix()
+                changed.append(found.done)
     return changed
 
 
-def check(plan: Blueprint, before: Blueprint | None = None) -> list[str]:
-    """Return the differences that `apply` would mend, one line each; nothing is changed."""
-    return [one.what for one in _found(plan, before) if isinstance(one, Drift)]
-
-
-def edits(plan: Blueprint, before: Blueprint | None) -> list[str]:
-    """Return what `apply` keeps because it was changed on the server, one line each."""
-    return [one.what for one in _found(plan, before) if isinstance(one, Kept)]
-
-
-def _found(plan: Blueprint, before: Blueprint | None) -> list[Drift | Kept]:
+def check(plan: Blueprint, before: Blueprint | None = None, note: Note = _ignore) -> list[str]:
+    """Return the differences that `apply` would fix, one line each, changing nothing; `note` as there."""
     with get_client(sync_client=True) as client:
-        return [one for part in PARTS for one in part(client, plan, before)]
+        found = [one for part in PARTS for one in part(client, plan, before)]
+    return [one.what for one in _differences(found, note)]
+
+
+def _differences(found: list[Drift | Kept], note: Note) -> Iterator[Drift]:
+    for one in found:
+        if isinstance(one, Drift):
+            yield one
+        else:
+            note(one.what)
 
 
 def pauses(plan: Blueprint) -> list[str]:

@@ -30,7 +30,6 @@ from hyco.models.grounding.groundingdino_weights import carry_over
 from hyco.models.grounding.model_folder import read_config, settings_of
 from hyco.models.grounding.torchvision_import import import_torchvision
 from hyco.models.grounding.transformers_dino import (
-    MODEL_TYPES,
     check_tokenizer,
     encoder,
     known_tokens,
@@ -42,7 +41,7 @@ _PACKAGE = "groundingdino.models.GroundingDINO"
 
 def files_of(folder: Path) -> list[Path]:
     """Return the files that determine the model's output; errors as in model_folder.files_of."""
-    settings = settings_of(folder, MODEL_TYPES)
+    settings = settings_of(folder, "transformers")
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pth"))
     if not weights:
         raise ValueError(f"{folder} holds no *.safetensors and no *.pth: put the weights there")
@@ -276,7 +275,7 @@ def _load(model: Any, folder: Path) -> None:
     else:
         from transformers import AutoModelForZeroShotObjectDetection
 
-        read_config(folder, MODEL_TYPES)
+        read_config(folder, "transformers")
         source = AutoModelForZeroShotObjectDetection.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )

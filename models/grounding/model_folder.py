@@ -1,9 +1,11 @@
 """Directories of grounding models in the layout of `save_pretrained` and the hub, by the model type in config.json."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hyco.models.grounding.detector import digest_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,27 +32,27 @@ _BPE = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.jso
 """What stands for tokenizer.json in older uploads of byte-pair tokenizers (OWLv2)."""
 
 
-def types_of(backend: str) -> tuple[str, ...]:
-    """Return the model types that a backend reads."""
-    return tuple(kind for kind, name in BACKENDS.items() if name == backend)
+def digest_for(backend: str) -> Callable[[Path], str]:
+    """Return a function that returns the digest of the model in a folder, reading files only."""
+    return lambda folder: digest_of(files_of(folder, backend))
 
 
-def settings_of(folder: Path, types: Sequence[str]) -> list[Path]:
+def settings_of(folder: Path, backend: str) -> list[Path]:
     """Return the files beside the weights that determine the output of the model in `folder`.
 
     Args:
         folder: the model directory.
-        types: the model types that are accepted.
+        backend: one of BACKENDS' values.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no model of these types in it.
+        ValueError: no model in it that the backend reads.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"grounder directory {str(folder)!r} does not exist: give one with model.safetensors"
         )
-    read_config(folder, types)
+    read_config(folder, backend)
     names = _SETTINGS
     if not (folder / "tokenizer.json").is_file():
         if not all((folder / name).is_file() for name in _BPE[:2]):
@@ -61,9 +63,9 @@ def settings_of(folder: Path, types: Sequence[str]) -> list[Path]:
     return [path for name in names if (path := folder / name).is_file()]
 
 
-def files_of(folder: Path, types: Sequence[str]) -> list[Path]:
+def files_of(folder: Path, backend: str) -> list[Path]:
     """Return settings and weights; errors as in settings_of, and ValueError without weights."""
-    settings = settings_of(folder, types)
+    settings = settings_of(folder, backend)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ValueError(
@@ -72,22 +74,21 @@ def files_of(folder: Path, types: Sequence[str]) -> list[Path]:
     return settings + weights
 
 
-def read_config(folder: Path, types: Sequence[str]) -> dict[str, Any]:
-    """Return config.json; ValueError when it is not that of a model of one of the types."""
+def read_config(folder: Path, backend: str) -> dict[str, Any]:
+    """Return config.json; ValueError when it is not that of a model that the backend reads."""
     path = folder / "config.json"
+    types = " or ".join(kind for kind, name in BACKENDS.items() if name == backend)
     if not path.is_file():
-        raise ValueError(f"{folder} holds no config.json: give the directory of a {' or '.join(types)} model")
+        raise ValueError(f"{folder} holds no config.json: give the directory of a {types} model")
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in types:
-        other = BACKENDS.get(str(kind))
+    other = BACKENDS.get(str(kind))
+    if other != backend:
         remedy = f"; write {other}:{folder}" if other else ""
-        raise ValueError(
-            f"{folder} holds a model of type {kind!r}: this backend needs {' or '.join(types)}{remedy}"
-        )
+        raise ValueError(f"{folder} holds a model of type {kind!r}: this backend needs {types}{remedy}")
     return config
 
 

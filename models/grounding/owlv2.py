@@ -18,15 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hyco.models.grounding.batching import Halving
-from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of
-from hyco.models.grounding.model_folder import files_of, image_settings, load_network, types_of
+from hyco.models.grounding.detector import Detection, best_boxes, check_asked
+from hyco.models.grounding.model_folder import digest_for, image_settings, load_network
 
-MODEL_TYPES = types_of("owlv2")
-
-
-def digest(folder: Path) -> str:
-    """Return the digest of the model in `folder`, reading files only."""
-    return digest_of(files_of(folder, MODEL_TYPES))
+digest = digest_for("owlv2")
 
 
 class Owlv2:

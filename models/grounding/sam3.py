@@ -16,16 +16,11 @@ import numpy as np
 import torch
 
 from hyco.models.grounding.batching import Halving
-from hyco.models.grounding.detector import Detection, best_boxes, check_asked, digest_of, join
-from hyco.models.grounding.model_folder import files_of, load_network, types_of
+from hyco.models.grounding.detector import Detection, best_boxes, check_asked, join
+from hyco.models.grounding.model_folder import digest_for, load_network
 from hyco.models.grounding.torchvision_import import import_torchvision
 
-MODEL_TYPES = types_of("sam3")
-
-
-def digest(folder: Path) -> str:
-    """Return the digest of the model in `folder`, reading files only."""
-    return digest_of(files_of(folder, MODEL_TYPES))
+digest = digest_for("sam3")
 
 
 class Sam3:

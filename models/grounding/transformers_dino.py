@@ -13,18 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyco.models.grounding.detector import digest_of
 from hyco.models.grounding.dino import DinoDetector, Preprocessing
 from hyco.models.grounding.fast_dino import accelerate
-from hyco.models.grounding.model_folder import files_of, image_settings, load_network, types_of
+from hyco.models.grounding.model_folder import digest_for, image_settings, load_network
 from hyco.models.grounding.prompt import CLS, QUESTION, SEP, STOP, known_token
 
-MODEL_TYPES = types_of("transformers")
-
-
-def digest(folder: Path) -> str:
-    """Return the digest of the model in `folder`, reading files only."""
-    return digest_of(files_of(folder, MODEL_TYPES))
+digest = digest_for("transformers")
 
 
 class TransformersDino(DinoDetector):

@@ -140,7 +140,7 @@ def settle(home: Home, listener: Listener | None = None) -> Settled:
             home.marks.undo(name)
     heirs = {_rewrite(home, ref, stones) for ref in hit.values()}
     done.shards = len(hit)
-    _mend_packs(home)
+    _adjust_packs(home)
     _supersede(home, before, done)
     done.derived = erase_derived(home, stones)
     clean = {ref.sha256 for ref in unread} - {ref.sha256 for ref in hit.values()}
@@ -195,14 +195,14 @@ def _rewrite(home: Home, ref: ShardRef, stones: Tombstones) -> str:
     return str(by["sha256"]) if by else ""
 
 
-def _mend_packs(home: Home) -> None:
+def _adjust_packs(home: Home) -> None:
     """Put what took their place into the pack records that name erased objects."""
     erased = home.deletions.hashes()
     configs = {version.digests.get("pack"): version for version in home.versions.list() if version.units}
     for packs in home.all_packs():
         for unit, record in packs.records().items():
-            if (mended := adjust_pack(home, packs, unit, record, erased, configs)) is not None:
-                packs.replace(unit, mended) if mended else packs.forget(unit)
+            if (adjusted := adjust_pack(home, packs, unit, record, erased, configs)) is not None:
+                packs.replace(unit, adjusted) if adjusted else packs.forget(unit)
 
 
 def _supersede(home: Home, before: set[str], done: Settled) -> None:

@@ -11,6 +11,7 @@ from hyco.storage.home import Home
 from hyco.storage.layout import DEPLOYED
 from hyco.storage.sealed import unseal
 from hyco.storage.shelf import Shelved
+from hyco.storage.version_heads import heads
 
 
 def shelve(home: Home, shard: str, reason: str, source: str | None = None) -> Shelved:
@@ -41,7 +42,9 @@ def shelve(home: Home, shard: str, reason: str, source: str | None = None) -> Sh
         )
     ((opened, unit),) = found.values()
     if not home.shelf.put(unit.name, unit.path, opened.store.url, reason.strip()):
-        raise ValueError(f"shard {unit.path} is set aside already: hyco shelve {unit.path} --back returns it")
+        raise ValueError(
+            f"shard {unit.path} is set aside already: hyco shelve {unit.path} --back --home {home} returns it"
+        )
     return next(entry for entry in home.shelf.entries() if entry.unit == unit.name)
 
 
@@ -88,7 +91,7 @@ def _sources(home: Home, source: str | None) -> list[tuple[str, Columns]]:
     for mined in home.all_detections():
         if home.store.exists(mined.config):
             told.append(unseal(home.store.read_bytes(mined.config)))
-    told += [version.config["mine"] for version in home.versions.list() if "mine" in version.config]
+    told += [head.version.config["mine"] for head in heads(home.versions) if "mine" in head.version.config]
     if home.store.exists(DEPLOYED):
         journey = json.loads(home.store.read_bytes(DEPLOYED))["retrain"]["journey"]
         held = {**journey["mine"], "source": journey.get("assess_source")}

@@ -284,7 +284,8 @@ def probe(
     done = finished(run)
     if done is None:
         raise FileNotFoundError(
-            f"{run} is not a finished run: train one, for example with cone_goal --phase search"
+            f"{run} is not a finished run: train one, for example with "
+            "`python -m hyco.pipeline.experiments.cone_goal --phase search`"
         )
     if unknown := sorted(set(arms) - ARMS.keys()):
         raise ValueError(f"unknown arm '{unknown[0]}': use some of {'; '.join(ARMS)}")

@@ -145,7 +145,7 @@ def results(config: MineConfig, home: Home) -> UnitResults:
 def plan(config: MineConfig, home: Home, settle_s: float = 0.0, young: bool = False) -> Plan:
     """Return the units to mine, and write the resolved configuration next to the records.
 
-    Units that are set aside are left out; those that were mended are no longer set aside. Records made with older
+    Units that are set aside are left out; those that were repaired are no longer set aside. Records made with older
     reading rules are deleted where the present rules read the unit differently.
 
     Args:

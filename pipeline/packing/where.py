@@ -112,7 +112,9 @@ _EXAMPLE = "such as 'aesthetic > 5 and punsafe < 0.1'"
 
 def _operator(step: ast.cmpop) -> Callable[[Any, Any], bool]:
     if type(step) not in _COMPARE:
-        raise ValueError("where: `is` does not compare values: write == or != (null values are never kept)")
+        raise ValueError(
+            "where: `is` does not compare values: write == or !=; leave a test of null out, since null is never kept"
+        )
     return _COMPARE[type(step)]
 
 

@@ -123,14 +123,6 @@ def list_source(url: str) -> Listing:
     return Listing(store, kinds.pop(), list(dict.fromkeys(found)))
 
 
-def has_files(url: str) -> bool:
-    """Return whether a source holds any file of a known kind; a watched folder may be empty at first."""
-    try:
-        return bool(list_source(url).files)
-    except EmptySourceError:
-        return False
-
-
 def absolute_source(url: str, root: Path) -> str:
     """Return a spelling whose local paths do not depend on the working directory, which `root` is."""
     if (root / url).exists():

@@ -71,7 +71,7 @@ def prepare(run_dir: RunDir, home: Home, version: str, recipe: Recipe) -> RunCon
     if reasons := versions.quarantined(name):
         why = "; ".join(check["why"] for check in reasons if not check["passed"])
         raise ConfigError(
-            f"dataset version {name} is in quarantine ({why}): fix the data, or hyco release {name}"
+            f"dataset version {name} is in quarantine ({why}): fix the data, or hyco release {name} --home {home}"
         )
     _refuse_superseded(home, name)
     run = RunConfig(home=home.store.url, version=name, recipe=recipe, environment=environment())

@@ -7,7 +7,6 @@ Units are read as a page needs them, by their recorded counts. The images come f
 cannot be read here, the page shows the boxes on a blank ground.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -26,6 +25,7 @@ from hyco.storage.objects import open_object
 from hyco.storage.sample import Failure, Part, TrainingSample
 from hyco.storage.sealed import unseal
 from hyco.storage.summary import total
+from hyco.storage.version_heads import readable
 
 BOXES = 100  # boxes of an image that are shown, the best ones
 _ASKED = ("phrase", "low", "high", "rule", "origin", "key", "marked")
@@ -41,15 +41,16 @@ class Mined:
         self._tables = lru_cache(maxsize=4)(self._table)
 
     def configurations(self) -> dict[str, Any]:
-        """The content of the list: every mining configuration, with its counts and the versions made from it."""
+        """The content of the list: every mining configuration, with its counts and the versions made from it.
+
+        A damaged record is named, under "lost", and not counted.
+        """
         versions: dict[str, list[str]] = {}
-        for name in self.home.versions.names():
-            with contextlib.suppress(ValueError):
-                version = self.home.versions.load(name)
-                versions.setdefault(version.digests.get("mine", ""), []).append(name)
+        for head in readable(self.home.versions)[0]:
+            versions.setdefault(head.version.digests.get("mine", ""), []).append(head.name)
         found = []
         for results in self.home.all_detections():
-            records = results.summary()
+            records, damaged = results.readable_summary()
             counts = {name: total(records, name) for name in ("images", "boxes")}
             digest = _digest_of(results)
             config = self._config(results)
@@ -61,6 +62,7 @@ class Mined:
                     **counts,
                     **told,
                     "versions": versions.get(digest, []),
+                    "lost": [str(error) for error in damaged],
                 }
             )
         return {"mined": found}
@@ -70,23 +72,25 @@ class Mined:
         results, wanted = self._results(digest), Filter.of(asked)
         stones, names = self.home.deletions.tombstones(), self.home.marks.names()
         marks = names | {mark.partition("-")[0] for mark in names}
-        records = sorted(results.records().values(), key=lambda record: (record["path"], record["unit"]))
-        blocks = [(int(record["images"]), record) for record in records]
+        records, damaged = results.readable_summary()
+        rows = records.select(["unit", "path", "sha256", "images", "detections"]).to_pylist()
+        blocks = [(row["images"], row) for row in sorted(rows, key=lambda row: (row["path"], row["unit"]))]
 
-        def read(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], TrainingSample] | None]:
-            for sample in self._samples(record["detections"]["path"]):
-                yield None if stones.names(sample.meta, sample.key) else (record, sample)
+        def read(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], TrainingSample] | None]:
+            for sample in self._samples(row["detections"]):
+                yield None if stones.names(sample.meta, sample.key) else (row, sample)
 
         found = page_of(
             blocks, read, lambda item: item is not None and wanted.keeps(item[1], marks), asked, SAMPLES
         )
         items = [(position, *item) for position, item in found.items if item is not None]
         config = self._config(results)
-        images = self._images(config, [(record, sample.key) for _, record, sample in items])
+        images = self._images(config, [(row, sample.key) for _, row, sample in items])
         here = f"/detections/{_digest_of(results)}"
         return {
             "title": f"Detections {_digest_of(results)}",
             "about": f"{config.get('source', '')} by {config.get('grounder', '')}, before any threshold",
+            "lost": [str(error) for error in damaged],
             "here": here,
             "version": None,
             "split": "",
@@ -131,10 +135,10 @@ class Mined:
     def _images(self, config: dict[str, Any], wanted: list[tuple[dict[str, Any], str]]) -> dict[str, bytes]:
         """The bytes of images by key, of the units that can be read."""
         found: dict[str, bytes] = {}
-        units = {record["unit"]: record for record, _ in wanted}
-        for name, record in units.items():
+        units = {row["unit"]: row for row, _ in wanted}
+        for name, row in units.items():
             missing = {key for other, key in wanted if other["unit"] == name}
-            unit = Unit(record["unit"], record["path"], record["sha256"])
+            unit = Unit(row["unit"], row["path"], row["sha256"])
             try:
                 limits, columns = Limits(**config.get("limits", {})), Columns(**config.get("columns", {}))
                 source = open_unit(config.get("source", ""), unit, limits, columns)

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from hyco.pipeline.curation.compare import compare
 from hyco.pipeline.curation.describe import brief, settings
@@ -28,6 +29,7 @@ from hyco.storage.layout import log_path
 from hyco.storage.model_registry import Decision, champion_of
 from hyco.storage.objects import open_object
 from hyco.storage.sample import TrainingSample
+from hyco.storage.version_heads import Head, erased_keys, readable
 from hyco.storage.versions import Version, read_ref
 
 SAMPLES = 24
@@ -74,24 +76,25 @@ class HomePages:
     def overview(self) -> dict[str, Any]:
         """The content of the first page."""
         rows, champion, lost = self.decisions()
-        latest = self._latest()
-        entries = [self._entry(name, latest) for name in self.versions.names()]
-        versions = sorted(entries, key=lambda entry: (entry.get("created", ""), entry["name"]), reverse=True)
+        latest, erased = self._latest(), erased_keys(self.home.deletions)
+        known, damaged = readable(self.versions)
+        versions = [self._entry(head, latest, erased) for head in reversed(known)]
+        versions += [_broken(name, error) for name, error in damaged.items()]
         runs = [self._run(folder) for folder in self._newest_runs()]
         flagged = self.flags(rows)
         return {"rows": rows, "flags": flagged, "lost": lost, "champion": champion, "versions": versions, "runs": runs,
                 "shelved": self._shelved()}  # fmt: skip
 
-    def _entry(self, name: str, latest: str | None) -> dict[str, Any]:
+    def _entry(self, head: Head, latest: str | None, erased: pa.Array) -> dict[str, Any]:
         """A version in the list of the first page; with "unreadable", the reason, where its record cannot be read."""
+        version = head.version
         try:
-            version = self.versions.load(name)
             counts = {key: int(version.counts.get(key, 0)) for key in ("failures", "images", "parts")}
             return {"name": version.name, "counts": counts, "created": str(version.created),
-                    "configuration": brief(version),
-                    "parent": version.parent, "state": self._state(version.name, latest)}  # fmt: skip
+                    "configuration": brief(version), "parent": version.parent,
+                    "state": self._state(version.name, latest, head.superseded(erased))}  # fmt: skip
         except _UNREADABLE as error:
-            return _broken(name, error)
+            return _broken(version.name, error)
 
     def version(self, name: str) -> dict[str, Any]:
         """The content of the page of a version; ValueError when there is none of that name."""
@@ -120,7 +123,7 @@ class HomePages:
         return {
             "version": version,
             "settings": settings(version),
-            "state": self._state(version.name, self._latest()),
+            "state": self._state(version.name, self._latest(), self.versions.superseded(version)),
             "models": part(
                 "models",
                 lambda: run_pages.trained_on(version.name, self._newest_runs()),
@@ -255,18 +258,17 @@ class HomePages:
 
     def _latest(self) -> str | None:
         try:
-            latest = self.home.latest_version()
-            return latest.name if latest else None
+            return self.versions.latest()
         except _UNREADABLE:
             return None
 
-    def _state(self, name: str, latest: str | None) -> str:
+    def _state(self, name: str, latest: str | None, superseded: bool) -> str:
         try:
             if self.versions.quarantined(name):
                 return "quarantined"
         except ValueError:  # its reasons cannot be read; training refuses it anyway
             return "quarantined"
-        marks = ["superseded"] if self.versions.superseded(self.versions.load(name)) else []
+        marks = ["superseded"] if superseded else []
         if name == latest:
             return ", ".join(["latest", *marks])
         try:

@@ -143,6 +143,7 @@ class Review:
         return {
             "title": f"Samples of {version.name}",
             "about": "",
+            "lost": [],
             "here": f"/versions/{version.name}/samples",
             "version": version,
             "split": split,

@@ -5,20 +5,16 @@
 
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.kills import ROOT
+from tests.factories.commands import ROOT, hyco
 from tests.factories.ray_cluster import RayCluster
 
 DATA = ROOT.parent / "shared" / "data"
 PHOTOGRAPHS, DETECTOR = DATA / "flickr8k", DATA / "detectors" / "yolox_nano.onnx"
-
-
 WANTED = int(os.environ.get("HYCO_PHOTOGRAPHS", "300"))
 
 
@@ -36,23 +32,21 @@ def some(source: Path) -> Path:
     return source
 
 
-def version(verb_options: list[str], source: Path, home: Path) -> dict:
+def version(source: Path, home: Path, *options: str) -> dict:
     """Mine and pack with these options, and return what pack prints."""
-    for verb in ("mine", "pack"):
-        command = [
-            sys.executable,
-            "-m",
-            "hyco.flows",
-            verb,
-            "--home",
-            str(home),
-            "--source",
-            str(source),
-            "--quiet",
-        ]
-        command += ["--grounder", f"onnx:{DETECTOR}", "--workers", "2", *verb_options]
-        printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
-    return json.loads(printed)
+    words = [
+        "--home",
+        home,
+        "--source",
+        source,
+        "--grounder",
+        f"onnx:{DETECTOR}",
+        "--workers",
+        "2",
+        "--quiet",
+    ]
+    hyco("mine", *words, *options)
+    return json.loads(hyco("pack", *words, *options))
 
 
 @pytest.mark.slow
@@ -62,9 +56,9 @@ def test_photographs_on_two_nodes_make_the_version_of_the_local_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = some(tmp_path / "source")
-    local = version([], source, tmp_path / "local")
+    local = version(source, tmp_path / "local")
     with RayCluster(nodes=2, cpus=1) as cluster:
-        far = version(["--engine", f"ray:{cluster.address}"], source, tmp_path / "ray")
+        far = version(source, tmp_path / "ray", "--engine", f"ray:{cluster.address}")
     assert far == local and local["counts"]["images"] > 0.6 * WANTED
     with capsys.disabled():
         print(f"\n{WANTED:,} photographs: {local['version']} on both engines, {local['counts']}")

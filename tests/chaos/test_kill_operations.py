@@ -24,12 +24,9 @@ STEPS = 300
 
 @pytest.fixture
 def operation(tmp_path: Path) -> Iterator[Operation]:
-    made = Operation(tmp_path)
-    try:
+    with Operation(tmp_path) as made:
         made.hold()
         yield made
-    finally:
-        made.close()
 
 
 def flow_process(run: dict[str, Any]) -> int | None:
@@ -140,7 +137,4 @@ def test_what_was_started_ends_with_the_operation(operation: Operation) -> None:
     operation.deploy("watch_every_s=3600")
     operation.start_worker()
     operation.close()
-    deadline = time.monotonic() + 30
-    while left(operation.folder) and time.monotonic() < deadline:
-        time.sleep(0.5)
     assert left(operation.folder) == []

@@ -1,17 +1,15 @@
 """`hyco journey --home s3://...` killed three times: the version of a local home, a model, promotion and rollback."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hyco.pipeline.training.step_log import read_log
 from hyco.storage.home import Home
 from tests.chaos.test_kill import ROOT, SMALL, journey, kill_when, scenes  # noqa: F401  a fixture
+from tests.factories.commands import hyco
 from tests.factories.s3 import bucket
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
@@ -23,14 +21,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("HYCO_CACHE", str(tmp_path / "first"))
     with bucket() as (url, _):
         yield f"{url}/home"
-
-
-def hyco(*words: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", "hyco.flows", *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 def test_it_ends_as_on_a_local_disk(

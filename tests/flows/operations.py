@@ -15,9 +15,8 @@ from typing import Any
 
 from hyco.demo.write import write_shard
 from hyco.flows.runtime.server import guarded
+from tests.factories.commands import GROUNDER, HYCO, ROOT
 
-ROOT = Path(__file__).parents[2]
-GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
 PATIENCE = float(os.environ.get("HYCO_TEST_PATIENCE", 1))  # above 1 where other work shares the cores
 TINY = [
     "retrain.journey.recipe.steps=20",
@@ -38,7 +37,7 @@ TINY = [
 
 
 class Operation:
-    """One home with its server and workers; `close` ends everything it started.
+    """One home with its server and workers; the end of the `with` block, or `close`, ends everything it started.
 
     Args:
         folder: of all that it writes.
@@ -67,6 +66,12 @@ class Operation:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.server = self.start_server()
 
+    def __enter__(self) -> "Operation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a process that ends with this one; its output goes to NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -78,14 +83,9 @@ class Operation:
 
     def start_server(self) -> subprocess.Popen[bytes]:
         """Start the server, on its own database, and wait until it answers."""
-        process = self.start(
-            "server", sys.executable, "-m", "hyco.flows", "ui", "--home", str(self.home), *self._port()
-        )
+        process = self.start("server", *HYCO, "ui", "--home", str(self.home), "--port", str(self.port))
         self.wait("the server answers", lambda: self.ask("GET", "/health") is True, 180)
         return process
-
-    def _port(self) -> list[str]:
-        return ["--port", str(self.port)]
 
     def start_worker(self, pool: str = "cpu") -> subprocess.Popen[bytes]:
         """Start a worker of a pool."""
@@ -93,9 +93,13 @@ class Operation:
 
     def hyco(self, *arguments: str, code: int = 0) -> str:
         """Run a command of hyco to its end and return what it printed; it must exit with `code`."""
-        command = [sys.executable, "-m", "hyco.flows", *arguments]
         ran = subprocess.run(
-            command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=300 * PATIENCE
+            [*HYCO, *arguments],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=300 * PATIENCE,
         )
         assert ran.returncode == code, (
             f"{arguments}: {ran.returncode}\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
@@ -188,7 +192,7 @@ class Operation:
         process.wait()
 
     def close(self) -> None:
-        """End what is still running, workers first."""
+        """End what is still running, workers first, and wait for what they had started."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.terminate()
@@ -198,6 +202,9 @@ class Operation:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        deadline = time.monotonic() + 30
+        while left(self.folder) and time.monotonic() < deadline:
+            time.sleep(0.5)
 
 
 def left(folder: Path) -> list[str]:

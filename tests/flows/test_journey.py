@@ -16,8 +16,8 @@ from hyco.flows.journey import journey
 from hyco.flows.mine import mine
 from hyco.pipeline.config import override
 from hyco.pipeline.end_to_end import compose
+from tests.factories.commands import GROUNDER
 
-GROUNDER = f"transformers:{Path(__file__).parents[2] / 'demo' / 'weights' / 'grounder'}"
 SMALL = ["steps=6", "batch_size=16", "log_every=1", "optimiser.warmup_steps=2"]
 SMALL += ["model.vision.width=64", "model.vision.depth=1", "model.text.depth=1"]
 

@@ -1,11 +1,8 @@
 """Flow runs and commands with the engine ray: the version of the local engine, and a deployment on the pool ray."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -19,13 +16,11 @@ from hyco.pipeline.end_to_end import JourneyConfig, compose
 from hyco.pipeline.packing.pack import pack as pack_here
 from hyco.pipeline.runtime.executor import InProcess
 from hyco.storage.home import Home
+from tests.factories.commands import GROUNDER, hyco
 from tests.factories.ray_cluster import RayCluster
 from tests.flows.deployment.test_reconcile import config as deployment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-ROOT = Path(__file__).parents[2]
-GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +37,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "train"
 
 
-def hyco(verb: str, home: Path, source: Path, *more: str) -> Any:
-    """What a command prints."""
-    command = [
-        sys.executable,
-        "-m",
-        "hyco.flows",
-        verb,
-        "--home",
-        str(home),
-        "--source",
-        str(source),
-        "--quiet",
-    ]
-    done = subprocess.run(
-        [*command, "--grounder", GROUNDER, *more], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
 def test_flows_and_commands_on_ray_make_the_version_of_this_machine(
     cluster: RayCluster, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +50,8 @@ def test_flows_and_commands_on_ray_make_the_version_of_this_machine(
         names = [run.name for run in client.read_task_runs()]
     assert {"mine 00000.tar", "mine 00001.tar", "pack 00000.tar", "pack 00001.tar"} <= set(names)
 
-    far = hyco("mine", tmp_path / "command", source, "--engine", engine, "--workers", "1", "--grounders", "1")
+    words = ["--home", tmp_path / "command", "--source", source, "--grounder", GROUNDER, "--engine", engine]
+    far = json.loads(hyco("mine", *words, "--workers", "1", "--grounders", "1", "--quiet"))
     timed = ("seconds", "images_per_second")
     assert {name: far[name] for name in far if name not in timed} == {
         name: mined[name] for name in mined if name not in timed

@@ -18,15 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200 * PATIENCE)]
 
 @pytest.fixture(scope="module")
 def operation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operation]:
-    made = Operation(tmp_path_factory.mktemp("operation"))
-    try:
+    with Operation(tmp_path_factory.mktemp("operation")) as made:
         made.hold()
         yield made
-    finally:
-        made.close()
-        deadline = time.monotonic() + 30
-        while left(made.folder) and time.monotonic() < deadline:
-            time.sleep(0.5)
     assert left(made.folder) == []
 
 

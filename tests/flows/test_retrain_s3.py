@@ -1,7 +1,6 @@
 """Watch, retrain, promote and roll back with a home in an object store, as an installation has it."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +16,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500 * PATIENCE)]
 @pytest.fixture
 def operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operation]:
     monkeypatch.setenv("HYCO_CACHE", str(tmp_path / "cache"))
-    with bucket() as (url, _):
-        made = Operation(tmp_path / "operation", f"{url}/home")
-        try:
-            made.hold()
-            yield made
-        finally:
-            made.close()
-            deadline = time.monotonic() + 30
-            while left(made.folder) and time.monotonic() < deadline:
-                time.sleep(0.5)
-        assert left(made.folder) == []
+    with bucket() as (url, _), Operation(tmp_path / "operation", f"{url}/home") as made:
+        made.hold()
+        yield made
+    assert left(made.folder) == []
 
 
 def test_a_new_shard_becomes_a_decision_in_an_object_store(operation: Operation) -> None:

@@ -23,7 +23,7 @@ if found is None:
 
 from hyco.models.grounding.groundingdino_py import GroundingDinoPy, build, digest, import_package
 
-import_package()  # mends torchvision, without which transformers' model cannot be imported either
+import_package()  # repairs torchvision, without which transformers' model cannot be imported either
 
 from transformers import (  # noqa: E402
     BertConfig,

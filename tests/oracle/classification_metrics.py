@@ -1,4 +1,4 @@
-"""Plain twins for the classifiers: detection by comparing all pairs and all thresholds, crops one pixel at a time."""
+"""References for the classifiers: detection by comparing all pairs and all thresholds, crops one pixel at a time."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Plain twins of the assessment metrics: loops, sets and expanded lists, written from their definitions."""
+"""References of the assessment metrics: loops, sets and expanded lists, written from their definitions."""
 
 import math
 from collections.abc import Sequence

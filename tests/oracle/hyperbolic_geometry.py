@@ -1,4 +1,4 @@
-"""Twins of models/hyperbolic in mpmath, 50 digits, written from the definitions without any safe form."""
+"""References of models/hyperbolic in mpmath, 50 digits, written from the definitions without any safe form."""
 
 import math
 import random

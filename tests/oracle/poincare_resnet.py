@@ -1,4 +1,4 @@
-"""Plain float64 twins of the Poincare ResNet: points of the ball, textbook formulas, im2col, no shared code.
+"""Plain float64 references of the Poincare ResNet: points of the ball, textbook formulas, im2col, no shared code.
 
 `forward(state, pixels, ...)` runs a network from its state dict, in the right arithmetic or (published=True) in that
 of the authors' code with the defects that mathematics.md names.

@@ -1,4 +1,4 @@
-"""Plain twins of the heads of cosines and of balanced prototypes, from their formulas: loops in float64."""
+"""References of the heads of cosines and of balanced prototypes, from their formulas: loops in float64."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Plain twins of ranked metrics, from their definitions: hierarchies as pairs, AP with ties, 11 points, prompts."""
+"""References of ranked metrics, from their definitions: hierarchies as pairs, AP with ties, 11 points, prompts."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Plain twins of maximum separation: the recursion of the paper, loops over classes, and the distance from acosh."""
+"""References of maximum separation: the recursion of the paper, loops over classes, and the distance from acosh."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""HyCoCLIP's loss, forward and backward from embeddings to their gradients, beside two twins in plain torch.
+"""HyCoCLIP's loss, forward and backward from embeddings to their gradients, beside two forms in plain torch.
 
 "four matrices": the same loss written as published code computes it, a distance matrix for every cross-entropy
 (acosh of the clamped inner product) and the cones by acos and asin. "CLIP + part queries": the four cross-entropies

@@ -1,4 +1,4 @@
-"""A training step of the Poincare ResNet-20 beside its Euclidean twin: forward, backward, batch 32 of 32 x 32.
+"""A training step of the Poincare ResNet-20 beside its Euclidean counterpart: forward, backward, batch 32 of 32 x 32.
 
 The authors' code takes 28 times the time and 33 times the saved memory of the Euclidean network
 (our own measurement, docs/poincare_resnet.md); the floors here are 4.75 and 6 times;

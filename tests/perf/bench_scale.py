@@ -150,14 +150,14 @@ def ours_plan(made: Path) -> Any:
 def earlier_watch(made: Path) -> Any:
     """The same, reading everything."""
     from hyco.pipeline.packing.pack import pack_digest
-    from hyco.pipeline.sources.listing import has_files
+    from hyco.pipeline.sources.listing import list_source
     from hyco.storage.home import Home
 
     config, home = configuration(made), Home(made / "home")
     mine, pack = config.journey.mine, config.journey.pack
     ages = [time.time() - path.stat().st_mtime for path in Path(mine.source).iterdir() if path.is_file()]
     waits = max((config.settle_s - age for age in ages if age < config.settle_s), default=0.0)
-    assert has_files(mine.source)
+    assert list_source(mine.source).files
     units, done = earlier_units(config, home)
     pending = [unit for unit in units if unit.name not in done]
     again = earlier_listing(mine)

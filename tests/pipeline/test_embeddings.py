@@ -173,10 +173,9 @@ def test_search_finds_what_the_score_ranks_first(home, kind, tmp_path, request):
     assert hits[0].captions == sample(int(best[0])).captions
 
 
-def test_an_interrupted_embedding_goes_on_and_ends_the_same(home, model, tmp_path, monkeypatch):
-    whole_run = tmp_path / "whole.parquet"
-    embed_version(home, "latest", model, whole_run)
-    out, real, calls = tmp_path / "x.parquet", Embedder.encode_pixels, []
+def interrupt_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Interrupt the second unit that is embedded; the list grows with each."""
+    real, calls = Embedder.encode_pixels, list[int]()
 
     def encode(self, images):
         calls.append(1)
@@ -185,6 +184,13 @@ def test_an_interrupted_embedding_goes_on_and_ends_the_same(home, model, tmp_pat
         return real(self, images)
 
     monkeypatch.setattr(Embedder, "encode_pixels", encode)
+    return calls
+
+
+def test_an_interrupted_embedding_goes_on_and_ends_the_same(home, model, tmp_path, monkeypatch):
+    whole_run = tmp_path / "whole.parquet"
+    embed_version(home, "latest", model, whole_run)
+    out, calls = tmp_path / "x.parquet", interrupt_once(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         embed_version(home, "latest", model, out)
     assert not out.exists()
@@ -205,15 +211,7 @@ def test_failures_of_finished_units_are_counted_after_an_interruption(model, tmp
     write_tar(tmp_path / "s" / "a.tar", [source_row(0), *broken])
     write_tar(tmp_path / "s" / "b.tar", [source_row(3)])
     whole_run = embed_source(str(tmp_path / "s"), model, tmp_path / "whole.parquet")
-    real, calls = Embedder.encode_pixels, []
-
-    def encode(self, images):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(self, images)
-
-    monkeypatch.setattr(Embedder, "encode_pixels", encode)
+    interrupt_once(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         embed_source(str(tmp_path / "s"), model, tmp_path / "x.parquet")
     resumed = embed_source(str(tmp_path / "s"), model, tmp_path / "x.parquet")

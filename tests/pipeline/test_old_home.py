@@ -28,9 +28,8 @@ from hyco.pipeline.ui.server import create_app
 from hyco.storage.detections import read_detections
 from hyco.storage.home import Home
 from hyco.storage.versions import Version
+from tests.factories.commands import GROUNDER, ROOT
 
-ROOT = Path(__file__).parents[2]
-GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
 VERSION = "v-ea9efb6f4d86"
 SHARD = "shards/objects/45440657fa4762ec1ec46cda75b072a4050e7118523aebad2f77e5ffa16bac24.tar"
 DETECTIONS = "detections/082de46734976a8d"

@@ -250,6 +250,8 @@ def test_an_equal_object_committed_anew_is_young(tmp_path: Path) -> None:
 def test_unusable_urls() -> None:
     with pytest.raises(ValueError, match="chains filesystems"):
         Store("simplecache::s3://bucket")
+    with pytest.raises(ValueError, match=r"nstall adlfs to access .*, or use a local path or s3://"):
+        Store("abfs://container/prefix")
     with pytest.raises(ValueError, match="Protocol not known"):
         Store("nonsense://x")
     with pytest.raises(ValueError, match="cannot commit atomically"):

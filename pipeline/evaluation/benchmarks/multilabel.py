@@ -10,8 +10,9 @@ from jaxtyping import Int
 from hyco.pipeline.datasets.dataset_card import PLAIN
 from hyco.pipeline.embedder import Embedder
 from hyco.pipeline.evaluation.benchmarks.base import COCO_FOLDERS, Evaluation, Setting, folder_with
+from hyco.pipeline.evaluation.benchmarks.coco_instances import read_instances
 from hyco.pipeline.evaluation.coverage import as_numbers
-from hyco.pipeline.evaluation.embed_files import embed_files, read_json, read_lines
+from hyco.pipeline.evaluation.embed_files import embed_files, read_lines
 from hyco.pipeline.evaluation.metrics.bootstrap import MetricResult
 from hyco.pipeline.evaluation.metrics.multilabel import DIFFICULT, multilabel
 from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
@@ -62,31 +63,15 @@ def read_voc(folder: Path, split: str = "test") -> LabelSets:
 
 
 def read_coco_labels(folder: Path, split: str = "val2017") -> LabelSets:
-    """The classes of the objects of each image, crowds included, in annotations/instances_SPLIT.json.
+    """The classes of the objects of each image, crowds included; images without an object are left out and counted.
 
-    Images without an object are left out and counted. FileNotFoundError without the json; ValueError when it is not
-    COCO's.
+    Errors as those of `read_instances`.
     """
-    path = folder / "annotations" / f"instances_{split}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    content = read_json(path)
-    try:
-        column = {item["id"]: n for n, item in enumerate(content["categories"])}
-        names = tuple(str(item["name"]) for item in content["categories"])
-        shown: dict[int, set[int]] = {}
-        for item in content["annotations"]:
-            shown.setdefault(item["image_id"], set()).add(column[item["category_id"]])
-        files = {item["id"]: item["file_name"] for item in content["images"]}
-        images = tuple(folder / split / files[key] for key in shown)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not in COCO's format ({error!r}): images, annotations, categories"
-        ) from None
-    labels = np.zeros((len(images), len(names)), np.int64)
-    for row, own in enumerate(shown.values()):
-        labels[row, list(own)] = 1
-    return LabelSets(images, labels, names, len(files) - len(shown))
+    found = read_instances(folder, split)
+    labels = np.zeros((len(found.files), len(found.classes)), np.int64)
+    for row, own in enumerate(found.objects):
+        labels[row, [label for label, _ in own]] = 1
+    return LabelSets(found.files, labels, found.classes, found.images - len(found.files))
 
 
 def measure(

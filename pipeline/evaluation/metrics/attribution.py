@@ -38,6 +38,7 @@ from hyco.pipeline.evaluation.metrics.geometry import (
     shuffle,
 )
 from hyco.pipeline.evaluation.metrics.order import Score
+from hyco.pipeline.evaluation.metrics.ranked import Ranked
 
 RIDGE = 1.0
 PASSING = 0.1  # of the shuffled pairs
@@ -110,7 +111,7 @@ def _retrieval(
     }
     guess = expected_precision(concepts.under[asked].sum(1), concepts.under.shape[1])
     if not len(asked):
-        return {"names": 0}, {}
+        return {"n": 0}, {}
     numbers: dict = {name: float(values.mean()) for name, values in each.items()}
     depth = concepts.depth()[asked]
     by_depth = {
@@ -130,7 +131,12 @@ def membership(
     radius: Float[np.ndarray, " N"],
     aperture: Float[np.ndarray, " N"],
 ) -> dict:
-    """AP of all pairs in one ranking, by angle minus each kind of threshold; "norm" is the radius without the angle."""
+    """AP of all pairs in one ranking, by angle minus each kind of threshold; "norm" is the radius without the angle.
+
+    Only the number of pairs when all images lie under all names, or none under any.
+    """
+    if under.all() or not under.any():
+        return {"pairs": int(under.size)}
     fits: dict[str, Callable[[Float[np.ndarray, " N"]], Float[np.ndarray, " N"]]] = {
         "angle": np.zeros_like,
         "aperture": lambda threshold: aperture,
@@ -288,11 +294,11 @@ def _split(points: Tensor, curvatures: Tensor) -> Tensor:
 
 
 def average_precision(values: Float[np.ndarray, " M"], right: Bool[np.ndarray, " M"]) -> float:
-    """Mean over the right ones of the precision at their rank; equal values share their lowest rank."""
-    order = np.argsort(-values, kind="stable")
-    hits, ranked = np.cumsum(right[order]), values[order]
-    last = np.searchsorted(-ranked, -ranked, side="right")
-    return float((hits[last - 1] / last)[right[order]].mean())
+    """Mean over the right ones of the precision at their rank; equal values have their lowest rank.
+
+    Raises ValueError without right or without other ones, and for a value that is not finite.
+    """
+    return Ranked.of(values[right], values[~right], ("right", "other")).numbers()["aupr"]
 
 
 def decreasing(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

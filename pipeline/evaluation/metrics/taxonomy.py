@@ -156,10 +156,6 @@ class Taxonomy:
             member.append(groups.setdefault(node, len(groups)))
         return tuple(self.names[node][0] for node in groups), np.array(member, np.int64)
 
-    def prompts_of(self, leaf: int) -> list[str]:
-        """Every prompt with every name of a node."""
-        return [fill(prompt, name) for prompt in self.prompts for name in self.names[leaf]]
-
     def class_index(self, label: str) -> int:
         """Position of a leaf id among the leaves; ValueError with the nearest leaf for anything else."""
         leaves = self.leaf_ids()

@@ -15,7 +15,7 @@ from hyco.flows.deployment.automations import automations
 from hyco.flows.deployment.config import DeployConfig, first, resolved
 from hyco.flows.deployment.deployments import _leaves, _tree, merged, schema_of
 from hyco.flows.deployment.prefect_yaml import demo_config, text
-from hyco.flows.deployment.reconcile import apply, check, edits, pauses
+from hyco.flows.deployment.reconcile import apply, check, pauses
 from hyco.flows.deployment.spec import blueprint
 from hyco.flows.deployment.work_pools import template
 from hyco.flows.runtime.settings import HEARTBEAT_S
@@ -32,6 +32,13 @@ def config(**changes):
     mine = MineConfig(source="source", grounder="transformers:none", weights="w1")
     journey = JourneyConfig(mine=mine, recipe=demo())
     return DeployConfig(home="home", retrain=RetrainConfig(journey=journey), **changes)
+
+
+def edits(plan, before):
+    """What is kept because it was changed on the server."""
+    kept = []
+    check(plan, before, kept.append)
+    return kept
 
 
 @pytest.fixture

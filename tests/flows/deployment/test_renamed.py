@@ -6,9 +6,9 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.states import Completed
 
 from hyco.flows.deployment.deployments import _create, schema_of
-from hyco.flows.deployment.reconcile import _pools, apply, check, edits
+from hyco.flows.deployment.reconcile import _pools, apply, check
 from hyco.flows.deployment.spec import RENAMED, blueprint
-from tests.flows.deployment.test_reconcile import bare, config  # noqa: F401
+from tests.flows.deployment.test_reconcile import bare, config, edits  # noqa: F401
 
 FIRST_PAGE = 10  # rows of Prefect's page of deployments
 
@@ -26,7 +26,7 @@ def test_old_names_are_replaced_and_edits_kept():
     plan = blueprint(config())
     with get_client(sync_client=True) as client:
         for missing in _pools(client, plan, None):
-            missing.mend()
+            missing.fix()
         ids = {one.full_name: _create(client, one, "old") for one in plan.former}
         smoke = client.read_deployment(ids["journey/smoke"])
         changed = {**smoke.parameters["config"], "processes": 2}
@@ -45,13 +45,15 @@ def test_old_names_are_replaced_and_edits_kept():
         "deployment train/full: is now called train/train-full",
         "deployment journey/small: no longer asked",
     ]
-    done = apply(plan, plan)
+    noted = []
+    done = apply(plan, plan, noted.append)
     assert "updated deployment train/small: is now called train/train-small" in done
     gone = ["journey/smoke", "journey/small", "train/small", "journey/full"]
     assert [line for line in done if line.startswith("deleted")] == [
         f"deleted deployment {one}" for one in gone
     ]
     kept = edits(plan, plan)
+    assert sorted(noted) == sorted(kept), "apply tells what it keeps in the same reading"
     tail = ", changed on the server and kept; hyco deploy --reset undoes it"
     assert f"deployment journey/journey-smoke: parameters.config.processes 1 -> 2{tail}" in kept
     assert f"deployment train/smoke: parameters.version latest -> v-1{tail}" in kept

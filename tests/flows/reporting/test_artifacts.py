@@ -44,7 +44,7 @@ def test_a_quarantine_is_told_with_the_whole_verdict(tmp_path: Path, monkeypatch
     ]
 
     def refuse(*args: Any) -> None:
-        raise QualityError(name, checks)
+        raise QualityError(name, checks, tmp_path)
 
     monkeypatch.setattr("hyco.flows.pack.packing.pack", refuse)
     mine = MineConfig(source=str(tmp_path), grounder="transformers:none", weights="w1")

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from hyco.demo.write import write_shard
+from tests.factories.commands import GROUNDER, ROOT
 
-ROOT = Path(__file__).parents[3]
-GROUNDER = f"transformers:{ROOT / 'demo' / 'weights' / 'grounder'}"
 STARTUP_S = 240
 STOPPED = r"hyco: stopped.*; the same command goes on where it left off"
 AT_ONCE = r"hyco: ended at once by a second Ctrl-C"

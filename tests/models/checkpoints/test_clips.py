@@ -1,4 +1,4 @@
-"""Hugging Face's and OpenCLIP's checkpoints: the same features as their own code or a plain twin; clear refusals."""
+"""Hugging Face's and OpenCLIP's checkpoints: same features as their own code or a plain reference; clear refusals."""
 
 import json
 from pathlib import Path

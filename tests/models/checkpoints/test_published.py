@@ -1,4 +1,4 @@
-"""MERU's and HyCoCLIP's state dicts: same features as a plain twin, same bits back, clear refusals."""
+"""MERU's and HyCoCLIP's state dicts: same features as a plain reference, same bits back, clear refusals."""
 
 import dataclasses
 

@@ -10,7 +10,7 @@ if importlib.util.find_spec("torchvision") is None:
 
 from hyco.models.grounding.torchvision_import import import_torchvision
 
-import_torchvision()  # mends torchvision, without which transformers cannot be imported either
+import_torchvision()  # repairs torchvision, without which transformers cannot be imported either
 
 from transformers import Sam3Model, Sam3Processor  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Balanced prototypes: both terms and the head against float64 twins, and what the embedding gains."""
+"""Balanced prototypes: both terms and the head against float64 references, and what the embedding gains."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Cosine head, NTCE and NONL against float64 twins; their gradients and what they learn."""
+"""Cosine head, NTCE and NONL against float64 references; their gradients and what they learn."""
 
 import numpy as np
 import pytest

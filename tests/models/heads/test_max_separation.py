@@ -1,4 +1,4 @@
-"""Maximum separation against its recursion, and the two heads against float64 twins."""
+"""Maximum separation against its recursion, and the two heads against float64 references."""
 
 import copy
 import os

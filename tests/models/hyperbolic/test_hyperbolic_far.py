@@ -89,7 +89,7 @@ def test_distance_of_points_that_are_orthogonal_or_on_one_ray():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fused_cones_are_right_far_out(dtype):
-    """Values against fifty digits and more; gradients against the plain twin, where a float can hold them."""
+    """Values against fifty digits and more; gradients against the plain reference, where a float can hold them."""
     kinds = ("random", "level", "opposite", *(("collinear",) if dtype == torch.float32 else ()))
     with mp.workdps(120 if dtype == torch.float32 else 600):
         for kind, c, v, x, y in far_pairs(dtype, kinds):

@@ -93,7 +93,7 @@ def test_every_layer_is_in_the_matrix():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_compiles_whole_and_agrees(name):
-    """aot_eager traces forward and backward without a break; the slow twin below also generates the code."""
+    """aot_eager traces forward and backward without a break; the slow test below also generates the code."""
     check_compiled(name, "aot_eager")
 
 

@@ -1,4 +1,4 @@
-"""The fused contrast where float32 is short of digits, and the fused cones beside their plain twin."""
+"""The fused contrast where float32 is short of digits, and the fused cones beside their plain reference."""
 
 import math
 
@@ -26,7 +26,7 @@ def pair_by_pair(points, tables, scale, c):
 
 
 def both(points, c, scale=50.0, pairs_at_once=1 << 20):
-    """Value and gradients of ours in float32 and of the twin in float64, of the very same points."""
+    """Value and gradients of ours in float32 and of the reference in float64, of the very same points."""
     own = torch.arange(len(points[0]))
     weight = torch.tensor(0.5 / len(own))
     tables = [PairLoss(0, 1, own, weight, own, weight), PairLoss(2, 1, own.flip(0), weight)]

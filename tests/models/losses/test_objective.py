@@ -1,4 +1,4 @@
-"""The loss tables against a float64 twin written from the equations, and across two processes."""
+"""The loss tables against a float64 reference written from the equations, and across two processes."""
 
 import math
 import os

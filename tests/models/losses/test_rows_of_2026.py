@@ -1,6 +1,6 @@
 """Rows beyond HyCoCLIP's: angles, norms, uncertainty, boxes as keys, cones with negatives and sigmoids.
 
-Against the float64 twin, streamed, across two processes, and where points have no direction.
+Against the float64 reference, streamed, across two processes, and where points have no direction.
 """
 
 import math

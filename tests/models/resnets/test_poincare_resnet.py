@@ -1,4 +1,4 @@
-"""Poincare ResNet against plain float64 twins, in its own arithmetic and in the published one."""
+"""Poincare ResNet against plain float64 references, in its own arithmetic and in the published one."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""FPR95, AUROC and AUPR against twins that compare all pairs and all thresholds."""
+"""FPR95, AUROC and AUPR against references that compare all pairs and all thresholds."""
 
 import numpy as np
 import pytest

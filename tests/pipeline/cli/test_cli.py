@@ -10,9 +10,8 @@ import pytest
 from hyco.flows.__main__ import main
 from hyco.storage.store import Store
 from hyco.storage.versions import Versions
+from tests.factories.commands import GROUNDER
 from tests.factories.training import make_home
-
-GROUNDER = f"transformers:{Path(__file__).parents[3] / 'demo' / 'weights' / 'grounder'}"
 
 
 @pytest.fixture

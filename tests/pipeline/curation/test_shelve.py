@@ -1,4 +1,4 @@
-"""A shard that is set aside stops nothing, is named wherever a person looks, and comes back when it is mended."""
+"""A shard that is set aside stops nothing, is named wherever a person looks, and comes back when it is repaired."""
 
 import sys
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_one_bad_shard_stops_everything_until_it_is_set_aside(torn, home, detect
         pack(mine, PACK, opened)
 
 
-def test_a_mended_file_and_a_removed_one_leave_the_shelf_by_themselves(torn, home, detector) -> None:
+def test_a_repaired_file_and_a_removed_one_leave_the_shelf_by_themselves(torn, home, detector) -> None:
     opened, mine = Home(home), config(torn)
     plan(mine, opened)
     shelve(opened, str(torn / "00002.tar"), "torn")

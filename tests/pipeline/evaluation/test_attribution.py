@@ -1,8 +1,8 @@
 """Norm, angle and bias as readings of what is general: against loops in float64 and constructed spaces."""
 
+import dataclasses
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,8 +30,10 @@ from hyco.pipeline.evaluation.metrics.attribution import (
 )
 from hyco.pipeline.evaluation.metrics.average_precision import expected_precision
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
+from hyco.pipeline.evaluation.metrics.document import new
 from hyco.pipeline.evaluation.metrics.geometry import Points, shuffle
-from hyco.pipeline.evaluation.sections import name_aperture
+from hyco.pipeline.evaluation.report.tables import tables
+from hyco.pipeline.evaluation.sections import keep, name_aperture
 from tests.oracle import hycoclip_loss as oracle
 
 FEW = Bootstrap(100)
@@ -129,6 +131,26 @@ def test_thresholds_help_where_names_need_them():
     assert falling["norm"] < 0.4 and falling["chance"]["norm"] == pytest.approx(under.mean(), abs=0.01)
 
 
+def test_nothing_to_rank_is_counted_and_a_value_that_is_not_finite_is_refused():
+    angle = np.ones((2, 3))
+    for under in (np.ones((2, 3), bool), np.zeros((2, 3), bool)):
+        assert membership(under, angle, np.ones(2), np.zeros(2)) == {"pairs": 6}
+    under = np.array([[True, False, True]] * 2)
+    for wrong in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="not finite"):
+            membership(under, angle, np.ones(2), aperture=np.array([0.0, wrong]))
+
+
+def test_images_of_one_label_have_a_report():
+    """Every image lies under the same names: no name has a ranking of its own."""
+    concepts = random_concepts(4)
+    concepts = dataclasses.replace(concepts, under=np.array([[True] * 12] * 3 + [[False] * 12] * 3))
+    metrics = new("run", "attribution")
+    keep(metrics, "attribution", attribute(concepts, score, C, 0.1, FEW))
+    (table,) = tables(metrics)
+    assert table["note"] == "0 names of the tree and the images under them" and len(table["rows"]) > 3
+
+
 def test_the_nearest_non_increasing_function():
     x, y = np.array([3.0, 1.0, 2.0, 4.0, 2.0]), np.array([2.0, 1.0, 3.0, 0.0, 5.0])
     # By x: 1 -> 1; 2 -> 3, 5; 3 -> 2; 4 -> 0. The first three values pool to 3.
@@ -194,7 +216,7 @@ def test_a_euclidean_model_has_the_score_alone():
     [
         (polar_cones_objective(), POLAR_APERTURES["text_box"]),
         (hycoclip_objective(), 0.1),
-        (replace(meru_objective(), aperture=0.2), 0.2),
+        (dataclasses.replace(meru_objective(), aperture=0.2), 0.2),
         (clip_objective(), 0.1),
     ],
 )

@@ -1,4 +1,4 @@
-"""HierarCaps: its layout, the pairs, and both metrics against a plain twin and scikit-learn."""
+"""HierarCaps: its layout, the pairs, and both metrics against a plain reference and scikit-learn."""
 
 import csv
 from pathlib import Path

@@ -93,6 +93,15 @@ def tiny(geometry="lorentz", factors=1, **changes):
     return DualEncoder(ClipConfig(vision=vision, text=text, **space)), tokenizer
 
 
+def wide_embedder() -> Embedder:
+    """Untrained, its projections so wide that colours tell: not every image gets the same answer."""
+    model, tokenizer = tiny()
+    with torch.no_grad():
+        model.visual_projection.weight.mul_(30)
+        model.textual_projection.weight.mul_(30)
+    return Embedder(model, tokenizer, batch_size=4)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A home with one version and one run, a labelled source, a taxonomy."""

@@ -1,4 +1,4 @@
-"""Every metric against its plain twin, every chance level against a simulation of chance."""
+"""Every metric against its plain reference, every chance level against a simulation of chance."""
 
 import json
 
@@ -254,7 +254,7 @@ def test_taxonomy_file(tmp_path):
     path.write_text(json.dumps({"root": "thing", "prompts": ["a {}"], "nodes": nodes}))
     taxonomy = Taxonomy.load(path)
     assert taxonomy.leaf_ids() == ("cat", "saw")
-    assert taxonomy.prompts_of(int(taxonomy.leaves()[0])) == ["a cat", "a kitten"]
+    assert taxonomy.prompts == ("a {}",) and taxonomy.names[int(taxonomy.leaves()[0])] == ("cat", "kitten")
     with pytest.raises(ValueError, match="'kat' is not a leaf of the taxonomy; nearest: cat"):
         taxonomy.class_index("kat")
     path.write_text('{"root": "thing", "prompts": ["a thing"], "nodes": []}')

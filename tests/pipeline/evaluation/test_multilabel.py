@@ -1,4 +1,4 @@
-"""VOC 2007 and COCO's labels: their layouts, and average precision against a plain twin and scikit-learn."""
+"""VOC 2007 and COCO's labels: their layouts, and average precision against a plain reference and scikit-learn."""
 
 import json
 from pathlib import Path

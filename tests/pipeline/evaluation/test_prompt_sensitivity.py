@@ -1,4 +1,4 @@
-"""Zero-shot under each prompt by itself: mean, worst and range against a plain twin, and its place in the suite."""
+"""Zero-shot under each prompt by itself: mean, worst and range against a reference, and its place in the suite."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from hyco.pipeline.imaging.crop import stretch, whole
 from hyco.pipeline.imaging.decode import encode_jpeg
 from tests.factories.files import lay
 from tests.oracle import evaluation_metrics as plain
-from tests.pipeline.evaluation.test_evaluate import tiny
+from tests.pipeline.evaluation.test_evaluate import wide_embedder
 
 FEW = Bootstrap(draws=100)
 PROMPTS = ["see a {}.", "one {} here"]
@@ -32,12 +32,7 @@ KINDS = ("airplane", "bird", "cat")
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    """Untrained, its projections so wide that not every image gets the same answer."""
-    model, tokenizer = tiny()
-    with torch.no_grad():
-        model.visual_projection.weight.mul_(30)
-        model.textual_projection.weight.mul_(30)
-    return Embedder(model, tokenizer, batch_size=4)
+    return wide_embedder()
 
 
 def speckled(number: int, height: int = 20, width: int = 24) -> bytes:

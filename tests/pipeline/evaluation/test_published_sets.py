@@ -1,4 +1,4 @@
-"""Published evaluation sets, a few made files in the layout of each; boxes against their plain twins."""
+"""Published evaluation sets, a few made files in the layout of each; boxes against their plain references."""
 
 import json
 from types import SimpleNamespace

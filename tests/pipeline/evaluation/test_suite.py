@@ -32,7 +32,7 @@ from hyco.pipeline.evaluation.metrics.zero_shot import (
 from hyco.pipeline.imaging.decode import encode_jpeg
 from hyco.pipeline.runtime.progress import Progress
 from tests.factories.files import lay
-from tests.pipeline.evaluation.test_evaluate import run, tiny, world
+from tests.pipeline.evaluation.test_evaluate import run, tiny, wide_embedder, world
 
 __all__ = ["world"]  # a fixture
 FEW = Bootstrap(draws=100)
@@ -97,12 +97,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    """Untrained, its projections so wide that colours tell: not every image gets the same answer."""
-    model, tokenizer = tiny()
-    with torch.no_grad():
-        model.visual_projection.weight.mul_(30)
-        model.textual_projection.weight.mul_(30)
-    return Embedder(model, tokenizer, batch_size=4)
+    return wide_embedder()
 
 
 def test_zero_shot_equals_the_plain_way(data: Path, embedder: Embedder) -> None:

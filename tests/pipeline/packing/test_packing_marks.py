@@ -88,7 +88,10 @@ def test_when_everything_is_marked_the_remedy_is_named(before) -> None:
     mined, home, _, samples = before
     for key in samples:
         Home(home).marks.put(key)
-    with pytest.raises(ValueError, match="10 images and boxes are marked as bad: take marks back at /marks"):
+    with pytest.raises(
+        ValueError,
+        match="10 images and boxes are marked as bad: take marks back at /marks of hyco serve --marks",
+    ):
         packed(mined, home)
 
 

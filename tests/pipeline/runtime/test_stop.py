@@ -20,11 +20,11 @@ from hyco.pipeline.training.step_log import StepLog, read_log
 from hyco.pipeline.training.train import train
 from hyco.storage.checkpoint import Checkpoints
 from hyco.storage.home import Home
+from tests.factories.commands import GROUNDER
 from tests.factories.training import make_home, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIGNALS = [(signal.SIGTERM, TerminatedError, 0), (signal.SIGINT, KeyboardInterrupt, 130)]
-GROUNDER = f"transformers:{Path(__file__).parents[3] / 'demo/weights/grounder'}"
 NEVER = {"checkpoint_steps": 10**6}
 
 

@@ -1,6 +1,7 @@
 """The pages of detections that no version was made from: paging, filters, images of the source, and marks."""
 
 import re
+from html import unescape
 from urllib.parse import urlencode
 
 import pytest
@@ -12,7 +13,8 @@ from hyco.pipeline.mining.mine import MineConfig, mine_all
 from hyco.pipeline.packing.pack import pack
 from hyco.pipeline.runtime.executor import InProcess
 from hyco.pipeline.ui import mined as pages
-from hyco.storage.home import Home
+from hyco.storage.home import Home, UnitResults
+from hyco.storage.versions import Versions
 from tests.factories.mining import ColourDetector, samples, write_tar
 from tests.pipeline.packing.test_verified import packing
 from tests.pipeline.ui.test_review import SAME, client_of, keys_of, link
@@ -94,3 +96,30 @@ def test_images_that_are_gone_are_blank(mined):
     assert keys_of(without) == keys_of(with_images)
     pictures = re.compile(r"data:image/jpeg;base64,[^\"]+")
     assert len(set(pictures.findall(with_images))) == 10 > len(set(pictures.findall(without)))
+
+
+def test_a_damaged_record_or_version_costs_no_other_one(mined):
+    client, config, home = mined
+    version = pack(config, packing(), home)
+    home.store.replace(f"versions/{version.name}.json", b"{}")
+    results = home.detections(digest(config))
+    path = results.path(results.units()[0])
+    home.store.replace(path, b"torn")
+    listed = client.get("/detections").text
+    assert f"not counted: {path}: it is not JSON: run `hyco verify --repair" in unescape(listed)
+    assert f'href="/detections/{digest(config)}"' in listed and ">5<" in listed
+    assert version.name not in listed
+    page = shown(client, config)
+    assert len(keys_of(page)) == 5 and f"Left out: {path}" in page
+
+
+def test_no_record_and_no_version_is_read_again(mined, monkeypatch):
+    client, config, home = mined
+    version = pack(config, packing(), home)
+    for path in ("/detections", f"/detections/{digest(config)}"):
+        client.get(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(UnitResults, "record", None)
+            patch.setattr(Versions, "load", None)
+            page = client.get(path).text
+        assert len(keys_of(page)) == 10 or version.name in page
