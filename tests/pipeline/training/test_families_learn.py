@@ -9,7 +9,7 @@ from hyco.models.clip import ClipConfig, DualEncoder, config_from_dict
 from hyco.models.losses.rows import POLAR_APERTURES
 from hyco.pipeline.config import ConfigError, override
 from hyco.pipeline.evaluation.metrics.geometry import HYCOCLIP_CONES
-from hyco.pipeline.evaluation.sections import name_aperture, cones_of
+from hyco.pipeline.evaluation.sections import cones_of, name_aperture
 from hyco.pipeline.training.recipes import by_name
 from hyco.pipeline.training.step_log import read_log
 from hyco.pipeline.training.train import train
