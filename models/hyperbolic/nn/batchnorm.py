@@ -154,13 +154,15 @@ class _BatchNorm(HyperbolicModule):
         # the points of one batch entry.
         count = size if counts is None else counts[0 if flat else 1]
         self.num_batches_tracked.add_(1)
-        running = self.running_mean, self.running_var, self.running_movement
-        if usable(*running) and running[2] is not None:
-            least, weight = (
-                (self.momentum, 0) if self.momentum is not None else (0, 1 / self.num_batches_tracked)
-            )
+        movement = self.running_movement
+        if movement is not None and usable(self.running_mean, self.running_var, movement):
+            running = self.running_mean, self.running_var, movement
+            if self.momentum is None:
+                least, weight = 0.0, 1 / float(self.num_batches_tracked)
+            else:
+                least, weight = self.momentum, 0.0
             constants = least, weight, SMOOTHING, MOST_MOVEMENT
-            native.track(mean.double(), spread, running, c, rate, count, *constants)
+            native.track(mean.double(), spread, running, c, rate, float(count), *constants)
             return
         # The weighted midpoint of the old mean and the new one.
         old = self.running_mean.to(mean.dtype)

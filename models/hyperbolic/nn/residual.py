@@ -75,7 +75,7 @@ class _ResidualAdd(Function):
         x, y, *kept, rate = ctx.saved_tensors
         rate, exact = ctx.rate if rate is None else rate, ctx.needs_input_grad[2]
         if len(kept) == 1:
-            d_x, d_y, d_rate = native.slopes(grad, x, y, *kept, rate, ctx.dim % x.dim())
+            d_x, d_y, d_rate = native.slopes(grad, x, y, kept[0], rate, ctx.dim % x.dim())
             return d_x, d_y, x.new_tensor(d_rate) if exact else None, None
         return *_slopes(grad, x, y, kept, rate, ctx.dim, exact), None
 
