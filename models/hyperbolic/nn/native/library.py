@@ -1,7 +1,7 @@
 """Builds and loads kernels.cpp and its headers: once for a user, a version of torch and a kind of processor.
 
 The kernels are called with addresses by ctypes, so they need no part of torch that has to be compiled along: building
-takes five seconds of processor time. A finished library appears in the cache by one rename, so that processes that
+takes six seconds of processor time. A finished library appears in the cache by one rename, so that processes that
 build at the same time, or are killed, do no harm; the next build deletes the folder that a killed one has left. It ends
 with a hash of what is before: a library that was cut off, by a full disk or a copy, would end the process that loads
 it, so it is built again.
