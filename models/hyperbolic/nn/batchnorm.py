@@ -19,6 +19,8 @@ from hyco.models.hyperbolic.nn.batchnorm_ops import Statistics, batch_norm
 from hyco.models.hyperbolic.nn.functional import Rate, normalise, radial_part, to_space
 from hyco.models.hyperbolic.nn.hyperplane_ops import check_max_angle
 from hyco.models.hyperbolic.nn.module import Device, HyperbolicModule, accepts_lean, full_precision, placed
+from hyco.models.hyperbolic.nn.native import batchnorm as native
+from hyco.models.hyperbolic.nn.native.library import usable
 from hyco.models.hyperbolic.ops import square_norm, wide
 from hyco.models.hyperbolic.transforms import transformed
 
@@ -128,7 +130,7 @@ class _BatchNorm(HyperbolicModule):
         kernel = batch_norm if plain else batch_norm_fused
         out, found = kernel(x, bias, wanted, c * self.eps, rate, given, together, self.max_angle)
         if self.training and self.running_mean is not None:
-            self._track(found.mean.detach(), found.spread.detach(), c, rate, u.shape[0], together)
+            self._track(found, c, rate, u.shape[0], u.dim() == 2)
         return out.view_as(u) if u.dim() > 2 else out.squeeze(0).T
 
     def _frechet(self, x: Tensor, rate: Rate, together: bool) -> Statistics:
@@ -144,10 +146,24 @@ class _BatchNorm(HyperbolicModule):
         return Statistics(mean, frechet_variance(points, 1.0, mean))
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, spread: Tensor, c: Rate, rate: Rate, size: int, together: bool) -> None:
+    def _track(self, found: Statistics, c: Rate, rate: Rate, size: int, flat: bool) -> None:
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
+        mean, spread, counts = found
+        # Processes may have different numbers of samples, but must move alike. Samples without positions, [B, C], are
+        # the points of one batch entry.
+        count = size if counts is None else counts[0 if flat else 1]
         self.num_batches_tracked.add_(1)
+        movement = self.running_movement
+        if movement is not None and usable(self.running_mean, self.running_var, movement):
+            running = self.running_mean, self.running_var, movement
+            if self.momentum is None:
+                least, weight = 0.0, 1 / float(self.num_batches_tracked)
+            else:
+                least, weight = self.momentum, 0.0
+            constants = least, weight, SMOOTHING, MOST_MOVEMENT
+            native.track(mean.double(), spread, running, c, rate, float(count), *constants)
+            return
         # The weighted midpoint of the old mean and the new one.
         old = self.running_mean.to(mean.dtype)
         n = torch.linalg.vector_norm(old).clamp(min=1e-15)
@@ -156,9 +172,6 @@ class _BatchNorm(HyperbolicModule):
         if self.momentum is None:
             share = 1 / self.num_batches_tracked.to(mean.dtype)
         else:
-            count = spread.new_full((), size, dtype=mean.dtype)
-            if together:  # processes may have different numbers of samples, but must move alike
-                dist.all_reduce(count)
             share = self._share(way.dot(way) - later * later, spread.to(mean.dtype), count, self.momentum)
         space = normalise(space + share * way, time + share * later)
         n = torch.linalg.vector_norm(space).clamp(min=1e-15)
@@ -166,7 +179,7 @@ class _BatchNorm(HyperbolicModule):
         news = spread.to(self.running_var.dtype) / c - self.running_var
         self.running_var.add_(share * news)
 
-    def _share(self, apart: Tensor, spread: Tensor, count: Tensor, least: float) -> Tensor | float:
+    def _share(self, apart: Tensor, spread: Tensor, count: Tensor | int, least: float) -> Tensor | float:
         """Weight of the newest batch: the gain of a Kalman filter, 1 - noise / E[apart], and at least `least`.
 
         Args:

@@ -5,7 +5,8 @@ stretched a lot. Where the statistics show this, `batchnorm_near` takes over, wh
 as long.
 
 Written with angles u rather than their squares, whose roots autograd could not differentiate at zero. Work per point
-costs as much here as work per coordinate. So operations are few, in place where possible, and free of torch.where,
+costs as much in torch as work per coordinate, so on a CPU C++ kernels do it where they can be had
+(native/batchnorm.py). Here operations are few, in place where possible, and free of torch.where,
 which CPUs process one element at a time.
 
 Every derivative that vanishes with an angle u has the factor (u coth u - 1) / u^2. The difference has an error of
@@ -20,14 +21,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hyco.models.hyperbolic.nn import batchnorm_near
-from hyco.models.hyperbolic.nn.batchnorm_ops import Statistics, all_reduce, average
+from hyco.models.hyperbolic.nn.batchnorm_ops import LOST, TINY, Statistics, all_reduce, average, summed_points
 from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate
-
-TINY = 1e-30
-"""Smallest squared angle: sinh of its root is the root itself."""
-
-LOST = 5e-7
-"""Relative error of the squared angles from the mean, as estimated, beyond which `batchnorm_near` is used."""
+from hyco.models.hyperbolic.nn.native import batchnorm as native
+from hyco.models.hyperbolic.nn.native.library import usable
 
 
 def batch_norm_fused(
@@ -41,9 +38,9 @@ def batch_norm_fused(
     max_angle: float = MAX_ANGLE,
 ) -> tuple[Tensor, Statistics]:
     """`batch_norm`, differentiable once, with gradients in all tensors but the returned statistics."""
-    statistics = given or (None, None)
-    out, mean, spread = _BatchNorm.apply(x, bias, wanted, slack, rate, *statistics, together, max_angle)
-    return out, Statistics(mean, spread)
+    mean, spread = (given.mean, given.spread) if given else (None, None)
+    out, *found = _BatchNorm.apply(x, bias, wanted, slack, rate, mean, spread, together, max_angle)
+    return out, Statistics(*found)
 
 
 class _Kept(NamedTuple):
@@ -77,17 +74,24 @@ class _BatchNorm(Function):
     @staticmethod
     def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together, max_angle):  # pyright: ignore[reportIncompatibleMethodOverride]
         options = mean, spread, together, max_angle
-        found, ctx.max_angle = _forward(x, bias, wanted, slack, rate, *options), max_angle
-        ctx.near, ctx.together, ctx.given = found is None, together, mean is not None
+        # A process without points computes like the others.
+        ctx.native = usable(x if x.numel() else None, bias, wanted)
+        found = (native.forward if ctx.native else _forward)(x, bias, wanted, slack, rate, *options)
+        ctx.near, ctx.together, ctx.given, ctx.max_angle = (
+            found is None,
+            together,
+            mean is not None,
+            max_angle,
+        )
         if found is None:
             found = batchnorm_near.forward(x, bias, wanted, slack, rate, *options)
-        out, mean, spread, kept = found
-        ctx.mark_non_differentiable(mean, spread)
+        out, mean, spread, counts, kept = found
+        ctx.mark_non_differentiable(mean, spread, *([] if counts is None else [counts]))
         ctx.set_materialize_grads(False)
         numbers = (v if isinstance(v, Tensor) else None for v in (rate, slack))
         ctx.rate, ctx.slack = (None if isinstance(v, Tensor) else v for v in (rate, slack))
         ctx.save_for_backward(x, bias, wanted, *numbers, spread, *kept)
-        return out, mean, spread
+        return out, mean, spread, counts
 
     @staticmethod
     def backward(ctx: Any, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -99,13 +103,10 @@ class _BatchNorm(Function):
             )
         x, bias, wanted, rate, slack, spread, *kept = ctx.saved_tensors
         rate, slack = ctx.rate if rate is None else rate, ctx.slack if slack is None else slack
-        if ctx.near:
+        if ctx.near or ctx.native:
+            backward = batchnorm_near.backward if ctx.near else native.backward
             options = ctx.given, ctx.together, ctx.max_angle
-            return (
-                *batchnorm_near.backward(x, bias, wanted, slack, rate, spread, kept, *options, grad),
-                None,
-                None,
-            )
+            return *backward(x, bias, wanted, slack, rate, spread, kept, *options, grad), None, None
         return _backward(ctx, x, wanted, slack, rate, spread, _Kept(*kept), grad)
 
 
@@ -119,8 +120,8 @@ def _forward(
     spread: Tensor | None,
     together: bool,
     max_angle: float,
-) -> tuple[Tensor, Tensor, Tensor, _Kept] | None:
-    """Result, statistics and the values for backward; None where float32 has lost too many digits."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, _Kept] | None:
+    """Result, mean, spread, counts, and values for backward; None where float32 has lost too many digits."""
     batch, one = x.shape[0], x.new_ones(())
     # New memory pages take half of the time of a large operation on a CPU: squares and result use one buffer.
     buffer = x * x
@@ -130,7 +131,7 @@ def _forward(
     square = sinh * sinh
     t, f = (square + 1).sqrt_(), sinh.mul_(rate).div_(r)
     less = square.div_(t + 1)
-    sums = x.new_empty(0) if mean is not None else _sum_points(x, less, f, together)
+    sums, counts = (x.new_empty(0), None) if mean is not None else _sum_points(x, less, f, together)
     mean = _mean(sums) if mean is None else mean.to(x.dtype, copy=True)
     n = torch.linalg.vector_norm(bias).clamp_(min=TINY**0.5)
     lift = (n * rate).clamp_(max=MAX_ANGLE).sinh_().div_(n)
@@ -167,7 +168,7 @@ def _forward(
     out.baddbmm_(many.transpose(1, 2), factors * shrink)
     kept = _Kept(r, t, f, along, cosh, half, sinh_in, turn, sinh_out, cosh_out, k, mixed, factors, w_t, w_n,
                  shrink, sums, pair, pair_t, mix, gain, lift)  # fmt: skip
-    return out, mean, spread, kept
+    return out, mean, spread, counts, kept
 
 
 def _backward(
@@ -251,11 +252,9 @@ def _lost(size: Tensor, spread: Tensor, gain: Tensor) -> bool:
     return not bool((eps * size <= LOST * spread) & (eps * gain <= 4 * LOST))
 
 
-def _sum_points(x: Tensor, less: Tensor, f: Tensor, together: bool) -> Tensor:
-    """Sums of the space parts f x and of the time parts less 1, and the number of points: [C + 2]; one all-reduce."""
-    count = less.new_full((1,), less.numel())
-    sums = torch.cat([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), less.sum().view(1), count])
-    return all_reduce(sums) if together else sums
+def _sum_points(x: Tensor, less: Tensor, f: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
+    """Sums of the space parts f x and of the time parts less 1, and the number of points: [C + 2]; see `sum_points`."""
+    return summed_points([torch.bmm(x, f.transpose(1, 2)).sum((0, 2)), less.sum().view(1)], less, together)
 
 
 def _mean(sums: Tensor) -> Tensor:

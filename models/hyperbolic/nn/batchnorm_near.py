@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hyco.models.hyperbolic.nn.batchnorm_ops import (
+    TINY,
     Ends,
     Place,
     Statistics,
@@ -29,9 +30,6 @@ from hyco.models.hyperbolic.nn.batchnorm_ops import (
 )
 from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, to_space
 from hyco.models.hyperbolic.ops import wide
-
-TINY = 1e-30
-"""Smallest squared angle: sinh of its root is the root itself."""
 
 
 class _Seen(NamedTuple):
@@ -145,14 +143,14 @@ def forward(
     spread: Tensor | None,
     together: bool,
     max_angle: float,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """Result, statistics and the values for `backward`; arguments as of `batch_norm`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """Result, mean, spread and counts of the statistics, values for `backward`; arguments as of `batch_norm`."""
     given = None if mean is None or spread is None else Statistics(mean, spread)
     p = place(x, rate, given, together, max_angle)
     d, d_r = _apart(x, p)
     d2 = (d * d).sum(1, keepdim=True)
     seen = _see(wide(d_r), wide(d2), rate, p, max_angle)
-    sums = None if given else sum_points(d, seen.f, seen.y_r, seen.y_t, p, together)
+    sums, counts = (None, None) if given else sum_points(d, seen.f, seen.y_r, seen.y_t, p, together)
     ends = Ends.of(_mean(sums, given, p), to_space(wide(bias), rate), p)
     across = torch.bmm(ends.across.to(x.dtype).expand(len(x), -1, -1), d)
     wide_across = wide(across)
@@ -170,7 +168,7 @@ def forward(
         x.new_empty(0) if sums is None else sums,
         x.new_empty(0) if mean is None else mean,
     )
-    return out, ends.whole, spread, (*kept, *p)
+    return out, ends.whole, spread, counts, (*kept, *p)
 
 
 def backward(

@@ -23,6 +23,12 @@ from torch import Tensor
 from hyco.models.hyperbolic.nn.functional import MAX_ANGLE, Rate, normalise, radial_part, to_space
 from hyco.models.hyperbolic.ops import asinhc, cosh, sinh, sinhc, square_norm, wide
 
+TINY = 1e-30
+"""Smallest squared angle: sinh of its root is the root itself."""
+
+LOST = 5e-7
+"""Relative error of the squared angles from the mean, as estimated, beyond which `batchnorm_near` is used."""
+
 
 class Statistics(NamedTuple):
     """Mean [C] and spread (0-dim), the mean squared angle from the mean.
@@ -32,6 +38,9 @@ class Statistics(NamedTuple):
 
     mean: Tensor
     spread: Tensor
+    counts: Tensor | None = (
+        None  # numbers of points and of batch entries of all processes, where they were summed
+    )
 
 
 class Place(NamedTuple):
@@ -66,7 +75,7 @@ def batch_norm(
         together: take the points' own statistics over all processes of torch.distributed.
         max_angle: points beyond this angle count as the point at it on their ray.
     """
-    p = place(x, rate, given, together, max_angle)
+    p, counts = place(x, rate, given, together, max_angle), None
     rows = p.way.to(x.dtype).expand(x.shape[0], 1, -1)
     d = x - p.at[:, None]
     d_r = torch.bmm(rows, d)
@@ -82,7 +91,7 @@ def batch_norm(
     if given:
         mean = boosted(wide(given.mean), p)
     else:
-        sums = sum_points(d, f, y_r, y_t, p, together)
+        sums, counts = sum_points(d, f, y_r, y_t, p, together)
         mean = normalise(sums[:-2], sums[-2], sums[-1])
     ends = Ends.of(mean, to_space(wide(bias), rate), p)
     across = torch.bmm(ends.across.to(x.dtype).expand(x.shape[0], -1, -1), d) * f
@@ -106,7 +115,7 @@ def batch_norm(
     factors = (shrink * torch.cat([of_way, of_mean, of_bias], 1)).to(x.dtype)
     vectors = torch.cat([p.way[None], ends.across]).to(x.dtype).expand(x.shape[0], -1, -1)
     out = torch.baddbmm(d * (shrink * k * f).to(x.dtype), vectors.transpose(1, 2), factors)
-    return out, Statistics(ends.whole, spread)
+    return out, Statistics(ends.whole, spread, counts)
 
 
 @torch.no_grad()
@@ -158,12 +167,23 @@ class Ends(NamedTuple):
         return cls(mean_r, mean_t, whole, whole_r, whole_t, bias_r, bias_t, between, across)
 
 
-def sum_points(d: Tensor, f: Tensor, y_r: Tensor, y_t: Tensor, p: Place, together: bool) -> Tensor:
-    """Sums of the space parts seen from p and of the time parts, and the number of points: [C + 2]; one all-reduce."""
+def sum_points(
+    d: Tensor, f: Tensor, y_r: Tensor, y_t: Tensor, p: Place, together: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sums of the space parts seen from p and of the time parts, and the number of points: [C + 2].
+
+    With `together` by one all-reduce, which also gives `Statistics.counts`; else these are None.
+    """
     across = wide(torch.bmm(d, f.to(d.dtype).transpose(1, 2)).sum((0, 2)))
-    count = y_t.new_full((1,), y_t.numel())
-    sums = torch.cat([across + p.way * y_r.sum(), y_t.sum().view(1), count])
-    return all_reduce(sums) if together else sums
+    return summed_points([across + p.way * y_r.sum(), y_t.sum().view(1)], y_t, together)
+
+
+def summed_points(sums: list[Tensor], point: Tensor, together: bool) -> tuple[Tensor, Tensor | None]:
+    """Sums and the number of points, the entries of `point` [B, 1, N], and the counts: see `sum_points`."""
+    if not together:
+        return torch.cat([*sums, sums[0].new_full((1,), point.numel())]), None
+    total = all_reduce(torch.cat([*sums, sums[0].new_tensor([point.numel(), len(point)])]))
+    return total[:-1], total[-2:].detach()
 
 
 def average(x: Tensor, together: bool) -> Tensor:

@@ -1,9 +1,14 @@
 """Builds and loads C++ kernels: once for a user, a version of torch and a kind of processor.
 
 The kernels are called with addresses by ctypes, so they need no part of torch that has to be compiled along: building
-takes two seconds of processor time. A finished library appears in the cache by one rename, so that processes that
-build at the same time, or are killed, do no harm. It ends with a hash of what is before: a library that was cut off, by
-a full disk or a copy, would end the process that loads it, so it is built again.
+takes six seconds of processor time. A finished library appears in the cache by one rename, so that processes that
+build at the same time, or are killed, do no harm; the next build deletes the folder that a killed one has left. It ends
+with a hash of what is before: a library that was cut off, by a full disk or a copy, would end the process that loads
+it, so it is built again.
+
+The kernels use torch's threads, so what holds for torch's own operations holds for them: a process that has computed
+with several threads must not go on computing after os.fork. It waits for threads that only its parent has. Use the
+start methods "spawn" or "forkserver" of multiprocessing, or one thread.
 """
 
 import ctypes
@@ -16,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +60,22 @@ _SIGNATURES: Signatures = {
     "mean_slopes": (_F, [_P] * 4 + [_I] * 5 + [_F]),
     "shares": (None, [_P] * 3 + [_I] * 9),
     "share_slopes": (None, [_P] * 5 + [_I] * 9),
+    "window_squares": (None, [_P] * 2 + [_I] * 3 + [_P, _I, _F]),
+    "window_slopes": (None, [_P] * 3 + [_I] * 3 + [_P, _I, _F]),
+    "respond": (None, [_P] * 6 + [_I] * 4 + [_F] * 3),
+    "respond_slopes": (_F, [_P] * 9 + [_I] * 4 + [_F] * 3),
+    "norm_sums": (None, [_P] * 3),
+    "norm_ends": (None, [_P, _F] + [_P] * 3 + [_I] + [_F] * 2),
+    "norm_angles": (_F, [_P] * 4),
+    "norm_results": (None, [_P] * 4),
+    "norm_gain_slope": (_F, [_P] * 5),
+    "norm_mean_slopes": (_F, [_P] * 5 + [_F] + [_P] * 2),
+    "norm_sum_slopes": (None, [_P, _F] + [_P] * 4 + [_I]),
+    "norm_bias_slopes": (_F, [_P] * 4 + [_I, _F]),
+    "norm_slopes": (_F, [_P] * 6),
+    "norm_track": (None, [_P] * 4 + [_I] + [_F] * 8),
+    "mobius_sums": (None, [_P] * 4 + [_I] * 3 + [_F] * 2),
+    "mobius_slopes": (_F, [_P] * 6 + [_I] * 3 + [_F] * 2),
 }
 
 
@@ -121,13 +143,16 @@ def _load(file: Path, signatures: Signatures) -> ctypes.CDLL:
 
 
 def _built(flags: str, source: Path = SOURCE) -> Path:
-    """The library of a file for these flags, from the cache or the compiler.
+    """The library of a file and the headers beside it for these flags, from the cache or the compiler.
 
     Raises:
         OSError, subprocess.SubprocessError, RuntimeError: no compiler, no folder to write to, a failed build.
     """
     flags += " -O3 -std=c++20 -fPIC -shared -fopenmp -w"
-    told = "\n".join((source.read_text(), torch.__version__, str(torch.version.git_version), flags))
+    sources = [source, *sorted(source.parent.glob("*.h"))]
+    told = "\n".join(
+        (*(file.read_text() for file in sources), torch.__version__, str(torch.version.git_version), flags)
+    )
     target = cache_folder() / f"kernels-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if _intact(target):
         return target
@@ -137,6 +162,7 @@ def _built(flags: str, source: Path = SOURCE) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     log.info("building the C++ kernels of %s, once: %s", source, target)
     home = Path(torch.__file__).parent
+    _delete_abandoned(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder, target.name)
         command = [*compiler, *flags.split(), f"-I{home / 'include'}", str(source), "-o", str(made)]
@@ -148,6 +174,17 @@ def _built(flags: str, source: Path = SOURCE) -> Path:
         made.write_bytes(content + hashlib.sha256(content).digest())
         made.replace(target)
     return target
+
+
+def _delete_abandoned(cache: Path) -> None:
+    """Delete the folders of builds that were killed: those older than a build may take."""
+    for folder in cache.iterdir():
+        try:
+            old = folder.is_dir() and time.time() - folder.stat().st_mtime > 2 * SECONDS
+        except FileNotFoundError:  # a build that has just ended
+            continue
+        if old:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _intact(file: Path) -> bool:

@@ -1,0 +1,419 @@
+// Fused elementwise parts of the hyperbolic attention layer, in float32; matrix products stay with torch.
+//
+// The arithmetic is that of projection_ops.py and attention_ops.py, which hold the formulas and the reference
+// implementations. What is done once per row is done in double; what is done per element in vectors of float.
+// Rows are points or groups of coordinates. All tensors are contiguous unless a stride is given, in elements.
+
+#include "vectors.h"
+
+namespace {
+
+// sinh(r) / r as a function of s = r^2.
+inline double sinhc(double s) {
+  if (s > 1) {
+    const double r = std::sqrt(s), e = std::exp(r);
+    return (e - 1 / e) / (2 * r);
+  }
+  return 1 + s / 6 * (1 + s / 20 * (1 + s / 42 * (1 + s / 72 * (1 + s / 110 * (1 + s / 156)))));
+}
+
+// asinh(u) / u, and its derivative in n = u^2 from it.
+inline double asinhc(double n) {
+  const double u = std::sqrt(n);
+  return u < 1e-8 ? 1.0 : std::asinh(u) / u;
+}
+inline double asinhc_slope(double n, double value) {
+  if (n < 1e-4) return -1.0 / 6 + n * (3.0 / 20 - n * (15.0 / 112));
+  return (1 / std::sqrt(1 + n) - value) / (2 * n);
+}
+
+// A tangent vector's point: f is the space part per unit of the vector, beyond is the time part - 1.
+struct Lift {
+  double square, f, beyond, time;
+  Lift(double square_, double rate, double max_angle) : square(square_) {
+    const double s = rate * rate * square, limit = max_angle * max_angle;
+    f = rate * (s > limit ? sinhc(limit) * std::sqrt(limit / s) : sinhc(s));
+    const double n = square * f * f, root = std::sqrt(1 + n);
+    beyond = n / (root + 1);
+    time = 1 + beyond;
+  }
+};
+
+// Slopes of a lift from those in the time part and along f: in f itself, the factor of u, and in rate.
+struct LiftSlope {
+  double outward, rate;
+  LiftSlope(const Lift& p, double by_time, double by_f, double rate_, double max_angle) {
+    const double s = rate_ * rate_ * p.square, radial = p.f / rate_, by_n = by_time * p.f / p.time;
+    by_f += by_n * p.square;
+    double slope;
+    if (s > max_angle * max_angle) slope = -radial / (2 * s);
+    else if (s < 1e-4) slope = 1.0 / 6 + s / 60;
+    else slope = (radial * std::sqrt(s + 1 / (radial * radial)) - radial) / (2 * s);
+    const double by_s = by_f * rate_ * slope;
+    outward = by_n * p.f + by_s * 2 * rate_ * rate_;
+    rate = by_f * radial + by_s * 2 * rate_ * p.square;
+  }
+};
+
+// A hyperplane: the length of its weights (1 where they have no direction), cosh and sinh of its offset.
+struct Plane {
+  bool known;
+  double size = 1, cosh = 1, sinh = 0;
+  Plane(double square, const float* bias, double rate, double max_offset)
+      : known(square > std::pow(std::numeric_limits<float>::min(), 0.6)) {
+    if (known) size = std::sqrt(square);
+    if (bias != nullptr) {
+      const double r = std::clamp(rate * *bias, -max_offset, max_offset);
+      cosh = std::cosh(r);
+      sinh = std::sinh(r);
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Hyperplanes of weight [K, I] and bias [K] or null -> columns [3, K]: factors of the weights, sinh of the offsets,
+// powers.
+void planes(const float* weight, const float* bias, float* columns, int64_t count, int64_t in, double rate,
+            double max_offset) {
+  at::parallel_for(0, count, grain(in), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const Plane p(dot(weight + k * in, weight + k * in, in), bias ? bias + k : nullptr, rate, max_offset);
+      columns[k] = static_cast<float>(p.cosh / p.size);
+      columns[count + k] = static_cast<float>(p.sinh);
+      columns[2 * count + k] = static_cast<float>(p.known ? 2 * p.size : 0);
+    }
+  });
+}
+
+// Backward of `planes`: by_columns [2, K] in powers and sinh of the offsets; by_weight [K, I] holds the slopes in the
+// weights times their factors and becomes those in the weights; by_bias [K] or null. Returns the slope in rate.
+double plane_slopes(const float* weight, const float* bias, const float* by_columns, float* by_weight, float* by_bias,
+                    int64_t count, int64_t in, double rate, double max_offset) {
+  Total by_rate;
+  at::parallel_for(0, count, grain(in), [&](int64_t begin, int64_t end) {
+    double rates = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      const float* w = weight + k * in;
+      float* y = by_weight + k * in;
+      const Plane p(dot(w, w, in), bias ? bias + k : nullptr, rate, max_offset);
+      const double along = dot(w, y, in), by_size = p.known ? 2 * by_columns[k] - along / p.size : 0;
+      const V outward(static_cast<float>(by_size / p.size));
+      vectors(in, [&](int64_t i, int64_t c) {
+        fmadd(V::loadu(w + i, c), outward, V::loadu(y + i, c)).store(y + i, c);
+      });
+      if (bias != nullptr) {
+        const double by_r = along * p.sinh / p.cosh + by_columns[count + k] * p.cosh;
+        by_bias[k] = static_cast<float>(by_r * rate);
+        rates += by_r * bias[k];
+      }
+    }
+    by_rate.add(rates);
+  });
+  return by_rate.sum();
+}
+
+// Outputs of hyperplanes: u [R, I], angle [R, G O] (in: products of u with the weights; out: asinh of the signed
+// distances), scale, shift, power [G O] -> out [R, G O], n and value [R, G].
+void project(const float* u, float* angle, const float* scale, const float* shift, const float* power, float* out,
+             float* norm, float* value, int64_t rows, int64_t in, int64_t groups, int64_t width, double rate,
+             double max_angle, double max_exponent) {
+  const V low(static_cast<float>(-max_exponent)), high(static_cast<float>(max_exponent));
+  at::parallel_for(0, rows, grain(groups * width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const Lift p(dot(u + r * in, u + r * in, in), rate, max_angle);
+      const V f(static_cast<float>(p.f)), time(static_cast<float>(p.time));
+      for (int64_t g = 0; g < groups; ++g) {
+        float *a = angle + (r * groups + g) * width, *o = out + (r * groups + g) * width;
+        const float *s = scale + g * width, *t = shift + g * width, *e = power + g * width;
+        V sum(0);
+        vectors(width, [&](int64_t i, int64_t c) {
+          const V product = V::loadu(a + i, c) * f * V::loadu(s + i, c);
+          const V y = asinh(product - time * V::loadu(t + i, c));
+          y.store(a + i, c);
+          const V w = sinh(at::vec::clamp(y * V::loadu(e + i, c), low, high));
+          w.store(o + i, c);
+          sum = fmadd(w, w, sum);
+        });
+        const double n = total(sum), v = asinhc(n);
+        norm[r * groups + g] = static_cast<float>(n);
+        value[r * groups + g] = static_cast<float>(v);
+        const V shrink(static_cast<float>(v / rate));
+        vectors(width, [&](int64_t i, int64_t c) { (V::loadu(o + i, c) * shrink).store(o + i, c); });
+      }
+    }
+  });
+}
+
+// Slopes of `project`: d [R, G O] in the products with the weights, by_time [R] in the time parts of the points, columns
+// [2, G O] in the powers and in the shifts; returns the slope in rate of the outputs.
+double project_slopes(const float* grad, const float* u, const float* angle, const float* out, const float* norm,
+                      const float* scale, const float* shift, const float* power, float* d, float* by_time,
+                      float* columns, int64_t rows, int64_t in, int64_t groups, int64_t width, double rate,
+                      double max_angle) {
+  const int64_t all = groups * width;
+  std::vector<double> sums(threads() * 2 * all, 0.0);
+  Total by_rate;
+  at::parallel_for(0, rows, grain(all), [&](int64_t begin, int64_t end) {
+    // Sums of some rows in float, of those in double.
+    std::vector<float> part(2 * all, 0.f);
+    float *by_power = part.data(), *by_shift = by_power + all;
+    double *mine = sums.data() + at::get_thread_num() * 2 * all, rates = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const Lift p(dot(u + r * in, u + r * in, in), rate, max_angle);
+      const V f(static_cast<float>(p.f)), time(static_cast<float>(p.time)), one(1);
+      V times(0);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t at = (r * groups + g) * width, column = g * width;
+        const double n = norm[r * groups + g], v = asinhc(n), stretch = rate / v;
+        const double along = dot(grad + at, out + at, width) * stretch;
+        rates -= along * v;
+        const V wide(static_cast<float>(stretch)), shrink(static_cast<float>(v / rate)),
+            outer(static_cast<float>(along * 2 / rate * asinhc_slope(n, v)));
+        vectors(width, [&](int64_t i, int64_t c) {
+          const V w = V::loadu(out + at + i, c) * wide, y = V::loadu(angle + at + i, c);
+          V x = fmadd(w, outer, V::loadu(grad + at + i, c) * shrink) * fmadd(w, w, one).sqrt();
+          float *pow = by_power + column + i, *off = by_shift + column + i;
+          fmadd(x, y, V::loadu(pow, c)).store(pow, c);
+          const V e = y.abs().exp_u20();
+          // by cosh(angle), the slope of sinh; tails of V are 0 and stay 0
+          x = x * V::loadu(power + column + i, c) * V(2) / (e + one / e);
+          (V::loadu(off, c) - x * time).store(off, c);
+          times = times - x * V::loadu(shift + column + i, c);
+          (x * f * V::loadu(scale + column + i, c)).store(d + at + i, c);
+        });
+      }
+      by_time[r] = total(times);
+      if ((r - begin) % 64 == 63 || r + 1 == end) {
+        for (int64_t k = 0; k < 2 * all; ++k) mine[k] += part[k];
+        std::fill(part.begin(), part.end(), 0.f);
+      }
+    }
+    by_rate.add(rates / (rate * rate));
+  });
+  for (int64_t k = 0; k < 2 * all; ++k) {
+    double sum = 0;
+    for (size_t i = k; i < sums.size(); i += 2 * all) sum += sums[i];
+    columns[k] = static_cast<float>(sum);
+  }
+  return by_rate.sum();
+}
+
+// Slopes in u [R, I], in place of x: the slopes in the space parts times f; by_time [R]. Returns the slope in rate.
+double unlift(const float* u, const float* by_time, float* x, int64_t rows, int64_t in, double rate,
+              double max_angle) {
+  Total by_rate;
+  at::parallel_for(0, rows, grain(in), [&](int64_t begin, int64_t end) {
+    double rates = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const float* v = u + r * in;
+      float* y = x + r * in;
+      const Lift p(dot(v, v, in), rate, max_angle);
+      const LiftSlope slope(p, by_time[r], dot(v, y, in) / p.f, rate, max_angle);
+      const V outward(static_cast<float>(slope.outward));
+      vectors(in, [&](int64_t i, int64_t c) {
+        fmadd(V::loadu(v + i, c), outward, V::loadu(y + i, c)).store(y + i, c);
+      });
+      rates += slope.rate;
+    }
+    by_rate.add(rates);
+  });
+  return by_rate.sum();
+}
+
+// Heads: of the B H pairs of a batch item and a head, those from `first` on, `blocks` of them.
+
+// Points of heads: u [B, N, H D] with strides sb, sn -> point [L, N, 2 + D], (t - 1, 1, s), or with mirror
+// (t, t - 1, -s). Returns the largest t - 1, or infinity where one is NaN.
+double lift_heads(const float* u, float* point, int64_t first, int64_t blocks, int64_t heads, int64_t count, int64_t dim, int64_t sb,
+                  int64_t sn, double rate, double max_angle, bool mirror) {
+  std::vector<double> far(threads(), 0.0);
+  at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
+    double most = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
+      const float* v = u + b * sb + n * sn + h * dim;
+      float* p = point + r * (dim + 2);
+      const Lift lift(dot(v, v, dim), rate, max_angle);
+      p[0] = static_cast<float>(mirror ? lift.time : lift.beyond);
+      p[1] = static_cast<float>(mirror ? lift.beyond : 1.0);
+      const V f(static_cast<float>(mirror ? -lift.f : lift.f));
+      vectors(dim, [&](int64_t i, int64_t c) { (V::loadu(v + i, c) * f).store(p + 2 + i, c); });
+      if (!(lift.beyond <= most)) most = std::isnan(lift.beyond) ? INFINITY : lift.beyond;
+    }
+    far[at::get_thread_num()] = std::max(far[at::get_thread_num()], most);
+  });
+  return *std::max_element(far.begin(), far.end());
+}
+
+// Slopes of `lift_heads`: by_point [L, N, 2 + D] times factor [H] -> by_u [B, N, H D] with strides sb, sn; u has
+// strides ub, un. Returns the slope in rate.
+double unlift_heads(const float* u, const float* by_point, const float* factor, float* by_u, int64_t first,
+                    int64_t blocks, int64_t heads, int64_t count, int64_t dim, int64_t ub, int64_t un, int64_t sb, int64_t sn,
+                    double rate, double max_angle, bool mirror) {
+  Total by_rate;
+  at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
+    double rates = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
+      const float *v = u + b * ub + n * un + h * dim, *x = by_point + r * (dim + 2);
+      float* y = by_u + b * sb + n * sn + h * dim;
+      const Lift p(dot(v, v, dim), rate, max_angle);
+      const double each = factor[h], sign = mirror ? -each : each;
+      const double by_time = each * (mirror ? static_cast<double>(x[0]) + x[1] : x[0]);
+      const LiftSlope slope(p, by_time, sign * dot(v, x + 2, dim), rate, max_angle);
+      const V outward(static_cast<float>(slope.outward)), along(static_cast<float>(sign * p.f));
+      vectors(dim, [&](int64_t i, int64_t c) {
+        fmadd(V::loadu(v + i, c), outward, V::loadu(x + 2 + i, c) * along).store(y + i, c);
+      });
+      rates += slope.rate;
+    }
+    by_rate.add(rates);
+  });
+  return by_rate.sum();
+}
+
+// Midpoints: weighted sums of points, sums [L, N, 2 + D] -> out [B, N, H D] and the sums' time parts [B H, N].
+void means(const float* sums, float* out, float* time, int64_t first, int64_t blocks, int64_t heads, int64_t count, int64_t dim,
+           double rate, double least) {
+  at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
+      const float* p = sums + r * (dim + 2);
+      float* o = out + ((b * count + n) * heads + h) * dim;
+      const double t = static_cast<double>(p[0]) + p[1], square = dot(p + 2, p + 2, dim), length = std::sqrt(square);
+      double norm = (t - length) * (t + length);
+      norm = norm < least * least ? least * least : norm;
+      const V shrink(static_cast<float>(asinhc(square / norm) / std::sqrt(norm) / rate));
+      vectors(dim, [&](int64_t i, int64_t c) { (V::loadu(p + 2 + i, c) * shrink).store(o + i, c); });
+      time[first * count + r] = static_cast<float>(t);
+    }
+  });
+}
+
+// Slopes of `means`: grad and out [B, N, H D], time [B H, N] -> by_sums [L, N, 2 + D]; returns the slope in rate.
+double mean_slopes(const float* grad, const float* out, const float* time, float* by_sums, int64_t first,
+                   int64_t blocks, int64_t heads, int64_t count, int64_t dim, double rate) {
+  Total by_rate;
+  at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
+    double rates = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
+      const float *d = grad + ((b * count + n) * heads + h) * dim, *m = out + ((b * count + n) * heads + h) * dim;
+      float* y = by_sums + r * (dim + 2);
+      const double square = dot(m, m, dim), along = dot(d, m, dim), angle2 = rate * rate * square;
+      const double stretch = sinhc(angle2), shrink = 1 / stretch, norm = angle2 * stretch * stretch;
+      const double point_time = std::sqrt(1 + norm);
+      const double outer = along * 2 * rate * asinhc_slope(norm, shrink) / (shrink * shrink);
+      const double inward = (along * shrink / rate + square * outer) * rate / shrink, per_norm = point_time / time[first * count + r];
+      y[0] = y[1] = static_cast<float>(-per_norm * point_time * inward);
+      const V of_d(static_cast<float>(per_norm * shrink / rate)),
+          of_m(static_cast<float>(per_norm * (outer + inward * rate / shrink)));
+      vectors(dim, [&](int64_t i, int64_t c) {
+        fmadd(V::loadu(m + i, c), of_m, V::loadu(d + i, c) * of_d).store(y + 2 + i, c);
+      });
+      rates -= along / rate;
+    }
+    by_rate.add(rates);
+  });
+  return by_rate.sum();
+}
+
+}  // extern "C"
+
+namespace {
+
+// Softmax of -scale angle^2 / 2 of a row of cosh(angle) - 1, in place; keeps angles and their sinh where asked to.
+template <bool KEEP>
+inline void row_shares(float* row, float* angles, float* sinhs, const bool* mask, int64_t step, int64_t m,
+                       float scale) {
+  const float lowest = std::numeric_limits<float>::lowest();
+  const V least(1e-30f), two(2), factor(-0.5f * scale);  // not 0, where angle / sinh(angle) would be 0 / 0
+  V most(lowest);
+  vectors(m, [&](int64_t i, int64_t c) {
+    const V beyond = at::vec::maximum(V::loadu(row + i, c), least), sinh = ((beyond + two) * beyond).sqrt();
+    const V angle = log1p(beyond + sinh), logit = angle * angle * factor;
+    if (KEEP) {
+      angle.store(angles + i, c);
+      sinh.store(sinhs + i, c);
+    }
+    logit.store(row + i, c);
+    most = V::set(most, at::vec::maximum(most, logit), c);
+  });
+  float top = at::vec::vec_reduce_all<float>([](const V& a, const V& b) { return at::vec::maximum(a, b); }, most);
+  if (mask != nullptr) {
+    top = lowest;
+    for (int64_t j = 0; j < m; ++j) {
+      row[j] = mask[j * step] ? row[j] : lowest;
+      top = row[j] <= top ? top : row[j];  // NaN is passed on
+    }
+  }
+  const V peak(top);
+  V sum(0);
+  vectors(m, [&](int64_t i, int64_t c) {
+    const V e = (V::loadu(row + i, c) - peak).exp_u20();
+    e.store(row + i, c);
+    sum = V::set(sum, sum + e, c);
+  });
+  const V part(1 / total(sum));
+  vectors(m, [&](int64_t i, int64_t c) { (V::loadu(row + i, c) * part).store(row + i, c); });
+}
+
+// The mask's row of query r % count of head r / count, of a block that begins at head `first`; null without a mask.
+struct Mask {
+  const bool* mask;
+  int64_t heads, count, sb, sh, sn;
+  const bool* row(int64_t r, int64_t first) const {
+    if (mask == nullptr) return nullptr;
+    const int64_t n = r % count, l = first + r / count;
+    return mask + l / heads * sb + l % heads * sh + n * sn;
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Shares of keys, in place of cosh(angle) - 1: pairs [L, N, M]; scale [H];
+// mask [B, H, N, M] with strides sb, sh, sn, sm, or null.
+void shares(float* pairs, const float* scale, const bool* mask, int64_t first, int64_t blocks, int64_t heads,
+            int64_t count, int64_t m, int64_t sb, int64_t sh, int64_t sn, int64_t sm) {
+  const Mask hidden{mask, heads, count, sb, sh, sn};
+  at::parallel_for(0, blocks * count, grain(m), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      row_shares<false>(pairs + r * m, nullptr, nullptr, hidden.row(r, first), sm, m,
+                        scale[(first + r / count) % heads]);
+    }
+  });
+}
+
+// Backward of `shares`: pairs as there, becomes the shares; slopes [L, N, M] in the shares becomes the slope in
+// cosh(angle) without its factor -scale; by_scale [L N] in the scales without their factor -1/2.
+void share_slopes(float* pairs, float* slopes, float* by_scale, const float* scale, const bool* mask, int64_t first,
+                  int64_t blocks, int64_t heads, int64_t count, int64_t m, int64_t sb, int64_t sh, int64_t sn,
+                  int64_t sm) {
+  const Mask hidden{mask, heads, count, sb, sh, sn};
+  at::parallel_for(0, blocks * count, grain(m), [&](int64_t begin, int64_t end) {
+    std::vector<float> angles(m), sinhs(m);
+    for (int64_t r = begin; r < end; ++r) {
+      float *share = pairs + r * m, *slope = slopes + r * m;
+      const bool* seen = hidden.row(r, first);
+      row_shares<true>(share, angles.data(), sinhs.data(), seen, sm, m, scale[(first + r / count) % heads]);
+      if (seen != nullptr) {  // the shares of a row that may look nowhere do not depend on its angles
+        for (int64_t j = 0; j < m; ++j) slope[j] = seen[j * sm] ? slope[j] : 0.f;
+      }
+      V sum(0);
+      vectors(m, [&](int64_t i, int64_t c) {
+        // The sum of share times slope is 0: the mean does not depend on the size of (T, S).
+        const V angle = V::loadu(angles.data() + i, c), x = V::loadu(share + i, c) * V::loadu(slope + i, c) * angle;
+        sum = fmadd(x, angle, sum);
+        (x / V::loadu(sinhs.data() + i, c)).store(slope + i, c);
+      });
+      by_scale[r] = total(sum);
+    }
+  });
+}
+
+}  // extern "C"
