@@ -5,7 +5,6 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
