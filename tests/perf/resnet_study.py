@@ -53,7 +53,7 @@ class Study:
 
 STUDIES = {
     "init": Study(POINCARE, steps=390, batch=128, seeds=3),
-    "lorentz": Study(LORENTZ, steps=1170, batch=128, seeds=1),
+    "lorentz": Study(LORENTZ, steps=780, batch=128, seeds=1),
     "start": Study(POINCARE, steps=320, batch=32, seeds=3),
 }
 
@@ -126,20 +126,21 @@ def spread(values: list[float], sign: str = "") -> str:
     return f"{mean} ± {STUDENT[len(values)] * numbers.stdev(values) / len(values) ** 0.5:.1f}"
 
 
-def table(study: Study, found: dict[str, list[Run]]) -> list[str]:
-    """Markdown: a row for each net that has a run; differences are means over the seeds that both have."""
+def table(study: Study, found: dict[str, dict[int, Run]]) -> list[str]:
+    """Markdown: a row for each net with runs by seed; differences are means over the seeds that both nets have."""
     first = study.nets[0]
     lines = [
         f"| net | accuracy of each seed, % | mean | beside {first} | training loss |",
         "|---|---|---|---|---|",
     ]
     for name in study.nets:
-        runs = [run.accuracy for run in found[name]]
+        runs = [run.accuracy for run in found[name].values()]
         if not runs:
             continue
-        less = [run - one.accuracy for run, one in zip(runs, found[first], strict=False)]
+        both = found[name].keys() & found[first].keys()
+        less = [found[name][seed].accuracy - found[first][seed].accuracy for seed in both]
         beside = "" if name == first or not less else spread(less, "+")
-        loss = numbers.mean(run.loss for run in found[name])
+        loss = numbers.mean(run.loss for run in found[name].values())
         lines.append(
             f"| {name} | {', '.join(f'{run:.1f}' for run in runs)} | {spread(runs)} | {beside} | {loss:.2f} |"
         )
@@ -149,8 +150,11 @@ def table(study: Study, found: dict[str, list[Run]]) -> list[str]:
 def main(arguments: list[str]) -> None:
     """Measure what is missing and write the tables between the marks of the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="NAME:DIR of CIFAR-10")
+    parser.add_argument(
+        "--data", help="NAME:DIR of CIFAR-10; without it the tables are written, of stored runs"
+    )
     parser.add_argument("--only", choices=STUDIES, help="measure only this study")
+    parser.add_argument("--seed", type=int, help="measure only this seed, beside a process for another one")
     parser.add_argument("--store", type=Path, default=Path("var/resnet_study"))
     parser.add_argument("--doc", type=Path, default=Path("docs/classification.md"))
     options = parser.parse_args(arguments)
@@ -161,7 +165,7 @@ def main(arguments: list[str]) -> None:
         study = STUDIES[name]
         for seed, net in itertools.product(range(study.seeds), study.nets):
             file = options.store / f"{name}, {net}, {seed}.json"
-            if file.exists():
+            if not options.data or file.exists() or options.seed not in (None, seed):
                 continue
             sets = sets or Sets(
                 *(load_images(open_labelled(options.data, split), 32) for split in ("train", "test"))
@@ -174,17 +178,19 @@ def main(arguments: list[str]) -> None:
     write(options.store, options.doc)
 
 
+def stored(store: Path, study: str, net: str, seeds: int) -> dict[int, Run]:
+    """Runs of a net, by seed."""
+    files = {seed: store / f"{study}, {net}, {seed}.json" for seed in range(seeds)}
+    return {seed: Run(**json.loads(file.read_text())) for seed, file in files.items() if file.exists()}
+
+
 def write(store: Path, page: Path) -> None:
-    """Replace what stands between the marks of each study in the page."""
+    """Replace what stands between the marks of each study that has runs."""
     text = page.read_text()
     for name, study in STUDIES.items():
-        files = {
-            net: [store / f"{name}, {net}, {seed}.json" for seed in range(study.seeds)] for net in study.nets
-        }
-        found = {
-            net: [Run(**json.loads(file.read_text())) for file in those if file.exists()]
-            for net, those in files.items()
-        }
+        found = {net: stored(store, name, net, study.seeds) for net in study.nets}
+        if not any(found.values()):
+            continue
         lines = "\n".join(["", *table(study, found), ""])
         pattern = rf"(<!-- {name}: begin -->\n).*(<!-- {name}: end -->)"
         text = re.sub(pattern, lambda m, lines=lines: f"{m[1]}{lines}\n{m[2]}", text, flags=re.S)

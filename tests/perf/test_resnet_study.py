@@ -42,17 +42,21 @@ def test_a_stopped_training_goes_on_along_the_same_losses(tmp_path, monkeypatch)
 
 
 def test_the_table_pairs_the_seeds():
-    found = {"first": [Run(50, 1.0), Run(52, 1.0), Run(54, 1.2)], "second": [Run(53, 0.5), Run(55, 0.5)]}
+    found = {
+        "first": {0: Run(50, 1.0), 1: Run(52, 1.0), 2: Run(54, 1.2)},
+        "second": {0: Run(53, 0.5), 2: Run(55, 0.5)},
+    }
     lines = table(STUDY, found)
     assert lines[0].startswith("| net | accuracy of each seed, % | mean | beside first |")
     assert lines[2] == "| first | 50.0, 52.0, 54.0 | 52.0 ± 5.0 |  | 1.07 |"
-    assert lines[3] == "| second | 53.0, 55.0 | 54.0 ± 12.7 | +3.0 ± 0.0 | 0.50 |"
+    assert lines[3] == "| second | 53.0, 55.0 | 54.0 ± 12.7 | +2.0 ± 12.7 | 0.50 |"
 
 
 def test_each_study_is_written_between_its_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("<!-- init: begin -->\nold\n<!-- init: end -->\nkept\n")
+    marks = "<!-- {0}: begin -->\nold {0}\n<!-- {0}: end -->\n"
+    page.write_text(marks.format("init") + marks.format("start"))
     (tmp_path / "init, ResNet-20, 0.json").write_text('{"accuracy": 61.04, "loss": 1.0}')
     write(tmp_path, page)
     text = page.read_text()
-    assert "| ResNet-20 | 61.0 | 61.0 |  | 1.00 |" in text and "old" not in text and "kept" in text
+    assert "| ResNet-20 | 61.0 | 61.0 |  | 1.00 |" in text and "old init" not in text and "old start" in text

@@ -164,13 +164,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--store", type=Path, default=Path("var/training_study"))
     parser.add_argument("--doc", type=Path, default=Path("docs/hyperbolic_training.md"))
     parser.add_argument("--only", default="", help="measure the trainings whose name contains this")
+    parser.add_argument(
+        "--write", action="store_true", help="measure nothing and write the tables of stored rows"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.store.mkdir(parents=True, exist_ok=True)
     for first in ((OURS, PEER, CLIP), TRAINED[3:]):
         for title, contender in itertools.product(SHAPES, first):
             file = options.store / f"{title}, {contender}.json"
-            if not file.exists() and options.only in file.stem:
+            if not (options.write or file.exists()) and options.only in file.stem:
                 start = time.process_time()
                 file.write_text(json.dumps(train(*SHAPES[title], contender)))
                 print(
