@@ -125,14 +125,14 @@ def test_the_verdict_counts_what_is_below_the_bar():
     worse[3:6] = [60.0, 95.0, 98.0]
     rows = {f"{title}/ours": worse, f"{title}/HypLL": 36 * [91.0], f"{title}/clip at 4": 36 * [90.5]}
     said = " ".join(verdict(rows, [title]))
-    assert "ours: 12 cells are compared." in said
-    assert "better of HypLL and the clip in 2 of them, in 1 of these beyond the noise" in said
-    assert "where HypLL is not in 1." in said
+    assert '"ours": 12 cells.' in said
+    assert 'better of "HypLL" and "clip at 4" in 2 of them, in 1 of these beyond the noise' in said
+    assert 'where "HypLL" is not in 1.' in said
     assert "c 0.1, rate 0.001: 40.0 (HypLL 91.0, clip 90.5; -51.0 ± 0.0)" in said
     assert "c 1, rate 0.001: 84.3 (HypLL 91.0, clip 90.5; -6.7 ± 52.4)" in said
     assert cells(worse)[0] == 40
     like = {f"{title}/ours{TEST_BATCH}": 36 * [93.0], f"{title}/clip at 4{TEST_BATCH}": 36 * [92.0]}
-    assert f"ours{TEST_BATCH}: 12 cells" in " ".join(verdict(rows | like, [title]))
+    assert f'"ours{TEST_BATCH}": 12 cells' in " ".join(verdict(rows | like, [title]))
 
 
 def test_a_section_without_rows_stays_as_it_is(tmp_path):

@@ -124,11 +124,13 @@ def verdict(rows: dict[str, list[float]], titles: Sequence[str]) -> list[str]:
         if not compared:
             continue
         said = (
-            f"{OURS}{statistics}: {compared} cells are compared. More than a point below the better of HypLL and the "
-            f"clip{statistics} in {len(below)} of them, in {clear} of these beyond the noise of the seeds (95 % "
-            f"interval of the paired differences), and below {COLLAPSED:.0f} % where HypLL is not in {collapsed}."
+            f'"{OURS}{statistics}": {compared} cells. More than a point below the better of "{PEER}" and '
+            f'"{CLIP}{statistics}" in {len(below)} of them, in {clear} of these beyond the noise of the seeds (95 % '
+            f'interval of the paired differences); below {COLLAPSED:.0f} % where "{PEER}" is not in {collapsed}.'
         )
-        lines += [*textwrap.wrap(said, 116), "", *(f"- {line}" for line in below), ""]
+        lines += [*textwrap.wrap(said, 116), ""]
+        if below:
+            lines += [*(f"- {line}" for line in below), ""]
     return lines
 
 
