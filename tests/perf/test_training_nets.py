@@ -7,9 +7,10 @@ from hypll.manifolds.poincare_ball.math.linalg import poincare_hyperplane_dists
 from hypll.tensors import TangentTensor
 from torch.nn import functional as F
 
+from hyco.models.hyperbolic.migrate import recalibrate
 from tests.oracle.hyperbolic_layers import hypll_ball
-from tests.perf.training_nets import Nets, Shape, our_net
-from tests.perf.training_study import cells, verdict
+from tests.perf.training_nets import RECALIBRATED, RUNNING, TEST_BATCH, Nets, Shape, our_net
+from tests.perf.training_study import cells, verdict, write
 
 CURVATURES, RATES = (0.5, 1.5), (1e-3, 1e-2)
 SHAPES = [Shape(2), Shape(1, norm=True), Shape(conv=True)]
@@ -100,14 +101,44 @@ def test_nets_side_by_side_train_as_one_by_one(shape, contender):
         assert torch.allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("statistics", [RUNNING, TEST_BATCH, RECALIBRATED])
+def test_evaluation_uses_the_statistics_it_names_and_leaves_the_running_ones(statistics):
+    torch.manual_seed(0)
+    shape = Shape(1, norm=True)
+    nets, u, batches = Nets(shape, "ours", (0.5,), (1e-2,), 1), 0.3 * pixels(shape, 1, 8), [pixels(shape, 6)]
+    nets.forward(pixels(shape, 1, 16))
+    before = {name: buffer.clone() for name, buffer in nets.buffers.items()}
+    got = nets.evaluate(u, statistics, batches)
+    assert all(torch.equal(before[name], buffer) for name, buffer in nets.buffers.items())
+    torch.manual_seed(0)
+    net = our_net(shape, 0.5, "ours")
+    net.load_state_dict({name: buffer[0] for name, buffer in before.items()}, strict=False)
+    if statistics == RECALIBRATED:
+        recalibrate(net, batches)
+    net.train(statistics == TEST_BATCH)
+    assert torch.allclose(got[0], net(u[0]), atol=1e-5)
+
+
 def test_the_verdict_counts_what_is_below_the_bar():
     title, worse = "convolutional net", 36 * [90.0]
     worse[:3] = 3 * [40.0]
     worse[3:6] = [60.0, 95.0, 98.0]
     rows = {f"{title}/ours": worse, f"{title}/HypLL": 36 * [91.0], f"{title}/clip at 4": 36 * [90.5]}
-    said = " ".join(verdict(rows))
-    assert "better of HypLL and the clip in 2 of them, in 1 of these beyond the noise" in said
-    assert "where HypLL does not in 1." in said
+    said = " ".join(verdict(rows, [title]))
+    assert '"ours": 12 cells.' in said
+    assert 'better of "HypLL" and "clip at 4" in 2 of them, in 1 of these beyond the noise' in said
+    assert 'where "HypLL" is not in 1.' in said
     assert "c 0.1, rate 0.001: 40.0 (HypLL 91.0, clip 90.5; -51.0 ± 0.0)" in said
-    assert "c 1, rate 0.001: 84.3 (HypLL 91.0, clip 90.5; -6.7 ± 33.9)" in said
+    assert "c 1, rate 0.001: 84.3 (HypLL 91.0, clip 90.5; -6.7 ± 52.4)" in said
     assert cells(worse)[0] == 40
+    like = {f"{title}/ours{TEST_BATCH}": 36 * [93.0], f"{title}/clip at 4{TEST_BATCH}": 36 * [92.0]}
+    assert f'"ours{TEST_BATCH}": 12 cells' in " ".join(verdict(rows | like, [title]))
+
+
+def test_a_section_without_rows_stays_as_it_is(tmp_path):
+    page = tmp_path / "page.md"
+    marks = "<!-- {0} -->\nold\n<!-- /{0} -->\n"
+    page.write_text(marks.format("batch norm") + marks.format("without batch norm"))
+    write({"convolutional net/ours": 36 * [90.0]}, page)
+    kept, new = page.read_text().split("<!-- /batch norm -->")
+    assert "old" in kept and "old" not in new and "| ours | 90.0 |" in new

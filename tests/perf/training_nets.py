@@ -19,9 +19,10 @@ from hyco.models.hyperbolic import nn as hnn
 from hyco.models.hyperbolic.curvature import Curvature
 from hyco.models.hyperbolic.nn.functional import MAX_ANGLE
 
-RECALIBRATED = "ours, recalibrated"
-CAPS = {"ours": None, RECALIBRATED: None, "clip at 4": 4.0, "no cap (12)": MAX_ANGLE}
-CONTENDERS = ("ours", RECALIBRATED, "HypLL", "clip at 4", "Euclidean", "no cap (12)")
+CAPS = {"ours": None, "clip at 4": 4.0, "no cap (12)": MAX_ANGLE}
+TRAINED = ("ours", "HypLL", "clip at 4", "Euclidean", "no cap (12)")
+RUNNING, TEST_BATCH, RECALIBRATED = "", ", statistics of the test batch", ", recalibrated"
+"""What a net with batch norm is evaluated with; HypLL's has no running statistics and is evaluated with the second."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,23 @@ class Nets:
         ]
         self.names, self.peer, self.net = list(weights), contender == "HypLL", nets[0]
         self.single = hypll_forward(shape)
+
+    @torch.no_grad()
+    def evaluate(self, u: Tensor, statistics: str, batches: Sequence[Tensor]) -> Tensor:
+        """[N, B, ...] pixels -> [N, B, 10] logits; the running statistics stay as they are.
+
+        Args:
+            u: pixels of each net.
+            statistics: `RUNNING`, `TEST_BATCH` (those of u) or `RECALIBRATED` (those of `batches`).
+            batches: [B, ...] pixels of the training set.
+        """
+        kept = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        if statistics == RECALIBRATED:
+            self.recalibrate(batches)
+        logits = self.forward(u, training=statistics == TEST_BATCH)
+        for name, buffer in kept.items():
+            self.buffers[name].copy_(buffer)
+        return logits
 
     @torch.no_grad()
     def recalibrate(self, batches: Sequence[Tensor]) -> None:

@@ -9,7 +9,12 @@ from hyco.models.hyperbolic import nn as hnn
 from hyco.models.hyperbolic.optim import RiemannianAdam, RiemannianSGD, parameter_groups
 
 DEPTH, EDGE, DIMENSIONS, PAIRS = 8, 1.5, 5, 1024
-TABLES = {"lorentz points": ("lorentz", True), "ball points": ("poincare", True), "rows": ("lorentz", False)}
+TABLES = {
+    "lorentz points": ("lorentz", True),
+    "ball points": ("poincare", True),
+    "rows": ("lorentz", False),
+    "ball rows": ("poincare", False),
+}
 
 
 @pytest.mark.parametrize("radius", [5.0, 8.0, 11.0])

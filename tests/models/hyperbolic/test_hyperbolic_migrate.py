@@ -60,6 +60,24 @@ def test_a_hypll_state_dict_loads_and_computes_the_same(model, shared):
     assert torch.allclose(target.fc(twice * rows) / twice, hypll_run(source.fc, rows, ball, -1), atol=1e-4)
 
 
+def test_without_running_statistics_a_net_in_eval_mode_is_hypll_s():
+    """HypLL's batch norm has no running statistics and uses the batch's in eval mode too."""
+    torch.manual_seed(0)
+    ball = PoincareBall(Curvature(0.1))
+    source, c = theirs(ball), math.log1p(math.exp(0.1))
+    source.bn1.norm.bias.data.normal_(0.0, 0.3)
+    target, tracked = ours(c), ours(c)
+    target.bn1 = hnn.BatchNorm2d(4, eps=1e-6, c=c, track_running_stats=False)
+    for net in (target, tracked):
+        load_hypll(net, plain(source))
+    u = 0.2 * torch.randn(2, 3, 6, 6)
+    want = hypll_run(source.eval().bn1, hypll_run(source.conv1, u, ball), ball)
+    assert torch.allclose(target.eval().bn1(target.conv1(u)), want, atol=1e-4)
+    assert not torch.allclose(tracked.eval().bn1(tracked.conv1(u)), want, atol=1e-2)
+    recalibrate(target.bn1, [target.conv1(u)])
+    assert target.bn1.running_mean is None, "nothing to recalibrate"
+
+
 def test_points_far_out_stay_where_hypll_has_them():
     """Trained weights may rely on points beyond the default `max_angle`; HypLL's own limit is 6.2."""
     torch.manual_seed(0)

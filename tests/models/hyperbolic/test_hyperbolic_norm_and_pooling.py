@@ -151,6 +151,26 @@ def test_a_checkpoint_from_before_running_movement_loads(strict):
     untracked.load_state_dict({key: state[key] for key in ("weight", "bias")})
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_without_running_statistics_eval_uses_the_batch_s_as_in_torch(fused):
+    torch.manual_seed(0)
+    norm = hnn.BatchNorm1d(3, c=0.7, track_running_stats=False, fused=fused).double()
+    tracked = hnn.BatchNorm1d(3, c=0.7, fused=fused).double()
+    assert set(norm.state_dict()) == set(nn.BatchNorm1d(3, track_running_stats=False).state_dict())
+    assert [b for _, b in norm.named_buffers()] == []
+    assert norm.running_mean is norm.running_var is norm.running_movement is norm.num_batches_tracked is None
+    norm.bias.data = points(3, size=0.4)
+    tracked.load_state_dict(norm.state_dict(), strict=False)
+    u = points(9, 3) + 0.5
+    want = tracked(u)
+    for mode in (True, False):
+        assert torch.equal(norm.train(mode)(u), want)
+    assert not torch.allclose(tracked.eval()(u), want, atol=1e-2), "one batch is not yet its running mean"
+    assert not torch.allclose(norm(u[:4]), want[:4], atol=1e-2), "a point's place depends on its batch"
+    with pytest.raises(RuntimeError, match="running_mean"):
+        norm.load_state_dict(tracked.state_dict())
+
+
 def test_batch_norm_of_one_point_and_of_equal_points_is_finite():
     for u in (torch.zeros(4, 3), torch.ones(4, 3), torch.randn(1, 3)):
         u = u.clone().requires_grad_()
