@@ -175,7 +175,7 @@ def test_impossible_shapes_are_refused(make, message):
 
 def test_a_traced_tower_takes_any_batch():
     """`hyco export --onnx` of the demo: 37 tokens of 128 numbers reach FEW_VALUES between 10 and 11 images."""
-    sizes = VisionConfig(image_size=48, patch_size=8, width=128, depth=1, heads=4)
+    sizes = VisionConfig(image_size=48, patch_size=8, width=128, depth=2, heads=4)
     tower = VisionTransformer(sizes).eval()
     batch = torch.export.Dim("batch")
     with torch.no_grad():
