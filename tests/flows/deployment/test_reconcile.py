@@ -321,7 +321,7 @@ def test_what_prefect_yaml_leaves_out_is_the_default(recipe, monkeypatch):
 
         full = filled(one.parameters)
         assert {**full, **filled(entry["parameters"])} == full
-    assert len(text(plan).splitlines()) < 800
+    assert len(text(plan).splitlines()) < 900  # 850 with the rows of polar_cones
 
 
 def test_paths_are_made_absolute_for_workers_elsewhere(tmp_path):
