@@ -77,6 +77,7 @@ if [[ " ${targets[*]} " = *" cpu "* ]]; then
         test "$(id -u)" = 10001
         hyco journey --home /data/home --recipe demo --source /sources/train --assess-source /sources/heldout \
             --taxonomy /sources/taxonomy.json --grounder transformers:/app/demo/weights/grounder \
-            --set recipe.steps=2 --set recipe.optimiser.warmup_steps=1 --set recipe.batch_size=8
+            --set recipe.steps=2 --set recipe.optimiser.warmup_steps=1 --set recipe.batch_size=8 \
+            --set recipe.entailment_start=0 --set recipe.entailment_ramp=1
         hyco status --home /data/home'
 fi

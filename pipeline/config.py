@@ -117,7 +117,8 @@ def explain(owner: type, error: pydantic.ValidationError) -> str:
         elif item["type"] == "missing":
             lines.append(f"option '{where}' of {owner.__name__} is required")
         elif not item["loc"]:  # a condition on several options: the text names them
-            prefix = f"option '{where}' of " if where else ""
+            prefix, above = (f"option '{where}' of ", f"{where}.") if where else ("", "")
+            text = text.replace("--set ", f"--set {above}")  # a remedy names options from where the user is
             lines.append(f"{prefix}{owner.__name__}: {text}")
         else:
             text += (

@@ -29,6 +29,8 @@ from hyco.pipeline.imaging.crop import letterbox, whole
 from hyco.pipeline.imaging.decode import decode, rgb_of
 from hyco.pipeline.runtime.device import resolve_device
 
+GENERAL: dict[str, str] = {"text_box": "phrases", "text": "captions", "image_box": "parts"}
+"""Names of the nodes that are general, for people."""
 Report = Callable[[int], None]
 T = TypeVar("T")
 Picture = np.ndarray | Image.Image | str | Path
@@ -177,8 +179,8 @@ class Embedder:
             general: points of what is more general: phrases, parts.
             specific: points of what is more specific: captions, whole images.
             k: the constant K of the half-aperture that the model was trained with (`objective.aperture` of its recipe,
-                or the row's own `aperture`); 0.1 without it. A polar model needs one: POLAR_APERTURES has those of
-                `polar_cones`, by what is general.
+                or the row's own `aperture`); 0.1 without it. A polar model needs one, which depends on what is general:
+                POLAR_APERTURES (hyco.models.losses.rows) has those of the polar recipes.
 
         Raises:
             ValueError: a Euclidean model, which has no cones, or a polar one without k.
@@ -189,10 +191,11 @@ class Embedder:
                 "the model's space is Euclidean and has no entailment cones: compare with score()"
             )
         if k is None and self.polar:
-            widths = ", ".join(f"{node} {width:g}" for node, width in POLAR_APERTURES.items())
+            widths = ", ".join(f"k={width:g} for {GENERAL[node]}" for node, width in POLAR_APERTURES.items())
             raise ValueError(
-                f"the cones of a polar model differ by what is general: give k, in `polar_cones` {widths} "
-                "(objective.entailment of the recipe)"
+                f"the cones of a polar model differ by what is general: give {widths}. These are those of `demo` and "
+                "the polar_cones recipes; another recipe has them as aperture in objective.entailment "
+                "(config.json of the run, recipe.json of an export)"
             )
         k = 0.1 if k is None else k
         space = (curvatures, len(curvatures))

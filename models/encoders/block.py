@@ -55,12 +55,11 @@ def attend(
 
 def attend_to_selves(qkv: Float[Tensor, "B N 3 A d"], causal: bool) -> Float[Tensor, "B N A d"]:
     """`attend` of all tokens, from their queries, keys and values side by side."""
-    many = qkv.numel() // 3 > FEW_VALUES
     if (
-        many
-        and qkv.device.type == "cpu"
+        qkv.device.type == "cpu"
         and qkv.dtype == torch.bfloat16
         and not torch.compiler.is_compiling()
+        and qkv.numel() // 3 > FEW_VALUES  # asked last: a traced model must not depend on its batch size
     ):
         return _WrittenOut.apply(qkv, causal)  # pyright: ignore[reportReturnType]
     q, k, v = (each.transpose(1, 2) for each in qkv.unbind(2))

@@ -32,6 +32,11 @@ from hyco.models.losses.objective import (
 from hyco.pipeline.config import Config, ConfigError, nearest
 from hyco.pipeline.training.augment import DataConfig
 
+WARMUP = 0.05
+"""Fraction of the steps that is proposed where a warm-up does not fit into them; `demo` has it."""
+POLAR_START, POLAR_WHOLE = 0.15, 0.4
+"""Fractions of a polar training after which the weights of its cones begin to rise, and are whole."""
+
 
 class OptimiserConfig(Config):
     """AdamW with a linear warm-up and a half-cosine to zero; the defaults are the paper's.
@@ -207,9 +212,30 @@ class Recipe(Config):
             raise ValueError(
                 "execution.sharded true needs a ViT and start.learn=all: set execution.sharded=false, or change them"
             )
-        if self.optimiser.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps {self.optimiser.warmup_steps} exceeds steps {self.steps}")
+        self._refuse_what_ends_too_late()
         return self
+
+    def _refuse_what_ends_too_late(self) -> None:
+        """ValueError for schedules that do not fit into `steps`, with values of all of them that do.
+
+        A ramp from the first step may be longer than the training: older runs have it, and must stay readable.
+        """
+        warmup, start, ramp = self.optimiser.warmup_steps, self.entailment_start, self.entailment_ramp
+        why: list[str] = []
+        remedies: dict[str, float] = {}
+        if warmup > self.steps:
+            why.append(f"warmup_steps {warmup} exceeds steps {self.steps}")
+            remedies["optimiser.warmup_steps"] = WARMUP * self.steps
+        if start and start + ramp > self.steps:
+            why.append(
+                f"entailment_start {start} and entailment_ramp {ramp} exceed steps {self.steps}, so that the cones "
+                "would hardly be trained"
+            )
+            scale = POLAR_WHOLE * self.steps / (start + ramp)
+            remedies |= {"entailment_start": start * scale, "entailment_ramp": ramp * scale}
+        if why:
+            fitting = " ".join(f"--set {name}={round(value)}" for name, value in remedies.items())
+            raise ValueError(f"{'; '.join(why)}: add {fitting}")
 
 
 def hycoclip_vit_s() -> Recipe:
@@ -355,7 +381,7 @@ def _family(
     if (
         model.polar
     ):  # the radii and the contrast come first, and the membership is whole before half of the run
-        start, ramp = round(0.15 * base.steps), round(0.25 * base.steps)
+        start, ramp = round(POLAR_START * base.steps), round((POLAR_WHOLE - POLAR_START) * base.steps)
         recipe = recipe.replace(entailment_start=start, entailment_ramp=ramp)
     return recipe
 

@@ -76,6 +76,8 @@ def marked(operation: Operation, run: dict[str, Any], since: float, what: str) -
 def test_one_model_comes_of_it_whatever_is_killed(operation: Operation) -> None:
     operation.deploy(
         f"retrain.journey.recipe.steps={STEPS}",
+        "retrain.journey.recipe.entailment_start=45",
+        "retrain.journey.recipe.entailment_ramp=75",
         "retrain.journey.recipe.checkpoint_steps=10",
         "retrain.attempts=8",
         "watch_every_s=30",

@@ -23,6 +23,7 @@ TINY = [
     "retrain.journey.recipe.batch_size=16",
     "retrain.journey.recipe.log_every=1",
     "retrain.journey.recipe.checkpoint_steps=5",
+    "retrain.journey.recipe.entailment_start=0",
     "retrain.journey.recipe.entailment_ramp=0",
     "retrain.journey.recipe.optimiser.warmup_steps=2",
     "retrain.journey.recipe.model.vision.width=64",

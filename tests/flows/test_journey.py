@@ -19,6 +19,7 @@ from hyco.pipeline.end_to_end import compose
 from tests.factories.commands import GROUNDER
 
 SMALL = ["steps=6", "batch_size=16", "log_every=1", "optimiser.warmup_steps=2"]
+SMALL += ["entailment_start=0", "entailment_ramp=0"]
 SMALL += ["model.vision.width=64", "model.vision.depth=1", "model.text.depth=1"]
 
 

@@ -142,7 +142,7 @@ def test_a_polar_model_is_asked_for_the_constant_of_its_cones(polar):
     towers = Embedder.load(polar, "cpu")
     points = towers.encode_text(["a red square"])
     with pytest.raises(
-        ValueError, match=r"give k, in `polar_cones` text_box 0\.005, text 0\.05, image_box 0\.05"
+        ValueError, match=r"give k=0\.005 for phrases, k=0\.05 for captions, k=0\.05 for parts\."
     ):
         towers.entailment(points, points)
     plain = embedder()

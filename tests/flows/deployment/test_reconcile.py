@@ -165,7 +165,7 @@ def test_what_was_edited_in_the_ui_is_kept_unless_asked_otherwise():
 
     asked = config(maintain_cron="0 4 * * 1")
     journey = asked.retrain.journey
-    recipe = journey.recipe.replace(steps=123)
+    recipe = journey.recipe.replace(steps=1234)
     other = blueprint(asked.replace(retrain=asked.retrain.replace(journey=journey.replace(recipe=recipe))))
     assert "updated deployment maintain/maintain: schedule '17 3 * * *' -> '0 4 * * 1'" in "".join(
         apply(other, plan)
@@ -175,7 +175,7 @@ def test_what_was_edited_in_the_ui_is_kept_unless_asked_otherwise():
         (schedule,) = client.read_deployment_by_name("watch/watch").schedules
         parameters = client.read_deployment_by_name("watch/watch").parameters["config"]
         assert schedule.schedule.interval == timedelta(seconds=900)
-        assert (parameters["min_new"], parameters["journey"]["recipe"]["steps"]) == (7, 123)
+        assert (parameters["min_new"], parameters["journey"]["recipe"]["steps"]) == (7, 1234)
 
     sooner = blueprint(asked.replace(watch_every_s=60))
     assert "schedule every 900 s -> every 60 s" in "".join(check(sooner, other)), "an option given now wins"
@@ -321,7 +321,7 @@ def test_what_prefect_yaml_leaves_out_is_the_default(recipe, monkeypatch):
 
         full = filled(one.parameters)
         assert {**full, **filled(entry["parameters"])} == full
-    assert len(text(plan).splitlines()) < 800
+    assert len(text(plan).splitlines()) < 900  # 850 with the rows of polar_cones
 
 
 def test_paths_are_made_absolute_for_workers_elsewhere(tmp_path):

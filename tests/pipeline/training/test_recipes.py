@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -152,6 +153,34 @@ def test_what_cannot_work_is_refused_in_one_line():
         override(by_name("demo_hycoclip"), ["model.geometry=euclid"])
     with pytest.raises(ConfigError, match="warmup_steps 40 exceeds steps 10"):
         override(demo(), ["steps=10", "optimiser.warmup_steps=40"])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.04, 0.19, 0.399])
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name]().entailment_start])
+def test_a_polar_recipe_that_is_shortened_by_steps_says_what_else_to_set(name, fraction):
+    """Otherwise its cones would hardly be trained, or not at all, and the metrics would say so minutes later."""
+    whole = by_name(name)
+    steps = max(1, int(fraction * whole.steps))
+    with pytest.raises(ConfigError, match=f"exceed steps {steps}, so that the cones would hardly") as told:
+        override(whole, [f"steps={steps}"])
+    remedy = re.findall(r"--set (\S+)", str(told.value))
+    shorter = override(whole, [f"steps={steps}", *remedy])
+    assert shorter.steps == steps and shorter.entailment_share(steps - 1) == 1.0
+
+
+def test_the_demo_in_300_steps():
+    """All that does not fit is named at once, in the demo's own proportions."""
+    with pytest.raises(ConfigError, match=r": add --set entailment_start=45 --set entailment_ramp=75$"):
+        override(demo(), ["steps=300"])
+    both = "--set optimiser.warmup_steps=3 --set entailment_start=9 --set entailment_ramp=15"
+    with pytest.raises(ConfigError, match=f"warmup_steps 80 exceeds steps 60; entailment.*: add {both}$"):
+        override(demo(), ["steps=60"])
+
+
+def test_a_ramp_longer_than_the_training_stays_readable():
+    """Runs from before `entailment_start` have it: `hyco train --recipe demo_hycoclip --set steps=480`."""
+    assert override(by_name("demo_hycoclip"), ["steps=480"]).entailment_share(480) == 0.8
+    assert override(demo(), ["steps=640"]).entailment_share(640) == 1.0  # the shortest that fits as it is
 
 
 def test_entailment_ramp_rises_to_one():
