@@ -241,7 +241,8 @@ def test_a_running_mean_with_gaps():
     layer, u = hnn.BatchNorm2d(4), 0.2 + 0.3 * torch.randn(3, 4, 5, 6)
     other = copy.deepcopy(layer)
     other.running_mean = torch.zeros(4, 7)[:, 3]
-    layer(u), other(u)
+    layer(u)
+    other(u)
     assert layer.running_mean is not None
     torch.testing.assert_close(other.running_mean, layer.running_mean)
 
