@@ -272,6 +272,9 @@ class Batches:
         for parts in zip(*(self._lane(lane, position) for lane in lanes), strict=True):
             near = set[int]().union(*(part[0] for part in parts))
             if near != fetched:
+                # Raises what a read has raised: the batches before it come first.
+                while begun and self._failed():
+                    yield begun.popleft()()
                 self._fetch(near, reader)
                 fetched = near
             rows = np.concatenate([part[1] for part in parts])[own]
@@ -285,6 +288,9 @@ class Batches:
             begun.append(self._batch(rows, views, after, decoders))
             if len(begun) > self.ahead:
                 yield begun.popleft()()
+
+    def _failed(self) -> bool:
+        return any(read.done() and read.exception() for read in self._cache.values())
 
     def _here(self, rows: Index) -> bool:
         """Whether the shards of these samples are read, so that neither a wait nor an error is to come."""

@@ -155,7 +155,8 @@ class _BatchNorm(HyperbolicModule):
         count = size if counts is None else counts[0 if flat else 1]
         self.num_batches_tracked.add_(1)
         movement = self.running_movement
-        if movement is not None and usable(self.running_mean, self.running_var, movement):
+        in_order = self.running_mean.is_contiguous()
+        if movement is not None and in_order and usable(self.running_mean, self.running_var, movement):
             running = self.running_mean, self.running_var, movement
             if self.momentum is None:
                 least, weight = 0.0, 1 / float(self.num_batches_tracked)

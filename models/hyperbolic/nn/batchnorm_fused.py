@@ -75,7 +75,7 @@ class _BatchNorm(Function):
     def forward(ctx: Any, x, bias, wanted, slack, rate, mean, spread, together, max_angle):  # pyright: ignore[reportIncompatibleMethodOverride]
         options = mean, spread, together, max_angle
         # A process without points computes like the others.
-        ctx.native = usable(x if x.numel() else None, bias, wanted)
+        ctx.native = usable(x if x.numel() else None, bias, wanted) and bias.shape == x.shape[1:2]
         found = (native.forward if ctx.native else _forward)(x, bias, wanted, slack, rate, *options)
         ctx.near, ctx.together, ctx.given, ctx.max_angle = (
             found is None,

@@ -144,6 +144,7 @@ class _Convolve(Function):
     @staticmethod
     def forward(ctx: Any, u, weight, bias, rate, gain, windows, groups, max_angle):  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.native = usable(u, weight, bias) and u.shape[1] == groups * weight.shape[1]
+        ctx.native = ctx.native and (bias is None or bias.shape == weight.shape[:1])
         ctx.rate, ctx.options = None if isinstance(rate, Tensor) else rate, (gain, windows, groups, max_angle)
         out, *kept = (_native if ctx.native else _plain)(u, weight, bias, rate, *ctx.options)
         ctx.save_for_backward(u, weight, bias, rate if isinstance(rate, Tensor) else None, *kept)
@@ -171,7 +172,7 @@ def _native(
 ) -> tuple[Tensor, ...]:
     """Output, and the values for `_native_slopes`."""
     windows.check(u)
-    columns = native.columns_of(weight.contiguous(), bias, rate)
+    columns = native.columns_of(weight.contiguous(), None if bias is None else bias.contiguous(), rate)
     out = torch.convolution(u, _times(weight, columns[0] * (rate * gain)), *windows.options(groups))
     # Kernels take channels before positions; channels-last tensors are copied, and results keep their order.
     flat = out.contiguous()
@@ -195,11 +196,12 @@ def _native_slopes(
     max_angle: float,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by u, weight, bias and rate, from the values of `_native`."""
-    s, columns, angle, norm = kept
+    grad, s, columns, angle, norm = (t.contiguous() for t in (grad, *kept))
     by_u, *by_planes = wanted
     factors, weight = columns[0] * (rate * gain), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     d, by_s, by_columns, by_rate = native.respond_slopes(
-        grad.contiguous(), angle, s, columns, norm, groups, rate, max_angle
+        grad, angle, s, columns, norm, groups, rate, max_angle
     )
     d_u, d_weight, _ = torch.ops.aten.convolution_backward(
         d, u, _times(weight, factors), *windows.options(groups), [by_u, any(by_planes), False]

@@ -35,12 +35,14 @@ def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, fused: bool = T
 
     Args:
         x: tangent vectors, which give the boost.
-        y: tangent vectors, which are moved.
+        y: tangent vectors, which are moved; broadcast with x.
         rate: angle per unit of tangent length.
         dim: the dimension of the coordinates.
         fused: hand-written backward, differentiable once, which stores x, y and nothing else of their size; False:
             plain autograd.
     """
+    if x.shape != y.shape:
+        x, y = torch.broadcast_tensors(x, y)
     if fused and not transformed():
         return _ResidualAdd.apply(x, y, rate, dim)[0]
     x_t, x_f = cosh_sinhc(x, rate, dim)
@@ -52,7 +54,7 @@ def residual_add(x: Tensor, y: Tensor, rate: Rate, dim: int = 1, fused: bool = T
 class _ResidualAdd(Function):
     @staticmethod
     def forward(x, y, rate, dim):
-        kernels = _native(x, y, dim)
+        kernels = _native(x, y, rate, dim)
         return native.outputs(x, y, rate, dim % x.dim()) if kernels else _outputs(x, y, rate, dim)
 
     @staticmethod
@@ -80,9 +82,10 @@ class _ResidualAdd(Function):
         return *_slopes(grad, x, y, kept, rate, ctx.dim, exact), None
 
 
-def _native(x: Tensor, y: Tensor, dim: int) -> bool:
+def _native(x: Tensor, y: Tensor, rate: Rate, dim: int) -> bool:
     """Whether the kernels take these; they work on vectors of points, so that coordinates must not be adjacent."""
-    return usable(x, y) and x.is_contiguous() and y.is_contiguous() and x.stride(dim) > 1
+    one_rate = not (isinstance(rate, Tensor) and rate.dim())
+    return usable(x, y) and one_rate and x.is_contiguous() and y.is_contiguous() and x.stride(dim) > 1
 
 
 # Plain torch. p, q and d are rate^2 |x|^2, rate^2 |y|^2 and rate^2 x.y; f is sinh(r) / r and t is cosh(r).

@@ -239,6 +239,22 @@ def test_errors_of_the_reader_are_raised_where_batches_are_asked_for(shards, tmp
         reader(shards, tokenizer, batch_size=20, ranks=2)
 
 
+@pytest.mark.parametrize("prefetch", [1, 4])
+@pytest.mark.parametrize("lost", range(4))
+def test_batches_before_a_lost_shard_are_given(shards, tokenizer, lost, prefetch):
+    def gone():
+        raise OSError("gone")
+
+    damaged = [replace(shard, open=gone) if n == lost else shard for n, shard in enumerate(shards)]
+    batches = reader(damaged, tokenizer, DataConfig(window=1, prefetch=prefetch))
+    before = [shard for shard, _ in seen(batches, 0)].index(lost) // 5
+    given = []
+    with pytest.raises(OSError, match="gone"):
+        for batch in batches.start():
+            given.append(batch.position["batch"])
+    assert given == list(range(1, before + 1))
+
+
 @pytest.mark.parametrize("prefetch", [1, 2])
 def test_closing_ends_the_thread(shards, tokenizer, prefetch):
     stream = reader(shards, tokenizer, DataConfig(prefetch=prefetch)).start()

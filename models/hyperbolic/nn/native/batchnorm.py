@@ -109,8 +109,8 @@ def backward(
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """As `batchnorm_near.backward`, from the values of `forward`."""
-    native, p, width = kernels(), _Kept(*kept), x.shape[1]
-    number, grad, bias = float(rate), grad.contiguous(), bias.contiguous()
+    native, p, width = kernels(), _Kept(*(t.contiguous() for t in kept)), x.shape[1]
+    number, x, grad, bias = float(rate), x.contiguous(), grad.contiguous(), bias.contiguous()
     variance = float(spread) + float(slack)
     gain = math.sqrt(float(wanted) / variance)
     of = _batch(x, p.square, p.along, number, max_angle, gain)

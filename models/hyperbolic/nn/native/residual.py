@@ -25,7 +25,8 @@ def slopes(
     grad: Tensor, x: Tensor, y: Tensor, numbers: Tensor, rate: Rate, dim: int
 ) -> tuple[Tensor, Tensor, float]:
     """Slopes in x, y and rate."""
-    by_x, by_y, grad = torch.empty_like(x), torch.empty_like(y), grad.contiguous()
-    pointers = map(address, (grad, x, y, numbers, by_x, by_y))
+    given = grad, x, y, numbers = tuple(t.contiguous() for t in (grad, x, y, numbers))
+    by_x, by_y = torch.empty_like(x), torch.empty_like(y)
+    pointers = map(address, (*given, by_x, by_y))
     by_rate = kernels().mobius_slopes(*pointers, *_sizes(x, dim, rate))
     return by_x, by_y, by_rate
