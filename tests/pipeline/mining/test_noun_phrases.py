@@ -160,7 +160,7 @@ def test_the_list_of_abstract_nouns_can_be_edited(tmp_path):
 def test_a_missing_list_or_model_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         NounConfig(abstract=str(tmp_path / "none.txt"))
-    with pytest.raises(ValueError, match="pip install en-core-web-xl"):
+    with pytest.raises(ValueError, match="spacy download en_core_web_xl"):
         NounConfig(model="en_core_web_xl")
 
 
