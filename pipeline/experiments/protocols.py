@@ -226,8 +226,8 @@ def _hits(
 def _recalls(
     title: str,
     change: str,
-    both: tuple[Mapping[str, Float[np.ndarray, "N K"]], Mapping[str, Float[np.ndarray, "N K"]]],
-    image: Int[np.ndarray, " N"],
+    both: tuple[Mapping[str, Float[np.ndarray, "_ K"]], Mapping[str, Float[np.ndarray, "_ K"]]],
+    image: Int[np.ndarray, " captions"],
 ) -> list[Row]:
     return [
         Row(
