@@ -202,8 +202,8 @@ def start(data: str, steps: int = 150, batch: int = 64) -> None:
     pixels = (pixels - pixels.mean((0, 2, 3), keepdim=True)) / pixels.std((0, 2, 3), keepdim=True)
     labels = torch.from_numpy(np.asarray(found.labels)[index])
     networks = {
-        "identity": lambda: PoincareResNet(8, c=C),
-        "normal": lambda: PoincareResNet(8, c=C, init="normal"),
+        "identity": lambda: PoincareResNet(8, c=C, init="identity"),
+        "normal": lambda: PoincareResNet(8, c=C),
         "Euclidean": lambda: EuclideanResNet(8),
     }
     for name, build in networks.items():

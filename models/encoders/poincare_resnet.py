@@ -15,7 +15,7 @@ from hyco.models.resnets.poincare_resnet import PoincareResNet
 
 @dataclass(frozen=True, kw_only=True)
 class PoincareResNetConfig:
-    """Shape of the tower; the defaults are the ResNet-20 of the paper, whose images have 32 pixels."""
+    """Shape of the tower; the defaults are the ResNet-20 of the paper, whose images have 32 pixels, but for `init`."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -33,7 +33,7 @@ class PoincareResNetConfig:
     """Whether c is learned."""
     stem_stride: int = 1
     """Stride of the first convolution; 2 or 4 for large images."""
-    init: Literal["identity", "normal"] = "identity"
+    init: Literal["identity", "normal"] = "normal"
     """Initialisation of the convolutions, see models.resnets.poincare_resnet.PoincareResNet."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from hyco.models.resnets.resnet import Layers, ResNet
 
 
 def poincare_layers(
-    c: float | Curvature, init: str = "identity", fused: bool = True, max_angle: float = FEATURE_ANGLE
+    c: float | Curvature, init: str = "normal", fused: bool = True, max_angle: float = FEATURE_ANGLE
 ) -> Layers:
     """The layers of `hyco.models.hyperbolic.nn`, all of one curvature."""
     return Layers(
@@ -41,7 +41,8 @@ class PoincareResNet(ResNet):
         head: see `ResNet`; the default is hyperbolic multinomial logistic regression.
         c: the curvature, or a `Curvature` that all layers use.
         learn_c: learn the curvature, initialised by c (`constrain_()` clamps it to its bounds; no weight decay).
-        init: of the convolutions; "identity" preserves norms, "normal" is that of HNN++.
+        init: of the convolutions; "normal" is that of HNN++ and trains better (docs/classification.md), "identity"
+            preserves norms and is the paper's.
         fused: hand-written backward passes; False: plain autograd.
         max_angle: of the points that go into convolutions and head, see `hnn.Conv2d`.
         compat: old spelling of `hyco.models.resnets.published_poincare_resnet.PublishedPoincareResNet`; warns.
@@ -59,7 +60,7 @@ class PoincareResNet(ResNet):
         c: float | Curvature = 0.1,
         head: nn.Module | None = None,
         learn_c: bool = False,
-        init: str = "identity",
+        init: str = "normal",
         fused: bool = True,
         compat: bool = False,
         stem_stride: int = 1,

@@ -38,7 +38,9 @@ class FitConfig(Config):
     learn_curvature: bool = False
     """Whether the curvature is learned."""
     init: Literal["identity", "normal"] = "identity"
-    """Initialisation of a Poincare network's convolutions, see docs/poincare_resnet.md."""
+    """Initialisation of a Poincare network's convolutions: "identity" as in the paper, "normal" trains better
+    (docs/classification.md).
+    """
     head: Head = "softmax"
     """Last layer: "softmax" is the network's own last layer (linear, or hyperbolic logistic regression),
     "linear" a linear layer on the (tangent) features, "separation" maximum separation

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from hyco.models.encoders.poincare_resnet import PoincareResNetConfig
 from hyco.pipeline.classification.config import fit_recipe
 from hyco.pipeline.config import Config, digest
 from hyco.pipeline.end_to_end import JourneyConfig, packing_for
@@ -81,6 +82,11 @@ GOLDEN: dict[str, tuple[Any, str]] = {
     "JourneyConfig demo": (journey("demo"), "8dd0129677ba7115"),
     "RetrainConfig demo": (RetrainConfig(journey=journey("demo")), "5f09e59216487004"),
     "FitConfig poincare": (fit_recipe("poincare", "resnet20", "cifar10:data"), "4b7b8b366950324e"),
+    "FitConfig poincare_resnet20": (
+        fit_recipe("poincare", "poincare_resnet20", "cifar10:data"),
+        "badf47878d13add5",
+    ),
+    "PoincareResNetConfig identity": (PoincareResNetConfig(init="identity"), "dd6d26e0a8dd9d01"),
     "FitConfig separation": (fit_recipe("separation", "resnet20", "cifar10:data"), "a63673ead17eff60"),
 }
 

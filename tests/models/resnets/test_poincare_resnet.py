@@ -135,6 +135,16 @@ def test_published_parameter_counts(depth, parameters):
     assert sum(p.numel() for p in PoincareResNet(depth).parameters()) == parameters
 
 
+def test_weights_of_either_initialisation_load_into_the_default():
+    old, new = PoincareResNet(**SMALL, init="identity").eval(), PoincareResNet(**SMALL).eval()
+    taps = old.blocks[0].conv2.weight, new.blocks[0].conv2.weight
+    assert [bool(w[..., 0, 0].any()) for w in taps] == [False, True], "the default starts from normal kernels"
+    new.load_state_dict(old.state_dict())
+    images = pixels().float()
+    with torch.no_grad():
+        assert torch.equal(old(images), new(images))
+
+
 def test_identity_initialisation_keeps_norms_where_the_published_ones_lose_them():
     """The mean norm of tangent vectors through 20 convolutions of 8 channels, 3 x 3."""
     u = 0.05 * torch.randn(2, 8, 8, 8)
