@@ -130,7 +130,7 @@ def test_a_run_of_another_architecture(packed_home: Path, capsys, monkeypatch) -
         "small",
     ]
     monkeypatch.setattr(
-        sys, "argv", ["hyco", "train", "--recipe", "demo", "--home", str(packed_home), *small]
+        sys, "argv", ["hyco", "train", "--recipe", "demo_hycoclip", "--home", str(packed_home), *small]
     )
     with pytest.raises(SystemExit) as left:
         main()
