@@ -2,60 +2,18 @@
 //
 // T is float or BFloat16; all sums are in float. Tensors are contiguous; a stride is in elements.
 
-#include <ATen/Parallel.h>
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-#include <c10/util/BFloat16.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <vector>
+#include "vectors.h"
 
 namespace {
 
-using V = at::vec::Vectorized<float>;
-constexpr int64_t W = V::size();
-
-// Calls f(offset, count) for each vector of n elements.
-template <typename F>
-inline void vectors(int64_t n, const F& f) {
-  int64_t i = 0;
-  for (; i + W <= n; i += W) f(i, W);
-  if (i < n) f(i, n - i);
-}
-
-inline V load(const float* p, int64_t count) { return V::loadu(p, count); }
-inline V load(const c10::BFloat16* p, int64_t count) {
-  if (count == W) {
-    V out;
-    at::vec::load_fp32_from_bf16(p, out);
-    return out;
-  }
-  float wide[W] = {};
-  for (int64_t i = 0; i < count; ++i) wide[i] = p[i];
-  return V::loadu(wide);
-}
-
 inline void store(const V& x, float* p, int64_t count) { x.store(p, count); }
 inline void store(const V& x, c10::BFloat16* p, int64_t count) { at::vec::convert_float_bfloat16(x, x).store(p, count); }
-
-inline float total(const V& x) {
-  return at::vec::vec_reduce_all<float>([](const V& a, const V& b) { return a + b; }, x);
-}
-
-template <typename T>
-inline float dot(const float* a, const T* b, int64_t n) {
-  V sum(0);
-  vectors(n, [&](int64_t i, int64_t c) { sum = at::vec::fmadd(V::loadu(a + i, c), load(b + i, c), sum); });
-  return total(sum);
-}
 
 // y += a * x
 template <typename T>
 inline void add(float* y, float a, const T* x, int64_t n) {
   vectors(n, [&](int64_t i, int64_t c) {
-    at::vec::fmadd(V(a), load(x + i, c), V::loadu(y + i, c)).store(y + i, c);
+    fmadd(V(a), load(x + i, c), V::loadu(y + i, c)).store(y + i, c);
   });
 }
 

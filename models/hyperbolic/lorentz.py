@@ -32,7 +32,7 @@ from hyco.models.hyperbolic.ops import (
     wide,
 )
 from hyco.models.hyperbolic.poincare import rotate
-from hyco.models.hyperbolic.transforms import transformed
+from hyco.models.hyperbolic.transforms import recorded
 
 PAIRS_AT_ONCE, CHARTED_AT_ONCE = 1 << 23, 1 << 12
 """Pairs, and points, of a block of distances without a graph."""
@@ -68,15 +68,6 @@ def pairwise_inner(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     return product.to(dtype)
 
 
-def _needs_graph(*inputs: Tensor | float) -> bool:
-    """Whether a gradient may be asked for, or a transform or a compiler records what is done to these."""
-    if torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing():
-        return True
-    if torch._C._len_torch_dispatch_stack():
-        return True
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-
-
 def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     """Geodesic distances of all pairs by one matrix product: [..., B, D] x [..., K, D] -> [..., B, K]; c: [...].
 
@@ -86,7 +77,10 @@ def pairwise_distance(x: Tensor, y: Tensor, c: CurvatureLike) -> Tensor:
     asked for, only the result is a matrix of all pairs.
     """
     one_space = not (isinstance(c, Tensor) and c.dim())
-    if one_space and x.dim() == y.dim() == 2 and not _needs_graph(x, y, c):
+    graph = torch.is_grad_enabled() and any(
+        isinstance(one, Tensor) and one.requires_grad for one in (x, y, c)
+    )
+    if one_space and x.dim() == y.dim() == 2 and not graph and not recorded():
         return _pairwise_in_blocks(x, y, c)
     dtype = torch.promote_types(promote(x).dtype, promote(y).dtype)
     wide_c = wide(c) if isinstance(c, Tensor) else c

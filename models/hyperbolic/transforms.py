@@ -26,6 +26,16 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def recorded() -> bool:
+    """Whether a compiler, a transform or a mode records or replaces torch's operations.
+
+    Modes are those of torch's dispatcher, such as make_fx, FakeTensorMode and FlopCounterMode.
+    """
+    if torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def scalar(x: Tensor, function: Callable[..., Tensor], slope: Callable[..., Tensor]) -> Tensor:
     """function(x), elementwise, with the derivative slope(x, value, by) = by * function'(x): one node of the graph.
 

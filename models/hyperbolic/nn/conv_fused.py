@@ -140,13 +140,25 @@ def convolve_fused(
     return _Convolve.apply(u, weight, bias, rate, gain, windows, groups, max_angle)
 
 
+class _Options(NamedTuple):
+    """What of a convolution has no gradient; see `convolve_fused`."""
+
+    gain: float
+    windows: Geometry
+    groups: int
+    max_angle: float
+
+
 class _Convolve(Function):
     @staticmethod
     def forward(ctx: Any, u, weight, bias, rate, gain, windows, groups, max_angle):  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.native = usable(u, weight, bias) and u.shape[1] == groups * weight.shape[1]
         ctx.native = ctx.native and (bias is None or bias.shape == weight.shape[:1])
-        ctx.rate, ctx.options = None if isinstance(rate, Tensor) else rate, (gain, windows, groups, max_angle)
-        out, *kept = (_native if ctx.native else _plain)(u, weight, bias, rate, *ctx.options)
+        ctx.rate, ctx.options = (
+            None if isinstance(rate, Tensor) else rate,
+            _Options(gain, windows, groups, max_angle),
+        )
+        out, *kept = (_native if ctx.native else _plain)(u, weight, bias, rate, ctx.options)
         ctx.save_for_backward(u, weight, bias, rate if isinstance(rate, Tensor) else None, *kept)
         return out
 
@@ -157,7 +169,7 @@ class _Convolve(Function):
         rate = ctx.rate if rate is None else rate
         slopes = _native_slopes if ctx.native else _plain_slopes
         wanted = ctx.needs_input_grad[:4]
-        return *slopes(grad, u, weight, bias, rate, kept, wanted, *ctx.options), *(None,) * 4
+        return *slopes(grad, u, weight, bias, rate, kept, wanted, ctx.options), *(None,) * 4
 
 
 def _native(
@@ -165,20 +177,17 @@ def _native(
     weight: Tensor,
     bias: Tensor | None,
     rate: Rate,
-    gain: float,
-    windows: Geometry,
-    groups: int,
-    max_angle: float,
+    o: _Options,
 ) -> tuple[Tensor, ...]:
     """Output, and the values for `_native_slopes`."""
-    windows.check(u)
+    o.windows.check(u)
     columns = native.columns_of(weight.contiguous(), None if bias is None else bias.contiguous(), rate)
-    out = torch.convolution(u, _times(weight, columns[0] * (rate * gain)), *windows.options(groups))
+    out = torch.convolution(u, _times(weight, columns[0] * (rate * o.gain)), *o.windows.options(o.groups))
     # Kernels take channels before positions; channels-last tensors are copied, and results keep their order.
     flat = out.contiguous()
-    factor, positions = float(rate * gain) ** 2, out[0, 0].numel()
-    s = native.squares(u.contiguous(), windows.of(u, out, groups), factor, positions)
-    angle, norm = native.respond(flat, s, columns, groups, rate, max_angle)
+    factor, positions = float(rate * o.gain) ** 2, out[0, 0].numel()
+    s = native.squares(u.contiguous(), o.windows.of(u, out, o.groups), factor, positions)
+    angle, norm = native.respond(flat, s, columns, o.groups, rate, o.max_angle)
     return out if flat is out else out.copy_(flat), s, columns, angle, norm
 
 
@@ -190,26 +199,23 @@ def _native_slopes(
     rate: Rate,
     kept: list[Tensor],
     wanted: tuple[bool, ...],
-    gain: float,
-    windows: Geometry,
-    groups: int,
-    max_angle: float,
+    o: _Options,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by u, weight, bias and rate, from the values of `_native`."""
     grad, s, columns, angle, norm = (t.contiguous() for t in (grad, *kept))
     by_u, *by_planes = wanted
-    factors, weight = columns[0] * (rate * gain), weight.contiguous()
+    factors, weight = columns[0] * (rate * o.gain), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     d, by_s, by_columns, by_rate = native.respond_slopes(
-        grad, angle, s, columns, norm, groups, rate, max_angle
+        grad, angle, s, columns, norm, o.groups, rate, o.max_angle
     )
     d_u, d_weight, _ = torch.ops.aten.convolution_backward(
-        d, u, _times(weight, factors), *windows.options(groups), [by_u, any(by_planes), False]
+        d, u, _times(weight, factors), *o.windows.options(o.groups), [by_u, any(by_planes), False]
     )
     if by_u:
         d_u = d_u.contiguous()
-        factor = float(rate * gain) ** 2
-        native.add_square_slopes(u.contiguous(), by_s, d_u, windows.of(u, grad, groups), factor)
+        factor = float(rate * o.gain) ** 2
+        native.add_square_slopes(u.contiguous(), by_s, d_u, o.windows.of(u, grad, o.groups), factor)
     if not any(by_planes):
         return d_u, None, None, None
     d_weight = _times(d_weight.contiguous(), factors)
@@ -230,17 +236,14 @@ def _plain(
     weight: Tensor,
     bias: Tensor | None,
     rate: Rate,
-    gain: float,
-    windows: Geometry,
-    groups: int,
-    max_angle: float,
+    o: _Options,
 ) -> tuple[Any, ...]:
     """Output, and the values for `_plain_slopes`."""
-    p, split = _Planes.of(weight, bias, rate, gain), (groups, -1)
+    p, split = _Planes.of(weight, bias, rate, o.gain), (o.groups, -1)
     square = u.square().unflatten(1, split).sum(2)
-    s = (window_sum(square, windows) * (rate * gain) ** 2).flatten(2).unsqueeze(2)
-    radial, time = radial_and_time(s, max_angle)
-    out = torch.convolution(u, _times(weight, p.factor), *windows.options(groups))
+    s = (window_sum(square, o.windows) * (rate * o.gain) ** 2).flatten(2).unsqueeze(2)
+    radial, time = radial_and_time(s, o.max_angle)
+    out = torch.convolution(u, _times(weight, p.factor), *o.windows.options(o.groups))
     a = out.flatten(2).unflatten(1, split).mul_(radial)
     power = p.power.view(*split, 1)
     if p.shift is not None:
@@ -257,16 +260,13 @@ def _plain_slopes(
     rate: Rate,
     kept: list[Any],
     wanted: tuple[bool, ...],
-    gain: float,
-    windows: Geometry,
-    groups: int,
-    max_angle: float,
+    o: _Options,
 ) -> tuple[Tensor | None, ...]:
     """Gradients by u, weight, bias and rate, from the values of `_plain`."""
     s, radial, time, angle, n, value, *p = kept
     by_u, *by_planes = wanted
     by_rate = by_planes[2]
-    p, split, space = _Planes(*p), (groups, -1), grad.shape[2:]
+    p, split, space = _Planes(*p), (o.groups, -1), grad.shape[2:]
     grad, power = grad.flatten(2).unflatten(1, split), p.power.view(*split, 1)
     d, slope, spare, d_power, d_rate = respond_backward(grad, angle, power, n, value, rate, (1, 2), by_rate)
     d_time = d_shift = d_square = None
@@ -274,13 +274,13 @@ def _plain_slopes(
         d_time = torch.mul(d, p.shift.view(*split, 1), out=spare).sum(2, keepdim=True)
         d_shift = torch.mul(d, time, out=spare).sum((0, 3)).flatten()
     if by_u or by_rate:
-        d_s = square_slope(s, radial, time, slope.sum(2, keepdim=True), d_time, max_angle, by_rate)
+        d_s = square_slope(s, radial, time, slope.sum(2, keepdim=True), d_time, o.max_angle, by_rate)
         d_rate = d_rate + (d_s * s).sum() * (2 / rate) if by_rate else None
-        d_square = window_spread(d_s.squeeze(2).unflatten(2, space), windows, u.shape[2:])
-        d_square.mul_(2 * (rate * gain) ** 2)
+        d_square = window_spread(d_s.squeeze(2).unflatten(2, space), o.windows, u.shape[2:])
+        d_square.mul_(2 * (rate * o.gain) ** 2)
     d_u, d_kernel, _ = torch.ops.aten.convolution_backward(
         d.mul_(radial).flatten(1, 2).unflatten(2, space),
-        *(u, _times(weight, p.factor), *windows.options(groups)),
+        *(u, _times(weight, p.factor), *o.windows.options(o.groups)),
         [by_u, any(by_planes), False],
     )
     if by_u and d_square is not None:

@@ -154,13 +154,13 @@ double project_slopes(const float* grad, const float* u, const float* angle, con
                       float* columns, int64_t rows, int64_t in, int64_t groups, int64_t width, double rate,
                       double max_angle) {
   const int64_t all = groups * width;
-  std::vector<double> sums(threads() * 2 * all, 0.0);
+  Columns sums(2 * all);
   Total by_rate;
   at::parallel_for(0, rows, grain(all), [&](int64_t begin, int64_t end) {
     // Sums of some rows in float, of those in double.
     std::vector<float> part(2 * all, 0.f);
     float *by_power = part.data(), *by_shift = by_power + all;
-    double *mine = sums.data() + at::get_thread_num() * 2 * all, rates = 0;
+    double *mine = sums.sums.data() + at::get_thread_num() * 2 * all, rates = 0;
     for (int64_t r = begin; r < end; ++r) {
       const Lift p(dot(u + r * in, u + r * in, in), rate, max_angle);
       const V f(static_cast<float>(p.f)), time(static_cast<float>(p.time)), one(1);
@@ -193,11 +193,7 @@ double project_slopes(const float* grad, const float* u, const float* angle, con
     }
     by_rate.add(rates / (rate * rate));
   });
-  for (int64_t k = 0; k < 2 * all; ++k) {
-    double sum = 0;
-    for (size_t i = k; i < sums.size(); i += 2 * all) sum += sums[i];
-    columns[k] = static_cast<float>(sum);
-  }
+  sums.store(columns);
   return by_rate.sum();
 }
 

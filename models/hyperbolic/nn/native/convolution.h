@@ -65,6 +65,15 @@ struct Space {
   }
 };
 
+// Of `count` points, at most BLOCK, from their squared angles: the factors of their space parts, and their time parts.
+inline void lift(const float* square, int64_t count, double max_angle, float* radial, float* time) {
+  vectors(count, [&](int64_t i, int64_t c) {
+    const Radial p(V::loadu(square + i, c), static_cast<float>(max_angle));
+    p.radial.store(radial + i);
+    p.time.store(time + i);
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -134,11 +143,7 @@ void respond(float* out, float* angle, const float* s, const float* shift, const
       std::fill_n(sums, BLOCK, 0.f);
       for (int64_t g = 0; g < groups; ++g) {
         const float* square = s + (b * groups + g) * positions + first;
-        vectors(count, [&](int64_t i, int64_t c) {
-          const Radial p(V::loadu(square + i, c), static_cast<float>(max_angle));
-          p.radial.store(radial + i);
-          p.time.store(time + i);
-        });
+        lift(square, count, max_angle, radial, time);
         for (int64_t k = g * width; k < (g + 1) * width; ++k) {
           const int64_t at = (b * all + k) * positions + first;
           float* w = held.data() + k * BLOCK;
@@ -198,11 +203,7 @@ double respond_slopes(const float* grad, const float* angle, const float* s, con
       });
       for (int64_t g = 0; g < groups; ++g) {
         const float* square = s + (b * groups + g) * positions + first;
-        vectors(count, [&](int64_t i, int64_t c) {
-          const Radial p(V::loadu(square + i, c), static_cast<float>(max_angle));
-          p.radial.store(radial + i);
-          p.time.store(time + i);
-        });
+        lift(square, count, max_angle, radial, time);
         std::fill_n(by_a, BLOCK, 0.f);
         std::fill_n(by_time, BLOCK, 0.f);
         for (int64_t k = g * width; k < (g + 1) * width; ++k) {

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyco.models.hyperbolic.transforms import transformed
+from hyco.models.hyperbolic.transforms import recorded
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,7 @@ def usable(*tensors: Tensor | None) -> bool:
 
 def concrete(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
     """Whether these are dense tensors of these types on the CPU, and nothing records or transforms what is done."""
-    if torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing():
-        return False
-    # A mode may record torch's operations or replace them (make_fx, FakeTensorMode, FlopCounterMode).
-    return torch._C._len_torch_dispatch_stack() == 0 and all(t is None or _dense(t, dtypes) for t in tensors)
+    return not recorded() and all(t is None or _dense(t, dtypes) for t in tensors)
 
 
 def _dense(t: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
@@ -143,13 +140,14 @@ def _load(file: Path, signatures: Signatures) -> ctypes.CDLL:
 
 
 def _built(flags: str, source: Path = SOURCE) -> Path:
-    """The library of a file and the headers beside it for these flags, from the cache or the compiler.
+    """The library of a file for these flags, from the cache or the compiler; headers are of its folder or ours.
 
     Raises:
         OSError, subprocess.SubprocessError, RuntimeError: no compiler, no folder to write to, a failed build.
     """
     flags += " -O3 -std=c++20 -fPIC -shared -fopenmp -w"
-    sources = [source, *sorted(source.parent.glob("*.h"))]
+    here = SOURCE.parent
+    sources = [source, *sorted({*source.parent.glob("*.h"), *here.glob("*.h")})]
     told = "\n".join(
         (*(file.read_text() for file in sources), torch.__version__, str(torch.version.git_version), flags)
     )
@@ -165,7 +163,15 @@ def _built(flags: str, source: Path = SOURCE) -> Path:
     _delete_abandoned(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder, target.name)
-        command = [*compiler, *flags.split(), f"-I{home / 'include'}", str(source), "-o", str(made)]
+        command = [
+            *compiler,
+            *flags.split(),
+            f"-I{home / 'include'}",
+            f"-I{here}",
+            str(source),
+            "-o",
+            str(made),
+        ]
         command += [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         if result.returncode:

@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
+#include <c10/util/BFloat16.h>
 
 #include <algorithm>
 #include <cmath>
@@ -31,9 +32,22 @@ inline float total(const V& x) {
   return at::vec::vec_reduce_all<float>([](const V& a, const V& b) { return a + b; }, x);
 }
 
-inline float dot(const float* a, const float* b, int64_t n) {
+inline V load(const float* p, int64_t count) { return V::loadu(p, count); }
+inline V load(const c10::BFloat16* p, int64_t count) {
+  if (count == W) {
+    V out;
+    at::vec::load_fp32_from_bf16(p, out);
+    return out;
+  }
+  float wide[W] = {};
+  for (int64_t i = 0; i < count; ++i) wide[i] = p[i];
+  return V::loadu(wide);
+}
+
+template <typename T>
+inline float dot(const float* a, const T* b, int64_t n) {
   V sum(0);
-  vectors(n, [&](int64_t i, int64_t c) { sum = fmadd(V::loadu(a + i, c), V::loadu(b + i, c), sum); });
+  vectors(n, [&](int64_t i, int64_t c) { sum = fmadd(V::loadu(a + i, c), load(b + i, c), sum); });
   return total(sum);
 }
 
