@@ -132,17 +132,13 @@ def _attribution(
 def _concepts(embedder: Embedder, embedded: Embedded, tree: Taxonomy, labelled: Sequence[int]) -> Concepts:
     """The names of the tree without its root, and the labelled images below them."""
     nodes = [n for n in range(len(tree.ids)) if n != tree.root()]
-    row = {node: n for n, node in enumerate(nodes)} | {-1: -1, tree.root(): -1}
-    parent = np.array([row[tree.parents[node]] for node in nodes])
-    under, leaves = np.zeros((len(nodes), len(labelled)), bool), tree.leaves()
-    for column, scene in enumerate(labelled):
-        for label in embedded.scenes[scene].labels or ():
-            name = row[int(leaves[tree.class_index(label)])]
-            while name >= 0:
-                under[name, column] = True
-                name = parent[name]
+    classes = tree.leaves()
+    leaves = [
+        [int(classes[tree.class_index(label)]) for label in embedded.scenes[scene].labels or ()]
+        for scene in labelled
+    ]
     points = vectors_of(embedder, [tree.names[node] for node in nodes], tree.prompts)
-    return Concepts(points, parent, embedded.images[torch.tensor(labelled)], under)
+    return Concepts.of(points, tree, nodes, embedded.images[torch.tensor(labelled)], leaves)
 
 
 def cones_of(objective: dict[str, Any]) -> Sequence[Cone]:

@@ -33,6 +33,7 @@ from hyco.pipeline.experiments.comparison import NAMES, NODES, Runs, difference,
 from hyco.pipeline.experiments.grid import add_engine, command, engine_of, write_section
 from hyco.pipeline.runtime.executor import Executor
 from hyco.pipeline.training.recipes import Recipe, by_name
+from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 BASELINE = "clip_boxes"
@@ -268,11 +269,6 @@ def _metric(seeds: list[dict[str, Any]], name: str, key: str = "value") -> list[
     return [entry[key] for entry in found if entry is not None]
 
 
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def _figures(runs: Runs) -> str:
     head = ("arm", "zero-shot top-1, %", "image to caption R@5, %", "caption to image R@5, %", "TIE",
             "walks over three depths, %", "steps at an ancestor / chance, %")  # fmt: skip
@@ -282,7 +278,7 @@ def _figures(runs: Runs) -> str:
         chance = _cell(_metric(seeds, ANCESTOR, "chance"))
         cells += [_cell(_metric(seeds, TIE), 1, 2), _cell(_metric(seeds, THREE_LEVELS))]
         rows.append([titled(arm), *cells, f"{_cell(_metric(seeds, ANCESTOR))} / {chance}"])
-    return _table(head, rows)
+    return "\n".join(table(head, rows))
 
 
 def _cones(runs: Runs) -> str:
@@ -305,7 +301,8 @@ def _cones(runs: Runs) -> str:
         row.append(" / ".join(_cell(_held(seeds, f"geometry.satisfied.{c}.aperture"), 1, 0) for c in widths))
         rows.append(row)
     saturated = (f"saturated {NODES[n]} %" for n in ("text_box", "image_box", "text"))
-    return _table(("arm", *names, *saturated, "mean half-aperture: phrase / part / caption, degrees"), rows)
+    head = ("arm", *names, *saturated, "mean half-aperture: phrase / part / caption, degrees")
+    return "\n".join(table(head, rows))
 
 
 def _verdicts(runs: Runs, arm: str) -> list[str]:

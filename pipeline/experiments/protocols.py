@@ -39,6 +39,7 @@ from hyco.pipeline.experiments.grid import command, write_section
 from hyco.pipeline.imaging.crop import stretch, whole
 from hyco.pipeline.imaging.decode import ImageError, decode
 from hyco.pipeline.runtime.progress import Progress
+from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 KS = (1, 10)
@@ -272,12 +273,7 @@ HEAD = ("set", "what is changed", "figure", "hyco", "changed", "difference")
 
 def document(cells: Sequence[Sequence[str]], missing: Sequence[str], told: str) -> str:
     """The section: how it was made, the table, and what is missing."""
-    lines = [
-        "| " + " | ".join(HEAD) + " |",
-        "|---" * len(HEAD) + "|",
-        *("| " + " | ".join(row) + " |" for row in cells),
-    ]
-    parts = [wrapped(told), "\n".join(lines)]
+    parts = [wrapped(told), "\n".join(table(HEAD, cells))]
     if missing:
         parts.append(wrapped(f"Not on this machine, so not measured: {', '.join(missing)}."))
     return "\n\n".join(parts)

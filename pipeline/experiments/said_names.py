@@ -15,12 +15,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,13 +30,14 @@ from hyco.pipeline.evaluation.held_out import of_source
 from hyco.pipeline.evaluation.metrics.attribution import Concepts, attribute
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
 from hyco.pipeline.evaluation.metrics.geometry import radii
-from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy, ancestors, parents_among, upward
 from hyco.pipeline.evaluation.metrics.traversal import climbs, nearest, root_of, walk
 from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
 from hyco.pipeline.evaluation.sections import name_aperture
 from hyco.pipeline.experiments.grid import command
 from hyco.pipeline.imaging.decode import decode
 from hyco.pipeline.sources.source import open_source
+from hyco.pipeline.ui.markdown import table
 
 LEAST = 0.005  # of the way, before the root, of the steps that shrink
 READINGS = {
@@ -77,19 +79,6 @@ def occurring(nodes: Sequence[Mapping[str, Any]], captions: Iterable[str]) -> di
     }
 
 
-def ancestors(parents: Sequence[int], rows: Sequence[int]) -> Bool[np.ndarray, "K K"]:
-    """Whether node rows[j] is above node rows[i]; nodes that are left out are passed."""
-    place = {node: n for n, node in enumerate(rows)}
-    above = np.zeros((len(rows), len(rows)), bool)
-    for n, node in enumerate(rows):
-        up = parents[node]
-        while up >= 0:
-            if up in place:
-                above[n, place[up]] = True
-            up = parents[up]
-    return above
-
-
 def levels(index: Int[np.ndarray, "N S"], depth: Int[np.ndarray, " K"]) -> Int[np.ndarray, " N"]:
     """Number of depths of the tree that each walk meets; the root, index K, does not count."""
     return np.array([len(np.unique(depth[row[row < len(depth)]])) for row in index])
@@ -103,22 +92,14 @@ class _Names:
     tree: Taxonomy
     rows: Sequence[int]
 
-    @property
+    @cached_property
     def place(self) -> dict[int, int]:
         return {node: n for n, node in enumerate(self.rows)}
 
+    @cached_property
     def vectors(self) -> Tensor:
         """The points of the names."""
         return vectors_of(self.embedder, [self.tree.names[n] for n in self.rows], self.tree.prompts)
-
-    def parents(self) -> Int[np.ndarray, " K"]:
-        """Row of the nearest name above each name, -1 without one."""
-        return np.array(
-            [
-                next((self.place[up] for up in _up(self.tree.parents, n) if up in self.place), -1)
-                for n in self.rows
-            ]
-        )
 
 
 def walks(
@@ -129,10 +110,10 @@ def walks(
     above, depth = ancestors(tree.parents, rows), tree.depths()[list(rows)]
     root = root_of(curvatures, start)
     index = nearest(
-        names.embedder.model.nearness, walk(start, curvatures, root, least=least), names.vectors(), root
+        names.embedder.model.nearness, walk(start, curvatures, root, least=least), names.vectors, root
     )
     known = np.array([node in place for node in leaf])
-    has = np.array([bool(np.isin(_up(tree.parents, node), said).any()) for node in leaf])
+    has = np.array([bool(np.isin(list(upward(tree.parents, node)), said).any()) for node in leaf])
     for group, mask in (("any", known), ("ancestor occurs", known & has), ("none occurs", known & ~has)):
         if not mask.any():
             continue
@@ -153,7 +134,8 @@ def upper(names: _Names, counts: Mapping[str, int]) -> Iterator[list[str]]:
     Captions that say it, distance from the origin in units of the curvature, the median distance of its children, and
     the mean cosine with them.
     """
-    tree, parents, vectors = names.tree, names.parents(), names.vectors()
+    tree, vectors = names.tree, names.vectors
+    parents = parents_among(tree.parents, names.rows)
     unit, curvatures = F.normalize(vectors, dim=1), names.embedder.curvatures
     assert curvatures is not None, "report refuses Euclidean models"
     radius = radii(vectors, curvatures)
@@ -175,12 +157,8 @@ def readings(
     names: _Names, images: Tensor, leaves: Sequence[Sequence[int]], k: float, boot: Bootstrap
 ) -> list[str]:
     """Cells of `attribution`: a parent told from its child, the images under a name, and all pairs in one ranking."""
-    curvatures, place = names.embedder.curvatures, names.place
-    under = np.zeros((len(names.rows), len(images)), bool)
-    for column, own in enumerate(leaves):
-        for node in {node for leaf in own for node in (leaf, *_up(names.tree.parents, leaf))} & place.keys():
-            under[place[node], column] = True
-    concepts = Concepts(names.vectors(), names.parents(), images, under)
+    curvatures = names.embedder.curvatures
+    concepts = Concepts.of(names.vectors, names.tree, names.rows, images, leaves)
     found = attribute(concepts, names.embedder.score, curvatures, k, boot).numbers
     cells = [f"{found['direction']['n']} pairs"]
     for block, keys in READINGS.items():
@@ -230,32 +208,22 @@ def report(
         f"{d}: {sum(depths[n] == d for n in said)} of {sum(depths[n] == d for n in every)}"
         for d in np.unique(depths[every])
     )
-    lines = [f"{len(said)} of {len(every)} names occur; by depth {', '.join(by_depth)}", "", *_head(WALKS)]
+    lines = [f"{len(said)} of {len(every)} names occur; by depth {', '.join(by_depth)}", ""]
     kinds = {"all": _Names(embedder, tree, every), "that occur": _Names(embedder, tree, said)}
-    for title, names in kinds.items():
-        for steps, least in (("equal", 0.0), ("shrinking", LEAST)):
-            for cells in walks(names, points[single], [leaves[n][0] for n in single], said, least, boot):
-                lines.append(f"| {' | '.join([title, steps, *cells])} |")
-    labelled = [n for n, own in enumerate(leaves) if own]
-    lines += ["", *_head(NORMS)]
-    for title, names in kinds.items():
-        k = name_aperture(objective)
-        cells = readings(names, points[labelled], [leaves[n] for n in labelled], k, boot)
-        lines.append(f"| {' | '.join([title, *cells])} |")
-    lines += ["", *_head(UPPER)]
-    return lines + [f"| {' | '.join(cells)} |" for cells in upper(kinds["all"], counts)]
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |", "|---" * len(cells) + "|"]
-
-
-def _up(parents: Sequence[int], node: int) -> list[int]:
-    found, up = [], parents[node]
-    while up >= 0:
-        found.append(up)
-        up = parents[up]
-    return found
+    walked = [
+        [title, steps, *cells]
+        for title, names in kinds.items()
+        for steps, least in (("equal", 0.0), ("shrinking", LEAST))
+        for cells in walks(names, points[single], [leaves[n][0] for n in single], said, least, boot)
+    ]
+    lines += [*table(WALKS, walked), ""]
+    labelled, k = [n for n, own in enumerate(leaves) if own], name_aperture(objective)
+    told = [
+        [title, *readings(names, points[labelled], [leaves[n] for n in labelled], k, boot)]
+        for title, names in kinds.items()
+    ]
+    lines += [*table(NORMS, told), ""]
+    return lines + table(UPPER, upper(kinds["all"], counts))
 
 
 def main(arguments: list[str] | None = None) -> int:

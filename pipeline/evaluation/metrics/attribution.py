@@ -18,7 +18,7 @@ reading keeps if it lets a tenth of the shuffled pairs pass. A cone cannot hold 
 Legend: N names, I images, D dim, k factors; angles are means over the factors, norms are sqrt(c)|x|.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ from hyco.pipeline.evaluation.metrics.geometry import (
 )
 from hyco.pipeline.evaluation.metrics.order import Score
 from hyco.pipeline.evaluation.metrics.ranked import Ranked
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy, parents_among, upward
 
 RIDGE = 1.0
 PASSING = 0.1  # of the shuffled pairs
@@ -61,6 +62,24 @@ class Concepts:
     parent: Int[np.ndarray, " N"]
     images: Float[Tensor, "I D"]
     under: Bool[np.ndarray, "N I"]
+
+    @classmethod
+    def of(
+        cls,
+        points: Float[Tensor, "N D"],
+        tree: Taxonomy,
+        rows: Sequence[int],
+        images: Float[Tensor, "I D"],
+        leaves: Sequence[Iterable[int]],
+    ) -> "Concepts":
+        """From the nodes of the names in the tree, `rows`, and the leaves that each image shows."""
+        place = {node: n for n, node in enumerate(rows)}
+        under = np.zeros((len(rows), len(images)), bool)
+        for column, own in enumerate(leaves):
+            for leaf in own:
+                shown = (leaf, *upward(tree.parents, leaf))
+                under[[place[node] for node in shown if node in place], column] = True
+        return cls(points, parents_among(tree.parents, rows), images, under)
 
     def depth(self) -> Int[np.ndarray, " N"]:
         """Steps from the root to each name, 1 for its children."""

@@ -89,8 +89,17 @@ def cone_report(
     k: float,
 ) -> dict[str, float]:
     """Fraction satisfied, and the mean exterior angle and half-aperture (degrees) of N aligned pairs."""
+    return _cone_figures(cone, general, exterior_angles(general, specific, c), c, k)
+
+
+def _cone_figures(
+    cone: Cone,
+    general: Float[Tensor, "N D"],
+    angle: Float[Tensor, "N k"],
+    c: float | Float[Tensor, " k"],
+    k: float,
+) -> dict[str, float]:
     c = _vector(c, general)
-    angle = exterior_angles(general, specific, c)
     general = product.split(general.double(), len(c))
     aperture = lorentz.half_aperture(general, c, k if cone.k is None else cone.k)
     return {
@@ -158,10 +167,10 @@ def geometry_report(
             if len(index):
                 general = nodes[cone.general].points[torch.from_numpy(index[:, 0])]
                 specific = nodes[cone.specific].points[torch.from_numpy(index[:, 1])]
-                report = cone_report(cone, general, specific, c, k)
+                angle[kind] = exterior_angles(general, specific, c)
+                report = _cone_figures(cone, general, angle[kind], c, k)
                 entry |= {kind: report["satisfied"], f"{kind}_angle": report["angle"]}
                 entry.setdefault("aperture", report["aperture"])
-                angle[kind] = exterior_angles(general, specific, c)
         if len(angle) == 2:
             limit = np.quantile(angle["shuffled"].cpu().numpy(), entry["shuffled"])
             entry["constant"] = float((angle["true"] <= limit).double().mean())

@@ -1,7 +1,7 @@
 """The tree of things (taxonomy.json): leaves are classes, inner nodes are what they have in common."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +29,29 @@ def fill(prompt: str, name: str) -> str:
     if vowel and (before in ("a ", "A ") or before.endswith((" a ", " A "))):
         before = before[:-1] + "n "
     return before + name + after
+
+
+def upward(parents: Sequence[int], node: int | np.integer) -> Iterator[int]:
+    """The nodes above a node, nearest first, the root included."""
+    above = parents[int(node)]
+    while above >= 0:
+        yield above
+        above = parents[above]
+
+
+def ancestors(parents: Sequence[int], rows: Sequence[int]) -> Bool[np.ndarray, "K K"]:
+    """Whether node rows[j] is above node rows[i]; nodes that are left out are passed."""
+    place = {node: n for n, node in enumerate(rows)}
+    above = np.zeros((len(rows), len(rows)), bool)
+    for n, node in enumerate(rows):
+        above[n, [place[up] for up in upward(parents, node) if up in place]] = True
+    return above
+
+
+def parents_among(parents: Sequence[int], rows: Sequence[int]) -> Int[np.ndarray, " K"]:
+    """Position in `rows` of the nearest of these nodes above each of them, -1 without one."""
+    place = {node: n for n, node in enumerate(rows)}
+    return np.array([next((place[up] for up in upward(parents, node) if up in place), -1) for node in rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +157,7 @@ class Taxonomy:
         leaves = self.leaves()
         above = np.zeros((len(leaves), len(self.ids)), bool)
         for row, leaf in enumerate(leaves):
-            node = self.parents[leaf]
-            while node >= 0:
-                above[row, node] = True
-                node = self.parents[node]
+            above[row, list(upward(self.parents, leaf))] = True
         return above
 
     def families(self) -> tuple[tuple[str, ...], Int[np.ndarray, " L"]]:

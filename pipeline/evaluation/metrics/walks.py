@@ -10,7 +10,7 @@ from hyco.pipeline.embedder import Embedder
 from hyco.pipeline.evaluation.embedded import Embedded
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap, MetricResult
 from hyco.pipeline.evaluation.metrics.retrieval import same_text
-from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy
+from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy, ancestors
 from hyco.pipeline.evaluation.metrics.traversal import Pool, climbs, met, nearest, root_of, walk
 from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
 
@@ -122,14 +122,7 @@ def _marked(
 def _names(tree: Taxonomy) -> tuple[tuple[str, ...], Bool[np.ndarray, "K K"]]:
     """The first name of every node but the root, and the matrix of ancestors."""
     nodes = [n for n in range(len(tree.ids)) if n != tree.root()]
-    row = {node: n for n, node in enumerate(nodes)}
-    above = np.zeros((len(nodes), len(nodes)), bool)
-    for node in nodes:
-        parent = tree.parents[node]
-        while parent in row:
-            above[row[node], row[parent]] = True
-            parent = tree.parents[parent]
-    return tuple(tree.names[n][0] for n in nodes), above
+    return tuple(tree.names[n][0] for n in nodes), ancestors(tree.parents, nodes)
 
 
 def _single(

@@ -141,7 +141,9 @@ def test_a_run_of_another_architecture(packed_home: Path, capsys, monkeypatch) -
     config["recipe"]["model"]["vision"]["width"] = 64
     (run / "config.json").write_text(json.dumps(config))
     small += ["--set", "model.vision.width=64"]
-    said = fails(capsys, monkeypatch, "train", "--recipe", "demo_hycoclip", "--home", str(packed_home), *small)
+    said = fails(
+        capsys, monkeypatch, "train", "--recipe", "demo_hycoclip", "--home", str(packed_home), *small
+    )
     assert "another architecture" in said and "visual" in said
 
 

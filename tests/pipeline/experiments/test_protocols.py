@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from hyco.pipeline.embedder import Embedder
 from hyco.pipeline.evaluation.benchmarks.protocol import Protocol
 from hyco.pipeline.evaluation.benchmarks.suite import run_suite
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
@@ -18,21 +16,12 @@ from hyco.pipeline.evaluation.scenes import Scene
 from hyco.pipeline.experiments.protocols import Row, captioned, main
 from hyco.pipeline.imaging.decode import decode, encode_jpeg
 from tests.factories.files import lay
-from tests.pipeline.evaluation.test_evaluate import packed, tiny, world
+from tests.pipeline.evaluation.test_evaluate import packed, wide_embedder, world
 
 __all__ = ["world"]  # a fixture
 FEW = Bootstrap(draws=100)
 KINDS = ("airplane", "bird", "cat")
 MARKS = "<!-- protocols, photos: written by pipeline.experiments.protocols -->\n<!-- end of protocols, photos -->\n"
-
-
-def embedder() -> Embedder:
-    """Untrained, its projections so wide that images differ."""
-    model, tokenizer = tiny()
-    with torch.no_grad():
-        model.visual_projection.weight.mul_(30)
-        model.textual_projection.weight.mul_(30)
-    return Embedder(model, tokenizer, batch_size=8)
 
 
 def scenes(side: int | None = None) -> list[Scene]:
@@ -50,7 +39,7 @@ def of(rows: list[Row], change: str) -> dict[str, Row]:
 
 def test_recalls_are_those_of_each_protocol():
     """Against `both_ways`, which `hyco assess` takes: equal captions shared and own, images cropped and stretched."""
-    model, found = embedder(), scenes()
+    model, found = wide_embedder(), scenes()
     rows = captioned(model, found, "made up")
     captions = [scene.captions for scene in found]
     assert len(Pairing.of(captions).texts) < len(Pairing.own(captions).texts), "some captions are equal"
@@ -77,7 +66,7 @@ def test_recalls_are_those_of_each_protocol():
 
 
 def test_square_images_are_made_wide_so_that_the_crop_takes_something_away():
-    model = embedder()
+    model = wide_embedder()
     rows = of(captioned(model, scenes(40), "made up"), "stretched")
     assert all("square images made 4:3" in row.change for row in rows.values()) and len(rows) == 4
     assert any((row.values[0] != row.values[1]).any() for row in rows.values())
@@ -110,7 +99,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_the_command_writes_the_figures_of_the_suite(world: Path, data: Path, tmp_path: Path, capsys):
     run = tmp_path / "run"
-    model = embedder()
+    model = wide_embedder()
     model.save(run / "model")
     out, prompts = tmp_path / "page.md", tmp_path / "given.json"
     prompts.write_text(json.dumps({"cifar10": {"prompts": ["see a {}", "{}!"], "names": list(KINDS)}}))
