@@ -24,6 +24,11 @@ class DamagedError(ValueError):
         )
         super().__init__(f"{path}: {what}: {remedy or repair}")
         self.path, self.what = path, what
+        self._rest = url, remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the arguments, so that a worker can send it."""
+        return DamagedError, (self.path, self.what, *self._rest)
 
 
 def objects_in(value: Any) -> set[str]:

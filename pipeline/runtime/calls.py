@@ -34,7 +34,7 @@ def answer(work: Callable[[], Any]) -> Answer:
         return found
     except Exception as error:
         error.add_note("in the worker:\n" + traceback.format_exc())
-        return ("error", _carried(error))
+        return ("error", carried(error))
 
 
 def environment(threads: int, number: int) -> dict[str, str]:
@@ -49,7 +49,7 @@ def environment(threads: int, number: int) -> dict[str, str]:
     }
 
 
-def _carried(error: Exception) -> Exception:
+def carried(error: Exception) -> Exception:
     """The error itself where it can be pickled, else a plain one with its text."""
     try:
         copy = pickle.loads(pickle.dumps(error))

@@ -23,7 +23,7 @@ HueShift = Annotated[float, Field(ge=0, le=0.5)]
 class DataConfig(Config):
     """How samples are drawn, cropped and read."""
 
-    incidental: ClassVar[frozenset[str]] = frozenset({"cache_bytes", "threads", "prefetch"})
+    incidental: ClassVar[frozenset[str]] = frozenset({"cache_bytes", "threads", "workers", "prefetch"})
     digest_if_set: ClassVar[frozenset[str]] = frozenset({"letterbox", "color_jitter", "color_jitter_chance"})
 
     crop_scale: Range = (0.5, 1.0)
@@ -50,6 +50,10 @@ class DataConfig(Config):
     """Memory for shards kept as encoded bytes, in bytes per process."""
     threads: int = Field(default=2, ge=1)
     """Decoding threads per process."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that make batches for a process of the training, each with its own threads and cache; 0: threads of the
+    training alone make them.
+    """
     prefetch: int = Field(default=4, ge=1)
     """Batches prepared ahead; from 2 on one of them is decoded while the one before is put together."""
 

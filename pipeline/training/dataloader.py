@@ -7,23 +7,29 @@ a batch of every lane; a process takes its part of it, so that another number of
 is no other state: a reader started at a saved position gives exactly the remaining batches.
 """
 
+import functools
 import hashlib
 import io
+import itertools
 import queue
+import signal
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.runtime.calls import carried
 from hyco.pipeline.training.augment import Choice, DataConfig, choose, render
+from hyco.pipeline.training.batch import START, Batch, Position
 from hyco.storage.local_cache import open_cached
 from hyco.storage.objects import DamagedError, check_sha256
 from hyco.storage.sample import TrainingSample
@@ -31,9 +37,7 @@ from hyco.storage.shard import read_shard
 from hyco.storage.store import Store
 from hyco.storage.versions import ShardRef
 
-Position = dict[str, int]
 Index = np.ndarray  # int64 [n, 2]: shard, sample within it
-START: Position = {"epoch": 0, "batch": 0}
 SWITCH_SECONDS = 5e-4
 """For sys.setswitchinterval in a process whose threads read batches. A decoder that needs Python's lock for some 20
 microseconds waits this long for a thread that keeps it; with Python's 5 ms a second decoder gains next to nothing.
@@ -70,70 +74,13 @@ def shard_file(store: Store, ref: ShardRef) -> ShardFile:
     The cache compares hashes itself, when an object arrives and when a process first opens it.
     """
     if store.local:
-        return ShardFile(ref.path, ref.samples, lambda: store.open(ref.path), ref.sha256)
-    return ShardFile(ref.path, ref.samples, lambda: open_cached(store, ref.path, ref.sha256, ref.size))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B samples of this process with P parts in total; `owner` [P] is the sample of each part.
-
-    images uint8 [B, S, S, 3], image_boxes uint8 [P, S, S, 3], tokens int64 [B, N], token_boxes int64 [P, M].
-    position is that of the next batch; substituted counts samples that could not be decoded and were replaced by
-    another sample of the batch. On the host, so that reading them waits for no device: lengths, the tokens of every
-    caption and then of every phrase without padding, and counts, the parts of every sample.
-    """
-
-    images: Tensor
-    tokens: Tensor
-    image_boxes: Tensor
-    token_boxes: Tensor
-    owner: Tensor
-    position: Position
-    substituted: int = 0
-    lengths: tuple[int, ...] = ()
-    counts: tuple[int, ...] = ()
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with a function applied to every tensor."""
-        names = [field.name for field in fields(self) if isinstance(getattr(self, field.name), Tensor)]
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch with images and owners on a device; asynchronous from pinned memory.
-
-        Token ids stay on the CPU: the text tower packs them there and moves the result.
-        """
-        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, tokens=self.tokens, token_boxes=self.token_boxes)
-
-
-def on_device(stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches of a stream on a device; copies to a GPU run on a stream of their own, beside the step before.
-
-    The host is ahead of the GPU when it asks for a batch, so the copy need not be started earlier. Page-locked
-    buffers are those of PyTorch's host allocator: it reuses one when the copies from it have ended.
-    """
-    if device.type != "cuda":
-        yield from (batch.to(device) for batch in stream)
-        return
-    copies = torch.cuda.Stream(device)
-    for batch in stream:
-        with torch.cuda.stream(copies):
-            batch = batch.to(device)
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(copies)
-
-        def used(tensor: Tensor, current: torch.cuda.Stream = current) -> Tensor:
-            if tensor.is_cuda:
-                tensor.record_stream(current)  # its memory may be reused only after the step
-            return tensor
-
-        yield batch.each(used)
+        return ShardFile(ref.path, ref.samples, functools.partial(store.open, ref.path), ref.sha256)
+    cached = functools.partial(open_cached, store, ref.path, ref.sha256, ref.size)
+    return ShardFile(ref.path, ref.samples, cached)
 
 
 class Batches:
-    """An endless sequence of batches, prepared in a background thread.
+    """An endless sequence of batches, prepared in a background thread, or in processes of their own.
 
     Args:
         shards: the training shards of a dataset version, in its order.
@@ -181,18 +128,26 @@ class Batches:
                 f"{self.samples} samples cannot fill a batch of {batch_size} on each of {ranks} ranks; "
                 "use a smaller batch_size or more data"
             )
-        # Batches that decoders work on while another one is put together: one of those prepared ahead.
-        self.ahead = int(config.prefetch > 1)
         self._pixels = _Pixels(image_size * image_size * 3)
         self._cache: dict[int, Future[list[TrainingSample]]] = {}
         self._compared: set[int] = set()
 
     def start(self, position: Position = START) -> Generator[Batch]:
-        """Batches after `position`, START or that of a batch; closing the iterator stops the thread.
+        """Batches after `position`, START or that of a batch; closing the iterator ends its thread or processes.
 
         Errors of the reader (a damaged shard, a missing file) are raised here. One iterator at a time.
         """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(self.config.prefetch - self.ahead)
+        if self.config.workers:
+            return self._from_workers(position)
+        return self.from_threads(position, self.config.prefetch, pin=self.pin)
+
+    def from_threads(
+        self, position: Position, prefetch: int, first: int = 0, every: int = 1, pin: bool = False
+    ) -> Generator[Batch]:
+        """As `start`, by threads of this process: every n-th batch, from the first-th on."""
+        # One of the batches prepared ahead is in the decoders while another one is put together.
+        ahead = int(prefetch > 1)
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(prefetch - ahead)
         stop = threading.Event()
 
         def put(item: Batch | BaseException) -> None:
@@ -205,8 +160,8 @@ class Batches:
         def produce() -> None:
             try:
                 with ThreadPoolExecutor(self.config.threads) as decoders, ThreadPoolExecutor(1) as reader:
-                    for batch in self._make(position, decoders, reader):
-                        put(batch)
+                    for batch in self._make(position, decoders, reader, ahead, first, every):
+                        put(batch.pin_memory() if pin else batch)
                         if stop.is_set():
                             reader.shutdown(cancel_futures=True)
                             return
@@ -225,6 +180,23 @@ class Batches:
             stop.set()
             thread.join()
             self._cache = {shard: read for shard, read in self._cache.items() if not read.cancelled()}
+
+    def _from_workers(self, position: Position) -> Generator[Batch]:
+        workers = self.config.workers
+        loader = DataLoader(
+            _Shares(self, position),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=-(-self.config.prefetch // workers),
+            pin_memory=self.pin,
+            worker_init_fn=_begin,
+            multiprocessing_context="spawn",  # threads and connections of this process do not survive a fork
+            generator=torch.Generator(),  # it draws a number, and not one of the training's
+        )
+        for item in loader:
+            if isinstance(item, Exception):
+                raise item
+            yield item
 
     def order(self, epoch: int, skip: int = 0, lane: int | None = None) -> Iterator[tuple[set[int], Index]]:
         """A lane's samples of an epoch, window by window, with the shards of this window and the next.
@@ -261,15 +233,22 @@ class Batches:
         return np.stack([np.full(last - first, shard), own[first:last]], 1)
 
     def _make(
-        self, position: Position, decoders: ThreadPoolExecutor, reader: ThreadPoolExecutor
+        self,
+        position: Position,
+        decoders: ThreadPoolExecutor,
+        reader: ThreadPoolExecutor,
+        ahead: int,
+        first: int,
+        every: int,
     ) -> Iterator[Batch]:
-        first = self.rank * self.batch_size  # in the batch of all processes, lane after lane
-        lanes = range(first // self.lane_batch, -(-(first + self.batch_size) // self.lane_batch))
-        own = slice(first - lanes[0] * self.lane_batch, first - lanes[0] * self.lane_batch + self.batch_size)
+        begin = self.rank * self.batch_size  # in the batch of all processes, lane after lane
+        lanes = range(begin // self.lane_batch, -(-(begin + self.batch_size) // self.lane_batch))
+        own = slice(begin - lanes[0] * self.lane_batch, begin - lanes[0] * self.lane_batch + self.batch_size)
         slots = [(lane, slot) for lane in lanes for slot in range(self.lane_batch)][own]
         fetched: set[int] = set()
         begun: deque[Callable[[], Batch]] = deque()
-        for parts in zip(*(self._lane(lane, position) for lane in lanes), strict=True):
+        numbered = zip(*(self._lane(lane, position) for lane in lanes), strict=True)
+        for parts in itertools.islice(numbered, first, None, every):
             near = set[int]().union(*(part[0] for part in parts))
             if near != fetched:
                 # Raises what a read has raised: the batches before it come first.
@@ -286,7 +265,7 @@ class Batches:
             while begun and not self._here(rows):
                 yield begun.popleft()()
             begun.append(self._batch(rows, views, after, decoders))
-            if len(begun) > self.ahead:
+            if len(begun) > ahead:
                 yield begun.popleft()()
 
     def _failed(self) -> bool:
@@ -397,7 +376,7 @@ class Batches:
             )
         tokens = self.tokenizer([samples[slot].captions[choices[slot].caption] for slot in shown])
         token_boxes = self.tokenizer([part.phrase for slot in shown for part in choices[slot].parts])
-        batch = Batch(
+        return Batch(
             images=torch.from_numpy(images),
             tokens=tokens,
             image_boxes=torch.from_numpy(parts),
@@ -415,7 +394,28 @@ class Batches:
             ),
             counts=tuple(len(choices[slot].parts) for slot in shown),
         )
-        return batch.each(Tensor.pin_memory) if self.pin else batch
+
+
+class _Shares(IterableDataset):
+    """Batches for a worker of a DataLoader, which takes one of each worker in turn, and the error that ends them."""
+
+    def __init__(self, batches: Batches, position: Position) -> None:
+        self.batches, self.position = batches, position
+
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        own = get_worker_info()
+        assert own is not None, "in a worker"
+        try:
+            # What is ahead waits in the DataLoader's queue.
+            yield from self.batches.from_threads(self.position, 1, own.id, own.num_workers)
+        except Exception as error:
+            yield carried(error)
+
+
+def _begin(worker: int) -> None:
+    """Prepare a worker: a terminal's Ctrl-C reaches it too, and the trainer decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 class _Pixels:

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hyco.pipeline.runtime.device import resolve_device
-from hyco.pipeline.training.dataloader import on_device
+from hyco.pipeline.training.batch import on_device
 from hyco.pipeline.training.meter import now
 from hyco.pipeline.training.run_dir import RunConfig, RunDir, read_config
 from hyco.pipeline.training.setup import assemble, step_gradient, update

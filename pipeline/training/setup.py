@@ -17,7 +17,8 @@ from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.models.losses import objective as objectives
 from hyco.pipeline.runtime.device import autocasts
 from hyco.pipeline.training import sharding, strategy
-from hyco.pipeline.training.dataloader import START, Batch, Batches, Position, ShardFile, shard_file
+from hyco.pipeline.training.batch import START, Batch, Position
+from hyco.pipeline.training.dataloader import Batches, ShardFile, shard_file
 from hyco.pipeline.training.ema import WeightAverage
 from hyco.pipeline.training.init_from import start_path, started
 from hyco.pipeline.training.recipes import OptimiserConfig, Recipe

@@ -31,7 +31,8 @@ from hyco.pipeline.runtime.parent_death import die_with
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.stop import StopRequest, TerminatedError, stop_request, told
 from hyco.pipeline.training import sharding
-from hyco.pipeline.training.dataloader import SWITCH_SECONDS, on_device
+from hyco.pipeline.training.batch import on_device
+from hyco.pipeline.training.dataloader import SWITCH_SECONDS
 from hyco.pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
 from hyco.pipeline.training.recipes import Recipe
 from hyco.pipeline.training.run_dir import (

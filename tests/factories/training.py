@@ -1,5 +1,6 @@
 """A dataset version of coloured squares for the tests of training."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def shard_files(folder: Path, counts: list[int], **options) -> list[ShardFile]:
         path = folder / f"{index:05d}.tar"
         with path.open("wb") as file:
             write_shard(file, [sample(at + i, **options) for i in range(count)])
-        files.append(ShardFile(path.name, count, lambda path=path: path.open("rb")))
+        files.append(ShardFile(path.name, count, functools.partial(path.open, "rb")))
         at += count
     return files
 

@@ -27,7 +27,8 @@ from hyco.pipeline.mining.mine import MineConfig, mine_all
 from hyco.pipeline.packing.pack import PackConfig, pack
 from hyco.pipeline.runtime.executor import InProcess
 from hyco.pipeline.training.augment import DataConfig, draw, random_box
-from hyco.pipeline.training.dataloader import START, SWITCH_SECONDS, Batches, ShardFile
+from hyco.pipeline.training.batch import START
+from hyco.pipeline.training.dataloader import SWITCH_SECONDS, Batches, ShardFile
 from hyco.storage.home import Home
 from hyco.storage.sample import TrainingSample
 from hyco.storage.shard import read_shard

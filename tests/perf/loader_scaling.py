@@ -1,10 +1,12 @@
 """python -m tests.perf.loader_scaling: what a second core gives to the loader, to its parts, and to plain C.
 
-Each kind of work runs in one process and in two at the same time, in turns; beside it the loader with two threads in
-one process, from the second epoch on, where its shard is in memory. Printed are the medians of the ratios of images per
-second, the best rounds of both against each other, and how many cores were used: other programs take their part.
+Each kind of work runs in one process and in two at the same time, in turns; beside it the loader with two threads and
+the loader with two workers, from the second epoch on, where its shard is in memory. Printed are the medians of the
+ratios of images per second, the best rounds of both against each other, and how many cores were used: other programs
+take their part.
 """
 
+import functools
 import hashlib
 import io
 import itertools
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +26,8 @@ from PIL import Image
 
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.pipeline.training.augment import choose, render
-from hyco.pipeline.training.dataloader import START, SWITCH_SECONDS, Batches, ShardFile
+from hyco.pipeline.training.batch import START
+from hyco.pipeline.training.dataloader import SWITCH_SECONDS, Batches, ShardFile
 from tests.perf import bench_loader
 
 ROUNDS, BATCHES = 13, 14
@@ -56,13 +59,10 @@ def works(shard: str) -> dict[str, Callable[[], int]]:
             made += 1 + len(choice.parts)
         return made
 
-    def open_shard() -> BinaryIO:
-        return Path(shard).open("rb")
-
-    def loader(threads: int) -> Callable[[], int]:
-        file = ShardFile("packed", len(samples), open_shard)
+    def loader(threads: int, workers: int = 0) -> Callable[[], int]:
+        file = ShardFile("packed", len(samples), functools.partial(Path(shard).open, "rb"))
         told = cast(Tokenizer, bench_loader.Untold())
-        given = config.replace(threads=threads, prefetch=2)
+        given = config.replace(threads=threads, workers=workers, prefetch=max(2, workers))
         reader = Batches([file], told, given, batch_size=bench_loader.BATCH, image_size=size)
         stream = reader.start(START)
 
@@ -78,7 +78,15 @@ def works(shard: str) -> dict[str, Callable[[], int]]:
         "decode, crop, resize": views,
         "loader": loader(1),
         "2 threads": loader(2),
+        "2 workers": loader(1, 2),
     }
+
+
+def processor_time() -> float:
+    """Seconds of processor time of this process and of its children that live."""
+    stats = [Path(f"/proc/{child.pid}/stat").read_text() for child in multiprocessing.active_children()]
+    ticks = sum(int(ticks) for stat in stats for ticks in stat.rpartition(")")[2].split()[11:13])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def serve(pipe: Connection, shard: str) -> None:
@@ -87,10 +95,12 @@ def serve(pipe: Connection, shard: str) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)  # as the trainer's process does
     known = works(shard)
     while (name := pipe.recv()) is not None:
-        wall, processor = time.perf_counter(), time.process_time()
+        wall, processor = time.perf_counter(), processor_time()
         done = known[name]()
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        wall, processor = time.perf_counter() - wall, processor_time() - processor
         pipe.send((done / wall, processor / wall))
+    for child in multiprocessing.active_children():
+        child.kill()
     os._exit(0)  # the loaders' threads
 
 
@@ -100,7 +110,7 @@ def main() -> None:
     pipes = []
     for _ in range(2):
         here, there = spawn.Pipe()
-        spawn.Process(target=serve, args=(there, shard), daemon=True).start()
+        spawn.Process(target=serve, args=(there, shard)).start()  # a daemon could have no workers
         pipes.append(here)
 
     def rate(name: str, which: list[Connection]) -> tuple[float, float]:
@@ -111,7 +121,7 @@ def main() -> None:
 
     names = ("sha256", "JPEG by PIL", "decode, crop, resize", "loader")
     rows = [(f"{name}, 2 processes", name, name, 2) for name in names]
-    rows.append(("loader, 2 threads", "loader", "2 threads", 1))
+    rows += [(f"loader, {name}", "loader", name, 1) for name in ("2 threads", "2 workers")]
     for title, alone, name, count in rows:
         for pipe in pipes:  # warm up
             for warm in (alone, name):

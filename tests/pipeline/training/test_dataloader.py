@@ -1,8 +1,10 @@
 """Batches: the position is a value, epochs differ, ranks share, bad images are replaced, the thread ends."""
 
+import functools
 import hashlib
 import io
 import itertools
+import multiprocessing
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +17,9 @@ from PIL import Image
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.pipeline.imaging.decode import encode_jpeg
 from hyco.pipeline.training.augment import DataConfig, draw, jittered, random_box
-from hyco.pipeline.training.dataloader import START, Batch, Batches, ShardFile, on_device
+from hyco.pipeline.training.batch import START, Batch, on_device
+from hyco.pipeline.training.dataloader import Batches, ShardFile
+from hyco.storage.objects import DamagedError
 from hyco.storage.shard import write_shard
 from tests.factories.training import sample, shard_files
 
@@ -76,6 +80,49 @@ def test_threads_and_prefetch_change_nothing(shards, tokenizer):
     quick = DataConfig(window=2, threads=4, prefetch=8, cache_bytes=0)
     ours = take(reader(shards, tokenizer), 10)
     assert all(same(a, b) for a, b in zip(ours, take(reader(shards, tokenizer, quick), 10), strict=True))
+
+
+def test_workers_give_the_same_batches_from_any_position_and_end_with_the_iterator(shards, tokenizer):
+    ours = take(reader(shards, tokenizer), 12)
+    by_two = reader(shards, tokenizer, DataConfig(window=2, workers=2, prefetch=3))
+    theirs = take(by_two, 12)
+    assert all(same(a, b) and a.lengths == b.lengths for a, b in zip(ours, theirs, strict=True))
+    assert not multiprocessing.active_children()
+    stream = by_two.start(ours[4].position)
+    assert all(same(a, next(stream)) for a in ours[5:8])
+    assert len(multiprocessing.active_children()) == 2
+    stream.close()
+    assert not multiprocessing.active_children()
+
+
+def cut_short(shard: ShardFile) -> io.BytesIO:
+    with shard.open() as file:
+        return io.BytesIO(file.read()[:-20000])
+
+
+def test_an_error_in_a_worker_is_raised_after_the_batches_before_it(shards, tokenizer):
+    lost = 2
+    damaged = [
+        replace(shard, open=functools.partial(cut_short, shard), sha256="0" * 64) if n == lost else shard
+        for n, shard in enumerate(shards)
+    ]
+    batches = reader(damaged, tokenizer, DataConfig(window=1, workers=2))
+    before = [shard for shard, _ in seen(batches, 0)].index(lost) // 5
+    given = []
+    with pytest.raises(DamagedError, match=r"00002\.tar: its sha256 is .*hyco verify --repair"):
+        for batch in batches.start():
+            given.append(batch.position["batch"])
+    assert given == list(range(1, before + 1)) and before > 0
+
+
+def test_a_worker_that_is_killed_ends_the_batches_with_an_error(shards, tokenizer):
+    stream = reader(shards, tokenizer, DataConfig(window=2, workers=2, prefetch=2)).start()
+    next(stream)
+    with pytest.raises(RuntimeError, match=r"worker .*(killed|exited)"):
+        multiprocessing.active_children()[0].kill()
+        for _ in stream:
+            pass
+    assert not multiprocessing.active_children()
 
 
 def test_each_epoch_has_every_sample_once_in_another_order_and_another_crop(shards, tokenizer):

@@ -15,7 +15,8 @@ import torch
 import hyco.pipeline.training.train
 from hyco.models.clip import DualEncoder
 from hyco.models.encoders.tokenizer import Tokenizer
-from hyco.pipeline.training.dataloader import START, Batches
+from hyco.pipeline.training.batch import START
+from hyco.pipeline.training.dataloader import Batches
 from hyco.pipeline.training.recipes import Recipe
 from hyco.pipeline.training.run_dir import exclusive_lock
 from hyco.pipeline.training.step_log import StepLog, read_log
@@ -78,8 +79,8 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop", [13, 19])
-def test_an_interrupted_run_continues_exactly(straight, home, tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize(("stop", "workers"), [(13, 0), (19, 0), (13, 2)])
+def test_an_interrupted_run_continues_exactly(straight, home, tmp_path, monkeypatch, stop, workers):
     """Stopped three or nine steps after its checkpoint: the steps beyond it are forgotten and made again."""
     write = StepLog.write
 
@@ -95,7 +96,12 @@ def test_an_interrupted_run_continues_exactly(straight, home, tmp_path, monkeypa
     assert read_log(run)[-1]["step"] == stop and not (run / "train.json").exists()
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 14, "lo')  # a line that the kill cut short
-    train(run)  # config.json alone says how to go on
+    recipe = tiny_recipe()
+    if workers:
+        by_workers = recipe.replace(data=recipe.data.replace(workers=workers))
+        train(run, Home(home), "latest", by_workers)
+    else:
+        train(run)  # config.json alone says how to go on
     assert curve(run) == curve(straight)
     ours, theirs = (DualEncoder.from_pretrained(r / "model").state_dict().values() for r in (run, straight))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
