@@ -57,18 +57,25 @@ class Shelf:
 
     def entries(self) -> list[Shelved]:
         """Return everything on the shelf, by path; DamagedError for a record that cannot be read."""
-        paths = [path for path in self.store.list(SHELVED) if path.endswith(".json")]
-        found = []
-        for path in paths:
+        found, damaged = self.readable()
+        for error in damaged:
+            raise error
+        return found
+
+    def readable(self) -> tuple[list[Shelved], list[DamagedError]]:
+        """Return what can be read of the shelf, by path, and the error of every other record."""
+        found, damaged = list[Shelved](), list[DamagedError]()
+        for path in self.store.list(SHELVED):
+            if not path.endswith(".json"):
+                continue
             try:
                 found.append(Shelved(**unseal(self.store.read_bytes(path))))
             except FileNotFoundError:  # returned meanwhile
                 continue
             except (ValueError, TypeError) as error:
-                raise DamagedError(
-                    path, f"is no record of a shelved unit ({error})", self.store.url
-                ) from None
-        return sorted(found, key=lambda entry: (entry.path, entry.unit))
+                why = f"is no record of a shelved unit ({error})"
+                damaged.append(DamagedError(path, why, self.store.url))
+        return sorted(found, key=lambda entry: (entry.path, entry.unit)), damaged
 
     def units(self) -> set[str]:
         """Return the names of the units on the shelf; a name needs no readable record."""

@@ -195,13 +195,15 @@ def versions(home: HomeUrl = "var", as_json: AsJson = False) -> None:
     from hyco.pipeline.ui import status as listing
     from hyco.storage.home import Home
 
-    found = listing.versions(Home(home).require())
+    found, damaged = listing.versions(Home(home).require())
+    for error in damaged:
+        typer.echo(f"damaged: {error}", err=True)
     if as_json:
         show(found)
         return
     for version in found:
         typer.echo(listing.version_line(version))
-    if not found:
+    if not found and not damaged:
         typer.echo(f"{home} has no dataset version yet: run mine and pack first")
 
 

@@ -7,42 +7,50 @@ from typing import Any
 from hyco.pipeline.curation.describe import brief
 from hyco.storage.folder import Folder
 from hyco.storage.home import Home
+from hyco.storage.shelf import Shelved
 from hyco.storage.summary import total
-from hyco.storage.version_heads import erased_keys, heads, latest, quarantined
+from hyco.storage.version_heads import erased_keys, latest, quarantined, readable
 
 
 def holdings(home: Home) -> dict[str, list[dict[str, Any]]]:
     """What a home holds: mined, shelved, versions, runs, fits; a dict for each entry.
 
+    Records that cannot be read are "damaged", with the reason; what they stand for is missing elsewhere.
+
     Raises:
         FileNotFoundError: there is no such home.
     """
     home.require()
-    mined = []
+    mined, lost = [], list[Exception]()
     for one in home.all_detections():
-        records = one.summary()
+        records, damaged = one.readable_summary()
+        lost += damaged
         images, failed = (total(records, name) for name in ("images", "failed"))
         name = one.folder.rpartition("/")[2]
         mined.append({"name": name, "units": records.num_rows, "images": images, "failed": failed})
+    shelved, damaged = home.shelf.readable()
+    known, unreadable = versions(home)
+    lost += [*damaged, *unreadable]
     return {
+        "damaged": [{"reason": str(error)} for error in lost],
         "mined": mined,
-        "shelved": [asdict(entry) for entry in home.shelf.entries()],
-        "versions": versions(home),
+        "shelved": [asdict(entry) for entry in shelved],
+        "versions": known,
         "runs": [{"name": folder.name, "state": run_state(folder)} for folder in home.run_folders()],
         "fits": [{"name": folder.name, "state": _fit_state(folder)} for folder in home.fit_folders()],
     }
 
 
-def versions(home: Home) -> list[dict[str, Any]]:
-    """The dataset versions of a home, oldest first.
+def versions(home: Home) -> tuple[list[dict[str, Any]], list[ValueError]]:
+    """The dataset versions of a home, oldest first, and the error of every one that cannot be read.
 
     Keys: name, labels (names that were given to it), created, counts, configuration (in a line), latest, experiment,
     superseded (images were deleted from it since), quarantined.
     """
-    known, erased = heads(home.versions), erased_keys(home.deletions)
+    (known, damaged), erased = readable(home.versions), erased_keys(home.deletions)
     newest, held_back = latest(home.versions, known), quarantined(home.versions)
     labels, experiments = home.versions.labels(), home.versions.experiments()
-    return [
+    found = [
         {
             "name": head.name,
             "labels": [label for label, name in labels.items() if name == head.name],
@@ -56,6 +64,7 @@ def versions(home: Home) -> list[dict[str, Any]]:
         }
         for head in known
     ]
+    return found, list(damaged.values())
 
 
 def version_line(version: dict[str, Any]) -> str:
@@ -71,14 +80,20 @@ def version_line(version: dict[str, Any]) -> str:
 
 
 def report(home: Home) -> Iterator[str]:
-    """Yield one line for each mining, shelved shard, version, run and fit; FileNotFoundError without such a home."""
+    """Yield one line for each damaged record, mining, shelved shard, version, run and fit.
+
+    Raises:
+        FileNotFoundError: there is no such home.
+    """
     found = holdings(home)
+    for one in found["damaged"]:
+        yield f"damaged  {one['reason']}"
     for one in found["mined"]:
         yield (
             f"mined    {one['name']}  {one['units']} units, {one['images']:,} images, {one['failed']:,} failed"
         )
-    for entry in home.shelf.entries():
-        yield f"shelved  {entry}"
+    for entry in found["shelved"]:
+        yield f"shelved  {Shelved(**entry)}"
     for version in found["versions"]:
         yield f"version  {version_line(version)}"
     for kind in ("run", "fit"):

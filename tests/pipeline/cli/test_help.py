@@ -100,6 +100,29 @@ def test_json_is_what_the_lines_say(run, home: Path, tmp_path: Path) -> None:
     assert champion["model"] == row["model"] and champion == json.loads(run("champion", *where))
 
 
+def test_a_damaged_record_is_named_and_hides_nothing_else(run, home: Path, capsys) -> None:
+    opened = Home(home)
+    (good,) = (home / "versions").glob("v-*.json")
+    good.with_name("v-000000000000.json").write_bytes(good.read_bytes().replace(b"31", b"32", 1))
+    mined = opened.detections("0" * 12)
+    for unit in ("one", "two"):
+        mined.commit(unit, {"images": 3, "failed": 0})
+    path = home / mined.path("two")
+    path.write_bytes(path.read_bytes().replace(b"3", b"4", 1))
+    assert opened.shelf.put("three", "3.tar", "s", "torn")
+    (home / "shelved/three.json").write_text("{}")
+    where = ("--home", str(home))
+    held = json.loads(run("status", *where, "--json"))
+    lines = [line for line in run("status", *where).splitlines() if line.startswith("damaged  ")]
+    assert [line.split()[1] for line in lines] == [f"{name}:" for name in (
+        mined.path("two"), "shelved/three.json", "versions/v-000000000000.json")]  # fmt: skip
+    assert [f"damaged  {one['reason']}" for one in held["damaged"]] == lines
+    assert held["mined"] == [{"name": "0" * 12, "units": 1, "images": 3, "failed": 0}]
+    assert [version["name"] for version in held["versions"]] == [good.stem] and held["shelved"] == []
+    capsys.readouterr()
+    assert json.loads(run("versions", *where, "--json")) == held["versions"]
+
+
 def test_a_home_without_versions_and_one_that_is_missing(run, tmp_path: Path, capsys) -> None:
     assert "run mine and pack first" in run("versions", "--home", str(tmp_path))
     run("versions", "--home", str(tmp_path / "no"), code=2)
