@@ -42,6 +42,7 @@ from hyco.pipeline.runtime.progress import Progress
 from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
+PREFACE = "# What the published protocol changes"
 KS = (1, 10)
 WIDE = 4 / 3
 """Aspect ratio of most photographs of Flickr."""
@@ -309,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         name = f"protocols, {given.name}"
         marks = f"<!-- {name}: written by pipeline.experiments.protocols -->", f"<!-- end of {name} -->"
-        write_section(given.out, marks, document(cells, missing, told(given)))
+        write_section(given.out, marks, document(cells, missing, told(given)), PREFACE)
         print(f"{given.out} is written")
 
     return command(work)
