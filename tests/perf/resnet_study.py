@@ -54,6 +54,7 @@ class Study:
 STUDIES = {
     "init": Study(POINCARE, steps=390, batch=128, seeds=3),
     "lorentz": Study(LORENTZ, steps=780, batch=128, seeds=1),
+    "ten epochs": Study(LORENTZ, steps=3900, batch=128, seeds=1),
     "start": Study(POINCARE, steps=320, batch=32, seeds=3),
 }
 
