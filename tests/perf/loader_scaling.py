@@ -3,7 +3,7 @@
 Each kind of work runs in one process and in two at the same time, in turns; beside it the loader with two threads and
 the loader with two workers, from the second epoch on, where its shard is in memory. Printed are the medians of the
 ratios of images per second, the best rounds of both against each other, and how many cores were used: other programs
-take their part.
+take their part. In the rows "busy" the thread that takes the batches runs Python for some 30 ms after each.
 """
 
 import functools
@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
@@ -26,11 +26,13 @@ from PIL import Image
 
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.pipeline.training.augment import choose, render
-from hyco.pipeline.training.batch import START
+from hyco.pipeline.training.batch import START, Batch
 from hyco.pipeline.training.dataloader import SWITCH_SECONDS, Batches, ShardFile
 from tests.perf import bench_loader
 
 ROUNDS, BATCHES = 13, 14
+LOOPS = 1_500_000
+_STREAMS: list[Generator[Batch]] = []
 
 
 def works(shard: str) -> dict[str, Callable[[], int]]:
@@ -59,16 +61,21 @@ def works(shard: str) -> dict[str, Callable[[], int]]:
             made += 1 + len(choice.parts)
         return made
 
-    def loader(threads: int, workers: int = 0) -> Callable[[], int]:
+    def loader(threads: int, workers: int = 0, loops: int = 0) -> Callable[[], int]:
         file = ShardFile("packed", len(samples), functools.partial(Path(shard).open, "rb"))
         told = cast(Tokenizer, bench_loader.Untold())
         given = config.replace(threads=threads, workers=workers, prefetch=max(2, workers))
         reader = Batches([file], told, given, batch_size=bench_loader.BATCH, image_size=size)
         stream = reader.start(START)
+        _STREAMS.append(stream)
 
         def run() -> int:
-            batches = itertools.islice(stream, BATCHES)
-            return sum(len(batch.images) + len(batch.image_boxes) for batch in batches)
+            images = 0
+            for batch in itertools.islice(stream, BATCHES):
+                images += len(batch.images) + len(batch.image_boxes)
+                for _ in range(loops):  # as a training's own thread, it keeps Python's lock
+                    pass
+            return images
 
         return run
 
@@ -79,6 +86,10 @@ def works(shard: str) -> dict[str, Callable[[], int]]:
         "loader": loader(1),
         "2 threads": loader(2),
         "2 workers": loader(1, 2),
+        "busy": loader(1, loops=LOOPS),
+        "busy, 2 threads": loader(2, loops=LOOPS),
+        "busy, 1 worker": loader(1, 1, LOOPS),
+        "busy, 2 workers": loader(1, 2, LOOPS),
     }
 
 
@@ -99,9 +110,8 @@ def serve(pipe: Connection, shard: str) -> None:
         done = known[name]()
         wall, processor = time.perf_counter() - wall, processor_time() - processor
         pipe.send((done / wall, processor / wall))
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(0)  # the loaders' threads
+    for stream in _STREAMS:
+        stream.close()
 
 
 def main() -> None:
@@ -122,6 +132,7 @@ def main() -> None:
     names = ("sha256", "JPEG by PIL", "decode, crop, resize", "loader")
     rows = [(f"{name}, 2 processes", name, name, 2) for name in names]
     rows += [(f"loader, {name}", "loader", name, 1) for name in ("2 threads", "2 workers")]
+    rows += [(name, "busy", name, 1) for name in ("busy, 2 threads", "busy, 1 worker", "busy, 2 workers")]
     for title, alone, name, count in rows:
         for pipe in pipes:  # warm up
             for warm in (alone, name):
