@@ -115,7 +115,7 @@ def is_plain_jpeg(data: bytes) -> bool:
 
 def _plain_jpeg(data: bytes, max_bytes: int) -> tuple[int, int] | None:
     """(width, height) of a colour or grey JPEG without EXIF; None selects the general decoder."""
-    if not data.startswith(b"\xff\xd8") or len(data) > max_bytes or b"Exif\0" in data[: 1 << 16]:
+    if not data.startswith(b"\xff\xd8") or len(data) > max_bytes or data.find(b"Exif\0", 0, 1 << 16) >= 0:
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -144,7 +144,8 @@ def _foreign(code: str, what: str) -> Iterator[None]:
 def _check_scans(data: bytes, width: int, height: int, max_pixels: int) -> None:
     """Refuse a JPEG whose scans cover too many pixels, by its markers."""
     most = SCANS * max_pixels // (width * height)
-    if data.count(_SCAN) <= most:  # an upper bound: other data may contain these bytes by chance
+    # Two upper bounds: a scan's header alone has ten bytes; other data may contain the marker's bytes by chance.
+    if len(data) <= 10 * most or data.count(_SCAN) <= most:
         return
     scans, at = 0, 2
     while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":  # data after the end is not decoded
