@@ -97,6 +97,8 @@ def describe(section: str) -> list[FieldText]:
 
 def to_markdown(names: list[str]) -> str:
     """Return docs/configuration.md: a table for each section."""
+    from hyco.pipeline.ui.markdown import table
+
     lines = [
         "# Configuration",
         "",
@@ -108,11 +110,12 @@ def to_markdown(names: list[str]) -> str:
     ]
     for name in names:
         lines += ["", f"## {name}", "", f"Set with {SECTIONS[name][1]}.", ""]
-        lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
-        for field in describe(name):
-            default = f"`{field.default}`" if field.default else ""
-            cells = (f"`{field.name}`", field.type, default, field.meaning)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows = (
+            (f"`{field.name}`", field.type, f"`{field.default}`" if field.default else "", field.meaning)
+            for field in describe(name)
+        )
+        head = ("field", "type", "default", "meaning")
+        lines += table(head, ([cell.replace("|", "\\|") for cell in cells] for cells in rows))
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hyco.pipeline.evaluation.metrics.catalog import Metric, find
+from hyco.pipeline.ui.markdown import table
 
 Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by seed
 
@@ -207,9 +208,9 @@ def _shape(seeds: list[dict[str, Any]]) -> list[str]:
 
 
 def _measures(runs: Runs, measures: Sequence[str]) -> str:
-    lines = ["| model | " + " | ".join(map(_head, measures)) + " |", "|---" * (len(measures) + 1) + "|"]
+    rows = []
     for model, seeds in runs.items():
-        cells = []
+        cells = [NAMES[model]]
         for measure in measures:
             values, low, high = (
                 [_held(metrics, measure, key) for metrics in seeds] for key in ("value", "low", "high")
@@ -219,18 +220,21 @@ def _measures(runs: Runs, measures: Sequence[str]) -> str:
             if len(values) > 1:
                 cell += f" ({_text(measure, min(values))}-{_text(measure, max(values))})"
             cells.append(cell)
-        lines.append(f"| {NAMES[model]} | " + " | ".join(cells) + " |")
+        rows.append(cells)
     first = next(iter(runs.values()))[0]
-    lines.append("| chance | " + " | ".join(_text(m, _held(first, m, "chance")) for m in measures) + " |")
-    return "\n".join(lines)
+    rows.append(["chance", *(_text(m, _held(first, m, "chance")) for m in measures)])
+    return "\n".join(table(["model", *map(_head, measures)], rows))
 
 
 def _differences(runs: Runs, measures: Sequence[str], steps: Sequence[tuple[str, str, str]]) -> str:
-    lines = ["| step | " + " | ".join(map(_head, measures)) + " |", "|---" * (len(measures) + 1) + "|"]
-    for what, before, after in steps:
-        cells = [difference(runs, m, before, after).text(m) for m in measures]
-        lines.append(f"| {what}: {NAMES[before]} to {NAMES[after]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = (
+        [
+            f"{what}: {NAMES[before]} to {NAMES[after]}",
+            *(difference(runs, m, before, after).text(m) for m in measures),
+        ]
+        for what, before, after in steps
+    )
+    return "\n".join(table(["step", *map(_head, measures)], rows))
 
 
 def _geometry(runs: Runs) -> str:
@@ -239,7 +243,7 @@ def _geometry(runs: Runs) -> str:
         return ""
     head = ("model", "c", "median sqrt(c)\\|x\\|", "saturated cones, %", "true / shuffled pairs in their cones, %",
             "radius in order, % of pairs")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for model, seeds in shaped.items():
         shape = seeds[0]["geometry"]
         cones = []
@@ -254,14 +258,15 @@ def _geometry(runs: Runs) -> str:
         ]
         radius = [_mean(seeds, f"geometry.radius.{n}.q50") for n in NODES]
         cells = (
+            NAMES[model],
             f"{_mean(seeds, 'geometry.curvature') or 0:.2f}",
             " / ".join("-" if r is None else f"{r:.2f}" for r in radius),
             " / ".join(_percent(seeds, f"geometry.saturated.{n}") for n in NODES),
             ", ".join(cones),
             ", ".join(order),
         )
-        lines.append(f"| {NAMES[model]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(table(head, rows))
 
 
 def _mean(seeds: list[dict[str, Any]], path: str) -> float | None:

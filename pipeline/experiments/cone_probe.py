@@ -45,6 +45,7 @@ from hyco.pipeline.experiments.comparison import NODES as NAMES
 from hyco.pipeline.experiments.cone_goal import CONES, PHASES
 from hyco.pipeline.experiments.grid import command, write_section
 from hyco.pipeline.training.run_dir import finished
+from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 IMAGES, BATCH, STEPS, RATE, DECAY, RAMP = 2000, 128, 200, 2e-3, 0.1, 50
@@ -246,7 +247,7 @@ def train(arm: Arm, features: Embedded, steps: int = STEPS, seed: int = 0) -> He
     return heads
 
 
-def row(name: str, heads: Heads, held: Embedded) -> str:
+def row(name: str, heads: Heads, held: Embedded) -> list[str]:
     """The figures of an arm on held-out scenes, as a row of the table."""
     with torch.inference_mode():
         placed, c = heads.place(held), heads.log_c.exp().reshape(1)
@@ -271,7 +272,7 @@ def row(name: str, heads: Heads, held: Embedded) -> str:
     nodes = ("text_box", "image_box", "text")
     cells.append(" / ".join(f"{100 * shape['saturated'][n]:.0f}" for n in nodes) if shape else "-")
     cells.append(" / ".join(f"{shape['radius'][n]['q50']:.2f}" for n in (*nodes, "image")) if shape else "-")
-    return "| " + " | ".join(cells) + " |"
+    return cells
 
 
 def probe(
@@ -298,10 +299,10 @@ def probe(
     rows = []
     for number, name in enumerate(arms, 1):
         rows.append(row(name, train(ARMS[name], features), held))
-        say(f"cone probe: {number} of {len(arms)}: {rows[-1]}")
+        say(f"cone probe: {number} of {len(arms)}: {', '.join(rows[-1])}")
     head = ("heads on frozen towers", "i > c R@5", "c > i R@5", *(_short(cone) for cone in CONES),
             "saturated: phrase / part / caption", "radius: phrase / part / caption / image")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows]
+    lines = table(head, rows)
     begin = "<!-- cone probe: written by pipeline.experiments.cone_probe -->"
     text = f"`python -m hyco.pipeline.experiments.cone_probe {run}`: {STEPS} steps of {BATCH}, one seed, in percent."
     write_section(

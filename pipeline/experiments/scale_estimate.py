@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hyco.models.encoders.vit import VisionConfig
 from hyco.pipeline.training.recipes import Recipe, hycoclip_vit_b
+from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 REQUESTS = {"mine": 20, "pack": 66}
@@ -102,7 +103,7 @@ def estimate(
         "requests to the home while mining, 1/s": [],
         "memory of the mining workers, GB": [],
     }
-    table = list(rows.values())
+    columns = list(rows.values())
     for count in gpus:
         busy = min(count, units)  # a unit has one worker
         mining = math.ceil(units / busy) * shard * worker_s
@@ -117,7 +118,7 @@ def estimate(
             units * REQUESTS["mine"] / mining,
             busy * WORKER_GB,
         ]
-        for row, value in zip(table, values, strict=True):
+        for row, value in zip(columns, values, strict=True):
             row.append(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}")
     per = ", ".join(f"{name} {1e3 * spent:.2f} ms" for name, spent in cost.mine_s.items())
     tasks = min(TASKS, units)
@@ -133,7 +134,7 @@ def estimate(
     }
     lines = [f"Of {cost.images:,} images: {per}, packing {1e3 * cost.pack_s:.2f} ms, detections "
              f"{cost.detection_bytes:,.0f} bytes, shards {cost.shard_bytes:,.0f} bytes an image.", "",
-             f"| {images:,} images | {' | '.join(f'{count} GPUs' for count in gpus)} |", f"|---|{'---|' * len(gpus)}",
-             *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items()), "",
-             "| once | |", "|---|---|", *(f"| {name} | {value} |" for name, value in once.items())]  # fmt: skip
+             *table([f"{images:,} images", *(f"{count} GPUs" for count in gpus)],
+                    ([name, *row] for name, row in rows.items())), "",
+             *table(("once", ""), once.items())]  # fmt: skip
     return "\n".join(lines)

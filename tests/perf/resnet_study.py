@@ -26,6 +26,7 @@ from hyco.models.resnets.poincare_resnet import PoincareResNet
 from hyco.models.resnets.resnet import EuclideanResNet
 from hyco.pipeline.classification.in_memory import Epoch, Images, load_images, statistics
 from hyco.pipeline.datasets import open_labelled
+from hyco.pipeline.ui import markdown
 
 SHIFT, SAVED = 4, 20
 STAGES = (16, 32, 64, 128)
@@ -130,10 +131,8 @@ def spread(values: list[float], sign: str = "") -> str:
 def table(study: Study, found: dict[str, dict[int, Run]]) -> list[str]:
     """Markdown: a row for each net with runs by seed; differences are means over the seeds that both nets have."""
     first = study.nets[0]
-    lines = [
-        f"| net | accuracy of each seed, % | mean | beside {first} | training loss |",
-        "|---|---|---|---|---|",
-    ]
+    head = ("net", "accuracy of each seed, %", "mean", f"beside {first}", "training loss")
+    rows = []
     for name in study.nets:
         runs = [run.accuracy for run in found[name].values()]
         if not runs:
@@ -142,10 +141,8 @@ def table(study: Study, found: dict[str, dict[int, Run]]) -> list[str]:
         less = [found[name][seed].accuracy - found[first][seed].accuracy for seed in both]
         beside = "" if name == first or not less else spread(less, "+")
         loss = numbers.mean(run.loss for run in found[name].values())
-        lines.append(
-            f"| {name} | {', '.join(f'{run:.1f}' for run in runs)} | {spread(runs)} | {beside} | {loss:.2f} |"
-        )
-    return lines
+        rows.append((name, ", ".join(f"{run:.1f}" for run in runs), spread(runs), beside, f"{loss:.2f}"))
+    return markdown.table(head, rows)
 
 
 def main(arguments: list[str]) -> None:

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
+from hyco.pipeline.ui import markdown
 from tests.perf.training_nets import RECALIBRATED, RUNNING, TEST_BATCH, TRAINED, Nets, Shape
 
 CURVATURES, RATES, SEEDS = (0.1, 1.0, 3.0), (1e-3, 3e-3, 1e-2, 3e-2), 3
@@ -98,12 +99,8 @@ def table(rows: dict[str, list[float]], title: str) -> list[str]:
     measured = [who for who in contenders(SHAPES[title][0]) if f"{title}/{who}" in rows]
     if not measured:
         return []
-    lines = [f"| {title} | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for contender in measured:
-        lines.append(
-            f"| {contender} | {' | '.join(f'{m:.1f}' for m in cells(rows[f'{title}/{contender}']))} |"
-        )
-    return [*lines, ""]
+    body = ([who, *(f"{m:.1f}" for m in cells(rows[f"{title}/{who}"]))] for who in measured)
+    return [*markdown.table([title, *heads], body), ""]
 
 
 def cells(lanes: list[float]) -> list[float]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from hyco.pipeline.evaluation.report.page import gaps
 from hyco.pipeline.evaluation.report.tables import tables
+from hyco.pipeline.ui.markdown import table
 
 COLUMNS = ("measure", "value", "95 % interval", "chance")
 
@@ -17,15 +18,14 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             row["interval"],
             row["chance"],
         )
-        for table in tables(metrics)
-        for row in table["rows"]
+        for each in tables(metrics)
+        for row in each["rows"]
     ]
 
 
 def markdown_table(metrics: dict[str, Any]) -> str:
     """The rows as a Markdown table, then the metrics that could not be measured, with the reason."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(metrics)]
+    lines = table(COLUMNS, ([cell.replace("|", "\\|") for cell in row] for row in rows(metrics)))
     lines += ["", *(f"- {name}: not complete, {words}" for name, words in gaps(metrics))]
     lines += [*(f"- {section}: not measured, {why}" for section, why in metrics["skipped"].items())]
     return "\n".join(lines)

@@ -132,7 +132,7 @@ def features(count: int) -> Embedded:
 def test_a_probe_learns_and_measures_its_arm(name):
     heads = cone_probe.train(cone_probe.ARMS[name], features(40), steps=40)
     start = cone_probe.train(cone_probe.ARMS[name], features(40), steps=0)
-    before, after = (cone_probe.row(name, each, features(40)).split(" | ") for each in (start, heads))
+    before, after = (cone_probe.row(name, each, features(40)) for each in (start, heads))
     assert float(after[1]) > float(before[1]) + 15, "image to caption R@5"
     assert ("-" in after[7]) == (name == "CLIP + part queries")
 
