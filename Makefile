@@ -23,12 +23,12 @@ help: ## this list
 $(BASE): pyproject.toml constraints.txt
 	@echo "[1/2] creating $(VENV) and installing the pinned packages (1 to 2 minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e '.[demo]' -c constraints.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -qq -e '.[demo]' -c constraints.txt
 	@touch $@
 
 $(DEV): $(BASE)
 	@echo "[2/2] installing the development packages"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -qq -e '.[dev]' -c constraints.txt
 	@touch $@
 
 demo: $(BASE) ## the whole journey on the embedded world: scenes, mine, pack, train, assess (about 10 minutes)
@@ -78,7 +78,7 @@ training-study: $(DEV) ## the tables of docs/hyperbolic_training.md: nets on dig
 DOCKER := $(VENV)/.docker-installed
 
 $(DOCKER): $(DEV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -e '.[dev,docker]' -c constraints.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -qq -e '.[dev,docker]' -c constraints.txt
 	@touch $@
 
 # The servers come from Debian's packages; installed here when they are absent and we may (root).
