@@ -33,7 +33,7 @@ from hyco.pipeline.classification.model import (
 from hyco.pipeline.config import Config, digest
 from hyco.pipeline.datasets import LabelledSet, open_labelled
 from hyco.pipeline.datasets.layouts import Labelled
-from hyco.pipeline.runtime.device import autocasts, resolve_device
+from hyco.pipeline.runtime.device import autocasts, has_bfloat16, resolve_device
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.stop import StopRequest, stop_request
 from hyco.pipeline.training.run_dir import (
@@ -242,13 +242,17 @@ def _fit(
     optimiser = make_optimiser(model, config)
 
     checkpoints = Checkpoints(run_dir / "checkpoints")
-    step, seconds = 0, 0.0
+    step = 0
+    state: dict[str, Any] = {"seconds": 0.0}
     found = checkpoints.latest()
     if found:
         step, folder = found
-        seconds = load_checkpoint(folder, model, optimiser)["seconds"]
+        state = load_checkpoint(folder, model, optimiser)
+    seconds = state["seconds"]
     log = StepLog(run_dir, step)
-    half, remedy = autocasts(config.precision, device), f"lower lr (now {config.lr})"
+    # As the run began; older checkpoints do not record it.
+    half = state["half"] and has_bfloat16(device) if "half" in state else autocasts(config.precision, device)
+    remedy = f"lower lr (now {config.lr})"
     total = steps * config.batch_size
     progress = Progress(total, "fit", "samples", listener, done=step * config.batch_size)
     window, window_steps, saved_at = time.perf_counter(), 0, time.perf_counter()
@@ -305,7 +309,9 @@ def _fit(
             if due or time.perf_counter() - saved_at > 60 * config.checkpoint_minutes:
                 require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
                 weights, learned = model.state_dict(), optimiser.state_dict()
-                save_checkpoint(checkpoints, step, weights, learned, {"seconds": seconds}, config.keep)
+                save_checkpoint(
+                    checkpoints, step, weights, learned, {"seconds": seconds, "half": half}, config.keep
+                )
                 saved_at = time.perf_counter()
         complete = step == steps
     finally:
@@ -313,10 +319,12 @@ def _fit(
         progress.close(complete)
     if not complete:
         stop.end(f"at step {step} of {steps}")
-    return _finish(run_dir, config, model, facts)
+    return _finish(run_dir, config, model, facts, half)
 
 
-def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
+def _finish(
+    run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str, Any], half: bool
+) -> dict[str, Any]:
     """Write model/ atomically, then train.json."""
     with atomic_directory(run_dir / "model", replace=True) as draft:
         save_classifier(draft, model, config, facts)
@@ -327,7 +335,7 @@ def _finish(run_dir: Path, config: FitConfig, model: Classifier, facts: dict[str
         **summary(read_log(run_dir)),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(next(model.parameters()).device),
-        "precision": config.precision,
+        "precision": "bfloat16" if half else "float32",
         "images": sum(facts["counts"]),
         "counts": facts["counts"],
         **{name: scalar.exp().item() for name, scalar in _scalars(model)},

@@ -1,6 +1,5 @@
 """The cost of a training, estimated before it starts: samples, measured rate, days; months on a CPU are refused."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from hyco.models.clip import DualEncoder
 from hyco.models.losses import objective as objectives
-from hyco.pipeline.runtime.device import autocasts, resolve_device
+from hyco.pipeline.runtime.device import autocasts, now, resolve_device
 from hyco.pipeline.training.recipes import Recipe
 
 WORTH_MEASURING = 1_000_000
@@ -113,7 +112,7 @@ def _step(model: DualEncoder, recipe: Recipe, device: torch.device, batch: int) 
     captions, phrases = _texts(recipe, batch, length), _texts(recipe, batch, length)
     parts = (pixels, phrases) if recipe.objective.uses_boxes else (None, None)
     owner = torch.arange(batch if recipe.objective.uses_boxes else 0, device=device)
-    began = _now(device)
+    began = now(device)
     half = autocasts(recipe.precision, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         nodes, scale, curvature = model(pixels, captions, *parts)
@@ -128,7 +127,7 @@ def _step(model: DualEncoder, recipe: Recipe, device: torch.device, batch: int) 
         bias=model.bias,
     )
     loss.backward()
-    return _now(device) - began
+    return now(device) - began
 
 
 def _texts(recipe: Recipe, count: int, length: int) -> Tensor:
@@ -138,9 +137,3 @@ def _texts(recipe: Recipe, count: int, length: int) -> Tensor:
     tokens[tokens == text.end_token] = (text.end_token + 1) % text.vocab_size
     tokens[:, -1] = text.end_token
     return tokens
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

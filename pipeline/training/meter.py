@@ -5,7 +5,6 @@ towers' matrix products on the tokens that there are, without padding, without w
 loss; a backward pass costs twice the forward pass. MFU compares them with a matrix product measured at the start.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,6 @@ import torch
 from hyco.models.clip import ClipConfig, image_tower
 from hyco.models.encoders.text import TextConfig
 from hyco.models.encoders.vit import VisionConfig
-
-SIDE = {"cuda": 8192, "cpu": 768}
-"""Rows and columns of the measured matrix product."""
-_TRIES = 5
 
 
 class Meter:
@@ -95,19 +90,6 @@ def backward_factor(learn: str, blocks: float = 0.0) -> float:
     return {"all": 3.0, "heads": 1.0}.get(learn, 1.0 + min(1.0, blocks))
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a square matrix product on a device, the best of a few."""
-    side = SIDE.get(device.type, SIDE["cpu"])
-    drawn = torch.Generator(device).manual_seed(0)  # the numbers of the training stay as they are
-    a, b = (torch.randn(side, side, device=device, generator=drawn).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(_TRIES):
-        began = now(device)
-        torch.mm(a, b)
-        best = min(best, now(device) - began)
-    return 2 * side**3 / best
-
-
 def peak_memory(device: torch.device) -> int:
     """Peak in bytes of what torch has allocated on a GPU, or of the resident memory of this process on a CPU."""
     if device.type == "cuda":
@@ -120,10 +102,3 @@ def peak_memory(device: torch.device) -> int:
     import resource  # macOS has no /proc, and counts in bytes
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock, after the work that a GPU was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

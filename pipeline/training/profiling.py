@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from hyco.pipeline.runtime.device import resolve_device
+from hyco.pipeline.runtime.device import now, resolve_device
 from hyco.pipeline.training.batch import on_device
-from hyco.pipeline.training.meter import now
 from hyco.pipeline.training.run_dir import RunConfig, RunDir, read_config
 from hyco.pipeline.training.setup import assemble, step_gradient, update
 from hyco.storage.folder import Folder

@@ -156,8 +156,8 @@ class Recipe(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights and of the order, captions, parts and crops of the samples."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of the towers; the geometry and the loss are always float32. A CPU without bfloat16 instructions
-    computes in float32 in either case.
+    """Precision of the towers; the geometry and the loss are always float32. A CPU that multiplies no faster in
+    bfloat16, measured when a run begins, computes in float32 in either case.
     """
     log_every: int = Field(default=20, ge=1)
     """Steps between lines of log.jsonl."""

@@ -22,7 +22,7 @@ from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.models.lora import merge_
 from hyco.pipeline.config import Config, ConfigError, digest, essence
 from hyco.pipeline.embedder import save_model
-from hyco.pipeline.runtime.device import autocasts, machine_of
+from hyco.pipeline.runtime.device import machine_of
 from hyco.pipeline.training.init_from import resolved
 from hyco.pipeline.training.recipes import Recipe
 from hyco.pipeline.training.run_protocol import speed, summary
@@ -165,9 +165,12 @@ def finished(run_dir: RunDir) -> dict[str, Any] | None:
 
 
 def finish(
-    folder: Folder, run: RunConfig, model: DualEncoder, tokenizer: Tokenizer, ranks: int
+    folder: Folder, run: RunConfig, model: DualEncoder, tokenizer: Tokenizer, ranks: int, precision: str
 ) -> dict[str, Any]:
-    """Write model/ atomically, with adapters merged, then train.json, and return its content."""
+    """Write model/ atomically, with adapters merged, then train.json, and return its content.
+
+    `ranks` processes trained the towers in `precision`, as train.json says.
+    """
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
     merge_(model)
     with atomic_directory(folder.path / "model", replace=True) as draft:
@@ -194,7 +197,7 @@ def finish(
         "device": str(device),
         "machine": machine_of(device),
         "processes": ranks,
-        "precision": "bfloat16" if autocasts(run.recipe.precision, device) else "float32",
+        "precision": precision,
     }
     write_result(folder, result)
     return result

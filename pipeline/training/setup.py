@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hyco.models.clip import DualEncoder, load_weights
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.models.losses import objective as objectives
-from hyco.pipeline.runtime.device import autocasts
+from hyco.pipeline.runtime.device import autocasts, has_bfloat16
 from hyco.pipeline.training import sharding, strategy
 from hyco.pipeline.training.batch import START, Batch, Position
 from hyco.pipeline.training.dataloader import Batches, ShardFile, shard_file
@@ -47,6 +47,11 @@ class Setup:
     seconds: float = 0.0
     position: Position = dataclasses.field(default_factory=lambda: dict(START))
     substituted: int = 0
+
+    @property
+    def precision(self) -> str:
+        """That of the towers."""
+        return "bfloat16" if self.half else "float32"
 
 
 def assemble(
@@ -106,7 +111,7 @@ def assemble(
         sharding.shard(model, device, ranks)
     optimiser = make_optimiser(model, recipe.optimiser)
     average = WeightAverage(model, recipe.optimiser.ema) if recipe.optimiser.ema else None
-    half = torch.bfloat16 if autocasts(recipe.precision, device) else None
+    half = torch.bfloat16 if _halves(recipe, state.get("precision"), device, control) else None
     setup = Setup(tokenizer, batches, model, optimiser, average, checkpoints, half)
 
     # Resume: the average of the weights, optimiser and the reader's position.
@@ -182,6 +187,7 @@ def checkpoint_state(setup: Setup) -> dict[str, Any]:
         "position": setup.position,
         "substituted": setup.substituted,
         "lanes": setup.batches.lanes,
+        "precision": setup.precision,
     }
 
 
@@ -197,6 +203,18 @@ def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
         if len(captions) >= TOKENIZER_CAPTIONS:
             break
     return Tokenizer.train(captions[:TOKENIZER_CAPTIONS], text.vocab_size, text.context_length)
+
+
+def _halves(recipe: Recipe, began: str | None, device: torch.device, group: Any) -> bool:
+    """Whether the towers run in bfloat16: as the run began where the device can, else where the first process gains."""
+    if began:  # older checkpoints do not record it
+        return began == "bfloat16" and has_bfloat16(device)
+    gains = autocasts(recipe.precision, device)
+    if group is None:
+        return gains
+    told = torch.tensor(gains)
+    dist.broadcast(told, 0, group=group)
+    return bool(told)
 
 
 def _resumed(checkpoints: Checkpoints, lead: bool, first: bool, group: Any) -> tuple[int, Path] | None:

@@ -25,7 +25,7 @@ import torch.distributed.nn.functional
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hyco.pipeline.runtime.device import resolve_device
+from hyco.pipeline.runtime.device import matmul_rate, resolve_device
 from hyco.pipeline.runtime.memory import keep_freed_memory
 from hyco.pipeline.runtime.parent_death import die_with
 from hyco.pipeline.runtime.progress import Listener, Progress
@@ -33,7 +33,7 @@ from hyco.pipeline.runtime.stop import StopRequest, TerminatedError, stop_reques
 from hyco.pipeline.training import sharding
 from hyco.pipeline.training.batch import on_device
 from hyco.pipeline.training.dataloader import SWITCH_SECONDS
-from hyco.pipeline.training.meter import Meter, backward_factor, matmul_rate, peak_memory
+from hyco.pipeline.training.meter import Meter, backward_factor, peak_memory
 from hyco.pipeline.training.recipes import Recipe
 from hyco.pipeline.training.run_dir import (
     LOGS,
@@ -219,7 +219,7 @@ def _train(
     if divided:
         weights = sharding.whole_weights(model.state_dict(), keep=lead)
         model = sharding.whole_model(model, weights, device) if lead else model
-    result = finish(folder, run, model, setup.tokenizer, ranks) if lead else {}
+    result = finish(folder, run, model, setup.tokenizer, ranks, setup.precision) if lead else {}
     barrier(ranks)
     return result
 

@@ -19,10 +19,11 @@ def flat_limit() -> str:
     size = {"depth": 10, "widths": (4, 6, 8, 10)}
     ours, twin = LorentzResNet(**size, c=1e-12).double(), EuclideanResNet(**size).double()
     # One variance for all channels against one per channel, each starting at 1; shortcuts start with other biases.
-    known = {name: p for name, p in ours.state_dict().items() if p.shape == twin.state_dict()[name].shape}
-    zeros = {
-        name: torch.zeros_like(p) for name, p in twin.state_dict().items() if name.endswith("shortcut.bias")
+    theirs = twin.state_dict()
+    known = {
+        name: p for name, p in ours.state_dict().items() if name in theirs and p.shape == theirs[name].shape
     }
+    zeros = {name: torch.zeros_like(p) for name, p in theirs.items() if name.endswith("shortcut.bias")}
     twin.load_state_dict(known | zeros, strict=False)
     images = torch.randn(4, 3, 16, 16, dtype=torch.double)
     a, b = ours.eval()(images), twin.eval()(images)

@@ -21,7 +21,8 @@ from tests.perf.bare import stand_in
 
 stand_in()
 
-from hyco.pipeline.training.meter import matmul_rate, now, peak_memory  # noqa: E402
+from hyco.pipeline.runtime.device import matmul_rate, now  # noqa: E402
+from hyco.pipeline.training.meter import peak_memory  # noqa: E402
 from tests.perf import gpu_steps as steps  # noqa: E402
 
 SECTIONS = ("steps", "pieces", "loss", "largest", "grounder")

@@ -11,8 +11,9 @@ from hyco.models.clip import ClipConfig, DualEncoder
 from hyco.models.encoders.text import TextConfig
 from hyco.models.encoders.vit import VisionConfig
 from hyco.models.losses.objective import ObjectiveConfig, clip_objective, hycoclip_objective, loss
+from hyco.pipeline.runtime.device import now
 from hyco.pipeline.training import strategy
-from hyco.pipeline.training.meter import Meter, backward_factor, now
+from hyco.pipeline.training.meter import Meter, backward_factor
 from hyco.pipeline.training.step import Scalars, gradient
 from tests.perf.plain_model import PlainHyCoClip, four_matrices
 

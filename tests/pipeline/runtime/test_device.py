@@ -50,12 +50,19 @@ def test_unknown_names_are_refused(gpus, name: str) -> None:
         resolve_device(name)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+@pytest.mark.parametrize(
+    ("there", "rate", "taken"), [(True, 2e11, True), (True, 0.5e11, False), (False, 2e11, False)]
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_it_and_gains_by_it(
+    monkeypatch: pytest.MonkeyPatch, there: bool, rate: float, taken: bool
+) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
-    assert (
-        devices.computes_bfloat16(torch.device("cpu")) == autocasts("bfloat16", torch.device("cpu")) == there
+    monkeypatch.setattr(devices, "matmul_rate", lambda _, dtype: rate if dtype == torch.bfloat16 else 1e11)
+    devices._gains_by_bfloat16.cache_clear()
+    assert autocasts("bfloat16", torch.device("cpu")) == taken
+    devices._gains_by_bfloat16.cache_clear()
+    assert devices.has_bfloat16(torch.device("cpu")) == there and devices.has_bfloat16(
+        torch.device("cuda", 0)
     )
-    assert autocasts("bfloat16", torch.device("cuda", 0)) and not autocasts(
-        "float32", torch.device("cuda", 0)
-    )
+    assert autocasts("bfloat16", torch.device("cuda", 0))
+    assert not autocasts("float32", torch.device("cuda", 0))

@@ -9,13 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyco.models.clip import DualEncoder
+from hyco.pipeline.runtime.device import matmul_rate
 from hyco.pipeline.training import run_protocol
 from hyco.pipeline.training.meter import (
     Meter,
     backward_factor,
     counted_flops,
     image_flops,
-    matmul_rate,
     peak_memory,
     text_flops,
 )

@@ -69,7 +69,7 @@ def test_the_model_of_a_run_is_durable_before_train_json_says_that_it_is_finishe
     (tmp_path / "model/of_an_earlier_attempt").write_bytes(b"")
     disk = Disk(monkeypatch)
     run = RunConfig(home=str(tmp_path), version="v-1", recipe=recipe)
-    finish(Folder(tmp_path), run, DualEncoder(recipe.model), tokenizer, 1)
+    finish(Folder(tmp_path), run, DualEncoder(recipe.model), tokenizer, 1, "float32")
     disk.assert_durable(tmp_path / "model")
     assert (tmp_path / "model/model.safetensors").stat().st_size > 0
     assert not (tmp_path / "model/of_an_earlier_attempt").exists()

@@ -15,6 +15,8 @@ import torch
 import hyco.pipeline.training.train
 from hyco.models.clip import DualEncoder
 from hyco.models.encoders.tokenizer import Tokenizer
+from hyco.pipeline.runtime import device as devices
+from hyco.pipeline.training import setup
 from hyco.pipeline.training.batch import START
 from hyco.pipeline.training.dataloader import Batches
 from hyco.pipeline.training.recipes import Recipe
@@ -105,6 +107,29 @@ def test_an_interrupted_run_continues_exactly(straight, home, tmp_path, monkeypa
     assert curve(run) == curve(straight)
     ours, theirs = (DualEncoder.from_pretrained(r / "model").state_dict().values() for r in (run, straight))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_a_run_keeps_the_precision_that_it_began_with(home, tmp_path, monkeypatch, began):
+    """The measurement of another day, or of another machine with bfloat16, changes no digit of a run."""
+    write, recipe = StepLog.write, tiny_recipe().replace(precision="bfloat16")
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(setup, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(devices, "_gains_by_bfloat16", lambda: began)
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    result = train(straight, Home(home), "latest", recipe)
+    assert result["precision"] == ("bfloat16" if began else "float32")
+
+    def breaking(self, step, values):
+        write(self, step, values)
+        if step == 13:
+            raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(StepLog, "write", breaking)
+        train(run, Home(home), "latest", recipe)
+    monkeypatch.setattr(devices, "_gains_by_bfloat16", lambda: not began)
+    assert train(run)["precision"] == result["precision"] and curve(run) == curve(straight)
 
 
 def test_undecodable_samples_of_before_an_interruption_are_counted(home, tmp_path, monkeypatch):
