@@ -31,7 +31,7 @@ $(DEV): $(BASE)
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile -qq -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: $(BASE) ## the whole journey on the embedded world: scenes, mine, pack, train, assess (about 10 minutes)
+demo: $(BASE) ## the whole journey on the embedded world: scenes, mine, pack, train, assess (about 9 minutes)
 	@$(BIN)/python -m hyco.demo scenes --out $(HOME_DIR)/scenes
 	@$(BIN)/hyco journey --home $(HOME_DIR) --recipe demo \
 	    --source $(HOME_DIR)/scenes/train --assess-source $(HOME_DIR)/scenes/heldout \
