@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import itertools
+import os
 import queue
 import signal
 import sys
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.pipeline.runtime.calls import carried
+from hyco.pipeline.runtime.parent_death import die_with
 from hyco.pipeline.training.augment import Choice, DataConfig, choose, render
 from hyco.pipeline.training.batch import START, Batch, Position
 from hyco.storage.local_cache import open_cached
@@ -189,7 +191,7 @@ class Batches:
             num_workers=workers,
             prefetch_factor=-(-self.config.prefetch // workers),
             pin_memory=self.pin,
-            worker_init_fn=_begin,
+            worker_init_fn=functools.partial(_begin, os.getpid()),
             multiprocessing_context="spawn",  # threads and connections of this process do not survive a fork
             generator=torch.Generator(),  # it draws a number, and not one of the training's
         )
@@ -412,8 +414,13 @@ class _Shares(IterableDataset):
             yield carried(error)
 
 
-def _begin(worker: int) -> None:
-    """Prepare a worker: a terminal's Ctrl-C reaches it too, and the trainer decides when it ends."""
+def _begin(parent: int, worker: int) -> None:
+    """Prepare a worker: a terminal's Ctrl-C reaches it too, and the trainer decides when it ends.
+
+    DataLoader's own watch takes the parent that a worker has after its imports: one whose trainer was killed meanwhile
+    would stay for ever.
+    """
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_SECONDS)
 

@@ -5,9 +5,13 @@ import hashlib
 import io
 import itertools
 import multiprocessing
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,14 +28,18 @@ from hyco.storage.shard import write_shard
 from tests.factories.training import sample, shard_files
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer_of() -> Tokenizer:
     return Tokenizer.train([c for n in range(64) for c in sample(n).captions], 700, 16)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> list[ShardFile]:
     return shard_files(tmp_path_factory.mktemp("shards"), [10, 7, 12, 9])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tokenizer_of()
 
 
 def reader(shards, tokenizer, config=None, **options) -> Batches:
@@ -123,6 +131,46 @@ def test_a_worker_that_is_killed_ends_the_batches_with_an_error(shards, tokenize
         for _ in stream:
             pass
     assert not multiprocessing.active_children()
+
+
+STARTED = """
+import multiprocessing, sys, threading, time
+from pathlib import Path
+from tests.factories.training import shard_files
+from tests.pipeline.training.test_dataloader import reader, tokenizer_of
+from hyco.pipeline.training.augment import DataConfig
+
+stream = reader(shard_files(Path(sys.argv[1]), [10]), tokenizer_of(), DataConfig(workers=2)).start()
+first = threading.Thread(target=next, args=(stream,))
+first.start()
+while len(children := multiprocessing.active_children()) < 2:
+    time.sleep(0.01)
+if sys.argv[2] == "working":
+    first.join()
+print(*(child.pid for child in children), flush=True)
+time.sleep(600)
+"""
+
+
+def runs(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("moment", ["importing", "working"])
+def test_workers_end_with_a_trainer_that_is_killed(tmp_path, moment):
+    words = [sys.executable, "-c", STARTED, str(tmp_path / "shards"), moment]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout
+        workers = [Path(f"/proc/{pid}") for pid in trainer.stdout.readline().split()]
+        assert len(workers) == 2
+        trainer.kill()
+    until = time.monotonic() + 60
+    while any(map(runs, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(runs, workers))
 
 
 def test_each_epoch_has_every_sample_once_in_another_order_and_another_crop(shards, tokenizer):
