@@ -1,5 +1,6 @@
 """Verbs of the registry: champion, registry, promote, reject, rollback."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,8 @@ def promote(
 ) -> None:
     """Evaluate a run next to the champion; promote it if it is no worse.
 
-    Both are evaluated on the same images. Exit code 1 when the gate refuses the run.
+    Both are evaluated on the same images: by default those of the run's last evaluation, with its taxonomy. Exit code 1
+    when the gate refuses the run.
     """
     from hyco.pipeline.evaluation.config import EvaluationSpec
     from hyco.pipeline.evaluation.evaluate import evaluate
@@ -102,6 +104,8 @@ def promote(
     folder = _finished(opened, run)
     known = read_config(folder)
     spec = EvaluationSpec(version=known.version, assess_source=assess_source, taxonomy=taxonomy)
+    with contextlib.suppress(ValueError):  # a damaged file says nothing, and is written anew
+        spec = spec.or_as_before((folder.json("metrics.json") or {}).get("assessed"))
     metrics = evaluate(folder, opened, spec)
     gate = GateConfig(metrics=tuple(metric)) if metric else GateConfig()
     known_rows = len(opened.registry.rows())

@@ -12,6 +12,8 @@ from hyco.pipeline.sources.columns import USUAL, Columns
 from hyco.pipeline.sources.source import open_source
 from hyco.storage.home import Home
 
+VAL = "val split of "  # begins the name of a version's held-out scenes
+
 
 class AssessConfig(Config):
     """How a run is evaluated."""
@@ -88,6 +90,21 @@ class EvaluationSpec(Config):
     """Directory with your copy of the published prompts and class names, for protocol "published"."""
     prompts: str | None = None
     """File with prompts and class names of your own (JSON, TOML or Python literals), in place of the others."""
+
+    def or_as_before(self, assessed: dict[str, Any] | None) -> "EvaluationSpec":
+        """The same, on what an evaluation before was made where this one names no images and no taxonomy.
+
+        Args:
+            assessed: the section of that evaluation's metrics that says what was evaluated; None without one.
+        """
+        if self.assess_source is not None or self.taxonomy is not None or not assessed:
+            return self
+        source = str(assessed["source"])
+        return self.replace(
+            assess_source=None if source.startswith(VAL) else source,
+            columns=Columns(**assessed.get("columns", {})),
+            taxonomy=assessed.get("taxonomy"),  # earlier evaluations did not record it
+        )
 
     def digest(self, home: Home) -> str:
         """Name the evaluation by the bytes of its images, so that a changed source is another evaluation.

@@ -73,6 +73,8 @@ def evaluate(
         trained["images"] = images
     sections.keep(metrics, "train", trained or "the run has no train.json: training has not ended")
     shown = measure_captioned(metrics, embedder, found, tree, run, config, listener)
+    if spec.taxonomy and "assessed" in metrics:
+        metrics["assessed"]["taxonomy"] = spec.taxonomy
     metrics |= provenance(run, dataset)
     metrics["seconds"] = round(time.monotonic() - began, 2)
     metrics = finite(metrics)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from hyco.pipeline.evaluation.config import VAL
 from hyco.pipeline.evaluation.coverage import Coverage
 from hyco.pipeline.evaluation.scenes import Scene
 from hyco.pipeline.mining.detections_table import noting
@@ -16,8 +17,6 @@ from hyco.storage.home import Home
 from hyco.storage.sample import Failure, Sample, TrainingSample
 from hyco.storage.store import Store
 from hyco.storage.versions import Version, read_ref
-
-VAL = "val split of "  # begins the name of a version's held-out scenes
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,25 @@ def test_what_is_decided_by_hand_is_told_with_its_home(home, made, monkeypatch):
     assert told == [("promoted", str(home)), ("refused", str(home))]
 
 
+def test_a_promotion_without_options_asks_what_the_last_evaluation_did(home, made, tmp_path):
+    """A journey with --assess-source packs no val split: an empty report must not replace the one that it made."""
+    write_tar(
+        tmp_path / "held.tar",
+        [(each.key, each.image, {"captions": list(each.captions)}) for each in map(sample, range(8))],
+    )
+    nodes = [{"id": "thing"}, *({"id": name, "parent": "thing", "names": [name]} for name in ("red", "blue"))]
+    (tmp_path / "taxonomy.json").write_text(json.dumps({"root": "thing", "nodes": nodes}))
+    spec = made[1].replace(assess_source=str(tmp_path / "held.tar"), taxonomy=str(tmp_path / "taxonomy.json"))
+    before = evaluate(home / "runs" / "b", Home(home), spec)["assessed"]
+    commands.promote("b", str(home), force=True, metric=list(GATE.metrics))
+    after = json.loads((home / "runs" / "b" / "metrics.json").read_text())["assessed"]
+    assert after == before and after["source"].endswith("held.tar") and after["taxonomy"] == spec.taxonomy
+    commands.promote("a", str(home), force=True, metric=list(GATE.metrics))
+    assert json.loads((home / "runs" / "a" / "metrics.json").read_text())["assessed"]["source"].startswith(
+        "val"
+    )
+
+
 def test_a_worse_challenger_is_refused_and_nothing_else_changes(home, made):
     take(home, made, "a")
     row = take(home, made, "b", worse)

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from hyco.pipeline.evaluation.answers import Answers, write
-from hyco.pipeline.evaluation.held_out import VAL
+from hyco.pipeline.evaluation.config import VAL
 from hyco.pipeline.ui.server import create_app
 from hyco.storage.home import Home
 from hyco.storage.sample import content_key
