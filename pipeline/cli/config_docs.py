@@ -97,7 +97,7 @@ def describe(section: str) -> list[FieldText]:
 
 def to_markdown(names: list[str]) -> str:
     """Return docs/configuration.md: a table for each section."""
-    from hyco.pipeline.ui.markdown import table
+    from hyco.pipeline.runtime.markdown import table
 
     lines = [
         "# Configuration",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hyco.pipeline.evaluation.metrics.catalog import Metric, find
-from hyco.pipeline.ui.markdown import table
+from hyco.pipeline.runtime.markdown import table
 
 Runs = dict[str, list[dict[str, Any]]]  # model -> metrics of its seeds, seed by seed
 

@@ -32,8 +32,8 @@ from hyco.pipeline.experiments.ablation import Run, metrics_of, perform_all, sho
 from hyco.pipeline.experiments.comparison import NAMES, NODES, Runs, difference, value_at, wrapped
 from hyco.pipeline.experiments.grid import add_engine, command, engine_of, write_section
 from hyco.pipeline.runtime.executor import Executor
+from hyco.pipeline.runtime.markdown import table
 from hyco.pipeline.training.recipes import Recipe, by_name
-from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 BASELINE = "clip_boxes"

@@ -44,8 +44,8 @@ from hyco.pipeline.evaluation.scenes import Scene
 from hyco.pipeline.experiments.comparison import NODES as NAMES
 from hyco.pipeline.experiments.cone_goal import CONES, PHASES
 from hyco.pipeline.experiments.grid import command, write_section
+from hyco.pipeline.runtime.markdown import table
 from hyco.pipeline.training.run_dir import finished
-from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 IMAGES, BATCH, STEPS, RATE, DECAY, RAMP = 2000, 128, 200, 2e-3, 0.1, 50

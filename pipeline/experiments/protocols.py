@@ -38,8 +38,8 @@ from hyco.pipeline.experiments.comparison import wrapped
 from hyco.pipeline.experiments.grid import command, write_section
 from hyco.pipeline.imaging.crop import stretch, whole
 from hyco.pipeline.imaging.decode import ImageError, decode
+from hyco.pipeline.runtime.markdown import table
 from hyco.pipeline.runtime.progress import Progress
-from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 PREFACE = "# What the published protocol changes"

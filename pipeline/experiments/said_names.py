@@ -36,8 +36,8 @@ from hyco.pipeline.evaluation.metrics.zero_shot import vectors_of
 from hyco.pipeline.evaluation.sections import name_aperture
 from hyco.pipeline.experiments.grid import command
 from hyco.pipeline.imaging.decode import decode
+from hyco.pipeline.runtime.markdown import table
 from hyco.pipeline.sources.source import open_source
-from hyco.pipeline.ui.markdown import table
 
 LEAST = 0.005  # of the way, before the root, of the steps that shrink
 READINGS = {

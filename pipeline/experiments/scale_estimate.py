@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hyco.models.encoders.vit import VisionConfig
+from hyco.pipeline.runtime.markdown import table
 from hyco.pipeline.training.recipes import Recipe, hycoclip_vit_b
-from hyco.pipeline.ui.markdown import table
 from hyco.storage.home import Home
 
 REQUESTS = {"mine": 20, "pack": 66}

@@ -21,11 +21,12 @@ from hyco.pipeline.evaluation.report.summary import rows as metric_rows
 from hyco.pipeline.mining.absence import accepted_fraction
 from hyco.pipeline.mining.mine import MineConfig, results
 from hyco.pipeline.packing.dataset_gate import SCORE_BINS, Check, score_histogram, verdict
+from hyco.pipeline.runtime.markdown import table
 from hyco.pipeline.sources.records import objects_of
 from hyco.pipeline.sources.source import open_source
 from hyco.pipeline.training.step_log import read_log
 from hyco.pipeline.ui.lineage import MOST
-from hyco.pipeline.ui.markdown import bars, number, plain, serve_url, served, table
+from hyco.pipeline.ui.markdown import bars, number, plain, serve_url, served
 from hyco.pipeline.ui.pages import HomePages
 from hyco.storage.detections import read_detections, read_failures
 from hyco.storage.folder import Folder

@@ -1,12 +1,12 @@
-"""Markdown for the Prefect UI: tables, bars, and escaped texts from data."""
+"""Markdown for the Prefect UI: bars, and escaped texts from data."""
 
 import os
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from hyco.pipeline.runtime.markdown import table
 from hyco.storage.home import Home
 
 SERVE_URL = "http://127.0.0.1:8300"
@@ -29,13 +29,6 @@ def bars(histogram: np.ndarray) -> list[str]:
         for n in range(full[0], full[-1] + 1)
     )  # fmt: skip
     return table(("score", "boxes", ""), body)
-
-
-def table(head: Iterable[str], body: Iterable[Iterable[str]]) -> list[str]:
-    """The lines of a table; its cells are markdown."""
-    names = list(head)
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in body]
 
 
 def number(value: Any) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from hyco.pipeline.curation.describe import settings
 from hyco.pipeline.packing.dataset_gate import left_out_of, score_histogram
-from hyco.pipeline.ui.markdown import bars, plain, table
+from hyco.pipeline.runtime.markdown import table
+from hyco.pipeline.ui.markdown import bars, plain
 from hyco.storage.home import Home
 from hyco.storage.sample import TrainingSample
 from hyco.storage.versions import Version, read_ref

@@ -26,7 +26,7 @@ from hyco.models.resnets.poincare_resnet import PoincareResNet
 from hyco.models.resnets.resnet import EuclideanResNet
 from hyco.pipeline.classification.in_memory import Epoch, Images, load_images, statistics
 from hyco.pipeline.datasets import open_labelled
-from hyco.pipeline.ui import markdown
+from hyco.pipeline.runtime import markdown
 
 SHIFT, SAVED = 4, 20
 STAGES = (16, 32, 64, 128)

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from hyco.pipeline.ui import markdown
+from hyco.pipeline.runtime import markdown
 from tests.perf.training_nets import RECALIBRATED, RUNNING, TEST_BATCH, TRAINED, Nets, Shape
 
 CURVATURES, RATES, SEEDS = (0.1, 1.0, 3.0), (1e-3, 3e-3, 1e-2, 3e-2), 3

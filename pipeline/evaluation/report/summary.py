@@ -4,7 +4,7 @@ from typing import Any
 
 from hyco.pipeline.evaluation.report.page import gaps
 from hyco.pipeline.evaluation.report.tables import tables
-from hyco.pipeline.ui.markdown import table
+from hyco.pipeline.runtime.markdown import table
 
 COLUMNS = ("measure", "value", "95 % interval", "chance")
 
