@@ -144,7 +144,8 @@ def check(store: Store, reference: Reference, units: int, tally: KillCounts) -> 
     tally.doubled += sum((keys - reference.keys).values())
     assert not torn, torn
     assert version.name == reference.version and keys == reference.keys
-    records = [path for path in store.list() if "/records/" in path]
+    # The cache has folders of the same names: where work is slow, a table of whole records.
+    records = [path for path in store.list() if "/records/" in path and not path.startswith("cache/")]
     assert len(records) == 2 * units, records
     assert Versions(store).names() == [version.name] and not store.list("quarantine")
 
