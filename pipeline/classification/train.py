@@ -33,7 +33,7 @@ from hyco.pipeline.classification.model import (
 from hyco.pipeline.config import Config, digest
 from hyco.pipeline.datasets import LabelledSet, open_labelled
 from hyco.pipeline.datasets.layouts import Labelled
-from hyco.pipeline.runtime.device import autocasts, has_bfloat16, resolve_device
+from hyco.pipeline.runtime.device import autocasts, precision_of, resolve_device
 from hyco.pipeline.runtime.progress import Listener, Progress
 from hyco.pipeline.runtime.stop import StopRequest, stop_request
 from hyco.pipeline.training.run_dir import (
@@ -250,8 +250,8 @@ def _fit(
         state = load_checkpoint(folder, model, optimiser)
     seconds = state["seconds"]
     log = StepLog(run_dir, step)
-    # As the run began; older checkpoints do not record it.
-    half = state["half"] and has_bfloat16(device) if "half" in state else autocasts(config.precision, device)
+    # Older checkpoints do not record the precision.
+    half = autocasts(config.precision, device, state.get("precision"))
     remedy = f"lower lr (now {config.lr})"
     total = steps * config.batch_size
     progress = Progress(total, "fit", "samples", listener, done=step * config.batch_size)
@@ -309,9 +309,8 @@ def _fit(
             if due or time.perf_counter() - saved_at > 60 * config.checkpoint_minutes:
                 require_finite(loss.item(), step, remedy)  # no checkpoint of a run that has diverged
                 weights, learned = model.state_dict(), optimiser.state_dict()
-                save_checkpoint(
-                    checkpoints, step, weights, learned, {"seconds": seconds, "half": half}, config.keep
-                )
+                state = {"seconds": seconds, "precision": precision_of(half)}
+                save_checkpoint(checkpoints, step, weights, learned, state, config.keep)
                 saved_at = time.perf_counter()
         complete = step == steps
     finally:
@@ -335,7 +334,7 @@ def _finish(
         **summary(read_log(run_dir)),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(next(model.parameters()).device),
-        "precision": "bfloat16" if half else "float32",
+        "precision": precision_of(half),
         "images": sum(facts["counts"]),
         "counts": facts["counts"],
         **{name: scalar.exp().item() for name, scalar in _scalars(model)},

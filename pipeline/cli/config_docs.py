@@ -17,6 +17,7 @@ import typer
 
 from hyco.pipeline.cli.app import app
 from hyco.pipeline.config_fields import nearest
+from hyco.pipeline.runtime.markdown import table
 
 SECTIONS: dict[str, tuple[str, str]] = {
     "mine": (
@@ -97,8 +98,6 @@ def describe(section: str) -> list[FieldText]:
 
 def to_markdown(names: list[str]) -> str:
     """Return docs/configuration.md: a table for each section."""
-    from hyco.pipeline.runtime.markdown import table
-
     lines = [
         "# Configuration",
         "",

@@ -1,4 +1,4 @@
-"""Which torch device a name means ("auto", "cpu", "cuda", "cuda:N"), and whether it computes in bfloat16."""
+"""Which torch device a name means ("auto", "cpu", "cuda", "cuda:N"), how fast it is, and where it takes bfloat16."""
 
 import contextlib
 import functools
@@ -60,20 +60,30 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def autocasts(precision: str, device: torch.device) -> bool:
-    """Whether towers of this precision run under bfloat16 autocast: where the device is not faster in float32."""
-    return precision == "bfloat16" and has_bfloat16(device) and (device.type != "cpu" or _gains_by_bfloat16())
+def autocasts(precision: str, device: torch.device, began: str | None = None) -> bool:
+    """Whether towers of this precision run under bfloat16 autocast: where the device is not faster in float32.
+
+    A run that began in one precision (`began`, of its checkpoint) keeps it, unless the device would emulate bfloat16.
+    """
+    if (began or precision) != "bfloat16" or not has_bfloat16(device):
+        return False
+    return began is not None or device.type != "cpu" or _gains_by_bfloat16()
 
 
-@functools.cache
+def precision_of(half: bool) -> str:
+    """What checkpoints and train.json call the precision of towers that do or do not run under autocast."""
+    return "bfloat16" if half else "float32"
+
+
 def _gains_by_bfloat16() -> bool:
     """Whether this CPU multiplies matrices faster in bfloat16: of two with its instructions one was, by half."""
     cpu = torch.device("cpu")
     return matmul_rate(cpu, torch.bfloat16) > matmul_rate(cpu, torch.float32)
 
 
+@functools.cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a square matrix product on a device, the best of a few."""
+    """FLOPs per second of a square matrix product on a device, the best of a few, measured once for a process."""
     side = SIDE.get(device.type, SIDE["cpu"])
     drawn = torch.Generator(device).manual_seed(0)  # the numbers of the training stay as they are
     a, b = (torch.randn(side, side, device=device, generator=drawn).to(dtype) for _ in range(2))

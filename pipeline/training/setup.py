@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hyco.models.clip import DualEncoder, load_weights
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.models.losses import objective as objectives
-from hyco.pipeline.runtime.device import autocasts, has_bfloat16
+from hyco.pipeline.runtime.device import autocasts, precision_of
 from hyco.pipeline.training import sharding, strategy
 from hyco.pipeline.training.batch import START, Batch, Position
 from hyco.pipeline.training.dataloader import Batches, ShardFile, shard_file
@@ -51,7 +51,7 @@ class Setup:
     @property
     def precision(self) -> str:
         """That of the towers."""
-        return "bfloat16" if self.half else "float32"
+        return precision_of(self.half is not None)
 
 
 def assemble(
@@ -111,7 +111,9 @@ def assemble(
         sharding.shard(model, device, ranks)
     optimiser = make_optimiser(model, recipe.optimiser)
     average = WeightAverage(model, recipe.optimiser.ema) if recipe.optimiser.ema else None
-    half = torch.bfloat16 if _halves(recipe, state.get("precision"), device, control) else None
+    # Older checkpoints do not record the precision.
+    half = lead and autocasts(recipe.precision, device, state.get("precision"))
+    half = torch.bfloat16 if _as_the_first(half, control) else None
     setup = Setup(tokenizer, batches, model, optimiser, average, checkpoints, half)
 
     # Resume: the average of the weights, optimiser and the reader's position.
@@ -205,14 +207,11 @@ def _make_tokenizer(recipe: Recipe, shards: list[ShardFile]) -> Tokenizer:
     return Tokenizer.train(captions[:TOKENIZER_CAPTIONS], text.vocab_size, text.context_length)
 
 
-def _halves(recipe: Recipe, began: str | None, device: torch.device, group: Any) -> bool:
-    """Whether the towers run in bfloat16: as the run began where the device can, else where the first process gains."""
-    if began:  # older checkpoints do not record it
-        return began == "bfloat16" and has_bfloat16(device)
-    gains = autocasts(recipe.precision, device)
+def _as_the_first(flag: bool, group: Any) -> bool:
+    """The flag of the first process; `group` is None for one process."""
     if group is None:
-        return gains
-    told = torch.tensor(gains)
+        return flag
+    told = torch.tensor(flag)
     dist.broadcast(told, 0, group=group)
     return bool(told)
 

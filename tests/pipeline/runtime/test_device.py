@@ -58,9 +58,7 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_it_and_gains_by_it(
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there)
     monkeypatch.setattr(devices, "matmul_rate", lambda _, dtype: rate if dtype == torch.bfloat16 else 1e11)
-    devices._gains_by_bfloat16.cache_clear()
     assert autocasts("bfloat16", torch.device("cpu")) == taken
-    devices._gains_by_bfloat16.cache_clear()
     assert devices.has_bfloat16(torch.device("cpu")) == there and devices.has_bfloat16(
         torch.device("cuda", 0)
     )

@@ -16,7 +16,6 @@ import hyco.pipeline.training.train
 from hyco.models.clip import DualEncoder
 from hyco.models.encoders.tokenizer import Tokenizer
 from hyco.pipeline.runtime import device as devices
-from hyco.pipeline.training import setup
 from hyco.pipeline.training.batch import START
 from hyco.pipeline.training.dataloader import Batches
 from hyco.pipeline.training.recipes import Recipe
@@ -114,7 +113,6 @@ def test_a_run_keeps_the_precision_that_it_began_with(home, tmp_path, monkeypatc
     """The measurement of another day, or of another machine with bfloat16, changes no digit of a run."""
     write, recipe = StepLog.write, tiny_recipe().replace(precision="bfloat16")
     monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
-    monkeypatch.setattr(setup, "has_bfloat16", lambda device: True)
     monkeypatch.setattr(devices, "_gains_by_bfloat16", lambda: began)
     straight, run = tmp_path / "straight", tmp_path / "run"
     result = train(straight, Home(home), "latest", recipe)
