@@ -22,7 +22,7 @@ from hyco.storage.store import Store
 from tests.chaos import cheap
 from tests.chaos.forked import PASSING
 from tests.chaos.kills import KillCounts, Reference, Workers, check, write_source
-from tests.factories.ray_cluster import RayCluster, kill, wait_until
+from tests.factories.ray_cluster import RayCluster, alive, kill, wait_until
 
 UNITS = 8
 
@@ -149,7 +149,7 @@ def test_three_hundred_kills_on_ray(
                 driver = workers.start(str(home), f"ray:{cluster.address}")
                 code = -9
                 until = time.monotonic() + chance.uniform(0.5, 8.0)
-                while time.monotonic() < until and running(driver):
+                while time.monotonic() < until and alive(driver):
                     time.sleep(chance.uniform(0.0, 0.6))
                     fresh = [one for one in seen(home) if one not in told]
                     if fresh and chance.random() < 0.6:
@@ -160,7 +160,7 @@ def test_three_hundred_kills_on_ray(
                         cluster.kill_node(chance.choice(cluster.nodes))
                         cluster.nodes.append(cluster.add_node())
                         struck["nodes"] += 1
-                if chance.random() < 0.7 and running(driver):
+                if chance.random() < 0.7 and alive(driver):
                     kill(driver)
                     struck["drivers"] += 1
                 code = workers.wait(driver)
@@ -172,10 +172,3 @@ def test_three_hundred_kills_on_ray(
         print(f"\nRay: {told_of} killed in {tally.rounds} whole runs: {tally.lost} lost, {tally.torn} torn, "
               f"{tally.doubled} doubled")  # fmt: skip
     assert (tally.lost, tally.torn, tally.doubled) == (0, 0, 0)
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -13,7 +13,7 @@ import pytest
 
 from hyco.pipeline.runtime.executor import InProcess, LocalExecutor, WorkerDiedError, open_executor
 from hyco.pipeline.runtime.ray_executor import REPORTS, RayExecutor
-from tests.factories.ray_cluster import RayCluster, kill, wait_until
+from tests.factories.ray_cluster import RayCluster, alive, kill, wait_until
 
 
 def on_ray(cluster, workers, **options):
@@ -144,13 +144,6 @@ def test_submit_from_many_threads(executor):
     for thread in threads:
         thread.join(30)
     assert results == {value: value * value for value in range(16)}
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def sleep_once(folder):

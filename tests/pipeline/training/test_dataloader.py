@@ -8,10 +8,8 @@ import multiprocessing
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +23,7 @@ from hyco.pipeline.training.batch import START, Batch, on_device
 from hyco.pipeline.training.dataloader import Batches, ShardFile
 from hyco.storage.objects import DamagedError
 from hyco.storage.shard import write_shard
+from tests.factories.ray_cluster import alive, wait_until
 from tests.factories.training import sample, shard_files
 
 
@@ -136,6 +135,7 @@ def test_a_worker_that_is_killed_ends_the_batches_with_an_error(shards, tokenize
 STARTED = """
 import multiprocessing, sys, threading, time
 from pathlib import Path
+from tests.factories.ray_cluster import alive, wait_until
 from tests.factories.training import shard_files
 from tests.pipeline.training.test_dataloader import reader, tokenizer_of
 from hyco.pipeline.training.augment import DataConfig
@@ -152,25 +152,15 @@ time.sleep(600)
 """
 
 
-def runs(process: Path) -> bool:
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @pytest.mark.parametrize("moment", ["importing", "working"])
 def test_workers_end_with_a_trainer_that_is_killed(tmp_path, moment):
     words = [sys.executable, "-c", STARTED, str(tmp_path / "shards"), moment]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout
-        workers = [Path(f"/proc/{pid}") for pid in trainer.stdout.readline().split()]
+        workers = [int(pid) for pid in trainer.stdout.readline().split()]
         assert len(workers) == 2
         trainer.kill()
-    until = time.monotonic() + 60
-    while any(map(runs, workers)) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(map(runs, workers))
+    wait_until(lambda: not any(map(alive, workers)))
 
 
 def test_each_epoch_has_every_sample_once_in_another_order_and_another_crop(shards, tokenizer):
