@@ -8,15 +8,6 @@
 
 namespace {
 
-// sinh(r) / r as a function of s = r^2.
-inline double sinhc(double s) {
-  if (s > 1) {
-    const double r = std::sqrt(s), e = std::exp(r);
-    return (e - 1 / e) / (2 * r);
-  }
-  return 1 + s / 6 * (1 + s / 20 * (1 + s / 42 * (1 + s / 72 * (1 + s / 110 * (1 + s / 156)))));
-}
-
 // asinh(u) / u, and its derivative in n = u^2 from it.
 inline double asinhc(double n) {
   const double u = std::sqrt(n);
@@ -27,31 +18,58 @@ inline double asinhc_slope(double n, double value) {
   return (1 / std::sqrt(1 + n) - value) / (2 * n);
 }
 
-// A tangent vector's point: f is the space part per unit of the vector, beyond is the time part - 1.
-struct Lift {
-  double square, f, beyond, time;
-  Lift(double square_, double rate, double max_angle) : square(square_) {
-    const double s = rate * rate * square, limit = max_angle * max_angle;
-    f = rate * (s > limit ? sinhc(limit) * std::sqrt(limit / s) : sinhc(s));
-    const double n = square * f * f, root = std::sqrt(1 + n);
-    beyond = n / (root + 1);
-    time = 1 + beyond;
+// A number for each of W rows.
+struct Lanes {
+  float at[W] = {};
+  float& operator[](int64_t k) { return at[k]; }
+  V load() const { return V::loadu(at); }
+  void operator=(const V& x) { x.store(at); }
+};
+
+// Calls one(lane, row), then all(), then other(lane, row) for the rows of a range, W rows at a time.
+template <typename F, typename G, typename H>
+inline void by_lanes(int64_t begin, int64_t end, const F& one, const G& all, const H& other) {
+  for (int64_t r = begin; r < end; r += W) {
+    const int64_t some = std::min(W, end - r);
+    for (int64_t k = 0; k < some; ++k) one(k, r + k);
+    all();
+    for (int64_t k = 0; k < some; ++k) other(k, r + k);
+  }
+}
+
+// Points of W tangent vectors: f is the space part per unit of the vector, beyond is the time part - 1. It is taken
+// from the f that is stored, so that a point lies on the hyperboloid as well as float has it.
+struct Lifts {
+  V square, f, beyond, time;
+  Radial radial;
+  Lifts(const V& square_, float rate, float max_angle)
+      : square(square_), radial(square_ * V(rate * rate), max_angle) {
+    f = radial.radial * V(rate);
+    const V n = square * f * f;
+    beyond = n / ((n + V(1)).sqrt() + V(1));
+    time = beyond + V(1);
   }
 };
 
-// Slopes of a lift from those in the time part and along f: in f itself, the factor of u, and in rate.
-struct LiftSlope {
-  double outward, rate;
-  LiftSlope(const Lift& p, double by_time, double by_f, double rate_, double max_angle) {
-    const double s = rate_ * rate_ * p.square, radial = p.f / rate_, by_n = by_time * p.f / p.time;
-    by_f += by_n * p.square;
-    double slope;
-    if (s > max_angle * max_angle) slope = -radial / (2 * s);
-    else if (s < 1e-4) slope = 1.0 / 6 + s / 60;
-    else slope = (radial * std::sqrt(s + 1 / (radial * radial)) - radial) / (2 * s);
-    const double by_s = by_f * rate_ * slope;
-    outward = by_n * p.f + by_s * 2 * rate_ * rate_;
-    rate = by_f * radial + by_s * 2 * rate_ * p.square;
+// Slopes of lifts from those in the time part and along f: in f itself, the factor of u, and in rate.
+struct LiftSlopes {
+  V outward, rate;
+  LiftSlopes(const Lifts& p, const V& by_time, const V& along, float rate_) {
+    const V by_n = by_time * p.f / p.time, by_f = fmadd(by_n, p.square, along);
+    const V by_s = by_f * p.radial.slope() * V(2 * rate_ * rate_);
+    outward = fmadd(by_n, p.f, by_s * V(rate_));
+    rate = fmadd(by_s, p.square, by_f * p.radial.radial);
+  }
+};
+
+// Heads: of the B H pairs of a batch item and a head, those from `first` on. Where row r, a point of one of them, lies
+// in a tensor [B, N, H D] with strides sb and sn.
+struct Rows {
+  int64_t first, heads, count, dim, sb, sn;
+  int64_t head(int64_t r) const { return (first + r / count) % heads; }
+  int64_t operator[](int64_t r) const {
+    const int64_t l = first + r / count;
+    return l / heads * sb + r % count * sn + l % heads * dim;
   }
 };
 
@@ -122,9 +140,13 @@ void project(const float* u, float* angle, const float* scale, const float* shif
              double max_angle, double max_exponent) {
   const V low(static_cast<float>(-max_exponent)), high(static_cast<float>(max_exponent));
   at::parallel_for(0, rows, grain(groups * width), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const Lift p(dot(u + r * in, u + r * in, in), rate, max_angle);
-      const V f(static_cast<float>(p.f)), time(static_cast<float>(p.time));
+    Lanes square, fs, times;
+    by_lanes(begin, end, [&](int64_t k, int64_t r) { square[k] = dot(u + r * in, u + r * in, in); }, [&] {
+      const Lifts p(square.load(), rate, max_angle);
+      fs = p.f;
+      times = p.time;
+    }, [&](int64_t k, int64_t r) {
+      const V f(fs[k]), time(times[k]);
       for (int64_t g = 0; g < groups; ++g) {
         float *a = angle + (r * groups + g) * width, *o = out + (r * groups + g) * width;
         const float *s = scale + g * width, *t = shift + g * width, *e = power + g * width;
@@ -143,7 +165,7 @@ void project(const float* u, float* angle, const float* scale, const float* shif
         const V shrink(static_cast<float>(v / rate));
         vectors(width, [&](int64_t i, int64_t c) { (V::loadu(o + i, c) * shrink).store(o + i, c); });
       }
-    }
+    });
   });
 }
 
@@ -161,9 +183,13 @@ double project_slopes(const float* grad, const float* u, const float* angle, con
     std::vector<float> part(2 * all, 0.f);
     float *by_power = part.data(), *by_shift = by_power + all;
     double *mine = sums.sums.data() + at::get_thread_num() * 2 * all, rates = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const Lift p(dot(u + r * in, u + r * in, in), rate, max_angle);
-      const V f(static_cast<float>(p.f)), time(static_cast<float>(p.time)), one(1);
+    Lanes square, fs, lifted;
+    by_lanes(begin, end, [&](int64_t k, int64_t r) { square[k] = dot(u + r * in, u + r * in, in); }, [&] {
+      const Lifts p(square.load(), rate, max_angle);
+      fs = p.f;
+      lifted = p.time;
+    }, [&](int64_t k, int64_t r) {
+      const V f(fs[k]), time(lifted[k]), one(1);
       V times(0);
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t at = (r * groups + g) * width, column = g * width;
@@ -190,7 +216,7 @@ double project_slopes(const float* grad, const float* u, const float* angle, con
         for (int64_t k = 0; k < 2 * all; ++k) mine[k] += part[k];
         std::fill(part.begin(), part.end(), 0.f);
       }
-    }
+    });
     by_rate.add(rates / (rate * rate));
   });
   sums.store(columns);
@@ -203,42 +229,51 @@ double unlift(const float* u, const float* by_time, float* x, int64_t rows, int6
   Total by_rate;
   at::parallel_for(0, rows, grain(in), [&](int64_t begin, int64_t end) {
     double rates = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const float* v = u + r * in;
-      float* y = x + r * in;
-      const Lift p(dot(v, v, in), rate, max_angle);
-      const LiftSlope slope(p, by_time[r], dot(v, y, in) / p.f, rate, max_angle);
-      const V outward(static_cast<float>(slope.outward));
+    Lanes square, along, time, outwards, by_rates;
+    by_lanes(begin, end, [&](int64_t k, int64_t r) {
+      square[k] = dot(u + r * in, u + r * in, in);
+      along[k] = dot(u + r * in, x + r * in, in);
+      time[k] = by_time[r];
+    }, [&] {
+      const Lifts p(square.load(), rate, max_angle);
+      const LiftSlopes slopes(p, time.load(), along.load() / p.f, rate);
+      outwards = slopes.outward;
+      by_rates = slopes.rate;
+    }, [&](int64_t k, int64_t r) {
+      const V outward(outwards[k]);
       vectors(in, [&](int64_t i, int64_t c) {
-        fmadd(V::loadu(v + i, c), outward, V::loadu(y + i, c)).store(y + i, c);
+        fmadd(V::loadu(u + r * in + i, c), outward, V::loadu(x + r * in + i, c)).store(x + r * in + i, c);
       });
-      rates += slope.rate;
-    }
+      rates += by_rates[k];
+    });
     by_rate.add(rates);
   });
   return by_rate.sum();
 }
 
-// Heads: of the B H pairs of a batch item and a head, those from `first` on, `blocks` of them.
-
 // Points of heads: u [B, N, H D] with strides sb, sn -> point [L, N, 2 + D], (t - 1, 1, s), or with mirror
 // (t, t - 1, -s). Returns the largest t - 1, or infinity where one is NaN.
 double lift_heads(const float* u, float* point, int64_t first, int64_t blocks, int64_t heads, int64_t count, int64_t dim, int64_t sb,
                   int64_t sn, double rate, double max_angle, bool mirror) {
+  const Rows rows{first, heads, count, dim, sb, sn};
   std::vector<double> far(threads(), 0.0);
   at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
     double most = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
-      const float* v = u + b * sb + n * sn + h * dim;
+    Lanes square, f, beyond, time;
+    by_lanes(begin, end, [&](int64_t k, int64_t r) { square[k] = dot(u + rows[r], u + rows[r], dim); }, [&] {
+      const Lifts lift(square.load(), rate, max_angle);
+      f = mirror ? lift.f.neg() : lift.f;
+      beyond = lift.beyond;
+      time = lift.time;
+    }, [&](int64_t k, int64_t r) {
+      const float* v = u + rows[r];
       float* p = point + r * (dim + 2);
-      const Lift lift(dot(v, v, dim), rate, max_angle);
-      p[0] = static_cast<float>(mirror ? lift.time : lift.beyond);
-      p[1] = static_cast<float>(mirror ? lift.beyond : 1.0);
-      const V f(static_cast<float>(mirror ? -lift.f : lift.f));
-      vectors(dim, [&](int64_t i, int64_t c) { (V::loadu(v + i, c) * f).store(p + 2 + i, c); });
-      if (!(lift.beyond <= most)) most = std::isnan(lift.beyond) ? INFINITY : lift.beyond;
-    }
+      p[0] = mirror ? time[k] : beyond[k];
+      p[1] = mirror ? beyond[k] : 1;
+      const V each(f[k]);
+      vectors(dim, [&](int64_t i, int64_t c) { (V::loadu(v + i, c) * each).store(p + 2 + i, c); });
+      if (!(beyond[k] <= most)) most = std::isnan(beyond[k]) ? INFINITY : beyond[k];
+    });
     far[at::get_thread_num()] = std::max(far[at::get_thread_num()], most);
   });
   return *std::max_element(far.begin(), far.end());
@@ -249,23 +284,31 @@ double lift_heads(const float* u, float* point, int64_t first, int64_t blocks, i
 double unlift_heads(const float* u, const float* by_point, const float* factor, float* by_u, int64_t first,
                     int64_t blocks, int64_t heads, int64_t count, int64_t dim, int64_t ub, int64_t un, int64_t sb, int64_t sn,
                     double rate, double max_angle, bool mirror) {
+  const Rows from{first, heads, count, dim, ub, un}, to{first, heads, count, dim, sb, sn};
   Total by_rate;
   at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
     double rates = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
-      const float *v = u + b * ub + n * un + h * dim, *x = by_point + r * (dim + 2);
-      float* y = by_u + b * sb + n * sn + h * dim;
-      const Lift p(dot(v, v, dim), rate, max_angle);
-      const double each = factor[h], sign = mirror ? -each : each;
-      const double by_time = each * (mirror ? static_cast<double>(x[0]) + x[1] : x[0]);
-      const LiftSlope slope(p, by_time, sign * dot(v, x + 2, dim), rate, max_angle);
-      const V outward(static_cast<float>(slope.outward)), along(static_cast<float>(sign * p.f));
+    Lanes square, along, by_time, outwards, fs, by_rates;
+    by_lanes(begin, end, [&](int64_t k, int64_t r) {
+      const float *v = u + from[r], *x = by_point + r * (dim + 2), each = factor[from.head(r)];
+      square[k] = dot(v, v, dim);
+      along[k] = (mirror ? -each : each) * dot(v, x + 2, dim);
+      by_time[k] = each * (mirror ? x[0] + x[1] : x[0]);
+    }, [&] {
+      const Lifts p(square.load(), rate, max_angle);
+      const LiftSlopes slopes(p, by_time.load(), along.load(), rate);
+      outwards = slopes.outward;
+      fs = p.f;
+      by_rates = slopes.rate;
+    }, [&](int64_t k, int64_t r) {
+      const float *v = u + from[r], *x = by_point + r * (dim + 2), each = factor[from.head(r)];
+      float* y = by_u + to[r];
+      const V outward(outwards[k]), straight((mirror ? -each : each) * fs[k]);
       vectors(dim, [&](int64_t i, int64_t c) {
-        fmadd(V::loadu(v + i, c), outward, V::loadu(x + 2 + i, c) * along).store(y + i, c);
+        fmadd(V::loadu(v + i, c), outward, V::loadu(x + 2 + i, c) * straight).store(y + i, c);
       });
-      rates += slope.rate;
-    }
+      rates += by_rates[k];
+    });
     by_rate.add(rates);
   });
   return by_rate.sum();
@@ -274,44 +317,57 @@ double unlift_heads(const float* u, const float* by_point, const float* factor, 
 // Midpoints: weighted sums of points, sums [L, N, 2 + D] -> out [B, N, H D] and the sums' time parts [B H, N].
 void means(const float* sums, float* out, float* time, int64_t first, int64_t blocks, int64_t heads, int64_t count, int64_t dim,
            double rate, double least) {
+  const Rows rows{first, heads, count, dim, count * heads * dim, heads * dim};
   at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
+    Lanes sinh2, norms, shrinks;
+    by_lanes(begin, end, [&](int64_t k, int64_t r) {
       const float* p = sums + r * (dim + 2);
-      float* o = out + ((b * count + n) * heads + h) * dim;
       const double t = static_cast<double>(p[0]) + p[1], square = dot(p + 2, p + 2, dim), length = std::sqrt(square);
       double norm = (t - length) * (t + length);
       norm = norm < least * least ? least * least : norm;
-      const V shrink(static_cast<float>(asinhc(square / norm) / std::sqrt(norm) / rate));
-      vectors(dim, [&](int64_t i, int64_t c) { (V::loadu(p + 2 + i, c) * shrink).store(o + i, c); });
+      sinh2[k] = static_cast<float>(square / norm);
+      norms[k] = static_cast<float>(norm);
       time[first * count + r] = static_cast<float>(t);
-    }
+    }, [&] { shrinks = asinhc(sinh2.load()) / (norms.load().sqrt() * V(rate)); }, [&](int64_t k, int64_t r) {
+      const float* p = sums + r * (dim + 2) + 2;
+      float* o = out + rows[r];
+      const V shrink(shrinks[k]);
+      vectors(dim, [&](int64_t i, int64_t c) { (V::loadu(p + i, c) * shrink).store(o + i, c); });
+    });
   });
 }
 
 // Slopes of `means`: grad and out [B, N, H D], time [B H, N] -> by_sums [L, N, 2 + D]; returns the slope in rate.
 double mean_slopes(const float* grad, const float* out, const float* time, float* by_sums, int64_t first,
                    int64_t blocks, int64_t heads, int64_t count, int64_t dim, double rate) {
+  const Rows rows{first, heads, count, dim, count * heads * dim, heads * dim};
   Total by_rate;
   at::parallel_for(0, blocks * count, grain(dim), [&](int64_t begin, int64_t end) {
     double rates = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t l = first + r / count, n = r % count, h = l % heads, b = l / heads;
-      const float *d = grad + ((b * count + n) * heads + h) * dim, *m = out + ((b * count + n) * heads + h) * dim;
+    Lanes square, along, sums_time, by_time, of_d, of_m;
+    by_lanes(begin, end, [&](int64_t k, int64_t r) {
+      const float *d = grad + rows[r], *m = out + rows[r];
+      square[k] = dot(m, m, dim);
+      along[k] = dot(d, m, dim);
+      sums_time[k] = time[first * count + r];
+      rates -= along[k] / rate;
+    }, [&] {
+      const V one(1), angle2 = square.load() * V(rate * rate);
+      const Radial mean(angle2, 40);  // further out than a mean of points can lie
+      const V stretch = mean.radial, shrink = one / stretch, norm = angle2 * stretch * stretch, t = (norm + one).sqrt();
+      const V per_norm = t / sums_time.load(), radial = per_norm * along.load() * stretch;
+      by_time = radial.neg();
+      of_d = per_norm * shrink * V(1 / rate);
+      of_m = radial * stretch * V(rate) * fmadd(asinhc_slope(norm, shrink), V(2), one / t);
+    }, [&](int64_t k, int64_t r) {
+      const float *d = grad + rows[r], *m = out + rows[r];
       float* y = by_sums + r * (dim + 2);
-      const double square = dot(m, m, dim), along = dot(d, m, dim), angle2 = rate * rate * square;
-      const double stretch = sinhc(angle2), shrink = 1 / stretch, norm = angle2 * stretch * stretch;
-      const double point_time = std::sqrt(1 + norm);
-      const double outer = along * 2 * rate * asinhc_slope(norm, shrink) / (shrink * shrink);
-      const double inward = (along * shrink / rate + square * outer) * rate / shrink, per_norm = point_time / time[first * count + r];
-      y[0] = y[1] = static_cast<float>(-per_norm * point_time * inward);
-      const V of_d(static_cast<float>(per_norm * shrink / rate)),
-          of_m(static_cast<float>(per_norm * (outer + inward * rate / shrink)));
+      y[0] = y[1] = by_time[k];
+      const V each_d(of_d[k]), each_m(of_m[k]);
       vectors(dim, [&](int64_t i, int64_t c) {
-        fmadd(V::loadu(m + i, c), of_m, V::loadu(d + i, c) * of_d).store(y + 2 + i, c);
+        fmadd(V::loadu(m + i, c), each_m, V::loadu(d + i, c) * each_d).store(y + 2 + i, c);
       });
-      rates -= along / rate;
-    }
+    });
     by_rate.add(rates);
   });
   return by_rate.sum();
@@ -321,13 +377,13 @@ double mean_slopes(const float* grad, const float* out, const float* time, float
 
 namespace {
 
-// Softmax of -scale angle^2 / 2 of a row of cosh(angle) - 1, in place; keeps angles and their sinh where asked to.
+// Logits -scale angle^2 / 2 of a row of cosh(angle) - 1, in place; keeps angles and their sinh where asked to. Returns
+// the largest that the mask lets be seen.
 template <bool KEEP>
-inline void row_shares(float* row, float* angles, float* sinhs, const bool* mask, int64_t step, int64_t m,
-                       float scale) {
-  const float lowest = std::numeric_limits<float>::lowest();
+inline float row_logits(float* row, float* angles, float* sinhs, const bool* mask, int64_t step, int64_t m,
+                        float scale) {
   const V least(1e-30f), two(2), factor(-0.5f * scale);  // not 0, where angle / sinh(angle) would be 0 / 0
-  V most(lowest);
+  V most(std::numeric_limits<float>::lowest());
   vectors(m, [&](int64_t i, int64_t c) {
     const V beyond = at::vec::maximum(V::loadu(row + i, c), least), sinh = ((beyond + two) * beyond).sqrt();
     const V angle = log1p(beyond + sinh), logit = angle * angle * factor;
@@ -338,49 +394,42 @@ inline void row_shares(float* row, float* angles, float* sinhs, const bool* mask
     logit.store(row + i, c);
     most = V::set(most, at::vec::maximum(most, logit), c);
   });
-  float top = at::vec::vec_reduce_all<float>([](const V& a, const V& b) { return at::vec::maximum(a, b); }, most);
-  if (mask != nullptr) {
-    top = lowest;
-    for (int64_t j = 0; j < m; ++j) {
-      row[j] = mask[j * step] ? row[j] : lowest;
-      top = row[j] <= top ? top : row[j];  // NaN is passed on
-    }
+  if (mask == nullptr) {
+    return at::vec::vec_reduce_all<float>([](const V& a, const V& b) { return at::vec::maximum(a, b); }, most);
   }
-  const V peak(top);
-  V sum(0);
-  vectors(m, [&](int64_t i, int64_t c) {
-    const V e = (V::loadu(row + i, c) - peak).exp_u20();
-    e.store(row + i, c);
-    sum = V::set(sum, sum + e, c);
-  });
-  const V part(1 / total(sum));
-  vectors(m, [&](int64_t i, int64_t c) { (V::loadu(row + i, c) * part).store(row + i, c); });
+  float top = std::numeric_limits<float>::lowest();
+  for (int64_t j = 0; j < m; ++j) {
+    row[j] = mask[j * step] ? row[j] : std::numeric_limits<float>::lowest();
+    top = std::max(top, row[j]);
+  }
+  return top;
 }
 
 // The mask's row of query r % count of head r / count, of a block that begins at head `first`; null without a mask.
 struct Mask {
   const bool* mask;
-  int64_t heads, count, sb, sh, sn;
+  int64_t heads, count, sb, sh, sn, sm;
   const bool* row(int64_t r, int64_t first) const {
     if (mask == nullptr) return nullptr;
     const int64_t n = r % count, l = first + r / count;
     return mask + l / heads * sb + l % heads * sh + n * sn;
   }
 };
-
 }  // namespace
 
 extern "C" {
 
-// Shares of keys, in place of cosh(angle) - 1: pairs [L, N, M]; scale [H];
-// mask [B, H, N, M] with strides sb, sh, sn, sm, or null.
+// Shares of keys in place of cosh(angle) - 1, without a common factor, the largest of a row being 1: the mean does not
+// depend on their sum. pairs [L, N, M]; scale [H]; mask [B, H, N, M] with strides sb, sh, sn, sm, or null.
 void shares(float* pairs, const float* scale, const bool* mask, int64_t first, int64_t blocks, int64_t heads,
             int64_t count, int64_t m, int64_t sb, int64_t sh, int64_t sn, int64_t sm) {
   const Mask hidden{mask, heads, count, sb, sh, sn};
   at::parallel_for(0, blocks * count, grain(m), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      row_shares<false>(pairs + r * m, nullptr, nullptr, hidden.row(r, first), sm, m,
-                        scale[(first + r / count) % heads]);
+      float* row = pairs + r * m;
+      const V top(row_logits<false>(row, nullptr, nullptr, hidden.row(r, first), sm, m,
+                                    scale[(first + r / count) % heads]));
+      vectors(m, [&](int64_t i, int64_t c) { (V::loadu(row + i, c) - top).exp_u20().store(row + i, c); });
     }
   });
 }
@@ -396,15 +445,17 @@ void share_slopes(float* pairs, float* slopes, float* by_scale, const float* sca
     for (int64_t r = begin; r < end; ++r) {
       float *share = pairs + r * m, *slope = slopes + r * m;
       const bool* seen = hidden.row(r, first);
-      row_shares<true>(share, angles.data(), sinhs.data(), seen, sm, m, scale[(first + r / count) % heads]);
+      const V top(row_logits<true>(share, angles.data(), sinhs.data(), seen, sm, m, scale[(first + r / count) % heads]));
       if (seen != nullptr) {  // the shares of a row that may look nowhere do not depend on its angles
         for (int64_t j = 0; j < m; ++j) slope[j] = seen[j * sm] ? slope[j] : 0.f;
       }
       V sum(0);
       vectors(m, [&](int64_t i, int64_t c) {
         // The sum of share times slope is 0: the mean does not depend on the size of (T, S).
-        const V angle = V::loadu(angles.data() + i, c), x = V::loadu(share + i, c) * V::loadu(slope + i, c) * angle;
-        sum = fmadd(x, angle, sum);
+        const V e = (V::loadu(share + i, c) - top).exp_u20(), angle = V::loadu(angles.data() + i, c);
+        const V x = e * V::loadu(slope + i, c) * angle;
+        sum = V::set(sum, fmadd(x, angle, sum), c);
+        e.store(share + i, c);
         (x / V::loadu(sinhs.data() + i, c)).store(slope + i, c);
       });
       by_scale[r] = total(sum);
