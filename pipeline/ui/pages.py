@@ -250,11 +250,9 @@ class HomePages:
         return self.home.store.read_bytes(report)
 
     def _shelved(self) -> list[dict[str, str]]:
-        """The shards that are set aside; with "unreadable" where a record cannot be read."""
-        try:
-            return [asdict(entry) for entry in self.home.shelf.entries()]
-        except _UNREADABLE as error:
-            return [_broken("shelved", error)]
+        """The shards that are set aside; an entry with "unreadable" for each record that cannot be read."""
+        found, damaged = self.home.shelf.readable()
+        return [asdict(entry) for entry in found] + [_broken(error.path, error) for error in damaged]
 
     def _latest(self) -> str | None:
         try:

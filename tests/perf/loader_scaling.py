@@ -1,7 +1,7 @@
 """python -m tests.perf.loader_scaling: what a second core gives to the loader, to its parts, and to plain C.
 
 Each kind of work runs in one process and in two at the same time, in turns; beside it the loader with two threads and
-the loader with two workers, from the second epoch on, where its shard is in memory. Printed are the medians of the
+the loader with one and with two workers, from the second epoch on, where its shard is in memory. Printed are the medians of the
 ratios of images per second, the best rounds of both against each other, and how many cores were used: other programs
 take their part. In the rows "busy" the thread that takes the batches runs Python for some 30 ms after each.
 """
@@ -85,6 +85,7 @@ def works(shard: str) -> dict[str, Callable[[], int]]:
         "decode, crop, resize": views,
         "loader": loader(1),
         "2 threads": loader(2),
+        "1 worker": loader(1, 1),
         "2 workers": loader(1, 2),
         "busy": loader(1, loops=LOOPS),
         "busy, 2 threads": loader(2, loops=LOOPS),
@@ -132,6 +133,7 @@ def main() -> None:
     names = ("sha256", "JPEG by PIL", "decode, crop, resize", "loader")
     rows = [(f"{name}, 2 processes", name, name, 2) for name in names]
     rows += [(f"loader, {name}", "loader", name, 1) for name in ("2 threads", "2 workers")]
+    rows += [("loader, 2 workers beside 1 worker", "1 worker", "2 workers", 1)]
     rows += [(name, "busy", name, 1) for name in ("busy, 2 threads", "busy, 1 worker", "busy, 2 workers")]
     for title, alone, name, count in rows:
         for pipe in pipes:  # warm up

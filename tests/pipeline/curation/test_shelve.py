@@ -133,8 +133,11 @@ def test_it_is_named_in_status_pages_and_by_verify(source, home, detector, monke
     (record,) = Path(home, "shelved").iterdir()
     record.write_bytes(record.read_bytes().replace(b"closed", b"opened"))
     assert [damage.kind for damage in verify(Home(home), None)] == ["shelf record"]
+    shelf = Home(home).shelf
+    shelf.put("whole", "00009.tar", "/s", "asked for again")
     page = TestClient(create_app(Home(home)), base_url="http://localhost").get("/").text
-    assert "unreadable" in page
+    assert "unreadable" in page and "asked for again" in page
+    shelf.back("whole")
     assert len(repair(Home(home))) == 1 and not verify(Home(home), None)
     assert "shelved" not in hyco("status")
 
