@@ -13,6 +13,8 @@ ONLY   ?=
 export HF_HUB_OFFLINE ?= 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
+# pip compiles nothing here (--no-compile); Python compiles what is used once, unless this variable forbids it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo ui classification test test-all chaos bench scale training-study lint format weights test-services images sbom test-groundingdino test-operations ablation cones clean
