@@ -214,8 +214,10 @@ def classification(
         "images": len(labels),
     }
     numbers["chance"] = {"accuracy": 1 / logits.shape[1]}
-    spans = bootstrap.means(np.stack([right, loss], 1))
-    intervals: dict[str, tuple[float, float]] = {"accuracy": spans[0], "nll": spans[1]}
+    intervals: dict[str, tuple[float, float]] = {
+        "accuracy": bootstrap.hits(right[:, None])[0],
+        "nll": bootstrap.means(loss[:, None])[0],
+    }
     if fit.imbalance < 1:
         group_of = np.array(shots(counts))
         for group in ("many", "medium", "few"):
@@ -223,7 +225,7 @@ def classification(
             if inside.any():
                 numbers[group] = float(right[inside].mean())
                 numbers[f"{group}_classes"] = int((group_of == group).sum())
-                intervals[group] = bootstrap.means(right[inside][:, None])[0]
+                intervals[group] = bootstrap.hits(right[inside][:, None])[0]
     return MetricResult(numbers, intervals)
 
 
@@ -252,7 +254,7 @@ def attack(
     numbers: dict[str, Any] = dict(zip(names, right.mean(0).tolist(), strict=True))
     chance = dict.fromkeys(names, 1 / classes)
     numbers |= {"images": len(right), "chance": chance}
-    return MetricResult(numbers, dict(zip(names, bootstrap.means(right), strict=True)))
+    return MetricResult(numbers, dict(zip(names, bootstrap.hits(right), strict=True)))
 
 
 @torch.no_grad()

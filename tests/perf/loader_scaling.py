@@ -1,9 +1,9 @@
 """python -m tests.perf.loader_scaling: what a second core gives to the loader, to its parts, and to plain C.
 
 Each kind of work runs in one process and in two at the same time, in turns; beside it the loader with two threads and
-the loader with one and with two workers, from the second epoch on, where its shard is in memory. Printed are the medians of the
-ratios of images per second, the best rounds of both against each other, and how many cores were used: other programs
-take their part. In the rows "busy" the thread that takes the batches runs Python for some 30 ms after each.
+with one and two workers, from the second epoch on, where its shard is in memory. Printed are the medians of the ratios
+of images per second, the best rounds of both against each other, and how many cores were used: other programs take
+their part. In the rows "busy" the thread that takes the batches runs Python for some 30 ms after each.
 """
 
 import functools

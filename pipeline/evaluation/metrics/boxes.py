@@ -77,7 +77,7 @@ def classification(
         "mean_per_class": mean,
         "chance": dict.fromkeys(("top1", "mean_per_class"), 1.0 / scores.shape[1]),
     }
-    top1 = bootstrap.means(hits[:, None], images)[0]
+    top1 = bootstrap.hits(hits[:, None], images)[0]
     return MetricResult(numbers, {"top1": top1, "mean_per_class": redrawn})
 
 

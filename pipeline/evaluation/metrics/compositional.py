@@ -41,7 +41,7 @@ def accuracy_by_kind(
     for kind in dict.fromkeys(kinds):
         own = names == kind
         numbers[kind] = _block(float(hits[own].mean()), images[own])
-        spans[f"{kind}.accuracy"] = bootstrap.means(hits[own][:, None], images[own])[0]
+        spans[f"{kind}.accuracy"] = bootstrap.hits(hits[own][:, None], images[own])[0]
     mean, spans["mean.accuracy"] = bootstrap.mean_of_groups(hits, names, images)
     numbers["mean"] = _block(mean, images)
     return MetricResult(numbers, spans)

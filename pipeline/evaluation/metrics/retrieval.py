@@ -130,7 +130,7 @@ def recall(
     hits = np.stack([ranks.rank[asked] < k for k in ks], axis=1).astype(np.float64)
     numbers: dict = {f"r{k}": float(share) for k, share in zip(ks, hits.mean(axis=0), strict=True)}
     numbers["chance"] = {f"r{k}": float(chance_recall(ranks.right, ranks.size, k)[asked].mean()) for k in ks}
-    spans = bootstrap.means(hits, clusters)
+    spans = bootstrap.hits(hits, clusters)
     return MetricResult(numbers, {f"r{k}": span for k, span in zip(ks, spans, strict=True)})
 
 

@@ -97,7 +97,7 @@ def met(index: Int[np.ndarray, "N S"], pool: Pool, general: str, bootstrap: Boot
             hits = (there & part & mark).sum(axis=1, dtype=np.float64)[:, None]
             if asked.any():
                 numbers[f"{name}_{end}"] = float(hits.sum() / asked.sum())
-                spans[f"{name}_{end}"] = bootstrap.interval(bootstrap.ratios(hits, asked))[0]
+                spans[f"{name}_{end}"] = bootstrap.fractions(hits, asked)[0]
     counts = np.array([len(np.unique(row[row < pool.size])) for row in index], np.float64)
     each = np.stack([counts, (~there).mean(axis=1)], axis=1)
     numbers["distinct"], numbers["root"] = map(float, each.mean(axis=0))
@@ -146,7 +146,7 @@ def climbs(
         )
         if all_of.any():
             numbers[key], chance[key] = float(right.sum() / all_of.sum()), guess
-            spans[key] = bootstrap.interval(bootstrap.ratios(right, all_of))[0]
+            spans[key] = bootstrap.fractions(right, all_of)[0]
     return MetricResult(numbers | {"chance": chance, "n": len(index), "pool": size}, spans)
 
 

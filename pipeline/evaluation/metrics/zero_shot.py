@@ -97,7 +97,7 @@ def set_accuracy(
     nearest, and the mean also counts a class that is predicted and never occurs, with 0.
     """
     hits = np.stack([rank < 1 if answer is None else answer == truth, rank < 5], axis=1).astype(np.float64)
-    top1, top5 = bootstrap.means(hits)
+    top1, top5 = bootstrap.hits(hits)
     mean, redrawn = mean_per_class(hits[:, 0], truth, bootstrap, answer)
     numbers: dict = {
         "top1": float(hits[:, 0].mean()),
@@ -137,7 +137,8 @@ def mean_per_class(
         samples.append((total / ((drawn > 0).sum(axis=1) if counted is None else counted))[:, None])
     own = np.add.reduceat(right, starts) / np.diff(np.r_[starts, len(truth)])
     classes = len(own) if told is None else len(np.unique(told))
-    return float(own.sum() / classes), bootstrap.interval(np.concatenate(samples))[0]
+    span = bootstrap.exact(bootstrap.interval(np.concatenate(samples))[0], hits, np.ones_like(hits))
+    return float(own.sum() / classes), span
 
 
 def _by_class(label: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " K"]]:

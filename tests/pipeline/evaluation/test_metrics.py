@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
 from hyco.pipeline.evaluation.metrics.hierarchy import (
@@ -15,7 +16,7 @@ from hyco.pipeline.evaluation.metrics.hierarchy import (
 )
 from hyco.pipeline.evaluation.metrics.retrieval import Pairing, both_ways, chance_recall, first_hit
 from hyco.pipeline.evaluation.metrics.taxonomy import Taxonomy, fill
-from hyco.pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors
+from hyco.pipeline.evaluation.metrics.zero_shot import accuracy, class_vectors, mean_per_class
 from tests.oracle import evaluation_metrics as plain
 
 FEW = Bootstrap(draws=200)
@@ -205,6 +206,20 @@ def test_bootstrap_equals_the_loop_and_covers():
         low, high = Bootstrap(draws=200, seed=seed).means(sample)[0]
         covered += low <= 0.0 <= high
     assert 86 <= covered <= 100
+
+
+@pytest.mark.parametrize("hit", [0.0, 1.0])
+def test_none_and_all_have_the_exact_interval(hit):
+    """Every draw is the same; 78 images without a hit do not show that a model with one is better."""
+    exact = pytest.approx(binomtest(int(78 * hit), 78).proportion_ci(method="exact"))
+    hits, few = np.full((78, 1), hit), Bootstrap(draws=20)
+    assert few.hits(hits)[0] == exact and few.means(hits)[0] == (hit, hit)
+    twice = few.hits(np.repeat(hits, 2, axis=0), np.repeat(np.arange(78), 2))
+    assert twice[0] == exact, "two captions of an image tell as much as one"
+    assert few.mean_of_groups(hits[:, 0], np.arange(78) % 3, np.arange(78)) == (hit, exact)
+    assert mean_per_class(hits[:, 0], np.arange(78) % 3, few) == (hit, exact)
+    asked = np.where(np.arange(100) < 78, 2.0, 0.0)[:, None]
+    assert few.fractions(asked * hit, asked)[0] == exact, "who is not asked tells nothing"
 
 
 def test_bootstrap_is_seeded_and_blocks_keep_the_count(monkeypatch):

@@ -104,7 +104,7 @@ def test_coco_captions_both_ways(tmp_path):
     lost = {"used": 4, "of": 5, "missing": 1, "unusable": 0}
     assert found["suite"]["coco"]["coverage"] == {"images": lost}
     assert block["chance"]["r1"] == pytest.approx(2 / 8)
-    assert found["intervals"]["suite.coco.text_to_image.r5"] == [1.0, 1.0]
+    assert found["intervals"]["suite.coco.text_to_image.r5"] == pytest.approx([0.025 ** (1 / 4), 1.0])
     path = tmp_path / "coco" / "annotations" / "captions_val2017.json"
     content = json.loads(path.read_text())
     ids = [item["image_id"] for item in content["annotations"]]

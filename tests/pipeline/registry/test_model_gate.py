@@ -1,8 +1,10 @@
 """The gate: beyond the interval refuses, within it does not, and what cannot be compared is said."""
 
+import numpy as np
 import pytest
 
 from hyco.pipeline.config import ConfigError
+from hyco.pipeline.evaluation.metrics.bootstrap import Bootstrap
 from hyco.pipeline.evaluation.metrics.document import upgrade
 from hyco.pipeline.registry.model_gate import GateConfig, judge
 
@@ -166,3 +168,10 @@ def test_an_evaluation_that_is_too_small_to_tell_is_said_so():
     assert large.reason == (
         "no worse than the champion in 1 of 1 metrics; a loss would show from 0.05 (zero_shot.top1)"
     )
+
+
+def test_no_hit_does_not_show_that_one_is_better():
+    """0 of 78 images beside 1 of 78: the bootstrap alone gives no hit an interval without width."""
+    span = Bootstrap(draws=50).hits(np.zeros((78, 1)))[0]
+    verdict = judge(metrics(0.0, span), metrics(1 / 78), GateConfig(metrics=("zero_shot.top1",)))
+    assert verdict.passed and not verdict.comparisons[0].worse
