@@ -29,11 +29,14 @@ def sized(recipe: Recipe, preset: str) -> Recipe:
             optimiser=recipe.optimiser.replace(warmup_steps=warmup),
         )
     if preset == "smoke":
+        steps = min(recipe.steps, 20)
+        # Cones that are to come late would, from the first step on, make all features equal.
+        start = steps * 3 // 4 if recipe.entailment_start else 0
         return recipe.replace(
-            steps=min(recipe.steps, 20),
+            steps=steps,
             batch_size=min(recipe.batch_size, 32),
-            entailment_start=0,
-            entailment_ramp=0,
+            entailment_start=start,
+            entailment_ramp=(steps - start) // 2 if start else 0,
             optimiser=recipe.optimiser.replace(warmup_steps=min(recipe.optimiser.warmup_steps, 5)),
             log_every=1,
         )

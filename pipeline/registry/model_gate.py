@@ -79,11 +79,19 @@ class Comparison:
         return low <= self.chance if higher_is_better(self.metric) else high >= self.chance
 
     @property
+    def better(self) -> bool:
+        """Whether the challenger exceeds the champion beyond its interval."""
+        if self.interval is None or self.champion is None:
+            return False
+        low, high = self.interval
+        return low > self.champion if higher_is_better(self.metric) else high < self.champion
+
+    @property
     def blind(self) -> bool:
-        """Whether even a challenger at chance would have passed: the evaluation is too small to tell."""
+        """Whether even a challenger at chance would have passed, and this one is not better: too few images to tell."""
         if self.sees is None or self.chance is None or self.champion is None:
             return False
-        return self.sees >= abs(self.champion - self.chance)
+        return not self.better and self.sees >= abs(self.champion - self.chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,12 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
     return _above_chance(_no_worse(kept), kept, config)
 
 
+def at_chance(metrics: dict[str, Any], config: GateConfig) -> bool:
+    """Whether a metrics.json shows no metric of the gate above chance, and at least one whose chance level is known."""
+    found = [_compare(name, metrics, None, config.tolerance).at_chance for name in config.metrics]
+    return any(found) and all(one is not False for one in found)
+
+
 def _above_chance(reason: str, kept: tuple[Comparison, ...], config: GateConfig) -> Verdict:
     """The verdict on a model that is not worse: at chance in every metric that has a chance level, it is refused."""
     known = [one for one in kept if one.at_chance is not None]
@@ -135,16 +149,17 @@ def _above_chance(reason: str, kept: tuple[Comparison, ...], config: GateConfig)
 
 
 def _no_worse(kept: tuple[Comparison, ...]) -> str:
-    blind = [one for one in kept if one.blind]
+    blind, better = [one for one in kept if one.blind], sum(one.better for one in kept)
+    gain = f", better in {better}" if better else ""
     if not blind:
-        return f"no worse than the champion in {len(kept)} of {len(kept)} metrics{_power(kept)}"
+        return f"no worse than the champion in {len(kept)} of {len(kept)} metrics{gain}{_power(kept)}"
     told = "; ".join(
         f"{one.metric}, n = {one.n}: only a difference above {one.sees:.3g} shows" for one in blind
     )
     if len(blind) == len(kept):
         return f"cannot tell whether it is worse than the champion: {told}"
     seen = len(kept) - len(blind)
-    return f"no worse than the champion in {seen} of {len(kept)} metrics; cannot tell in the others: {told}"
+    return f"no worse than the champion in {seen} of {len(kept)} metrics{gain}; cannot tell in the others: {told}"
 
 
 def _power(kept: tuple[Comparison, ...]) -> str:

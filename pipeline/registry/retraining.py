@@ -5,6 +5,7 @@ a missed, repeated or killed check the next check does the rest.
 """
 
 import contextlib
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from hyco.pipeline.config import Config, digest
 from hyco.pipeline.end_to_end import JourneyConfig
 from hyco.pipeline.mining import mine as mining
 from hyco.pipeline.packing import pack as packing
-from hyco.pipeline.registry.model_gate import GateConfig
+from hyco.pipeline.registry.model_gate import GateConfig, at_chance
 from hyco.pipeline.sources.listing import EmptySourceError
 from hyco.pipeline.sources.source import Unit
 from hyco.pipeline.training.recipes import Recipe
@@ -44,7 +45,7 @@ class RetrainConfig(Config):
     min_new: int = Field(default=1000, ge=1)
     """Minimum number of training samples that no judged model was trained on."""
     start_from: Literal["champion", "scratch"] = "champion"
-    """Initial weights: those of the champion, or random ones ("scratch")."""
+    """Initial weights: those of the champion, or random ones ("scratch"; always where the champion is at chance)."""
     attempts: int = Field(default=3, ge=1)
     """Maximum number of trainings on one version before a person has to decide. Attempts that resumed from a
     later checkpoint than those before do not count.
@@ -195,10 +196,14 @@ def check(config: RetrainConfig, home: Home) -> RetrainDecision | None:
 
 
 def recipe_for(config: RetrainConfig, home: Home) -> Recipe:
-    """The recipe of the challenger: it starts from the champion where there is one and the configuration says so."""
+    """The recipe of the challenger: it starts from the champion where there is one and the configuration says so.
+
+    Not from a champion at chance, which the preset smoke allows: its features may be equal for all images, and no
+    training separates those again.
+    """
     recipe = config.journey.recipe
     champion = home.registry.champion() if config.start_from == "champion" else None
-    if champion is None:
+    if champion is None or at_chance(json.loads(champion.metrics), config.gate):
         return recipe
     checkpoint = home.registry.model(champion.model).url
     return recipe.replace(start=recipe.start.replace(checkpoint=checkpoint))

@@ -175,3 +175,14 @@ def test_no_hit_does_not_show_that_one_is_better():
     span = Bootstrap(draws=50).hits(np.zeros((78, 1)))[0]
     verdict = judge(metrics(0.0, span), metrics(1 / 78), GateConfig(metrics=("zero_shot.top1",)))
     assert verdict.passed and not verdict.comparisons[0].worse
+
+
+def test_who_is_better_than_a_champion_at_chance_is_told_so():
+    """No loss could show where the champion is at chance; that is no doubt about a gain."""
+    gate = GateConfig(metrics=("zero_shot.top1",))
+    known = {"low": 0.32, "high": 0.45, "chance": 0.025, "n": 200}
+    found = {"zero_shot.top1": {"value": 0.385, **known}}
+    verdict = judge(
+        {"metrics": found}, {"metrics": {"zero_shot.top1": {**found["zero_shot.top1"], "value": 0.025}}}, gate
+    )
+    assert verdict.reason.startswith("no worse than the champion in 1 of 1 metrics, better in 1")

@@ -1,5 +1,6 @@
 """What a look at a growing source finds: everything is read from the home, nothing is remembered between looks."""
 
+import json
 import os
 import time
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from hyco.pipeline.registry.retraining import (
     unpublished,
     unsettled,
 )
-from hyco.pipeline.training.recipes import demo
+from hyco.pipeline.training.recipes import demo, demo_hycoclip
 from hyco.storage.detections import SCHEMA, write_detections
 from hyco.storage.home import Home
 from hyco.storage.manifest import Manifest
@@ -75,9 +76,9 @@ def work(config, home, at=[0]):  # noqa: B006
     return version
 
 
-def judged(home, version, key="", kind="promoted"):
+def judged(home, version, key="", kind="promoted", **more):
     registry = Home(home).registry
-    row = Decision(kind, "m", [], "because", version=version, key=key)
+    row = Decision(kind, "m", [], "because", version=version, key=key, **more)
     registry.append(row, len(registry.rows()))
 
 
@@ -255,14 +256,24 @@ def test_training_starts_from_the_champion_if_there_is_one(config, home, tmp_pat
     assert recipe_for(config.replace(start_from="scratch"), Home(home)) == config.journey.recipe
 
 
+@pytest.mark.parametrize(("low", "starts"), [(0.0, False), (0.02, True)])
+def test_training_starts_from_no_champion_at_chance(config, home, low, starts):
+    """Of equal features, which no training separates again: the preset smoke had made them."""
+    told = {"value": 0.03, "low": low, "high": 0.05, "chance": 0.01, "n": 78}
+    judged(home, "v-x", metrics=json.dumps({"metrics": {"zero_shot.top1": told}}))
+    assert bool(recipe_for(config, Home(home)).start.checkpoint) == starts
+
+
 def test_sizes_of_a_recipe():
     recipe = demo()
     assert sized(recipe, "full") == recipe
     small = sized(recipe, "small")
     assert small.steps == recipe.steps // 10
-    for made in (recipe, small, sized(recipe, "smoke")):
-        assert made.entailment_share(made.steps // 2) == 1.0, "the cones train in the second half"
     smoke = sized(recipe, "smoke")
+    for made in (recipe, small):
+        assert made.entailment_share(made.steps // 2) == 1.0, "the cones train in the second half"
+    assert smoke.entailment_share(10) == 0.0 and smoke.entailment_share(19) == 1.0, "and in smoke at the end"
+    assert sized(demo_hycoclip(), "smoke").entailment_share(0) == 1.0, "published cones begin at once"
     assert (smoke.steps, smoke.batch_size, smoke.optimiser.warmup_steps) == (20, 32, 5)
     assert len({digest(one) for one in (recipe, smoke, sized(recipe, "small"))}) == 3
     with pytest.raises(ValueError, match="did you mean 'small'"):
