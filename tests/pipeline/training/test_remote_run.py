@@ -153,7 +153,9 @@ def test_promotion_and_rollback_are_those_of_a_local_home(homes, machine, capsys
     machine("second")
     champion = remote.registry.champion()
     start = champion and remote.registry.model(champion.model).url
-    config = RetrainConfig.model_construct(journey=JourneyConfig.model_construct(recipe=tiny_recipe()))
+    journey = JourneyConfig.model_construct(recipe=tiny_recipe())
+    # A metric without a chance level: the two models are at chance in all others, so none would start from them.
+    config = RetrainConfig.model_construct(journey=journey, gate=GateConfig(metrics=("train.loss_last",)))
     assert recipe_for(config, remote).start.checkpoint == start
     recipe = tiny_recipe(steps=4, start=tiny_recipe().start.replace(checkpoint=start))
     result = train(remote.run("next"), remote, "latest", recipe)
