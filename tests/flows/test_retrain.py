@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hyco.pipeline.registry.model_gate import GateConfig, at_chance
 from hyco.storage.home import Home
 from hyco.storage.model_registry import fingerprint
 from hyco.storage.store import Store
@@ -48,8 +49,9 @@ def test_a_new_shard_becomes_a_decision(operation: Operation) -> None:
         and versions.verify(versions.load(second.version)) == []
     )
     config = json.loads(Path(second.run, "config.json").read_text())
-    assert config["recipe"]["start"]["checkpoint"] == str(registry.path(row.model)), (
-        "it starts from the champion"
+    learned = not at_chance(json.loads(row.metrics), GateConfig())
+    assert config["recipe"]["start"]["checkpoint"] == (str(registry.path(row.model)) if learned else ""), (
+        "it starts from the champion, unless that is at chance"
     )
     assert second.before == row.model
 
