@@ -5,6 +5,7 @@ may be due to the choice of images. One worse metric refuses the challenger. Eve
 too, has to be above chance. Each comparison says the smallest difference that it could have shown.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -131,14 +132,19 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
 
 def at_chance(metrics: dict[str, Any], config: GateConfig) -> bool:
     """Whether a metrics.json shows no metric of the gate above chance, and at least one whose chance level is known."""
-    found = [_compare(name, metrics, None, config.tolerance).at_chance for name in config.metrics]
-    return any(found) and all(one is not False for one in found)
+    return bool(_all_at_chance([_compare(name, metrics, None, config.tolerance) for name in config.metrics]))
+
+
+def _all_at_chance(found: Iterable[Comparison]) -> list[Comparison]:
+    """The comparisons whose chance level is known, if all of them are at chance; else none."""
+    known = [one for one in found if one.at_chance is not None]
+    return known if all(one.at_chance for one in known) else []
 
 
 def _above_chance(reason: str, kept: tuple[Comparison, ...], config: GateConfig) -> Verdict:
     """The verdict on a model that is not worse: at chance in every metric that has a chance level, it is refused."""
-    known = [one for one in kept if one.at_chance is not None]
-    if not known or not all(one.at_chance for one in known):
+    known = _all_at_chance(kept)
+    if not known:
         return Verdict(True, reason, kept)
     told = "; ".join(f"{_tell(one)}, chance {one.chance:.4g}" for one in known)
     if config.above_chance:

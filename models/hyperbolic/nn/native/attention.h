@@ -1,7 +1,8 @@
 // Fused elementwise parts of the hyperbolic attention layer, in float32; matrix products stay with torch.
 //
 // The arithmetic is that of projection_ops.py and attention_ops.py, which hold the formulas and the reference
-// implementations. What is done once per row is done in double; what is done per element in vectors of float.
+// implementations. It is done in vectors of float: of the elements of a row, or of the numbers that W rows have one of
+// each (`by_lanes`). Sums over rows and what cancels are double.
 // Rows are points or groups of coordinates. All tensors are contiguous unless a stride is given, in elements.
 
 #include "vectors.h"
@@ -50,6 +51,17 @@ struct Lifts {
     time = beyond + V(1);
   }
 };
+
+// Calls use(row, f, time) with those of the point of each row of u [R, I] in a range.
+template <typename F>
+inline void each_lifted(const float* u, int64_t in, int64_t begin, int64_t end, float rate, float max_angle, const F& use) {
+  Lanes square, f, time;
+  by_lanes(begin, end, [&](int64_t k, int64_t r) { square[k] = dot(u + r * in, u + r * in, in); }, [&] {
+    const Lifts p(square.load(), rate, max_angle);
+    f = p.f;
+    time = p.time;
+  }, [&](int64_t k, int64_t r) { use(r, V(f[k]), V(time[k])); });
+}
 
 // Slopes of lifts from those in the time part and along f: in f itself, the factor of u, and in rate.
 struct LiftSlopes {
@@ -140,13 +152,7 @@ void project(const float* u, float* angle, const float* scale, const float* shif
              double max_angle, double max_exponent) {
   const V low(static_cast<float>(-max_exponent)), high(static_cast<float>(max_exponent));
   at::parallel_for(0, rows, grain(groups * width), [&](int64_t begin, int64_t end) {
-    Lanes square, fs, times;
-    by_lanes(begin, end, [&](int64_t k, int64_t r) { square[k] = dot(u + r * in, u + r * in, in); }, [&] {
-      const Lifts p(square.load(), rate, max_angle);
-      fs = p.f;
-      times = p.time;
-    }, [&](int64_t k, int64_t r) {
-      const V f(fs[k]), time(times[k]);
+    each_lifted(u, in, begin, end, rate, max_angle, [&](int64_t r, const V& f, const V& time) {
       for (int64_t g = 0; g < groups; ++g) {
         float *a = angle + (r * groups + g) * width, *o = out + (r * groups + g) * width;
         const float *s = scale + g * width, *t = shift + g * width, *e = power + g * width;
@@ -183,13 +189,8 @@ double project_slopes(const float* grad, const float* u, const float* angle, con
     std::vector<float> part(2 * all, 0.f);
     float *by_power = part.data(), *by_shift = by_power + all;
     double *mine = sums.sums.data() + at::get_thread_num() * 2 * all, rates = 0;
-    Lanes square, fs, lifted;
-    by_lanes(begin, end, [&](int64_t k, int64_t r) { square[k] = dot(u + r * in, u + r * in, in); }, [&] {
-      const Lifts p(square.load(), rate, max_angle);
-      fs = p.f;
-      lifted = p.time;
-    }, [&](int64_t k, int64_t r) {
-      const V f(fs[k]), time(lifted[k]), one(1);
+    each_lifted(u, in, begin, end, rate, max_angle, [&](int64_t r, const V& f, const V& time) {
+      const V one(1);
       V times(0);
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t at = (r * groups + g) * width, column = g * width;
