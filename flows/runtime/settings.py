@@ -11,6 +11,9 @@ from hyco.storage.layout import PREFECT
 # Every flow run sends a heartbeat this often, so that the automations can recognise dead runs.
 HEARTBEAT_S = 30
 
+# Prefect's logging configuration takes the class of its console handler from this variable.
+CONSOLE_VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS"
+CONSOLE_CLASS = "hyco.flows.runtime.console.ConsoleHandler"
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

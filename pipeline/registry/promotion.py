@@ -12,7 +12,7 @@ from typing import Any
 
 from hyco.pipeline.evaluation.config import EvaluationSpec
 from hyco.pipeline.evaluation.evaluate import evaluate
-from hyco.pipeline.evaluation.metrics.document import read_metrics
+from hyco.pipeline.evaluation.metrics.document import read_metrics, upgrade
 from hyco.pipeline.registry.model_gate import GateConfig, Verdict, judge
 from hyco.pipeline.runtime.progress import Listener
 from hyco.pipeline.training.run_dir import RunDir, current_commit, read_config
@@ -184,9 +184,15 @@ def rollback(home: Home, to: str | None = None, reason: str = "by hand") -> Deci
 def examine(
     row: Decision, home: Home, spec: EvaluationSpec, listener: Listener | None = None
 ) -> dict[str, Any]:
-    """Evaluate a promoted model, once per evaluation, and return its metrics."""
-    registry = home.registry
-    folder = registry.assessment(f"{spec.digest(home)}-{row.model}")
+    """Evaluate a promoted model, once per evaluation, and return its metrics.
+
+    A model that was judged on the same evaluation has its metrics in the row of that decision.
+    """
+    registry, exam = home.registry, spec.digest(home)
+    for judged in reversed(registry.rows()):
+        if judged.model == row.model and json.loads(judged.verdict).get("exam") == exam:
+            return upgrade(json.loads(judged.metrics))
+    folder = registry.assessment(f"{exam}-{row.model}")
     if not (folder.exists("metrics.json") and folder.exists("report.html")) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):
             raise ValueError(problem)

@@ -92,21 +92,40 @@ def test_the_first_model_is_promoted_with_its_lineage(home, made):
     assert fingerprint(served(home)) == fingerprint(home / "runs" / "a" / "model")
 
 
+def another_exam(made):
+    """An evaluation on which no model was judged."""
+    return made[1].replace(config=made[1].config.replace(seed=3))
+
+
 def test_the_champion_is_asked_the_same_questions_once(home, made, monkeypatch):
     row = take(home, made, "a")
     shutil.rmtree(home / "runs" / "a")  # the registry does not need the run any more
-    metrics = examine(row, Home(home), made[1])
-    assert metrics["metrics"] == made[2]["metrics"] and metrics["assessed"] == made[2]["assessed"]
+    metrics = examine(row, Home(home), another_exam(made))
+    known = made[2]["metrics"]
+    assert {name: one["value"] for name, one in metrics["metrics"].items()} == {
+        name: one["value"] for name, one in known.items()
+    }
+    assert metrics["metrics"] != known, "intervals of another seed"
+    assert metrics["assessed"] == made[2]["assessed"]
     monkeypatch.setattr(registries, "evaluate", None)
-    assert examine(row, Home(home), made[1]) == metrics
+    assert examine(row, Home(home), another_exam(made)) == metrics
+
+
+def test_the_champion_is_not_asked_what_it_was_judged_on(home, made, monkeypatch):
+    row = take(home, made, "a")
+    monkeypatch.setattr(registries, "evaluate", None)
+    assert examine(row, Home(home), made[1]) == made[2]
+    take(home, made, "b")
+    back = rollback(Home(home))
+    assert back.model == row.model and examine(back, Home(home), made[1]) == made[2]
 
 
 def test_changed_answers_of_a_champion_are_not_believed(home, made):
     row = take(home, made, "a")
-    metrics = examine(row, Home(home), made[1])
+    metrics = examine(row, Home(home), another_exam(made))
     (kept,) = home.glob("registry/assessed/*/metrics.json")
     kept.write_text(kept.read_text().replace('"value": ', '"value": 9'))
-    assert examine(row, Home(home), made[1])["metrics"] == metrics["metrics"], "it was asked again"
+    assert examine(row, Home(home), another_exam(made))["metrics"] == metrics["metrics"], "it was asked again"
 
 
 def test_a_model_is_promoted_again_when_its_copy_was_set_aside(home, made):
