@@ -152,7 +152,7 @@ def announce(row: Any, home: str) -> None:
     """Emit an event and an artifact of a promotion, refusal or rollback, if PREFECT_API_URL names a server."""
 
     def emit(opened: "Home") -> None:
-        from hyco.flows.reporting.events import decided
+        from hyco.flows.reporting.artifacts import decided
 
         decided(row, opened)
 

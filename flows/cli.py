@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hyco.flows.runtime.server import ensure_server, reach
-from hyco.flows.runtime.settings import CONSOLE_CLASS, CONSOLE_VARIABLE, use_home
+from hyco.flows.runtime.settings import WORKER, use_home
 from hyco.pipeline.cli.app import GROUNDERS, AssessSource, Assignments, HomeUrl, TaxonomyFile, app, say
 from hyco.pipeline.cli.config_docs import SECTIONS
 from hyco.storage.home import Home
@@ -142,7 +142,8 @@ def worker(
             f"PREFECT_API_URL is not set: start `hyco ui --home {home}` and export the address it prints"
         )
     reach(os.environ["PREFECT_API_URL"])
-    os.environ.setdefault(CONSOLE_VARIABLE, CONSOLE_CLASS)
+    for name, value in WORKER.items():
+        os.environ.setdefault(name, value)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
     command += ["--limit", str(limit)] if limit else []
     command += ["--with-healthcheck"] if health else []

@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from hyco.flows.assess import assess
-from hyco.flows.reporting import events as signals
+from hyco.flows.reporting import artifacts
 from hyco.flows.runtime.concurrency import slot
 from hyco.flows.runtime.progress import ProgressArtifact
 from hyco.flows.runtime.runs import NOTHING, done, inside, named
@@ -49,7 +49,7 @@ def retrain(config: RetrainConfig, home: str = "var", force: bool = False) -> di
     metrics = cast("dict[str, Any]", assess(trained["run_dir"], home, mining=mining, **dict(spec)))
     with slot(gpu_only=True):  # the champion is evaluated
         row = judge(trained["run_dir"], opened, spec, config, metrics, decision.key)
-    signals.decided(row, opened)
+    artifacts.decided(row, opened)
     result = {
         "decision": row.kind,
         "reason": row.reason,

@@ -1,4 +1,4 @@
-"""Train: one run in processes of its own under torchrun; started again, it resumes from its last checkpoint."""
+"""Train: one run in processes of its own; started again, it resumes from its last checkpoint."""
 
 from typing import Any
 

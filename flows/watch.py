@@ -208,7 +208,7 @@ def _publish_missed(home: Home) -> None:
         decisions = ArtifactFilter(key=ArtifactFilterKey(any_=["decision"]))
         told = client.read_artifacts(artifact_filter=decisions, sort=ArtifactSort.CREATED_DESC)
     if not busy and not any(row.model in (artifact.description or "") for artifact in told):
-        signals.decided(row, home)
+        artifacts.decided(row, home)
 
 
 def _runs(

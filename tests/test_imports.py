@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,3 +158,15 @@ def test_weights_are_loaded_as_weights_only() -> None:
 )
 def test_the_rules_bite(package: str, code: str) -> None:
     assert offences(package, code)
+
+
+@pytest.mark.parametrize(
+    ("code", "spared"),
+    [
+        ("import hyco.flows.deployment.watchers, hyco.flows.reporting.events", "torch"),  # hyco notify
+        ("from hyco.pipeline.sources.language import language_fraction; language_fraction('a dog')", "spacy"),
+    ],
+)
+def test_seconds_of_imports_are_spared(code: str, spared: str) -> None:
+    asked = f"import sys; {code}; sys.exit('{spared}' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT, check=False).returncode == 0

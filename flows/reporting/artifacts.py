@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from hyco.flows.reporting import events as signals
 from hyco.pipeline.mining.mine import MineConfig
 from hyco.pipeline.packing.dataset_gate import Check
 from hyco.pipeline.ui import artifact_pages as stories
@@ -81,7 +82,8 @@ def shelved(entries: list[Shelved]) -> None:
 
 
 def decided(row: Decision, home: Home) -> None:
-    """A promotion, refusal or rollback: the reason, each metric with the champion's, and the lineage of the models."""
+    """A promotion, refusal or rollback: its event, its reason, each metric with the champion's, and the lineage."""
+    signals.decided(row, home)
     text = stories.decision(row, home)
     create_markdown_artifact(text, key="decision", description=f"{row.kind} {row.model}")
     _lineage(home)

@@ -5,7 +5,6 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
-from hyco.flows.reporting import artifacts
 from hyco.storage.home import Home
 from hyco.storage.model_registry import PROMOTED, REFUSED, ROLLED_BACK, Decision
 from hyco.storage.shelf import Shelved
@@ -59,10 +58,9 @@ def given_up(version: str, reason: str, home: Home) -> None:
 
 
 def decided(row: Decision, home: Home) -> None:
-    """Emit the event of a promotion, refusal or rollback, and create the artifact with its reason."""
+    """Emit the event of a promotion, refusal or rollback."""
     payload = {"reason": row.reason, "run": row.run, "version": row.version, "before": row.before}
     _emit(DECIDED[row.kind], f"hyco.model.{row.model}", row.model, home, payload)
-    artifacts.decided(row, home)
 
 
 def _emit(event: str, resource: str, name: str, home: Home, payload: dict[str, Any]) -> None:

@@ -11,9 +11,13 @@ from hyco.storage.layout import PREFECT
 # Every flow run sends a heartbeat this often, so that the automations can recognise dead runs.
 HEARTBEAT_S = 30
 
-# Prefect's logging configuration takes the class of its console handler from this variable.
-CONSOLE_VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS"
-CONSOLE_CLASS = "hyco.flows.runtime.console.ConsoleHandler"
+# The environment of `hyco worker` and of its runs.
+WORKER = {
+    # Prefect's logging configuration takes the class of its console handler from this variable.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "hyco.flows.runtime.console.ConsoleHandler",
+    # A drop waits for the worker's question twice: for the look, and for the training that the look starts.
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+}
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -5,8 +5,10 @@ caption without any, such as a title, is not counted as foreign.
 """
 
 import functools
-import importlib
+import importlib.util
 import re
+import runpy
+from pathlib import Path
 
 LANGUAGES = (
     *("en", "de", "fr", "es", "it", "nl", "pt", "sv", "da", "nb", "fi", "pl", "tr", "cs", "ro", "hu", "id", "vi", "ca"),
@@ -43,7 +45,11 @@ def language_fraction(caption: str, language: str = "en") -> float:
 
 @functools.lru_cache(maxsize=1)
 def _function_words() -> dict[str, frozenset[str]]:
+    """The words by language, from the files that hold them: spacy.lang.fr alone takes seconds to import."""
+    spec = importlib.util.find_spec("spacy")
+    assert spec is not None and spec.submodule_search_locations, "a package"
+    folder = Path(spec.submodule_search_locations[0]) / "lang"
     return {
-        name: frozenset(importlib.import_module(f"spacy.lang.{name}.stop_words").STOP_WORDS)
+        name: frozenset(runpy.run_path(str(folder / name / "stop_words.py"))["STOP_WORDS"])
         for name in LANGUAGES
     }

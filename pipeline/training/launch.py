@@ -1,4 +1,4 @@
-"""Training in separate processes, under torchrun (`-m hyco.pipeline.training.train DIR`), on one node or several.
+"""Training in processes of its own: one (`-m hyco.pipeline.training.train DIR`), or several of it under torchrun.
 
 The parent only reads lines, so a flow that supervises a training holds no model and no GPU memory, and training ends
 when the flow does.
@@ -53,12 +53,18 @@ def launch(
             checkpoint.
     """
     folder = Folder.of(run_dir)
-    # On one machine its host name need not resolve.
-    meet = nodes.arguments(folder.name) if nodes else ["--standalone", "--local-addr=127.0.0.1"]
-    # Gloo would search for the interface of the machine's host name.
-    reach = nodes.environment() if nodes else {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    command = [sys.executable, "-m", "torch.distributed.run", *meet, f"--nproc-per-node={processes}"]
-    command += [f"--shutdown-timeout={GRACE_S:.0f}", "-m", "hyco.pipeline.training.train", str(folder)]
+    train = ["-m", "hyco.pipeline.training.train", str(folder)]
+    reach: dict[str, str] = {}
+    if nodes or processes > 1:
+        # On one machine its host name need not resolve.
+        meet = nodes.arguments(folder.name) if nodes else ["--standalone", "--local-addr=127.0.0.1"]
+        meet += [f"--nproc-per-node={processes}", f"--shutdown-timeout={GRACE_S:.0f}"]
+        train = ["-m", "torch.distributed.run", *meet, *train]
+        # Gloo would search for the interface of the machine's host name.
+        reach = (
+            nodes.environment() if nodes else {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+        )
+    command = [sys.executable, *train]
     guard = [sys.executable, "-m", "hyco.pipeline.runtime.parent_death", str(os.getpid())]
     with terminable():
         process = subprocess.Popen(
@@ -122,8 +128,8 @@ def launch(
 def _end(process: subprocess.Popen[str]) -> list[str]:
     """Ask a training to stop, wait for its end, and return its last output.
 
-    torchrun passes SIGTERM on, waits GRACE_S seconds and kills the remaining processes; torchrun itself is killed if it
-    hangs.
+    torchrun passes SIGTERM on, waits GRACE_S seconds and kills the remaining processes. It, or a training without it,
+    is killed if it hangs.
     """
     process.terminate()
     killer = threading.Timer(GRACE_S + 10, process.kill)

@@ -276,6 +276,8 @@ def main(arguments: list[str] | None = None) -> int:
         # torchrun starts workers in their own sessions: they would outlive it. It may have died already, before torch
         # was imported; then the parent is another process.
         die_with(int(os.environ.get("HYCO_LAUNCHER") or os.getppid()))
+    elif os.environ.get("HYCO_LAUNCHER") == str(os.getpid()):  # started by pipeline.training.launch
+        die_with(os.getppid())
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

@@ -80,7 +80,7 @@ def test_training_assessment_and_judging_hold_what_they_use(
         "hyco.flows.retrain.judge": work(
             "judge", SimpleNamespace(kind="", reason="", model="", run="", version="")
         ),
-        "hyco.flows.retrain.signals.decided": lambda *given: None,
+        "hyco.flows.retrain.artifacts.decided": lambda *given: None,
         "hyco.flows.reporting.artifacts.trained": lambda *given: None,
         "hyco.flows.reporting.artifacts.assessed": lambda *given: None,
     }.items():

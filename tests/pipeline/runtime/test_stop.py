@@ -181,8 +181,11 @@ def hyco_train(home: Path, processes: int) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("number", "processes", "code"), [(signal.SIGTERM, 2, 0), (signal.SIGINT, 1, 130)])
-def test_the_command_ends_with_a_checkpoint_under_torchrun(tmp_path, number, processes, code):
+@pytest.mark.parametrize(
+    ("number", "processes", "code"),
+    [(signal.SIGTERM, 2, 0), (signal.SIGINT, 2, 130), (signal.SIGINT, 1, 130)],
+)
+def test_the_command_ends_with_a_checkpoint(tmp_path, number, processes, code):
     make_home(tmp_path, counts=(64,))
     run = tmp_path / "runs/one"
     process = hyco_train(tmp_path, processes)
