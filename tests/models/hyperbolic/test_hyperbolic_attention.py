@@ -171,3 +171,36 @@ def test_points_that_nearly_coincide(c):
         assert off(out, want) < 1e-4, (norm, spread)
         if spread == 1e-2:
             assert off(slope, wide) < 1e-4, (norm, off(slope, wide))
+
+
+@pytest.mark.parametrize("width", [1, 16, 33])
+def test_angles_of_pairs(width):
+    """Rows of equal pairs have shares of 1: their slopes are angle / sinh(angle), the slope in the scale angle^2."""
+    if library.library() is None:
+        pytest.skip("no C++ compiler")
+    values = torch.cat(
+        [torch.tensor([-1e-6, 0, 1e-30, 1e-7, 3.9, 4, 4.1]), torch.logspace(-3, 3.5, 200), torch.rand(50) * 8]
+    )
+    beyond = values.clamp(min=0).double()
+    share, scale = values[:, None].repeat(1, width).contiguous(), torch.ones(1)
+    slope, by_scale = torch.ones_like(share), torch.empty(len(values))
+    pointers = (library.address(t) for t in (share, slope, by_scale, scale, None))
+    library.kernels().share_slopes(*pointers, 0, 1, 1, len(values), width, 0, 0, 0, 0)
+    square = torch.log1p(beyond + (beyond * (beyond + 2)).sqrt()).square()
+    ratio = torch.where(beyond > 0, (square / (beyond * (beyond + 2)).clamp(min=1e-60)).sqrt(), 1.0)
+    assert torch.equal(share, torch.ones_like(share))
+    torch.testing.assert_close(by_scale.double(), width * square, rtol=5e-7, atol=1e-12)
+    torch.testing.assert_close(slope.double(), ratio[:, None].expand_as(share), rtol=5e-7, atol=0)
+
+
+def test_angles_of_near_and_far_pairs_in_one_row():
+    if library.library() is None:
+        pytest.skip("no C++ compiler")
+    share, scale = torch.tensor([0.0, 2.0, 100.0, 3.0]), torch.full((1,), 0.1)
+    slope, by_scale, beyond = torch.ones_like(share), torch.empty(1), share.double()
+    pointers = (library.address(t) for t in (share, slope, by_scale, scale, None))
+    library.kernels().share_slopes(*pointers, 0, 1, 1, 1, 4, 0, 0, 0, 0)
+    square = torch.acosh(1 + beyond).square()
+    ratio = torch.where(beyond > 0, (square / (beyond * (beyond + 2)).clamp(min=1)).sqrt(), 1.0)
+    torch.testing.assert_close(share.double(), (-0.05 * square).exp(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(slope.double(), share.double() * ratio, rtol=1e-6, atol=0)

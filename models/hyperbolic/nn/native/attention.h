@@ -378,19 +378,54 @@ double mean_slopes(const float* grad, const float* out, const float* time, float
 
 namespace {
 
-// Logits -scale angle^2 / 2 of a row of cosh(angle) - 1, in place; keeps angles and their sinh where asked to. Returns
-// the largest that the mask lets be seen.
+// angle^2 and angle / sinh(angle) of cosh(angle) - 1, by polynomials (Chebyshev interpolation): below 4 in that, in which
+// both are smooth; above, with y = cosh(angle), in log y and in 1 / y^2.
+inline void near_angle(const V& beyond, V& square, V& ratio) {
+  const V x = fmadd(beyond, V(0.5f), V(-1));
+  square = beyond * polynomial(x, {1.55363882f, -0.307188272f, 0.0897702351f, -0.030577084f, 0.0113092195f,
+                                   -0.00440928619f, 0.00182744185f, -0.000769627979f, 0.000244866824f, -9.6022959e-05f,
+                                   0.000114806171f, -5.43241731e-05f});
+  ratio = polynomial(x, {0.623225272f, -0.217418775f, 0.0887896791f, -0.0385188423f, 0.0172588266f, -0.00785360113f,
+                         0.00362795289f, -0.00182115496f, 0.000882746885f, -0.000214850079f, 8.16093598e-05f,
+                         -0.00020243859f, 0.000104264946f});
+}
+inline void far_angle(const V& beyond, V& square, V& ratio) {
+  const V one(1), y = beyond + one, i = one / y, z = i * i;
+  const Bits bits = at::vec::cast<int32_t>(y), k = (bits - Bits(0x3f3504f3)) >> Bits(23);
+  const V f = at::vec::cast<float>(bits - (k << Bits(23))) - one;  // y = 2^k (1 + f)
+  const V rest = polynomial(z, {0.693147182f, -0.250000596f, -0.093677789f, -0.0549327433f});
+  const V log = f * polynomial(f, {1.f, -0.499999881f, 0.333341837f, -0.250021547f, 0.199569777f, -0.165606961f,
+                                   0.149490952f, -0.143773302f, 0.0874394551f});
+  const V angle = fmadd(at::vec::convert_to_fp_of_same_size<float>(k), V(0.693147182f), rest + log);
+  square = angle * angle;
+  ratio = angle * i * polynomial(z, {1.f, 0.500004709f, 0.374414265f, 0.335534245f});
+}
+inline void angles(const V& beyond, V& square, V& ratio) {
+  const V close = beyond < V(4);  // NaN is not
+  const int far = close.zero_mask();
+  if (far == 0) return near_angle(beyond, square, ratio);
+  far_angle(beyond, square, ratio);
+  if (far == (1 << W) - 1) return;
+  V near_square, near_ratio;
+  near_angle(beyond, near_square, near_ratio);
+  square = V::blendv(square, near_square, close);
+  ratio = V::blendv(ratio, near_ratio, close);
+}
+
+// Logits -scale angle^2 / 2 of a row of cosh(angle) - 1, in place; keeps angle^2 and angle / sinh(angle) where asked to.
+// Returns the largest that the mask lets be seen.
 template <bool KEEP>
-inline float row_logits(float* row, float* angles, float* sinhs, const bool* mask, int64_t step, int64_t m,
+inline float row_logits(float* row, float* squares, float* ratios, const bool* mask, int64_t step, int64_t m,
                         float scale) {
-  const V least(1e-30f), two(2), factor(-0.5f * scale);  // not 0, where angle / sinh(angle) would be 0 / 0
+  const V zero(0), factor(-0.5f * scale);
   V most(std::numeric_limits<float>::lowest());
   vectors(m, [&](int64_t i, int64_t c) {
-    const V beyond = at::vec::maximum(V::loadu(row + i, c), least), sinh = ((beyond + two) * beyond).sqrt();
-    const V angle = log1p(beyond + sinh), logit = angle * angle * factor;
+    V square, ratio;
+    angles(at::vec::maximum(V::loadu(row + i, c), zero), square, ratio);
+    const V logit = square * factor;
     if (KEEP) {
-      angle.store(angles + i, c);
-      sinh.store(sinhs + i, c);
+      square.store(squares + i, c);
+      ratio.store(ratios + i, c);
     }
     logit.store(row + i, c);
     most = V::set(most, at::vec::maximum(most, logit), c);
@@ -442,22 +477,21 @@ void share_slopes(float* pairs, float* slopes, float* by_scale, const float* sca
                   int64_t sm) {
   const Mask hidden{mask, heads, count, sb, sh, sn};
   at::parallel_for(0, blocks * count, grain(m), [&](int64_t begin, int64_t end) {
-    std::vector<float> angles(m), sinhs(m);
+    std::vector<float> squares(m), ratios(m);
     for (int64_t r = begin; r < end; ++r) {
       float *share = pairs + r * m, *slope = slopes + r * m;
       const bool* seen = hidden.row(r, first);
-      const V top(row_logits<true>(share, angles.data(), sinhs.data(), seen, sm, m, scale[(first + r / count) % heads]));
+      const V top(row_logits<true>(share, squares.data(), ratios.data(), seen, sm, m, scale[(first + r / count) % heads]));
       if (seen != nullptr) {  // the shares of a row that may look nowhere do not depend on its angles
         for (int64_t j = 0; j < m; ++j) slope[j] = seen[j * sm] ? slope[j] : 0.f;
       }
       V sum(0);
       vectors(m, [&](int64_t i, int64_t c) {
         // The sum of share times slope is 0: the mean does not depend on the size of (T, S).
-        const V e = (V::loadu(share + i, c) - top).exp_u20(), angle = V::loadu(angles.data() + i, c);
-        const V x = e * V::loadu(slope + i, c) * angle;
-        sum = V::set(sum, fmadd(x, angle, sum), c);
+        const V e = (V::loadu(share + i, c) - top).exp_u20(), x = e * V::loadu(slope + i, c);
+        sum = V::set(sum, fmadd(x, V::loadu(squares.data() + i, c), sum), c);
         e.store(share + i, c);
-        (x / V::loadu(sinhs.data() + i, c)).store(slope + i, c);
+        (x * V::loadu(ratios.data() + i, c)).store(slope + i, c);
       });
       by_scale[r] = total(sum);
     }
