@@ -1,9 +1,10 @@
-"""python -m tests.perf.loader_scaling: what a second core gives to the loader, to its parts, and to plain C.
+"""python -m tests.perf.loader_scaling [TEXT]: what a second core gives to the loader, to its parts, and to plain C.
 
 Each kind of work runs in one process and in two at the same time, in turns; beside it the loader with two threads and
 with one and two workers, from the second epoch on, where its shard is in memory. Printed are the medians of the ratios
 of images per second, the best rounds of both against each other, and how many cores were used: other programs take
-their part. In the rows "busy" the thread that takes the batches runs Python for some 30 ms after each.
+their part. With TEXT, only rows that contain it. In the rows "busy" the thread that takes the batches runs Python for
+some 30 ms after each.
 """
 
 import functools
@@ -32,6 +33,8 @@ from tests.perf import bench_loader
 
 ROUNDS, BATCHES = 13, 14
 LOOPS = 1_500_000
+SETTLE = 0.5
+"""Seconds before each round, for what the round before still prepares ahead."""
 _STREAMS: list[Generator[Batch]] = []
 
 
@@ -107,6 +110,7 @@ def serve(pipe: Connection, shard: str) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)  # as the trainer's process does
     known = works(shard)
     while (name := pipe.recv()) is not None:
+        time.sleep(SETTLE)
         wall, processor = time.perf_counter(), processor_time()
         done = known[name]()
         wall, processor = time.perf_counter() - wall, processor_time() - processor
@@ -135,7 +139,8 @@ def main() -> None:
     rows += [(f"loader, {name}", "loader", name, 1) for name in ("2 threads", "2 workers")]
     rows += [("loader, 2 workers beside 1 worker", "1 worker", "2 workers", 1)]
     rows += [(name, "busy", name, 1) for name in ("busy, 2 threads", "busy, 1 worker", "busy, 2 workers")]
-    for title, alone, name, count in rows:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    for title, alone, name, count in [row for row in rows if wanted in row[0]]:
         for pipe in pipes:  # warm up
             for warm in (alone, name):
                 rate(warm, [pipe])

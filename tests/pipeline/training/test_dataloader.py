@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import itertools
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -347,6 +348,18 @@ def test_closing_ends_the_thread(shards, tokenizer, prefetch):
     assert any(thread.name == "batches" for thread in threading.enumerate())
     stream.close()
     assert not any(thread.name == "batches" for thread in threading.enumerate())
+
+
+def test_a_box_is_drawn_by_four_uniform_numbers():
+    """A run that was begun by an earlier Hyco goes on with the same crops."""
+    ours, uniform = np.random.default_rng(1), np.random.default_rng(1)
+    for width, height in ((60, 40), (500, 375), (41, 43)):
+        box = random_box(width, height, (0.05, 0.2), (3 / 4, 4 / 3), ours)
+        area = width * height * uniform.uniform(0.05, 0.2)
+        shape = math.exp(uniform.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = math.sqrt(area * shape), math.sqrt(area / shape)
+        x, y = uniform.uniform(0, width - w), uniform.uniform(0, height - h)
+        assert box == (round(x), round(y), round(x + w), round(y + h))
 
 
 def test_random_boxes_keep_scale_and_ratio_and_stay_inside():
