@@ -4,6 +4,7 @@ Challenger and champion are compared on one evaluation. A decision is one row of
 model's weights are in the registry before that row, so a killed promotion has not happened.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -186,12 +187,14 @@ def examine(
 ) -> dict[str, Any]:
     """Evaluate a promoted model, once per evaluation, and return its metrics.
 
-    A model that was judged on the same evaluation has its metrics in the row of that decision.
+    A model that was judged on the same evaluation has its metrics in the row of that decision; where they cannot be
+    read (an earlier Hyco's), it is evaluated.
     """
     registry, exam = home.registry, spec.digest(home)
     for judged in reversed(registry.rows()):
         if judged.model == row.model and json.loads(judged.verdict).get("exam") == exam:
-            return upgrade(json.loads(judged.metrics))
+            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+                return upgrade(json.loads(judged.metrics))
     folder = registry.assessment(f"{exam}-{row.model}")
     if not (folder.exists("metrics.json") and folder.exists("report.html")) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):

@@ -120,6 +120,12 @@ def test_the_champion_is_not_asked_what_it_was_judged_on(home, made, monkeypatch
     assert back.model == row.model and examine(back, Home(home), made[1]) == made[2]
 
 
+def test_metrics_of_a_decision_that_cannot_be_read_are_left_aside(home, made):
+    row = take(home, made, "a")
+    Home(home).registry.append(replace(row, metrics='{"schema": 99}'), 1)
+    assert examine(row, Home(home), made[1]) == made[2]
+
+
 def test_changed_answers_of_a_champion_are_not_believed(home, made):
     row = take(home, made, "a")
     metrics = examine(row, Home(home), another_exam(made))
