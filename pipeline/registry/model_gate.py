@@ -109,7 +109,7 @@ def judge(challenger: dict[str, Any], champion: dict[str, Any] | None, config: G
 
     Raises ValueError when the two were evaluated on different images, or no named metric was measured.
     """
-    if champion is not None and _counts(challenger) != _counts(champion):
+    if champion is not None and counts_of(challenger) != counts_of(champion):
         raise ValueError(
             f"challenger and champion were assessed on different images ({challenger.get('assessed')} and "
             f"{champion.get('assessed')}): assess both on the same source"
@@ -178,8 +178,8 @@ def _power(kept: tuple[Comparison, ...]) -> str:
     return f"; a loss would show from {told}"
 
 
-def _counts(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The counts of the evaluated images. EvaluationSpec.digest compares the source, by its bytes, and the columns."""
+def counts_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts of the evaluated images; EvaluationSpec.digest compares the source, by its bytes, and columns."""
     told = metrics.get("assessed") or {}
     return {name: value for name, value in told.items() if name not in ("source", "columns")}
 

@@ -14,7 +14,7 @@ from typing import Any
 from hyco.pipeline.evaluation.config import EvaluationSpec
 from hyco.pipeline.evaluation.evaluate import evaluate
 from hyco.pipeline.evaluation.metrics.document import read_metrics, upgrade
-from hyco.pipeline.registry.model_gate import GateConfig, Verdict, judge
+from hyco.pipeline.registry.model_gate import GateConfig, counts_of, judge
 from hyco.pipeline.runtime.progress import Listener
 from hyco.pipeline.training.run_dir import RunDir, current_commit, read_config
 from hyco.storage.folder import Folder
@@ -70,7 +70,7 @@ def challenge(
     run, registry = Folder.of(run_dir), home.registry
     here = run.fetch("model", "report.html", *_RUN_FILES)
     files = fingerprint(here / "model")
-    model = digest_of(files)
+    model, exam = digest_of(files), spec.digest(home)
     for _ in range(_TRIES):
         rows = registry.rows()
         if key and (decided := [row for row in rows if (row.key, row.model) == (key, model)]):
@@ -79,7 +79,7 @@ def challenge(
         if holder is not None and holder.model == model:
             restore(here, registry, holder)
             return holder
-        beside = examine(holder, home, spec, listener) if holder else None
+        beside = examine(holder, home, spec, listener, metrics) if holder else None
         verdict = judge(metrics, beside, gate)
         passed = verdict.passed or anyway
         kept = None
@@ -96,7 +96,7 @@ def challenge(
             run=run.url,
             report=_keep_report(here, registry),
             metrics=json.dumps(metrics),
-            verdict=json.dumps(_plain(verdict, spec, home)),
+            verdict=json.dumps({**dataclasses.asdict(verdict), "exam": exam}),
             commit=current_commit(),
             kept=kept,
             **_lineage(run, home),
@@ -183,18 +183,24 @@ def rollback(home: Home, to: str | None = None, reason: str = "by hand") -> Deci
 
 
 def examine(
-    row: Decision, home: Home, spec: EvaluationSpec, listener: Listener | None = None
+    row: Decision,
+    home: Home,
+    spec: EvaluationSpec,
+    listener: Listener | None = None,
+    beside: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a promoted model, once per evaluation, and return its metrics.
 
-    A model that was judged on the same evaluation has its metrics in the row of that decision; where they cannot be
-    read (an earlier Hyco's), it is evaluated.
+    A model that was judged on the same evaluation has its metrics in the row of that decision. It is evaluated where
+    these cannot be read or have other counts than the metrics `beside` which they are to stand.
     """
     registry, exam = home.registry, spec.digest(home)
     for judged in reversed(registry.rows()):
         if judged.model == row.model and json.loads(judged.verdict).get("exam") == exam:
             with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
-                return upgrade(json.loads(judged.metrics))
+                known = upgrade(json.loads(judged.metrics))
+                if beside is None or counts_of(known) == counts_of(beside):
+                    return known
     folder = registry.assessment(f"{exam}-{row.model}")
     if not (folder.exists("metrics.json") and folder.exists("report.html")) or folder_damage(folder):
         if problem := registry.problem(row.model, row.files):
@@ -248,7 +254,3 @@ def _keep_report(run_dir: Path, registry: Registry) -> str | None:
     """Store the report under its content's name; None when the run has none."""
     report = run_dir / "report.html"
     return registry.keep_report(report) if report.is_file() else None
-
-
-def _plain(verdict: Verdict, spec: EvaluationSpec, home: Home) -> dict[str, Any]:
-    return {**dataclasses.asdict(verdict), "exam": spec.digest(home)}

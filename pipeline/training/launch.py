@@ -21,6 +21,15 @@ from hyco.storage.folder import Folder
 
 USER_ERROR = "hyco: error:"  # start of the line in which pipeline.training.train reports a user's mistake
 # "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", printed by pipeline.runtime.progress
+_OF_TORCHRUN = {
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}
 STALL_S = 3600.0
 _PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 
@@ -55,7 +64,12 @@ def launch(
     folder = Folder.of(run_dir)
     train = ["-m", "hyco.pipeline.training.train", str(folder)]
     reach: dict[str, str] = {}
-    if nodes or processes > 1:
+    inherited, grace = dict(os.environ), GRACE_S
+    if not nodes and processes == 1:
+        for name in _OF_TORCHRUN & inherited.keys():  # of a cluster's job: they would name other processes
+            del inherited[name]
+    else:
+        grace += 10  # torchrun itself kills after GRACE_S
         # On one machine its host name need not resolve.
         meet = nodes.arguments(folder.name) if nodes else ["--standalone", "--local-addr=127.0.0.1"]
         meet += [f"--nproc-per-node={processes}", f"--shutdown-timeout={GRACE_S:.0f}"]
@@ -74,7 +88,7 @@ def launch(
             stdin=subprocess.DEVNULL,
             encoding="utf-8",
             errors="replace",
-            env={**reach, **os.environ},
+            env={**reach, **inherited},
             process_group=0,  # a terminal's Ctrl-C reaches only this process, which passes it on once
         )
         last: deque[str] = deque(maxlen=200)
@@ -97,7 +111,7 @@ def launch(
                 if where(line) is None and not line.startswith(USER_ERROR):
                     on_line(line)
                 if nodes and line.startswith(USER_ERROR):
-                    last.extend(_end(process))  # torchrun would start the processes again
+                    last.extend(_end(process, grace))  # torchrun would start the processes again
                     break
                 if match := _PROGRESS.match(line):
                     done, total = (int(group.replace(",", "")) for group in match.groups())
@@ -105,7 +119,7 @@ def launch(
                     on_progress({"done": done, "total": total, "text": text, "finished": done >= total})
             code = process.wait()
         except BaseException as error:
-            lines = _end(process)
+            lines = _end(process, grace)
             _explain(folder, lines)
             if isinstance(error, KeyboardInterrupt | TerminatedError) and (at := _stopped_at(lines)):
                 error.args = (at,)
@@ -125,14 +139,14 @@ def launch(
     return result
 
 
-def _end(process: subprocess.Popen[str]) -> list[str]:
+def _end(process: subprocess.Popen[str], grace: float) -> list[str]:
     """Ask a training to stop, wait for its end, and return its last output.
 
     torchrun passes SIGTERM on, waits GRACE_S seconds and kills the remaining processes. It, or a training without it,
-    is killed if it hangs.
+    is killed after `grace` seconds.
     """
     process.terminate()
-    killer = threading.Timer(GRACE_S + 10, process.kill)
+    killer = threading.Timer(grace, process.kill)
     killer.start()
     try:
         said, _ = process.communicate()

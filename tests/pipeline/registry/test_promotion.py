@@ -126,6 +126,20 @@ def test_metrics_of_a_decision_that_cannot_be_read_are_left_aside(home, made):
     assert examine(row, Home(home), made[1]) == made[2]
 
 
+def test_metrics_with_other_counts_than_the_challengers_are_measured_again(home, made, monkeypatch):
+    """The same taxonomy at another path is the same exam, and the gate compares what the two sides say of it."""
+    row = take(home, made, "a")
+    other = json.loads(json.dumps(made[2]))
+    other["assessed"]["taxonomy"] = "/elsewhere/taxonomy.json"
+    asked = []
+    monkeypatch.setattr(registries, "evaluate", lambda *given, **more: asked.append(given))
+    monkeypatch.setattr(registries, "prove_folder", lambda folder: None)
+    monkeypatch.setattr(registries, "read_metrics", lambda path: other)
+    Home(home).registry.assessment(f"{made[1].digest(Home(home))}-{row.model}").write("metrics.json", b"{}")
+    assert examine(row, Home(home), made[1], beside=other) == other and len(asked) == 1
+    assert examine(row, Home(home), made[1], beside=made[2]) == made[2] and len(asked) == 1
+
+
 def test_changed_answers_of_a_champion_are_not_believed(home, made):
     row = take(home, made, "a")
     metrics = examine(row, Home(home), another_exam(made))

@@ -45,3 +45,11 @@ def test_a_machine_whose_own_name_does_not_resolve_trains(tmp_path, monkeypatch)
         assert "nowhere.invalid" not in line
 
     assert launch(tmp_path / "run", 2, on_line)["processes"] == 2
+
+
+def test_one_process_does_not_take_the_place_of_a_cluster_job_in_its_environment(tmp_path, monkeypatch):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    make_home(tmp_path / "home", counts=(64,))
+    prepare(tmp_path / "run", Home(tmp_path / "home"), "latest", tiny_recipe(steps=4, batch_size=8))
+    assert launch(tmp_path / "run")["processes"] == 1
