@@ -179,7 +179,7 @@ def _power(kept: tuple[Comparison, ...]) -> str:
 
 
 def counts_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the counts of the evaluated images; EvaluationSpec.digest compares the source by its bytes, and columns."""
+    """Return the counts of the evaluated images; the digest of EvaluationSpec compares source and columns."""
     told = metrics.get("assessed") or {}
     return {name: value for name, value in told.items() if name not in ("source", "columns")}
 
