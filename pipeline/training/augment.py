@@ -88,10 +88,12 @@ def choose(
 ) -> Choice:
     """Draw a caption and parts: those of the caption where it has any, so that the caption contains the phrase."""
     caption = int(rng.integers(len(sample.captions)))
+    if not with_parts:
+        return Choice(caption, [])
     own = [part for part in sample.parts if part.caption == caption] or list(sample.parts)
-    if len(own) > 1 and with_parts:  # a permutation of one draws nothing
+    if len(own) > 1:  # a permutation of one draws nothing
         own = [own[i] for i in rng.permutation(len(own))[: config.parts]]
-    return Choice(caption, own if with_parts else [])
+    return Choice(caption, own)
 
 
 def render(

@@ -20,7 +20,9 @@ from hyco.pipeline.training.run_dir import RunDir, finished
 from hyco.storage.folder import Folder
 
 USER_ERROR = "hyco: error:"  # start of the line in which pipeline.training.train reports a user's mistake
+STALL_S = 3600.0
 # "train, loss 5.312: 12,800/102,400 samples, 391.2 samples/s, 3 min 49 s left", printed by pipeline.runtime.progress
+_PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 _OF_TORCHRUN = {
     "RANK",
     "LOCAL_RANK",
@@ -30,8 +32,6 @@ _OF_TORCHRUN = {
     "MASTER_ADDR",
     "MASTER_PORT",
 }
-STALL_S = 3600.0
-_PROGRESS = re.compile(r"^train\b.*?: ([\d,]+)/([\d,]+) samples")
 
 
 def launch(
@@ -63,12 +63,8 @@ def launch(
     """
     folder = Folder.of(run_dir)
     train = ["-m", "hyco.pipeline.training.train", str(folder)]
-    reach: dict[str, str] = {}
-    inherited, grace = dict(os.environ), GRACE_S
-    if not nodes and processes == 1:
-        for name in _OF_TORCHRUN & inherited.keys():  # of a cluster's job: they would name other processes
-            del inherited[name]
-    else:
+    environment, grace = dict(os.environ), GRACE_S
+    if nodes or processes > 1:
         grace += 10  # torchrun itself kills after GRACE_S
         # On one machine its host name need not resolve.
         meet = nodes.arguments(folder.name) if nodes else ["--standalone", "--local-addr=127.0.0.1"]
@@ -78,6 +74,10 @@ def launch(
         reach = (
             nodes.environment() if nodes else {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
         )
+        environment = {**reach, **environment}
+    else:
+        for name in _OF_TORCHRUN & environment.keys():  # of a cluster's job: they would name other processes
+            del environment[name]
     command = [sys.executable, *train]
     guard = [sys.executable, "-m", "hyco.pipeline.runtime.parent_death", str(os.getpid())]
     with terminable():
@@ -88,7 +88,7 @@ def launch(
             stdin=subprocess.DEVNULL,
             encoding="utf-8",
             errors="replace",
-            env={**reach, **inherited},
+            env=environment,
             process_group=0,  # a terminal's Ctrl-C reaches only this process, which passes it on once
         )
         last: deque[str] = deque(maxlen=200)
